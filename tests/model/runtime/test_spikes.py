@@ -3,7 +3,6 @@ that is killed and resumed does the same."""
 
 import dataclasses
 import json
-import logging
 import shutil
 import signal
 import statistics
@@ -13,17 +12,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 from examples import examples
 from forked import ended, ranks
 from hypothesis import given
 from hypothesis import strategies as st
-from random_batches import RandomBatches, SpoiltBatches, train_job
+from random_batches import SCHEDULE, RandomBatches, SpoiltBatches, train_job
 
 from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
 from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of
-from curricula.model.config import ModelConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob
+from curricula.model.config import ModelConfig, OptimizerConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob, learning_rate
 from curricula.model.runtime.stopping import Measured, SpikeWindow
 from curricula.model.train import train
 
@@ -33,11 +31,6 @@ TOTAL, BATCH = 24, RandomBatches().global_batch
 SPOILT = (9, 10, 17)
 ASTRAY = (14, 15, 16)
 """Batches after which `REWIND` leads from step 17 back to step 8."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def numbers(out: Path) -> list[dict]:
@@ -57,8 +50,8 @@ def files_of(checkpoint: Path) -> dict:
     return {name: file for name, file in read_info(checkpoint).files.items() if name.endswith(".distcp")}
 
 
-def stopped_and_resumed(job: TrainJob, batches: SpoiltBatches, at: int) -> None:
-    """Train with a stop `at` this step, from which the run goes on twice, for it is killed two steps later."""
+def resumed_twice(job: TrainJob, batches: SpoiltBatches, at: int) -> None:
+    """From its stop `at` this step the run goes on twice, for it is killed two steps later."""
 
     class Stopped(Exception):
         pass
@@ -67,7 +60,6 @@ def stopped_and_resumed(job: TrainJob, batches: SpoiltBatches, at: int) -> None:
         if done == at + 2:
             raise Stopped
 
-    train(dataclasses.replace(job, stop_step=at), batches)
     with pytest.raises(Stopped):
         train(job, batches, stop)
     train(job, batches)
@@ -76,7 +68,7 @@ def stopped_and_resumed(job: TrainJob, batches: SpoiltBatches, at: int) -> None:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     out = tmp_path_factory.mktemp("guarded")
-    train(train_job(out, spike_guard=GUARD), spoilt())
+    train(train_job(out, spike_guard=GUARD, keep_steps=(10,)), spoilt())
     return out
 
 
@@ -89,20 +81,19 @@ def test_an_undisturbed_run_is_the_same_to_the_bit_with_and_without_the_guard(tm
     assert files_of(with_guard) == files_of(without)
 
 
-def test_a_spike_is_skipped_and_recorded_while_steps_samples_and_learning_rates_go_on(guarded, tmp_path, caplog):
+def test_a_spike_is_skipped_and_recorded_while_steps_samples_and_learning_rates_go_on(guarded):
     assert skipped(guarded) == {batch + 1: [batch * BATCH, (batch + 1) * BATCH] for batch in SPOILT}
-    with caplog.at_level(logging.WARNING):
-        train(train_job(tmp_path, spike_guard=GUARD), spoilt())
-    assert sum("its update is skipped: loss " in text and "it read safe " in text for text in caplog.messages) == 3
-    without = tmp_path / "without"
-    train(train_job(without), spoilt())
-    for row, other in zip(numbers(guarded), numbers(without), strict=True):
-        assert [row[key] for key in ("step", "lr", "tokens")] == [other[key] for key in ("step", "lr", "tokens")]
+    rates = [learning_rate(step, TOTAL, OptimizerConfig(), SCHEDULE) for step in range(TOTAL)]
+    row_tokens = RandomBatches().sequence_length
+    assert [(row["step"], row["lr"], row["tokens"]) for row in numbers(guarded)] == [
+        (step, rate, step * BATCH * row_tokens) for step, rate in enumerate(rates, start=1)
+    ]
 
 
-def test_a_skipped_batch_leaves_no_trace_in_the_weights(guarded, tmp_path):
+def test_a_skipped_batch_is_logged_and_leaves_no_trace_in_the_weights(guarded, tmp_path, caplog):
     """What follows is the same whatever the spoilt batches held."""
     train(train_job(tmp_path, spike_guard=GUARD), spoilt(token=1))
+    assert sum("its update is skipped: loss " in text and "it read safe " in text for text in caplog.messages) == 3
     for row, other in zip(numbers(guarded), numbers(tmp_path), strict=True):
         assert (row == other) == (row["step"] - 1 not in SPOILT)
     ends = [step_folder(out / "checkpoints", TOTAL) for out in (guarded, tmp_path)]
@@ -111,17 +102,17 @@ def test_a_skipped_batch_leaves_no_trace_in_the_weights(guarded, tmp_path):
 
 def test_a_run_that_stops_amid_its_spikes_and_resumes_skips_the_same_steps(guarded, tmp_path):
     """It goes on after the first of two skipped steps, and has to know that it skipped it."""
-    stopped_and_resumed(train_job(tmp_path, spike_guard=GUARD), spoilt(), at=10)
+    train(train_job(tmp_path, spike_guard=GUARD, stop_step=10), spoilt())
+    resumed_twice(train_job(tmp_path, spike_guard=GUARD), spoilt(), at=10)
     assert [start["resumed_step"] for start in read_jsonl(tmp_path / "starts.jsonl")] == [0, 10, 10]
     assert numbers(tmp_path) == numbers(guarded)
 
 
-def test_a_branch_skips_what_the_same_arm_trained_from_scratch_skips(tmp_path):
+def test_a_branch_skips_what_the_same_arm_trained_from_scratch_skips(guarded, tmp_path):
     arm = spoilt(switch_step=12)
     train(train_job(tmp_path / "scratch", spike_guard=GUARD), arm)
-    train(train_job(tmp_path / "trunk", spike_guard=GUARD, stop_step=10, keep_steps=(10,)), spoilt())
-    train(train_job(tmp_path / "arm", spike_guard=GUARD, init_from=step_folder(tmp_path / "trunk/checkpoints", 10)), arm)
-    assert numbers(tmp_path / "trunk") + numbers(tmp_path / "arm") == numbers(tmp_path / "scratch")
+    train(train_job(tmp_path / "arm", spike_guard=GUARD, init_from=step_folder(guarded / "checkpoints", 10)), arm)
+    assert numbers(guarded)[:10] + numbers(tmp_path / "arm") == numbers(tmp_path / "scratch")
     assert list(skipped(tmp_path / "scratch")) == [10, 11, 18]
 
 
@@ -154,14 +145,38 @@ def test_what_is_taken_back_leaves_no_trace_in_the_weights(taken_back, tmp_path)
     assert files_of(ends[0]) == files_of(ends[1])
 
 
-@pytest.mark.parametrize("at", [16, 17], ids=["amid the spikes", "where it went back"])
-def test_a_run_that_stops_and_resumes_goes_back_to_the_same_step(taken_back, tmp_path, at):
-    stopped_and_resumed(train_job(tmp_path, spike_guard=REWIND, keep_last=1), astray(), at)
-    assert numbers(tmp_path) == numbers(taken_back)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that stopped amid the spikes, at step 16."""
+    out = tmp_path_factory.mktemp("stopped")
+    train(train_job(out, spike_guard=REWIND, keep_last=1, stop_step=16), astray())
+    return out
 
 
-def test_branches_go_back_where_the_same_arm_trained_from_scratch_does_even_into_the_runs_before_them(tmp_path):
-    """The arm parts from the trunk amid a phase, its own branch soon after, and the spikes come soon after that."""
+@pytest.fixture
+def copy(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "copy")
+
+
+def test_a_run_that_stops_amid_the_spikes_and_resumes_goes_back_to_the_same_step(taken_back, copy):
+    resumed_twice(train_job(copy, spike_guard=REWIND, keep_last=1), astray(), at=16)
+    assert numbers(copy) == numbers(taken_back)
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_where_it_went_back_and_resumes_goes_on_as_if_it_had_not(taken_back, copy):
+    job = train_job(copy, spike_guard=REWIND, keep_last=1)
+    train(dataclasses.replace(job, stop_step=17), astray())
+    resumed_twice(job, astray(), at=17)
+    assert numbers(copy) == numbers(taken_back)
+
+
+@pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["late", "early and late"])
+def test_branches_go_back_where_the_same_arm_trained_from_scratch_does_even_into_the_runs_before_them(tmp_path, is_whole):
+    """The arm parts from the trunk amid a phase, its own branches soon after or late, and spikes come soon after each.
+
+    The whole trunk goes on after the arm's point, and keeps what an arm may go back to.
+    """
     spoilt = SpoiltBatches(total_steps=40, spoilt=(14, 15, 16, 33, 34, 35))
     settings = {"spike_guard": REWIND, "keep_last": 1}
     train(train_job(tmp_path / "scratch", **settings), spoilt)
@@ -170,28 +185,30 @@ def test_branches_go_back_where_the_same_arm_trained_from_scratch_does_even_into
     def point(run: str, step: int) -> Path:
         return step_folder(tmp_path / run / "checkpoints", step)
 
-    train(train_job(tmp_path / "trunk", **settings, keep_steps=(11, 40)), spoilt)
+    train(train_job(tmp_path / "trunk", **settings, keep_steps=(11, 40), stop_step=40 if is_whole else 11), spoilt)
     train(train_job(tmp_path / "arm", **settings, keep_steps=(13, 27), init_from=point("trunk", 11), stop_step=27), spoilt)
-    pasts = {"init_from": point("arm", 13), "earlier_branch_points": (point("trunk", 11),)}
-    # Its first part ends amid the spikes.
-    train(train_job(tmp_path / "branch", **settings, **pasts, stop_step=16, keep_steps=(16,)), spoilt)
-    train(train_job(tmp_path / "branch", **settings, **pasts), spoilt)
     expected = numbers(tmp_path / "scratch")
-    assert numbers(tmp_path / "arm") == expected[11:27] and numbers(tmp_path / "branch") == expected[13:]
-    late = {"init_from": point("arm", 27), "earlier_branch_points": (point("trunk", 11),)}
-    train(train_job(tmp_path / "late", **settings, **late), spoilt)
+    assert numbers(tmp_path / "arm") == expected[11:27]
+    if is_whole:
+        pasts = {"init_from": point("arm", 13), "earlier_branch_points": (point("trunk", 11),)}
+        # Its first part ends amid the spikes.
+        train(train_job(tmp_path / "early", **settings, **pasts, stop_step=16, keep_steps=(16,)), spoilt)
+        train(train_job(tmp_path / "early", **settings, **pasts), spoilt)
+        assert numbers(tmp_path / "early") == expected[13:]
+    pasts = {"init_from": point("arm", 27), "earlier_branch_points": (point("trunk", 11),)}
+    train(train_job(tmp_path / "late", **settings, **pasts), spoilt)
     assert numbers(tmp_path / "late") == expected[27:]
 
 
 def test_a_rewind_stays_within_its_phase(tmp_path):
     late = SpoiltBatches(total_steps=26, spoilt=(21, 22, 23), switch_step=15)
-    train(train_job(tmp_path / "a", spike_guard=REWIND), late)
+    train(train_job(tmp_path / "a", spike_guard=REWIND, stop_step=24), late)
     assert {step: found["to_step"] for step, found in rewound(tmp_path / "a").items()} == {24: 16}
-    train(train_job(tmp_path / "b", spike_guard=REWIND), msgspec.structs.replace(late, switch_step=16))
-    assert list(skipped(tmp_path / "b"))[:3] == [22, 23, 24] and not rewound(tmp_path / "b")
+    train(train_job(tmp_path / "b", spike_guard=REWIND, stop_step=24), msgspec.structs.replace(late, switch_step=16))
+    assert list(skipped(tmp_path / "b")) == [22, 23, 24] and not rewound(tmp_path / "b")
 
 
-@pytest.mark.parametrize("lost", [17, 19])
+@pytest.mark.parametrize("lost", [17, pytest.param(19, marks=pytest.mark.slow)])
 def test_a_lost_branch_point_is_made_again_across_a_rewind(tmp_path, lost):
     job = train_job(tmp_path, spike_guard=REWIND, keep_steps=(lost,), keep_last=1)
     train(job, astray())
@@ -212,42 +229,36 @@ def test_a_branch_point_is_made_again_from_no_checkpoint_that_lacks_what_it_may_
     train(train_job(tmp_path / "trunk", spike_guard=REWIND, keep_last=1, stop_step=18, keep_steps=(18,)), calm)
     arm = SpoiltBatches(total_steps=26, spoilt=(18, 19, 20))
     start = step_folder(tmp_path / "trunk/checkpoints", 18)
-    train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start), arm)
-    train(train_job(tmp_path / "scratch", spike_guard=REWIND), arm)
+    train(train_job(tmp_path / "arm", spike_guard=REWIND, init_from=start, stop_step=23), arm)
+    train(train_job(tmp_path / "scratch", spike_guard=REWIND, stop_step=23), arm)
     assert numbers(tmp_path / "arm") == numbers(tmp_path / "scratch")[18:]
     assert rewound(tmp_path / "arm")[21]["to_step"] == 8
 
 
 @pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: (folder / "common.pt").write_bytes(b"")])
-def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(tmp_path, harm):
-    train(train_job(tmp_path, spike_guard=REWIND, stop_step=16), astray())
-    harm(step_folder(tmp_path / "checkpoints", 8))
+def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(copy, harm):
+    harm(step_folder(copy / "checkpoints", 8))
     with pytest.raises(UserError, match="step_00000008: missing or damaged, and step 17 has to go back to it; write the name"):
-        train(train_job(tmp_path, spike_guard=REWIND), astray())
+        train(train_job(copy, spike_guard=REWIND), astray())
 
 
 @pytest.mark.forked
-def test_two_ranks_skip_and_go_back_together_and_one_process_continues_after_one_is_killed(tmp_path, free_port):
-    batches, guard = (
-        {"total_steps": TOTAL, "spoilt": (9, *ASTRAY)},
-        {"window": 8, "rewind": {"after": 3, "interval_steps": 8}},
-    )
-    wanted = {"out": str(tmp_path / "two"), "batches": batches, "spike_guard": guard, "micro_batch": 4}
-    argument = json.dumps({**wanted, "save_interval_steps": 4, "kill_at": 18})
+def test_two_ranks_skip_and_go_back_together_and_one_process_continues_after_one_is_killed(taken_back, tmp_path, free_port):
+    wanted = {"out": str(tmp_path), "spike_guard": msgspec.to_builtins(REWIND), "micro_batch": 4, "save_interval_steps": 4}
+    argument = json.dumps({**wanted, "batches": msgspec.to_builtins(astray()), "kill_at": 18})
     outcomes = ended(ranks("train_in_child.py", argument, tmp_path, 2, free_port))
     assert [status for status, _ in outcomes] == [-signal.SIGKILL, 1], outcomes
-    for name in ("two", "one"):
-        train(train_job(tmp_path / name, spike_guard=REWIND), SpoiltBatches(**batches))
-    assert skipped(tmp_path / "two") == skipped(tmp_path / "one") and set(skipped(tmp_path / "one")) > {10}
-    assert rewound(tmp_path / "two") == rewound(tmp_path / "one") == {17: {"to_step": 8, "samples": [64, 136]}}
-    for row, other in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
+    train(train_job(tmp_path, spike_guard=REWIND), astray())
+    assert skipped(tmp_path) == skipped(taken_back) and list(skipped(tmp_path)) == [15, 16, 17]
+    assert rewound(tmp_path) == rewound(taken_back)
+    for row, other in zip(numbers(tmp_path), numbers(taken_back), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
 def test_warm_up_and_the_first_steps_of_a_phase_are_never_skipped(tmp_path):
-    train(train_job(tmp_path / "a", spike_guard=GUARD, schedule=ScheduleConfig(warmup_steps=12)), spoilt())
+    train(train_job(tmp_path / "a", spike_guard=GUARD, schedule=ScheduleConfig(warmup_steps=12), stop_step=18), spoilt())
     assert list(skipped(tmp_path / "a")) == [18]
-    train(train_job(tmp_path / "b", spike_guard=GUARD), spoilt(switch_step=15))
+    train(train_job(tmp_path / "b", spike_guard=GUARD, stop_step=18), spoilt(switch_step=15))
     assert list(skipped(tmp_path / "b")) == [10, 11]
 
 
