@@ -1,27 +1,22 @@
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from forked import Program
 from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
-from curricula.model.checkpoints.folder import latest_checkpoint, read_info
+from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder
 from curricula.model.config import OptimizerConfig, ScheduleConfig
 from curricula.model.runtime import Interrupted
 from curricula.model.runtime.distributed import Parallel
 from curricula.model.train import train
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def numbers(out: Path) -> list[dict]:
@@ -32,18 +27,18 @@ def numbers(out: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    train(train_job(out, save_interval_steps=3), RandomBatches())
+    train(train_job(out, save_interval_steps=3, keep_steps=(6, 9)), RandomBatches())
     return out
 
 
 def test_training_learns_and_records_every_step(tmp_path):
-    batches = RandomBatches(total_steps=60)
+    batches = RandomBatches(total_steps=40)
     train(train_job(tmp_path, optimizer=OptimizerConfig(lr=1e-2)), batches)
     rows = read_jsonl(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert [row["step"] for row in rows] == list(range(1, 41))
     assert rows[0]["loss"] == pytest.approx(np.log(64), abs=0.2)
     assert rows[-1]["loss"] < rows[0]["loss"] - 1.0
-    assert rows[-1]["tokens"] == 60 * 8 * 16
+    assert rows[-1]["tokens"] == 40 * 8 * 16
     assert rows[-1]["mix"] == {"safe": 1.0}
     assert set(rows[0]["timing"]) == {
         "seconds", "tokens_per_second", "tokens_per_second_per_device", "tflops_per_device",
@@ -51,35 +46,30 @@ def test_training_learns_and_records_every_step(tmp_path):
     }  # fmt: skip
 
 
-def test_branch_arm_equals_training_from_scratch(tmp_path):
-    arm = RandomBatches(switch_step=5)
+def test_branch_arm_equals_training_from_scratch(whole_run, tmp_path):
+    arm = RandomBatches(switch_step=6)
     train(train_job(tmp_path / "scratch"), arm)
-    train(train_job(tmp_path / "trunk", stop_step=5, keep_steps=(5,)), RandomBatches())
-    train(train_job(tmp_path / "branch", init_from=tmp_path / "trunk/checkpoints/step_00000005"), arm)
-    assert numbers(tmp_path / "trunk") + numbers(tmp_path / "branch") == numbers(tmp_path / "scratch")
+    train(train_job(tmp_path / "branch", init_from=step_folder(whole_run / "checkpoints", 6)), arm)
+    assert numbers(whole_run)[:6] + numbers(tmp_path / "branch") == numbers(tmp_path / "scratch")
 
 
-def test_a_cooldown_on_other_data_and_another_schedule_equals_training_from_scratch(tmp_path):
+def test_a_cooldown_on_other_data_and_another_schedule_equals_training_from_scratch(whole_run, tmp_path):
     """Until the earlier of two decays the learning rate is the same, so one arm branches from the other's past."""
     early = ScheduleConfig(warmup_steps=2, decay_fraction=0.5)
     arm = RandomBatches(switch_step=6)
     train(train_job(tmp_path / "scratch", schedule=early), arm)
-    train(train_job(tmp_path / "host", stop_step=6, keep_steps=(6,)), RandomBatches())
-    host = tmp_path / "host/checkpoints/step_00000006"
-    train(train_job(tmp_path / "branch", init_from=host, schedule=early), arm)
-    rows = numbers(tmp_path / "host") + numbers(tmp_path / "branch")
+    train(train_job(tmp_path / "branch", init_from=step_folder(whole_run / "checkpoints", 6), schedule=early), arm)
+    rows = numbers(whole_run)[:6] + numbers(tmp_path / "branch")
     assert rows == numbers(tmp_path / "scratch") and rows[8]["lr"] < rows[5]["lr"]
-    with pytest.raises(UserError, match="learning rate of step 8"):  # a step too late to part
-        train(train_job(tmp_path / "host", stop_step=9, keep_steps=(9,)), RandomBatches())
-        late = tmp_path / "host/checkpoints/step_00000009"
+    late = step_folder(whole_run / "checkpoints", 9)  # a step too late to part
+    with pytest.raises(UserError, match="learning rate of step 8"):
         train(train_job(tmp_path / "late", init_from=late, schedule=early), RandomBatches())
 
 
-def test_an_arm_that_branches_at_the_very_end_is_the_trunk_itself(tmp_path):
-    train(train_job(tmp_path / "trunk"), RandomBatches())
-    end = latest_checkpoint(tmp_path / "trunk/checkpoints")
-    train(train_job(tmp_path / "arm", init_from=end), RandomBatches(switch_step=12))
-    copied = latest_checkpoint(tmp_path / "arm/checkpoints")
+def test_an_arm_that_branches_at_the_very_end_is_the_trunk_itself(whole_run, tmp_path):
+    end = latest_checkpoint(whole_run / "checkpoints")
+    train(train_job(tmp_path, init_from=end), RandomBatches(switch_step=12))
+    copied = latest_checkpoint(tmp_path / "checkpoints")
     assert copied.name == "step_00000012"
     assert (copied / "__0_0.distcp").stat().st_size == (end / "__0_0.distcp").stat().st_size
 
@@ -94,7 +84,7 @@ def test_resume_after_sigkill_gives_the_same_metrics_bit_for_bit(tmp_path, whole
     assert numbers(tmp_path) == numbers(whole_run)
 
 
-@pytest.mark.parametrize("asked", [signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize("asked", [signal.SIGUSR2, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_there(tmp_path, whole_run, asked):
     def signal_in_step_4(done, total, **figures):
         if done == 3:
@@ -137,7 +127,7 @@ def test_batches_that_do_not_fit_the_model_or_the_stop_are_refused(tmp_path, len
 
 def test_a_finished_run_is_left_as_it_is(whole_run):
     recorded = numbers(whole_run)
-    train(train_job(whole_run, save_interval_steps=3), RandomBatches())
+    train(train_job(whole_run, save_interval_steps=3, keep_steps=(6, 9)), RandomBatches())
     assert numbers(whole_run) == recorded
 
 
@@ -150,15 +140,26 @@ def test_gradients_gathered_over_micro_batches_are_those_of_the_whole_batch(tmp_
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
 
 
-def test_resuming_on_changed_data_names_what_changed(tmp_path):
-    train(train_job(tmp_path, stop_step=3), RandomBatches())
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that stopped after three steps."""
+    out = tmp_path_factory.mktemp("stopped")
+    train(train_job(out, stop_step=3), RandomBatches())
+    return out
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "copy")
+
+
+def test_resuming_on_changed_data_names_what_changed(copy):
     with pytest.raises(UserError, match=r"other data up to step 3 \(data.key: was 'safe', is 'unsafe'\)"):
-        train(train_job(tmp_path), RandomBatches(key="unsafe"))
+        train(train_job(copy), RandomBatches(key="unsafe"))
 
 
-def test_weights_that_a_run_began_from_may_be_moved_away_while_it_trains(tmp_path):
-    train(train_job(tmp_path / "first", stop_step=2), RandomBatches())
-    weights = latest_checkpoint(tmp_path / "first/checkpoints")
+def test_weights_that_a_run_began_from_may_be_moved_away_while_it_trains(copy, tmp_path):
+    weights = latest_checkpoint(copy / "checkpoints")
 
     def move(done, total, **figures):
         if done == 2:
@@ -170,31 +171,26 @@ def test_weights_that_a_run_began_from_may_be_moved_away_while_it_trains(tmp_pat
     assert len(infos) >= 2 and len({json.dumps(info.recipe, sort_keys=True) for info in infos}) == 1
 
 
-def test_resuming_with_a_changed_future_is_allowed(tmp_path):
-    train(train_job(tmp_path, stop_step=3), RandomBatches())
-    train(train_job(tmp_path), RandomBatches(switch_step=3, total_steps=20))
-    assert [row["phase"] for row in numbers(tmp_path)] == [0] * 3 + [1] * 17
+def test_resuming_with_a_changed_future_is_allowed(copy):
+    train(train_job(copy, stop_step=6), RandomBatches(switch_step=3, total_steps=20))
+    assert [row["phase"] for row in numbers(copy)] == [0] * 3 + [1] * 3
 
 
-def test_resuming_with_another_past_learning_rate_or_seed_is_refused(tmp_path):
-    train(train_job(tmp_path, stop_step=4), RandomBatches())
+def test_resuming_with_another_past_learning_rate_or_seed_is_refused(copy):
     with pytest.raises(UserError, match="learning rate of step 1: was 0.00025, is 0.000125"):
-        train(train_job(tmp_path, schedule=ScheduleConfig(warmup_steps=4)), RandomBatches())
+        train(train_job(copy, schedule=ScheduleConfig(warmup_steps=4)), RandomBatches())
     with pytest.raises(UserError, match="recipe.seed: was 0, is 1"):
-        train(train_job(tmp_path, seed=1), RandomBatches())
+        train(train_job(copy, seed=1), RandomBatches())
 
 
 def test_a_loss_that_is_not_a_number_stops_without_saving_and_names_step_and_batch(tmp_path):
-    train(train_job(tmp_path, stop_step=2), RandomBatches())
-    runaway = train_job(tmp_path, optimizer=OptimizerConfig(lr=5e-4), save_interval_steps=1)
-
     class Poisoned(RandomBatches):
         def rows(self, step, start, stop):
             tokens, mask = super().rows(step, start, stop)
             return tokens, mask * (np.nan if step == 3 else 1.0)
 
     with pytest.raises(UserError, match=r"loss nan.* at step 4, on batch 3 \{'phase': 0"):
-        train(runaway, Poisoned())
+        train(train_job(tmp_path, save_interval_steps=1), Poisoned())
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000003\n"
 
 
