@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import errno
 import json
 import math
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,21 +27,25 @@ from curricula.model.megatron import CheckpointingException, ShardedTensor, dist
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.train import train
 
+BRANCH_POINTS: dict[str, Any] = {"save_interval_steps": 2, "keep_last": 2, "keep_steps": (3, 6)}
 TAKE_OVER = """
 import sys; from pathlib import Path; from curricula.fencing import generation
 with generation(Path(sys.argv[1])): pass
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     train(train_job(out, stop_step=4), RandomBatches())
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run with branch points at steps 3 and 6."""
+    out = tmp_path_factory.mktemp("whole")
+    train(train_job(out, **BRANCH_POINTS), RandomBatches())
     return out
 
 
@@ -84,10 +88,9 @@ def test_a_checkpoint_says_what_it_holds(trained):
     assert set(info.versions) == {"python", "torch", "megatron-core", "curricula"}
 
 
-def test_the_last_checkpoints_and_the_branch_points_are_kept(tmp_path):
-    train(train_job(tmp_path, save_interval_steps=2, keep_last=2, keep_steps=(3,)), RandomBatches())
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["latest", "step_00000003", "step_00000010", "step_00000012"]
+def test_the_last_checkpoints_and_the_branch_points_are_kept(whole):
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert names == ["latest", "step_00000003", "step_00000006", "step_00000010", "step_00000012"]
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(trained, tmp_path):
@@ -147,38 +150,36 @@ def test_a_flipped_bit_is_found(copy, name):
     assert not (copy / "checkpoints/step_00000004").exists()  # what trained it has to make it again
 
 
-def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(tmp_path, caplog):
-    train(train_job(tmp_path / "undisturbed"), RandomBatches())
-    train(train_job(tmp_path / "run", save_interval_steps=2, stop_step=6), RandomBatches())
-    checkpoints = tmp_path / "run/checkpoints"
+def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(copy, whole, caplog):
+    train(train_job(copy, stop_step=6), RandomBatches())
+    checkpoints = copy / "checkpoints"
     flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
-    train(train_job(tmp_path / "run", stop_step=7), RandomBatches())
+    train(train_job(copy, stop_step=7), RandomBatches())
     assert "__0_0.distcp: damaged" in caplog.text and "going on from step_00000004" in caplog.text
     (checkpoints / "step_00000007/checkpoint.json").write_text("[1, 2]")
-    train(train_job(tmp_path / "run"), RandomBatches())
+    train(train_job(copy), RandomBatches())
     assert "checkpoint.json: not a checkpoint record" in caplog.text
-    assert numbers(tmp_path / "run") == numbers(tmp_path / "undisturbed")
+    assert numbers(copy) == numbers(whole)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000004", "step_00000012"]
 
 
-@pytest.mark.parametrize("lost", ["missing", "damaged"])
-def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(tmp_path, caplog, lost):
+@pytest.mark.parametrize("lost", [pytest.param("missing", marks=pytest.mark.slow), "damaged"])
+def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(whole, tmp_path, caplog, lost):
     caplog.set_level("INFO")
-    trunk = train_job(tmp_path, save_interval_steps=2, keep_last=1, keep_steps=(4, 6, 12))
-    train(trunk, RandomBatches())
-    recorded, checkpoints = numbers(tmp_path), tmp_path / "checkpoints"
-    whole = {path.name: read_info(path) for path in checkpoints.glob("step_*")}
+    run = shutil.copytree(whole, tmp_path / "run")
+    recorded, checkpoints = numbers(run), run / "checkpoints"
+    kept = {path.name: read_info(path) for path in checkpoints.glob("step_*")}
     if lost == "missing":
         shutil.rmtree(checkpoints / "step_00000006")
     else:
         flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
-    train(dataclasses.replace(trunk, stop_step=6), RandomBatches())
+    train(train_job(run, **BRANCH_POINTS, stop_step=6), RandomBatches())
     assert "training up to step 6 again" in caplog.text and "beginning with" in caplog.text
     assert {path.name: read_info(path).files.keys() for path in checkpoints.glob("step_*")} == {
-        name: info.files.keys() for name, info in whole.items()
+        name: info.files.keys() for name, info in kept.items()
     }
     assert latest_checkpoint(checkpoints).name == "step_00000012"
-    assert numbers(tmp_path) == recorded
+    assert numbers(run) == recorded
     branch = train_job(tmp_path / "branch", init_from=checkpoints / "step_00000006")
     train(branch, RandomBatches())
     assert numbers(tmp_path / "branch") == recorded[6:]

@@ -34,7 +34,6 @@ class Command:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("trained")
     train(train_job(out, stop_step=4), RandomBatches())
     return out
