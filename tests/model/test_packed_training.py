@@ -12,11 +12,6 @@ from curricula.model.runtime.distributed import started
 from curricula.model.train import train
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def test_attention_stays_within_each_text_of_a_row():
     tokens, mask, documents = (torch.from_numpy(array) for array in PackedBatches().rows(0, 0, 4))
     with started() as parallel, torch.no_grad(), parallel.cuda_names():

@@ -65,7 +65,6 @@ def note_straggler(done, total, straggler="", **figures):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     asked = json.loads(sys.argv[1])
     fault = asked.get("fault", {})
     if fault.get("rank", 0) != RANK:

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import msgspec
-import torch
 from random_batches import SpoiltBatches, train_job
 
 from curricula.model.config import EngineConfig, SpikeGuard
 from curricula.model.train import train
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     wanted = json.loads(sys.argv[1])
     kill_at, out = wanted.pop("kill_at", None), Path(wanted.pop("out"))
     wanted["engine"] = EngineConfig(**wanted.pop("engine", {}))

@@ -81,7 +81,6 @@ def test_compiled_it_is_the_same():
 
 
 def compute_in_one_process(rank: int, size: int, port: int, results) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     hidden, weight, targets, mask = problem()
     part = weight.chunk(size)[rank].clone().requires_grad_()

@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import torch
 from forked import PROMPT_S, Program, ended, ranks
 from random_batches import RandomBatches, train_job
 
@@ -30,11 +29,6 @@ CHILD = "faulty_child.py"
 TOTAL = RandomBatches().total_steps
 BATCH = RandomBatches().global_batch
 HANG_MINUTES = 0.05
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import sys
 import types
 
 import pytest
-import torch
 from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.durable import read_jsonl
@@ -13,11 +12,6 @@ from curricula.errors import UserError
 from curricula.model.config import TrackingConfig
 from curricula.model.runtime.reporting import MetricsFile, Pace, curves, read_metrics
 from curricula.model.train import train
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def test_tensorboard_shows_the_metrics_lines_even_after_steps_were_repeated(tmp_path):
