@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from curricula.model import megatron
 from curricula.model.runtime.distributed import share_compiler
 
 
@@ -31,10 +33,16 @@ def test_the_processes_of_a_node_share_its_cores_and_the_code_compiled_by_an_ear
 
 def test_what_a_site_says_about_compiling_stays(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch._inductor.config", SimpleNamespace())
-    environment = {"TRITON_CACHE_DIR": "/local/triton", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
-    share_compiler(tmp_path, processes=8, cores=64, environment=environment)
-    assert environment["TRITON_CACHE_DIR"] == "/local/triton"
-    assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
+    chosen = {
+        "TORCHINDUCTOR_CACHE_DIR": "/local/inductor",
+        "TRITON_CACHE_DIR": "/local/triton",
+        "TORCHINDUCTOR_COMPILE_THREADS": "2",
+    }
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    runpy.run_path(megatron.__file__)
+    share_compiler(tmp_path, processes=8, cores=64)
+    assert {name: os.environ.get(name) for name in chosen} == chosen
 
 
 FOLDERS = """
@@ -53,8 +61,12 @@ print(json.dumps([cache_dir(), FxGraphCache._get_tmp_dir()]))
 """
 
 
-def test_what_imports_make_torch_write_is_no_choice_of_the_site(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [None, "of-the-site"])
+def test_what_imports_make_torch_write_is_no_choice_of_the_site(tmp_path, chosen):
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    if chosen:
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / chosen)
     ran = subprocess.run(
         [sys.executable, "-c", FOLDERS, str(tmp_path / "run")],
         env=environment,
@@ -64,5 +76,5 @@ def test_what_imports_make_torch_write_is_no_choice_of_the_site(tmp_path):
         timeout=300,
     )
     assert ran.returncode == 0, ran.stdout[-3000:]
-    folder = tmp_path / "run" / socket.gethostname() / "inductor"
+    folder = tmp_path / chosen if chosen else tmp_path / "run" / socket.gethostname() / "inductor"
     assert json.loads(ran.stdout.splitlines()[-1]) == [str(folder), str(folder / "fxgraph")]
