@@ -2,10 +2,12 @@
 
 import math
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import types
+import warnings
 
 import msgspec
 import pytest
@@ -15,7 +17,7 @@ from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError
-from curricula.model import costs
+from curricula.model import costs, megatron
 from curricula.model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig
 from curricula.model.network import build
 from curricula.model.network.build import build_network, build_optimizer, choose_backend, describe, initialize, wrap
@@ -137,7 +139,7 @@ def test_the_log_names_the_attention_kernel_that_runs(tmp_path, caplog):
 
 
 def losses(out, **engine) -> list[tuple[float, float]]:
-    train(train_job(out, micro_batch=4, engine=EngineConfig(**engine)), RandomBatches(masked=True))
+    train(train_job(out, micro_batch=4, engine=EngineConfig(**engine), stop_step=4), RandomBatches(masked=True))
     return [(row["loss"], row["grad_norm"]) for row in read_jsonl(out / "metrics.jsonl")]
 
 
@@ -172,14 +174,37 @@ def test_weight_gradients_are_added_by_the_product_wherever_megatrons_linears_ma
     assert [own.transformer_settings(size)["gradient_accumulation_fusion"] for size in (1, 2)] == [False, True]
 
 
-def test_without_a_gpu_transformer_engine_is_not_imported_and_developers_warnings_stay_out_of_the_logs(tmp_path):
-    """Where it is installed, importing it fails without a driver, and with one Megatron-core calls its kernels."""
+@pytest.fixture
+def te_without_driver(tmp_path):
+    """A folder with a Transformer Engine that cannot be imported."""
     package = tmp_path / "transformer_engine" / "__init__.py"
     package.parent.mkdir()
     package.write_text("raise OSError('libcuda.so.1: cannot open')")
+    return tmp_path
+
+
+def test_without_a_gpu_transformer_engine_is_not_imported_and_warnings_for_developers_are_filtered(
+    te_without_driver, monkeypatch
+):
+    """As the module is executed, with Megatron-core itself there already."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.syspath_prepend(te_without_driver)
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        runpy.run_path(megatron.__file__)
+        warnings.warn("full scope is deprecated. Use", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert sys.modules["transformer_engine"] is None
+    assert [str(warning.message) for warning in shown] == ["another"]
+
+
+@pytest.mark.slow
+def test_without_a_gpu_a_process_imports_no_transformer_engine_and_developers_warnings_stay_out_of_the_logs(te_without_driver):
+    """Where it is installed, importing it fails without a driver, and with one Megatron-core calls its kernels."""
     code = "import warnings, curricula.model.megatron as m; print(m.GPTModel.__name__)"
     code += "; warnings.warn('full scope is deprecated. Use'); warnings.warn('another')"
-    search = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
+    search = {"PYTHONPATH": f"{te_without_driver}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, **search}, capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout.split()[-1] == "GPTModel", ran.stderr
     assert "another" in ran.stderr and "UserWarning: full scope" not in ran.stderr
