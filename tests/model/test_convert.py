@@ -279,6 +279,7 @@ def test_a_large_model_is_written_in_several_files_and_read_from_them(tmp_path, 
         import_hf(tmp_path / "hf", tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_a_layer_of_the_1_7b_shape_keeps_its_logits():
     from transformers import LlamaConfig, LlamaForCausalLM
 
