@@ -1,5 +1,6 @@
-"""`python backends_in_child.py FOLDER`: trains every backend from every other's checkpoints and prints the losses as JSON.
+"""`python backends_in_child.py FOLDER PAIRS`: trains backends from each other's checkpoints and prints the losses as JSON.
 
+PAIRS, as JSON, are those of a writer and a reader that goes on with all of its state.
 Transformer Engine is its stand-in, and "torch" is not compiled: what is compared is what checkpoints hold, not kernels.
 """
 
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import json
 import shutil
 import sys
@@ -38,6 +38,7 @@ def trained(out: Path, backend: str, batches: RandomBatches | None = None, **set
     """The losses of a small run that takes `backend`."""
     training.choose_backend = lambda engine, parallel, packed: dataclasses.replace(BACKENDS[backend], packed=packed)
     training.train(train_job(out, **settings), batches or RandomBatches(), validation=VALIDATION.get(out.name))
+    gc.collect()  # of its process groups, whose threads poll
     return [row["loss"] for row in read_jsonl(out / "metrics.jsonl") if "loss" in row]
 
 
@@ -56,27 +57,26 @@ class Observed(training.Trainer):
         super().close()
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
+def main(folder: Path, pairs: list[list[str]]) -> None:
     torch.compile = lambda function=None, **options: function if function is not None else lambda decorated: decorated
     torch.nn.Module.compile = lambda self, **options: None
     training.Trainer = Observed
-    gc.freeze()  # each of some thirty trainings would go through all that was imported
+    gc.freeze()  # `trained` would go through all that was imported
     found: dict = {"undisturbed": trained(folder / "undisturbed", "cpu", stop_step=6), "optimizers": {}}
     for backend in BACKENDS:
         trained(folder / backend, backend, stop_step=4)
         found["optimizers"][backend] = SEEN["optimizer"]
-    for writer, reader in itertools.product(BACKENDS, BACKENDS):
+    for writer, reader in pairs:
         out = folder / f"{writer} to {reader}"
         shutil.copytree(folder / writer, out)
         found[f"{writer} to {reader}, whole"] = trained(out, reader, stop_step=6)
         found["optimizers"][f"{writer} to {reader}"] = SEEN["optimizer"]
         if writer == reader == "te-fp8":
             found["histories, resumed"] = SEEN["histories"]
-        if "cpu" not in (writer, reader):
-            continue  # what each writes and each reads is covered
+    for writer, reader in [*((one, "cpu") for one in BACKENDS), *(("cpu", one) for one in BACKENDS if one != "cpu")]:
         weights = latest_checkpoint(folder / writer / "checkpoints")
-        found[f"{writer} to {reader}, weights"] = trained(out / "tuned", reader, init_weights=weights, stop_step=1)
+        tuned = folder / f"{writer} to {reader}, tuned"
+        found[f"{writer} to {reader}, weights"] = trained(tuned, reader, init_weights=weights, stop_step=1)
     trained(folder / "unvalidated", "te-fp8", stop_step=6)
     found["histories, undisturbed"] = SEEN["histories"]
     trained(folder / "validated", "te-fp8", stop_step=6, validation_interval_steps=2)
@@ -89,4 +89,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
