@@ -4,6 +4,7 @@ import random
 import socket
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 # Before anything imports torch, and for whatever tests start. Threads of processes that run side by side wait for each other,
@@ -16,6 +17,19 @@ def pytest_collection_finish() -> None:
     """Garbage collection skips what was imported."""
     gc.collect()
     gc.freeze()
+
+
+THREADS = {"after the last collection": 0}
+
+
+@pytest.fixture(autouse=True)
+def few_idle_process_groups() -> Iterator[None]:
+    """Process groups of a training have fifty threads, which poll until the collector finds the groups."""
+    yield
+    process = psutil.Process()
+    if process.num_threads() > THREADS["after the last collection"] + 100:
+        gc.collect()
+        THREADS["after the last collection"] = process.num_threads()
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,7 @@ def _point_report(
     own, path = {arm.key for arm in study.trainings}, {one.name for arm in study.trainings for one in study.path(arm)}
     for key, names in (("arms", own), ("segments", path)):  # of this point alone
         plain[key] = [one for one in plain[key] if one["name"] in names]
+    plain["trained_tokens"] = {"with_trunk_sharing": sum(one["tokens"] for one in plain["segments"])}
     described = {
         "plan": plain,
         "provenance": run.provenance,

@@ -223,6 +223,9 @@ def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_
         assert {entry["stage"] for entry in summary["attacks"]} == {"base", "instruct"}, name
     rates = {name: [entry for entry in summary["attacks"] if entry["stage"] == "base"] for name, summary in points.items()}
     assert rates[first] == rates["refuseweb-12_lr-0.002"]  # one base model, measured once
+    tokens = plan.study.budget.tokens * 3 // 2  # of the trunk and of half an arm: of the point alone, not of the sweep
+    for name in points:
+        assert f"{tokens:,}, with a shared trunk" in (run.report / "points" / name / "index.html").read_text()
     models = sorted(folder.name for folder in (run.root / "models").iterdir() if (folder / "base").exists())
     assert models == sorted([f"full-50.{first}", f"full-50.{other}", f"safe-100.{first}"])
     rows = list(csv.DictReader((run.report / "tables" / "differences.csv").open()))

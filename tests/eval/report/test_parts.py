@@ -369,7 +369,7 @@ def test_what_a_later_stage_changes_stands_under_the_differences(tmp_path):
     assert against["value"] == pytest.approx(own["value"] - reference["value"], abs=1e-5) and against["high"] < 0
     assert own["reference"] == "" and against["reference"] == "safe-100"
     table = text.split("Attack success, instruct → benign; the reference is “no interventions”.")[1]
-    assert text.index("Each arm against the arm") < text.index("What a later stage changes") < text.index(table)
+    assert text.index("Each arm against the one") < text.index("What a later stage changes") < text.index(table)
     assert table.split()[:7] == ["Arm", "Top-k", "sampling", "Top-k", "sampling", "−", "reference"]
     value, low, high = (f"{own[name] * 100:+.1f}".replace("-", "−") for name in ("value", "low", "high"))
     assert f"data, from 20% {value} {low} to {high} p (Holm) " in table and "prompts alone p" not in table

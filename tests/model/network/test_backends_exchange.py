@@ -17,8 +17,9 @@ QUICK = {*((one, "cpu") for one in BACKENDS), *(("cpu", one) for one in BACKENDS
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, request):
     """What `backends_in_child.py` prints, of the pairs that the chosen tests compare."""
-    tests = [item for item in request.session.items if item.name.startswith("test_training_continues_")]
-    pairs = sorted({HISTORIES, *((test.callspec.params["writer"], test.callspec.params["reader"]) for test in tests)})
+    name = f"{test_training_continues_from_the_checkpoint_of_any_backend.__name__}["
+    chosen = [item.callspec.params for item in request.session.items if item.name.startswith(name)]
+    pairs = sorted({HISTORIES, *((params["writer"], params["reader"]) for params in chosen)})
     folder = tmp_path_factory.mktemp("backends")
     command = [sys.executable, str(SUPPORT / "backends_in_child.py"), str(folder), json.dumps(pairs)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=400)
