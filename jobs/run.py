@@ -200,7 +200,7 @@ class Run:
 def tokenizer_near(path: Path) -> Path:
     """The tokenizer of the run that holds `path`; raises UsageError if there is none."""
     for folder in path.resolve().parents:
-        if (tokenizer := Run(folder).tokenizer).is_dir():
+        if (folder / "study.yaml").exists() and (tokenizer := Run(folder).tokenizer).is_dir():
             return tokenizer
     raise UsageError(f"{path}: lies in no run folder with a tokenizer; name one with --tokenizer")
 

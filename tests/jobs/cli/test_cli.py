@@ -194,6 +194,7 @@ def test_inspect_decodes_a_document_with_its_tags(tmp_path, capsys):
 @pytest.fixture
 def shard(tmp_path) -> Path:
     """A shard of two documents in a run folder, with its tokenizer and its manifest."""
+    (tmp_path / "study.yaml").touch()
     train_tokenizer(["the lamp is lit"], 300, tmp_path / "data/tokenizer")
     made_by = tokenizer_hash(load_tokenizer(tmp_path / "data/tokenizer"))
     prefix = tmp_path / "data/shards/web/00000"
@@ -313,7 +314,8 @@ def test_bash_completes_verbs_and_options(typed, offered, tmp_path, capsys):
 
 
 def test_a_checkpoint_outside_a_run_has_no_tokenizer_to_find(tmp_path, capsys):
-    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
+    (tmp_path / "data/tokenizer").mkdir(parents=True)  # somebody's, but no run's
+    assert main(["export", str(tmp_path / "step_10"), str(tmp_path / "out")]) == 2
     assert "lies in no run folder with a tokenizer; name one with --tokenizer" in capsys.readouterr().err
 
 
