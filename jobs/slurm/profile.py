@@ -212,9 +212,11 @@ class Profile(Settings, frozen=True):
                     f"{key} holds {secret}, which would be written into files; put it into a variable of secrets_file"
                 )
         try:
-            shlex.split(self.notify or "")
+            words = shlex.split(self.notify or "")
         except ValueError as error:
             raise ValueError(f"notify is {self.notify!r} ({error}); quote its words as in a shell") from None
+        if self.notify and not words:
+            raise ValueError(f"notify is {self.notify!r}, which names no command; give one, or remove the key")
 
     def options(self, section: str) -> StageOptions:
         """The options of a section of `stages`, completed from `all`."""

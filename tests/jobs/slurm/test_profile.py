@@ -164,6 +164,7 @@ def parse(**raw) -> Profile:
         ({"srun_options": ["--export=ALL,HF_TOKEN=hunter2"]}, "srun_options.0 holds HF_TOKEN, .*secrets_file"),
         ({"notify": "curl https://me:hunter2@host"}, "notify holds a URL's password, .*secrets_file"),
         ({"notify": "mail -s 'it's over' me"}, "notify is .*it's over.* .No closing quotation.; quote its words"),
+        ({"notify": " "}, "notify is ' ', which names no command; give one, or remove the key"),
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
