@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from curricula.durable import append_jsonl, exclusive_lock, read_jsonl, team
+from curricula.durable import append_jsonl, exclusive_lock, read_jsonl, team, write_text
 from curricula.errors import UserError
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
@@ -215,12 +215,16 @@ class BadNode(msgspec.Struct, frozen=True, kw_only=True):
 def record_bad_nodes(run: Run, found: Sequence[BadNode], enough: float = math.inf) -> list[str]:
     """Append them to the file that the batch script reads when it requeues the job.
 
-    Where `enough` other nodes have a problem of theirs on record, append nothing and return the names of those nodes.
+    Where `enough` other nodes have a problem of theirs on record, none is to blame: take those off the record instead, and
+    return their names.
     """
     nodes, reasons = {bad.node for bad in found}, {bad.reason for bad in found}
     with exclusive_lock(run.slurm / "bad-nodes.lock", wait_s=60):  # several jobs may find some at once
-        alike = {bad.node for bad in bad_nodes(run) if bad.reason in reasons} - nodes
+        known = bad_nodes(run)
+        alike = {bad.node for bad in known if bad.reason in reasons} - nodes
         if len(alike) >= enough:
+            others = [json.dumps(msgspec.to_builtins(bad), ensure_ascii=False) for bad in known if bad.reason not in reasons]
+            write_text(run.bad_nodes, "".join(f"{line}\n" for line in others))
             return sorted(alike)
         append_jsonl(run.bad_nodes, map(msgspec.to_builtins, found))
     return []
