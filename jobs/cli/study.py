@@ -30,7 +30,7 @@ from curricula.jobs.plan import Chosen, Key, Plan
 from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm.commands import ignored_explained
-from curricula.jobs.slurm.profile import Profile, keep_profile, load_profile
+from curricula.jobs.slurm.profile import Profile, keep_profile, kept_profile, load_profile
 from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import STUDIES, Study, load_study
 from curricula.terminal import json_text, plural
@@ -133,10 +133,10 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
 
     run.check(plan.study)
     now = standing(run, plan, profile, console.print)
-    if plan.study != run.study:
+    if now.live and plan.study != run.study:
         _check_cut_branches(run, plan, now.live)
         _check_code(run, {task.job_id for tasks in now.live.values() for task in tasks})
-        _check_requests(run, plan, profile, {job for job, _ in now.live})
+        _check_requests(run, plan, {job for job, _ in now.live})
     return now
 
 
@@ -157,16 +157,16 @@ def _check_code(run: Run, live: Iterable[str]) -> None:
             )
 
 
-def _check_requests(run: Run, plan: Plan, profile: Profile, live: Set[str]) -> None:
-    """Raise UserError while jobs are live for which the changed study asks for other nodes or GPUs: they keep those they have,
-    among which that study's work might not divide, and such a job ends for good."""
-    old = plan_study(run.study, profile)
+def _check_requests(run: Run, plan: Plan, live: Set[str]) -> None:
+    """Raise UserError while jobs are live that were submitted with other nodes or GPUs than `plan` has: they keep them, and the
+    changed study's work might not divide among them, which ends such a job for good."""
+    old = plan_study(run.study, kept_profile(run.profile))
     for job in sorted(live & old.by_name.keys() & plan.by_name.keys()):
         was, now = ((one.nodes, one.gpus_per_node) for one in (old.by_name[job].request, plan.by_name[job].request))
         if was != now:
             raise UserError(
-                f"{run.root}: {job} is queued or running, and the changed study asks for {_size(*now)} in place of "
-                f"{_size(*was)}; submit it when that has ended, or `curricula cancel` it first"
+                f"{run.root}: {job} is queued or running, and the changed study or the profile asks for {_size(*now)} in "
+                f"place of {_size(*was)}; submit it when that has ended, or `curricula cancel` it first"
             )
 
 

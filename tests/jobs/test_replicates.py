@@ -24,7 +24,7 @@ from curricula.jobs.monitor.state import run_status
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
-from curricula.jobs.slurm.profile import load_profile
+from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, load_profile
 from curricula.jobs.slurm.snapshot import planned_snapshot
 from curricula.jobs.slurm.submissions import submissions
 from curricula.jobs.slurm.submit import preview
@@ -363,6 +363,7 @@ def growing(tmp_path, monkeypatch):
     profile, grown = tmp_path / "profile.yaml", tmp_path / "grown.yaml"
     profile.write_text("gpu_hours_limit: 0.001\n")
     grown.write_text(study_yaml(little(seeds=[42, 43])))
+    keep_profile(run.profile, Profile())
     return ["submit", str(grown), "--cluster", "slurm", "--profile", str(profile), "--run", str(run.root)], slurm, run
 
 
@@ -405,10 +406,22 @@ def test_nodes_and_gpus_may_change_once_no_job_is_queued_that_asked_for_others(g
     slurm.queue(("70", "0", "PENDING", "Priority", "", 0))
     frozen = (run.root / "study.yaml").read_bytes()
     assert main([*words, "resources.pretraining.gpus_per_node=4"]) == 1
-    asked = "pretrain-0 is queued or running, and the changed study asks for 4 nodes of 4 GPUs in place of 4 nodes of 8 GPUs"
-    assert asked in capsys.readouterr().err
+    asked = "pretrain-0 is queued or running, and the changed study or the profile asks for "
+    assert f"{asked}4 nodes of 4 GPUs in place of 4 nodes of 8 GPUs" in capsys.readouterr().err
+    keep_profile(run.profile, Profile(stages=Stages(pretraining=StageOptions(nodes=2))))  # of the queued job
+    assert main([*words, "resources.pretraining.hours=7"]) == 1
+    assert f"{asked}4 nodes of 8 GPUs in place of 2 nodes of 8 GPUs" in capsys.readouterr().err
+    keep_profile(run.profile, Profile())
     assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
     assert main([*words, "resources.tuning.gpus_per_node=8"]) == 0  # of which none is queued
+
+
+def test_a_setting_that_the_profile_refuses_may_be_mended(growing):
+    words, _, run = growing
+    words = [*words, "--yes", "--set", "seeds=[42]", "--stage", "prepare", "--set"]
+    Run.create(run.root, little(resources={**demo()["resources"], "data_hours": 0.02}))
+    assert main([*words, "resources.data_hours=0.02"]) == 2
+    assert main([*words, "resources.data_hours=1"]) == 0 and Run.open(run.root).study.resources.data_hours == 1
 
 
 def test_what_is_submitted_is_decided_after_the_answer(growing, monkeypatch):
