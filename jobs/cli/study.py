@@ -104,11 +104,12 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
     with Run.locked(root):
         run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
         now = _standing(run, plan, profile, console)
-        still = now.open(chosen)
         before = len(submissions(run))
         if plan.study != run.study:  # nobody has refused that
             console.print(f"{root}: its study has changed; elements that start from now on read the new one.")
         run = Run.create(root, plan.study)
+        now.done.intersection_update(done_elements(run, plan))  # a move to another data folder undoes some
+        still = now.open(chosen)
         if not still:
             queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
             console.print(f"{root}: nothing to submit; {plural(queued, 'element')} queued or running, the others done.")

@@ -9,10 +9,12 @@ import time
 import pytest
 from paths import STUDIES
 from run_folders import FakeSlurm, fail, finish, new_run, squeue_line, submitted
+from small_studies import small_study
 
-from curricula.durable import TEAM
+from curricula.durable import TEAM, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
+from curricula.jobs.downloads import study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.run import Run
@@ -198,6 +200,27 @@ def test_a_dry_run_refuses_what_submit_refuses(slurm, tmp_path, monkeypatch, cap
     slurm.remove("sbatch")
     monkeypatch.setenv("PATH", str(slurm.folder))
     assert main(words) == 0  # nobody can say that it is not queued any more
+
+
+def test_a_run_that_moves_to_another_data_folder_is_submitted_from_its_beginning(slurm, tmp_path, monkeypatch):
+    """What its `fetch` and `prepare` made on this machine is gone then."""
+    slurm.answer("sbatch", script='echo x >> "$0.n"; echo "Submitted batch job $((70 + $(wc -l < "$0.n")))"; exit 0')
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    profile, study = tmp_path / "p.yaml", small_study(tmp_path, world=None)
+    profile.write_text("{}")
+    run = Run.create(tmp_path / "run", load_study(study))
+    for wanted in study_downloads(run.study, run.data_root):
+        write_text(wanted.download.finished, "x")
+    write_text(run.tokenizer / "tokenizer.json", "x")
+    begun = {job.name: job.labels for job in plan_study(run.study).jobs if job.stage in ("fetch", "prepare")}
+    for job, labels in begun.items():
+        for label in labels:
+            finish(run, job, label)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
+    words = ["submit", str(study), "--cluster", "slurm", "--profile", str(profile), "--run", str(run.root)]
+    assert main([*words, "--stage", "fetch,prepare"]) == 0
+    assert {one.job: one.labels for one in submissions(run)} == begun
 
 
 def test_a_long_submission_waits_for_nothing_that_is_done_meanwhile(slurm, tmp_path, monkeypatch):
