@@ -40,8 +40,8 @@ AWAY = re.compile(
     re.IGNORECASE,
 )
 """Messages of Slurm's commands when the controller does not answer, or munge, by which they ask it, is restarting."""
-UNAVAILABLE = re.compile(r"not available|Invalid node name", re.IGNORECASE)
-"""Messages of sbatch where a job could not start without the nodes that it is to avoid."""
+STARTS = "to start at"
+"""What `sbatch --test-only` says of a job that can start, and of no other."""
 REASONS = {
     "Priority": "other jobs are ahead in the queue",
     "Resources": "waits for free nodes",

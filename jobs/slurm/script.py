@@ -25,7 +25,7 @@ from curricula.errors import UsageError
 from curricula.fencing import Superseded
 from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, UNAVAILABLE
+from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
 from curricula.jobs.slurm.profile import RESERVE_S, Profile
 from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
@@ -124,10 +124,18 @@ def array_option(count: int, throttle: int | None) -> str:
 
 
 def body(
-    job: Job, labels: Sequence[str], study: Study, profile: Profile, root: Path, code: Snapshot, continues: str = ""
+    job: Job,
+    labels: Sequence[str],
+    study: Study,
+    profile: Profile,
+    root: Path,
+    code: Snapshot,
+    continues: str = "",
+    avoids: str = "",
 ) -> str:
     """The batch script without its #SBATCH lines. `root` is the absolute run folder, `code` the snapshot to run, `continues`
-    the number of the array whose elements it continues, if there is one."""
+    the number of the array whose elements it continues, if there is one, `avoids` the nodes that its options exclude because
+    they failed a check of the run."""
     command = [profile.interpreter(), str(code.folder / ENTRY)]
     srun_words = list(profile.srun_options)
     container = profile.container
@@ -160,7 +168,7 @@ def body(
             team=team(),
             run=str(root),
             bad_nodes=str(Run(root).bad_nodes),
-            excluded=job.request.options.exclude or "",
+            avoids=avoids,
             reserve_s=RESERVE_S,
             several=job.request.nodes * job.request.tasks_per_node > 1,
             exit_patience_s=EXIT_PATIENCE_S,
@@ -170,7 +178,7 @@ def body(
             continues=continues,
             notify=shlex.split(profile.notify or ""),
             away=AWAY.pattern,
-            unavailable=UNAVAILABLE.pattern,
+            starts=STARTS,
         )
     )
 

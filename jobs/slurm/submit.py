@@ -25,7 +25,7 @@ from curricula.jobs.plan import Chosen, Job, Key, Plan, chosen_of, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import (
-    UNAVAILABLE,
+    STARTS,
     ControllerAway,
     DependencyLost,
     QueueFull,
@@ -139,12 +139,15 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
         """Submit an array with what continues it; `first`, if given, is the array itself, which Slurm has already."""
         taken = {task.job_id for task in numbering.tasks.values()} if first is None else set()
         options = _options(plan, array, profile, numbering)
-        if bad := exclusion(run):
-            options = _avoiding(bad, executor, array, options, say)
+        avoids = exclusion(run)
+        if avoids and _has_others(avoids, executor, array, options, say):
+            options = _without(avoids, options)
+        else:
+            avoids = ""
 
         def send(options: Options, continues: str = "") -> Submission:
             executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
-            text = body(array.job, array.labels, plan.study, profile, root, code, continues)
+            text = body(array.job, array.labels, plan.study, profile, root, code, continues, avoids)
             return _submit(run, executor, array, text, say)
 
         if first is None:
@@ -174,15 +177,22 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
     return made
 
 
-def _avoiding(nodes: str, executor: ElementExecutor, array: Array, options: Options, say: Say) -> Options:
-    """The options without these nodes, if Slurm has enough others for the job."""
-    avoiding: Options = {**options, "exclude": ",".join(filter(None, (str(options.get("exclude", "")), nodes)))}
-    executor.prepare(array.job.name, len(array.labels), avoiding, array.job.request.options.throttle)
-    said = tested(executor.text(""))
-    if not UNAVAILABLE.search(said):
-        return avoiding
-    say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {said}")
-    return options
+def _without(nodes: str, options: Options) -> Options:
+    return {**options, "exclude": ",".join(filter(None, (str(options.get("exclude", "")), nodes)))}
+
+
+def _has_others(nodes: str, executor: ElementExecutor, array: Array, options: Options, say: Say) -> bool:
+    """Whether the job can avoid these nodes: not if Slurm could start it with them and not without."""
+
+    def said(options: Options) -> str:
+        executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+        return tested(executor.text(""))
+
+    refusal = said(_without(nodes, options))
+    if STARTS in refusal or STARTS not in said(options):
+        return True
+    say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {refusal}")
+    return False
 
 
 def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:

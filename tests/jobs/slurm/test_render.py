@@ -192,6 +192,8 @@ def test_a_final_mark_that_another_job_of_the_element_left_ends_only_that_job(re
 
 def test_a_second_job_of_an_element_waits_its_turn_and_disturbs_no_count(rendered, tmp_path):
     run, out = rendered
+    record_bad_nodes(Run(run), [BadNode(node="n1", reason="x", time=time.time())])
+    stand_in(tmp_path, "sbatch", f"#!/bin/bash\necho asked >>'{tmp_path}/scontrol.log'; echo Job 9 to start at noon\n")
     folder = run / "jobs/pretrain-trunk-100/trunk"
     script = shlex.quote(str(next(out.glob("*-pretrain-trunk-100.sbatch"))))
     beside = f"SLURM_ARRAY_JOB_ID=8 bash -c 'export SCRIPT_PID=$$; exec \"$0\"' {script}"
@@ -211,13 +213,13 @@ exit 1
         tmp_path,
         "scontrol",
         f"""#!/bin/bash
-[[ $1 = requeue || $4 = StartTime* ]] || exit
+[[ $1 = requeue || $3 = StartTime* ]] || exit
 echo "$@" >>'{log}'
-[ "$1 $2" = "requeue 8_0" ] || kill -KILL $SCRIPT_PID
+[ "$1 $2" != "requeue 7_0" ] || kill -KILL $SCRIPT_PID
 """,
     )
     run_trunk(tmp_path, out)
-    assert log.read_text() == "requeue 8_0\nupdate JobId=8_0 ExcNodeList= StartTime=now+10minutes\nrequeue 7_0\n"
+    assert log.read_text() == "requeue 8_0\nupdate JobId=8_0 StartTime=now+10minutes\nasked\nrequeue 7_0\n"
     assert (folder / "own-ends").read_text() == "1\n" and not list(folder.glob("never-began*"))
 
 
@@ -252,33 +254,81 @@ def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_p
     assert (tmp_path / "scontrol.log").exists() is not moved
 
 
-def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_has_others(rendered, tmp_path):
-    run, out = rendered
-    found = [BadNode(node=f"n{age}", reason='a "quoted": \\', time=time.time() - age * 86400, task="1_0") for age in (1, 8, 2)]
-    record_bad_nodes(Run(run), found)
-    never = run / "jobs/pretrain-trunk-100/trunk/never-began-7_0"
-    log, script = tmp_path / "excluded", next(out.glob("*-pretrain-trunk-100.sbatch"))
+def like_slurm(tmp_path: Path, script: Path) -> None:
+    """Stand-ins that keep the list of nodes that the job excludes, and record the lists that sbatch is asked about. sbatch says
+    that the job can start unless the list matches $TOO_MANY, and nothing if that is `silence`."""
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 127\n")
-    stand_in(tmp_path, "scontrol", f"#!/bin/bash\n[[ $3 != ExcNodeList* ]] || echo \"$3\" >>'{log}'\n")
+    stand_in(tmp_path, "squeue", f"#!/bin/bash\necho RUNNING $(cat '{tmp_path}/excluded' 2>/dev/null)\n")
+    stand_in(
+        tmp_path,
+        "scontrol",
+        f"""#!/bin/bash
+[ "$1" != show ] || tr , '\\n' <<<"$3"
+[[ $3 != ExcNodeList=* ]] || echo "${{3#*=}}" >'{tmp_path}/excluded'
+""",
+    )
     stand_in(
         tmp_path,
         "sbatch",
         f"""#!/bin/bash
-[ "$1 $2 $3 ${{4%%=*}} $5" = "--test-only -d  --exclude "{shlex.quote(str(script))} ] || exit 1
-[[ $4 =~ $TOO_MANY ]] && echo "allocation failure: Requested node configuration is not available" >&2 && exit 1
+[ "$1 $2 $3 ${{4%%=*}} $5 $SBATCH_PARTITION" = "--test-only -d  --exclude "{shlex.quote(str(script))}" " ] || exit 1
+echo "${{4#*=}}" >>'{tmp_path}/asked'
+[ "$TOO_MANY" != silence ] || exec sleep 100
+[[ $4 =~ $TOO_MANY ]] || {{ echo "sbatch: Job 9 to start at 2026-11-27T05:39:02 using 4 processors on nodes n4" >&2; exit; }}
+echo "allocation failure: Requested node configuration is not available" >&2
+exit 1
 """,
     )
+    stand_in(tmp_path, "timeout", '#!/bin/bash\n[ "$3" != sbatch ] || set -- "$1" 0.1 "${@:3}"\nexec /usr/bin/timeout "$@"\n')
 
-    def run_it(too_many: str) -> str:
-        never.unlink(missing_ok=True)
-        return run_trunk(tmp_path, out, SLURMD_NODENAME="n3", TOO_MANY=too_many).stderr
 
-    assert "does not avoid" not in run_it("n4")
-    assert "the job does not avoid n1, n2, n3: allocation failure: Requested node configuration" in run_it("n3")
-    run_it("n1")
-    Run(run).bad_nodes.unlink()
-    run_it("n3")  # an empty list ends that of an earlier start
-    assert log.read_text() == "ExcNodeList=n1,n2,n3\nExcNodeList=n1,n2\nExcNodeList=\nExcNodeList=\n"
+KEEPS = "Slurm names no start, so the job avoids the same nodes as before (n7,n1)"
+
+
+@pytest.mark.parametrize(
+    ("too_many", "excluded", "asked", "said"),
+    [
+        ("n4", "n7,n1,n2,n3", 1, ""),
+        ("n3", "n7,n1,n2", 2, "of the nodes n1,n2,n3 the job avoids n1,n2: allocation failure: Requested node configuration"),
+        ("n2", "n7", 3, "of the nodes n1,n2,n3 the job avoids none: allocation failure: Requested node configuration"),
+        ("=", "n7,n1", 3, f"{KEEPS}: allocation failure"),  # whatever it avoids: others are drained, or a limit is reached
+        ("silence", "n7,n1", 3, f"{KEEPS}: no answer"),
+    ],
+)
+def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_can_start_it_then(
+    rendered, tmp_path, too_many, excluded, asked, said
+):
+    run, out = rendered
+    found = [BadNode(node=f"n{age}", reason='a "quoted": \\', time=time.time() - age * 86400, task="1_0") for age in (1, 8, 2)]
+    record_bad_nodes(Run(run), found)
+    like_slurm(tmp_path, next(out.glob("*-pretrain-trunk-100.sbatch")))
+    (tmp_path / "excluded").write_text("n7,n1\n")  # by an earlier start, and n7 by an operator
+    ours = run / "jobs/pretrain-trunk-100/trunk/avoided-7_0"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("n1\n")
+    ran = run_trunk(tmp_path, out, SLURMD_NODENAME="n3", TOO_MANY=too_many, SBATCH_PARTITION="short")
+    assert (tmp_path / "excluded").read_text() == excluded + "\n"
+    assert len((tmp_path / "asked").read_text().splitlines()) == asked
+    assert said in ran.stderr and ("avoids" in ran.stderr) == bool(said)
+
+
+def test_what_others_exclude_stays_when_the_nodes_on_record_are_fit_again(rendered, tmp_path):
+    run, out = rendered
+    like_slurm(tmp_path, next(out.glob("*-pretrain-trunk-100.sbatch")))
+    excluded = tmp_path / "excluded"
+
+    def after_a_start(*bad: str) -> str:
+        Run(run).bad_nodes.unlink(missing_ok=True)
+        record_bad_nodes(Run(run), [BadNode(node=node, reason="x", time=time.time()) for node in bad])
+        run_trunk(tmp_path, out, TOO_MANY="no")
+        return excluded.read_text().strip()
+
+    excluded.write_text("n7,n1\n")  # from the profile, or an option of submit_all.sh
+    assert after_a_start() == "n7,n1" and not (tmp_path / "asked").exists()
+    assert after_a_start("n1", "n2") == "n7,n1,n2"
+    excluded.write_text("n8,n2\n")  # an operator
+    assert after_a_start("n2", "n3") == "n8,n2,n3"
+    assert after_a_start() == "n8"
 
 
 @pytest.mark.parametrize(
@@ -421,6 +471,37 @@ def test_a_job_whose_code_cannot_be_read_is_held_and_not_ended(rendered, tmp_pat
     assert (tmp_path / "scontrol.log").read_text() == "requeuehold 7_0\n"
 
 
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(
+    ("told", "calls", "is_held"),
+    [
+        ("Unable to contact slurm controller (connect failure)", 5, True),  # it comes back
+        ("Requested operation is presently disabled for job 7", 3, False),  # as with Requeue=0
+    ],
+)
+def test_a_job_is_called_held_only_once_slurm_holds_it(rendered, tmp_path, full, told, calls, is_held):
+    run, out = rendered
+    log = tmp_path / "holds"
+    stand_in(
+        tmp_path,
+        "scontrol",
+        f"""#!/bin/bash
+[ "$1" = requeuehold ] || exit 0
+echo >>'{log}'
+[ $(wc -l <'{log}') -eq 5 ] || {{ echo "{told}" >&2; exit 1; }}
+""",
+    )
+    stand_in(tmp_path, "sleep", "#!/bin/bash\n")
+    stand_in(tmp_path, "srun", "#!/bin/bash\nexit 1\n")
+    if full:
+        (run / "jobs/pretrain-trunk-100/trunk/never-began-7_0").mkdir(parents=True)
+    else:
+        stand_in(tmp_path, "sha256sum", "#!/bin/bash\nexit 1\n")
+    ran = run_trunk(tmp_path, out)
+    assert len(log.read_text().splitlines()) == calls and ran.returncode == 1
+    assert ("so the job is held" in ran.stderr) is is_held
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
 def test_a_job_touches_nothing_in_a_folder_that_has_become_another_users(rendered, tmp_path):
     run, out = rendered
@@ -456,7 +537,7 @@ def prepared_with(tmp_path: Path, nodes=("n1",), **profile) -> tuple[Path, subpr
     stand_in(tmp_path, "srun", f"#!/bin/bash\nenv -0\n{DONE}")
     stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
-    stand_in(tmp_path, "sbatch", "#!/bin/bash\n")
+    stand_in(tmp_path, "sbatch", "#!/bin/bash\necho Job 9 to start at noon\n")
     stand_in(
         tmp_path,
         "scontrol",

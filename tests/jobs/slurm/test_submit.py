@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+import subprocess
 import time
 
 import pytest
@@ -440,19 +441,35 @@ def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
         submit_plan(run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
 
 
-@pytest.mark.parametrize(("said", "is_avoided"), [("Requested node configuration is not available", False), ("", True)])
-def test_a_job_avoids_nodes_that_failed_only_if_slurm_has_others_for_it(slurm, tmp_path, said, is_avoided):
-    """Otherwise sbatch would refuse the job."""
+@pytest.mark.parametrize(("refused", "is_avoided"), [("n3", False), ("no list", True), ("n", True)])
+def test_a_job_avoids_nodes_that_failed_unless_slurm_could_start_it_only_there(slurm, tmp_path, refused, is_avoided):
+    """Otherwise sbatch would refuse the job. During maintenance it could start nowhere, and these nodes are not to blame."""
     run, _ = new_run(tmp_path / "run")
     record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
-    answer = f'[[ $* != *--test-only* ]] || {{ cat >"{tmp_path}/asked"; echo "{said}" >&2; exit 1; }}'
-    slurm.answer("sbatch", script=f'{answer}; cp "${{@: -1}}" "{tmp_path}/sent"; echo "Submitted batch job 1"; exit 0')
-    profile, told = Profile(stages=Stages(all=StageOptions(exclude="n[7-9]"))), []
+    answer = f'grep -q -e "--exclude=.*{refused}" && echo "Required node not available" || echo "Job 2 to start at noon"'
+    slurm.answer("sbatch", "Submitted batch job 1\n", script=f"[[ $* = *--test-only* ]] && {{ {answer}; exit; }} >&2")
+    profile, told = Profile(stages=Stages(all=StageOptions(options={"exclude": "n[7-9]"}))), []
     plan = plan_study(run.study, profile)
     submit_plan(run, plan, {"prepare": ("prepare",)}, profile, Standing(set(), {}), told.append)
-    excluded = [re.search("^#SBATCH --exclude='(.*)'$", (tmp_path / name).read_text(), re.M)[1] for name in ("asked", "sent")]
-    assert excluded == ["n[7-9],n3", "n[7-9],n3" if is_avoided else "n[7-9]"]
-    assert any("prepare: it does not avoid n3, which failed a check" in line for line in told) is not is_avoided
+    script = run.slurm / "1_submission.sh"
+    excluded = re.search("^#SBATCH --exclude='(.*)'$", script.read_text(), re.M)[1]
+    assert excluded == ("n[7-9],n3" if is_avoided else "n[7-9]")
+    assert any("prepare: it does not avoid n3, which failed a check: Required" in line for line in told) is not is_avoided
+
+
+def test_a_job_that_is_requeued_when_its_nodes_are_fit_again_avoids_those_of_the_profile(slurm, tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
+    slurm.answer("sbatch", "Submitted batch job 1\n", script="[[ $* = *--test-only* ]] && echo Job 2 to start at noon")
+    profile = Profile(stages=Stages(all=StageOptions(exclude="n7")))
+    submit_plan(run, plan_study(run.study, profile), {"prepare": ("prepare",)}, profile, Standing(set(), {}), print)
+    run.bad_nodes.unlink()
+    slurm.answer("srun", script="exit 1")
+    slurm.answer("squeue", script="echo RUNNING n3,n7")
+    slurm.answer("scontrol", script='[ "$1" != show ] || tr , "\\n" <<<"$3"; exit 0')
+    task = {**os.environ, "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0"}
+    subprocess.run(["bash", run.slurm / "1_submission.sh"], env=task, capture_output=True)
+    assert slurm.calls("scontrol")[-1][-1] == "ExcNodeList=n7"
 
 
 @pytest.mark.parametrize("error", [ControllerAway, DependencyLost])
