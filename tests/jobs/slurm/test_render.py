@@ -289,8 +289,8 @@ KEEPS = "Slurm names no start, so the job avoids the same nodes as before (n7,n1
     ("too_many", "excluded", "asked", "said"),
     [
         ("n4", "n7,n1,n2,n3", 1, ""),
-        ("n3", "n7,n1,n2", 2, "of the nodes n1,n2,n3 the job avoids n1,n2: allocation failure: Requested node configuration"),
-        ("n2", "n7", 3, "of the nodes n1,n2,n3 the job avoids none: allocation failure: Requested node configuration"),
+        ("n3", "n7,n1,n2", 2, "of n1,n2,n3 the job avoids n1,n2: allocation failure: Requested node configuration"),
+        ("n2", "n7", 3, "of n1,n2,n3 the job avoids none: allocation failure: Requested node configuration"),
         ("=", "n7,n1", 3, f"{KEEPS}: allocation failure"),  # whatever it avoids: others are drained, or a limit is reached
         ("silence", "n7,n1", 3, f"{KEEPS}: no answer"),
     ],
