@@ -123,7 +123,7 @@ def read_study_rows(
     others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = {}
     partial: set[tuple[str, str, str]] = set()
     models: list[ModelRows] = []
-    files: dict[str, list[tuple[Path, list[JudgedRow]]]] = {stage: [] for stage in stages}
+    files: list[tuple[Path, list[JudgedRow]]] = []
     for count, arm in enumerate(arms, start=1):
         for stage in stages:
             folder = run / "eval" / arm.holder(stage) / stage
@@ -141,7 +141,7 @@ def read_study_rows(
                     answers = judged_now(parts, judge) if judge else [judged(row, None) for row in parts]
                 if answers:
                     generations[place] = answers
-                    files[stage].append((path, answers))
+                    files.append((path, answers))
                 for judge_name, rows in by_others.items():
                     others.setdefault(judge_name, {})[place] = rows
             path = folder / "probes.jsonl"
@@ -154,8 +154,7 @@ def read_study_rows(
                 capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
-    for of_stage in files.values():
-        require_same_requests(of_stage)
+    require_same_requests(files)  # of all stages together: a stage is compared with the one it continues from
     return StudyRows(tuple(arms), generations, probes, tuple(stages), capability, others, frozenset(partial))
 
 

@@ -33,6 +33,15 @@ def test_arms_that_were_asked_different_requests_under_one_name_are_refused(tmp_
     assert f"remove ours*.jsonl in {second} or in {first}, whichever is of the older table" in str(refused.value)
 
 
+def test_stages_that_were_asked_different_requests_under_one_name_are_refused(tmp_path):
+    for stage, behavior in (("instruct", "a"), ("benign", "b")):
+        rows = attack_rows(ARMS[0], stage, "topk", 0.5, 1, {"ours": 5})
+        rows[3] = msgspec.structs.replace(rows[3], behavior=behavior)
+        append_judged(tmp_path / f"eval/{ARMS[0].key}/{stage}/attacks-topk.jsonl", rows)
+    with pytest.raises(UserError, match=r"benign/.*prompt 3 of ours is another request than in .*instruct/"):
+        read_study_rows(tmp_path, [ARMS[0]])
+
+
 def test_what_an_attack_makes_of_a_request_may_differ_from_arm_to_arm(tmp_path):
     assert len(asked(tmp_path, "gcg+topk", prompt="a suffix of its own").generations) == 2
 
