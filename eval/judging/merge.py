@@ -153,6 +153,11 @@ class MergeAndJudge:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
             self._work.append((task, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no question is left."""
+        return not any(judge_run.left for _, judge_run in self._work)
+
     def estimates(self) -> list[Estimate | None]:
         """What servers will be asked, task by task."""
         return [judge_run.estimate() for _, judge_run in self._work]

@@ -93,6 +93,11 @@ class Rejudging:
                 f"the answer, such as {attacks[0] if attacks else 'there is none'}"
             )
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no question is left."""
+        return not any(judge_run.left for _, judge_run in self._work)
+
     def estimates(self) -> list[Estimate | None]:
         return [judge_run.estimate() for _, judge_run in self._work]
 

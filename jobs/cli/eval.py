@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -32,6 +33,7 @@ from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
+    from curricula.progress import Progress
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -107,6 +109,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Check the arguments, generate, judge, print. Rows are in OUT, as `eval/rows.py` describes."""
+    from curricula.eval.judging.verdicts import stamp_path
+
     no_other_bars()
     config = _config(args)
     tasks = config.eval_tasks(args.kind)
@@ -115,11 +119,13 @@ def evaluate(args: argparse.Namespace) -> int:
     path = Path(args.model)
     out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
     console = Console(stderr=True, highlight=False)
-    _check(args, config, tasks, data, world)
+    check_judges = _check(args, config, tasks, data, world)
+    if not stamp_path(out).exists():
+        check_judges()  # nothing has been judged here: a model need not be loaded to see that something is missing
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
-        _generate(args, config, tasks, data, out, bars)
-        _judge(args, config, out, world, console, bars)
+        _generate(args, config, tasks, data, out, bars, check_judges)
+        _judge(args, config, out, world, console, bars, check_judges)
     metrics = _metrics(args, tasks, out)
     used = config.benchmarks_of(tasks)
     accepted = [name for name in config.accept_changed if name in used and name not in config.prompts]
@@ -229,8 +235,14 @@ def _names(option: str, given: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check(args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, world: Path | None) -> None:
-    """Refuse now what would fail after hours: benchmarks, the judge, its model or its server's address."""
+def _check(
+    args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, world: Path | None
+) -> Callable[[], None]:
+    """Refuse now what would fail after hours: benchmarks and the judges.
+
+    Returns what looks for the judges' models or servers, once, to be called before the first missing answer or verdict:
+    finished ones are shown without a key or network.
+    """
     from curricula.eval.capability.harness import check_task
     from curricula.eval.judges.check import check_access
     from curricula.eval.judges.registry import load_judge
@@ -247,12 +259,23 @@ def _check(args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], 
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
     for kind in kinds:
         load_judge(config.judge_of(kind), kind, world)
-    for settings in {judge.full_name: judge for judge in map(config.judge_of, kinds)}.values():
-        check_access(settings)
+
+    @functools.cache
+    def check_judges() -> None:
+        for settings in {judge.full_name: judge for judge in map(config.judge_of, kinds)}.values():
+            check_access(settings)
+
+    return check_judges
 
 
 def _generate(
-    args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, out: Path, bars: Bars
+    args: argparse.Namespace,
+    config: EvalConfig,
+    tasks: list[EvalTask],
+    data: Path | None,
+    out: Path,
+    bars: Bars,
+    check_judges: Callable[[], None],
 ) -> None:
     from curricula.eval.models import load_model
     from curricula.eval.runner import check_lengths, run_element, task_prompts
@@ -268,6 +291,7 @@ def _generate(
     for task in tasks:
         check_lengths(loaded, task_prompts(task, config, data, _rows_of(args), args.kind == "base"))
     for task in tasks:
+        line = bars.line(task.name)
         run_element(
             task,
             loaded,
@@ -277,8 +301,19 @@ def _generate(
             out=out,
             seed=args.seed,
             rows_of=_rows_of(args),
-            progress=bars.line(task.name),
+            progress=_after(check_judges, line) if task.task.judged else line,
         )
+
+
+def _after(check: Callable[[], None], report: Progress) -> Progress:
+    """`report`, with a check before anything that is missing is made."""
+
+    def progress(done: int, total: int, **figures: Any) -> None:
+        if done < total:
+            check()
+        report(done, total, **figures)
+
+    return progress
 
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
@@ -298,10 +333,20 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
             )
 
 
-def _judge(args: argparse.Namespace, config: EvalConfig, out: Path, world: Path | None, console: Console, bars: Bars) -> None:
+def _judge(
+    args: argparse.Namespace,
+    config: EvalConfig,
+    out: Path,
+    world: Path | None,
+    console: Console,
+    bars: Bars,
+    check_judges: Callable[[], None],
+) -> None:
     from curricula.eval.judging.merge import MergeAndJudge
 
     work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
+    if not work.is_done:
+        check_judges()
     confirm_cost(args, work.estimates(), console)
     work.judge(bars.line("judge"))
 

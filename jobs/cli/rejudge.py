@@ -55,13 +55,14 @@ def rejudge(args: argparse.Namespace) -> int:
     labels = read_labels(args.labels) if args.labels else {}
     judges = _judges(args, settings)
     console = Console(stderr=True, highlight=False)
-    check_access(settings)
     with exclusive_lock(args.folder / "rejudge.lock"), Bars(console) as bars:
         if settings.on_this_machine:
             quiet_libraries()
         work = Rejudging(paths, judges, args.retry_unparsed)
         if args.labels:
             work.require_labels(labels, args.labels)
+        if not work.is_done:
+            check_access(settings)
         confirm_cost(args, work.estimates(), console)
         work.judge(bars.line(f"judge {settings.name}"))
     found = work.comparisons(args.by_model, labels)

@@ -95,6 +95,12 @@ def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsy
         assert evaluate(root, tmp_path / "out", *judge, benchmark="tdc") == 0
         assert evaluate(root, tmp_path / "out", *judge) == 0
         assert server.requests["ask-0"] == asked
+    # Nor is the judge's server looked for, until something is missing.
+    monkeypatch.setattr("curricula.eval.judges.check.ALWAYS_UP", "127.0.0.1")
+    capsys.readouterr()
+    assert evaluate(root, tmp_path / "out", *judge) == 0 and json.loads(capsys.readouterr().out) == first
+    assert evaluate(root, tmp_path / "out", *judge, "--seed", "43") == 1
+    assert "OPENAI_API_KEY holds none" in capsys.readouterr().err
     cell = first["attacks"][0]
     assert (cell["benchmark"], cell["prompts"], cell["samples"], cell["judges"][:8]) == ("advbench", 6, 2, "llm:fake")
 
@@ -273,7 +279,7 @@ def test_a_judge_without_its_model_or_key_is_named_at_once(root, tmp_path, capsy
     accept = ["--accept-changed", "tdc"] if "rejudge" not in verb else []
     assert main([*verb, *accept, "--judge", *judge]) == 1
     assert said in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["attacks-topk.jsonl"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"attacks-topk.jsonl", "rejudge.lock"}
 
 
 def test_an_empty_benchmark_is_named(root, tmp_path, capsys):

@@ -65,6 +65,16 @@ def test_answers_stay_and_verdicts_are_added_and_the_judges_are_compared(folder,
     assert "Refusal phrases are a baseline" in " ".join(shown.split())  # though it is not the first judge named
 
 
+def test_finished_verdicts_are_shown_without_the_judges_key(folder, server, capsys, monkeypatch):
+    assert rejudge(folder, server, "--json") == 0
+    first = capsys.readouterr().out
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setattr("curricula.eval.judges.check.ALWAYS_UP", "127.0.0.1")
+    assert rejudge(folder, server, "--json") == 0 and capsys.readouterr().out == first
+    append_rows(folder / "eval/full-20/instruct/attacks-topk.jsonl", [answer_row(10)])
+    assert rejudge(folder, server) == 1 and "OPENAI_API_KEY holds none" in capsys.readouterr().err
+
+
 def test_each_model_may_have_a_row_of_its_own(folder, server, capsys):
     append_rows(folder / "eval/full-60/instruct/attacks-topk.jsonl", [answer_row(n, model="n") for n in range(6)])
     for more, names in (
