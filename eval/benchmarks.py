@@ -424,12 +424,10 @@ def check_names(own: PromptSets) -> None:
             raise ValueError(f"prompts names a set {name!r}, which {why}; rename it")
 
 
-def check_use(name: str, wanted: Use, own: PromptSets) -> None:
-    """Raise ValueError where a benchmark or an own set is used for what it is not. Names of lm_eval's tasks are its own."""
+def check_use(key: str, name: str, wanted: Use, own: PromptSets) -> None:
+    """Raise ValueError where `key` names a benchmark or an own set for what it is not. Names of lm_eval's tasks are its own."""
     kinds = {} if wanted == "capability" else {known: entry.use for known, entry in BENCHMARKS.items()}
     kinds |= {known: declared.kind for known, declared in own.items()}
     if kinds.get(name, wanted) != wanted:
         fitting = ", ".join(known for known, kind in kinds.items() if kind == wanted) or "lm_eval's tasks"
-        raise ValueError(
-            f"{name!r} is of kind {kinds[name]}, and is named where kind {wanted} is needed; choose from {fitting}"
-        )
+        raise ValueError(f"{key} names {name!r}, which is of kind {kinds[name]}, not {wanted}; choose from {fitting}")

@@ -342,16 +342,19 @@ class EvalConfig(Settings, frozen=True):
         for name in (*self.prompts, *capability, *self.attacks.artifacts, *self.attacks.suffixes_of):
             if name == "all" or (name in self.prompts and name in TASKS):
                 raise ValueError(f"the name {name!r} means something else in the report's tables; choose another")
-        attacks = [*self.benchmarks, *self.attacks.benchmarks, *([self.gcg.benchmark] if self.gcg else [])]
-        attacks.append(self.attacks.ablation.harmful)
-        uses: dict[Use, Sequence[str]] = {"attack": attacks, "completion": [self.base_benchmark]}
-        uses |= {
-            "overrefusal": [*self.overrefusal_benchmarks, self.attacks.ablation.harmless],
-            "capability": self.capability.names if self.capability else (),
+        uses: dict[str, tuple[Use, Sequence[str]]] = {
+            "benchmarks": ("attack", self.benchmarks),
+            "attacks.benchmarks": ("attack", self.attacks.benchmarks),
+            "gcg.benchmark": ("attack", [self.gcg.benchmark] if self.gcg else ()),
+            "attacks.ablation.harmful": ("attack", [self.attacks.ablation.harmful]),
+            "attacks.ablation.harmless": ("overrefusal", [self.attacks.ablation.harmless]),
+            "base_benchmark": ("completion", [self.base_benchmark]),
+            "overrefusal_benchmark": ("overrefusal", self.overrefusal_benchmarks),
+            "capability.tasks": ("capability", capability),
         }
-        for kind, names in uses.items():
+        for key, (kind, names) in uses.items():
             for name in names:
-                check_use(name, kind, self.prompts)
+                check_use(key, name, kind, self.prompts)
 
     def _task_names(self) -> set[str]:
         tasks = self.task_lists

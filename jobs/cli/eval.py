@@ -18,7 +18,7 @@ from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.benchmarks import difference, find
+from curricula.eval.benchmarks import check_use, difference, find
 from curricula.eval.capability.settings import LISTS
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.registry import DECODERS, OWN
@@ -170,6 +170,10 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         find(name)
     own = {"max_new_tokens": args.max_new_tokens or 256}
     try:
+        for name in benchmarks:
+            check_use("--benchmark", name, "completion" if args.kind == "base" else "attack", {})
+        for name in benign:
+            check_use("--overrefusal", name, "overrefusal", {})
         return convert(
             {
                 **({"base_benchmark": benchmarks[0]} if args.kind == "base" else {"benchmarks": benchmarks}),
