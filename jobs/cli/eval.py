@@ -266,7 +266,7 @@ def _check(
 
     @functools.cache
     def check_judges() -> None:
-        for settings in {judge.full_name: judge for judge in map(config.judge_of, kinds)}.values():
+        for settings in {repr(judge): judge for judge in map(config.judge_of, kinds)}.values():
             check_access(settings)
 
     return check_judges

@@ -91,6 +91,18 @@ def test_one_command_measures_all_of_it_and_goes_on_after_a_kill(place, tmp_path
         assert words_shown in table
 
 
+def test_two_judges_of_one_model_are_both_looked_for(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("curricula.eval.models.load_model", lambda *_, **__: pytest.fail("loaded"))
+    given = settings("https://api.openai.com/v1", capability=None)
+    given["overrefusal_judge"] = {**given["overrefusal_judge"], "url": "http://127.0.0.1:9/v1"}
+    given["tasks"]["instruct"].remove("capability")
+    (place / "two.yaml").write_text(dump_yaml(given))
+    words = ["eval", "--model", str(place / "model"), "--config", str(place / "two.yaml"), "--data", str(place / "data")]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert "api.openai.com needs a key, and OPENAI_API_KEY holds none" in capsys.readouterr().err
+
+
 def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     heading = "### Recipe: emergent misalignment"
