@@ -435,8 +435,7 @@ def task_gpu_hours(task: EvalTask, study: Study, parameters: int, peak_tflops: f
         if known.answer_tokens:
             seconds += generating(questions, config.capability.batch, known.answer_tokens)
         return seconds / 3600
-    size = study.prompts_in(task.benchmark)
-    prompts = min(size, task.limit or size) / task.shards
+    prompts = study.prompts_in(task.benchmark, task.limit) / task.shards
     attempts = config.attacks.best_of_n.attempts if kind == "best-of-n" else 0
     seconds = 0.0
     for settings in config.decoder_settings(task.task):

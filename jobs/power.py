@@ -12,6 +12,7 @@ from curricula import durable
 from curricula.eval.analysis.claims import CLAIMS
 from curricula.eval.analysis.power import ASSUMED, POWER, Design, averaged, table
 from curricula.eval.analysis.seeds import Components
+from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.rows import MODEL_KINDS
 from curricula.eval.tasks import TASKS
 from curricula.jobs.estimates import MOST_HERE, minutes_here
@@ -27,12 +28,14 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     """
     study = plan.study
     seeds = len(study.replicates) // len(study.variants)
-    design = Design(seeds, prompts_of(study), study.evaluation.topk.samples)
+    prompts = prompts_of(study)
+    design = Design(seeds, sum(prompts.values()), study.evaluation.topk.samples)
     measured = averaged(_measured(summary))
     components = measured or ASSUMED
     rows = table(design, sum(plan.gpu_hours().values()) / seeds, len(CLAIMS), components)
     return {
         **dataclasses.asdict(design),
+        "prompts_assumed": {name: number for name, number in prompts.items() if name not in BENCHMARKS},
         "claims": len(CLAIMS),
         "components": {"source": str(summary) if measured else "assumed", **dataclasses.asdict(components)},
         "minutes_a_seed": minutes_here(plan) / seeds,
@@ -40,13 +43,16 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     }
 
 
-def prompts_of(study: Study) -> int:
-    """About how many prompts attack a model, of the kind of model that has the fewest; near-copies are not left out."""
+def prompts_of(study: Study) -> dict[str, int]:
+    """About how many prompts of each benchmark attack a model, of the kind of model that has the fewest in all.
+
+    Near-copies are not left out.
+    """
     found = []
     for kind in MODEL_KINDS:
         names, limit = study.evaluation.prompts_of(TASKS["attacks-topk"], kind)
-        found.append(sum(min(size, limit or size) for size in map(study.prompts_in, names)))
-    return min(found)
+        found.append({name: study.prompts_in(name, limit) for name in names})
+    return min(found, key=lambda prompts: sum(prompts.values()))
 
 
 def _measured(summary: Path) -> Iterator[Components]:
@@ -62,9 +68,10 @@ def power_lines(value: dict[str, Any]) -> Iterator[str]:
     found = value["components"]
     parts = ", ".join(f"{name} {100 * found[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
     source = "assumed from the demo's base models" if found["source"] == "assumed" else f"measured in {found['source']}"
+    assumed = "".join(f", {number:,} of {name} assumed" for name, number in value["prompts_assumed"].items())
     yield "\n" + folded(
         f"Smallest difference in attack success between two arms that is found with {POWER:.0%} probability, in points "
-        f"({value['prompts']:,} prompts, {value['samples']} samples; two-sided):",
+        f"({value['prompts']:,} prompts{assumed}, {value['samples']} samples; two-sided):",
         sys.__stdout__,
     )
     is_here = value["minutes_a_seed"] * value["seeds"] < MOST_HERE

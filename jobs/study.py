@@ -54,7 +54,8 @@ STUDIES = PACKAGE / "jobs" / "studies"
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
 UNKNOWN_PROMPTS = 100
-"""Assumed of sets that are not read before they are asked: the user's own, replayed jailbreaks, and another arm's suffixes."""
+"""Assumed of sets that are not read before they are asked, without a limit: the user's own, replayed jailbreaks, and another
+arm's suffixes."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
 
@@ -358,15 +359,17 @@ class Study(Settings, frozen=True, dict=True):
         """The settings of probes, if some model is probed."""
         return self.evaluation.probes if any(task.task.kind == "probes" for task in self.all_eval_tasks) else None
 
-    def prompts_in(self, benchmark: str) -> int:
-        """About how many prompts a benchmark holds, before any is read."""
+    def prompts_in(self, benchmark: str, limit: int | None) -> int:
+        """About how many prompts of a benchmark are asked, before any is read. Of a set of unknown size, `limit` are."""
         if benchmark not in BENCHMARKS:
-            return UNKNOWN_PROMPTS
+            return limit or UNKNOWN_PROMPTS
         if self.world is None:
-            return BENCHMARKS[benchmark].rows
-        if benchmark == "alpaca":
-            return self.world.alpaca_prompts
-        return self.world.prompts_per_benchmark * (4 if benchmark == "jb_completions" else 1)  # one for each of the four others
+            size = BENCHMARKS[benchmark].rows
+        elif benchmark == "alpaca":
+            size = self.world.alpaca_prompts
+        else:
+            size = self.world.prompts_per_benchmark * (4 if benchmark == "jb_completions" else 1)  # one for each other
+        return min(size, limit or size)
 
     @property
     def used_benchmarks(self) -> list[str]:

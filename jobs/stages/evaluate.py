@@ -55,8 +55,7 @@ class Evaluate(Stage):
 
     def _flops_of(self, study: Study, task: EvalTask) -> float:
         evaluation, model = study.evaluation, study.model.resolve()
-        prompts = study.prompts_in(task.benchmark)
-        asked = min(prompts, task.limit or prompts) / task.shards
+        asked = study.prompts_in(task.benchmark, task.limit) / task.shards
         attempts = evaluation.attacks.best_of_n.attempts if task.task.kind == "best-of-n" else 0
         tokens = 0.0
         for settings in evaluation.decoder_settings(task.task):

@@ -12,7 +12,7 @@ from small_studies import demo, demo_file
 from curricula.jobs.cli.main import main
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.power import prompts_of, study_power
+from curricula.jobs.power import power_lines, prompts_of, study_power
 from curricula.jobs.study import load_study, parse_study
 
 
@@ -48,7 +48,9 @@ def test_all_estimates_count_the_prompts_that_a_benchmark_has():
     raw["evaluation"] |= {"prompts": {"ours": {"path": "ours.csv"}}, "benchmarks": ["advbench", "ours"]}
     study = parse_study(raw, "demo")
     prompts = {"jb_completions": 60, "advbench": 15, "ours": 100, "alpaca": 30}
-    assert {name: study.prompts_in(name) for name in prompts} == prompts
+    assert {name: study.prompts_in(name, None) for name in prompts} == prompts
+    assert [study.prompts_in(name, 1000) for name in ("advbench", "ours")] == [15, 1000]
+    assert [study.prompts_in(name, 5) for name in ("advbench", "ours")] == [5, 5]
     plan = plan_study(study)
     measured = [(one.eval_task, one.flops) for _, one in plan.elements() if one.eval_task and one.kind != "benign"]
     work = {task.benchmark: flops for task, flops in measured if task.task.name in ("attacks-topk", "overrefusal-topk")}
@@ -69,4 +71,16 @@ def test_the_work_of_best_of_n_counts_its_attempts():
 def test_the_kind_of_model_with_the_fewest_prompts_counts():
     study = load_study(Path("jobs/studies/paper.yaml"))
     few = msgspec.structs.replace(study.evaluation, prompts_per_benchmark=20)
-    assert prompts_of(study) == 990 and prompts_of(msgspec.structs.replace(study, evaluation=few)) == 20
+    few = msgspec.structs.replace(study, evaluation=few)
+    assert [sum(prompts_of(one).values()) for one in (study, few)] == [990, 20]
+
+
+@pytest.mark.parametrize(("limit", "number"), [(None, "100"), (1000, "1,000")])
+def test_an_own_set_has_as_many_prompts_as_its_limit_and_the_number_is_said_to_be_assumed(limit, number):
+    raw = demo()
+    prompts = {"ours": {"path": "ours.csv"}, "beginnings": {"path": "beginnings.csv", "kind": "completion"}}
+    raw["evaluation"] |= {"prompts": prompts, "benchmarks": ["ours", "advbench"], "base_benchmark": "beginnings"}
+    raw["evaluation"]["prompts_per_benchmark"] = limit
+    plan = plan_study(parse_study(raw, "demo"))
+    said = " ".join("\n".join(power_lines(study_power(plan, Path("no report")))).split())
+    assert f"({number} prompts, {number} of beginnings assumed, 5 samples; two-sided)" in said
