@@ -232,7 +232,10 @@ class StudyMetrics:
 
 
 def without_average(entries: Iterable[AttackMetrics | OverrefusalMetrics]) -> set[str]:
-    """The arms with a run whose answers have verdicts, but not on all benchmarks of the average."""
+    """The arms with a run whose answers have verdicts, but not on all benchmarks of the average.
+
+    Of best of N, a benchmark needs a prompt with a verdict on every attempt.
+    """
     return {entry.arm for entry in entries if entry.benchmark == ALL and entry.rate is None and entry.rows}
 
 

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from curricula.eval.analysis.differences import ArmChange
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
-from curricula.eval.analysis.metrics import without_average
+from curricula.eval.analysis.metrics import BEST_OF_N, without_average
 from curricula.eval.analysis.seeds import values_of
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
@@ -52,8 +52,10 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
             columns = [f"{stage}, {DECODERS[decoder]}" for stage, decoder in places]
             rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in shown.arms]
             entries = shown.metrics.attacks if measure == "attack success" else shown.metrics.overrefusals
-            note = "An arm has no number where one of its runs lacks verdicts on a benchmark that others have."
-            yield EstimateTable(f"{measure.capitalize()}, in %", columns, rows, note if without_average(entries) else "")
+            note = "An arm has no number where one of its runs lacks verdicts on a benchmark that others have"
+            if without_average(entry for entry in entries if entry.decoder in BEST_OF_N):
+                note += " (of best of N, a prompt of it with a verdict on every attempt)"
+            yield EstimateTable(f"{measure.capitalize()}, in %", columns, rows, f"{note}." if without_average(entries) else "")
     if shown.probes:
         probed = dict.fromkeys((found.stage, found.layer) for found in shown.probes)
         cells = {(found.arm, found.stage, found.layer): _auc(found) for found in shown.probes}

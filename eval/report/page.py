@@ -291,7 +291,7 @@ def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], lis
 def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics]:
     """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts.
 
-    An entry without any parsed row is a benchmark for want of which its run has no average.
+    For want of an entry without any parsed row, or of best of N without a complete prompt, its run has no average.
     """
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
     return [entry for entry in entries if entry.benchmark != ALL and (entry.unparsed or entry.missing)]

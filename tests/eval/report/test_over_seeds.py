@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
 import pytest
 from report_page import Page
-from study_rows import ARMS, attack_rows, trained, write_study
+from study_rows import ARMS, append_judged, attack_rows, trained, write_study
 
 from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.claim_tests import ClaimTest
@@ -127,6 +128,28 @@ def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, 
     assert left_out in FIGURES[2].caption(partial) and "Left out" not in FIGURES[2].caption(shown)
     note = "An arm has no number where one of its runs lacks verdicts on a benchmark"
     assert note in next(estimate_tables(partial)).note and note not in next(estimate_tables(shown)).note
+
+
+def test_a_number_of_best_of_n_that_no_prompt_is_complete_enough_for_is_explained(tmp_path):
+    answers = {}
+    for arm in FIRST:
+        rows = attack_rows(arm, "instruct", "best-of-n+topk", 0.4, 3, {"advbench": 8, "tdc": 6})
+        rows = [msgspec.structs.replace(row, task="best-of-n") for row in rows]
+        if arm is FULL:  # an attempt at each prompt of one benchmark has no verdict; most answers have
+            lost = [row.benchmark == "tdc" and row.sample == 0 for row in rows]
+            rows = [msgspec.structs.replace(row, verdict="unparsed") if gone else row for row, gone in zip(rows, lost)]
+        answers[arm.key, "instruct", "best-of-n"] = rows
+        append_judged(tmp_path / f"eval/{arm.key}/instruct/best-of-n.jsonl", rows)
+    found = StudyRows(tuple(FIRST), answers, {})
+    runs, metrics = runs_of(found), study_metrics(found)
+    (table,) = estimate_tables(Shown(runs.arms, [42], metrics, list(comparable_estimates(runs, metrics))))
+    assert [cells == [None] for _, cells in table.rows] == [False, True, False]
+    assert table.note == (
+        "An arm has no number where one of its runs lacks verdicts on a benchmark that others have (of best of N, a prompt of "
+        "it with a verdict on every attempt)."
+    )
+    text = write_report(tmp_path, FIRST, {}, tmp_path / "report").read_text()
+    assert "of best of N, no prompt of it has a verdict on every attempt, the run has no average over benchmarks" in text
 
 
 def test_text_length_alone_is_told_beside_probes(shown):
