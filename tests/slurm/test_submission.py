@@ -212,7 +212,7 @@ def test_a_dry_run_shows_every_script_and_slurms_answer_and_writes_nothing(lab, 
     study, profile, run = place
     said = studies.submit(lab, study, profile, run, "--dry-run")
     arrays = len(plan_study(load_study(study)).jobs)
-    assert said.count("#!/bin/bash") == arrays == said.count("to start at")
+    assert said.count("#!/bin/bash") == arrays == len(re.findall(r"Job \d+ to start at", said))
     assert "afterok:prepare" in said and f"{arrays} sbatch calls" in said
     assert not run.exists() and not queue(lab, run)
 
