@@ -10,6 +10,7 @@ docs/evaluation.md says how the direction is chosen.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from curricula.eval.models import LoadedModel
 from curricula.eval.rows import row_key
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
-from curricula.settings import convert, decode
+from curricula.settings import decode
 
 log = logging.getLogger(__name__)
 
@@ -163,15 +164,13 @@ class Search:
                 f"{self.loaded.name}: the states of its first {len(layers)} layers do not depend on the prompt; lower "
                 f"attacks.ablation.pruned_layers, which is {self.settings.pruned_layers:g}"
             )
-        done = {(score.position, score.layer): score for score in self.read_scores(path)}
-        for number, (position, layer) in enumerate(places):
-            if (position, layer) not in done:
-                vector = directions[position, layer]
-                score = Score(self.key, position, layer, *self.compare(vector, layer, validation, usual))
-                durable.append_jsonl(path, [msgspec.to_builtins(score)])
-                done[position, layer] = score
-            progress(number + 1, len(places), candidates=len(places))
-        scores = [score for place in places if math.isfinite(sum(msgspec.structs.astuple(score := done[place])[3:]))]
+        found = []
+        for position, layer in places:
+            compared = self.compare(directions[position, layer], layer, validation, usual)
+            found.append(Score(self.key, position, layer, *compared))
+            progress(len(found), len(places), candidates=len(places))
+        durable.write_text(path, "".join(json.dumps(msgspec.to_builtins(score)) + "\n" for score in found))
+        scores = [score for score in found if math.isfinite(score.refusal + score.induced + score.divergence)]
         if not scores:
             raise UserError(f"{self.loaded.name}: no direction has scores that are numbers; did its training diverge?")
         passing = [score for score in scores if score.passes(self.settings)]
@@ -186,13 +185,6 @@ class Search:
             thresholds_met=bool(passing),
             vector=directions[best.position, best.layer].tolist(),
         )
-
-    def read_scores(self, path: Path) -> Iterator[Score]:
-        for row in durable.read_jsonl(path):
-            with contextlib.suppress(msgspec.ValidationError):
-                score = convert(row, Score)
-                if score.key == self.key:
-                    yield score
 
     def filtered(self, sets: Sets) -> tuple[Sets, bool]:
         """The harmful prompts that are refused and the harmless ones that are not, and True; all and False if none is left."""

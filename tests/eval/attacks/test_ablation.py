@@ -119,7 +119,7 @@ def sets(loaded, start: int, stop: int | None) -> Sets:
     return Sets(*([loaded.prompt_ids(text) for text in texts[start:stop]] for texts in (HARMFUL, HARMLESS)))
 
 
-def test_the_search_equals_a_plain_loop_and_resumes_after_a_kill(loaded, tmp_path, monkeypatch):
+def test_the_search_equals_a_plain_loop(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "BATCH_PROMPTS", 2)
     settings = Ablation(train=2, validation=2, pruned_layers=0, most_divergence=100, least_induced=-100)
     reference = plain_search(loaded, settings)
@@ -133,28 +133,16 @@ def test_the_search_equals_a_plain_loop_and_resumes_after_a_kill(loaded, tmp_pat
     search = Search(loaded, settings, "key")
     with pytest.raises(KeyboardInterrupt):
         search.run(train, validation, path, killed)
-    first = path.read_text()
+    assert not path.exists()
+    path.write_text('{"key": "that of another search"}\n{"key')
     found = search.run(train, validation, path, lambda *_, **__: None)
-    assert len(first.splitlines()) == 4 and path.read_text().startswith(first)
-    scores = {
-        (row["position"], row["layer"]): (row["refusal"], row["induced"], row["divergence"])
-        for row in map(json.loads, path.read_text().splitlines())
-    }
-    assert (
-        scores.keys() == reference.keys()
-        and {layer for _, layer in scores} == {1, 2}
-        and len(scores) == len(path.read_text().splitlines())
-    )
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    scores = {(row["position"], row["layer"]): (row["refusal"], row["induced"], row["divergence"]) for row in rows}
+    assert scores.keys() == reference.keys() and {layer for _, layer in scores} == {1, 2} and len(scores) == len(rows)
     for place, numbers in reference.items():
         assert all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) for a, b in zip(scores[place], numbers, strict=True))
     best = min(reference, key=lambda place: reference[place][0])
     assert (found.position, found.layer) == best and found.thresholds_met and not found.prompts_filtered
-    other = Search(loaded, settings, "another key").run(train, validation, path, lambda *_, **__: None)
-    assert msg(other) == msg(found)
-
-
-def msg(direction) -> tuple[int, int, list[float]]:
-    return direction.position, direction.layer, direction.vector
 
 
 def test_a_refusal_is_an_answer_that_begins_with_any_of_the_words(loaded):
