@@ -6,7 +6,6 @@ docs/decoding.md has the published ones, docs/evaluation.md a study's own. Knows
 from __future__ import annotations
 
 import hashlib
-import logging
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +16,20 @@ from typing import Any, Literal
 import msgspec
 
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
+from curricula.curriculum.sources.hub import Download, downloads_of, fetch
+from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.eval.capability.settings import PLAIN_TASK
 from curricula.eval.duplicates import cluster_of, is_left_out
 from curricula.randomness import key_seed
-from curricula.terminal import one_line
-
-log = logging.getLogger(__name__)
 
 LONGEST_PROMPT = 200_000
 """Characters; HarmBench's longest prompt has 4,000."""
 OPTIONAL = ("id", "category", "context", "tags", "target")
 """Parts of a prompt that a benchmark may lack."""
+COPYRIGHT_TAG = "hash_check"
+"""Among the tags of HarmBench's copyright rows."""
 Use = Literal["attack", "completion", "overrefusal", "capability"]
 
 
@@ -80,7 +80,7 @@ class Benchmark:
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
     hub_revision: str | None = None
-    """None where no commit is known; the newest is then read, and the log says which. `texts` pins the content all the same."""
+    """None where no commit is known; the newest is then fetched. `texts` pins the content all the same."""
     texts: str = ""
     """The `texts_hash` of the published set; "" where only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
@@ -98,7 +98,7 @@ def plain(parts: dict[str, str]) -> dict[str, Any]:
 def harmbench(parts: dict[str, str]) -> dict[str, Any]:
     # The published pipeline puts the context first, then a rule, then the request.
     text = f"{parts['context']}\n\n---\n\n{parts['text']}" if parts["context"] else parts["text"]
-    return {**plain(parts), "text": text.strip(), "context": parts["context"], "copyright": "hash_check" in parts["tags"]}
+    return {**plain(parts), "text": text.strip(), "context": parts["context"], "copyright": COPYRIGHT_TAG in parts["tags"]}
 
 
 def completion(parts: dict[str, str]) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def load_prompts(
     changed = "" if name in own else _difference(prompts, source, root)
     if changed and source not in accept_changed and name not in accept_changed:
         raise UserError(
-            f"{_where(source, root)}: {changed}; fetch it again, or accept it for benchmark {source} in the study "
+            f"{_stem(source, root)}: {changed}; fetch it again, or accept it for benchmark {source} in the study "
             f"(evaluation.accept_changed: [{source}]) or with `curricula eval --accept-changed {source}`"
         )
     prompts = [prompt for prompt in prompts if with_copyright or not prompt.copyright]
@@ -286,16 +286,27 @@ def _source(name: str, root: Path | None) -> str:
     return name
 
 
-def _where(name: str, root: Path | None) -> str:
-    entry = BENCHMARKS[name]
-    return f"{entry.stem(root)}" if root is not None else f"{entry.hub} on the Hugging Face hub"
+def _stem(name: str, root: Path | None) -> Path:
+    return BENCHMARKS[name].stem(root or _hub_cache())
+
+
+def _hub_cache() -> Path:
+    """What takes the place of a data folder where there is none."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "curricula"
 
 
 def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
-    entry, where = BENCHMARKS[name], _where(name, root)
-    rows: Iterable[Any] = Table.open(entry.stem(root)).rows() if root is not None else hub_rows(name, entry)
+    entry, where = BENCHMARKS[name], _stem(name, root)
+    if root is None:
+        try:
+            for download in benchmark_downloads(name, _hub_cache()):
+                fetch(download)
+        except UserError as error:
+            raise UserError(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
     prompts: list[Prompt] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(Table.open(where).rows()):
         place = f"{where}: row {number + 1}"
         if None in row:  # where Python's csv puts fields that the header does not name
             raise UserError(f"{place} has more fields than the header; put texts with commas in quotation marks")
@@ -307,7 +318,7 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
             prompts.append(msgspec.structs.replace(prompt, cluster=cluster_of(prompt.behavior)))
     if not prompts:
         raise UserError(f"{where}: holds no prompt for benchmark {name}; fetch it again")
-    return unique_prompts(prompts, where, "fetch it again")
+    return unique_prompts(prompts, str(where), "fetch it again")
 
 
 def unique_prompts(prompts: list[Prompt], where: str, mend: str) -> list[Prompt]:
@@ -323,6 +334,32 @@ def find(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise UsageError(f"benchmark {name!r} is not known; choose from {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
+
+
+def benchmark_downloads(name: str, root: Path) -> list[Download]:
+    """One download for each configuration on the hub, in their order, into the folder beside the publishers' own file."""
+    entry = find(name)
+    if entry.hub is None:
+        raise UserError(f"benchmark {name} is not on the Hugging Face hub; put its file at {root / entry.file}")
+    out = entry.stem(root)
+    # Where a dataset of the registry has the same place, both need the same columns of it.
+    columns = {download.out: download.columns for other in DATASETS for download in downloads_of(other, root)}
+    several = len(entry.hub_configs) > 1
+    return [
+        Download(
+            hub=entry.hub,
+            config=config,
+            split=entry.hub_split,
+            revision=entry.hub_revision,
+            columns=columns.get(out, ()),
+            out=out,
+            licence=entry.licence,
+            # A configuration of copyright rows says in its name what the publishers' file says in a column.
+            constants={"tags": COPYRIGHT_TAG} if config == "copyright" else {},
+            prefix=f"{number}-{config}-" if several else "",
+        )
+        for number, config in enumerate(entry.hub_configs)
+    ]
 
 
 def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
@@ -353,36 +390,6 @@ def text_of(value: Any, name: str, where: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{where}: column {name!r} is not UTF-8; save the file as UTF-8") from None
     return text
-
-
-def newest_commit(name: str, hub: str) -> str | None:
-    """The commit that is read where none is pinned, for the log too; None where the hub does not say, as offline."""
-    from huggingface_hub import HfApi
-
-    try:
-        commit = HfApi().dataset_info(hub, timeout=30).sha
-    except Exception:  # offline, the client raises its transport's own errors
-        commit = None
-    log.warning("benchmark %s: no commit of %s is pinned; reading %s", name, hub, commit or "what is in the hub's cache")
-    return commit
-
-
-def hub_rows(name: str, entry: Benchmark) -> list[dict[str, Any]]:
-    import datasets
-
-    rows: list[dict[str, Any]] = []
-    revision = entry.hub_revision or newest_commit(name, str(entry.hub))
-    for config in entry.hub_configs:
-        try:
-            part = datasets.load_dataset(entry.hub, config, split=entry.hub_split, revision=revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(
-                f"benchmark {name}: {entry.hub} cannot be read from the Hugging Face hub ({type(error).__name__}: "
-                f"{one_line(str(error), 160)}); put {entry.file} into a folder and name it in CURRICULA_DATA"
-            ) from error
-        # The hub marks copyright rows by the name of their config, the file in a column.
-        rows += [{**row, **({"tags": "hash_check"} if config == "copyright" else {})} for row in part]
-    return rows
 
 
 def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Prompt]:

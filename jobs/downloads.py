@@ -14,7 +14,7 @@ from curricula.curriculum.sources.declared import DeclaredTable, declared_in
 from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
 from curricula.curriculum.sources.registry import DATASETS, local_root
 from curricula.errors import UsageError, UserError
-from curricula.eval.benchmarks import BENCHMARKS, find
+from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
 from curricula.jobs.study import Study, load_study
 
 Purpose = Literal["data", "evaluation"]
@@ -40,32 +40,6 @@ def named_downloads(name: str, root: Path) -> list[Wanted]:
     if name in BENCHMARKS:
         return _labelled(name, benchmark_downloads(name, root), "evaluation")
     raise UsageError(f"{name!r} is neither a dataset nor a benchmark; choose from {', '.join([*DATASETS, *BENCHMARKS])}")
-
-
-def benchmark_downloads(name: str, root: Path) -> list[Download]:
-    """One download for each configuration on the hub, in their order, into the folder beside the publishers' own file."""
-    entry = find(name)
-    if entry.hub is None:
-        raise UserError(f"benchmark {name} is not on the Hugging Face hub; put its file at {root / entry.file}")
-    out = entry.stem(root)
-    # Where a dataset of the registry has the same place, both need the same columns of it.
-    columns = {download.out: download.columns for other in DATASETS for download in downloads_of(other, root)}
-    several = len(entry.hub_configs) > 1
-    return [
-        Download(
-            hub=entry.hub,
-            config=config,
-            split=entry.hub_split,
-            revision=entry.hub_revision,
-            columns=columns.get(out, ()),
-            out=out,
-            licence=entry.licence,
-            # A configuration of copyright rows says in its name what the publishers' file says in a column.
-            constants={"tags": "hash_check"} if config == "copyright" else {},
-            prefix=f"{number}-{config}-" if several else "",
-        )
-        for number, config in enumerate(entry.hub_configs)
-    ]
 
 
 def study_downloads(study: Study, root: Path) -> list[Wanted]:

@@ -24,7 +24,7 @@ from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
-from curricula.jobs.downloads import Wanted, benchmark_downloads, named_downloads, once, study_downloads
+from curricula.jobs.downloads import Wanted, named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
 from curricula.terminal import json_text, say
 
@@ -138,7 +138,7 @@ def _state(download: Download) -> str:
 
 
 def _show(root: Path, as_json: bool) -> int:
-    from curricula.eval.benchmarks import BENCHMARKS
+    from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
 
     rows: list[dict[str, Any]] = []
     for name in DATASETS:

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -289,17 +288,32 @@ def test_the_published_files_have_the_published_counts():
         assert not any(p.text.startswith("Sure") for p in completions)
 
 
-@pytest.mark.parametrize(("name", "commit"), [("harmbench", "newest"), ("advbench", BENCHMARKS["advbench"].hub_revision)])
-def test_the_hub_is_read_at_one_commit_which_the_log_names_where_none_is_pinned(name, commit, monkeypatch, caplog):
+@pytest.mark.parametrize(("name", "rows"), [("harmbench", 3), ("advbench", 1)])
+def test_without_a_data_folder_a_benchmark_is_fetched_into_the_hubs_cache(name, rows, monkeypatch, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
     asked = []
 
-    def load(hub, config, split, revision):
-        asked.append(revision)
-        return []
+    def fetch(download):
+        asked.append(download.revision)
+        download.out.mkdir(parents=True, exist_ok=True)
+        row = {"prompt": f"Describe the {download.config} clock.", **download.constants}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), download.file(0, 1))
 
-    monkeypatch.setattr("datasets.load_dataset", load)
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="newest"))
-    with pytest.raises(UserError, match="holds no prompt"):
+    monkeypatch.setattr("curricula.eval.benchmarks.fetch", fetch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=f"{tmp_path}/cache/curricula/{name}/.*: {rows} prompts, where .* were published"):
         load_prompts(name, None)
-    assert set(asked) == {commit}
-    assert ("is pinned; reading newest" in caplog.text) == (commit == "newest")
+    prompts = load_prompts(name, None, with_copyright=True, accept_changed=(name,))
+    assert set(asked) == {BENCHMARKS[name].hub_revision} and len(prompts) == rows
+    assert [prompt.text for prompt in prompts if prompt.copyright] == ["Describe the copyright clock."] * (rows == 3)
+
+
+def test_a_benchmark_that_the_hub_does_not_give_may_come_from_a_data_folder(monkeypatch):
+    def refuse(download):
+        raise UserError(f"dataset {download.hub}: gated; set HF_TOKEN")
+
+    monkeypatch.setattr("curricula.eval.benchmarks.fetch", refuse)
+    with pytest.raises(UserError, match="walledai/AdvBench: gated; set HF_TOKEN, or put advbench/.* name it in CURRICULA_DATA"):
+        load_prompts("advbench", None)
