@@ -42,7 +42,7 @@ def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
 def documents_of(key: str, table: DeclaredTable, root: Path) -> Iterator[Document]:
     """The texts of a table as training reads them; nothing for a table of another use."""
     if isinstance(table, TextTable):
-        yield from Documents.of(key.partition(".")[2], table, root).read()
+        yield from Documents.of(key, table, root).read()
     elif isinstance(table, TuningSet):
         for number, one in enumerate(table.conversations(root, key)):
             text = "\n\n".join(message["content"] for message in one.messages)

@@ -67,13 +67,12 @@ class Documents:
         return cls(name, whole, spans, dataset(name).text, f"{name}/")
 
     @classmethod
-    def of(cls, name: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
-        """At most `limit` documents of a declared table, which the study calls `name`."""
+    def of(cls, key: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
+        """At most `limit` documents of the table that the study declares as `key`, such as sources.mine."""
         if declared.dataset is not None:
             return cls.open(declared.dataset, root, declared.parts, limit)
-        where = f"sources.{name}"
-        table = declared.open(root, where)
-        chosen = declared.chosen_rows(table, where)
+        table, name = declared.open(root, key), key.partition(".")[2]
+        chosen = declared.chosen_rows(table, key)
         rows = range(len(table)) if chosen is None else chosen
         return cls(name, table, (rows[:limit],), declared.text, f"{name}/", declared.id or "id")
 

@@ -66,7 +66,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     Raises UserError when the source has too few documents, or when the shard was made from something else.
     """
     source = work.source
-    documents = Documents.of(work.name, source, work.data_root, source.documents)
+    documents = Documents.of(f"sources.{work.name}", source, work.data_root, source.documents)
     count = len(documents)
     if count < work.validation_documents + source.shards:
         raise UserError(

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 
 from curricula.curriculum.sources.declared import TextTable
-from curricula.curriculum.sources.tables import Table, columns_of, is_utf8, text_of
+from curricula.curriculum.sources.documents import Documents
+from curricula.curriculum.sources.tables import Table, is_utf8
 from curricula.errors import UserError
 from curricula.eval.config import Probes, ProbeTexts
 from curricula.randomness import key_seed, keyed_rng
@@ -75,19 +76,12 @@ def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledT
 
 def _texts(table: TextTable, root: Path | None, name: str) -> Iterator[str]:
     """The texts of a declared table; empty ones are passed over."""
-    where = f"evaluation.probes.texts.{name}"
-    opened = table.open(root or Path(), where)
-    chosen, columns = table.chosen_rows(opened, where), columns_of(table.template)
-    numbers = range(len(opened)) if chosen is None else chosen.tolist()
-    for number, row in zip(numbers, opened.select(list(numbers), columns), strict=True):
-        try:
-            text = text_of(row, table.template)
-        except KeyError as missing:
-            raise UserError(f"{where}: {opened.place(number)} has no column {missing}; name another in `text`") from None
-        if text and not (isinstance(text, str) and is_utf8(text)):
-            raise UserError(f"{where}: {opened.place(number)} has {text!r:.60} where a text is needed; correct the row")
-        if text:
-            yield text
+    key = f"evaluation.probes.texts.{name}"
+    for document in Documents.of(key, table, root or Path()).read():
+        if document.odd == "not_utf8":
+            raise UserError(f"{key}: text {document.id} is not UTF-8; correct the row")
+        if document.text:
+            yield document.text
 
 
 def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: np.ndarray | None = None) -> np.ndarray:

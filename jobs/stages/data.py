@@ -145,7 +145,7 @@ def _make_tokenizer(run: Run) -> None:
             (item.place, item.text, item.parts, item.bounds, item.documents): (name, item)
             for name, item in run.study.sources.items()
         }
-        read = (Documents.of(name, item, run.data_root, item.documents).read() for name, item in sources.values())
+        read = (Documents.of(f"sources.{name}", item, run.data_root, item.documents).read() for name, item in sources.values())
         texts = (document.text for document in itertools.chain.from_iterable(read))
         pools = dict.fromkeys(name for tuning in run.study.tunings if choice.tuning for name in tuning.mix)
         turns = (

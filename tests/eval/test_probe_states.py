@@ -232,10 +232,16 @@ def test_texts_of_ones_own_are_declared_and_divided_by_their_hash(tmp_path):
 def test_own_texts_that_are_both_safe_and_unsafe_or_have_no_such_column_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"probes.texts: 30 texts are both safe and unsafe, such as 'text 0'; narrow one"):
         load_texts(None, "train", Probes(texts=own_texts(tmp_path, min_score=None)))
-    with pytest.raises(UserError, match=r"evaluation.probes.texts.unsafe: .*mine.jsonl.* has no column 'words'; name another"):
+    with pytest.raises(
+        UserError, match=r"mine.jsonl: row 2 of .*probes.texts.unsafe has no column 'words', only .*name in `text`"
+    ):
         load_texts(None, "train", Probes(texts=own_texts(tmp_path, text="words")))
     with pytest.raises(UserError, match=r"evaluation.probes.texts.safe: .*no.jsonl: no such file"):
         texts = ProbeTexts(safe=TextTable(path="no.jsonl"), unsafe=TextTable(path="no.jsonl"))
+        load_texts(None, "train", Probes(texts=texts))
+    texts = own_texts(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"body": "", "danger": 0}\n{"body": "\\udc80", "danger": 0}\n')
+    with pytest.raises(UserError, match=r"evaluation.probes.texts.safe: text probes.texts.safe/1 is not UTF-8; correct"):
         load_texts(None, "train", Probes(texts=texts))
 
 

@@ -28,7 +28,7 @@ def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
     source = Source(path="mine/*.jsonl", text="{title}: {body}", id="key")
     anchor({"sources": {"mine": source}}, tmp_path)
     source.look(tmp_path, "sources.mine")
-    documents = list(Documents.of("mine", source, tmp_path).read())
+    documents = list(Documents.of("sources.mine", source, tmp_path).read())
     assert [(item.id, item.text, item.odd) for item in documents] == [("1", "A: a", ""), ("2", "", "empty"), ("3", "C: c", "")]
 
 
@@ -148,7 +148,7 @@ def test_rows_with_a_score_within_bounds_are_numbered_as_if_there_were_no_others
     low, high = sorted(data.draw(st.tuples(st.integers(0, 5), st.integers(0, 5))))
     limit = data.draw(st.one_of(st.none(), st.integers(1, 9)))
     source = Source(path=str(folder / f"a.{suffix}"), score="safety", min_score=low, max_score=high)
-    documents = Documents.of("mine", source, folder, limit)
+    documents = Documents.of("sources.mine", source, folder, limit)
     kept = [row["text"] for row in rows if row["safety"] is not None and low <= float(row["safety"]) <= high][:limit]
     assert len(documents) == len(kept)
     start = data.draw(st.integers(0, len(kept)))
