@@ -17,7 +17,7 @@ from curricula import durable
 from curricula.errors import UserError
 from curricula.eval.config import EvalConfig
 from curricula.eval.identity import ModelRows
-from curricula.eval.judges.question import Estimate, Judge
+from curricula.eval.judges.question import Judge
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import (
     JudgeRun,
@@ -140,7 +140,7 @@ class MergeAndJudge:
         self._out, self._config = out, config
         judges: dict[str, Judge] = {}
         model = ModelRows(model_kind)
-        self._work: list[tuple[str, JudgeRun]] = []
+        self.judge_runs: dict[str, JudgeRun] = {}
         for task, shards in shards_by_task(tasks).items():
             found = [shard.path(out) for shard in shards if shard.path(out).exists()]
             if whatever_is_there:
@@ -151,21 +151,12 @@ class MergeAndJudge:
             rows = _merge(path, found, TASKS[task], model)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
-            self._work.append((task, JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)))
-
-    @property
-    def is_done(self) -> bool:
-        """Whether no question is left."""
-        return not any(judge_run.left for _, judge_run in self._work)
-
-    def estimates(self) -> list[Estimate | None]:
-        """What servers will be asked, task by task."""
-        return [judge_run.estimate() for _, judge_run in self._work]
+            self.judge_runs[task] = JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)
 
     def judge(self, progress: Progress = silent) -> None:
         """Ask for missing verdicts. Where a judge cannot go on, earlier verdicts are kept."""
         self._note_judges()
-        total = complete_all([judge_run for _, judge_run in self._work], progress, as_first=True)
+        total = complete_all(self.judge_runs.values(), progress, as_first=True)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
         progress(total, total)
 
@@ -175,7 +166,7 @@ class MergeAndJudge:
         A judge takes the place of an earlier one in all of its tasks at once, whether or not it comes to their end. What that
         one's merge was done with is forgotten then: with another judge's name, it would pass for a merge by that one.
         """
-        judges = {task: self._config.judge_of(kind_of(task)).full_name for task, _ in self._work}
+        judges = {task: self._config.judge_of(kind_of(task)).full_name for task in self.judge_runs}
         known = read_stamp(self._out)
         if judges != {task: known.get(task) for task in judges}:
             names = {task: name for task, name in known.items() if isinstance(name, str)}

@@ -13,7 +13,7 @@ from curricula.eval.analysis.accuracy import Accuracy, Agreement, Corrected, acc
 from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.identity import ModelRows, recorded_hash, require_different
-from curricula.eval.judges.question import UNPARSED, Estimate, Judge
+from curricula.eval.judges.question import UNPARSED, Judge
 from curricula.eval.judging.verdicts import JudgeRun, complete_all, judged, kind_of, verdicts_by_judge, verdicts_path
 from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, read_rows
 from curricula.eval.tasks import find_task, judged_tasks
@@ -65,7 +65,7 @@ class Rejudging:
     """The work of one judge for attacks and one for over-refusal on stored answers. None: such answers are left alone."""
 
     def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
-        self._work: list[tuple[Path, JudgeRun]] = []
+        self.judge_runs: dict[Path, JudgeRun] = {}
         self.left_alone = 0
         models: dict[Path, ModelRows] = {}
         for path in paths:
@@ -78,12 +78,12 @@ class Rejudging:
             if judge is None:
                 self.left_alone += len(rows)
                 continue
-            self._work.append((path, JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)))
+            self.judge_runs[path] = JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)
         require_different([model for folder, model in models.items() if _in_run(folder.absolute())])
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
         """Raise UserError unless attacks that a judge is asked about have labels of both kinds."""
-        rows = [row for _, judge_run in self._work for row in judge_run.rows]
+        rows = [row for judge_run in self.judge_runs.values() for row in judge_run.rows]
         attacks = [row.key for row in rows if was_asked(row) and kind_of(row.task) == "attack"]
         matched = Counter(labels[key] for key in attacks if key in labels)
         if len(matched) < 2:
@@ -93,22 +93,14 @@ class Rejudging:
                 f"the answer, such as {attacks[0] if attacks else 'there is none'}"
             )
 
-    @property
-    def is_done(self) -> bool:
-        """Whether no question is left."""
-        return not any(judge_run.left for _, judge_run in self._work)
-
-    def estimates(self) -> list[Estimate | None]:
-        return [judge_run.estimate() for _, judge_run in self._work]
-
     def judge(self, progress: Progress = silent) -> None:
         """Ask for missing verdicts. Where the judge cannot go on, earlier verdicts are kept."""
-        complete_all([judge_run for _, judge_run in self._work], progress)
+        complete_all(self.judge_runs.values(), progress)
 
     def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
         """One for each task over all models, or one for each task of each model."""
         groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = {}
-        for path, judge_run in self._work:
+        for path, judge_run in self.judge_runs.items():
             where = f"{path.parent}/{path.stem}" if by_model else path.stem
             groups.setdefault(where, []).extend(_pairs(path, judge_run))
         return [_compare(where, pairs, labels) for where, pairs in groups.items()]

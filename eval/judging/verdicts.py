@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class JudgeRun:
             write_rows(self.path, [by_key.get(row.key, row) if self._is_mine(row) else row for row in found])
 
 
-def complete_all(runs: Sequence[JudgeRun], progress: Progress, as_first: bool = False) -> int:
+def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool = False) -> int:
     """Ask for the missing verdicts on several tasks' answers, and put the files in order; returns the number of answers.
 
     `as_first`: each judge then stands first in its file, as the study's own.

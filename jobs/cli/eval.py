@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,7 +22,6 @@ from curricula.eval.benchmarks import check_use, difference, find
 from curricula.eval.capability.settings import LISTS
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.registry import DECODERS, OWN
-from curricula.eval.judges.question import Estimate
 from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
@@ -32,6 +31,7 @@ from curricula.settings import changed, convert, parse, read_yaml
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:
+    from curricula.eval.judging.verdicts import JudgeRun
     from curricula.eval.models import LoadedModel
     from curricula.progress import Progress
 
@@ -349,9 +349,7 @@ def _judge(
     from curricula.eval.judging.merge import MergeAndJudge
 
     work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
-    if not work.is_done:
-        check_judges()
-    confirm_cost(args, work.estimates(), console)
+    before_asking(args, work.judge_runs.values(), check_judges, console)
     work.judge(bars.line("judge"))
 
 
@@ -436,8 +434,14 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
     return parse(given, JudgeConfig, f"--judge {args.judge}")
 
 
-def confirm_cost(args: argparse.Namespace, estimates: Sequence[Estimate | None], console: Console) -> None:
-    """Print what the judge will be asked, and ask before more than --max-cost is spent; raises UsageError on a no."""
+def before_asking(
+    args: argparse.Namespace, judge_runs: Collection[JudgeRun], check_judges: Callable[[], None], console: Console
+) -> None:
+    """Look for the judges if a question is left, print what servers will be asked, and ask before more than --max-cost is
+    spent; raises UsageError on a no."""
+    if any(judge_run.left for judge_run in judge_runs):
+        check_judges()
+    estimates = [judge_run.estimate() for judge_run in judge_runs]
     asked = [estimate for estimate in estimates if estimate is not None and estimate.questions]
     if not asked:
         return

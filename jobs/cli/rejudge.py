@@ -16,7 +16,7 @@ from curricula.errors import UsageError
 from curricula.eval.judges.settings import JudgeConfig, caveats, vague
 from curricula.eval.report.console import interval, new_table, percent
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
-from curricula.jobs.cli.eval import add_judge_options, confirm_cost, judge_from
+from curricula.jobs.cli.eval import add_judge_options, before_asking, judge_from
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.terminal import json_text, say
 
@@ -61,9 +61,7 @@ def rejudge(args: argparse.Namespace) -> int:
         work = Rejudging(paths, judges, args.retry_unparsed)
         if args.labels:
             work.require_labels(labels, args.labels)
-        if not work.is_done:
-            check_access(settings)
-        confirm_cost(args, work.estimates(), console)
+        before_asking(args, work.judge_runs.values(), lambda: check_access(settings), console)
         work.judge(bars.line(f"judge {settings.name}"))
     found = work.comparisons(args.by_model, labels)
     if args.json:
