@@ -17,7 +17,7 @@ import functools
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -92,6 +92,12 @@ def located(key: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{key}.{error}") from None
+
+
+def require_distinct(key: str, values: Sequence[Any]) -> None:
+    """Raise ValueError if `values`, which stand under `key`, hold one twice."""
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{key} {list(values)} repeats {repeated[0]!r}; give each once")
 
 
 def read_yaml(path: Path, missing: str) -> Any:

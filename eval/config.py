@@ -22,7 +22,7 @@ from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
 from curricula.eval.rows import ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
-from curricula.settings import NonNegative, Positive, Settings, Share, convert
+from curricula.settings import NonNegative, Positive, Settings, Share, convert, require_distinct
 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 PlainName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
@@ -158,10 +158,8 @@ class Attacks(Settings, frozen=True):
     """Arms whose GCG suffixes are tried on every arm, each on the models of the same kind and training seed."""
 
     def check(self) -> None:
-        for what in ("benchmarks", "suffixes_of"):
-            names = getattr(self, what)
-            if len(set(names)) < len(names):
-                raise ValueError(f"attacks.{what} {list(names)} repeats a name; give each once")
+        require_distinct("attacks.benchmarks", self.benchmarks)
+        require_distinct("attacks.suffixes_of", self.suffixes_of)
 
 
 class ProbeTexts(Settings, frozen=True):
@@ -200,9 +198,8 @@ class Probes(Settings, frozen=True):
     network before training ("untrained"). Not in the paper."""
 
     def check(self) -> None:
-        for name in ("layers", "baselines"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"probes.{name} {list(getattr(self, name))} repeats one; give each once")
+        require_distinct("probes.layers", self.layers)
+        require_distinct("probes.baselines", self.baselines)
 
     @property
     def tables(self) -> tuple[TextTable, ...]:

@@ -33,7 +33,7 @@ from curricula.curriculum.sources.tables import (
     table_exists,
 )
 from curricula.errors import UserError
-from curricula.settings import Settings
+from curricula.settings import Settings, require_distinct
 
 FIRST_ROWS = 100
 """Rows that are looked at before anything else is done."""
@@ -99,8 +99,7 @@ class DeclaredTable(Settings, frozen=True):
         for part in self.parts:
             if part not in known:
                 raise ValueError(f"part {part!r} is not in {self.place}; it has {', '.join(known) or 'no parts'}")
-        if len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"parts {list(self.parts)} repeat a name; name each part once")
+        require_distinct("parts", self.parts)
 
     def reads(self) -> dict[str, Reads]:
         """The columns that are read, by the key of this declaration that names them."""

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from curricula.settings import NonNegative, Positive, Settings
+from curricula.settings import NonNegative, Positive, Settings, require_distinct
 
 PLAIN_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """A task's name can be a file's name."""
@@ -70,8 +70,7 @@ class Capability(Settings, frozen=True):
         for name in self.names:
             if not PLAIN_TASK.fullmatch(name):
                 raise ValueError(f"tasks holds {name!r}; a task's name has letters, digits, '_' and '-' alone")
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"tasks {list(self.names)} repeat a name; name each once")
+        require_distinct("tasks", self.names)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -250,7 +250,7 @@ def test_own_texts_that_are_both_safe_and_unsafe_or_have_no_such_column_are_refu
     [
         ({"layers": ["fourth"]}, "layers"),
         ({"layers": [0]}, "layers"),
-        ({"layers": [1, 1]}, r"probes.layers \[1, 1\] repeats one"),
+        ({"layers": [1, 1]}, r"probes.layers \[1, 1\] repeats 1; give each once"),
         ({"baselines": ["nothing"]}, "baselines"),
         ({"texts": {"safe": {"path": "a.csv"}}}, "texts: the key `unsafe` is missing"),
     ],

@@ -115,7 +115,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
         ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation names benchmark 'harmbnch'; choose from"),
         ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
-        ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] repeat a name"),
+        ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] repeats 'score_4'"),
         ({"sources__web__shards": 10**9}, r"sources.web.shards: expected `int` <= 99999; it is 1000000000"),
         ({"pretraining__budget_tokens": 10**30}, r"pretraining.budget_tokens: expected `int` <= 10{17}; it is 10{30}"),
         ({"curriculum__safe": {"web": 1e308, "math": 1e308}}, r"curriculum: the weights of safe must be non-negative"),

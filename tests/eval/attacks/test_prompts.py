@@ -118,7 +118,7 @@ def test_without_its_template_a_tuned_model_reads_the_bare_request(loaded):
         ({"attacks": {"prefill": {"text": " "}}}, "prefill.text is empty; give the words"),
         ({"attacks": {"best_of_n": {"sigma": 1.5}}}, "attacks.best_of_n.sigma: expected `float` <= 1.0; it is 1.5"),
         ({"attacks": {"artifacts": {"../up": "x.json"}}}, "matching regex"),
-        ({"attacks": {"suffixes_of": ["a", "a"]}}, r"attacks.suffixes_of \['a', 'a'\] repeats a name"),
+        ({"attacks": {"suffixes_of": ["a", "a"]}}, r"attacks.suffixes_of \['a', 'a'\] repeats 'a'; give each once"),
     ],
 )
 def test_attacks_that_lack_what_they_need_are_refused(settings, words):

@@ -138,6 +138,7 @@ def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, ca
         ({}, ["--judge-model", "m"], "--judge-* without --judge: name the judge as well"),
         ({"prompts": {"ours": {"path": "gone.csv"}}}, [], "evaluation.prompts.ours: "),
         ({"capability": {"tasks": "quickly"}}, [], "tasks is 'quickly'; write quick or full"),
+        ({"capability": {"tasks": ["mmlu", "mmlu"]}}, [], "tasks ['mmlu', 'mmlu'] repeats 'mmlu'; give each once"),
     ],
 )
 def test_a_wrong_config_is_one_sentence_and_nothing_is_written(place, tmp_path, capsys, change, options, said):
