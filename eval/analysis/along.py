@@ -15,9 +15,9 @@ from curricula import durable
 from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics, overrefusal_metrics, probe_metrics, row_id
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.analysis.study_rows import require_same_requests
-from curricula.eval.identity import ModelRows, recorded_hash
+from curricula.eval.identity import recorded_hash
 from curricula.eval.judging.verdicts import kind_of, read_judged
-from curricula.eval.rows import JudgedRow, ProbeRow, read_rows
+from curricula.eval.rows import JudgedRow, ModelRows, ProbeRow, read_rows
 from curricula.eval.tasks import TASKS
 
 

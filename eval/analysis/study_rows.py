@@ -1,7 +1,7 @@
 """The rows of a study: every judged answer and every probe, by trained arm and stage.
 
 An arm that was trained with several seeds is in `StudyRows.arms` once for each, under one name. Reads
-`<run>/eval/<arm's key>/<stage>/<task>.jsonl`, and checks that each file holds what its place says (`eval/identity.py`). What
+`<run>/eval/<arm's key>/<stage>/<task>.jsonl`, and checks that each file holds what its place says (`eval/rows.py`). What
 the rows measure is in `eval/analysis/metrics.py`.
 """
 
@@ -13,10 +13,19 @@ from pathlib import Path
 from types import MappingProxyType
 
 from curricula.errors import UserError
-from curricula.eval.identity import ModelRows, recorded_hash, require_different
+from curricula.eval.identity import recorded_hash
 from curricula.eval.judges.question import Judge
 from curricula.eval.judging.verdicts import judged, judged_now, kind_of, read_judges
-from curricula.eval.rows import MODEL_KINDS, CapabilityRow, GenerationRow, JudgedRow, ProbeRow, read_rows
+from curricula.eval.rows import (
+    MODEL_KINDS,
+    CapabilityRow,
+    GenerationRow,
+    JudgedRow,
+    ModelRows,
+    ProbeRow,
+    read_rows,
+    require_different,
+)
 from curricula.eval.tasks import TASKS, Task, judged_tasks, row_files
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))

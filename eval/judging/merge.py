@@ -16,7 +16,6 @@ import msgspec
 from curricula import durable
 from curricula.errors import UserError
 from curricula.eval.config import EvalConfig
-from curricula.eval.identity import ModelRows
 from curricula.eval.judges.question import Judge
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import (
@@ -28,7 +27,7 @@ from curricula.eval.judging.verdicts import (
     stamp_path,
     verdicts_path,
 )
-from curricula.eval.rows import GenerationRow, ModelKind, VerdictRow, read_rows
+from curricula.eval.rows import GenerationRow, ModelKind, ModelRows, VerdictRow, read_rows
 from curricula.eval.tasks import TASKS, EvalTask, Judged, Task, row_files
 from curricula.progress import Progress, silent
 from curricula.settings import decode

@@ -12,10 +12,10 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
 from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
-from curricula.eval.identity import ModelRows, recorded_hash, require_different
+from curricula.eval.identity import recorded_hash
 from curricula.eval.judges.question import UNPARSED, Judge
 from curricula.eval.judging.verdicts import JudgeRun, complete_all, judged, kind_of, verdicts_by_judge, verdicts_path
-from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, read_rows
+from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, ModelRows, read_rows, require_different
 from curricula.eval.tasks import find_task, judged_tasks
 from curricula.progress import Progress, silent
 
