@@ -6,9 +6,11 @@ docs/decoding.md has the published ones, docs/evaluation.md a study's own. Knows
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,8 +23,8 @@ from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.eval.capability.settings import PLAIN_TASK
-from curricula.eval.duplicates import cluster_of, is_left_out
 from curricula.randomness import key_seed
+from curricula.settings import decode
 
 LONGEST_PROMPT = 200_000
 """Characters; HarmBench's longest prompt has 4,000."""
@@ -30,6 +32,8 @@ OPTIONAL = ("id", "category", "context", "tags", "target")
 """Parts of a prompt that a benchmark may lack."""
 COPYRIGHT_TAG = "hash_check"
 """Among the tags of HarmBench's copyright rows."""
+PUBLISHED = Path(__file__).with_name("published.json")
+"""Made by `tests/support/published_clusters.py`."""
 Use = Literal["attack", "completion", "overrefusal", "capability"]
 
 
@@ -49,7 +53,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     copyright: bool = False
     """Whether a HarmBench prompt asks for copyrighted text, which no classifier can judge."""
     cluster: str = ""
-    """Near-duplicate requests of all benchmarks have the same cluster (eval/duplicates.py)."""
+    """Near-duplicate requests of all benchmarks have the same cluster (`cluster_of`)."""
     target: str = ""
     """How a compliant answer would begin, where the benchmark says so; the right answer in own sets of kind capability."""
     prefill: str = ""
@@ -276,6 +280,40 @@ def texts_hash(prompts: Iterable[Prompt]) -> str:
 def _normal(text: str) -> str:
     """A text as it is in every file of a published set."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+class Published(msgspec.Struct, frozen=True):
+    """Clusters and left-out splits of the published files, by `request_hash`: the same whichever benchmarks a run reads."""
+
+    clusters: dict[str, str]
+    """Request -> cluster, for clusters of more than one request."""
+    left_out: dict[str, list[str]]
+    """Benchmark -> requests of its validation or development split."""
+
+
+@lru_cache(maxsize=1)
+def published() -> Published:
+    return decode(PUBLISHED.read_bytes(), Published)
+
+
+def cluster_of(request: str) -> str:
+    """The cluster of a request, 12 hex digits; near-duplicates among the public benchmarks share one (docs/decoding.md)."""
+    own = request_hash(request)
+    return published().clusters.get(own, own)
+
+
+def is_left_out(benchmark: str, request: str, context: str = "") -> bool:
+    """Whether a request belongs to the published split that the benchmark leaves out (validation, development)."""
+    return request_hash(f"{context} {request}") in published().left_out.get(benchmark, ())
+
+
+def request_hash(text: str) -> str:
+    plain = latin_words(text) or text  # a request in another script has no such letters
+    return hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+def latin_words(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def _source(name: str, root: Path | None) -> str:

@@ -18,9 +18,8 @@ from typing import Annotated
 import msgspec
 
 from curricula.errors import UserError
-from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, text_of
+from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, cluster_of, text_of
 from curricula.eval.config import Attacks, BestOfN, Prefill
-from curricula.eval.duplicates import cluster_of
 from curricula.eval.models import LoadedModel
 from curricula.eval.rows import SuffixRow, read_rows
 from curricula.randomness import key_seed

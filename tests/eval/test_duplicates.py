@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_clusters import LEAST_SIMILARITY, compute_published, find_clusters, grams, published_requests
 
-from curricula.eval.benchmarks import load_prompts
-from curricula.eval.duplicates import cluster_of, normalised, published
+from curricula.eval.benchmarks import cluster_of, latin_words, load_prompts, published
 
 REAL = os.environ.get("CURRICULA_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="set CURRICULA_DATA to the folder of public datasets")
@@ -49,7 +48,7 @@ def test_the_published_sets_overlap_by_the_known_counts():
     """Counts of requests that are equal but for case and punctuation, and of AdvBench's clusters."""
     requests = published_requests(Path(REAL))
     harmbench, advbench, jailbreakbench, development, test = (
-        [normalised(text) for text in requests[start:stop]]
+        [latin_words(text) for text in requests[start:stop]]
         for start, stop in [(0, 400), (400, 920), (920, 1020), (1020, 1070), (1070, 1120)]
     )
     assert len(set(harmbench)) == 393

@@ -21,14 +21,14 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from curricula.eval.duplicates import PUBLISHED, Published, normalised, request_hash
+from curricula.eval.benchmarks import PUBLISHED, Published, latin_words, request_hash
 
 GRAM_WORDS = 3
 LEAST_SIMILARITY = 0.4
 
 
 def grams(text: str) -> frozenset[tuple[str, ...]]:
-    words = normalised(text).split()
+    words = latin_words(text).split()
     return frozenset(tuple(words[i : i + GRAM_WORDS]) for i in range(max(1, len(words) - GRAM_WORDS + 1)))
 
 
