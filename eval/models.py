@@ -86,6 +86,11 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
+    def row_fields(self) -> dict[str, Any]:
+        """What every row says of the model that it is about."""
+        return {"model": self.content_hash, "model_kind": self.kind, "step": self.step}
+
+    @property
     def logit_dtype(self) -> torch.dtype:
         """Precision in which decoders compute: the model's own, but at least float32."""
         return torch.promote_types(self.model.dtype, torch.float32)

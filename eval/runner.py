@@ -42,9 +42,6 @@ from curricula.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
-DESCRIPTIONS = ("category", "behavior", "context", "cluster")
-"""What rows say of a prompt beside the text that the model reads. It is in no key, so that a correction keeps the answers."""
-
 
 def run_element(
     eval_task: EvalTask,
@@ -180,12 +177,17 @@ def generate_rows(
             append_rows(path, generation.rows(batch))
             finished += len(batch_keys)
             progress(finished, total, benchmark=batch[0].benchmark)
-    described = {(prompt.benchmark, prompt.id): {name: getattr(prompt, name) for name in DESCRIPTIONS} for prompt in prompts}
+    descriptions = {(prompt.benchmark, prompt.id): description(prompt) for prompt in prompts}
 
     def refresh(row: GenerationRow) -> GenerationRow:
-        return msgspec.structs.replace(row, **described[row.benchmark, row.prompt_id])
+        return msgspec.structs.replace(row, **descriptions[row.benchmark, row.prompt_id])
 
     return in_order(path, GenerationRow, keys, refresh)
+
+
+def description(prompt: Prompt) -> dict[str, Any]:
+    """What rows say of a prompt beside the text that the model reads; in no key, so that a correction keeps the answers."""
+    return {name: getattr(prompt, name) for name in ("category", "behavior", "context", "cluster")}
 
 
 def for_attempts(settings: Any, prompts: Sequence[Prompt]) -> Any:
@@ -210,14 +212,15 @@ class Generation:
     attack: str = ""
     """What an attack did to the model; part of the keys."""
 
-    @property
-    def samples(self) -> int:
-        return getattr(self.settings, "samples", 1)
-
     def batches(self) -> Iterator[list[Prompt]]:
         size = self.settings.batch_prompts
         for start in range(0, len(self.prompts), size):
             yield self.prompts[start : start + size]
+
+    def asked(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
+        """The prompt and the sample's number of each answer, all samples of a prompt together."""
+        samples = range(getattr(self.settings, "samples", 1))
+        return [(one, sample if one.attempt is None else one.attempt) for one in prompts for sample in samples]
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
         settings = msgspec.to_builtins(self.settings)
@@ -238,52 +241,43 @@ class Generation:
                 version=self.decoder.version,
                 settings=settings,
                 seed=self.seed,
-                sample=sample if prompt.attempt is None else prompt.attempt,
+                sample=sample,
                 **({"prefill": prompt.prefill} if prompt.prefill else {}),  # only there, so that other keys stay
                 **({"attack": self.attack} if self.attack else {}),
                 **({"deterministic": True} if self.loaded.deterministic else {}),
             )
-            for prompt in prompts
-            for sample in range(self.samples)
+            for prompt, sample in self.asked(prompts)
         ]
 
     def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
-        """Generate the answers to one batch, all samples of a prompt together."""
+        """Generate the answers to one batch."""
         ids = [prompt_ids(self.loaded, prompt) for prompt in prompts]
         draws = [
             (self.seed, prompt.benchmark, prompt.id, *(() if prompt.attempt is None else (prompt.attempt,)))
             for prompt in prompts
         ]
         answers = self.decoder.answer(self.loaded, ids, draws, self.settings)
-        rows = []
-        for place, (key, answer) in enumerate(zip(self.keys(prompts), answers)):
-            prompt, sample = prompts[place // self.samples], place % self.samples
-            rows.append(
-                GenerationRow(
-                    key=key,
-                    task=self.task,
-                    model=self.loaded.content_hash,
-                    model_kind=self.loaded.kind,
-                    step=self.loaded.step,
-                    raw=self.loaded.raw,
-                    precision=self.loaded.precision,
-                    benchmark=prompt.benchmark,
-                    prompt_id=prompt.id,
-                    category=prompt.category,
-                    behavior=prompt.behavior,
-                    prompt=prompt.text,
-                    decoder=self.label,
-                    sample=sample if prompt.attempt is None else prompt.attempt,
-                    seed=self.seed,
-                    context=prompt.context,
-                    cluster=prompt.cluster,
-                    prefill=prompt.prefill,
-                    response=prompt.prefill + answer.text,
-                    completion=answer.completion,
-                    tokens=answer.tokens,
-                    finish=answer.finish,
-                    shortcircuit=answer.shortcircuit,
-                    pruning=answer.pruning,
-                )
+        return [
+            GenerationRow(
+                key=key,
+                task=self.task,
+                **self.loaded.row_fields,
+                raw=self.loaded.raw,
+                precision=self.loaded.precision,
+                benchmark=prompt.benchmark,
+                prompt_id=prompt.id,
+                prompt=prompt.text,
+                **description(prompt),
+                decoder=self.label,
+                sample=sample,
+                seed=self.seed,
+                prefill=prompt.prefill,
+                response=prompt.prefill + answer.text,
+                completion=answer.completion,
+                tokens=answer.tokens,
+                finish=answer.finish,
+                shortcircuit=answer.shortcircuit,
+                pruning=answer.pruning,
             )
-        return rows
+            for (prompt, sample), key, answer in zip(self.asked(prompts), self.keys(prompts), answers)
+        ]

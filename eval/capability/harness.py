@@ -152,9 +152,7 @@ def _rows(
         for sample, value in sorted(zip(chosen, values), key=lambda pair: pair[0]["doc_id"]):
             yield CapabilityRow(
                 key=key,
-                model=loaded.content_hash,
-                model_kind=loaded.kind,
-                step=loaded.step,
+                **loaded.row_fields,
                 precision=loaded.precision,
                 benchmark=name,
                 task=task,

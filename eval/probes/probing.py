@@ -145,9 +145,7 @@ def run_probes(
             found[draw].append(
                 ProbeRow(
                     key="",
-                    model=loaded.content_hash,
-                    model_kind=loaded.kind,
-                    step=loaded.step,
+                    **loaded.row_fields,
                     layer=layer,
                     layer_index=index,
                     seed=draw,
