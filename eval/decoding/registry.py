@@ -64,7 +64,7 @@ class Decoder:
 def _topk(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
     from curricula.eval.decoding.sampling import sample_topk
 
-    return [answer for answers in sample_topk(loaded, prompts, draws, settings) for answer in answers]
+    return sample_topk(loaded, prompts, draws, settings)
 
 
 def _safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:

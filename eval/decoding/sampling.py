@@ -29,17 +29,16 @@ Choose = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 def sample_topk(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], draw_keys: Sequence[tuple[object, ...]], config: TopK
-) -> list[list[Answer]]:
-    """Sample `config.samples` answers to each prompt; returns one list of answers per prompt.
+) -> list[Answer]:
+    """`config.samples` answers to each prompt, those to one prompt together.
 
     `prompts` are token ids; the words of `draw_keys[i]`, with the sample's number, seed the draws of prompt i.
     """
     asked = [(ids, (*key, sample)) for ids, key in zip(prompts, draw_keys) for sample in range(config.samples)]
     generated = (_sample_by_vllm if config.backend == "vllm" else _sample)(loaded, asked, config)
-    answers = [
+    return [
         make_answer(loaded, ids, config.stop_at_tag, config.safe_completions, key) for ids, (_, key) in zip(generated, asked)
     ]
-    return [answers[start : start + config.samples] for start in range(0, len(answers), config.samples)]
 
 
 def _sample(loaded: LoadedModel, asked: Sequence[tuple[Sequence[int], tuple[object, ...]]], config: TopK) -> list[list[int]]:

@@ -197,7 +197,7 @@ def topk(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], args:
 
     def ours(config: TopK = config) -> tuple[int, Any]:
         keys = [("bench", number) for number in range(len(some))]
-        return sum(answer.tokens for (answer,) in sample_topk(endless, some, keys, config)), None
+        return sum(answer.tokens for answer in sample_topk(endless, some, keys, config)), None
 
     def generate(**changed: Any) -> tuple[int, Any]:
         return sum(map(len, theirs(peer, some, **{**how, "min_new_tokens": args.tokens, **changed}))), None
@@ -218,14 +218,14 @@ def refill(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], arg
     each = args.rows // samples
 
     def refilled() -> tuple[int, Any]:
-        answers = [answer for answers in sample_topk(loaded, some, keys, config) for answer in answers]
+        answers = sample_topk(loaded, some, keys, config)
         return sum(answer.tokens for answer in answers), answers
 
     def waiting() -> tuple[int, Any]:
         answers = []
         for start in range(0, len(some), each):
             batch = slice(start, start + each)
-            answers += [a for answers in sample_topk(loaded, some[batch], keys[batch], config) for a in answers]
+            answers += sample_topk(loaded, some[batch], keys[batch], config)
         return sum(answer.tokens for answer in answers), answers
 
     def generate() -> tuple[int, Any]:

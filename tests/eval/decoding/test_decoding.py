@@ -35,7 +35,9 @@ def loaded(folder):
 
 
 def sample(loaded, texts, config=CONFIG):
-    return sample_topk(loaded, [loaded.prompt_ids(t) for t in texts], [(7, "bench", t) for t in texts], config)
+    """The answers to each text."""
+    found = sample_topk(loaded, [loaded.prompt_ids(t) for t in texts], [(7, "bench", t) for t in texts], config)
+    return [found[start : start + config.samples] for start in range(0, len(found), config.samples)]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_long_prompts_get_fewer_rows_and_are_not_decoded_among_short_ones(exact)
     finally:
         hook.remove()
     assert shapes[1][0] == 8 and max(shape[0] for shape in shapes) == 8
-    assert found == [sample_topk(exact, [prompt], [key], config)[0] for prompt, key in zip(prompts, keys)]
+    assert found == [one for prompt, key in zip(prompts, keys) for one in sample_topk(exact, [prompt], [key], config)]
 
 
 def test_greedy_takes_the_likeliest_token_and_of_equals_the_smallest_id(exact):
@@ -98,7 +100,7 @@ def test_greedy_takes_the_likeliest_token_and_of_equals_the_smallest_id(exact):
 def test_an_answer_ends_where_the_context_does_and_a_prompt_that_fills_it_is_refused(folder):
     loaded = dataclasses.replace(load_model(folder, "base", "cpu"), end_ids=(), tag_id=None)
     long = [5 + i % 300 for i in range(500)]
-    (answers,) = sample_topk(loaded, [long], [(0,)], TopK(max_new_tokens=40, samples=2))
+    answers = sample_topk(loaded, [long], [(0,)], TopK(max_new_tokens=40, samples=2))
     assert [(answer.tokens, answer.finish) for answer in answers] == [(12, "length")] * 2
     with pytest.raises(UserError, match=r"a prompt has 512 tokens, and the context of .* holds 512; shorten it"):
         search_greedy(loaded, [long + long[:12]], Greedy())

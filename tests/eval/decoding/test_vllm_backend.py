@@ -58,11 +58,11 @@ def asked(monkeypatch):
 
 def test_every_answer_has_its_own_seed_and_is_cut_where_it_ended(loaded, asked):
     keys = [(7, "bench", "a"), (7, "bench", "b")]
-    first, second = sample_topk(loaded, [[5, 6], [5, 6, 7]], keys, CONFIG)
+    *first, third, fourth = sample_topk(loaded, [[5, 6], [5, 6, 7]], keys, CONFIG)
     assert [(a.text, a.tokens, a.finish) for a in first] == [(loaded.decode([10, 11]), 3, "end")] * 2
-    assert (second[0].finish, second[0].shortcircuit, second[0].tokens) == ("tag", True, 2)
-    assert second[0].completion in CONFIG.safe_completions
-    assert (second[1].finish, second[1].tokens) == ("length", 40)
+    assert (third.finish, third.shortcircuit, third.tokens) == ("tag", True, 2)
+    assert third.completion in CONFIG.safe_completions
+    assert (fourth.finish, fourth.tokens) == ("length", 40)
     (_, engine), (_, prompts, settings) = asked
     assert engine["model"] == str(loaded.folder) and engine["dtype"] == "float32"
     assert [prompt["prompt_token_ids"] for prompt in prompts] == [[5, 6], [5, 6], [5, 6, 7], [5, 6, 7]]
