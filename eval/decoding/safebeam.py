@@ -32,7 +32,7 @@ def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], confi
 
 
 def search_tokens(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[tuple[list[int], Pruning]]:
-    """Generated ids of the best beam of each prompt, its end mark or tag included, and what pruning cost."""
+    """Generated ids of the best beam of each prompt, whatever follows its end mark or tag included, and what pruning cost."""
     if loaded.deterministic:  # each prompt by itself, so that nothing else has a part in its shapes
         return [found for prompt in prompts for found in Search(loaded, [prompt], config).run()]
     return Search(loaded, prompts, config).run()
@@ -157,7 +157,7 @@ class Search:
                 cost = Pruning(
                     logp=float(self.score[line, best]), lost=float(self.lost[line]), dropped=int(self.dropped[line]), steps=step
                 )
-                self.results[prompt] = (cut(self.loaded, ids, self.stops), cost)
+                self.results[prompt] = (ids, cost)
                 self.active[line] = -1
                 done.append(line)
         if done:
@@ -226,14 +226,6 @@ def survivors(score: torch.Tensor, p_tag: torch.Tensor, config: SafeBeam) -> tor
     # Where survivors are too few, places without a score fill up, so that no dropped candidate returns.
     group = torch.where(kept, 0, torch.where(filled, 2, 1))
     return group.sort(dim=1, stable=True).indices[:, : config.beams]
-
-
-def cut(loaded: LoadedModel, ids: list[int], tags: Sequence[tuple[int, ...]]) -> list[int]:
-    """`ids` up to and including the token that ended the text."""
-    for place in range(len(ids)):
-        if ids[place] in loaded.end_ids or any(tuple(ids[: place + 1][-len(tag) :]) == tag for tag in tags):
-            return ids[: place + 1]
-    return ids
 
 
 def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tiny_llama import SPECIALS, save_tiny_llama
 
 from curricula.errors import UserError
-from curricula.eval.decoding.answers import make_answer
-from curricula.eval.decoding.safebeam import Search, best_first, cut, search_safebeam, search_tokens
+from curricula.eval.decoding.answers import Stop, make_answer
+from curricula.eval.decoding.safebeam import Search, best_first, search_safebeam, search_tokens
 from curricula.eval.decoding.settings import SAFE_COMPLETIONS, SafeBeam
 from curricula.eval.models import load_model
 
@@ -60,6 +60,12 @@ def settings_of_safebeam(draw, tag="one-token"):
 PROMPT_IDS = st.lists(st.lists(st.integers(5, 399), min_size=1, max_size=14), min_size=1, max_size=4)
 
 
+def cut(loaded, ids, config):
+    """`ids` up to the first token that ends a text, which is part of it."""
+    ended = Stop(loaded, config.stop_at_tag)
+    return next((ids[:count] for count in range(1, len(ids) + 1) if ended(ids[:count])), ids)
+
+
 def beams_after_each_step(loaded, prompts, config):
     """The beams after every step: for each prompt and step [(ids, score), ...], best first."""
     search = Search(loaded, prompts, config)
@@ -70,7 +76,7 @@ def beams_after_each_step(loaded, prompts, config):
             search.step()
             for line, (prompt, step) in enumerate(zip(search.active, search.steps)):
                 if prompt >= 0 and step > 0:
-                    texts = [cut(loaded, ids[:step], search.stops) for ids in search.history[line].tolist()]
+                    texts = [cut(loaded, ids[:step], config) for ids in search.history[line].tolist()]
                     scores = search.score[line].tolist()
                     seen[prompt].append([beam for beam in zip(texts, scores) if beam[1] > -math.inf])
             search.collect()
@@ -89,6 +95,7 @@ def assert_equal_to_brute_force(loaded, prompts, config):
             assert [score for _, score in found] == pytest.approx([score for _, score in by_the_book], abs=1e-9)
         ids, cost = search.results[number]
         best = max(expected[-1], key=lambda beam: beam[1])
+        ids = cut(loaded, ids, config)
         assert ids == best[0] and cost.logp == pytest.approx(best[1], abs=1e-9)
         assert len(seen[number]) == cost.steps >= len(ids)
         assert cost.lost == pytest.approx(sum(lost), abs=1e-9)
