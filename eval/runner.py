@@ -256,7 +256,12 @@ class Generation:
             (self.seed, prompt.benchmark, prompt.id, *(() if prompt.attempt is None else (prompt.attempt,)))
             for prompt in prompts
         ]
-        answers = self.decoder.answer(self.loaded, ids, draws, self.settings)
+        answers, keys = self.decoder.answer(self.loaded, ids, draws, self.settings), self.keys(prompts)
+        if len(answers) != len(keys):
+            raise UserError(
+                f"decoder {self.decoder.name}: gave {len(answers)} answers where {len(keys)} were asked for, to "
+                f"{len(prompts)} prompts; correct its package"
+            )
         return [
             GenerationRow(
                 key=key,
@@ -279,5 +284,5 @@ class Generation:
                 shortcircuit=answer.shortcircuit,
                 pruning=answer.pruning,
             )
-            for (prompt, sample), key, answer in zip(self.asked(prompts), self.keys(prompts), answers)
+            for (prompt, sample), key, answer in zip(self.asked(prompts), keys, answers)
         ]

@@ -316,6 +316,19 @@ def test_what_is_decoded_together_is_part_of_a_key_where_it_changes_answers(mode
     assert keys(k=5) != keys(k=10)
 
 
+def test_a_decoder_of_another_package_that_loses_answers_is_named(model_dir):
+    loaded = load_model(model_dir, "instruct")
+
+    def all_but_one(*asked):
+        return DECODERS["greedy"].answer(*asked)[:-1]
+
+    losing = dataclasses.replace(DECODERS["greedy"], name="losing", answer=all_but_one)
+    prompts = [Prompt(id=name, benchmark="b", text=name, behavior=name) for name in ("one", "two")]
+    generation = Generation(loaded, "attacks-losing", "losing", losing, Greedy(max_new_tokens=2), prompts, 0)
+    with pytest.raises(UserError, match="decoder losing: gave 1 answers where 2 were asked for"):
+        generation.rows(prompts)
+
+
 def test_answers_in_float32_keep_the_keys_that_they_have_always_had(model_dir):
     loaded = dataclasses.replace(load_model(model_dir, "instruct", "cpu"), content_hash="m")
     prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
