@@ -91,9 +91,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="B,...",
         help="benchmarks whose prompts may differ from the published set, which is an error otherwise",
     )
-    parser.add_argument("--prompts", **at_least(1), metavar="N", help="no more than this many prompts of each benchmark")
-    parser.add_argument("--samples", **at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
-    parser.add_argument("--max-new-tokens", **at_least(1), metavar="N", help="tokens of an answer (default: 256)")
+    parser.add_argument("--prompts", type=at_least(1), metavar="N", help="no more than this many prompts of each benchmark")
+    parser.add_argument("--samples", type=at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
+    parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
     parser.add_argument(
         "--precision", choices=get_args(Precision), help="of weights (default: bfloat16 on a GPU, else float32)"

@@ -45,7 +45,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
     parser.add_argument("--study", type=Path, help="the datasets and benchmarks that this study file names")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
-    parser.add_argument("--rows", **at_least(1), metavar="N", help="only the first N rows of each dataset, for a trial run")
+    parser.add_argument("--rows", type=at_least(1), metavar="N", help="only the first N rows of each dataset, for a trial run")
     parser.add_argument("--part", metavar="I/N", help="fetch part I of N (numbered from 0), for array jobs")
     parser.add_argument(
         "--list", action="store_true", help="list known datasets and benchmarks, and what is in the data folder"

@@ -242,7 +242,7 @@ def _add_logs(verbs: argparse._SubParsersAction) -> None:
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
     logs.add_argument(
-        "-n", "--lines", **at_least(1), metavar="N", help="only the last N lines (default: all, or 20 of each of several)"
+        "-n", "--lines", type=at_least(1), metavar="N", help="only the last N lines (default: all, or 20 of each of several)"
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
@@ -309,7 +309,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     tokenize.add_argument(
         "--source", action="append", help="only this source; can be repeated (the others' datasets must still be there)"
     )
-    tokenize.add_argument("--workers", **at_least(1), help="shards at a time (default: the study's resources.workers)")
+    tokenize.add_argument("--workers", type=at_least(1), help="shards at a time (default: the study's resources.workers)")
 
     check = add_verb(
         verbs,
@@ -323,7 +323,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     check.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     check.add_argument("--run", type=Path, help="read the data of this run folder")
-    check.add_argument("--documents", **at_least(1), metavar="N", help="read only the first N documents of each table")
+    check.add_argument("--documents", type=at_least(1), metavar="N", help="read only the first N documents of each table")
     add_json_flag(check)
 
     inspect = add_verb(
@@ -341,7 +341,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
     shown.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
     inspect.add_argument(
-        "--sequence-length", **at_least(1), default=2048, metavar="TOKENS", help="length of a sample (default: %(default)s)"
+        "--sequence-length", type=at_least(1), default=2048, metavar="TOKENS", help="length of a sample (default: %(default)s)"
     )
     inspect.add_argument("--verify", action="store_true", help="compare the tokens with the manifest's hash")
     add_json_flag(inspect)

@@ -26,17 +26,16 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
 
-def at_least(least: float, most: float = math.inf) -> dict[str, Any]:
-    """Of `add_argument`: for a number, of the type of `least`, within these bounds; another is a UsageError."""
+def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The `type` of an option: a number within these bounds, of the type of `least`."""
 
-    class Bounded(argparse._StoreAction):
-        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-            if not least <= values <= most:
-                limit = "or more" if most == math.inf else f"to {most:g}"
-                raise UsageError(f"{self.option_strings[-1]} {values}: give {least:g} {limit}")
-            super().__call__(parser, namespace, values, option_string)
+    def number(text: str) -> float:
+        value = type(least)(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: give {least:g} {'or more' if most == math.inf else f'to {most:g}'}")
+        return value
 
-    return {"type": type(least), "action": Bounded}
+    return number
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,8 @@ class Verb:
     module: str
     name: str
 
-    def load(self) -> Callable[[argparse.Namespace], int]:
-        return getattr(importlib.import_module(f"curricula.jobs.cli.{self.module}"), self.name)
-
     def __call__(self, args: argparse.Namespace) -> int:
-        return self.load()(args)
+        return getattr(importlib.import_module(f"curricula.jobs.cli.{self.module}"), self.name)(args)
 
 
 def add_verb(

@@ -64,7 +64,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
     source.add_argument("--scores", metavar="N,...", help="only these scores of the dataset, such as 4,5")
     source.add_argument(
-        "--limit", **at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
+        "--limit", type=at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
     )
 
     output = parser.add_argument_group("output")
@@ -79,15 +79,17 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("the server and its replies")
     server.add_argument("--base-url", metavar="URL", help="the server's address (default: OPENAI_BASE_URL)")
     server.add_argument("--model", required=True, help="the model's name on the server")
-    server.add_argument("--temperature", **at_least(0.0, 2), metavar="T", help="of the model (default: 0 for scores, else 0.7)")
     server.add_argument(
-        "--max-tokens", **at_least(1), metavar="N", help="tokens of a reply (default: 256 for scores, else 2048 or 4096)"
+        "--temperature", type=at_least(0.0, 2), metavar="T", help="of the model (default: 0 for scores, else 0.7)"
+    )
+    server.add_argument(
+        "--max-tokens", type=at_least(1), metavar="N", help="tokens of a reply (default: 256 for scores, else 2048 or 4096)"
     )
     server.add_argument("--seed", type=int, default=0, metavar="N", help="random seed; changes styles and replies (default: 0)")
     server.add_argument("--no-seed", action="store_true", help="omit the seed, for servers that reject it")
     server.add_argument(
         "--piece-characters",
-        **at_least(100),
+        type=at_least(100),
         default=PIECE_CHARACTERS,
         metavar="N",
         help="characters: score longer documents in pieces; the other kinds use only the first piece (default: %(default)s)",
@@ -101,30 +103,30 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 def _add_pace(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_argument_group("pace and cost")
     pace.add_argument(
-        "--concurrency", **at_least(1, 1000), default=64, metavar="N", help="requests at once (default: %(default)s)"
+        "--concurrency", type=at_least(1, 1000), default=64, metavar="N", help="requests at once (default: %(default)s)"
     )
     pace.add_argument(
         "--timeout",
-        **at_least(0.001, 86400),
+        type=at_least(0.001, 86400),
         default=300.0,
         metavar="S",
         help="seconds for a whole reply (default: %(default)g)",
     )
     pace.add_argument(
         "--retries",
-        **at_least(0, 1000),
+        type=at_least(0, 1000),
         default=8,
         metavar="N",
         help="retries of a request without a reply (default: %(default)s)",
     )
     pace.add_argument(
-        "--tries", **at_least(1, 100), default=4, metavar="N", help="attempts at a readable reply (default: %(default)s)"
+        "--tries", type=at_least(1, 100), default=4, metavar="N", help="attempts at a readable reply (default: %(default)s)"
     )
     pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request; send nothing")
-    pace.add_argument("--price-in", **at_least(0.0), metavar="DOLLARS", help="per million tokens read")
-    pace.add_argument("--price-out", **at_least(0.0), metavar="DOLLARS", help="per million tokens written")
+    pace.add_argument("--price-in", type=at_least(0.0), metavar="DOLLARS", help="per million tokens read")
+    pace.add_argument("--price-out", type=at_least(0.0), metavar="DOLLARS", help="per million tokens written")
     pace.add_argument(
-        "--max-cost", **at_least(0.0), default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
+        "--max-cost", type=at_least(0.0), default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
     pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 

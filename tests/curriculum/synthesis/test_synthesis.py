@@ -410,9 +410,6 @@ def test_dead_letters_are_asked_again_on_request(tmp_path, fake, capsys):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--limit", 0), "--limit 0: give 1 or more"),
-        (("--concurrency", 0), "--concurrency 0: give 1 to 1000"),
-        (("--temperature", 3), "--temperature 3.0: give 0 to 2"),
         (("--price-in", 1), "give both, or neither"),
         (("--part", "2/2"), "--part 2/2"),
         (("--scores", "4"), "--scores 4: chooses parts of a --dataset"),

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -144,6 +145,23 @@ def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
     assert stop.value.code == 2 and f"curricula {verb}: error: unrecognized arguments: --" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("logs runs/demo -n 0", "argument -n/--lines: 0: give 1 or more"),
+        ("eval --model m --samples -1", "argument --samples: -1: give 1 or more"),
+        ("data synthesize score --concurrency 0", "argument --concurrency: 0: give 1 to 1000"),
+        ("data synthesize score --temperature 2.5", "argument --temperature: 2.5: give 0 to 2"),
+        ("data synthesize score --temperature nan", "argument --temperature: nan: give 0 to 2"),
+        ("data fetch --rows some", "argument --rows: invalid number value: 'some'"),
+    ],
+)
+def test_a_number_out_of_bounds_is_reported_with_its_option(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(f": error: {said}")
+
+
 def test_a_plan_for_this_machine_has_no_words_of_slurm(capsys):
     assert main(["plan", "demo"]) == 0
     assert not re.search("afterok|aftercorr|afterany|partition|GPU|node", capsys.readouterr().out)
@@ -260,7 +278,9 @@ def test_every_verb_leads_to_a_function(verb):
         (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         parser = choices[word]
     call = parser.get_default("verb")
-    assert callable(call.load() if isinstance(call, Verb) else call)
+    if isinstance(call, Verb):
+        call = getattr(importlib.import_module(f"curricula.jobs.cli.{call.module}"), call.name)
+    assert callable(call)
 
 
 def lines_of(capsys, *words: str) -> list[str]:

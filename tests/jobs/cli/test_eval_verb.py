@@ -246,8 +246,6 @@ def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loa
         (["--overrefusal", "advbench"], "--overrefusal names 'advbench', which is of kind attack, not overrefusal"),
         (["--overrefusal", "alpacca"], "benchmark 'alpacca' is not known; choose from"),
         (["--kind", "base"], "base models take one benchmark of beginnings"),
-        (["--prompts", "0"], "--prompts 0: give 1 or more"),
-        (["--samples", "-1"], "--samples -1: give 1 or more"),
         (["--judge", "llm", "--judge-model", "m"], "judge.url: name the judge's server"),
         (["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"], "judge.url is 'node7:8000'; give one such as"),
         (["--judge", "harmbench", "--overrefusal", "alpaca"], "name another as evaluation.overrefusal_judge"),

@@ -171,7 +171,6 @@ def test_stage_arm_grep_and_lines_choose(demo, capsys):
         (["--stage", "prepare", "--arm", "full-0"], "no element matches all these options together"),
         (["pretrain-0", "--grep", "("], "--grep '(': not a regular expression"),
         (["pretrain-0", "--rank", "x"], "--rank x: give a number"),
-        (["pretrain-0", "-n", "0"], "--lines 0: give 1 or more"),
     ],
 )
 def test_a_mistake_is_one_sentence(demo, capsys, words, said):
