@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
-from rich.text import Text
 
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch, read_record
 from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
+from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.jobs.downloads import Wanted, named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
@@ -73,17 +71,15 @@ def fetch_data(args: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False, markup=False)
     fetched: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    columns = TextColumn("{task.description}"), BarColumn(), _Rows(), TimeRemainingColumn()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        for item in once(wanted):
-            try:
-                record = _fetch(item, args.rows or item.rows, part, bar)
-            except UserError as error:
-                say(console, f"curricula: {item.label}: {error}", "red")
-                failed[item.label] = str(error)
-                continue
-            console.print(f"{item.label}: {_summary(record)}", soft_wrap=True)
-            fetched.append({"name": item.label, "folder": str(item.download.out), **record})
+    for item in once(wanted):
+        try:
+            record = _fetch(item, args.rows or item.rows, part, console)
+        except UserError as error:
+            say(console, f"curricula: {item.label}: {error}", "red")
+            failed[item.label] = str(error)
+            continue
+        console.print(f"{item.label}: {_summary(record)}", soft_wrap=True)
+        fetched.append({"name": item.label, "folder": str(item.download.out), **record})
     if args.json:
         print(json_text({"data": str(root.resolve()), "fetched": fetched, "failed": failed}))
     elif fetched:
@@ -91,18 +87,13 @@ def fetch_data(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _fetch(item: Wanted, rows: int | None, part: tuple[int, int] | None, bar: Bar) -> dict[str, Any]:
+def _fetch(item: Wanted, rows: int | None, part: tuple[int, int] | None, console: Console) -> dict[str, Any]:
     if _state(item.download) == _OWN:
         return {"kept": True}
-    task = bar.add_task(item.label, total=None)
-
-    def report(done: int, total: int, **_: Any) -> None:
-        bar.update(task, completed=done, total=total if total > done else None)
-
-    try:
-        return fetch(item.download, report, rows, part)
-    finally:
-        bar.remove_task(task)
+    with Bars(console) as bars:
+        report = bars.line(f"rows of {item.label}")
+        # The share of a part is not known before its end.
+        return fetch(item.download, lambda done, total, **_: report(done, 0 if part else total), rows, part)
 
 
 def _summary(record: dict[str, Any]) -> str:
@@ -110,15 +101,6 @@ def _summary(record: dict[str, Any]) -> str:
         return "own files; left as they are"
     there = f"{record['rows']:,} rows in {len(record['rows_of'])} files, commit {record['revision'][:7]}, {record['licence']}"
     return there if record["complete"] else f"{there}; {record['files'] - len(record['rows_of'])} files are still missing"
-
-
-class _Rows(ProgressColumn):
-    """Rows so far, the total if it is known, and the speed."""
-
-    def render(self, task: Task) -> Text:
-        total = "" if task.total is None else f"/{task.total:,.0f}"
-        speed = "" if task.speed is None else f", {task.speed:,.0f} rows/s"
-        return Text(f"{task.completed:,.0f}{total} rows{speed}")
 
 
 _OWN = "own files"

@@ -490,7 +490,7 @@ def test_the_verb_fetches_what_it_can_and_reports_the_rest(hub, worker, tmp_path
     ran = worker(words=["fetch", "gsm8k", "harmbench", "advbench", "advbench_completions", "tdc", "--out", str(root)])
     assert ran["code"] == 1
     assert ran["out"] == f"export CURRICULA_DATA={root}\n"
-    assert "gsm8k: 1 rows in 1 files, commit " in ran["err"]
+    assert "rows of gsm8k: 1 of 1\ngsm8k: 1 rows in 1 files, commit " in ran["err"]
     assert ran["err"].count("own files; left as they are") == 1
     assert "curricula: tdc: dataset walledai/TDC23-RedTeaming: not on the Hugging Face hub" in ran["err"]
     rows = list(Table.open(root / "harmbench/harmbench_behaviors_text_test").rows())

@@ -29,6 +29,15 @@ def test_without_a_terminal_a_long_part_reports_its_progress(interval_s, lines):
     assert shown.getvalue().count("topk:") == len(lines)
 
 
+def test_a_total_that_is_not_known_is_not_shown():
+    shown = io.StringIO()
+    with Bars(Console(file=shown, force_terminal=False), 1e9) as bars:
+        report = bars.line("rows of part 3")
+        for done in (1000, 2000):
+            report(done, 0)
+    assert shown.getvalue() == "rows of part 3: 1,000\n"
+
+
 def test_on_a_narrow_terminal_a_line_keeps_its_bar_its_count_and_the_time_left():
     shown = io.StringIO()
     with Bars(Console(file=shown, force_terminal=True, width=80)) as bars:
