@@ -22,16 +22,18 @@ from rich.text import Text
 
 from curricula.errors import UserError
 from curricula.jobs.cli.options import confirm
+from curricula.jobs.cli.status import STYLES, Row, element_table
 from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
 from curricula.jobs.estimates import MOST_HERE, about, minutes_here, seconds_here
 from curricula.jobs.local import run_plan
 from curricula.jobs.monitor.progress import Reading, number, read_progress
+from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.plan import Chosen, Key, Plan, keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
-from curricula.terminal import clock, count, one_line, plural
+from curricula.terminal import clock, one_line, plural
 
 FULL_BYTES = 1 << 16
 """With less free space than this an element cannot write why it failed."""
@@ -189,37 +191,8 @@ class Display:
         if self.running is None:
             loading = "loading PyTorch and Megatron-core" if self.needs_torch else "starting"
             return Group(overall, stages, Text(f"{loading} ({elapsed_s:.0f} s)", "dim"))
-        return Group(overall, stages, _running_rows(readings, self.console.width))
-
-
-def _running_rows(readings: Mapping[Key, Reading | None], width: int) -> Table:
-    """A row for each running element. Names stay whole: a narrow terminal drops columns instead."""
-    rows = [("/".join(key), *progress_cells(reading)) for key, reading in readings.items()]
-    sizes = [
-        max((BAR if isinstance(row[at], ProgressBar) else len(str(row[at])) for row in rows), default=0) for at in range(6)
-    ]
-    columns = list(range(6))
-    for dropped in (4, 1, 3, 2):  # speed, bar, loss, counts
-        if sum(sizes[at] + 2 for at in columns) <= width:
-            break
-        columns.remove(dropped)
-    table = Table.grid(padding=(0, 2))
-    for _ in columns:
-        table.add_column(no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[at] for at in columns))
-    return table
-
-
-def progress_cells(reading: Reading | None) -> tuple[RenderableType, ...]:
-    """An element's bar, counts, loss, speed and time left."""
-    if reading is None:
-        return (ProgressBar(total=1, completed=0, width=BAR), "starting", "", "", "")
-    loss, speed = number(reading.figures, "loss"), number(reading.figures, "tokens_per_second")
-    return (
-        ProgressBar(total=max(1, reading.total), completed=reading.done, width=BAR),
-        f"{reading.done:,}/{reading.total:,}",
-        "" if loss is None else f"loss {loss:.3f}",
-        "" if speed is None else f"{count(speed)} tok/s",
-        "" if reading.left_s is None else f"{clock(reading.left_s)} left",
-    )
+        rows = []
+        for (job, label), reading in readings.items():
+            element = ElementStatus(job, self.stage_of[job], label, "running", progress=reading)
+            rows.append(Row(Text(f"{job}/{label}"), Text("running" if reading else "starting", STYLES["running"]), element))
+        return Group(overall, stages, element_table(rows, self.console))

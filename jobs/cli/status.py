@@ -43,7 +43,7 @@ ROWS_EACH, MANY_ROWS = 8, 200
 """How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
 ERRORS_SHOWN = 10
 LABEL_WIDTH, STATE_WIDTH = 26, 22
-"""Longer labels and states take a second line."""
+"""Longer states take a second line, and so do longer labels for which there is no room."""
 GAP = 2
 LATE_S = 300.0
 """A heartbeat older than this is coloured: its element may hang."""
@@ -91,7 +91,9 @@ def _watch(run: Run, look: Callable[[], RunStatus], console: Console, interval_s
             time.sleep(interval_s)
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A line of the table: a job, or an `element`."""
+
     job: Text
     state: Text
     element: ElementStatus | None = None
@@ -149,7 +151,7 @@ def status_view(run: Run, status: RunStatus, console: Console, compact: bool = F
     parts: list[RenderableType] = [_headline(run, status)]
     if status.problem:
         parts.append(Text(one_line(status.problem), "yellow"))
-    parts.append(_table(_rows(status, compact), console))
+    parts.append(element_table(_rows(status, compact), console))
     parts += _footnotes(run, status)
     return Group(*parts)
 
@@ -163,11 +165,11 @@ def _headline(run: Run, status: RunStatus) -> Text:
     return line
 
 
-def _rows(status: RunStatus, compact: bool) -> list[_Row]:
+def _rows(status: RunStatus, compact: bool) -> list[Row]:
     by_job: dict[str, list[ElementStatus]] = {}
     for element in status.elements:
         by_job.setdefault(element.job, []).append(element)
-    rows: list[_Row] = []
+    rows: list[Row] = []
     quiet = Counter[str]()
     for name, elements in by_job.items():
         states = Counter(element.state for element in elements)
@@ -175,18 +177,18 @@ def _rows(status: RunStatus, compact: bool) -> list[_Row]:
             quiet[elements[0].state] += 1
             continue
         seconds = sum(element.seconds or 0.0 for element in elements)
-        rows.append(_Row(Text(name), _summary(states), took=clock(seconds) if states["done"] else ""))
+        rows.append(Row(Text(name), _summary(states), took=clock(seconds) if states["done"] else ""))
         if len(rows) > MANY_ROWS:
             continue
         for state in WITH_ROWS:
             of_state = [element for element in elements if element.state == state]
             for element in of_state[:ROWS_EACH]:
-                rows.append(_Row(Text(f"  {one_line(element.label)}"), Text(state, STYLES[state]), element))
+                rows.append(Row(Text(f"  {one_line(element.label)}"), Text(state, STYLES[state]), element))
             if len(of_state) > ROWS_EACH:
                 more = f"  and {len(of_state) - ROWS_EACH} more"
-                rows.append(_Row(Text(more), Text(state, STYLES[state])))
+                rows.append(Row(Text(more), Text(state, STYLES[state])))
     return rows + [
-        _Row(Text(plural(jobs_quiet, "job"), "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()
+        Row(Text(plural(jobs_quiet, "job"), "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()
     ]
 
 
@@ -201,19 +203,22 @@ def _summary(states: Counter[State]) -> Text:
     return text
 
 
-def _table(rows: list[_Row], console: Console) -> Table:
+def element_table(rows: list[Row], console: Console) -> Table:
     """The widest table that fits; empty columns are left out."""
     cells = {column: [_cell(column, row) for row in rows] for column in COLUMNS}
     cells = {column: of_column for column, of_column in cells.items() if any(of_column)}
     job_width = max((row.job.cell_len for row in rows if row.element is None), default=0)
-    label_width = max(job_width, min(LABEL_WIDTH, max((row.job.cell_len for row in rows), default=0)))
+    longest = max((row.job.cell_len for row in rows), default=0)
+    label_width = max(job_width, min(LABEL_WIDTH, longest))
     state_width = min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0))
     state_width = max(state_width, len("state"))
     widths = {column: max(cell_len(column.heading), *(cell.cell_len for cell in cells[column])) for column in cells}
-    for dropped in DROPPED_FIRST:
-        if label_width + state_width + sum(widths.values()) + GAP * (1 + len(widths)) <= console.width:
-            break
+    for dropped in ("", *DROPPED_FIRST):
         widths = {column: width for column, width in widths.items() if column.heading != dropped}
+        room = console.width - state_width - sum(widths.values()) - GAP * (1 + len(widths))
+        if label_width <= room:
+            label_width = min(longest, room)
+            break
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     table.add_column("job", overflow="fold", min_width=job_width, max_width=label_width)
     table.add_column("state", max_width=state_width)
@@ -234,7 +239,7 @@ def _folded(label: Text, width: int) -> Text:
     return Text("\n".join(lines), label.style)
 
 
-def _cell(column: _Column, row: _Row) -> Text:
+def _cell(column: _Column, row: Row) -> Text:
     if row.element is None:
         return Text(row.took if column.heading == "time" else "")
     late = column.heading == "beat" and row.element.state == "running" and _is_late(row.element)
