@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curricula.eval import EvalTask
+from curricula.jobs.estimates import GCG_TOKENS
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
@@ -18,9 +19,6 @@ from curricula.progress import Progress
 
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
-
-SUFFIX_TOKENS = 40
-"""Tokens of a suffix with its target, which each of GCG's candidates reads anew."""
 
 
 class Evaluate(Stage):
@@ -62,7 +60,7 @@ class Evaluate(Stage):
             rows = (attempts or getattr(settings, "samples", 1)) * getattr(settings, "candidates", 1)
             tokens += asked * rows * getattr(settings, "max_new_tokens", 0)
         if task.task.kind == "gcg" and evaluation.gcg:
-            tokens += asked * evaluation.gcg.steps * evaluation.gcg.search_width * SUFFIX_TOKENS
+            tokens += asked * evaluation.gcg.steps * evaluation.gcg.search_width * GCG_TOKENS
         return tokens * costs.flops_per_token(model, model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:

@@ -10,7 +10,7 @@ import pytest
 from small_studies import demo, demo_file
 
 from curricula.jobs.cli.main import main
-from curricula.jobs.estimates import describe
+from curricula.jobs.estimates import GCG_TOKENS, describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.power import power_lines, prompts_of, study_power
 from curricula.jobs.study import load_study, parse_study
@@ -66,6 +66,18 @@ def test_the_work_of_best_of_n_counts_its_attempts():
     study = parse_study(raw, "demo")
     work = {one.eval_task.task.name: one.flops for _, one in plan_study(study).elements() if one.eval_task}
     assert work["best-of-n"] / work["attacks-topk"] == pytest.approx(40 / study.evaluation.topk.samples)
+
+
+def test_a_candidate_of_gcg_reads_as_many_tokens_here_as_on_a_gpu():
+    raw, work = demo(), []
+    raw["evaluation"] |= {"tasks": {"instruct": ["attacks-topk", "gcg"]}, "benchmarks": ["advbench"]}
+    for width in (0, 32):
+        raw["evaluation"]["gcg"] = {"steps": 8, "search_width": 32 + width, "benchmark": "advbench"}
+        study = parse_study(raw, "demo")
+        work.append({one.eval_task.task.name: one.flops for _, one in plan_study(study).elements() if one.eval_task})
+    added = (work[1]["gcg"] - work[0]["gcg"]) / work[0]["attacks-topk"]  # by 32 candidates at each of 8 steps
+    topk = study.evaluation.topk
+    assert added == pytest.approx(8 * 32 * GCG_TOKENS / (topk.samples * topk.max_new_tokens))
 
 
 def test_the_kind_of_model_with_the_fewest_prompts_counts():
