@@ -18,7 +18,7 @@ from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.benchmarks import check_use, difference, find
+from curricula.eval.benchmarks import check_use, difference, find, load_prompts, own_prompts
 from curricula.eval.capability.settings import LISTS
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.registry import DECODERS, OWN
@@ -258,8 +258,12 @@ def _check(
         task_prompts(task, config, data, _rows_of(args), args.kind == "base")
         if task.task.kind == "capability" and config.capability:
             check_task(task.benchmark, config.capability, config.prompts)
+            if task.benchmark in config.prompts:
+                own_prompts(task.benchmark, config.prompts[task.benchmark], data)
         if task.task.kind == "probes" and config.probes:
             check_texts(data, config.probes)
+    for name in sorted(set(config.benchmarks_of(tasks)) - {task.benchmark for task in tasks}):  # of an ablation's direction
+        load_prompts(name, data, own=config.prompts, accept_changed=config.accept_changed)
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
     for kind in kinds:
         load_judge(config.judge_of(kind), kind, world)

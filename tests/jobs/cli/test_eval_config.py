@@ -137,11 +137,30 @@ def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, ca
         ({}, ["--benchmark", "tdc"], "--benchmark and --config: give it in"),
         ({}, ["--judge-model", "m"], "--judge-* without --judge: name the judge as well"),
         ({"prompts": {"ours": {"path": "gone.csv"}}}, [], "evaluation.prompts.ours: "),
+        (
+            {
+                "prompts": {"quiz": {"path": "gone.csv", "kind": "capability", "target": "answer"}},
+                "benchmarks": ["tdc"],
+                "capability": {"tasks": ["quiz"]},
+                "tasks": {"base": [], "instruct": ["capability"], "benign": []},
+            },
+            [],
+            "evaluation.prompts.quiz: ",
+        ),
+        (
+            {
+                "attacks": {"benchmarks": ["ours"], "ablation": {"harmful": "tdc"}},
+                "tasks": {"base": [], "instruct": ["ablation-topk"], "benign": []},
+            },
+            [],
+            "data/tdc",
+        ),
         ({"capability": {"tasks": "quickly"}}, [], "tasks is 'quickly'; write quick or full"),
         ({"capability": {"tasks": ["mmlu", "mmlu"]}}, [], "tasks ['mmlu', 'mmlu'] repeats 'mmlu'; give each once"),
     ],
 )
-def test_a_wrong_config_is_one_sentence_and_nothing_is_written(place, tmp_path, capsys, change, options, said):
+def test_a_wrong_config_is_one_sentence_and_nothing_is_written(place, tmp_path, capsys, monkeypatch, change, options, said):
+    monkeypatch.setattr("curricula.eval.models.load_model", lambda *_, **__: pytest.fail("loaded"))
     config = place / "wrong.yaml"
     config.write_text(
         dump_yaml({**settings("http://127.0.0.1:9/v1"), "judge": "refusal-phrases", "overrefusal_judge": None, **change})
