@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -113,13 +114,8 @@ class Display:
         self.run, self.console = run, console
         self.stage_of = {job.name: job.stage for job in plan.jobs}
         counted = [key for key in plan.needs if chosen is None or key in chosen]
-        self.total = dict.fromkeys([self.stage_of[name] for name, _ in counted], 0)
-        for name, _ in counted:
-            self.total[self.stage_of[name]] += 1
-        self.done = dict.fromkeys(self.total, 0)
         done_before = done_elements(run, plan).intersection(counted)
-        for name, _ in done_before:
-            self.done[self.stage_of[name]] += 1
+        self.total, self.done = (Counter(self.stage_of[name] for name, _ in keys) for keys in (counted, done_before))
         self.running: list[Key] | None = None
         """None until the first element has started."""
         self.started = time.monotonic()
