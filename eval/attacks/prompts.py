@@ -13,17 +13,19 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from curricula.errors import UserError
 from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, cluster_of, text_of
 from curricula.eval.config import Attacks, BestOfN, Prefill
-from curricula.eval.models import LoadedModel
 from curricula.eval.rows import SuffixRow, read_rows
 from curricula.randomness import key_seed
 from curricula.settings import decode
+
+if TYPE_CHECKING:  # it imports torch
+    from curricula.eval.models import LoadedModel
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from curricula.curriculum.tokens.shards import is_whole
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.durable import write_json
 from curricula.errors import UserError
+from curricula.eval.attacks.prompts import artifact_prompts
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.harness import check_task
 from curricula.eval.judges.check import check_judge
@@ -129,6 +130,9 @@ def _check_data(run: Run) -> None:
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
             own_prompts(name, prompts, None)
+    if any(task.task.kind == "artifacts" for task in study.all_eval_tasks):
+        for name, path in study.evaluation.attacks.artifacts.items():
+            artifact_prompts(name, run.data_root / path)
     if run.data_folder:  # else a job of its own fetches the benchmarks
         for name in study.used_benchmarks:
             if name in BENCHMARKS and table_exists(BENCHMARKS[name].stem(run.data_folder)):

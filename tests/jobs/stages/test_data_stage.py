@@ -97,6 +97,14 @@ def test_probe_texts_that_nothing_fetches_are_missed_before_anything_is_trained(
         prepare(run)
 
 
+def test_jailbreaks_to_replay_are_missed_before_anything_is_trained(tmp_path):
+    evaluation = smaller_demo()["evaluation"]
+    evaluation |= {"attacks": {"artifacts": {"pair": "pair.json"}}, "tasks": {"instruct": ["artifacts-topk"]}}
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
+    with pytest.raises(UserError, match=r"pair\.json: cannot be read .* correct evaluation\.attacks\.artifacts\.pair"):
+        prepare(run)
+
+
 def test_a_judge_that_could_not_judge_is_missed_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     evaluation = smaller_demo()["evaluation"]
