@@ -21,27 +21,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def render_chat(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-    """A conversation of {"role", "content"} as (text, is_assistant) segments, which join to the chat template's text.
-
-    Loss belongs on the assistant's segments: its content, the end of its turn and the newline after it.
-    """
-    segments: list[tuple[str, bool]] = []
-    context = ""
-    for message in messages:
-        if message["role"] == TEXT:
-            segments.append((message["content"] + EOS, True))
-            continue
-        opening = f"{context}{TURN_START}{message['role']}\n"
-        closing = f"{message['content']}{TURN_END}\n"
-        if message["role"] == "assistant":
-            segments += [(opening, False), (closing, True)]
-            context = ""
-        else:
-            context = opening + closing
-    return [*segments, (context, False)] if context else segments
-
-
 class PlainText:
     """Encodes text that may quote special entries of a tokenizer, such as `<|im_end|>` or the harmfulness tag, as text."""
 
@@ -59,14 +38,20 @@ class PlainText:
     def encode(self, text: str) -> Encoding:
         return self._as_text.encode(text, add_special_tokens=False)
 
+    def encode_all(self, texts: list[str]) -> list[Encoding]:
+        """The same for many texts, on all cores."""
+        return self._as_text.encode_batch(texts, add_special_tokens=False)
+
 
 class ChatEncoder:
     """Encodes conversations with a tokenizer. Only the template's marks become special ids: content that quotes a special
     entry, such as `<|im_end|>` or the harmfulness tag, is read as text."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
         self._plain = PlainText(tokenizer)
+        ids = tokenizer.get_vocab()
+        self._start, self._end, self._text_end = (ids[mark] for mark in (TURN_START, TURN_END, EOS))
+        self._newline = self._plain.encode("\n").ids
 
     def quotes_special(self, messages: Sequence[dict[str, str]]) -> bool:
         """Whether a message contains the text of a special entry."""
@@ -75,50 +60,29 @@ class ChatEncoder:
     def encode(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
         """Token ids of a conversation and, for each, whether it is the assistant's and so carries loss.
 
-        The text is encoded as a whole, so that the ids equal those of `apply_chat_template` even where a message begins with
-        a newline. A token that straddles two segments belongs to the one in which it begins. Where a message quotes a special
-        entry, the text between the template's marks is encoded piece by piece, as a tokenizer does around special entries.
+        What stands between two of the template's marks is encoded by itself, as a tokenizer does around special entries. So the
+        ids equal those of the whole rendered text, even where a message begins with a newline. A token that straddles a role
+        and its content belongs to the role.
         """
-        if self.quotes_special(messages):
-            return self._encode_quoting(messages)
-        segments = render_chat(messages)
-        encoded = self._tokenizer.encode("".join(text for text, _ in segments), add_special_tokens=False)
-        ends, position = [], 0
-        for text, is_assistant in segments:
-            position += len(text)
-            ends.append((position, is_assistant))
-        flags, segment = [], 0
-        for start, _ in encoded.offsets:
-            while segment < len(ends) - 1 and start >= ends[segment][0]:
-                segment += 1
-            flags.append(ends[segment][1])
-        return encoded.ids, flags
+        ids: list[int] = []
+        flags: list[bool] = []
+        for message in messages:
+            said = self._plain.encode(_between_marks(message))
+            if message["role"] == TEXT:
+                ids += [*said.ids, self._text_end]
+                flags += [True] * (len(said) + 1)
+                continue
+            learnt, opening = message["role"] == "assistant", len(message["role"]) + 1
+            ids += [self._start, *said.ids, self._end, *self._newline]
+            flags += [False, *(learnt and place >= opening for place, _ in said.offsets), *[learnt] * (1 + len(self._newline))]
+        return ids, flags
 
     def lengths(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[int]:
         """The number of tokens of each conversation, computed on all cores."""
-        texts = ["".join(text for text, _ in render_chat(messages)) for messages in chats]
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [
-            len(self.encode(messages)[0]) if self.quotes_special(messages) else len(encoding.ids)
-            for messages, encoding in zip(chats, encodings)
-        ]
+        said = iter(self._plain.encode_all([_between_marks(message) for messages in chats for message in messages]))
+        around = 2 + len(self._newline)
+        return [sum(len(next(said)) + (1 if one["role"] == TEXT else around) for one in messages) for messages in chats]
 
-    def _encode_quoting(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
-        ids: list[int] = []
-        flags: list[bool] = []
-        marks = (TURN_START, TURN_END, EOS)
-        start, end, text_end = (self._tokenizer.token_to_id(mark) for mark in marks)
-        assert start is not None and end is not None and text_end is not None  # `load_tokenizer` has checked it
-        for message in messages:
-            if message["role"] == TEXT:
-                text = [*self._plain.encode(message["content"]).ids, text_end]
-                ids += text
-                flags += [True] * len(text)
-                continue
-            said = message["role"] == "assistant"
-            opening = f"{message['role']}\n"
-            turn = self._plain.encode(opening + message["content"])
-            after = self._plain.encode("\n").ids
-            ids += [start, *turn.ids, end, *after]
-            flags += [False, *(said and place >= len(opening) for place, _ in turn.offsets), said, *(said for _ in after)]
-        return ids, flags
+
+def _between_marks(message: dict[str, str]) -> str:
+    return message["content"] if message["role"] == TEXT else f"{message['role']}\n{message['content']}"

@@ -81,7 +81,9 @@ def test_a_plain_text_that_quotes_special_entries_ends_with_the_only_end_token(d
     own = TuningSet(path=str(tmp_path / "a.jsonl"), text="text")
     (one,) = read_conversations("own", tmp_path, {"own": own})
     tokenizer = load_tokenizer(data / "tokenizer")
-    ids, flags = ChatEncoder(tokenizer).encode(one.messages)
+    encoder = ChatEncoder(tokenizer)
+    ids, flags = encoder.encode(one.messages)
+    assert encoder.lengths([one.messages]) == [len(ids)]
     assert all(flags) and ids.count(tokenizer.token_to_id(EOS)) == 1 and ids[-1] == tokenizer.token_to_id(EOS)
     assert tokenizer.decode(ids[:-1], skip_special_tokens=False) == f"lamp {EOS} oil"
 
