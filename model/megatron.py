@@ -42,7 +42,7 @@ with warnings.catch_warnings(), _without_compiler:
     warnings.simplefilter("ignore")
     if torch.cuda.is_available():
         with contextlib.suppress(ImportError):
-            import transformer_engine  # noqa: F401
+            import transformer_engine
     else:  # Megatron-core would call its kernels, or fail to import it where there is no driver
         sys.modules.setdefault("transformer_engine", None)  # type: ignore[arg-type]
     import megatron.core.optimizer
@@ -91,18 +91,6 @@ distrib_optimizer.HAVE_APEX_OR_TE = False
 # They log every parameter's name at every start and every save.
 for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-
-__all__ = [
-    "AsyncRequest", "CheckpointingException", "ColumnParallelLinear", "CpuAsCuda", "DistributedDataParallel",
-    "DistributedDataParallelConfig", "FullyParallelLoadStrategyWrapper", "FullyParallelSaveStrategyWrapper",
-    "GPTModel", "MCoreSavePlanner", "MegatronOptimizerConfig", "PackedSeqParams", "RowParallelLinear",
-    "ShardedObject", "ShardedTensor", "ShardedTensorFactory", "TorchDistSaveShardedStrategy",
-    "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer", "copy_to_tensor_model_parallel_region",
-    "cuda_functions_on_cpu", "dist_checkpointing", "finalize_model_grads", "gather_from_sequence_parallel_region",
-    "get_forward_backward_func", "get_gpt_layer_local_spec", "get_gpt_layer_with_transformer_engine_spec",
-    "get_megatron_optimizer", "keyed_by_shard", "megatron_clip_grads", "megatron_layers", "megatron_random",
-    "model_parallel_cuda_manual_seed", "parallel_state", "to_torch_state",
-]  # fmt: skip
 
 # What Megatron-core and torch tell each other's developers: a user can fix none of it.
 for _message in (
