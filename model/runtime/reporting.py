@@ -231,21 +231,17 @@ class TensorBoard:
     """Event files, one for each start of the run; a start takes back the points after the step it resumes from."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from torch.utils.tensorboard import SummaryWriter
 
-        self._event, self._summary, self._folder = Event, Summary, folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventFileWriter(str(folder), flush_secs=10)
-        start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time.time(), step=resumed_step + 1, session_log=start))
+        self._summary, self._folder = Summary, folder
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_step + 1, flush_secs=10)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        # One event for each step: one for each value would take a millisecond.
+        # One event for each step: `add_scalar` writes one for each value, which takes milliseconds.
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with disk_full_explained(self._folder):
-            self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=points)))
+            self._writer.file_writer.add_summary(self._summary(value=points), step)
 
     def flush(self) -> None:
         with disk_full_explained(self._folder):
