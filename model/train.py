@@ -19,15 +19,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Generator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
+from unittest import mock
 
 import msgspec
 import torch
 
 from curricula.curriculum.stream.pretraining import BatchSource, RowSource
-from curricula.errors import StorageError, UsageError, UserError
+from curricula.errors import UsageError
 from curricula.model import costs
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
@@ -39,13 +39,11 @@ from curricula.model.checkpoints.folder import (
     prune,
     read_info,
     step_folder,
-    step_of,
     warn_of_versions,
 )
 from curricula.model.checkpoints.writer import Saver
-from curricula.model.config import TrainJob, learning_rate, warmup_steps
-from curricula.model.forward_backward import ForwardBackward
-from curricula.model.megatron import GPTModel
+from curricula.model.config import TrainJob, learning_rate
+from curricula.model.megatron import GPTModel, get_forward_backward_func
 from curricula.model.network.build import (
     attention_kernel,
     build_network,
@@ -56,23 +54,17 @@ from curricula.model.network.build import (
     initialize,
     wrap,
 )
-from curricula.model.runtime.distributed import Parallel, Stragglers, read_ranks, share_compiler, started
-from curricula.model.runtime.loading import MicroBatch, read_micro_batches
+from curricula.model.runtime.distributed import OwnTime, Parallel, Stragglers, read_ranks, share_compiler, started
+from curricula.model.runtime.loading import MicroBatch, MicroBatches, read_micro_batches
 from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner
-from curricula.model.runtime.stopping import (
-    Interrupted,
-    Measured,
-    SpikeWindow,
-    StopRequest,
-    Watchdog,
-    listening,
-    lost_peers_named,
-    named_samples,
-    nonfinite_error,
-)
+from curricula.model.runtime.spikes import Guard, Measured
+from curricula.model.runtime.stopping import Interrupted, StopRequest, Watchdog, listening, lost_peers_named, nonfinite_error
 from curricula.progress import Progress, silent
 
 log = logging.getLogger(__name__)
+
+Report = dict[str, torch.Tensor]
+ForwardStep = Callable[[Iterator[MicroBatch], Any], tuple[torch.Tensor, Any]]
 
 
 def train(
@@ -116,9 +108,8 @@ class Agreed(NamedTuple):
 class Trainer:
     """A run's training in this process: network, optimizer, data and reports, brought to the step to continue from.
 
-    A step (`advance`) reads the batch through `runtime/loading.py`, computes the loss and its gradient in
-    `forward_backward.py`, updates the weights, and reports and saves as due. The loss itself is `linear_cross_entropy`, in
-    `network/linear_cross_entropy.py`.
+    A step (`advance`) reads the batch through `runtime/loading.py`, computes the loss and its gradient (`_losses`), updates the
+    weights, and reports and saves as due.
     """
 
     def __init__(
@@ -134,14 +125,14 @@ class Trainer:
         self.stop, self.watchdog = stop, watchdog
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
-        guard = job.config.spike_guard
-        self._may_rewind = guard is not None and guard.rewind is not None
+        settings = job.config.spike_guard
+        self.guard = guard = Guard(settings, job, batches, parallel) if settings else None
         self._check_sizes()
         self._recipe = self._recipe_of(job)  # once: what it names may change on the disk meanwhile
         self.network = network = self._build_network()
-        own, self._fills_gap = checkpoint.newest_whole(
-            self.checkpoints, parallel, self.stop_step if self.stop_step in job.keep_steps else None, self._has_what_it_needs
-        )
+        kept_step = self.stop_step if self.stop_step in job.keep_steps else None
+        is_usable = guard.has_what_it_needs if guard else lambda folder: True
+        own, self._fills_gap = checkpoint.newest_whole(self.checkpoints, parallel, kept_step, is_usable)
         source = own or job.init_from or job.init_weights
         if source is None:
             initialize(network, job.model, job.seed)
@@ -151,7 +142,6 @@ class Trainer:
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.config.optimizer, parallel)
         self.step = 0
-        self.spikes = SpikeWindow(guard) if guard else None
         if source is not None and source != job.init_weights:
             info = read_info(source)
             check_past(source, info, job.model, self._recipe, batches)
@@ -160,12 +150,11 @@ class Trainer:
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
             if guard:
-                self.spikes = SpikeWindow.of(guard, info)
+                guard.resume(info)
         self.saver = Saver(network, self.optimizer, parallel)
-        self.save_stall = Stopwatch()
+        self.save_stall, self.data_wait = Stopwatch(), Stopwatch()
         self._saved_at = time.monotonic()
-        self.forward_backward = ForwardBackward(self.wrapped, parallel, job.config.micro_batch)
-        self.stragglers = Stragglers(parallel)
+        self.own_time, self.stragglers = self._time_own_part(), Stragglers(parallel)
         self._feed: Generator[MicroBatch, None, None] | None = None  # opened at the first step
         self.pace = self._pace()
         self.reports: Reports | None = None
@@ -217,6 +206,17 @@ class Trainer:
             **({"spike_guard": msgspec.to_builtins(guard)} if guard else {}),
         }
 
+    def _time_own_part(self) -> OwnTime:
+        """What measures this process's part of a step: it ends where the process waits for other processes' gradients."""
+        own_time, finalize = OwnTime(self.parallel.device), self.wrapped.config.finalize_model_grads_func
+
+        def finalize_with_others(*args: Any, **kwargs: Any) -> None:
+            own_time.end()
+            finalize(*args, **kwargs)
+
+        self.wrapped.config.finalize_model_grads_func = finalize_with_others
+        return own_time
+
     def _pace(self) -> Pace:
         return Pace(
             self.batches.global_batch * self.batches.sequence_length,
@@ -226,11 +226,7 @@ class Trainer:
         )
 
     def loop(self, progress: Progress) -> None:
-        """Take the steps up to `stop_step`; save and validate at the end.
-
-        Where the loss is computed: `ForwardBackward.train` runs the network over the batch, and the network's loss is
-        `linear_cross_entropy` in `network/linear_cross_entropy.py`.
-        """
+        """Take the steps up to `stop_step`; save and validate at the end."""
         while self.step < self.stop_step:
             self.advance(progress)
         # Branched off at the very end, with nothing left to train. One asks the disk: others may see another state of it.
@@ -264,10 +260,11 @@ class Trainer:
         self.optimizer.zero_grad()
         if self._feed is None:
             self._feed = self._read(self.batches, self.step, self.stop_step, self.job.execution.data_workers)
-        loss = self.forward_backward.train(self.batches, self._feed)
+        self.own_time.begin()
+        loss = _mean(*self._losses(self.batches, _timed(self._feed, self.data_wait), forward_only=False))
         if not math.isfinite(loss):
-            self._stop_nonfinite(f"loss {loss}", self.forward_backward.bad_rows(self.batches, self.step))
-        self.stragglers.step_ended(self.forward_backward.own_time.seconds())
+            self._stop_nonfinite(f"loss {loss}", self._bad_rows())
+        self.stragglers.step_ended(self.own_time.seconds())
         grad_norm, skipped = self._update(loss)
         description = self.batches.describe(self.step)
         self.step += 1
@@ -284,17 +281,59 @@ class Trainer:
             **description,
             **skipped,
             **rewound,
-            "timing": self.pace.timing(
-                seconds, self.forward_backward.data_wait.take(), self.save_stall.take(), self.stop_step - self.step
-            )
+            "timing": self.pace.timing(seconds, self.data_wait.take(), self.save_stall.take(), self.stop_step - self.step)
             | self.stragglers.take_statistics(),
         }
         return row, agreed
 
+    def _losses(self, batches: RowSource, feed: Iterator[MicroBatch], forward_only: bool) -> tuple[float, float]:
+        """Forward, and unless `forward_only` backward, over the next global batch: its summed loss, and how many tokens count.
+
+        The network computes the loss of each token by `linear_cross_entropy`, in `network/linear_cross_entropy.py`.
+        """
+        reports = self._run(batches, feed, _loss_step, forward_only)
+        total = torch.stack([report["loss and tokens"] for report in reports]).sum(dim=0).tolist()
+        loss, tokens = self.parallel.sum(*total)
+        return loss, tokens
+
+    @torch.no_grad()
+    def _bad_rows(self) -> list[int]:
+        """The rows of this step's batch whose loss is not a finite number under the present weights."""
+        share = self._share(self.batches)
+        feed = (share[self.step * share.per_step + part].to(self.parallel.device) for part in range(share.per_step))
+        reports = self._run(self.batches, feed, _row_step, forward_only=True)
+        own = torch.cat([report["bad rows"] for report in reports]).tolist()
+        flags = [0.0] * self.batches.global_batch
+        first = self.parallel.data_rank * len(own)
+        flags[first : first + len(own)] = own
+        return [row for row, flag in enumerate(self.parallel.sum(*flags)) if flag]
+
+    def _run(
+        self, batches: RowSource, feed: Iterator[MicroBatch], forward_step: ForwardStep, forward_only: bool
+    ) -> list[Report]:
+        """Megatron-core's schedule over this rank's micro-batches of a global batch; what `forward_step` reports of each."""
+        with self.parallel.cuda_names():
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=feed,
+                model=[self.wrapped],
+                num_microbatches=self._share(batches).per_step,
+                seq_length=batches.sequence_length,
+                micro_batch_size=self.job.config.micro_batch,
+                forward_only=forward_only,
+            )
+
+    def _share(self, batches: RowSource) -> MicroBatches:
+        """This data-parallel rank's part of the batches."""
+        return MicroBatches(batches, self.job.config.micro_batch, self.parallel.data_rank, self.parallel.data_parallel)
+
+    def _read(self, batches: RowSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
+        return read_micro_batches(self._share(batches), start, stop, workers, self.parallel.device)
+
     def _update(self, loss: float) -> tuple[float, dict[str, Any]]:
         """Update the weights, unless the step is a spike; returns the gradient norm and what the metrics say of a skip."""
         with self.parallel.cuda_names():
-            if self.spikes is None:
+            if self.guard is None:
                 _, grad_norm, _ = self.optimizer.step()
             else:  # the norm is wanted before the update
                 self.optimizer.prepare_grads()
@@ -302,41 +341,13 @@ class Trainer:
         measured = Measured(loss, float(grad_norm))
         if not math.isfinite(measured.grad_norm):
             self._stop_nonfinite(f"loss {loss:.6g}, gradient norm {measured.grad_norm}", [])
-        if self.spikes is None:
+        if self.guard is None:
             return measured.grad_norm, {}
-        limits = self._spike_limits(self.spikes)
-        self.spikes.add(measured)
-        is_spike = limits is not None and measured.is_beyond(limits)
-        # The first rank decides for all, since its window is the one in checkpoints.
-        is_skipped = self.parallel.any(self.parallel.is_main and is_spike)
-        self.spikes.count(is_skipped)
-        if is_skipped:
-            assert limits is not None
-            return measured.grad_norm, {"skipped": self._skip_record(measured, limits)}
-        with self.parallel.cuda_names():
-            self.optimizer.step()
-        return measured.grad_norm, {}
-
-    def _spike_limits(self, spikes: SpikeWindow) -> Measured | None:
-        """The largest loss and gradient norm that this step may have; None where no step is skipped."""
-        batches, step = self.batches, self.step
-        if step and batches.describe(step) != batches.describe(step - 1):
-            spikes.begin(step)
-        if step < warmup_steps(batches.total_steps, self.job.config.schedule):
-            return None  # gradient norms rise and fall
-        return spikes.limits()
-
-    def _skip_record(self, measured: Measured, limits: Measured) -> dict[str, Any]:
-        first = self.step * self.batches.global_batch
-        end = first + self.batches.global_batch
-        if self.parallel.is_main:
-            log.warning(
-                "step %d is a spike, and its update is skipped: loss %.4g (limit %.4g), gradient norm %.3g (limit %.3g); "
-                "it read %s",
-                self.step + 1, measured.loss, limits.loss, measured.grad_norm, limits.grad_norm,
-                named_samples(self.batches.sample_ids(first, end)),
-            )  # fmt: skip
-        return {"samples": [first, end], "loss_limit": limits.loss, "grad_norm_limit": limits.grad_norm}
+        skipped = self.guard.judge(self.step, measured)
+        if not skipped:
+            with self.parallel.cuda_names():
+                self.optimizer.step()
+        return measured.grad_norm, skipped
 
     def _rewind_if_due(self) -> dict[str, Any]:
         """Go back to an earlier state where spikes do not end; returns what the metrics say of it.
@@ -344,48 +355,30 @@ class Trainer:
         Steps, data and learning rates go on as if nothing had happened. A run that is killed before it saves the new state
         repeats the rewind.
         """
-        earlier = self.spikes.rewinds_to(self.step) if self.spikes else None
-        if self.spikes is None or earlier is None:
+        if self.guard is None or (earlier := self.guard.window.rewinds_to(self.step)) is None:
             return {}
         if self.saver.is_unfinished:  # it may be of the very step
             self._finish_save()
         if self.parallel.is_main:
             log.warning(
                 "%d steps in a row are spikes: step %d goes on from the weights and the optimizer of step %d",
-                self.spikes.skipped_in_a_row, self.step + 1, earlier,
+                self.guard.window.skipped_in_a_row, self.step + 1, earlier,
             )  # fmt: skip
         self.watchdog.expect("the reading of a checkpoint")
-        folder = self._checkpoint_of(earlier)
+        folder = self.guard.checkpoint_of(earlier)
         if problem := checkpoint.problem_of(folder, self.parallel):
             log.error("%s", problem)
-            raise self._lost(folder)
+            raise self.guard.lost(folder, self.step)
         checkpoint.load(folder, self.network, self.optimizer, self.parallel, is_checked=True)
-        self.spikes.begin(self.step)
+        self.guard.window.begin(self.step)
         batch = self.batches.global_batch
         return {"rewound": {"to_step": earlier, "samples": [earlier * batch, self.step * batch]}}
-
-    def _checkpoint_of(self, step: int) -> Path:
-        """Where the checkpoint of an earlier step is: in this run's folder, or in that of a run that it branched from."""
-        branch_points = filter(None, (self.job.init_from, *self.job.earlier_branch_points))
-        holders = [self.checkpoints, *(point.parent for point in branch_points if step <= step_of(point))]
-        return step_folder(holders[-1], step)
-
-    def _lost(self, folder: Path) -> UserError:
-        """The error to raise when the checkpoint to go back to is missing or damaged."""
-        if folder.parent == self.checkpoints:
-            remedy = f"write the name of an older one into {folder.with_name('latest')} and start again"
-        else:
-            remedy = f"delete {folder.parent} and {self.checkpoints} and train both again"
-        return UserError(f"{folder}: missing or damaged, and step {self.step} has to go back to it; {remedy}")
 
     def _stop_nonfinite(self, what: str, bad_rows: list[int]) -> NoReturn:
         """Stop all processes together before anything of this step is saved; earlier checkpoints are kept."""
         if self.saver.is_unfinished:
             self._finish_save()
         raise nonfinite_error(self.job.out, what, self.batches, self.step, bad_rows, self.parallel.is_main)
-
-    def _read(self, batches: RowSource, start: int, stop: int, workers: int) -> Generator[MicroBatch, None, None]:
-        return read_micro_batches(self.forward_backward.share(batches), start, stop, workers, self.parallel.device)
 
     def _validate_if_due(self) -> None:
         """Report the mean loss per token of each validation source, once for each step where it is due."""
@@ -396,14 +389,23 @@ class Trainer:
             return
         if self.parallel.any(self.reports is not None and self.reports.is_validated(self.step)):
             return
-        losses = {}
-        for name, batches in self.validation.items():
-            feed = self._read(batches, 0, batches.total_steps, workers=0)
-            losses[name] = self.forward_backward.evaluate(batches, feed, lambda: self.watchdog.expect("a validation batch"))
-        self.forward_backward.data_wait.take()  # belongs to no step
+        losses = {name: self._mean_loss(batches) for name, batches in self.validation.items()}
         self.watchdog.step_begins(self.step + 1)
         if self.reports:
             self.reports.validation(self.step, losses)
+
+    @torch.no_grad()
+    def _mean_loss(self, batches: RowSource) -> float:
+        """Mean loss per counted token over all of `batches`."""
+        feed, totals = self._read(batches, 0, batches.total_steps, workers=0), []
+        self.wrapped.eval()
+        # In bfloat16 even if training computes in fp8: else the layers' history of largest values would take note of it.
+        with mock.patch.object(self.wrapped.config, "fp8", None):
+            for _ in range(batches.total_steps):
+                totals.append(self._losses(batches, feed, forward_only=True))
+                self.watchdog.expect("a validation batch")
+        self.wrapped.train()
+        return _mean(*map(math.fsum, zip(*totals)))
 
     def _agree(self) -> Agreed:
         minutes = self.job.config.save_interval_minutes
@@ -423,7 +425,7 @@ class Trainer:
             self._finish_save()
         interrupted = agreed.stop and not last
         regular = self.step % config.save_interval_steps == 0 or self.step in self.job.keep_steps
-        due = agreed.overdue or regular or (self.spikes is not None and self.spikes.is_save_due(self.step))
+        due = agreed.overdue or regular or (self.guard is not None and self.guard.window.is_save_due(self.step))
         if last or interrupted or due:
             self._save()
         if last or interrupted:
@@ -449,11 +451,8 @@ class Trainer:
             recipe=self._recipe,
             versions=checkpoint.versions(),
             tensor_parallel=self.parallel.tensor_parallel,
+            **(self.guard.state() if self.guard else {}),
         )
-        if self.spikes:
-            info = msgspec.structs.replace(
-                info, recent=self.spikes.steps, guarded_from=self.spikes.begins, skipped_in_a_row=self.spikes.skipped_in_a_row
-            )
         self.saver.start(step_folder(self.checkpoints, self.step), info)
         self._saved_at = time.monotonic()
 
@@ -463,26 +462,9 @@ class Trainer:
         self.saver.finish()
         # While training fills a gap, everything it saves lies before the latest and would be deleted at once.
         if self.parallel.is_main and not (self._fills_gap and not step_folder(self.checkpoints, self.stop_step).is_dir()):
-            needed_by = self._needed_by if self._may_rewind else None
+            needed_by = self.guard.needed_by if self.guard else None
             prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by)
         self.watchdog.step_begins(self.step + 1)
-
-    def _needed_by(self, info: CheckpointInfo) -> set[int]:
-        """The steps to which a rewind could return after resuming from this checkpoint."""
-        guard = self.job.config.spike_guard
-        return SpikeWindow.of(guard, info).needed_steps(info.step) if guard else set()
-
-    def _has_what_it_needs(self, folder: Path) -> bool:
-        """Whether every checkpoint that a rewind could need, after resuming from this one, still exists."""
-        if not self._may_rewind:
-            return True
-        try:
-            needed = self._needed_by(read_info(folder))
-        except StorageError:
-            raise
-        except UserError:
-            return True  # which the check of all its bytes finds out
-        return all(self._checkpoint_of(step).is_dir() for step in needed)
 
     def close(self) -> None:
         self.saver.abandon()
@@ -490,3 +472,44 @@ class Trainer:
             self._feed.close()  # ends the workers
         if self.reports:
             self.reports.close()
+
+
+def _mean(loss: float, tokens: float) -> float:
+    return loss / max(1.0, tokens)
+
+
+def _token_losses(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next micro-batch's losses [n, S] and the weights of its targets [n, S]."""
+    tokens, mask, documents = next(micro_batches)
+    losses = network(tokens[:, :-1], None, documents, labels=tokens[:, 1:])
+    return losses, torch.ones_like(losses) if mask is None else mask
+
+
+def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
+    """Megatron-core's forward step: the losses of one micro-batch, and the function that sums them up."""
+    losses, mask = _token_losses(micro_batches, network)
+
+    def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
+        loss, counted = (losses * mask).sum(), mask.sum()
+        report = torch.stack([loss.detach(), counted]).double()
+        return loss, counted.to(torch.int), {"loss and tokens": report}
+
+    return losses, summed
+
+
+def _row_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
+    """The same with a flag for each row: 1 where the sum of its losses is not a finite number."""
+    losses, mask = _token_losses(micro_batches, network)
+
+    def flagged(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
+        rows = (losses * mask).sum(dim=1)
+        return rows.sum(), mask.sum().to(torch.int), {"bad rows": (~rows.isfinite()).double()}
+
+    return losses, flagged
+
+
+def _timed(feed: Iterator[MicroBatch], waiting: Stopwatch) -> Iterator[MicroBatch]:
+    while True:
+        with waiting:
+            micro_batch = next(feed)
+        yield micro_batch

@@ -1,4 +1,4 @@
-"""What surrounds the training loop: its processes, its batches, its reports, and what ends it early.
+"""What surrounds the training loop: its processes, its batches, its reports, its spikes, and what ends it early.
 
 The names below need no torch.
 """

@@ -1,5 +1,4 @@
-"""What ends a training run before its last step (a request to stop, a lost process, a hang, a loss that is not a number), or
-makes it skip one (a spike).
+"""What ends a training run before its last step: a request to stop, a lost process, a hang, a loss that is not a number.
 
 - A request: Slurm's signal before a time limit or a pre-emption. The handler only raises a flag. The training loop looks at
   it between steps, agrees on it with all processes, saves and raises `Interrupted`; whoever started the loop requeues the job.
@@ -8,8 +7,6 @@ makes it skip one (a spike).
   collective for ever, so the watchdogs of all ranks end their processes within the same limit. The stacks in their logs
   distinguish the rank that hung from those that waited for it.
 - A loss or gradient that is not a number: the error names the samples, and nonfinite.json lists them all.
-- A loss or gradient norm far above those before it: `SpikeWindow` says so, and the training loop skips the update. When one
-  step after another is skipped, it says where the loop goes back to.
 
 Imports no torch.
 """
@@ -18,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import math
 import os
 import signal
 import statistics
@@ -26,20 +22,18 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from curricula.durable import write_json
 from curricula.errors import UserError
-from curricula.model.config import SpikeGuard
 from curricula.terminal import one_line
 
 if TYPE_CHECKING:
     from curricula.curriculum.stream.pretraining import BatchSource
-    from curricula.model.checkpoints.folder import CheckpointInfo
 
 HANG_EXIT_CODE = os.EX_SOFTWARE
 """A hung process ends with 70: worth starting again, unlike 1, which would only end in 1 again."""
@@ -53,8 +47,6 @@ BACKSTOP = 1.5
 """Times the limit: when a timer in C writes the stacks, in case the interpreter itself is stuck."""
 NAMED_SAMPLES = 8
 """Samples that a message about a batch names before it counts the others."""
-FLOOR = 0.01
-"""Least standard deviation, as a share of the mean: however calm the steps before, a smaller rise is no spike."""
 
 Sample = tuple[str, int, int]
 """Source, epoch, number in the source."""
@@ -247,89 +239,3 @@ def named_samples(samples: list[Sample]) -> str:
     if rest:
         text += f" and {rest.total()} more ({', '.join(f'{count} {source}' for source, count in rest.items())})"
     return text
-
-
-class Measured(NamedTuple):
-    """What a step is judged by."""
-
-    loss: float
-    grad_norm: float
-
-    def is_beyond(self, limits: Measured) -> bool:
-        return self.loss > limits.loss or self.grad_norm > limits.grad_norm
-
-
-class SpikeWindow:
-    """The latest steps of this phase. What it says is a function of the steps before, which checkpoints hold.
-
-    As OLMo-core's `SkipStepOptimizer` does (2 OLMo 2 Furious, 2025), with three differences. Steps of another phase of the
-    curriculum are not compared with, since other text has another loss. A spike enters the window only up to its limit, so that
-    it does not hide the next one, while a lasting change of level is accepted in the end. Calm windows have a floor.
-
-    Where the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
-    least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint is of the
-    same phase, and of no step that was undone.
-    """
-
-    def __init__(self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0) -> None:
-        """`begins` is the number of steps done before the first that counts, as `CheckpointInfo` has it."""
-        self._guard = guard
-        self._steps = deque(steps, maxlen=guard.window)
-        self.begins, self.skipped_in_a_row = begins, skipped_in_a_row
-
-    @classmethod
-    def of(cls, guard: SpikeGuard, info: CheckpointInfo) -> SpikeWindow:
-        """The window of a run that goes on from the checkpoint that `info` describes."""
-        return cls(guard, (Measured(*step) for step in info.recent), info.guarded_from, info.skipped_in_a_row)
-
-    @property
-    def steps(self) -> tuple[Measured, ...]:
-        return tuple(self._steps)
-
-    def begin(self, step: int) -> None:
-        """Forget what was before: the steps after `step` are of another phase, or begin with other weights."""
-        self._steps.clear()
-        self.begins, self.skipped_in_a_row = step, 0
-
-    def limits(self) -> Measured | None:
-        """The largest values that are no spike; None until half the window is filled."""
-        if len(self._steps) < self._guard.window / 2:
-            return None
-        return Measured(*(self._limit(values) for values in zip(*self._steps)))
-
-    def _limit(self, values: tuple[float, ...]) -> float:
-        mean = math.fsum(values) / len(values)
-        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-        return mean + self._guard.sigmas * max(deviation, FLOOR * mean)
-
-    def add(self, step: Measured) -> None:
-        limits = self.limits()
-        self._steps.append(step if limits is None else Measured(*map(min, step, limits)))
-
-    def count(self, is_skipped: bool) -> None:
-        """Tell what became of the step that was added."""
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
-
-    def rewinds_to(self, step: int) -> int | None:
-        """The step whose checkpoint replaces the state after `step`; None where the run simply goes on."""
-        rewind = self._guard.rewind
-        if rewind is None or self.skipped_in_a_row < rewind.after:
-            return None
-        return max((needed for needed in self.needed_steps(step) if needed <= self._last_good(step)), default=None)
-
-    def needed_steps(self, step: int) -> set[int]:
-        """The steps up to `step` whose checkpoints a run that goes on from there may have to go back to."""
-        rewind = self._guard.rewind
-        if rewind is None:
-            return set()
-        interval, good = rewind.interval_steps, self._last_good(step)
-        first = max(self.begins + 1, good - good % interval)
-        return set(range(-(-first // interval) * interval, step + 1, interval))
-
-    def is_save_due(self, step: int) -> bool:
-        """Whether a rewind may lead to this step."""
-        rewind = self._guard.rewind
-        return rewind is not None and step % rewind.interval_steps == 0
-
-    def _last_good(self, step: int) -> int:
-        return step - self.skipped_in_a_row - self._guard.window // 2

@@ -156,7 +156,7 @@ def test_when_one_rank_is_stopped_the_others_end_and_log_that_they_waited(tmp_pa
     ((status, said),) = ended([waiting])
     still.kill()
     assert status == HANG_EXIT_CODE
-    assert "what each thread of process" in said and "forward_backward.py" in said
+    assert "what each thread of process" in said and "in _train_step" in said
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undisturbed, free_port):

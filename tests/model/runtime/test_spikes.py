@@ -22,7 +22,7 @@ from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
 from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of
 from curricula.model.config import ModelConfig, OptimizerConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob, learning_rate
-from curricula.model.runtime.stopping import Measured, SpikeWindow
+from curricula.model.runtime.spikes import Measured, SpikeWindow
 from curricula.model.train import train
 
 GUARD = SpikeGuard(window=8, sigmas=6)

@@ -1,0 +1,184 @@
+"""Spikes: steps whose loss or gradient norm is far above those before them. A run with a spike guard makes no update of such a
+step, and where they do not end it goes back to an earlier checkpoint. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from curricula.errors import StorageError, UserError
+from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, step_of
+from curricula.model.config import SpikeGuard, TrainJob, warmup_steps
+from curricula.model.runtime.stopping import named_samples
+
+if TYPE_CHECKING:
+    from curricula.curriculum.stream.pretraining import BatchSource
+    from curricula.model.runtime.distributed import Parallel
+
+log = logging.getLogger(__name__)
+
+FLOOR = 0.01
+"""Least standard deviation, as a share of the mean: however calm the steps before, a smaller rise is no spike."""
+
+
+class Measured(NamedTuple):
+    """What a step is judged by."""
+
+    loss: float
+    grad_norm: float
+
+    def is_beyond(self, limits: Measured) -> bool:
+        return self.loss > limits.loss or self.grad_norm > limits.grad_norm
+
+
+class SpikeWindow:
+    """The latest steps of this phase. What it says is a function of the steps before, which checkpoints hold.
+
+    As OLMo-core's `SkipStepOptimizer` does (2 OLMo 2 Furious, 2025), with three differences. Steps of another phase of the
+    curriculum are not compared with, since other text has another loss. A spike enters the window only up to its limit, so that
+    it does not hide the next one, while a lasting change of level is accepted in the end. Calm windows have a floor.
+
+    Where the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
+    least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint is of the
+    same phase, and of no step that was undone.
+    """
+
+    def __init__(self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0) -> None:
+        """`begins` is the number of steps done before the first that counts, as `CheckpointInfo` has it."""
+        self._guard = guard
+        self._steps = deque(steps, maxlen=guard.window)
+        self.begins, self.skipped_in_a_row = begins, skipped_in_a_row
+
+    @classmethod
+    def of(cls, guard: SpikeGuard, info: CheckpointInfo) -> SpikeWindow:
+        """The window of a run that goes on from the checkpoint that `info` describes."""
+        return cls(guard, (Measured(*step) for step in info.recent), info.guarded_from, info.skipped_in_a_row)
+
+    @property
+    def steps(self) -> tuple[Measured, ...]:
+        return tuple(self._steps)
+
+    def begin(self, step: int) -> None:
+        """Forget what was before: the steps after `step` are of another phase, or begin with other weights."""
+        self._steps.clear()
+        self.begins, self.skipped_in_a_row = step, 0
+
+    def limits(self) -> Measured | None:
+        """The largest values that are no spike; None until half the window is filled."""
+        if len(self._steps) < self._guard.window / 2:
+            return None
+        return Measured(*(self._limit(values) for values in zip(*self._steps)))
+
+    def _limit(self, values: tuple[float, ...]) -> float:
+        mean = math.fsum(values) / len(values)
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        return mean + self._guard.sigmas * max(deviation, FLOOR * mean)
+
+    def add(self, step: Measured) -> None:
+        limits = self.limits()
+        self._steps.append(step if limits is None else Measured(*map(min, step, limits)))
+
+    def count(self, is_skipped: bool) -> None:
+        """Tell what became of the step that was added."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
+
+    def rewinds_to(self, step: int) -> int | None:
+        """The step whose checkpoint replaces the state after `step`; None where the run simply goes on."""
+        rewind = self._guard.rewind
+        if rewind is None or self.skipped_in_a_row < rewind.after:
+            return None
+        return max((needed for needed in self.needed_steps(step) if needed <= self._last_good(step)), default=None)
+
+    def needed_steps(self, step: int) -> set[int]:
+        """The steps up to `step` whose checkpoints a run that goes on from there may have to go back to."""
+        rewind = self._guard.rewind
+        if rewind is None:
+            return set()
+        interval, good = rewind.interval_steps, self._last_good(step)
+        first = max(self.begins + 1, good - good % interval)
+        return set(range(-(-first // interval) * interval, step + 1, interval))
+
+    def is_save_due(self, step: int) -> bool:
+        """Whether a rewind may lead to this step."""
+        rewind = self._guard.rewind
+        return rewind is not None and step % rewind.interval_steps == 0
+
+    def _last_good(self, step: int) -> int:
+        return step - self.skipped_in_a_row - self._guard.window // 2
+
+
+class Guard:
+    """The spike guard of a run: it judges each step, and knows the checkpoints that the run may go back to."""
+
+    def __init__(self, settings: SpikeGuard, job: TrainJob, batches: BatchSource, parallel: Parallel) -> None:
+        self._settings, self._job, self._batches, self._parallel = settings, job, batches, parallel
+        self._checkpoints = job.out / "checkpoints"
+        self.window = SpikeWindow(settings)
+
+    def resume(self, info: CheckpointInfo) -> None:
+        """Go on from the checkpoint that `info` describes."""
+        self.window = SpikeWindow.of(self._settings, info)
+
+    def state(self) -> dict[str, Any]:
+        """What checkpoints hold of it: fields of `CheckpointInfo`."""
+        window = self.window
+        return {"recent": window.steps, "guarded_from": window.begins, "skipped_in_a_row": window.skipped_in_a_row}
+
+    def judge(self, step: int, measured: Measured) -> dict[str, Any]:
+        """What the metrics say of the step after `step` where it is a spike, whose update all processes skip; else nothing."""
+        batches, window = self._batches, self.window
+        if step and batches.describe(step) != batches.describe(step - 1):
+            window.begin(step)
+        is_warm = step >= warmup_steps(batches.total_steps, self._job.config.schedule)  # before, gradient norms rise and fall
+        limits = window.limits() if is_warm else None
+        window.add(measured)
+        is_spike = limits is not None and measured.is_beyond(limits)
+        # The first rank decides for all, since its window is the one in checkpoints.
+        is_skipped = self._parallel.any(self._parallel.is_main and is_spike)
+        window.count(is_skipped)
+        if not is_skipped:
+            return {}
+        assert limits is not None
+        first = step * batches.global_batch
+        end = first + batches.global_batch
+        if self._parallel.is_main:
+            log.warning(
+                "step %d is a spike, and its update is skipped: loss %.4g (limit %.4g), gradient norm %.3g (limit %.3g); "
+                "it read %s",
+                step + 1, measured.loss, limits.loss, measured.grad_norm, limits.grad_norm,
+                named_samples(batches.sample_ids(first, end)),
+            )  # fmt: skip
+        return {"skipped": {"samples": [first, end], "loss_limit": limits.loss, "grad_norm_limit": limits.grad_norm}}
+
+    def checkpoint_of(self, step: int) -> Path:
+        """Where the checkpoint of an earlier step is: in this run's folder, or in that of a run that it branched from."""
+        branch_points = filter(None, (self._job.init_from, *self._job.earlier_branch_points))
+        holders = [self._checkpoints, *(point.parent for point in branch_points if step <= step_of(point))]
+        return step_folder(holders[-1], step)
+
+    def lost(self, folder: Path, step: int) -> UserError:
+        """The error to raise when the checkpoint to go back to from `step` is missing or damaged."""
+        if folder.parent == self._checkpoints:
+            remedy = f"write the name of an older one into {folder.with_name('latest')} and start again"
+        else:
+            remedy = f"delete {folder.parent} and {self._checkpoints} and train both again"
+        return UserError(f"{folder}: missing or damaged, and step {step} has to go back to it; {remedy}")
+
+    def needed_by(self, info: CheckpointInfo) -> set[int]:
+        """The steps to which a rewind could return after resuming from this checkpoint."""
+        return SpikeWindow.of(self._settings, info).needed_steps(info.step)
+
+    def has_what_it_needs(self, folder: Path) -> bool:
+        """Whether every checkpoint that a rewind could need, after resuming from this one, still exists."""
+        try:
+            needed = self.needed_by(read_info(folder))
+        except StorageError:
+            raise
+        except UserError:
+            return True  # which the check of all its bytes finds out
+        return all(self.checkpoint_of(step).is_dir() for step in needed)
