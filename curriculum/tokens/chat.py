@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tokenizers import Encoding, Tokenizer
 
 from curricula.curriculum.sources.conversations import TEXT
+from curricula.errors import UserError
 
 TURN_START, TURN_END, EOS = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -19,6 +20,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+TRIAL = ({"role": "user", "content": "a b"}, {"role": "assistant", "content": " c"})
 
 
 class PlainText:
@@ -48,10 +51,17 @@ class ChatEncoder:
     entry, such as `<|im_end|>` or the harmfulness tag, is read as text."""
 
     def __init__(self, tokenizer: Tokenizer):
+        """Raises UserError for a tokenizer that reads text otherwise after a special entry than by itself."""
         self._plain = PlainText(tokenizer)
         ids = tokenizer.get_vocab()
         self._start, self._end, self._text_end = (ids[mark] for mark in (TURN_START, TURN_END, EOS))
         self._newline = self._plain.encode("\n").ids
+        rendered = "".join(f"{TURN_START}{_between_marks(one)}{TURN_END}\n" for one in TRIAL)
+        if self.encode(TRIAL)[0] != tokenizer.encode(rendered, add_special_tokens=False).ids:
+            raise UserError(
+                "tokenizer: it reads text after a special entry otherwise than by itself, so tuning would not see the tokens "
+                "that evaluation gives; use one whose special entries change nothing around them, as SmolLM2's do"
+            )
 
     def quotes_special(self, messages: Sequence[dict[str, str]]) -> bool:
         """Whether a message contains the text of a special entry."""
