@@ -23,7 +23,17 @@ import numpy as np
 
 from curricula.eval.analysis.accuracy import Accuracy, Corrected, corrected, known
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, competence
-from curricula.eval.analysis.statistics import NORMAL_95, cluster_of, clustered_error, rate_interval, tally
+from curricula.eval.analysis.statistics import (
+    NORMAL_95,
+    Prompt,
+    any_of,
+    cluster_of,
+    clustered_error,
+    prompt_means,
+    prompt_of,
+    rate_interval,
+    tally,
+)
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import OVERREFUSAL_VERDICTS, GenerationRow, JudgedRow, ProbeRow
 from curricula.eval.tasks import TASKS
@@ -304,23 +314,20 @@ def attack_metrics(
     return found
 
 
-def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[tuple[str, str]]) -> AttackMetrics:
+def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[Prompt]) -> AttackMetrics:
     """The metrics of these rows, all of one decoder; `expected` is how many rows each (benchmark, prompt) should have."""
     outcomes = [(row, value) for row in rows if (value := harmful(row)) is not None]
     names, is_best_of_n = {name for name, _ in expected}, place.decoder in BEST_OF_N
-    by_sample, by_prompt = defaultdict(list), defaultdict(list)
+    by_sample = defaultdict(list)
     for row, value in outcomes:
         by_sample[row.sample].append(("", row.benchmark, value))
-        by_prompt[row.benchmark, row.prompt_id].append(value)
     several = len(by_sample) > 1
-    # Whether a prompt counts must not depend on what its answers are.
-    whole = {prompt: values for prompt, values in by_prompt.items() if len(values) == expected[prompt]}
-    broken = {prompt: float(any(values)) for prompt, values in whole.items()}
-    flipped = {prompt: float(0 < sum(values) < len(values)) for prompt, values in whole.items()}
+    means = prompt_means(rows, harmful)
+    broken = any_of(means, expected)
+    flipped = {prompt: float(0 < means[prompt].mean < 1) for prompt in broken}
     entries = [(cluster_of(row), row.benchmark, value) for row, value in outcomes]
     if is_best_of_n:
-        clusters = {(row.benchmark, row.prompt_id): cluster_of(row) for row, _ in outcomes}
-        entries = [(clusters[prompt], prompt[0], value) for prompt, value in broken.items()]
+        entries = [(of.cluster, benchmark, of.mean) for (benchmark, _), of in broken.items()]
     tallied = tally(entries) if names == {benchmark for _, benchmark, _ in entries} else None
     low, high, method = rate_interval(tallied) if tallied else (None, None, "")
     per_seed = [] if is_best_of_n or not tallied else [tally(of_sample) for of_sample in by_sample.values()]
@@ -339,9 +346,9 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[t
         corrected=true.rate if true else None,
         corrected_low=true.low if true else None,
         corrected_high=true.high if true else None,
-        any_of=_share(broken, names) if several else None,
+        any_of=_share({prompt: of.mean for prompt, of in broken.items()}, names) if several else None,
         flip_share=_share(flipped, names) if several else None,
-        prompts=len(whole if is_best_of_n else by_prompt),
+        prompts=len(broken if is_best_of_n else means),
         clusters=tallied.clusters if tallied else 0,
         samples=len(by_sample),
         rows=len(outcomes),
@@ -352,7 +359,7 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[t
     )
 
 
-def _share(known: Mapping[tuple[str, str], float], benchmarks: Collection[str]) -> float | None:
+def _share(known: Mapping[Prompt, float], benchmarks: Collection[str]) -> float | None:
     """The mean over benchmarks of the share of their prompts; None if it is known of no prompt of one of them."""
     found = [(prompt[0], value) for prompt, value in known.items()]
     tallied = tally(("", *entry) for entry in found) if {name for name, _ in found} == set(benchmarks) else None
@@ -414,7 +421,7 @@ def _overrefusal_metrics(rows: Sequence[JudgedRow], place: Place, expected: Coll
         rate=float(tallied.mean()) if tallied else None,
         low=low,
         high=high,
-        prompts=len({(row.benchmark, row.prompt_id) for row, _ in outcomes}),
+        prompts=len({prompt_of(row) for row, _ in outcomes}),
         rows=len(outcomes),
         unparsed=len(rows) - len(outcomes),
         missing=len(set(expected) - {row_id(row) for row in rows}),

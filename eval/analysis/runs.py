@@ -16,7 +16,7 @@ import numpy as np
 from curricula.eval.analysis.competence import BENIGN_TASKS, competence
 from curricula.eval.analysis.metrics import BEST_OF_N, harmful, is_own_suffix
 from curricula.eval.analysis.seeds import BySeed, ProbeAuc, ProbesBySeed
-from curricula.eval.analysis.statistics import Outcome, Prompt, PromptMean, prompt_means
+from curricula.eval.analysis.statistics import Outcome, Prompt, any_of, prompt_means, prompt_of
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.rows import JudgedRow, ProbeRow
 
@@ -67,7 +67,7 @@ class Runs:
         most: dict[tuple[str, str], Counter[Prompt]] = defaultdict(Counter)
         for (_, _, stage, _), rows in self.generations.items():
             for decoder in BEST_OF_N & {row.decoder for row in rows}:
-                most[stage, decoder] |= Counter((row.benchmark, row.prompt_id) for row in rows if row.decoder == decoder)
+                most[stage, decoder] |= Counter(prompt_of(row) for row in rows if row.decoder == decoder)
         return most
 
     def rates(self, arm: ArmInfo, stage: str, task: str, decoder: str, outcome: Outcome) -> BySeed:
@@ -80,7 +80,7 @@ class Runs:
                 if name == arm.name and place == [stage, task]
             }
             if decoder in BEST_OF_N and outcome is harmful:
-                found = {seed: _any_of(means, self._attempts[stage, decoder]) for seed, means in found.items()}
+                found = {seed: any_of(means, self._attempts[stage, decoder]) for seed, means in found.items()}
             self._means[asked] = {seed: means for seed, means in sorted(found.items()) if means}
         return self._means[asked]
 
@@ -105,13 +105,6 @@ class Runs:
         """The training seeds whose run is incoherent at this stage under this decoder."""
         task = BENIGN_TASKS.get(decoder)
         return sorted(cell[1] for cell in self.incoherent if (cell[0], *cell[2:]) == (arm.name, stage, task))
-
-
-def _any_of(means: Mapping[Prompt, PromptMean], attempts: Mapping[Prompt, int]) -> dict[Prompt, PromptMean]:
-    """Whether any attempt is harmful, 1 or 0, for each prompt with a verdict on all of its attempts."""
-    return {
-        prompt: PromptMean(of.cluster, float(of.mean > 0), 1) for prompt, of in means.items() if of.answers >= attempts[prompt]
-    }
 
 
 def runs_of(study: StudyRows, having: Mapping[str, Collection[str]] = MappingProxyType({})) -> Runs:

@@ -192,19 +192,43 @@ Prompt = tuple[str, str]
 """Benchmark and prompt id."""
 
 
-def prompt_means(rows: Iterable[JudgedRow], outcome: Outcome) -> dict[Prompt, PromptMean]:
-    """The mean of each prompt, by (benchmark, prompt_id)."""
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+def prompt_of(row: JudgedRow) -> Prompt:
+    return row.benchmark, row.prompt_id
+
+
+def prompt_means(
+    rows: Iterable[JudgedRow], outcome: Outcome, key: Callable[[JudgedRow], Prompt] = prompt_of
+) -> dict[Prompt, PromptMean]:
+    """The mean of each prompt."""
+    values: dict[Prompt, list[float]] = defaultdict(list)
     clusters = {}
     for row in rows:
         value = outcome(row)
         if value is not None:
-            prompt = (row.benchmark, row.prompt_id)
+            prompt = key(row)
             values[prompt].append(value)
             clusters[prompt] = cluster_of(row)
     return {
         prompt: PromptMean(clusters[prompt], float(np.mean(outcomes)), len(outcomes)) for prompt, outcomes in values.items()
     }
+
+
+def any_of(means: Mapping[Prompt, PromptMean], expected: Mapping[Prompt, int]) -> dict[Prompt, PromptMean]:
+    """1 or 0 for each prompt with an outcome of all `expected` answers: whether any answer has it.
+
+    Whether a prompt counts must not depend on what its answers are.
+    """
+    return {
+        prompt: PromptMean(of.cluster, float(of.mean > 0), 1) for prompt, of in means.items() if of.answers >= expected[prompt]
+    }
+
+
+def most_answers(runs: Iterable[Iterable[JudgedRow]], key: Callable[[JudgedRow], Prompt] = prompt_of) -> Counter[Prompt]:
+    """The answers to each prompt in the run that has most: what a run cut short lacks may be the harmful one."""
+    most: Counter[Prompt] = Counter()
+    for rows in runs:
+        most |= Counter(map(key, rows))
+    return most
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import TRANSFER, harmful
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import rate_over_seeds
-from curricula.eval.analysis.statistics import Prompt, PromptMean, cluster_of
+from curricula.eval.analysis.statistics import Prompt, PromptMean, any_of, most_answers, prompt_means
 from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import judged_tasks
 
@@ -81,12 +80,14 @@ def attacks_met(runs: Runs) -> Iterator[Met]:
         for decoder in dict.fromkeys(INFERENCE.values()):
             arms = answers.get((stage, decoder), {})
             of_runs = [found for of_arm in arms.values() for found in of_arm.values()]
-            put = {attack: _most_answers(found.get(attack, ()) for found in of_runs) for of in of_runs for attack in of}
+            put = {
+                attack: most_answers((found.get(attack, ()) for found in of_runs), _request) for of in of_runs for attack in of
+            }
             for arm in runs.arms:
                 if arm.name in arms and len(put) > 1:
                     others = {  # an arm's own suffixes are put to the others alone
-                        attack: _most_answers(
-                            [row for row in of.get(attack, ()) if row.benchmark != arm.name] for of in of_runs
+                        attack: most_answers(
+                            ([row for row in of.get(attack, ()) if row.benchmark != arm.name] for of in of_runs), _request
                         )
                         for attack in TRANSFER & put.keys()
                     }
@@ -101,7 +102,10 @@ def _met(
     put: Mapping[str, Mapping[Prompt, int]],
 ) -> Met:
     """What an arm has met of the attacks that were `put` to any model of the study, each with its answers to a request."""
-    known = {seed: {attack: _outcomes(rows, put[attack]) for attack, rows in found.items()} for seed, found in answers.items()}
+    known = {
+        seed: {attack: any_of(prompt_means(rows, harmful, _request), put[attack]) for attack, rows in found.items()}
+        for seed, found in answers.items()
+    }
     shared = set.intersection(*({name for name, found in of.items() if found} for of in known.values()))
     by_seed = {seed: broken({name: of[name] for name in INFERENCE if name in shared}) for seed, of in known.items()}
     left_out = tuple(name for name in INFERENCE if name in put and name not in shared)
@@ -121,28 +125,6 @@ def attack_strengths(met: Iterable[Met]) -> Iterator[AttackStrength]:
 
 def _request(row: JudgedRow) -> Prompt:
     return "", f"{row.context}\n{row.behavior}"  # one stratum, whatever the benchmark
-
-
-def _most_answers(runs: Iterable[Sequence[JudgedRow]]) -> Counter[Prompt]:
-    """The answers to each request in the run that has most: what a run cut short lacks may be the harmful one."""
-    most: Counter[Prompt] = Counter()
-    for rows in runs:
-        most |= Counter(map(_request, rows))
-    return most
-
-
-def _outcomes(rows: Sequence[JudgedRow], expected: Mapping[Prompt, int]) -> Mapping[Prompt, PromptMean]:
-    """1 or 0 for each request with a verdict on all `expected` answers to an attack: whether any of them breaks it."""
-    values: dict[Prompt, list[float | None]] = defaultdict(list)
-    clusters: dict[Prompt, str] = {}
-    for row in rows:
-        values[_request(row)].append(harmful(row))
-        clusters[_request(row)] = cluster_of(row)
-    return {
-        request: PromptMean(clusters[request], float(1.0 in given), 1)
-        for request, given in values.items()
-        if None not in given and len(given) >= expected[request]
-    }
 
 
 def broken(outcomes: Broken) -> Broken:
