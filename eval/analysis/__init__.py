@@ -1,7 +1,7 @@
 """From the rows of a study to its numbers: rates with intervals, differences between arms, and tests of the paper's claims.
 
 Read in this order: `study_rows` (what goes in), `statistics` (the arithmetic over prompts), `accuracy` (a judge's errors),
-`competence` (lost fluency), `metrics` (one model on one benchmark); then `runs` (the rows by training run), `seeds` (the
+`metrics` (one model on one benchmark), `competence` (lost fluency); then `runs` (the study by arm and run), `seeds` (the
 arithmetic over seeds and prompts), `differences` (arm against arm), `estimates` (rates and variances over seeds), `claims`
 (the paper's, as data) and `claim_tests`. `along` has curves over a training, `capability` what safety costs; `power` is for
 before a study.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from curricula.eval.analysis.claims import AUC, CLAIMS, Claim, Group
-from curricula.eval.analysis.competence import helpful_if_compliant
+from curricula.eval.analysis.metrics import helpful_if_compliant
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import BySeed, Compared, compare, compare_probes
 from curricula.eval.analysis.statistics import holm, p_above, p_below

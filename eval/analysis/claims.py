@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from curricula.eval.analysis.competence import helpful_if_compliant
-from curricula.eval.analysis.metrics import harmful, overrefused
+from curricula.eval.analysis.metrics import harmful, helpful_if_compliant, overrefused
 from curricula.eval.analysis.statistics import Outcome
 from curricula.eval.analysis.study_rows import ArmInfo
 

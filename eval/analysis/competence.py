@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from curricula.eval.analysis.metrics import helpful_if_compliant
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
-from curricula.eval.rows import OVERREFUSAL_VERDICTS, JudgedRow
+from curricula.eval.analysis.study_rows import OVERREFUSAL_TASKS, StudyRows
+from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import TASKS, judged_tasks
 
 FLOOR = 0.1
@@ -44,18 +46,14 @@ class Competence:
         return self.high < FLOOR
 
 
-def helpful_if_compliant(row: JudgedRow) -> float | None:
-    """1 for helpful and 0 for unhelpful compliance (categories 1 and 2), None for all other answers.
-
-    Also None where the judge cannot tell the two apart, and calls every compliant answer by one of them.
-    """
-    if not row.tells_helpful:
-        return None
-    return {OVERREFUSAL_VERDICTS[0]: 1.0, OVERREFUSAL_VERDICTS[1]: 0.0}.get(row.verdict)
-
-
 def competence(benign: Iterable[JudgedRow]) -> Competence | None:
     """The competence of one cell from its answers to benign requests; None if they do not show it."""
     judged = [(row, value) for row in benign if (value := helpful_if_compliant(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in judged)
     return Competence(float(tallied.mean()), rate_interval(tallied)[1]) if tallied else None
+
+
+def study_competence(study: StudyRows) -> dict[tuple[str, str, str], Competence]:
+    """The competence of each cell that shows it, by (arm's key, stage, task of benign requests)."""
+    found = {place: competence(rows) for place, rows in study.generations.items() if place[2] in OVERREFUSAL_TASKS}
+    return {place: shown for place, shown in found.items() if shown}

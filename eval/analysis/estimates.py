@@ -99,8 +99,9 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
     """The probe AUC of every arm, by stage and layer."""
-    for stage in dict.fromkeys(place[2] for place in runs.probes):
-        rows = [row for (_, _, kind), of_run in runs.probes.items() if kind == stage for row in of_run]
+    probes = runs.study.probes
+    for stage in dict.fromkeys(stage for _, stage in probes):
+        rows = [row for (_, kind), of_run in probes.items() if kind == stage for row in of_run]
         for layer, _ in layers_in(rows):
             for arm in runs.arms:
                 found = auc_over_seeds(runs.aucs(arm, stage, layer))

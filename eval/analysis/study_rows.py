@@ -84,8 +84,6 @@ class StudyRows:
     """The answers with the verdicts of each judge beside the study's own, by its name and version."""
     partial: frozenset[tuple[str, str, str]] = frozenset()
     """Where `generations` holds answers of parts that have not been merged yet."""
-    own: dict[tuple[str, str, str], list[JudgedRow]] | None = None
-    """The answers with the study's own verdicts, where `generations` has another judge's."""
 
     @property
     def seeds(self) -> list[int]:
@@ -102,16 +100,8 @@ class StudyRows:
         )
 
     def of_judge(self, judge: str) -> StudyRows:
-        """The answers that another judge has judged, as if its verdicts were the study's own; "" is the study's own judge.
-
-        Whether a model is incoherent is still for the study's own judge to say (`own_verdicts`).
-        """
-        return replace(self, generations=self.others[judge], probes={}, own=self.own_verdicts) if judge else self
-
-    @property
-    def own_verdicts(self) -> dict[tuple[str, str, str], list[JudgedRow]]:
-        """As `generations`, with the verdicts of the study's own judge."""
-        return self.generations if self.own is None else self.own
+        """The answers that another judge has judged, as if its verdicts were the study's own."""
+        return replace(self, generations=self.others[judge], probes={})
 
 
 def read_study_rows(

@@ -9,6 +9,7 @@ from curricula.eval.analysis.metrics import TRANSFER, harmful
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import rate_over_seeds
 from curricula.eval.analysis.statistics import Prompt, PromptMean, any_of, most_answers, prompt_means
+from curricula.eval.analysis.study_rows import ATTACK_TASKS
 from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import judged_tasks
 
@@ -69,29 +70,29 @@ class Met:
 
 def attacks_met(runs: Runs) -> Iterator[Met]:
     """For every stage, decoder and arm. A run has met an attack if it is known of a request whether the attack breaks it."""
-    answers: dict[tuple[str, str], dict[str, dict[int, dict[str, list[JudgedRow]]]]] = {}
-    for (name, seed, stage, _), rows in runs.generations.items():
-        for row in rows:
-            if row.decoder in INFERENCE:
-                arms = answers.setdefault((stage, INFERENCE[row.decoder]), {})
-                of_seed = arms.setdefault(name, {}).setdefault(seed, {})
-                of_seed.setdefault(row.decoder, []).append(row)
-    for stage in list(dict.fromkeys(stage for stage, _ in answers)):
+    attacks = [place for place in runs.places() if place[1] in ATTACK_TASKS and place[2] in INFERENCE]
+    for stage in dict.fromkeys(stage for stage, _, _ in attacks):
         for decoder in dict.fromkeys(INFERENCE.values()):
-            arms = answers.get((stage, decoder), {})
-            of_runs = [found for of_arm in arms.values() for found in of_arm.values()]
+            tasks = {attack: task for at, task, attack in attacks if (at, INFERENCE[attack]) == (stage, decoder)}
+            answers = {
+                one: {attack: rows for attack, task in tasks.items() if (rows := runs.answers(one, stage, task, attack))}
+                for one in runs.study.arms
+            }
             put = {
-                attack: most_answers((found.get(attack, ()) for found in of_runs), _request) for of in of_runs for attack in of
+                attack: most_answers((of.get(attack, ()) for of in answers.values()), _request)
+                for attack in set[str]().union(*answers.values())
             }
             for arm in runs.arms:
-                if arm.name in arms and len(put) > 1:
+                own = {one.seed: of for one, of in answers.items() if one.name == arm.name and of}
+                if own and len(put) > 1:
                     others = {  # an arm's own suffixes are put to the others alone
                         attack: most_answers(
-                            ([row for row in of.get(attack, ()) if row.benchmark != arm.name] for of in of_runs), _request
+                            ([row for row in of.get(attack, ()) if row.benchmark != arm.name] for of in answers.values()),
+                            _request,
                         )
                         for attack in TRANSFER & put.keys()
                     }
-                    yield _met(stage, decoder, arm.name, arms[arm.name], put | others)
+                    yield _met(stage, decoder, arm.name, own, put | others)
 
 
 def _met(

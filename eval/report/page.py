@@ -14,6 +14,7 @@ study can be compared byte by byte.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.differences import arm_changes, arm_differences
 from curricula.eval.analysis.estimates import probe_estimates, variance_parts
-from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, study_metrics
-from curricula.eval.analysis.runs import Runs, runs_of
+from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
+from curricula.eval.analysis.runs import Runs, runs_of, study_metrics
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import caveats, vague
@@ -131,7 +132,7 @@ def write_report(
 
 def shown_of(run: Path, rows: StudyRows, runs: Runs, study: Mapping[str, Any]) -> Shown:
     """What the figures are drawn from."""
-    metrics = study_metrics(rows)
+    metrics = study_metrics(runs)
     return Shown(
         arms=runs.arms,
         seeds=rows.seeds,
@@ -148,14 +149,14 @@ def shown_of(run: Path, rows: StudyRows, runs: Runs, study: Mapping[str, Any]) -
 
 def tables_of(run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """The tables by name, which depend on the rows alone."""
-    metrics, points = shown.metrics, [*point_rows(shown), *judges_points(rows)]
+    metrics, points = shown.metrics, [*point_rows(shown), *judges_points(runs)]
     bits = [bits_per_byte(**one) for one in study.get("bits_per_byte", ())]
     return {
         "attacks": metrics.attacks,
         "overrefusal": metrics.overrefusals,
         "probes": metrics.probes,
         "pruning": metrics.pruning,
-        "trends": run_claim_tests(runs_of(rows.of_stages(study.get("papers", MODEL_KINDS)))),
+        "trends": run_claim_tests(replace(runs, study=rows.of_stages(study.get("papers", MODEL_KINDS)))),
         "differences": shown.differences,
         "changes": list(arm_changes(runs, study.get("parents", {}))),
         "estimates": shown.estimates,

@@ -21,11 +21,10 @@ from curricula.eval.analysis.metrics import (
     OverrefusalMetrics,
     StudyMetrics,
     is_own_suffix,
-    study_metrics,
     without_average,
 )
-from curricula.eval.analysis.runs import Runs, runs_of
-from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.analysis.runs import Runs, study_metrics
+from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import Met
 from curricula.eval.report.training import Training
 from curricula.eval.tasks import judged_tasks
@@ -230,14 +229,13 @@ def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstim
             yield one
 
 
-def judges_points(study: StudyRows) -> Iterator[PointRow]:
-    """The points of each judge beside the study's own."""
-    for judge in study.others:
-        judged = study.of_judge(judge)
-        runs = runs_of(judged)
+def judges_points(runs: Runs) -> Iterator[PointRow]:
+    """The points of each judge beside the study's own, which alone says whether a model is incoherent."""
+    for judge in runs.study.others:
+        judged = replace(runs, study=runs.study.of_judge(judge))
         metrics = study_metrics(judged)
-        estimates = list(comparable_estimates(runs, metrics))
-        yield from point_rows(Shown(runs.arms, judged.seeds, metrics, estimates), judge)
+        estimates = list(comparable_estimates(judged, metrics))
+        yield from point_rows(Shown(judged.arms, judged.study.seeds, metrics, estimates), judge)
 
 
 def point_rows(shown: Shown, judge: str = "") -> Iterator[PointRow]:

@@ -359,7 +359,7 @@ def _judge(
 
 def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
     """What each task measured on what this command names, and the worst case over attacks."""
-    from curricula.eval.analysis import ArmInfo
+    from curricula.eval.analysis import ArmInfo, StudyRows
     from curricula.eval.analysis.capability import capability_metrics
     from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics, row_id
     from curricula.eval.analysis.runs import Runs
@@ -384,11 +384,12 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
             metrics["attacks"] += attack_metrics(rows, name, args.kind, expected)
-            answers[name, args.seed, args.kind, task] = rows
+            answers[name, args.kind, task] = rows
         else:
             decoder = TASKS[task].decoders[0]
             metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, decoder, expected)
-    strengths = list(attack_strengths(attacks_met(Runs((ArmInfo(name, 0.0, name),), answers))))
+    study = StudyRows((ArmInfo(name, 0.0, name, args.seed),), answers, {})
+    strengths = list(attack_strengths(attacks_met(Runs(study))))
     return metrics | ({"worst_case": strengths} if strengths else {})
 
 

@@ -26,6 +26,7 @@ sys.path += [str(machine.ROOT / "tests" / "support")]
 from seed_studies import Cell, SimulatedRuns, crossed, draw_rates, holds, pooled_pairs, pooled_tally
 from study_rows import ARMS
 
+from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS
 from curricula.eval.analysis.seeds import Both, Crossed, interval_over_seeds, reach_squared
@@ -121,7 +122,7 @@ def null_verdicts(seeds: int, seed_sd: float, studies: int) -> dict[str, float]:
     directed = [claim for claim in CLAIMS if claim.direction in ("lower", "higher")]
     verdicts = []
     for study in range(studies):
-        runs = SimulatedRuns(tuple(ARMS), {}, cell=Cell(seeds, 60, (0.4,), seed_sd), study=study)
+        runs = SimulatedRuns(StudyRows(tuple(ARMS), {}, {}), cell=Cell(seeds, 60, (0.4,), seed_sd), number=study)
         verdicts.append([test.outcome for test in run_claim_tests(runs, directed)])
     shares = {name: float(np.mean(np.array(verdicts) == name)) for name in ("reproduced", "not reproduced")}
     decided = [any(outcome in shares for outcome in study) for study in verdicts]

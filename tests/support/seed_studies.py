@@ -108,13 +108,14 @@ class SimulatedRuns(Runs):
     """Runs of arms that differ in nothing but their names: every measure of every arm has one rate."""
 
     cell: Cell = Cell(5, 60, (0.4,))
-    study: int = 0
+    number: int = 0
+    """Of the study: another draws other rates."""
 
     def rates(self, arm: ArmInfo, stage: str, task: str, decoder: str, outcome: Outcome) -> BySeed:
         return self._all(stage, decoder, outcome.__name__)[arm.name]
 
     def _all(self, stage: str, decoder: str, outcome: str) -> dict[str, BySeed]:
-        return _null_rates(tuple(arm.name for arm in self.arms), self.cell, self.study, (stage, decoder, outcome))
+        return _null_rates(tuple(arm.name for arm in self.arms), self.cell, self.number, (stage, decoder, outcome))
 
     def aucs(self, arm: ArmInfo, stage: str, layer: str) -> ProbesBySeed:
         """Each prompt stands for a text: half of them are the unsafe ones. An AUC varies with the means of both classes."""

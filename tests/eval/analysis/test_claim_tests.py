@@ -14,8 +14,10 @@ from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_ro
 from curricula.eval.analysis import ArmInfo, StudyRows
 from curricula.eval.analysis.claim_tests import NOTHING_SHARED, SINGLE_RUN, ClaimTest, run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS, Claim
+from curricula.eval.analysis.competence import Competence
+from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.runs import Runs, runs_of
-from curricula.eval.rows import JudgedRow
+from curricula.eval.rows import JudgedRow, ProbeRow
 
 PROMPTS = {"harmbench": 75, "tdc": 25}
 SEEDS = (1, 2, 3, 4, 5)
@@ -27,7 +29,19 @@ def claim(name: str) -> Claim:
 
 def answered(stage: str, task: str, rows: Callable[[ArmInfo, int], list[JudgedRow]], seeds=SEEDS) -> Runs:
     """The runs of all arms, each of which has answered one task as `rows` says of an arm and a training seed."""
-    return Runs(tuple(ARMS), {(arm.name, seed, stage, task): rows(arm, seed) for arm in ARMS for seed in seeds})
+    arms = [trained(arm, seed) for seed in seeds for arm in ARMS]
+    return runs_of(StudyRows(tuple(arms), {(arm.key, stage, task): rows(arm, arm.seed) for arm in arms}, {}))
+
+
+def probed(rows: Callable[[ArmInfo], list[ProbeRow]]) -> Runs:
+    """The runs of all arms, with the probes of base models that `rows` says of a trained arm."""
+    arms = [trained(arm, seed) for seed in SEEDS for arm in ARMS]
+    return runs_of(StudyRows(tuple(arms), {}, {(arm.key, "base"): rows(arm) for arm in arms}))
+
+
+def without_language(runs: Runs, *lost: tuple[str, str, str]) -> Runs:
+    """The runs, with these places of benign requests incoherent."""
+    return dataclasses.replace(runs, competence=dict.fromkeys(lost, Competence(0.0, 0.0)))
 
 
 def attacks(task: str, stage: str, decoder: str, samples: int, rate, seeds=SEEDS) -> Runs:
@@ -117,35 +131,25 @@ def test_no_rise_in_overrefusal_is_a_claim_that_can_fail():
 
 @pytest.mark.parametrize(("lift", "outcome"), [(0.1, "reproduced"), (-0.1, "not reproduced")])
 def test_probe_claims_compare_aucs_over_training_seeds(lift, outcome):
-    probes = {
-        (arm.name, seed, "base"): probe_rows(trained(arm, seed), "base", "last", 0.8 + lift * (arm.name == "full-0"))
-        for arm in ARMS
-        for seed in SEEDS
-    }
-    test = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-tags-beat-data")]))
+    runs = probed(lambda arm: probe_rows(arm, "base", "last", 0.8 + lift * (arm.name == "full-0")))
+    test = only(run_claim_tests(runs, [claim("probe-tags-beat-data")]))
     assert test.outcome == outcome and (test.n, test.seeds) == (5, 5)
 
 
 def test_layers_are_compared_within_the_same_models():
-    probes = {
-        (arm.name, seed, "base"): [
-            row
-            for layer, auc in (("first", 0.6), ("middle", 0.7), ("last", 0.8))
-            for row in probe_rows(trained(arm, seed), "base", layer, auc)
-        ]
-        for arm in ARMS
-        for seed in SEEDS
-    }
-    test = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
+    layers = {"first": 0.6, "middle": 0.7, "last": 0.8}
+    runs = probed(lambda arm: [row for layer, auc in layers.items() for row in probe_rows(arm, "base", layer, auc)])
+    test = only(run_claim_tests(runs, [claim("probe-last-layer-best")]))
     assert test.outcome == "reproduced" and test.difference > 0.08
     for seed in SEEDS:
-        probes["data-20", seed, "base"] = [row for row in probes["data-20", seed, "base"] if row.layer != "last"]
-    test = only(run_claim_tests(Runs(tuple(ARMS), {}, probes), [claim("probe-last-layer-best")]))
+        rows = runs.study.probes[f"data-20-s{seed}", "base"]
+        rows[:] = [row for row in rows if row.layer != "last"]
+    test = only(run_claim_tests(runs, [claim("probe-last-layer-best")]))
     assert (test.outcome, test.note) == ("not measured", "not measured at stage base: data-20")
 
 
 def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family():
-    nothing = run_claim_tests(Runs(tuple(ARMS), {}))
+    nothing = run_claim_tests(runs_of(StudyRows(tuple(ARMS), {}, {})))
     assert {test.outcome for test in nothing} == {"not measured"}
     study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     family = run_claim_tests(study)
@@ -156,28 +160,25 @@ def test_claims_without_rows_are_not_measured_and_do_not_count_in_holms_family()
 
 
 def test_one_arm_without_rows_leaves_its_claims_unmeasured():
-    study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
+    runs = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     for seed in SEEDS:
-        del study.generations["data-20", seed, "benign", "attacks-topk"]
-    for lost in ((), [("full-60", 1, "benign", "overrefusal-topk")]):  # an incoherent run of another arm is not why
-        runs = dataclasses.replace(study, incoherent=frozenset(lost))
-        test = only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")]))
+        del runs.study.generations[f"data-20-s{seed}", "benign", "attacks-topk"]
+    for lost in ((), [("full-60-s1", "benign", "overrefusal-topk")]):  # an incoherent run of another arm is not why
+        test = only(run_claim_tests(without_language(runs, *lost), [claim("benign-twenty-beats-sixty")]))
         assert (test.outcome, test.note) == ("not measured", "not measured at stage benign: data-20")
 
 
 def test_a_claim_about_an_arm_that_the_study_lacks_is_not_measured_and_names_it():
-    study = attacks("attacks-topk", "base", "topk", 2, earlier_is_safer)
-    arms = tuple(arm for arm in ARMS if arm.start != 0.6)
-    tests = [
-        only(run_claim_tests(Runs(of, study.generations), [claim("base-middle-beats-start")])) for of in (tuple(ARMS), arms)
-    ]
+    study = attacks("attacks-topk", "base", "topk", 2, earlier_is_safer).study
+    without = dataclasses.replace(study, arms=tuple(arm for arm in study.arms if arm.start != 0.6))
+    tests = [only(run_claim_tests(runs_of(rows), [claim("base-middle-beats-start")])) for rows in (study, without)]
     assert tests[0].outcome != "not measured" and tests[0].note == ""
     assert (tests[1].outcome, tests[1].note) == ("not measured", "the study lacks data-60, full-60")
 
 
 def test_arms_that_were_judged_by_different_versions_decide_no_claim():
     study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
-    rows = study.generations["data-20", 3, "benign", "attacks-topk"]
+    rows = study.study.generations["data-20-s3", "benign", "attacks-topk"]
     rows[:] = [msgspec.structs.replace(row, judge_version="9z") for row in rows]
     test = only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")]))
     assert (test.outcome, test.note) == ("not measured", "judged by different versions: world 1a2b, world 9z")
@@ -193,8 +194,8 @@ def test_a_single_run_of_each_arm_gives_no_verdict():
 
 def test_runs_that_share_no_benchmark_are_no_evidence_and_say_why():
     runs = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer, seeds=(1, 2))
-    for (_, seed, _, _), rows in runs.generations.items():
-        rows[:] = [msgspec.structs.replace(row, benchmark=f"only {seed}") for row in rows]
+    for rows in runs.study.generations.values():
+        rows[:] = [msgspec.structs.replace(row, benchmark=f"only {row.seed}") for row in rows]
     found = only(run_claim_tests(runs, [claim("benign-early-beats-safe-only")]))
     assert (found.outcome, found.note, found.p) == ("single run", NOTHING_SHARED, None)
 
@@ -202,7 +203,7 @@ def test_runs_that_share_no_benchmark_are_no_evidence_and_say_why():
 def test_a_second_seed_of_some_arms_alone_gives_no_verdict():
     runs = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer, seeds=(1, 2, 3))
     for seed in (2, 3):
-        del runs.generations["safe-100", seed, "benign", "attacks-topk"]
+        del runs.study.generations[f"safe-100-s{seed}", "benign", "attacks-topk"]
     assert only(run_claim_tests(runs, [claim("benign-early-beats-safe-only")])).outcome == "single run"
     assert only(run_claim_tests(runs, [claim("benign-twenty-beats-sixty")])).outcome != "single run"
 
@@ -213,8 +214,9 @@ def test_an_arm_that_is_listed_once_for_each_seed_is_one_arm_of_several_runs():
     probes = {(arm.key, "base"): probe_rows(arm, "base", "last", 0.8) for arm in listed}
     runs = runs_of(StudyRows(tuple(listed), rows, probes))
     assert [arm.name for arm in runs.arms] == [arm.name for arm in ARMS]
-    assert set(runs.generations) == {(arm.name, seed, "benign", "attacks-topk") for arm in ARMS for seed in (42, 43)}
-    assert set(runs.probes) == {(arm.name, seed, "base") for arm in ARMS for seed in (42, 43)}
+    for arm in runs.arms:
+        assert list(runs.rates(arm, "benign", "attacks-topk", "topk", harmful)) == [42, 43]
+        assert list(runs.aucs(arm, "base", "last")) == [42, 43]
 
 
 def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
@@ -222,10 +224,10 @@ def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
         return 0.0 if arm.start < 0.5 else 0.6
 
     runs = attacks("attacks-topk", "benign", "topk", 2, rate)
-    lost = {("data-0", seed, "benign", "overrefusal-topk") for seed in SEEDS}
+    lost = [(f"data-0-s{seed}", "benign", "overrefusal-topk") for seed in SEEDS]
     tests = [
-        only(run_claim_tests(dataclasses.replace(runs, incoherent=frozenset(cells)), [claim("benign-early-beats-safe-only")]))
-        for cells in ((), list(sorted(lost))[:2], lost)
+        only(run_claim_tests(without_language(runs, *places), [claim("benign-early-beats-safe-only")]))
+        for places in ((), lost[:2], lost)
     ]
     assert [test.outcome for test in tests] == ["reproduced", "reproduced", "not measured"]
     assert [test.seeds for test in tests] == [5, 3, 0]
@@ -234,9 +236,9 @@ def test_an_incoherent_run_is_left_out_of_verdicts_and_named():
 
 
 def test_a_run_without_the_attack_of_a_claim_is_not_called_left_out():
-    lost = frozenset({("data-0", 1, "instruct", "overrefusal-topk")})
-    runs = dataclasses.replace(attacks("attacks-topk", "instruct", "topk", 2, lambda arm: 0.3), incoherent=lost)
-    other = only(run_claim_tests(runs, [claim("gcg-topk-flat")]))
+    runs = attacks("attacks-topk", "instruct", "topk", 2, lambda arm: 0.3)
+    lost = without_language(runs, ("data-0-s1", "instruct", "overrefusal-topk"))
+    other = only(run_claim_tests(lost, [claim("gcg-topk-flat")]))
     assert other.outcome == "not measured" and other.note.startswith("not measured at stage instruct: data-0, ")
 
 
@@ -245,7 +247,7 @@ def test_arms_that_differ_only_in_name_get_verdicts_in_at_most_one_claim_of_twen
     false_claims = [each for each in CLAIMS if each.direction in ("lower", "higher")]
     verdicts = []
     for study in range(5):
-        runs = SimulatedRuns(tuple(ARMS), {}, cell=Cell(5, 30, (0.4,), seed_sd=0.1), study=study)
+        runs = SimulatedRuns(StudyRows(tuple(ARMS), {}, {}), cell=Cell(5, 30, (0.4,), seed_sd=0.1), number=study)
         verdicts += [test.outcome in ("reproduced", "not reproduced") for test in run_claim_tests(runs, false_claims)]
     assert len(verdicts) == 80 and sum(verdicts) <= 4
 

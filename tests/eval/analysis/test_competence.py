@@ -14,8 +14,7 @@ from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS
 from curricula.eval.analysis.competence import BENIGN_TASKS, competence
-from curricula.eval.analysis.metrics import study_metrics
-from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.eval.judges.question import Judge
 from curricula.eval.judges.rules import RefusalPhrases
@@ -41,14 +40,14 @@ def study() -> StudyRows:
 
 
 def test_attacks_are_marked_where_benign_answers_under_the_same_decoder_are_hardly_ever_helpful():
-    found = {(entry.arm, entry.stage, entry.decoder): entry for entry in study_metrics(study()).attacks}
+    found = {(entry.arm, entry.stage, entry.decoder): entry for entry in study_metrics(runs_of(study())).attacks}
     lost, fluent = ARMS[0].name, ARMS[1].name
     assert found[lost, "instruct", "topk"].incoherent and found[lost, "instruct", "gcg+topk"].incoherent
     assert found[lost, "instruct", "topk"].competence < 0.05
     assert not found[fluent, "instruct", "topk"].incoherent and found[fluent, "instruct", "topk"].competence > 0.5
     for unknown in ((lost, "instruct", "safebeam"), (lost, "base", "topk")):
         assert found[unknown].competence is None and not found[unknown].incoherent
-    points = Shown(ARMS[:2], [0], study_metrics(study())).attack_points(ARMS[:2], "instruct", "topk", "tdc")
+    points = Shown(ARMS[:2], [0], study_metrics(runs_of(study()))).attack_points(ARMS[:2], "instruct", "topk", "tdc")
     assert [point.hollow for point in points] == [True, False]
 
 
@@ -63,18 +62,16 @@ def test_the_studys_own_judge_says_which_models_are_incoherent_for_every_judges_
     benign = {place: overrefusal_rows(arms[1], "topk", FLUENT) for place in rows if place not in attacks}
     for others in (attacks, {**attacks, **benign}):
         study = StudyRows(tuple(arms), rows, {}, others={"strict 1": others})
-        points = [point for point in judges_points(study) if point.measure == "attack success"]
+        points = [point for point in judges_points(runs_of(study)) if point.measure == "attack success"]
         assert [(point.arm, point.hollow) for point in points] == [(ARMS[0].name, True), (ARMS[1].name, False)]
         assert [("*" in point.runs) for point in points] == [len(seeds) > 1, False]
-        assert runs_of(study.of_judge("strict 1")).incoherent == runs_of(study).incoherent
 
 
 def test_the_runs_know_their_incoherent_cells():
     runs = runs_of(study())
-    (cell,) = runs.incoherent
-    assert (cell[0], *cell[2:]) == (ARMS[0].name, "instruct", "overrefusal-topk")
-    assert len(runs.incoherent_seeds(ARMS[0], "instruct", "gcg+topk")) == 1
-    assert runs.incoherent_seeds(ARMS[0], "instruct", "safebeam") == []
+    assert runs.incoherent_seeds(ARMS[0], "instruct", "topk") == runs.incoherent_seeds(ARMS[0], "instruct", "gcg+topk") == [0]
+    for arm, stage, decoder in ((0, "instruct", "safebeam"), (0, "base", "topk"), (1, "instruct", "topk")):
+        assert runs.incoherent_seeds(ARMS[arm], stage, decoder) == []
 
 
 def test_a_model_that_refuses_everything_is_not_incoherent():
@@ -103,10 +100,11 @@ def judged_study(run: Path, judge: Judge) -> StudyRows:
 @pytest.mark.parametrize("judge", [RefusalPhrases(), wildguard_of_refusals()], ids=lambda judge: judge.name)
 def test_a_judge_that_cannot_tell_helpful_answers_decides_nothing_about_helpfulness(tmp_path, judge):
     study = judged_study(tmp_path, judge)
-    assert not runs_of(study).incoherent
+    runs = runs_of(study)
+    assert not runs.competence
     (claim,) = [claim for claim in CLAIMS if claim.id == "safebeam-compliance-more-helpful"]
-    assert [test.outcome for test in run_claim_tests(runs_of(study), [claim])] == ["not measured"]
-    metrics = study_metrics(study)
+    assert [test.outcome for test in run_claim_tests(runs, [claim])] == ["not measured"]
+    metrics = study_metrics(runs)
     assert metrics.overrefusals[0].rate == pytest.approx(0.1)
     caption = FIGURES[4].caption(Shown(study.arms[:2], study.seeds, metrics))
     assert "The judge cannot tell helpful from unhelpful compliance" in caption

@@ -50,8 +50,8 @@ def test_each_family_is_corrected_on_its_own():
 
 
 def test_without_a_second_arm_there_is_nothing_to_compare():
-    assert not list(arm_differences(Runs(tuple(ARMS[:1]), {})))
-    assert not list(arm_differences(Runs(tuple(ARMS), {})))
+    assert not list(arm_differences(runs_of(StudyRows(tuple(ARMS[:1]), {}, {}))))
+    assert not list(arm_differences(runs_of(StudyRows(tuple(ARMS), {}, {}))))
 
 
 def answered(answers, decoder: str) -> Runs:
@@ -128,11 +128,11 @@ def test_suffixes_of_the_arm_itself_are_no_transfer():
 def test_the_reference_is_the_last_of_the_arms_that_are_to_have_the_stage():
     runs = study({"data-60": 0.2, "full-60": 0.55, "safe-100": 0.6}, seeds=(1, 2))
     tuned = {
-        (name, seed, "instruct", task): [row for row in rows]
-        for (name, seed, _, task), rows in runs.generations.items()
-        if name != "safe-100"
+        (key, "instruct", task): rows
+        for (key, _, task), rows in runs.study.generations.items()
+        if not key.startswith("safe-100")
     }
-    runs.generations.update(tuned)
+    runs.study.generations.update(tuned)
     assert {gap.stage for gap in arm_differences(runs)} == {"benign"}  # of the other, the reference has no answers yet
     assert {one.stage for one in variance_parts(runs) if one.reference} == {"benign"}
     runs = replace(runs, having={"instruct": ("data-60", "full-60")})
@@ -149,7 +149,7 @@ def test_arms_that_were_judged_by_different_versions_are_marked():
 
     runs = answered(answers, "topk")
     assert [gap.note for gap in arm_differences(runs)] == [""]
-    rows = runs.generations["data-0", 2, "instruct", "attacks-topk"]
+    rows = runs.study.generations["data-0-s2", "instruct", "attacks-topk"]
     rows[:] = [msgspec.structs.replace(row, judge_version="9z") for row in rows]
     assert [gap.note for gap in arm_differences(runs)] == ["judged by different versions: world 1a2b, world 9z"]
 
@@ -202,13 +202,13 @@ def test_stages_without_shared_prompts_and_arms_without_a_reference_yet():
     assert not list(arm_changes(changed(survives, benchmarks=("jb_completions", "b")), {"benign": "instruct"}))
     runs = changed(survives)
     for seed in (1, 2, 3):
-        del runs.generations["safe-100", seed, "benign", "attacks-topk"]
+        del runs.study.generations[f"safe-100-s{seed}", "benign", "attacks-topk"]
     assert [(one.arm, one.reference) for one in arm_changes(runs, {"benign": "instruct"})] == [("data-0", "")]
 
 
 def test_stages_that_were_judged_by_different_versions_are_marked():
     runs = changed(survives)
-    rows = runs.generations["safe-100", 2, "instruct", "attacks-topk"]
+    rows = runs.study.generations["safe-100-s2", "instruct", "attacks-topk"]
     rows[:] = [msgspec.structs.replace(row, judge_version="9z") for row in rows]
     marked = "judged by different versions: world 1a2b, world 9z"
     assert [one.note for one in arm_changes(runs, {"benign": "instruct"})] == ["", marked, marked]
@@ -240,7 +240,7 @@ def test_intervals_of_changes_hold_the_truth(seeds, seed_sd):
         truths = {("data-0", ""): own, ("safe-100", ""): other, ("data-0", "safe-100"): own - other}
         cell = Cell(seeds, 30, rates, seed_sd)
         for drawn in zip(*draw_rates(keyed_rng("changes", seeds, seed_sd, *rates), cell, studies)):
-            runs = Drawn((ARMS[0], ARMS[-1]), {}, drawn=drawn)
+            runs = Drawn(StudyRows((ARMS[0], ARMS[-1]), {}, {}), drawn=drawn)
             for one in arm_changes(runs, {"benign": "instruct"}):
                 truth = truths[one.arm, one.reference]
                 held[one.arm, one.reference] += one.low <= truth <= one.high

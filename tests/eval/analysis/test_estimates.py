@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from study_rows import ARMS, attack_rows, probe_rows, trained
 
+from curricula.eval.analysis import StudyRows
+from curricula.eval.analysis.competence import Competence
 from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.runs import Runs
 
@@ -13,15 +15,13 @@ RATES = {1: 0.2, 2: 0.3, 3: 0.7}
 
 
 def runs(seeds=tuple(RATES), samples: int = 3) -> Runs:
-    arms = ARMS[-2:]
+    arms = [trained(arm, seed) for seed in seeds for arm in ARMS[-2:]]
     rows = {
-        (arm.name, seed, "base", "attacks-topk"): attack_rows(
-            trained(arm, seed), "base", "topk", RATES[seed], samples, {"jb_completions": 80}
-        )
+        (arm.key, "base", "attacks-topk"): attack_rows(arm, "base", "topk", RATES[arm.seed], samples, {"jb_completions": 80})
         for arm in arms
-        for seed in seeds
     }
-    return Runs(tuple(arms), rows, incoherent=frozenset({(arms[0].name, 2, "base", "overrefusal-topk")}))
+    lost = {(f"{arms[0].name}-s2", "base", "overrefusal-topk"): Competence(0.0, 0.0)}
+    return Runs(StudyRows(tuple(arms), rows, {}), lost)
 
 
 def test_an_arm_is_shown_with_its_runs_and_their_spread():
@@ -52,9 +52,9 @@ def test_one_sample_cannot_be_told_from_the_prompts_own_variance_in_a_run():
 
 def test_probe_auc_over_seeds_knows_how_far_runs_lie_apart():
     def estimate(aucs: dict[int, float]):
-        arm = ARMS[0]
-        probes = {(arm.name, seed, "base"): probe_rows(trained(arm, seed), "base", "last", auc) for seed, auc in aucs.items()}
-        (found,) = probe_estimates(Runs((arm,), {}, probes))
+        arms = [trained(ARMS[0], seed) for seed in aucs]
+        probes = {(arm.key, "base"): probe_rows(arm, "base", "last", aucs[arm.seed]) for arm in arms}
+        (found,) = probe_estimates(Runs(StudyRows(tuple(arms), {}, probes)))
         return found
 
     near, far, one = (estimate(aucs) for aucs in ({1: 0.8, 2: 0.8, 3: 0.8}, {1: 0.7, 2: 0.8, 3: 0.9}, {1: 0.8}))

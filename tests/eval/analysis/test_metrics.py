@@ -15,9 +15,9 @@ from curricula.eval.analysis.metrics import (
     overrefused,
     probe_metrics,
     row_id,
-    study_metrics,
     without_average,
 )
+from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.rows import ProbeRow
 
 
@@ -89,7 +89,7 @@ def test_a_run_without_a_benchmark_that_another_arm_has_has_no_average():
     unparsed = verdict_rows({"a": ["unparsed"] * 2, "b": ["unparsed"] * 2}, "advbench")
     for rows, missing in (easy, 4), ([*easy, *unparsed], 0):
         places = [(arm.name, "instruct", "attacks-topk") for arm in arms]
-        metrics = study_metrics(StudyRows(arms, dict(zip(places, ([*easy, *hard], rows))), {}))
+        metrics = study_metrics(runs_of(StudyRows(arms, dict(zip(places, ([*easy, *hard], rows))), {})))
         full, safe = ({one.benchmark: one for one in metrics.attacks if one.arm == arm.name} for arm in arms)
         assert full[ALL].rate == safe["tdc"].rate == 0.25 and full[ALL].std is not None
         lacking = safe[ALL]

@@ -7,10 +7,10 @@ import pytest
 from study_rows import ARMS, append_judged, attack_rows, probe_rows, trained
 
 from curricula.errors import UserError
-from curricula.eval.analysis import read_study_rows
+from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS
-from curricula.eval.analysis.runs import Runs
+from curricula.eval.analysis.runs import runs_of
 
 TWO = [ARMS[0], ARMS[-1]]
 
@@ -48,15 +48,16 @@ def test_what_an_attack_makes_of_a_request_may_differ_from_arm_to_arm(tmp_path):
 
 def test_probes_of_other_texts_are_not_compared():
     def outcome(length_auc: float) -> str:
+        arms = [trained(arm, seed) for seed in (1, 2, 3) for arm in ARMS]
         probes = {
-            (arm.name, seed, "base"): [
+            (arm.key, "base"): [
                 msgspec.structs.replace(row, baseline_length_auc=length_auc if arm.name == "full-0" else 0.56)
-                for row in probe_rows(trained(arm, seed), "base", "last", 0.8 + 0.1 * (arm.name == "full-0"))
+                for row in probe_rows(arm, "base", "last", 0.8 + 0.1 * (arm.name == "full-0"))
             ]
-            for arm in ARMS
-            for seed in (1, 2, 3)
+            for arm in arms
         }
-        (test,) = run_claim_tests(Runs(tuple(ARMS), {}, probes), [one for one in CLAIMS if one.id == "probe-tags-beat-data"])
+        runs = runs_of(StudyRows(tuple(arms), {}, probes))
+        (test,) = run_claim_tests(runs, [one for one in CLAIMS if one.id == "probe-tags-beat-data"])
         return test.outcome
 
     assert [outcome(auc) for auc in (0.56, 0.44, 0.57)] == ["reproduced", "reproduced", "not measured"]

@@ -6,15 +6,17 @@ import io
 
 import pytest
 from rich.console import Console
-from study_rows import generation
+from study_rows import generation, overrefusal_rows, trained
 
 from curricula.eval.analysis import ArmInfo, StudyRows
-from curricula.eval.analysis.runs import Runs, runs_of
-from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
+from curricula.eval.analysis.runs import runs_of
+from curricula.eval.attacks.worst_case import Met, attack_strengths, attacks_met
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.over_seeds import strength_tables
+from curricula.eval.tasks import judged_tasks
 
 ARM = ArmInfo("data-0", 0.0, "data")
+TASK_OF = {label: task.name for task in judged_tasks("attack") for label in task.labels}
 
 
 def rows(decoder: str, verdicts: dict[str, list[str]], benchmark: str = "jailbreakbench", context: str = ""):
@@ -33,13 +35,18 @@ def rows(decoder: str, verdicts: dict[str, list[str]], benchmark: str = "jailbre
     ]
 
 
-def strengths(*per_seed):
-    generations = {
-        (ARM.name, seed, "instruct", f"task-{number}"): found
-        for seed, attacks in enumerate(per_seed)
-        for number, found in enumerate(attacks)
+def met_by(runs) -> list[Met]:
+    """What arms have met whose runs are (arm, seed, the answers to each attack)."""
+    runs = list(runs)
+    arms = tuple(trained(arm, seed) for arm, seed, _ in runs)
+    answers = {
+        (arm.key, "instruct", TASK_OF[found[0].decoder]): found for arm, (_, _, attacks) in zip(arms, runs) for found in attacks
     }
-    return {found.attack: found for found in attack_strengths(attacks_met(Runs((ARM,), generations)))}
+    return list(attacks_met(runs_of(StudyRows(arms, answers, {}))))
+
+
+def strengths(*per_seed):
+    return {found.attack: found for found in attack_strengths(met_by((ARM, *run) for run in enumerate(per_seed)))}
 
 
 PLAIN = rows("topk", {"a": ["safe", "safe"], "b": ["harmful", "safe"], "c": ["refusal"], "d": ["refusal"], "e": ["harmful"]})
@@ -52,12 +59,10 @@ def test_suffixes_of_the_arm_itself_are_no_transfer_and_leave_what_others_do_kno
     own = rows("transfer+topk", {"a": ["harmful"], "b": ["safe"]}, benchmark=ARM.name)
     plain = rows("topk", {"a": ["safe"], "b": ["safe"]})
     arms = (ARM, ArmInfo("safe-100", 1.0, "none"))
-    answers = {(arm.key, "instruct", task): found for arm in arms for task, found in (("x", safe + own), ("y", plain))}
-    found = attack_strengths(attacks_met(runs_of(StudyRows(arms, answers, {}))))
+    found = attack_strengths(met_by((arm, 0, [safe + own, plain]) for arm in arms))
     broken = {(one.arm, one.attack): (one.broken, one.requests) for one in found}
     assert broken["data-0", "worst"] == (0.0, 2) and broken["safe-100", "worst"] == (0.5, 2)
-    alone = {(arm.key, "instruct", task): found for arm in arms for task, found in (("x", own), ("y", plain))}
-    met = {one.arm: one.left_out for one in attacks_met(runs_of(StudyRows(arms, alone, {})))}
+    met = {one.arm: one.left_out for one in met_by((arm, 0, [own, plain]) for arm in arms)}
     assert met == {"data-0": ("transfer+topk",), "safe-100": ()}
 
 
@@ -137,12 +142,8 @@ def test_the_table_of_the_terminal_names_the_decoder_under_which_an_attack_is_le
 
 def test_what_is_left_out_of_an_arm_is_known_where_nothing_is_left_of_it():
     other = ArmInfo("safe-100", 1.0, "none")
-    generations = {
-        (arm.name, seed, "instruct", f"task-{number}"): found
-        for arm, seed, attacks in ((ARM, 0, [PLAIN, GCG]), (ARM, 1, [PLAIN]), (other, 0, [PLAIN, PREFILL, GCG]))
-        for number, found in enumerate(attacks)
-    }
-    met = {one.arm: one for one in attacks_met(Runs((ARM, other), generations))}
+    runs = (ARM, 0, [PLAIN, GCG]), (ARM, 1, [PLAIN]), (other, 0, [PLAIN, PREFILL, GCG])
+    met = {one.arm: one for one in met_by(runs)}
     assert set(met["data-0"].left_out) == {"gcg+topk", "prefill+topk"}
     assert met["data-0"].runs == {} and met["safe-100"].left_out == ()
     assert {one.arm for one in attack_strengths(met.values())} == {"safe-100"}
@@ -151,3 +152,11 @@ def test_what_is_left_out_of_an_arm_is_known_where_nothing_is_left_of_it():
     assert "no interventions" not in table.note
     (empty,) = strength_tables([], [met["data-0"]], [ARM])
     assert empty.columns == [] and empty.note
+
+
+def test_benign_requests_under_the_same_decoder_are_no_attack():
+    answers = {("data-0", "instruct", "overrefusal-topk"): overrefusal_rows(ARM, "topk", (1.0,), prompts=3)}
+    answers["data-0", "instruct", "prefill-topk"] = PREFILL
+    assert not list(attacks_met(runs_of(StudyRows((ARM,), answers, {}))))  # one attack is no comparison
+    answers["data-0", "instruct", "gcg"] = GCG
+    assert [one.left_out for one in attacks_met(runs_of(StudyRows((ARM,), answers, {})))] == [()]

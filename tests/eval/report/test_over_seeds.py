@@ -18,8 +18,8 @@ from study_rows import ARMS, append_judged, attack_rows, trained, write_study
 from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.claim_tests import ClaimTest
 from curricula.eval.analysis.estimates import VarianceParts, arm_estimates, probe_estimates
-from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics, study_metrics
-from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics
+from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.over_seeds import estimate_tables, variance_rows
 from curricula.eval.report.page import write_report
@@ -54,7 +54,7 @@ def shown(rows) -> Shown:
 
 def shown_of(rows: StudyRows) -> Shown:
     runs = runs_of(rows)
-    return Shown(runs.arms, rows.seeds, study_metrics(rows), list(arm_estimates(runs)), list(probe_estimates(runs)))
+    return Shown(runs.arms, rows.seeds, study_metrics(runs), list(arm_estimates(runs)), list(probe_estimates(runs)))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,8 @@ def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, 
     place = ("full-60-s43", "instruct", "attacks-topk")
     left = [row for row in rows.generations[place] if row.benchmark != "tdc"]
     rows = replace(rows, generations={**rows.generations, place: left})
-    runs, metrics = runs_of(rows), study_metrics(rows)
+    runs = runs_of(rows)
+    metrics = study_metrics(runs)
     estimates = list(comparable_estimates(runs, metrics))
     lost = {(one.arm, one.stage, one.decoder) for one in shown.estimates} - {
         (one.arm, one.stage, one.decoder) for one in estimates if one.measure == "attack success"
@@ -141,7 +142,8 @@ def test_a_number_of_best_of_n_that_no_prompt_is_complete_enough_for_is_explaine
         answers[arm.key, "instruct", "best-of-n"] = rows
         append_judged(tmp_path / f"eval/{arm.key}/instruct/best-of-n.jsonl", rows)
     found = StudyRows(tuple(FIRST), answers, {})
-    runs, metrics = runs_of(found), study_metrics(found)
+    runs = runs_of(found)
+    metrics = study_metrics(runs)
     (table,) = estimate_tables(Shown(runs.arms, [42], metrics, list(comparable_estimates(runs, metrics))))
     assert [cells == [None] for _, cells in table.rows] == [False, True, False]
     assert table.note == (
@@ -250,7 +252,7 @@ def test_variance_is_told_in_shares_of_what_each_source_adds():
 
 def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, shown, page):
     report = run / "report"
-    alone = study_metrics(read_study_rows(run, FIRST))
+    alone = study_metrics(runs_of(read_study_rows(run, FIRST)))
     assert of_seed(shown.metrics, 42).probes == alone.probes
     for name, key in (("attacks", "stage benchmark decoder"), ("overrefusal", "stage decoder"), ("probes", "stage layer")):
         rows = list(csv.DictReader((report / "tables" / f"{name}.csv").open()))

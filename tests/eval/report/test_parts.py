@@ -23,8 +23,8 @@ from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal
 
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
-from curricula.eval.analysis.metrics import attack_metrics, study_metrics
-from curricula.eval.analysis.runs import runs_of
+from curricula.eval.analysis.metrics import attack_metrics
+from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
@@ -70,8 +70,8 @@ def test_every_judges_verdicts_become_points_of_their_own(tmp_path):
     append_rows(verdicts_path(path), given)
     study = read_study_rows(tmp_path, TWO)
     runs = runs_of(study)
-    own_points = point_rows(Shown(runs.arms, [0], study_metrics(study)))
-    points = {(row.judge, row.benchmark, row.arm): row for row in (*own_points, *judges_points(study))}
+    own_points = point_rows(Shown(runs.arms, [0], study_metrics(runs)))
+    points = {(row.judge, row.benchmark, row.arm): row for row in (*own_points, *judges_points(runs))}
     strict = {key: row for key, row in points.items() if key[0]}
     assert set(strict) == {("strict 9f", name, "data-20") for name in ("", "advbench", "tdc")}
     assert {row.value for row in strict.values()} == {1.0}
