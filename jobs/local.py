@@ -17,14 +17,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
-from curricula.jobs.completion import done_elements
 from curricula.jobs.element import main
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
@@ -54,14 +53,12 @@ class Outcome:
     """Not started, because something they need failed."""
 
 
-def run_plan(
-    run: Run, plan: Plan, watcher: Watcher, workers: int | None = None, chosen: Collection[Key] | None = None
-) -> Outcome:
-    """Run the `chosen` elements (all by default) that are not done yet, `workers` at a time (by default the study's number).
+def run_plan(run: Run, plan: Plan, watcher: Watcher, chosen: Sequence[Key], done: Set[Key], workers: int) -> Outcome:
+    """Run the `chosen` elements (in the plan's order) that are not `done` yet, `workers` at a time.
 
     Returns when nothing more can start. Elements that are neither done nor chosen are not waited for.
     """
-    local_run = _LocalRun(run, plan, workers or run.study.resources.workers, chosen)
+    local_run = _LocalRun(run, plan, chosen, done, workers)
     if local_run.waiting:
         local_run.finish(watcher)
     return local_run.outcome
@@ -70,15 +67,14 @@ def run_plan(
 class _LocalRun:
     """The elements of one call of `run_plan`: those that wait, that run and that have ended."""
 
-    def __init__(self, run: Run, plan: Plan, workers: int, chosen: Collection[Key] | None):
+    def __init__(self, run: Run, plan: Plan, chosen: Sequence[Key], done: Set[Key], workers: int):
         self.run, self.workers = run, workers
-        selected = [key for key in plan.needs if chosen is None or key in chosen]
-        self.done = done_elements(run, plan)
+        self.done = {*done}
         """Also elements that were not chosen."""
-        self.outcome = Outcome(done=[key for key in selected if key in self.done])
+        self.outcome = Outcome(done=[key for key in chosen if key in self.done])
         seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
         first_seed = next((seed for seed in seeds.values() if seed is not None), None)
-        self.waiting = [key for key in selected if key not in self.done]
+        self.waiting = [key for key in chosen if key not in self.done]
         self.later = {key for key in self.waiting if seeds[key] not in (None, first_seed)}
         """What belongs to further training seeds."""
         self.waiting.sort(key=lambda key: key in self.later)

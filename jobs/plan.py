@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -22,8 +22,6 @@ from curricula.jobs.study import Study
 EdgeKind = Literal["afterok", "aftercorr", "afterany"]
 Key = tuple[str, str]
 """An element by the name of its job and its label."""
-Chosen = Mapping[str, tuple[str, ...]]
-"""Some elements of a plan: the labels of each job, by its name, both in the plan's order."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,12 @@ class Plan:
             for element in job.elements:
                 yield job, element
 
-    def gpu_hours(self, chosen: Chosen | None = None) -> dict[str, float]:
+    def gpu_hours(self, chosen: Collection[Key] | None = None) -> dict[str, float]:
         """GPU-hours of the `chosen` elements (all by default), by section of a profile's `stages`."""
         hours: dict[str, float] = defaultdict(float)
+        wanted = set(self.needs if chosen is None else chosen)
         for job, element in self.elements():
-            if chosen is None or element.label in chosen.get(job.name, ()):
+            if (job.name, element.label) in wanted:
                 hours[job.request.section] += element.gpu_hours
         return hours
 
@@ -199,15 +198,3 @@ class _Makers:
 def _key(element: Element, study: Study) -> str:
     """The name of the folders of the element's training."""
     return study.replicate_of(element.seed, element.variant).named(element.arm)
-
-
-def keys_of(chosen: Chosen) -> list[Key]:
-    return [(job, label) for job, labels in chosen.items() for label in labels]
-
-
-def chosen_of(keys: Iterable[Key]) -> Chosen:
-    """The inverse of `keys_of`."""
-    chosen: dict[str, tuple[str, ...]] = {}
-    for job, label in keys:
-        chosen[job] = (*chosen.get(job, ()), label)
-    return chosen

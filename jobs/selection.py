@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from curricula.errors import UsageError
 
 if TYPE_CHECKING:
-    from curricula.jobs.plan import Chosen, Element, Job, Key, Plan
+    from curricula.jobs.plan import Element, Job, Key, Plan
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen:
-    """The selected elements of the plan.
+def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[Key]:
+    """The selected elements, in the plan's order.
 
     `with_needs` adds what the selected arms, seeds and points share: the trunk segments they branch from, what other points
     make for these, and elements that belong to no arm, such as the data. Raises UsageError for a name that is not in the
@@ -97,26 +97,23 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> Chosen
         is_of_point = not selection.points or element.variant in selection.points or (job.name, element.label) in made_for
         return is_of_seed and is_of_arm and is_of_point
 
-    chosen: dict[str, tuple[str, ...]] = {}
-    for job in plan.jobs[first:]:
-        if selection.jobs and job.name not in selection.jobs:
-            continue
-        if selection.stages and not any(_is_named(job, stage) for stage in selection.stages):
-            continue
-        labels = tuple(element.label for element in job.elements if is_wanted(job, element))
-        if labels:
-            chosen[job.name] = labels
+    chosen = [
+        (job.name, element.label)
+        for job in plan.jobs[first:]
+        if not selection.jobs or job.name in selection.jobs
+        if not selection.stages or any(_is_named(job, stage) for stage in selection.stages)
+        for element in job.elements
+        if is_wanted(job, element)
+    ]
     if not chosen:
         raise UsageError("no element matches all these options together; drop one of them")
     return chosen
 
 
-def check_needs(plan: Plan, chosen: Chosen, done: Collection[Key], live: Collection[Key]) -> None:
+def check_needs(plan: Plan, chosen: Collection[Key], done: Collection[Key], live: Collection[Key]) -> None:
     """Raise UsageError when a chosen element needs one that is neither done nor `live` (queued or running) nor chosen."""
-    from curricula.jobs.plan import keys_of
-
-    available = {*done, *live, *keys_of(chosen)}
-    for job, label in keys_of(chosen):
+    available = {*done, *live, *chosen}
+    for job, label in chosen:
         for need, must_be_ok in plan.needs[job, label]:
             if must_be_ok and need not in available:
                 raise UsageError(

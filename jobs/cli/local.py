@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +29,7 @@ from curricula.jobs.estimates import MOST_HERE, about, minutes_here, seconds_her
 from curricula.jobs.local import run_plan
 from curricula.jobs.monitor.progress import Reading, number, read_progress
 from curricula.jobs.monitor.state import ElementStatus
-from curricula.jobs.plan import Chosen, Key, Plan, keys_of
+from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.stages import STAGES
@@ -50,19 +50,17 @@ def run_root(study: Study, given: Path | None) -> Path:
     return given or Path("runs") / study.name
 
 
-def run_here(root: Path, plan: Plan, chosen: Chosen | None = None, yes: bool = True) -> None:
-    """Run the `chosen` elements of a plan, or all, that are not done yet in the run folder `root`; print the outcome.
+def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) -> None:
+    """Run the `chosen` elements of a plan, in its order, that are not done yet in the run folder `root`; print the outcome.
 
     Without `yes` it asks before work that is meant for GPUs; raises UserError if the answer is no or nobody can answer.
     """
     console = Console(highlight=False, markup=False)
     done_before = done_elements(Run(root), plan) if root.exists() else set()
-    if chosen is not None:
-        check_needs(plan, chosen, done_before, ())
+    check_needs(plan, chosen, done_before, ())
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
-    keys = list(plan.needs) if chosen is None else keys_of(chosen)
-    if open_keys := set(keys) - done_before:
+    if open_keys := set(chosen) - done_before:
         minutes = minutes_here(plan, open_keys)
         what = f"{root}: {plural(len(open_keys), 'element')} to run, {about(minutes)} on this machine"
         if minutes > MOST_HERE and not yes:
@@ -75,8 +73,9 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None, yes: bool = T
                 UserError("nothing was started"),
             )
         console.print(f"{what}. Ctrl-C stops it; the same command continues.")
-    run, done = run_elements(root, plan, console, None if chosen is None else keys)
-    count_done = f"all {plural(len(done), 'element')}" if chosen is None else plural(len(done), "chosen element")
+    run, done = run_elements(root, plan, console, chosen)
+    is_all = len(chosen) == len(plan.needs)
+    count_done = f"all {plural(len(done), 'element')}" if is_all else plural(len(done), "chosen element")
     took = clock(time.monotonic() - started)
     console.print(f"{run.root}: {count_done} done, {took} in this call.", soft_wrap=True)
     if (run.report / "index.html").exists():
@@ -84,16 +83,18 @@ def run_here(root: Path, plan: Plan, chosen: Chosen | None = None, yes: bool = T
 
 
 def run_elements(
-    root: Path, plan: Plan, console: Console, chosen: Collection[Key] | None = None, workers: int | None = None
+    root: Path, plan: Plan, console: Console, chosen: Sequence[Key], workers: int | None = None
 ) -> tuple[Run, set[Key]]:
-    """Run the `chosen` elements, or all, that are not done yet; returns those that are done now.
+    """Run the `chosen` elements, in the plan's order, that are not done yet; returns those that are done now.
 
     Raises UserError when elements failed.
     """
     with Run.locked(root):
         run = Run.create(root, plan.study)
-        with Display(run, plan, console, chosen, workers) as display:
-            outcome = run_plan(run, plan, display, workers, chosen)
+        done = done_elements(run, plan)
+        workers = workers or plan.study.resources.workers
+        with Display(run, plan, console, chosen, done, workers) as display:
+            outcome = run_plan(run, plan, display, chosen, done, workers)
     if outcome.failed:
         more = f" and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
         names = ", ".join("/".join(key) for key in outcome.failed[:NAMED]) + more
@@ -105,22 +106,20 @@ def run_elements(
 
 
 class Display:
-    """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, or all; use it as a context manager."""
+    """A `curricula.jobs.local.Watcher` that counts the `chosen` elements; use it as a context manager. `done` are those that
+    need not run."""
 
-    def __init__(
-        self, run: Run, plan: Plan, console: Console, chosen: Collection[Key] | None = None, workers: int | None = None
-    ):
-        self.workers = workers or plan.study.resources.workers
-        self.run, self.console = run, console
+    def __init__(self, run: Run, plan: Plan, console: Console, chosen: Sequence[Key], done: Set[Key], workers: int):
+        self.run, self.console, self.workers = run, console, workers
         self.stage_of = {job.name: job.stage for job in plan.jobs}
-        counted = [key for key in plan.needs if chosen is None or key in chosen]
-        done_before = done_elements(run, plan).intersection(counted)
-        self.total, self.done = (Counter(self.stage_of[name] for name, _ in keys) for keys in (counted, done_before))
+        self.total = Counter(self.stage_of[name] for name, _ in chosen)
+        self.done = Counter(self.stage_of[name] for name, label in chosen if (name, label) in done)
         self.running: list[Key] | None = None
         """None until the first element has started."""
         self.started = time.monotonic()
-        self.estimates = {key: seconds for key, seconds in seconds_here(plan).items() if key in counted}
-        self.open = set(counted) - done_before
+        seconds = seconds_here(plan)
+        self.estimates = {key: seconds[key] for key in chosen}
+        self.open = set(chosen) - done
         self.done_before = self._estimate_done()
         self.needs_torch = any(STAGES[self.stage_of[name]].needs_torch for name, _ in self.open)
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)

@@ -18,7 +18,7 @@ from curricula.jobs.completion import last_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import FirstError, LogFile, clean, find_logs, first_error, merged
 from curricula.jobs.monitor.state import ENDED_BADLY, run_status
-from curricula.jobs.plan import Key, keys_of
+from curricula.jobs.plan import Key
 from curricula.jobs.run import Run, newest_run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import Task
@@ -97,7 +97,7 @@ def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
     if args.job:
         selection = replace(selection, jobs=(*selection.jobs, args.job))
     plan = plan_study(run.study)
-    chosen = keys_of(select(plan, selection))
+    chosen = select(plan, selection)
     if args.element:
         labels = [label for job, label in chosen if job == args.job]
         if args.element not in labels:

@@ -15,7 +15,7 @@ from curricula.jobs.cli.local import run_here
 from curricula.jobs.cli.options import confirm
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
-from curricula.jobs.plan import Key, Plan, chosen_of, keys_of
+from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import QueueFull, Task, TaskState, on_cluster, scancel
@@ -27,7 +27,7 @@ from curricula.terminal import plural
 def retry(args: argparse.Namespace) -> int:
     run, selection = Run.open(args.run), Selection.from_args(args)
     plan = plan_study(run.study)
-    chosen = set(keys_of(select(plan, selection)))
+    chosen = set(select(plan, selection))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if run.submissions.exists() and not args.dry_run:
         with Run.locked(run.root):  # from the decision on: another command could change what it rests on
@@ -41,7 +41,7 @@ def retry(args: argparse.Namespace) -> int:
             console.print(f"{job}/{label}")
         console.print(f"{plural(len(again), 'element')} would run again")
     elif not run.submissions.exists():
-        run_here(run.root, plan, chosen_of(again) if selection else None)
+        run_here(run.root, plan, again if selection else list(plan.needs))
     for job, label in left_alone:
         console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
     return 0
@@ -74,7 +74,7 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
     before = len(submissions(run))
 
     def submit() -> list[Submission]:
-        return submit_plan(run, plan, chosen_of(again), used, left, console.print)
+        return submit_plan(run, plan, again, used, left, console.print)
 
     try:
         made = submit()
@@ -91,9 +91,8 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
     return again, left_alone
 
 
-def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key] | None = None) -> list[Key]:
-    """In the plan's order, the elements that ended badly or are stale (only those in `chosen`, if given), and those that
-    need them.
+def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key]) -> list[Key]:
+    """In the plan's order, those of the `chosen` elements that ended badly or are stale, and all that need them.
 
     Running elements are left alone; those among them that need what runs again will be stale (`overtaken`), and so will done
     ones, unless they ran in spite of the failure, as a report does: these run again at once. Of a run on Slurm, only elements
@@ -106,7 +105,7 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     in_vain = {(item.job, item.label) for item in elements if item.reason == "DependencyNeverSatisfied"}
     again: dict[Key, None] = {}
     for key, needs in plan.needs.items():  # each after those it needs
-        must_repeat = (state[key] in TO_REPEAT or key in in_vain) and (chosen is None or key in chosen)
+        must_repeat = (state[key] in TO_REPEAT or key in in_vain) and key in chosen
         follows = any(need in again for need, _ in needs) and state[key] != "running"
         is_open = state[key] != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
         if key not in outside and (must_repeat or (follows and is_open)):
@@ -122,7 +121,7 @@ def overtaken(plan: Plan, elements: Sequence[ElementStatus], again: Collection[K
 
 def cancel(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
-    chosen = set(keys_of(select(plan_study(run.study), Selection.from_args(args))))
+    chosen = set(select(plan_study(run.study), Selection.from_args(args)))
     if not run.slurm.exists():
         raise UserError(
             f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C where it runs"

@@ -26,7 +26,6 @@ from curricula.errors import UsageError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.progress import number
 from curricula.jobs.monitor.state import ENDED_BADLY, TO_REPEAT, ElementStatus, RunStatus, State, run_status
-from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run, newest_run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import explained
@@ -56,9 +55,9 @@ STYLES: dict[State, str] = {
 def show_status(args: argparse.Namespace) -> int:
     if args.interval is not None and not args.interval > 0:
         raise UsageError(f"--interval {args.interval}: give a number of seconds above 0")
-    run, selection = Run.open(args.run or newest_run()), Selection.from_args(args)
+    run = Run.open(args.run or newest_run())
     plan = plan_study(run.study)
-    chosen = set(keys_of(select(plan, selection)))
+    chosen = set(select(plan, Selection.from_args(args)))
     console = Console(highlight=False, markup=False)
 
     def look() -> RunStatus:

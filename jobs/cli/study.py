@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ from curricula.jobs.completion import done_elements
 from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import MOST_HERE, about, describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.plan import Chosen, Key, Plan
+from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm.commands import ignored_explained
@@ -44,7 +44,8 @@ AFTER = {"afterok": "{}", "aftercorr": "{}, each after its own", "afterany": "th
 
 def demo(args: argparse.Namespace) -> int:
     study = load_study(STUDIES / ("demo-full.yaml" if args.full else "demo.yaml"))
-    run_here(run_root(study, None), plan_study(study))
+    planned = plan_study(study)
+    run_here(run_root(study, None), planned, list(planned.needs))
     return 0
 
 
@@ -75,10 +76,10 @@ def submit(args: argparse.Namespace) -> int:
     if args.cluster == "slurm" and args.profile is None:
         raise UsageError("--cluster slurm needs --profile; copy one of env/profiles/ and change its marked lines")
     profile = load_profile(args.profile) if args.profile else None
-    plan, selection = plan_study(study, profile), Selection.from_args(args)
-    chosen = select(plan, selection, with_needs=True)
+    plan = plan_study(study, profile)
+    chosen = select(plan, Selection.from_args(args), with_needs=True)
     if profile is None:
-        run_here(run_root(study, args.run), plan, chosen if selection else None, args.yes)
+        run_here(run_root(study, args.run), plan, chosen, args.yes)
         return 0
     root = check_root(args.run or profile.run_root(study.name))
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -89,7 +90,7 @@ def submit(args: argparse.Namespace) -> int:
     return 0
 
 
-def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, yes: bool, console: Console) -> None:
+def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, yes: bool, console: Console) -> None:
     from curricula.jobs.slurm.commands import DependencyLost, require_slurm
     from curricula.jobs.slurm.submissions import submissions
     from curricula.jobs.slurm.submit import submit_plan
@@ -111,7 +112,7 @@ def _submit_to_slurm(plan: Plan, chosen: Chosen, profile: Profile, root: Path, y
         now.done.intersection_update(done_elements(run, plan))  # a move to another data folder undoes some
         still = now.open(chosen)
         if not still:
-            queued = sum((job, label) in now.live for job, labels in chosen.items() for label in labels)
+            queued = sum(key in now.live for key in chosen)
             console.print(f"{root}: nothing to submit; {plural(queued, 'element')} queued or running, the others done.")
             return
         hours = _gpu_hours(plan, still)
@@ -189,11 +190,11 @@ def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:
             )
 
 
-def _gpu_hours(plan: Plan, chosen: Chosen) -> float:
+def _gpu_hours(plan: Plan, chosen: Collection[Key]) -> float:
     return sum(plan.gpu_hours(chosen).values())
 
 
-def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool) -> None:
+def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -> None:
     """Ask before more GPU-hours than the profile's limit; raises UserError if the answer is no or nobody can answer."""
     hours, limit = _gpu_hours(plan, chosen), f"the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}"
     if hours <= profile.gpu_hours_limit or yes:
@@ -204,7 +205,7 @@ def _confirm(plan: Plan, chosen: Chosen, profile: Profile, yes: bool) -> None:
     confirm(f"Submit up to {hours:,.0f} GPU-hours, more than {limit}?", unattended, UserError("nothing was submitted"))
 
 
-def _print_dry_run(plan: Plan, chosen: Chosen, profile: Profile, root: Path, console: Console) -> None:
+def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
     from curricula.jobs.slurm.commands import on_cluster, partition_minutes, tested, too_long
     from curricula.jobs.slurm.submissions import latest_tasks, live_elements, queued, submissions
@@ -258,7 +259,7 @@ def render(args: argparse.Namespace) -> int:
         scripts = write_scripts(run, plan, profile, args.out)
         if not submissions(run):  # else its jobs keep the profile that they were submitted with
             keep_profile(run.profile, profile)
-            write_resubmit(run, plan, profile)
+            write_resubmit(run, plan, profile, list(plan.needs))
     print(f"{plural(len(scripts) - 1, 'job array')}. Submit all with {shlex.quote(str(scripts[-1]))}")
     return 0
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.durable import open_atomically, team
 from curricula.errors import UsageError
 from curricula.fencing import Superseded
-from curricula.jobs.plan import Chosen, Edge, EdgeKind, Job, Plan, keys_of
+from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
 from curricula.jobs.slurm.profile import RESERVE_S, Profile
@@ -262,29 +262,19 @@ def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
     return [*(out / script.file for script in scripts), _write_submission(run, scripts, profile, out / "submit_all.sh")]
 
 
-def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Chosen | None = None) -> None:
-    """Write RUN/resubmit.sh, which submits again what is not done, with bash and Slurm alone.
-
-    Of a run of which a part was submitted, it submits that part: all that is on record, and the elements `chosen` now. Without
-    `chosen`, all. Its sbatch scripts go to RUN/slurm/scripts.
-    """
-    folder = run.slurm / "scripts"
-    scripts = _write_scripts(run, _part(run, plan, chosen), profile, folder)
-    _write_submission(run, scripts, profile, run.root / "resubmit.sh", first=False)
-    for old in set(folder.glob("*.sbatch")) - {folder / script.file for script in scripts}:
-        old.unlink()
-
-
-def _part(run: Run, plan: Plan, chosen: Chosen | None) -> list[Job]:
-    """The plan's jobs with only those elements that were submitted or are `chosen`; all jobs without `chosen`."""
-    if chosen is None:
-        return list(plan.jobs)
-    wanted = {*latest_tasks(submissions(run)), *keys_of(chosen)}
+def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Collection[Key]) -> None:
+    """Write RUN/resubmit.sh, which submits again what is not done, with bash and Slurm alone: of the elements on record, and of
+    those `chosen` now. Its sbatch scripts go to RUN/slurm/scripts."""
+    wanted = {*latest_tasks(submissions(run)), *chosen}
     parts = (
         replace(job, elements=tuple(element for element in job.elements if (job.name, element.label) in wanted))
         for job in plan.jobs
     )
-    return [job for job in parts if job.elements]
+    folder = run.slurm / "scripts"
+    scripts = _write_scripts(run, [job for job in parts if job.elements], profile, folder)
+    _write_submission(run, scripts, profile, run.root / "resubmit.sh", first=False)
+    for old in set(folder.glob("*.sbatch")) - {folder / script.file for script in scripts}:
+        old.unlink()
 
 
 def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -> list[Script]:

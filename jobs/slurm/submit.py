@@ -10,8 +10,8 @@ import contextlib
 import math
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 from curricula.durable import make_folder, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.completion import done_elements
-from curricula.jobs.plan import Chosen, Job, Key, Plan, chosen_of, keys_of
+from curricula.jobs.plan import Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import (
@@ -79,9 +79,9 @@ class Standing:
     live: dict[Key, tuple[Task, ...]]
     """Queued or running, with their tasks: several where jobs continue one another."""
 
-    def open(self, chosen: Chosen) -> Chosen:
+    def open(self, chosen: Collection[Key]) -> list[Key]:
         """The `chosen` elements that are neither done nor live."""
-        return chosen_of(key for key in keys_of(chosen) if key not in self.done and key not in self.live)
+        return [key for key in chosen if key not in self.done and key not in self.live]
 
 
 def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
@@ -111,7 +111,7 @@ def _named(cluster: str | None) -> str:
     return f"cluster {cluster}" if cluster else "the login node's own cluster"
 
 
-def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Standing, say: Say) -> list[Submission]:
+def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile, now: Standing, say: Say) -> list[Submission]:
     """Submit the `chosen` elements, none of them done or live, each after those it needs; returns the new submissions.
 
     Where the user's limit of submitted jobs is reached, what fits is submitted, in the plan's order, and the same command
@@ -167,7 +167,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Chosen, profile: Profile, now: Sta
         if full := _submit_what_fits(array, submit):
             if not made:
                 raise full
-            left = len(set(keys_of(chosen)) - {(one.job, label) for one in made for label in one.labels})
+            left = len(set(chosen) - {(one.job, label) for one in made for label in one.labels})
             say(f"{full}; {plural(left, 'element')} left to submit: give the same command again when some jobs have ended")
             break
         if time.monotonic() - looked > LOOK_EVERY_S:
@@ -285,16 +285,17 @@ class Preview:
     script: str
 
 
-def preview(plan: Plan, chosen: Chosen, profile: Profile, root: Path) -> list[Preview]:
+def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -> list[Preview]:
     """Every array of a first submission of `chosen`; writes nothing."""
     profile = within_array_limit(profile)
     executor = ElementExecutor(root / "slurm")
     code = planned_snapshot(root)
     numbering = _Numbering({}, {})
+    sizes = Counter(job for job, _ in chosen)
     found: list[Preview] = []
     for array in _arrays(plan, chosen, profile, numbering):
         number = sum(one.array.job == array.job for one in found)
-        name = array.job.name if len(array.labels) == len(chosen[array.job.name]) else f"{array.job.name}/{number}"
+        name = array.job.name if len(array.labels) == sizes[array.job.name] else f"{array.job.name}/{number}"
         options = _options(plan, array, profile, numbering)
         executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
         script = executor.text(body(array.job, array.labels, plan.study, profile, root, code))
@@ -315,10 +316,12 @@ class _Numbering:
         self.tasks.update({(array.job.name, label): Task(job_id, place) for place, label in enumerate(array.labels)})
 
 
-def _arrays(plan: Plan, chosen: Chosen, profile: Profile, numbering: _Numbering) -> Iterator[Array]:
+def _arrays(plan: Plan, chosen: Collection[Key], profile: Profile, numbering: _Numbering) -> Iterator[Array]:
     """The arrays of `chosen` in the plan's order. Those of a job are computed after its predecessors are submitted."""
+    wanted = set(chosen)
     for job in plan.jobs:
-        yield from arrays_of(plan, job, chosen.get(job.name, ()), numbering.tasks, profile.max_array_size)
+        labels = [label for label in job.labels if (job.name, label) in wanted]
+        yield from arrays_of(plan, job, labels, numbering.tasks, profile.max_array_size)
 
 
 def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int) -> list[Array]:

@@ -20,7 +20,6 @@ from curricula.jobs.completion import done_elements, is_complete
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
-from curricula.jobs.plan import keys_of
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.submit import standing
 from curricula.jobs.stages import STAGES
@@ -51,7 +50,7 @@ def test_a_finished_run_is_done_whatever_its_clocks_said(demo):
     run, plan = demo
     assert done_elements(run, plan) == set(plan.needs)
     assert {state for state, _ in states(run, plan).values()} == {"done"}
-    assert to_run_again(plan, run_status(run, plan).elements) == []
+    assert to_run_again(plan, run_status(run, plan).elements, plan.needs) == []
     before = (run.element(*REPORT) / "done.json").read_bytes()
     run_element(run.root, *REPORT)
     assert (run.element(*REPORT) / "done.json").read_bytes() == before
@@ -75,8 +74,7 @@ def test_a_report_that_ran_before_its_results_were_there_is_stale_and_written_ag
     assert main(["retry", str(run.root), "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "report/report"
     FakeSlurm(tmp_path / "bin", monkeypatch)
-    everything = {job.name: job.labels for job in plan.jobs}
-    assert keys_of(standing(run, plan, Profile(), print).open(everything)) == [REPORT]  # what `submit` submits
+    assert standing(run, plan, Profile(), print).open(plan.needs) == [REPORT]  # what `submit` submits
     run_element(run.root, *REPORT)
     assert done_elements(run, plan) == set(plan.needs)
 
@@ -89,7 +87,7 @@ def test_what_was_made_from_something_stale_is_stale_too(demo):
     assert found[REPORT][1] == "merge-20/full-20/base, which it reads, is stale"
     assert not any("-60" in job or "data-20" in label for job, label in found)
     assert done_elements(run, plan) == set(plan.needs) - set(found)
-    assert to_run_again(plan, run_status(run, plan).elements) == list(found)
+    assert to_run_again(plan, run_status(run, plan).elements, plan.needs) == list(found)
 
 
 def test_an_element_records_what_it_read_when_it_began(demo, monkeypatch):

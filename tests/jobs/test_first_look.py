@@ -30,7 +30,7 @@ def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_p
     study = small_study(tmp_path, seed=None, seeds=[42, 43, 44], evaluation={**smaller_demo()["evaluation"], "tasks": tasks})
     run = Run.create(tmp_path / "run", load_study(study))
     plan, watcher = plan_study(run.study), Watcher()
-    outcome = local.run_plan(run, plan, watcher, workers=2)
+    outcome = local.run_plan(run, plan, watcher, list(plan.needs), set(), workers=2)
     assert set(outcome.done) == set(plan.needs) and not outcome.failed and not outcome.skipped
     ((page, before),) = watcher.looks
     assert page == run.report / "index.html" and watcher.ended.index(("report", "report")) >= before

@@ -41,7 +41,8 @@ def test_a_study_of_the_gallery_runs_to_a_report_in_miniature(tmp_path, name):
     original = load_study(STUDIES / f"{name}.yaml")
     assert [arm.key for arm in study.arms] == [arm.key for arm in original.arms]
     assert msgspec.structs.replace(study.curriculum) == original.curriculum
-    run, _ = run_elements(tmp_path / "run", plan_study(study), Console(quiet=True))
+    plan = plan_study(study)
+    run, _ = run_elements(tmp_path / "run", plan, Console(quiet=True), list(plan.needs))
     pages = [run.report / "points" / point if point else run.report for point in study.variants]
     for page, variant in zip(pages, study.variants.values()):
         rows = read_json(page / "summary.json")["attacks"]

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 import yaml
 from paths import STUDIES
-from small_studies import demo
+from small_studies import by_job, demo
 
 from curricula.errors import UsageError
 from curricula.jobs.estimates import describe
@@ -104,7 +104,7 @@ def test_an_arm_that_others_branch_from_is_trained_in_parts_and_only_once(tmp_pa
     tokens = [describe(one)["trained_tokens"]["with_trunk_sharing"] for one in (before, plan)]
     assert tokens[1] - tokens[0] == (286_102 - 257_492) * 1024 * 2048
     chosen = select(plan, Selection(arms=("cooled",)), with_needs=True)
-    assert chosen["pretrain-90"] == ("cooled",) and chosen["pretrain-0-257492"] == ("data-0",)
+    assert by_job(chosen)["pretrain-90"] == ["cooled"] and by_job(chosen)["pretrain-0-257492"] == ["data-0"]
 
 
 def test_suffixes_are_tried_on_every_arm_once_their_own_arms_have_found_them():

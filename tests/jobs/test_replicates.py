@@ -9,7 +9,7 @@ import pytest
 import yaml
 from paths import STUDIES
 from run_folders import FakeSlurm, make, submitted
-from small_studies import demo, smaller_demo
+from small_studies import by_job, demo, smaller_demo
 from typed import Typed
 
 from curricula.errors import UsageError, UserError
@@ -126,8 +126,7 @@ def test_slurm_gets_the_same_arrays_with_the_same_dependencies(tmp_path):
     profile = load_profile(STUDIES.parents[1] / "env/profiles/h100-4x8.yaml")
 
     def waits(plan: Plan) -> dict[str, str]:
-        everything = {job.name: job.labels for job in plan.jobs}
-        return {one.job: one.waits for one in preview(plan, everything, profile, tmp_path)}
+        return {one.job: one.waits for one in preview(plan, list(plan.needs), profile, tmp_path)}
 
     one, three = (waits(plan_study(plan.study, profile)) for plan in (ONE, THREE))
     assert one.keys() == three.keys()
@@ -155,13 +154,13 @@ def test_the_plan_shows_the_cost_of_each_seed(capsys):
 
 
 def test_seeds_are_selected_like_arms():
-    chosen = select(THREE, Selection(seeds=("43", "44")))
-    assert chosen["pretrain-trunk-57220"] == ("trunk-s43", "trunk-s44") and "tokenize" not in chosen
-    assert chosen["merge-100"][:2] == ("safe-100-s43/base", "safe-100-s44/base")
-    with_needs = select(THREE, Selection(arms=("full-20",), seeds=("43",)), with_needs=True)
+    chosen = by_job(select(THREE, Selection(seeds=("43", "44"))))
+    assert chosen["pretrain-trunk-57220"] == ["trunk-s43", "trunk-s44"] and "tokenize" not in chosen
+    assert chosen["merge-100"][:2] == ["safe-100-s43/base", "safe-100-s44/base"]
+    with_needs = by_job(select(THREE, Selection(arms=("full-20",), seeds=("43",)), with_needs=True))
     trained = {name: labels for name, labels in with_needs.items() if name.startswith("pretrain")}
-    assert trained == {"pretrain-trunk-57220": ("trunk-s43",), "pretrain-20": ("full-20-s43",)}
-    assert "tokenize" in with_needs and with_needs["instruct-20"] == ("full-20-s43",)
+    assert trained == {"pretrain-trunk-57220": ["trunk-s43"], "pretrain-20": ["full-20-s43"]}
+    assert "tokenize" in with_needs and with_needs["instruct-20"] == ["full-20-s43"]
     with pytest.raises(UsageError, match="seed '45' is not in this study; choose one of 42, 43, 44"):
         select(THREE, Selection(seeds=("45",)))
 

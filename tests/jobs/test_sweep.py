@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 from rich.console import Console
-from small_studies import demo, small_study, smaller_demo
+from small_studies import by_job, demo, small_study, smaller_demo
 
 from curricula.durable import read_json
 from curricula.errors import UsageError
@@ -188,14 +188,14 @@ def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
     assert first["parameters"] == 852_864 and first["tokens"] == value["budget"]["tokens"]
     print_plan(value, plan.study, Console(width=300))
     assert "Point lr-0.002: tiny, 852,864 parameters" in capsys.readouterr().out
-    second = select(plan, Selection(points=("lr-0.002",)), with_needs=True)
-    assert second["instruct-20"] == ("data-20.lr-0.002", "full-20.lr-0.002") and "report" in second
-    assert second["pretrain-20"] == ("data-20.lr-0.001", "full-20.lr-0.001") and "export-base-20" not in second
-    assert "pretrain-20" not in select(plan, Selection(points=("lr-0.002",)))
+    second = by_job(select(plan, Selection(points=("lr-0.002",)), with_needs=True))
+    assert second["instruct-20"] == ["data-20.lr-0.002", "full-20.lr-0.002"] and "report" in second
+    assert second["pretrain-20"] == ["data-20.lr-0.001", "full-20.lr-0.001"] and "export-base-20" not in second
+    assert "pretrain-20" not in by_job(select(plan, Selection(points=("lr-0.002",))))
     with pytest.raises(UsageError, match="point 'lr-3' is not in this study; choose one of lr-0.001, lr-0.002"):
         select(plan, Selection(points=("lr-3",)))
-    chosen = select(plan, Selection(arms=("full-20",)), with_needs=True)
-    assert set(chosen["instruct-20"]) == {"full-20.lr-0.001", "full-20.lr-0.002"}
+    chosen = by_job(select(plan, Selection(arms=("full-20",)), with_needs=True))
+    assert chosen["instruct-20"] == ["full-20.lr-0.001", "full-20.lr-0.002"]
 
 
 # From study to report -------------------------------------------------------------------------------------------------
@@ -237,5 +237,5 @@ def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_
     shutil.rmtree(run.root / "jobs" / "instruct-50" / f"full-50.{first}")
     shutil.rmtree(run.tuning(f"full-50.{first}", "instruct"))
     shutil.rmtree(run.report)
-    run_elements(run.root, plan, Console(quiet=True))
+    run_elements(run.root, plan, Console(quiet=True), list(plan.needs))
     assert {path: path.read_bytes() for path in (run.report / "tables").glob("*.csv")} == before

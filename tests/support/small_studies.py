@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 from paths import STUDIES
+
+from curricula.jobs.plan import Key, Plan
 
 
 def demo() -> dict:
@@ -86,3 +89,16 @@ def write_study(folder: Path, raw: dict) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return path
+
+
+def of_jobs(plan: Plan, *names: str) -> list[Key]:
+    """All elements of these jobs."""
+    return [key for key in plan.needs if key[0] in names]
+
+
+def by_job(keys: Iterable[Key]) -> dict[str, list[str]]:
+    """The labels of elements by the names of their jobs."""
+    found: dict[str, list[str]] = {}
+    for job, label in keys:
+        found.setdefault(job, []).append(label)
+    return found

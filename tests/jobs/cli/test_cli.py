@@ -315,7 +315,12 @@ def test_a_plan_speaks_of_minutes_here_or_of_days_on_the_nodes(capsys):
 
 def test_the_demo_is_run_by_its_own_verb(monkeypatch):
     started = []
-    monkeypatch.setattr("curricula.jobs.cli.study.run_here", lambda root, plan: started.append((root, plan.study)))
+
+    def run_here(root, plan, chosen):
+        started.append((root, plan.study))
+        assert chosen == list(plan.needs)
+
+    monkeypatch.setattr("curricula.jobs.cli.study.run_here", run_here)
     assert main(["demo"]) == 0 and main(["demo", "--full"]) == 0
     assert started == [(Path("runs") / name, load_study(Path(name))) for name in ("demo", "demo-full")]
 

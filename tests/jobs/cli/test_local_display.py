@@ -19,7 +19,8 @@ from curricula.jobs.graph import plan_study
 @pytest.fixture
 def display(tmp_path) -> Display:
     run, _ = new_run(tmp_path / "run")
-    return Display(run, plan_study(run.study), Console(file=io.StringIO(), width=80, color_system=None))
+    plan, console = plan_study(run.study), Console(file=io.StringIO(), width=80, color_system=None)
+    return Display(run, plan, console, list(plan.needs), set(), workers=2)
 
 
 def shown(display: Display) -> str:

@@ -17,7 +17,6 @@ from curricula.jobs.cli.retry import to_run_again
 from curricula.jobs.graph import plan_study
 from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
-from curricula.jobs.plan import keys_of
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
@@ -67,7 +66,7 @@ def plan():
 
 
 def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(plan):
-    again = to_run_again(plan, statuses(plan, {"instruct-20/full-20": "failed"}, default="pending"))
+    again = to_run_again(plan, statuses(plan, {"instruct-20/full-20": "failed"}, default="pending"), plan.needs)
     needs = plan.needs
     assert again[0] == ("instruct-20", "full-20") and ("instruct-20", "data-20") not in again
     assert ("merge-20", "full-20/instruct") in again and ("benign-20", "full-20") in again and ("report", "report") in again
@@ -79,7 +78,8 @@ def test_what_failed_and_what_needs_it_runs_again_and_nothing_else(plan):
 def test_every_element_after_a_failure_runs_again_or_runs_still(plan):
     for job in plan.jobs:
         for element in job.elements[:1]:
-            again = set(to_run_again(plan, statuses(plan, {f"{job.name}/{element.label}": "cancelled"}, default="pending")))
+            found = statuses(plan, {f"{job.name}/{element.label}": "cancelled"}, default="pending")
+            again = set(to_run_again(plan, found, plan.needs))
             for key, needs in plan.needs.items():
                 assert (key in again) == (key == (job.name, element.label) or any(need in again for need, _ in needs))
 
@@ -90,19 +90,20 @@ def test_what_waits_in_vain_for_the_array_of_another_arm_runs_again_too(plan):
         replace(item, state="pending", reason="DependencyNeverSatisfied") if (item.job, item.label) == evaluated else item
         for item in statuses(plan, {"export-base-20/full-20": "failed"})
     ]
-    assert evaluated in to_run_again(plan, found)
+    assert evaluated in to_run_again(plan, found, plan.needs)
 
 
 def test_a_report_that_was_written_without_what_failed_is_written_again(plan):
     states = {"evaluate-base-20/full-20/probes": "failed"}
     merges = [("merge-20", f"full-20/{kind}") for kind in ("base", "instruct", "benign")]
-    assert to_run_again(plan, statuses(plan, states)) == [("evaluate-base-20", "full-20/probes"), *merges, ("report", "report")]
+    again = to_run_again(plan, statuses(plan, states), plan.needs)
+    assert again == [("evaluate-base-20", "full-20/probes"), *merges, ("report", "report")]
 
 
 def test_what_runs_is_left_alone_and_so_is_what_was_never_submitted(plan):
     elements = statuses(plan, {"prepare/prepare": "failed", "tokenize/web/00000": "running"}, default="waiting")
     bare = [ElementStatus(**{**vars(item), "task": "" if item.job.startswith("evaluate") else "1_0"}) for item in elements]
-    again = to_run_again(plan, bare)
+    again = to_run_again(plan, bare, plan.needs)
     assert ("prepare", "prepare") in again and ("tokenize", "web/00000") not in again
     assert not any(job.startswith("evaluate") for job, _ in again)
 
@@ -298,7 +299,7 @@ def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch)
         (run.element("pretrain-20", label) / "done.json").unlink()
     started = []
 
-    def run_plan(run, plan, watcher, workers, chosen):
+    def run_plan(run, plan, watcher, chosen, done, workers):
         started.extend(chosen)
         return Outcome(done=list(chosen))
 
@@ -326,7 +327,8 @@ def queue_lines(logs):
 def resubmit(run, slurm, *words):
     slurm.answer("sbatch", script=SBATCH)
     profile = Profile(stages=Stages(all=StageOptions(throttle=4)))
-    write_resubmit(run, plan_study(run.study, profile), profile)
+    plan = plan_study(run.study, profile)
+    write_resubmit(run, plan, profile, list(plan.needs))
     return subprocess.run([run.root / "resubmit.sh", *words], capture_output=True, text=True)
 
 
@@ -386,9 +388,9 @@ def test_resubmit_waits_for_a_controller_that_does_not_answer(demo, slurm):
 def test_resubmit_keeps_to_what_was_submitted(tmp_path, slurm):
     run, jobs = new_run(tmp_path / "run")
     plan, profile = plan_study(run.study), Profile()
-    instruct = {"instruct-20": ("full-20",), "benign-20": ("full-20",)}
-    for chosen in ({"prepare": ("prepare",)}, instruct):
-        needed = {need for key in keys_of(chosen) for need, _ in plan.needs[key]}
+    prepare, instruct = [("prepare", "prepare")], [("instruct-20", "full-20"), ("benign-20", "full-20")]
+    for chosen in (prepare, instruct):
+        needed = {need for key in chosen for need, _ in plan.needs[key]}
         made = submit_plan(run, plan, chosen, profile, Standing(needed, {}), lambda _: None)
         assert len(made) == len(chosen)
     before = len(slurm.calls("sbatch"))
@@ -396,7 +398,7 @@ def test_resubmit_keeps_to_what_was_submitted(tmp_path, slurm):
     slurm.answer("squeue", "")
     done = subprocess.run([run.root / "resubmit.sh"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert set(latest_tasks(submissions(run))) == {("prepare", "prepare"), *keys_of(instruct)}
+    assert set(latest_tasks(submissions(run))) == {*prepare, *instruct}
     calls = slurm.calls("sbatch")[before:]
     assert [word for call in calls for word in call if word.startswith("--dependency")] == ["--dependency=afterok:904"]
     assert len(calls) == 3 and len(list((run.slurm / "scripts").iterdir())) == 3

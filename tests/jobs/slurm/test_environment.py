@@ -48,7 +48,7 @@ def check(found: dict[str, str]) -> None:
 def test_slurms_commands_get_no_option_from_the_shell_and_it_is_said_once(slurm, tmp_path):
     run, _ = new_run(tmp_path / "run")
     said: list[str] = []
-    submit_plan(run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), said.append)
+    submit_plan(run, plan_study(run.study), [("prepare", "prepare")], Profile(), Standing(set(), {}), said.append)
     check(seen(tmp_path))
     assert [line for line in said if "Ignored" in line] == [
         "Ignored variables of this shell: MASTER_ADDR, RANK, SBATCH_EXPORT, SBATCH_NO_REQUEUE, SLURM_EXPORT_ENV. "

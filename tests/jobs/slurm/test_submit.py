@@ -10,7 +10,7 @@ import time
 import pytest
 from paths import STUDIES
 from run_folders import FakeSlurm, fail, finish, new_run, squeue_line, submitted
-from small_studies import small_study
+from small_studies import of_jobs, small_study
 
 from curricula.durable import TEAM, write_text
 from curricula.errors import UsageError, UserError
@@ -38,6 +38,7 @@ from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, sub
 from curricula.jobs.stages import Work
 from curricula.jobs.study import load_study
 
+PREPARE = ("prepare", "prepare")
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
 REFUSED = ("sbatch: error: invalid partition specified: gpu2", "sbatch: error: Batch job submission failed: Invalid partition")
 
@@ -65,8 +66,7 @@ def test_a_controller_that_goes_away_midway_is_waited_for(slurm, tmp_path, monke
         f'echo "Submitted batch job $(wc -l < "{count}")"; exit 0',
     )
     said: list[str] = []
-    chosen = {job.name: job.labels for job in plan.jobs_up_to(["tokenize"])}
-    made = submit_plan(run, plan, chosen, Profile(), Standing(set(), {}), said.append)
+    made = submit_plan(run, plan, of_jobs(plan, "prepare", "tokenize"), Profile(), Standing(set(), {}), said.append)
     assert [(one.job, one.job_id) for one in made] == [("prepare", "1"), ("tokenize", "3")] and submissions(run) == made
     assert any("does not answer" in line for line in said)
 
@@ -102,21 +102,20 @@ echo $((had + number + 1)) >"{count}"; echo "Submitted batch job $((1000 + had))
 def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path):
     run, jobs = new_run(tmp_path / "run")
     plan, said = plan_study(run.study), []
-    chosen = {job.name: job.labels for job in plan.jobs}
     count = tmp_path / "count"
     slurm.answer("sbatch", script=LIMITED.format(count=count, limit=60, reason="AssocMaxSubmitJobLimit", policy=POLICY))
     waves, sent = [], []
-    while len(sent) < sum(map(len, chosen.values())):
+    while len(sent) < len(plan.needs):
         count.write_text("0")
         now = Standing({(one.job, label) for one in submissions(run) for label in one.labels}, {})  # all of them ended
         said.clear()
-        made = submit_plan(run, plan, now.open(chosen), Profile(), now, said.append)
+        made = submit_plan(run, plan, now.open(plan.needs), Profile(), now, said.append)
         sent += [(one.job, label) for one in made for label in one.labels]
         waves.append(sum(len(one.labels) for one in made))
         assert waves[-1] <= 60 and [(one.job, label) for one in submissions(run) for label in one.labels] == sent
-        left = sum(map(len, chosen.values())) - len(sent)
+        left = len(plan.needs) - len(sent)
         assert not left or f"{left} elements left to submit: give the same command again" in said[-1]
-    assert sent == [(job, label) for job, labels in chosen.items() for label in labels] and len(waves) > 1
+    assert sent == list(plan.needs) and len(waves) > 1
 
 
 def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
@@ -128,11 +127,11 @@ def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
     count.write_text("0")
     slurm.answer("sbatch", script=LIMITED.format(count=count, limit=1, reason="AssocGrpSubmitJobsLimit", policy=POLICY))
     done = {(one.name, label) for one in plan.jobs for label in one.labels}
-    submit_plan(run, plan, {job.name: job.labels}, Profile(), Standing(done, {}), print)
+    submit_plan(run, plan, of_jobs(plan, job.name), Profile(), Standing(done, {}), print)
     marks = [(run.element(job.name, label) / "done.json").exists() for label in job.labels]
     assert marks == [False] + [True] * (len(marks) - 1)
     with pytest.raises(QueueFull, match="Slurm takes no more of your jobs now .AssocGrpSubmitJobsLimit; Batch"):
-        submit_plan(run, plan, {job.name: job.labels[1:]}, Profile(), Standing(done, {}), print)
+        submit_plan(run, plan, of_jobs(plan, job.name)[1:], Profile(), Standing(done, {}), print)
 
 
 def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
@@ -234,7 +233,7 @@ def test_a_long_submission_waits_for_nothing_that_is_done_meanwhile(slurm, tmp_p
     mark.parent.mkdir(parents=True)
     words = f'echo \'{{"seconds": 1, "started": 1}}\' > "{mark}"; cp "${{@: -1}}" "{tmp_path}/last.sh"'
     slurm.answer("sbatch", "Submitted batch job 7\n", script=words)
-    chosen = {"prepare": ("prepare",), "tokenize": plan.by_name["tokenize"].labels}
+    chosen = of_jobs(plan, "prepare", "tokenize")
     submit_plan(run, plan, chosen, Profile(), Standing(set(), {}), print)
     script = (tmp_path / "last.sh").read_text()
     assert "--job-name=tokenize" in script and "--dependency" not in script
@@ -246,7 +245,7 @@ def test_a_run_goes_to_the_profiles_cluster_and_stays_there(slurm, tmp_path, mon
     plan, profile = plan_study(run.study), Profile(cluster="blue")
     slurm.answer("sbatch", "Submitted batch job 7 on cluster blue\n")
     now = standing(run, plan, profile, print)
-    submit_plan(run, plan, {"prepare": jobs["prepare"].labels}, profile, now, print)
+    submit_plan(run, plan, [PREPARE], profile, now, print)
     assert [one.job_id for one in submissions(run)] == ["7"]
     script = run.slurm / "7_submission.sh"
     assert "#SBATCH --clusters=blue\n" in script.read_text()
@@ -282,7 +281,7 @@ def test_squeue_is_asked_for_no_more_of_the_logs_paths_than_tells_whose_they_are
     submitted(run, "prepare", "1", ["prepare"])
     output = f"{run.slurm.resolve()}/".encode()
     slurm.answer("squeue", squeue_line("1", "0", "PENDING", output=output.decode())[: -4096 + len(output)] + "\n")
-    assert standing(run, plan_study(run.study), Profile(), print).live == {("prepare", "prepare"): (Task("1", 0),)}
+    assert standing(run, plan_study(run.study), Profile(), print).live == {PREPARE: (Task("1", 0),)}
     run_status(run, plan_study(run.study))
     asked = [word for call in slurm.calls("squeue") for word in call if word.startswith("--Format=")]
     assert len(asked) == 2 and all(word.endswith(f",STDOUT:{len(output)}") for word in asked)
@@ -295,7 +294,7 @@ def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monk
     lines = [squeue_line("5", "0", "RUNNING", output=slurm.output), squeue_line("6", "0", "FAILED", output=slurm.output)]
     slurm.answer("squeue", script=f"[[ $* = *--me* ]] || printf '%s\\n' {shlex.join(lines)}")
     monkeypatch.setenv(TEAM, str(os.getgid()))
-    assert standing(run, plan_study(run.study), Profile(), print).live == {("prepare", "prepare"): (Task("5", 0),)}
+    assert standing(run, plan_study(run.study), Profile(), print).live == {PREPARE: (Task("5", 0),)}
 
 
 SHOW = {
@@ -326,7 +325,7 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
         f'echo "Submitted batch job $(ls "{tmp_path}" | grep -c script)"; exit 0',
     )
     said: list[str] = []
-    chosen = {"prepare": ("prepare",), "tokenize": plan.by_name["tokenize"].labels}
+    chosen = of_jobs(plan, "prepare", "tokenize")
     fail(run, "prepare", "prepare")
     made = submit_plan(run, plan, chosen, profile, Standing(set(), {}), said.append)
     waits = [re.findall("--dependency=(.*)", (tmp_path / f"{number}.script").read_text()) for number in range(len(made))]
@@ -381,9 +380,9 @@ def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_
     slurm.answer("sbatch", "site banner\n")
     slurm.answer("scontrol", contents_line("prepare", ["prepare"]) + "\n")
     slurm.answer("squeue", squeue_line("7", "0", "PENDING", output=slurm.output) + "\n")
-    (made,) = submit_plan(run, plan, {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
+    (made,) = submit_plan(run, plan, [PREPARE], Profile(), Standing(set(), {}), lambda _: None)
     assert made.job_id == "7" and submissions(run)[-1] == made and len(slurm.calls("sbatch")) == 1
-    assert standing(run, plan, Profile(), print).live == {("prepare", "prepare"): (Task("7", 0),)}
+    assert standing(run, plan, Profile(), print).live == {PREPARE: (Task("7", 0),)}
 
 
 LOST = "sbatch: error: Batch job submission failed: Job dependency problem"
@@ -412,9 +411,9 @@ def test_a_number_that_slurm_gives_twice_shows_that_it_has_forgotten_the_first_j
     run, jobs = new_run(tmp_path / "run")
     submitted(run, "prepare", "7", ["prepare"])
     slurm.answer("sbatch", "Submitted batch job 7\n")
-    now = Standing(set(), {("prepare", "prepare"): (Task("7", 0),)})
+    plan, now = plan_study(run.study), Standing(set(), {PREPARE: (Task("7", 0),)})
     with pytest.raises(DependencyLost, match="Slurm has forgotten array 7 of this run"):
-        submit_plan(run, plan_study(run.study), {"tokenize": jobs["tokenize"].labels}, Profile(), now, print)
+        submit_plan(run, plan, of_jobs(plan, "tokenize"), Profile(), now, print)
     slurm.queue(*(("7", str(place), "PENDING", "None", "", 0) for place in range(len(jobs["tokenize"].labels))))
     live = standing(run, plan_study(run.study), Profile(), print).live
     assert {job for job, _ in live} == {"tokenize"} and len(live) == len(jobs["tokenize"].labels)
@@ -429,7 +428,7 @@ def test_a_submission_counts_the_restarts_of_its_elements_anew(slurm, tmp_path):
     with pytest.raises(GaveUp):
         check_restarts(work, limit)
     slurm.answer("sbatch", "Submitted batch job 7\n")
-    submit_plan(run, plan, {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), print)
+    submit_plan(run, plan, [PREPARE], Profile(), Standing(set(), {}), print)
     check_restarts(work, limit)
 
 
@@ -438,7 +437,7 @@ def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
     record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
     slurm.answer("sbatch", script='echo "sbatch: error: Invalid account" >&2; exit 1')
     with pytest.raises(UserError, match=r"refused job prepare \(it avoids nodes n3, of the profile or of bad-nodes.jsonl\)"):
-        submit_plan(run, plan_study(run.study), {"prepare": ("prepare",)}, Profile(), Standing(set(), {}), lambda _: None)
+        submit_plan(run, plan_study(run.study), [PREPARE], Profile(), Standing(set(), {}), lambda _: None)
 
 
 @pytest.mark.parametrize(("refused", "is_avoided"), [("n3", False), ("no list", True), ("n", True)])
@@ -450,7 +449,7 @@ def test_a_job_avoids_nodes_that_failed_unless_slurm_could_start_it_only_there(s
     slurm.answer("sbatch", "Submitted batch job 1\n", script=f"[[ $* = *--test-only* ]] && {{ {answer}; exit; }} >&2")
     profile, told = Profile(stages=Stages(all=StageOptions(options={"exclude": "n[7-9]"}))), []
     plan = plan_study(run.study, profile)
-    submit_plan(run, plan, {"prepare": ("prepare",)}, profile, Standing(set(), {}), told.append)
+    submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), told.append)
     script = run.slurm / "1_submission.sh"
     excluded = re.search("^#SBATCH --exclude='(.*)'$", script.read_text(), re.M)[1]
     assert excluded == ("n[7-9],n3" if is_avoided else "n[7-9]")
@@ -462,7 +461,7 @@ def test_a_job_that_is_requeued_when_its_nodes_are_fit_again_avoids_those_of_the
     record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
     slurm.answer("sbatch", "Submitted batch job 1\n", script="[[ $* = *--test-only* ]] && echo Job 2 to start at noon")
     profile = Profile(stages=Stages(all=StageOptions(exclude="n7")))
-    submit_plan(run, plan_study(run.study, profile), {"prepare": ("prepare",)}, profile, Standing(set(), {}), print)
+    submit_plan(run, plan_study(run.study, profile), [PREPARE], profile, Standing(set(), {}), print)
     run.bad_nodes.unlink()
     slurm.answer("srun", script="exit 1")
     slurm.answer("squeue", script="echo RUNNING n3,n7")
@@ -488,19 +487,17 @@ def test_an_array_whose_submission_was_interrupted_is_continued_by_the_next_comm
         slurm.answer("scontrol", "JobId=1 Requeue=0\n")
     profile, said = Profile(continuations=2), []
     with pytest.raises(error):
-        submit_plan(run, plan, {"prepare": ("prepare",)}, profile, Standing(set(), {}), said.append)
+        submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), said.append)
     refuses.unlink(missing_ok=True)
     slurm.answer("scontrol", "JobId=1 Requeue=0\n")
-    now = Standing(set(), {("prepare", "prepare"): (Task("1", 0),)})
-    made = submit_plan(run, plan, {"tokenize": plan.by_name["tokenize"].labels}, profile, now, said.append)
+    now = Standing(set(), {PREPARE: (Task("1", 0),)})
+    made = submit_plan(run, plan, of_jobs(plan, "tokenize"), profile, now, said.append)
     assert [(one.job, one.job_id) for one in made] == [
         ("prepare", "2"), ("prepare", "3"), ("tokenize", "4"), ("tokenize", "5"), ("tokenize", "6"),
     ]  # fmt: skip
     assert (run.slurm / "1.continued").read_text() == "2\n3\n"
-    now = Standing(set(), {("prepare", "prepare"): (Task("1", 0), Task("2", 0), Task("3", 0))})
-    (one,) = {
-        one.job for one in submit_plan(run, plan, {"tokenize": plan.by_name["tokenize"].labels}, profile, now, said.append)
-    }
+    now = Standing(set(), {PREPARE: (Task("1", 0), Task("2", 0), Task("3", 0))})
+    (one,) = {one.job for one in submit_plan(run, plan, of_jobs(plan, "tokenize"), profile, now, said.append)}
     assert one == "tokenize"  # what was asked once is not asked again
 
 
@@ -510,5 +507,5 @@ def test_an_array_is_continued_as_often_as_its_hours_need(slurm, tmp_path):
     slurm.answer("scontrol", "JobId=1 Requeue=0\n")
     slurm.answer("sbatch", "Submitted batch job 1\n")
     request = plan.by_name["prepare"].request
-    made = submit_plan(run, plan, {"prepare": ("prepare",)}, profile, Standing(set(), {}), lambda _: None)
+    made = submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), lambda _: None)
     assert len(made) == 1 + math.ceil(request.total_hours * 60 / request.minutes) > 2
