@@ -5,7 +5,6 @@ The folder is the truth about what is finished and what failed; Slurm knows what
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import socket
@@ -164,15 +163,12 @@ def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task
 
 def _read_all(root: Path, works: Mapping[Key, Work]) -> dict[Key, _Facts]:
     present = {name: _names(root / "jobs" / name) for name in _names(root / "jobs")}
-    chunk = max(1, len(works) // (4 * READERS))
 
-    def read(some: list[Work]) -> list[_Facts]:
-        return [_read(work) if work.folder.name in present.get(work.job.name, ()) else _Facts() for work in some]
+    def read(work: Work) -> _Facts:
+        return _read(work) if work.folder.name in present.get(work.job.name, ()) else _Facts()
 
-    listed = list(works.values())
-    chunks = [listed[start : start + chunk] for start in range(0, len(works), chunk)]
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(works, itertools.chain.from_iterable(pool.map(read, chunks))))
+        return dict(zip(works, pool.map(read, works.values())))
 
 
 def _read(work: Work) -> _Facts:
