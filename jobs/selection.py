@@ -1,20 +1,13 @@
-"""Which elements of a study a command acts on: the flags that every verb shares, and what they select.
-
-`check_needs` says whether all that the selected elements need is there. Imports no other part of the jobs until it selects, so
-that a command's help appears at once.
-"""
+"""Which elements of a study a command acts on, and whether all that they need is there."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from curricula.errors import UsageError
-
-if TYPE_CHECKING:
-    from curricula.jobs.plan import Element, Job, Key, Plan
+from curricula.jobs.plan import Element, Job, Key, Plan
 
 
 @dataclass(frozen=True)
@@ -36,38 +29,6 @@ class Selection:
 
     def __bool__(self) -> bool:
         return self != Selection()
-
-
-def add_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
-    group = parser.add_argument_group(f"which elements (default: {default})")
-    group.add_argument(
-        "--stage", dest="stages", metavar="S,...", type=_names, default=(),
-        help="only these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
-        "or one that the study names, such as instruct",
-    )  # fmt: skip
-    group.add_argument(
-        "--job", dest="jobs", metavar="J,...", type=_names, default=(),
-        help="of these jobs, as `curricula status` names them",
-    )  # fmt: skip
-    group.add_argument(
-        "--arm", dest="arms", metavar="A,...", type=_names, default=(),
-        help="of these arms, such as full-20; trunk is the shared start of pretraining",
-    )  # fmt: skip
-    group.add_argument(
-        "--seeds", metavar="N,...", type=_names, default=(), help="of these training seeds of the study, such as 43,44"
-    )
-    group.add_argument(
-        "--point", dest="points", metavar="P,...", type=_names, default=(), help="of these points of the study's sweep"
-    )
-    group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Refuses an empty list: it would select everything, which an empty variable in a script hardly means."""
-    names = tuple(name for name in text.split(",") if name)
-    if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give names, or leave the option out for all")
-    return names
 
 
 def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[Key]:

@@ -26,7 +26,7 @@ from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import Precision
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
-from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending
+from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending, names
 from curricula.settings import changed, convert, parse, read_yaml
 from curricula.terminal import json_text, say
 
@@ -67,15 +67,22 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "probes; in place of the options that choose benchmarks and decoders",
     )
     parser.add_argument(
-        "--benchmark", metavar="B,...", help=f"names, separated by commas (default: {','.join(EvalConfig().benchmarks)})"
+        "--benchmark",
+        metavar="B,...",
+        type=names,
+        help=f"names, separated by commas (default: {','.join(EvalConfig().benchmarks)})",
     )
-    parser.add_argument("--decoder", metavar="D,...", help=f"names, separated by commas (default: {','.join(OWN)})")
+    parser.add_argument("--decoder", metavar="D,...", type=names, help=f"names, separated by commas (default: {','.join(OWN)})")
     parser.add_argument(
-        "--overrefusal", metavar="B,...", help="also measure over-refusal, on these sets of benign requests, such as alpaca"
+        "--overrefusal",
+        metavar="B,...",
+        type=names,
+        help="also measure over-refusal, on these sets of benign requests, such as alpaca",
     )
     parser.add_argument(
         "--capability",
         metavar="T,...",
+        type=names,
         help="also measure capability, by tasks of lm_eval such as arc_easy, or `quick` or `full`",
     )
     parser.add_argument(
@@ -89,6 +96,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--accept-changed",
         metavar="B,...",
+        type=names,
+        default=(),
         help="benchmarks whose prompts may differ from the published set, which is an error otherwise",
     )
     parser.add_argument("--prompts", type=at_least(1), metavar="N", help="no more than this many prompts of each benchmark")
@@ -148,25 +157,22 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
     if args.config:
         return _config_from_file(args)
-    decoders = _names("--decoder", args.decoder or ",".join(OWN))
-    benchmarks = _names("--benchmark", args.benchmark or ",".join(EvalConfig().benchmarks))
+    decoders, benchmarks = args.decoder or OWN, args.benchmark or EvalConfig().benchmarks
     if unknown := sorted(set(decoders) - set(DECODERS)):
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
     if args.kind == "base" and len(benchmarks) > 1:
         raise UsageError(
             f"--benchmark {','.join(benchmarks)}: base models take one benchmark of beginnings, such as jb_completions"
         )
-    benign = _names("--overrefusal", args.overrefusal) if args.overrefusal else []
+    benign, capability = args.overrefusal or (), args.capability or ()
     overrefusal = tasks_with("overrefusal", decoders) if benign else []
-    if args.overrefusal and not overrefusal:
+    if benign and not overrefusal:
         raise UsageError(
-            f"--overrefusal {args.overrefusal}: is measured under topk and safebeam, and --decoder is greedy alone; "
+            f"--overrefusal {','.join(benign)}: is measured under topk and safebeam, and --decoder is greedy alone; "
             "add one of them, or leave --overrefusal out"
         )
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
-    capability = _names("--capability", args.capability) if args.capability else []
-    accepted = _names("--accept-changed", args.accept_changed) if args.accept_changed is not None else []
-    for name in accepted:
+    for name in args.accept_changed:
         find(name)
     own = {"max_new_tokens": args.max_new_tokens or 256}
     try:
@@ -178,7 +184,7 @@ def _config(args: argparse.Namespace) -> EvalConfig:
             {
                 **({"base_benchmark": benchmarks[0]} if args.kind == "base" else {"benchmarks": benchmarks}),
                 "overrefusal_benchmark": benign or "alpaca",
-                "accept_changed": accepted,
+                "accept_changed": args.accept_changed,
                 "judge": judge_from(args),
                 "precision": args.precision,
                 "prompts_per_benchmark": args.prompts,
@@ -211,7 +217,7 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
         if args.judge is not None:
             given["judge"] = msgspec.to_builtins(judge_from(args))
         given |= {"precision": args.precision} if args.precision else {}
-        given |= {"accept_changed": _names("--accept-changed", args.accept_changed)} if args.accept_changed else {}
+        given |= {"accept_changed": args.accept_changed} if args.accept_changed else {}
     config = parse(given, EvalConfig, str(args.config))
     anchor(config, args.config.parent)
     config.anchor_folder(args.config.parent)
@@ -230,13 +236,6 @@ def _rows_of(args: argparse.Namespace) -> Callable[[str], Path]:
         return Path(folders[name])
 
     return folder
-
-
-def _names(option: str, given: str) -> list[str]:
-    names = [name.strip() for name in given.split(",")]
-    if not all(names):
-        raise UsageError(f"{option} {given!r}: holds an empty name; separate names by one comma")
-    return list(dict.fromkeys(names))
 
 
 def _check(

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from curricula.errors import UserError
-from curricula.jobs import selection
-from curricula.jobs.cli.options import Parser, Verb, add_json_flag, add_verb, at_least, completion
+from curricula.jobs.cli.options import Parser, Verb, add_json_flag, add_selection, add_verb, at_least, completion
 from curricula.terminal import folded, guarded_output, printable
 
 STUDY = "jobs/studies/demo.yaml"
@@ -149,7 +148,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
     submit.add_argument("--yes", action="store_true", help="do not ask, however long it takes")
-    selection.add_options(submit, default="all that are not done")
+    add_selection(submit, default="all that are not done")
     slurm = submit.add_argument_group("on a Slurm cluster")
     slurm.add_argument("--profile", metavar="P", type=Path, help=f"the site's profile, such as {PROFILE}")
     slurm.add_argument("--dry-run", action="store_true", help="show jobs and sbatch scripts; submit and write nothing")
@@ -215,7 +214,7 @@ def _add_status(verbs: argparse._SubParsersAction) -> None:
         "reported its progress.",
     )
     status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
-    selection.add_options(status)
+    add_selection(status)
     status.add_argument("--watch", action="store_true", help="refresh until everything is done or you press Ctrl-C")
     status.add_argument("--interval", type=float, metavar="S", help="seconds between refreshes (default: 2; 15 with Slurm)")
     status.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
@@ -238,7 +237,7 @@ def _add_logs(verbs: argparse._SubParsersAction) -> None:
     logs.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     logs.add_argument("job", metavar="JOB", nargs="?", help="a job, as `curricula status` names it")
     logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element of it; by default all")
-    selection.add_options(logs, default="those that failed or are running")
+    add_selection(logs, default="those that failed or are running")
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
     logs.add_argument(
@@ -259,7 +258,7 @@ def _add_retry(verbs: argparse._SubParsersAction) -> None:
         "again, with the same profile; any other run continues on this machine.",
     )
     retry.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    selection.add_options(retry, default="all that ended without success or are stale")
+    add_selection(retry, default="all that ended without success or are stale")
     retry.add_argument("--profile", type=Path, metavar="P", help="another cluster profile than that of the submission")
     retry.add_argument("--dry-run", action="store_true", help="only print what would run again")
 
@@ -276,7 +275,7 @@ def _add_cancel(verbs: argparse._SubParsersAction) -> None:
         "from its last checkpoint.",
     )
     cancel.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    selection.add_options(cancel)
+    add_selection(cancel)
     cancel.add_argument("--yes", action="store_true", help="do not ask")
 
 

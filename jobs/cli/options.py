@@ -1,4 +1,4 @@
-"""Shared by the verbs: how a verb is described to the parser and imported when it is called, and a question to the user."""
+"""Shared by the verbs: how one is described to the parser and imported when it is called, flags, and a question to the user."""
 
 from __future__ import annotations
 
@@ -36,6 +36,39 @@ def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The type of an option that takes names separated by commas. None may be empty, as an unset variable of a script is."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name; separate names by one comma, or leave the option out")
+    return tuple(dict.fromkeys(found))
+
+
+def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None:
+    """The flags that `jobs.selection.Selection` reads."""
+    group = parser.add_argument_group(f"which elements (default: {default})")
+    group.add_argument(
+        "--stage", dest="stages", metavar="S,...", type=names, default=(),
+        help="only these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
+        "or one that the study names, such as instruct",
+    )  # fmt: skip
+    group.add_argument(
+        "--job", dest="jobs", metavar="J,...", type=names, default=(),
+        help="of these jobs, as `curricula status` names them",
+    )  # fmt: skip
+    group.add_argument(
+        "--arm", dest="arms", metavar="A,...", type=names, default=(),
+        help="of these arms, such as full-20; trunk is the shared start of pretraining",
+    )  # fmt: skip
+    group.add_argument(
+        "--seeds", metavar="N,...", type=names, default=(), help="of these training seeds of the study, such as 43,44"
+    )
+    group.add_argument(
+        "--point", dest="points", metavar="P,...", type=names, default=(), help="of these points of the study's sweep"
+    )
+    group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from curricula.curriculum.synthesis.shard import (
 )
 from curricula.errors import UsageError
 from curricula.jobs.cli.bars import Bars
-from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending
+from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending, names
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
@@ -62,7 +62,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
     which.add_argument("--input", type=Path, metavar="STEM", help="any table (a file or folder) with columns id and text")
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
-    source.add_argument("--scores", metavar="N,...", help="only these scores of the dataset, such as 4,5")
+    source.add_argument(
+        "--scores", metavar="N,...", type=names, default=(), help="only these scores of the dataset, such as 4,5"
+    )
     source.add_argument(
         "--limit", type=at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
     )
@@ -166,7 +168,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.name is not None and (Path(args.name).name != args.name or args.name in ("", ".", "..", "log")):
         raise UsageError(f"--name {args.name!r}: not the name of a folder in OUT; give one such as train")
     if args.scores and not args.dataset:
-        raise UsageError(f"--scores {args.scores}: chooses parts of a --dataset; leave it out")
+        raise UsageError(f"--scores {','.join(args.scores)}: chooses parts of a --dataset; leave it out")
 
 
 def _is_address(where: str | None) -> bool:
@@ -199,12 +201,10 @@ def _shard(args: argparse.Namespace) -> SynthesisShard:
     return SynthesisShard(settings, OutputFolder(args.out, name), number, documents, sends_seed=not args.no_seed)
 
 
-def _scores(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    if not all(score.isdecimal() for score in text.split(",")):
-        raise UsageError(f"--scores {text}: give scores separated by commas, such as 4,5")
-    return tuple(sorted({int(score) for score in text.split(",")}))
+def _scores(given: tuple[str, ...]) -> tuple[int, ...]:
+    if not all(score.isdecimal() for score in given):
+        raise UsageError(f"--scores {','.join(given)}: give scores separated by commas, such as 4,5")
+    return tuple(sorted(set(map(int, given))))
 
 
 def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:

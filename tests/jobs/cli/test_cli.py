@@ -137,6 +137,18 @@ def test_of_many_failures_here_eight_are_named(tmp_path, monkeypatch, capsys):
     assert "11 elements failed (evaluate-base-20/full-20/task0, " in said and "full-20/task7 and 3 more), and 1 that" in said
 
 
+@pytest.mark.parametrize("words", [
+    ["submit", "demo", "--stage", ""], ["status", "--job", ","], ["retry", "run", "--arm", "full-20,"],
+    ["eval", "--model", "m", "--benchmark", "advbench,"], ["eval", "--model", "m", "--accept-changed", ""],
+    ["data", "synthesize", "score", "--scores", "4,,5"],
+])  # fmt: skip
+def test_an_empty_name_is_refused_and_not_taken_for_everything(words, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    said = " ".join(capsys.readouterr().err.split())
+    assert raised.value.code == 2 and f"argument {words[-2]}: {words[-1]!r} holds an empty name; separate names" in said
+
+
 @pytest.mark.parametrize("words", ["submit demo --clutser slurm", "data fetch --lits", "eval rejudge run --judge rules --no"])
 def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -239,7 +239,6 @@ def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loa
     [
         (["--decoder", "greedy", "--overrefusal", "alpaca"], "is measured under topk and safebeam, and --decoder is greedy"),
         (["--decoder", "beam"], "--decoder beam: not known; choose from topk, safebeam, greedy"),
-        (["--benchmark", "advbench,"], "--benchmark 'advbench,': holds an empty name"),
         (["--benchmark", "advbensh"], "benchmark 'advbensh' is not known; choose from"),
         (["--benchmark", "alpaca"], "--benchmark names 'alpaca', which is of kind overrefusal, not attack; choose from"),
         (["--benchmark", "tdc", "--kind", "base"], "which is of kind attack, not completion; choose from jb_completions"),
