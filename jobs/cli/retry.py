@@ -86,7 +86,7 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
     finally:
         if len(submissions(run)) > before:  # else everything keeps its place in the queue
             cancel_waiting(run, replaced, console.print)
-    count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
+    count = len({key for one in made for key in one.keys})  # some arrays may continue others
     console.print(f"{plural(count, 'element')} in {plural(len(made), 'array')}. Watch them with `curricula status {run.root}`.")
     return again, left_alone
 

@@ -124,7 +124,7 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
             now = _standing(run, plan, profile, console)
             submit_plan(run, plan, now.open(chosen), profile, now, console.print)
         made = submissions(run)[before:]
-    count = len({(one.job, label) for one in made for label in one.labels})  # some arrays may continue others
+    count = len({key for one in made for key in one.keys})  # some arrays may continue others
     arrays = plural(len(made), "array")
     console.print(f"{plural(count, 'element')} in {arrays}. Watch them with `curricula status {root}` or `squeue --me`.")
 

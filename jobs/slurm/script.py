@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from curricula.curriculum.sources.registry import local_root
-from curricula.durable import open_atomically, team
+from curricula.durable import team, write_text
 from curricula.errors import UsageError
 from curricula.fencing import Superseded
 from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
@@ -117,10 +117,6 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         if getattr(asked, name):
             options[name] = getattr(asked, name)
     return {**options, **{name: value for name, value in extra.items() if value is not False}}
-
-
-def array_option(count: int, throttle: int | None) -> str:
-    return f"0-{count - 1}" + (f"%{throttle}" if throttle else "")
 
 
 def body(
@@ -283,9 +279,10 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
     code = take_snapshot(root)
     scripts = _scripts(jobs, profile.max_array_size)
     for script in scripts:
+        throttle = script.job.request.options.throttle
         options: Options = {
             **sbatch_options(script.job, study, profile),
-            "array": array_option(len(script.labels), script.job.request.options.throttle),
+            "array": f"0-{len(script.labels) - 1}" + (f"%{throttle}" if throttle else ""),
             "output": str(root / "slurm" / OUTPUT),
         }
         text = templates().get_template("array.sbatch.j2").render(
@@ -347,6 +344,5 @@ def _write_submission(run: Run, scripts: Sequence[Script], profile: Profile, pat
 
 
 def _write_script(path: Path, text: str) -> None:
-    with open_atomically(path, "w") as file:
-        file.write(text)
+    write_text(path, text)
     path.chmod(0o700 if team() is None else 0o770)

@@ -48,6 +48,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     submitted: float
     """Unix time."""
 
+    @property
+    def keys(self) -> list[Key]:
+        return [(self.job, label) for label in self.labels]
+
 
 def record(run: Run, submission: Submission) -> None:
     """Append the submission and sync the file: from then on no crash can lose it."""
@@ -75,11 +79,7 @@ def _recorded(path: Path, kind: type[Kind], mend: str) -> list[Kind]:
 
 def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
     """The latest array task of every element that was ever submitted."""
-    return {
-        (submission.job, label): Task(submission.job_id, index)
-        for submission in submitted
-        for index, label in enumerate(submission.labels)
-    }
+    return {key: Task(one.job_id, number) for one in submitted for number, key in enumerate(one.keys)}
 
 
 def listed(run: Run, job_ids: Iterable[str] | None = None, patience_s: float | None = None) -> dict[Task, TaskState]:
@@ -157,12 +157,9 @@ def _logs(run: Run) -> str:
 
 def elements_by_task(submitted: list[Submission]) -> dict[Task, Key]:
     """The element of every array task that was ever submitted, in the order of submission."""
-    latest = {submission.job_id: submission for submission in submitted}
+    latest = {one.job_id: one for one in submitted}
     return {
-        Task(submission.job_id, number): (submission.job, label)
-        for submission in submitted
-        if latest[submission.job_id] is submission
-        for number, label in enumerate(submission.labels)
+        Task(one.job_id, number): key for one in submitted if latest[one.job_id] is one for number, key in enumerate(one.keys)
     }
 
 

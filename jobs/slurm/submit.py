@@ -70,6 +70,10 @@ class Array:
     job: Job
     labels: tuple[str, ...]
 
+    @property
+    def keys(self) -> list[Key]:
+        return [(self.job.name, label) for label in self.labels]
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -104,7 +108,7 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
         say(f"{found.job}: array {found.job_id} was submitted by an interrupted command; recorded")
     cancel_hopeless(run, queue)
     live = live_elements(run, queue)
-    return Standing({key for key in done_elements(run, plan) if key not in live}, live)
+    return Standing(done_elements(run, plan) - live.keys(), live)
 
 
 def _named(cluster: str | None) -> str:
@@ -146,7 +150,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
             avoids = ""
 
         def send(options: Options, continues: str = "") -> Submission:
-            executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+            executor.prepare(array, options)
             text = body(array.job, array.labels, plan.study, profile, root, code, continues, avoids)
             return _submit(run, executor, array, text, say)
 
@@ -167,7 +171,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         if full := _submit_what_fits(array, submit):
             if not made:
                 raise full
-            left = len(set(chosen) - {(one.job, label) for one in made for label in one.labels})
+            left = len(set(chosen).difference(*(one.keys for one in made)))
             say(f"{full}; {plural(left, 'element')} left to submit: give the same command again when some jobs have ended")
             break
         if time.monotonic() - looked > LOOK_EVERY_S:
@@ -185,7 +189,7 @@ def _has_others(nodes: str, executor: ElementExecutor, array: Array, options: Op
     """Whether the job can avoid these nodes: not if Slurm could start it with them and not without."""
 
     def said(options: Options) -> str:
-        executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+        executor.prepare(array, options)
         return tested(executor.text(""))
 
     refusal = said(_without(nodes, options))
@@ -259,8 +263,7 @@ def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFul
 def _unmarked(run: Run, array: Array) -> Iterator[None]:
     """Remove the marks of elements about to run again, since a marked element ends at once, and what their restarts are counted
     from. Restore them if sbatch refuses."""
-    folders = [run.element(array.job.name, label) for label in array.labels]
-    paths = [folder / mark for folder in folders for mark in ("done.json", "failed.json", "restarts.json")]
+    paths = [run.element(*key) / mark for key in array.keys for mark in ("done.json", "failed.json", "restarts.json")]
     marks = {path: path.read_text() for path in paths if path.exists()}
     for path in marks:
         path.unlink()
@@ -297,7 +300,7 @@ def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -
         number = sum(one.array.job == array.job for one in found)
         name = array.job.name if len(array.labels) == sizes[array.job.name] else f"{array.job.name}/{number}"
         options = _options(plan, array, profile, numbering)
-        executor.prepare(array.job.name, len(array.labels), options, array.job.request.options.throttle)
+        executor.prepare(array, options)
         script = executor.text(body(array.job, array.labels, plan.study, profile, root, code))
         found.append(Preview(name, array, str(options.get("dependency", "")), script))
         numbering.add(array, name)
@@ -313,7 +316,7 @@ class _Numbering:
 
     def add(self, array: Array, job_id: str) -> None:
         self.sizes[job_id] = len(array.labels)
-        self.tasks.update({(array.job.name, label): Task(job_id, place) for place, label in enumerate(array.labels)})
+        self.tasks.update({key: Task(job_id, place) for place, key in enumerate(array.keys)})
 
 
 def _arrays(plan: Plan, chosen: Collection[Key], profile: Profile, numbering: _Numbering) -> Iterator[Array]:
@@ -330,10 +333,11 @@ def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, T
     Elements that wait for their counterparts (aftercorr) in different arrays are kept apart, and so are those that have
     nothing left to wait for. `tasks`: the array tasks of elements that are queued or running.
     """
+    in_step = {edge.job for edge in job.needs if edge.kind == "aftercorr"}
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for label in labels:
-        found = _counterparts(plan, job, label, tasks)
-        groups[tuple(task.job_id for task in found if task)].append(label)
+        counterparts = [need for need, _ in plan.needs[job.name, label] if need[0] in in_step]
+        groups[tuple(tasks[need].job_id for need in counterparts if need in tasks)].append(label)
     return [
         Array(job, tuple(group[start : start + max_array_size]))
         for group in groups.values()
@@ -341,35 +345,23 @@ def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, T
     ]
 
 
-def _counterparts(plan: Plan, job: Job, label: str, tasks: Mapping[Key, Task]) -> list[Task | None]:
-    """For each aftercorr edge the array task of the element that `label` waits for, if it is queued or running."""
-    edges = [edge for edge in job.needs if edge.kind == "aftercorr"]
-    if not edges:
-        return []
-    place = job.labels.index(label)
-    return [tasks.get((edge.job, plan.by_name[edge.job].labels[place])) for edge in edges]
-
-
 def dependency(plan: Plan, array: Array, tasks: Mapping[Key, Task], sizes: Mapping[str, int]) -> str:
     """The value of sbatch's --dependency; empty when there is nothing to wait for. `sizes`: how many tasks each array has."""
-    places = {label: place for place, label in enumerate(array.job.labels)}
     clauses = []
     for edge in array.job.needs:
-        others = plan.by_name[edge.job].labels
         if edge.kind == "aftercorr":
-            counterparts = [tasks.get((edge.job, others[places[label]])) for label in array.labels]
-            found = [task for task in counterparts if task is not None]
-            if not found:
-                continue
-            if found == [Task(found[0].job_id, number) for number in range(len(array.labels))]:
-                clauses.append(f"aftercorr:{found[0].job_id}")
-            else:  # not in step with the other array: all wait for all
-                clauses.append(f"afterok:{_ids(found, sizes)}")
-        elif found := [tasks[edge.job, label] for label in others if (edge.job, label) in tasks]:
-            if edge.kind == "afterany":  # tasks that have ended do no harm
-                clauses.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
-            else:
-                clauses.append(f"afterok:{_ids(found, sizes)}")
+            others = [need for key in array.keys for need, _ in plan.needs[key] if need[0] == edge.job]
+        else:
+            others = [(edge.job, label) for label in plan.by_name[edge.job].labels]
+        found = [tasks[key] for key in others if key in tasks]
+        if not found:
+            continue
+        if edge.kind == "afterany":  # tasks that have ended do no harm
+            clauses.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
+        elif edge.kind == "aftercorr" and found == [Task(found[0].job_id, number) for number in range(len(array.labels))]:
+            clauses.append(f"aftercorr:{found[0].job_id}")
+        else:  # also where an array is not in step with the other: all wait for all
+            clauses.append(f"afterok:{_ids(found, sizes)}")
     return ",".join(dict.fromkeys(clauses))
 
 
@@ -421,15 +413,15 @@ class ElementExecutor(submitit.SlurmExecutor):
     def affinity(cls) -> int:
         return 2  # submitit asks how well this executor fits; `require_slurm` has checked that Slurm is installed
 
-    def prepare(self, job: str, count: int, options: Options, throttle: int | None) -> None:
-        """Set the job, the number of elements and the options of the next array."""
-        self._job = job
+    def prepare(self, array: Array, options: Options) -> None:
+        """Set the next array and its options."""
+        self._job, count = array.job.name, len(array.labels)
         named = {name: value for name, value in options.items() if name.replace("-", "_") in self._valid_parameters()}
         self.parameters = {
             **{name.replace("-", "_"): value for name, value in named.items()},
             "additional_parameters": {name: value for name, value in options.items() if name not in named},
             "map_count": count,
-            "array_parallelism": throttle or count,
+            "array_parallelism": array.job.request.options.throttle or count,
             "stderr_to_stdout": True,
             "use_srun": False,  # the body calls it
             "wckey": None,

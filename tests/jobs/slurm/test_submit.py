@@ -18,6 +18,7 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
+from curricula.jobs.plan import Element, Job
 from curricula.jobs.run import Run
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import (
@@ -34,7 +35,7 @@ from curricula.jobs.slurm.commands import (
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
 from curricula.jobs.slurm.restarts import LIMIT, GaveUp, check_restarts
 from curricula.jobs.slurm.submissions import BadNode, contents_line, record_bad_nodes, submissions
-from curricula.jobs.slurm.submit import ElementExecutor, Standing, standing, submit_plan
+from curricula.jobs.slurm.submit import Array, ElementExecutor, Standing, standing, submit_plan
 from curricula.jobs.stages import Work
 from curricula.jobs.study import load_study
 
@@ -51,7 +52,7 @@ def slurm(tmp_path, monkeypatch):
 def executor(folder):
     folder.mkdir()
     executor = ElementExecutor(folder)
-    executor.prepare("prepare", 1, {"time": 5}, None)
+    executor.prepare(Array(Job("prepare", "prepare", (Element("prepare"),)), ("prepare",)), {"time": 5})
     return executor
 
 
