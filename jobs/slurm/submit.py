@@ -145,7 +145,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         options = _options(plan, array, profile, numbering)
         avoids = exclusion(run)
         if avoids and _has_others(avoids, executor, array, options, say):
-            options = _without(avoids, options)
+            options = _also(options, "exclude", avoids)
         else:
             avoids = ""
 
@@ -181,8 +181,9 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     return made
 
 
-def _without(nodes: str, options: Options) -> Options:
-    return {**options, "exclude": ",".join(filter(None, (str(options.get("exclude", "")), nodes)))}
+def _also(options: Options, name: str, value: str) -> Options:
+    """The options with one more value of an option that takes several, separated by commas."""
+    return {**options, name: ",".join(filter(None, (str(options.get(name, "")), value)))}
 
 
 def _has_others(nodes: str, executor: ElementExecutor, array: Array, options: Options, say: Say) -> bool:
@@ -192,7 +193,7 @@ def _has_others(nodes: str, executor: ElementExecutor, array: Array, options: Op
         executor.prepare(array, options)
         return tested(executor.text(""))
 
-    refusal = said(_without(nodes, options))
+    refusal = said(_also(options, "exclude", nodes))
     if STARTS in refusal or STARTS not in said(options):
         return True
     say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {refusal}")
@@ -204,11 +205,7 @@ def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
     live = {task.job_id for tasks in now.live.values() for task in tasks}
     files = list(run.slurm.glob("*.continued"))
     asked = {job_id for file in files for job_id in (file.stem, *file.read_text().split())}
-    return [
-        one
-        for one in submissions(run)
-        if one.job_id in live - asked and one.job in plan.by_name and {*one.labels} <= {*plan.by_name[one.job].labels}
-    ]
+    return [one for one in submissions(run) if one.job_id in live - asked and {*one.keys} <= plan.needs.keys()]
 
 
 def _continuations(
@@ -233,9 +230,9 @@ def _continuations(
     count = needed if profile.continuations is None else profile.continuations
     say(f"{array.job.name}: {reason}, so {plural(count, 'more array')} will continue it where it ends early")
     for _ in range(count):
-        waits = [str(options.get("dependency", "")), f"afterany:{(made or [first])[-1].job_id}"]
+        before = (made or [first])[-1].job_id
         try:
-            made.append(send({**options, "dependency": ",".join(filter(None, waits))}, first.job_id))
+            made.append(send(_also(options, "dependency", f"afterany:{before}"), first.job_id))
         except QueueFull as full:
             say(f"{full}; {len(made)} of these {count} are submitted")
             break
