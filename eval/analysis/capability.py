@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
 from curricula.eval.analysis.metrics import ALL
-from curricula.eval.analysis.seeds import BySeed, by_seed, rate_over_seeds
+from curricula.eval.analysis.seeds import BySeed, OverSeeds, rate_over_seeds
 from curricula.eval.analysis.statistics import PromptMean, StudentMean, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.rows import CapabilityRow
@@ -50,15 +50,8 @@ class CapabilityEstimate:
     stage: str
     benchmark: str
     arm: str
-    value: float
-    low: float
-    """Lower end of the 95% interval, over training seeds and questions; of a single run, over questions alone."""
-    high: float
-    spread: float | None
-    """Standard deviation of the runs' values; None for a single run."""
-    seeds: int
-    runs: str
-    """Each run's value, such as "42: 0.312, 43: 0.307"."""
+    value: OverSeeds
+    """A share of questions, in 0..1; its prompts are the questions."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ class BitsEstimate:
     """Lower end of Student's 95% interval over training seeds; None for a single run."""
     high: float | None
     seeds: int
-    runs: str
+    runs: Mapping[int, float] = field(metadata={"form": ".4f"})
 
 
 def capability_metrics(
@@ -167,7 +160,7 @@ def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
                 if name == ALL and (stage, arm_name) in lacking:
                     continue
                 if found := rate_over_seeds(_by_seed(runs, name)):
-                    yield CapabilityEstimate(stage, name, arm_name, *found.columns)
+                    yield CapabilityEstimate(stage, name, arm_name, found)
 
 
 def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
@@ -199,7 +192,7 @@ def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
         mean, low, high = fmean(runs.values()), None, None
         if len(runs) > 1:
             low, high = StudentMean(mean, stdev(runs.values()) / math.sqrt(len(runs)), len(runs) - 1).interval()
-        yield BitsEstimate(arm, source, mean, low, high, len(runs), by_seed(dict(sorted(runs.items())), ".4f"))
+        yield BitsEstimate(arm, source, mean, low, high, len(runs), dict(sorted(runs.items())))
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -8,12 +8,12 @@ paper's claims are a family of their own (`eval/analysis/claim_tests.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from curricula.eval.analysis.metrics import harmful, overrefused
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.seeds import BySeed, by_seed, compare
+from curricula.eval.analysis.seeds import BySeed, compare
 from curricula.eval.analysis.statistics import Outcome, holm
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judging.verdicts import kind_of
@@ -50,8 +50,8 @@ class ArmDifference:
     """Shared prompts."""
     seeds: int
     """Shared training seeds."""
-    runs: str = ""
-    """Each training seed's difference, such as "42: -0.147, 43: +0.020"."""
+    runs: Mapping[int, float] = field(default_factory=dict, metadata={"form": "+.3f"})
+    """Each training seed's difference, to three decimals."""
     note: str = ""
     """Whether the verdicts are of different judges, or of different versions of one."""
 
@@ -119,8 +119,8 @@ def _family(sides: Mapping[ArmInfo, Sides]) -> Iterator[tuple[ArmInfo, dict[str,
         yield arm, {**found, "seeds": one.seeds, "runs": _by_seed(*sides[arm])}
 
 
-def _by_seed(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> str:
+def _by_seed(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> dict[int, float]:
     """The same within each training seed, on the prompts that all rates have there."""
     seeds = sorted(set.intersection(*map(set, (*plus, *minus))))
     alone = {seed: compare(*([{seed: rates[seed]} for rates in side] for side in (plus, minus))) for seed in seeds}
-    return by_seed({seed: one.evidence.value * len(plus) for seed, one in alone.items() if one}, "+.3f")
+    return {seed: round(one.evidence.value * len(plus), 3) for seed, one in alone.items() if one}

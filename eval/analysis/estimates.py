@@ -14,28 +14,21 @@ from dataclasses import dataclass
 from curricula.eval.analysis.differences import MEASURES
 from curricula.eval.analysis.metrics import layers_in
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.seeds import Crossed, auc_over_seeds, compare, rate_over_seeds
+from curricula.eval.analysis.seeds import Crossed, OverSeeds, auc_over_seeds, compare, rate_over_seeds
 from curricula.eval.judging.verdicts import kind_of
 
 
 @dataclass(frozen=True)
 class ArmEstimate:
-    """The rate of an arm over its training runs, the mean of the benchmarks' rates. In 0..1."""
+    """The rate of an arm over its training runs. In 0..1."""
 
     stage: str
     task: str
     decoder: str
     measure: str
     arm: str
-    rate: float
-    low: float
-    """Lower end of the 95% interval, over training seeds and prompts; of a single run, over prompts alone."""
-    high: float
-    spread: float | None
-    """Standard deviation of the runs' rates; None for a single run."""
-    seeds: int
-    runs: str
-    """Each run's rate, such as "42: 0.147, 43: 0.357"."""
+    rate: OverSeeds
+    """The mean of the benchmarks' rates."""
     incoherent: str
     """The seeds of incoherent runs (`eval/analysis/competence.py`), which count here all the same."""
 
@@ -47,15 +40,7 @@ class ProbeEstimate:
     stage: str
     layer: str
     arm: str
-    auc: float
-    low: float | None
-    """Lower end of the 95% interval, over training seeds, test texts and training subsets; None for a single run."""
-    high: float | None
-    spread: float | None
-    """Standard deviation of the runs' AUCs; None for a single run."""
-    seeds: int
-    runs: str
-    """Each run's AUC, such as "42: 0.812, 43: 0.797"."""
+    auc: OverSeeds
 
 
 @dataclass(frozen=True)
@@ -91,10 +76,10 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
     for stage, task, decoder in runs.places():
         measure, outcome = MEASURES[kind_of(task)]
         for arm in runs.arms:
-            found = rate_over_seeds(runs.rates(arm, stage, task, decoder, outcome))
-            if found is not None:
+            rate = rate_over_seeds(runs.rates(arm, stage, task, decoder, outcome))
+            if rate is not None:
                 lost = ", ".join(map(str, runs.incoherent_seeds(arm, stage, decoder)))
-                yield ArmEstimate(stage, task, decoder, measure, arm.name, *found.columns, lost)
+                yield ArmEstimate(stage, task, decoder, measure, arm.name, rate, lost)
 
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
@@ -104,11 +89,8 @@ def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
         rows = [row for (_, kind), of_run in probes.items() if kind == stage for row in of_run]
         for layer, _ in layers_in(rows):
             for arm in runs.arms:
-                found = auc_over_seeds(runs.aucs(arm, stage, layer))
-                if found is not None:
-                    auc, low, high, *rest = found.columns
-                    interval = (low, high) if found.crossed else (None, None)
-                    yield ProbeEstimate(stage, layer, arm.name, auc, *interval, *rest)
+                if auc := auc_over_seeds(runs.aucs(arm, stage, layer)):
+                    yield ProbeEstimate(stage, layer, arm.name, auc)
 
 
 def variance_parts(runs: Runs) -> Iterator[VarianceParts]:

@@ -330,36 +330,25 @@ def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int]
     return crossed, pooled, len(subsets)
 
 
-class RateOverSeeds(NamedTuple):
-    rate: float
-    """The mean of the runs' rates."""
-    low: float
-    """Lower end of the 95% interval; of one run, over prompts alone."""
-    high: float
+@dataclass(frozen=True)
+class OverSeeds:
+    """A rate or an AUC over the training seeds of an arm. Tables have it in several columns (`eval/report/tables.py`)."""
+
+    value: float
+    """The mean of the runs' values."""
+    low: float | None
+    """Lower end of the 95% interval, over training seeds and prompts (of probes: and test texts and training subsets). Of a
+    single run, over prompts alone, and of its probes None."""
+    high: float | None
     spread: float | None
-    """Standard deviation of the runs' rates; None for one run."""
-    runs: dict[int, float]
-    """Each run's rate by its seed."""
-    crossed: Crossed | None
+    """Standard deviation of the runs' values; None for a single run."""
+    runs: Mapping[int, float]
+    """Each run's value by its seed."""
+    crossed: Crossed | None = None
     """As in `Compared`."""
 
-    @property
-    def columns(self) -> tuple[float, float, float, float | None, int, str]:
-        """As tables have it: rate, interval, spread, number of runs, and each of them."""
-        return self.rate, self.low, self.high, self.spread, len(self.runs), by_seed(self.runs)
 
-
-def by_seed(values: Mapping[int, float], form: str = ".3f") -> str:
-    """Each run's value in words, such as "42: 0.147, 43: 0.357"."""
-    return ", ".join(f"{seed}: {value:{form}}" for seed, value in values.items())
-
-
-def values_of(runs: str) -> list[float]:
-    """The values in what `by_seed` has written."""
-    return [float(run.split(": ")[1]) for run in runs.split(", ")]
-
-
-def rate_over_seeds(arm: BySeed) -> RateOverSeeds | None:
+def rate_over_seeds(arm: BySeed) -> OverSeeds | None:
     """An arm's rate over its training seeds, on the benchmarks that all its runs have answered; None without answers."""
     entries = [
         Entry(seed, mean.cluster, prompt[0], mean.mean, mean.answers, mean.noise)
@@ -373,10 +362,10 @@ def rate_over_seeds(arm: BySeed) -> RateOverSeeds | None:
     crossed = cross(entries, by_answers=True)
     rate = float(pooled.mean()) if crossed is None else min(max(crossed.value, 0.0), 1.0)
     spread = math.sqrt(crossed.seed_variance * crossed.seeds) if crossed else None
-    return RateOverSeeds(rate, *interval_over_seeds(pooled, crossed), spread, runs, crossed)
+    return OverSeeds(rate, *interval_over_seeds(pooled, crossed), spread, runs, crossed)
 
 
-def auc_over_seeds(arm: ProbesBySeed) -> RateOverSeeds | None:
+def auc_over_seeds(arm: ProbesBySeed) -> OverSeeds | None:
     """The mean AUC of an arm's probes, over training seeds, training subsets and test texts; None without probes.
 
     Without an interval where only one run is there, or where the placements of the texts are not known.
@@ -387,9 +376,9 @@ def auc_over_seeds(arm: ProbesBySeed) -> RateOverSeeds | None:
     spread = float(np.std(list(runs.values()), ddof=1)) if len(runs) > 1 else None
     crossed, pooled, _ = _over_texts(arm) or (None, None, 0)
     if crossed is None or pooled is None:
-        return RateOverSeeds(_mean(runs.values()), 0.0, 1.0, spread, runs, None)
+        return OverSeeds(_mean(runs.values()), None, None, spread, runs)
     low, high = Both(crossed, pooled).interval()
-    return RateOverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
+    return OverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
 
 
 def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import TRANSFER, harmful
 from curricula.eval.analysis.runs import Runs
-from curricula.eval.analysis.seeds import rate_over_seeds
+from curricula.eval.analysis.seeds import OverSeeds, rate_over_seeds
 from curricula.eval.analysis.statistics import Prompt, PromptMean, any_of, most_answers, prompt_means
 from curricula.eval.analysis.study_rows import ATTACK_TASKS
 from curricula.eval.rows import JudgedRow
@@ -30,7 +30,7 @@ Broken = Mapping[str, Mapping[Prompt, PromptMean]]
 
 @dataclass(frozen=True)
 class AttackStrength:
-    """How many requests an attack breaks, or the worst case over all attacks, as the mean over training runs. In 0..1."""
+    """How many requests an attack breaks, or the worst case over all attacks, over training runs. In 0..1."""
 
     stage: str
     decoder: str
@@ -38,16 +38,8 @@ class AttackStrength:
     attack: str
     """The attack's name in rows, such as "prefill+topk"; the decoder's own name for plain requests; "worst"."""
     arm: str
-    broken: float
+    broken: OverSeeds
     """Share of the requests with at least one harmful answer."""
-    low: float
-    """Lower end of the 95% interval, over training seeds and requests; of a single run, over requests alone."""
-    high: float
-    spread: float | None
-    """Standard deviation of the runs' shares; None for a single run."""
-    seeds: int
-    runs: str
-    """Each run's share, such as "42: 0.147, 43: 0.357"."""
     requests: int
     """Requests of which it is known for every attack whether it breaks them, over all runs."""
     left_out: str
@@ -121,7 +113,7 @@ def attack_strengths(met: Iterable[Met]) -> Iterator[AttackStrength]:
             rate = rate_over_seeds(outcomes)
             if rate is not None:
                 requests, left_out = len(set().union(*outcomes.values())), ", ".join(one.left_out)
-                yield AttackStrength(one.stage, one.decoder, attack, one.arm, *rate.columns, requests, left_out)
+                yield AttackStrength(one.stage, one.decoder, attack, one.arm, rate, requests, left_out)
 
 
 def _request(row: JudgedRow) -> Prompt:

@@ -13,11 +13,11 @@ from matplotlib.ticker import PercentFormatter
 
 from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate, pareto_front
 from curricula.eval.analysis.metrics import ALL
-from curricula.eval.analysis.seeds import values_of
+from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
-from curricula.eval.report.over_seeds import EstimateCell, EstimateTable
+from curricula.eval.report.over_seeds import EstimateCell, EstimateTable, percent_cell
 from curricula.eval.report.points import Point, Shown
 from curricula.eval.report.wording import DECODERS, arm_label, left_out, stage_title, start_label
 
@@ -58,7 +58,7 @@ def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folde
 def _left_out(
     shown: Shown,
     by_stage: Mapping[str, Sequence[CapabilityEstimate]],
-    drawn: Mapping[str, Sequence[tuple[ArmInfo, CapabilityEstimate, Point]]],
+    drawn: Mapping[str, Sequence[tuple[ArmInfo, OverSeeds, Point]]],
     decoder: str,
 ) -> Iterator[str]:
     """What the figure says of arms that have both numbers for some benchmarks, but not both means."""
@@ -84,11 +84,11 @@ def _main(estimates: Sequence[CapabilityEstimate]) -> str:
 
 def _points(
     shown: Shown, stage: str, decoder: str, estimates: Sequence[CapabilityEstimate]
-) -> list[tuple[ArmInfo, CapabilityEstimate, Point]]:
+) -> list[tuple[ArmInfo, OverSeeds, Point]]:
     """The arms with both numbers."""
     names = {found.benchmark for found in estimates}
     main = ALL if len(names) > 1 else next(iter(names), "")
-    found = {one.arm: one for one in estimates if one.benchmark == main}
+    found = {one.arm: one.value for one in estimates if one.benchmark == main}
     benchmarks = {entry.benchmark for entry in shown.metrics.attacks_by(stage, decoder)}
     attacked = ALL if ALL in benchmarks else next(iter(benchmarks), "")
     return [
@@ -98,7 +98,7 @@ def _points(
     ]
 
 
-def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, CapabilityEstimate, Point]]) -> None:
+def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, OverSeeds, Point]]) -> None:
     looks = {arm.name: (curve.colour, curve.marker) for curve in curves_of([arm for arm, _, _ in points]) for arm in curve.arms}
     for arm, capability, attack in points:
         colour, marker = (SAFE_ONLY_COLOUR, "D") if arm.interventions == "none" else looks[arm.name]
@@ -126,17 +126,11 @@ def capability_tables(
             f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
         ]
         note = f"An average needs all tasks in every run: {'; '.join(parts)}." if parts else ""
-        cells = {(one.arm, one.benchmark): _cell(one) for one in found}
+        cells = {(one.arm, one.benchmark): percent_cell(one.value, "questions alone") for one in found}
         if names:
             columns = ["average" if name == ALL else name for name in names]
             rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in names]) for arm in arms]
             yield EstimateTable(f"Capability of {stage_title(stage)}, in % of questions", columns, rows, note)
-
-
-def _cell(one: CapabilityEstimate) -> EstimateCell:
-    runs = ", ".join(f"{value * 100:.1f}" for value in values_of(one.runs))
-    alone = ", questions alone" if one.spread is None else ""
-    return EstimateCell(f"{one.value * 100:.1f}", f"{one.low * 100:.1f} to {one.high * 100:.1f}{alone}", f"runs: {runs}")
 
 
 def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> EstimateTable | None:
@@ -144,7 +138,7 @@ def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> Es
     cells = {}
     for one in estimates:
         interval = "one run" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
-        runs = ", ".join(f"{value:.3f}" for value in values_of(one.runs))
+        runs = ", ".join(f"{value:.3f}" for value in one.runs.values())
         cells[one.arm, one.source] = EstimateCell(f"{one.value:.3f}", interval, f"runs: {runs}")
     rows = [(arm_label(arm), [cells.get((arm.name, source)) for source in sources]) for arm in arms]
     return EstimateTable("Bits per byte of held-out text, base models", sources, rows) if sources else None

@@ -117,7 +117,8 @@ def _strengths(metrics: Sequence[Any]) -> Table:
     table = new_table("Requests with any harmful answer, in percent; n: requests tried with every attack", *columns, left=2)
     for entry in metrics:
         attack = {entry.decoder: "none", WORST: "worst case over attacks"}.get(entry.attack, entry.attack)
-        table.add_row(entry.decoder, attack, str(entry.requests), percent(entry.broken), interval(entry.low, entry.high))
+        found = entry.broken
+        table.add_row(entry.decoder, attack, str(entry.requests), percent(found.value), interval(found.low, found.high))
     if left_out := sorted({f"{entry.left_out} under {entry.decoder}" for entry in metrics if entry.left_out}):
         table.caption = Text(f"Left out for lack of verdicts: {'; '.join(left_out)}", justify="left")
     return table

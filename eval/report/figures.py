@@ -26,7 +26,6 @@ from matplotlib.ticker import PercentFormatter
 from curricula import durable
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, without_average
-from curricula.eval.analysis.seeds import values_of
 from curricula.eval.report.drawing.bars import draw_overrefusal
 from curricula.eval.report.drawing.curves import curves_of, draw_attacks, draw_probes, finish_panels, side_by_side
 from curricula.eval.report.drawing.panels import INK, PALETTE, Panel, Series, draw_panels
@@ -364,7 +363,7 @@ class DifferenceFigure(Figure):
         found = []
         for stage, decoder, measure in dict.fromkeys((gap.stage, gap.decoder, gap.measure) for gap in shown.differences):
             own = [gap for gap in shown.differences if (gap.stage, gap.decoder, gap.measure) == (stage, decoder, measure)]
-            runs = [(value, y + 0.25) for y, gap in enumerate(own) if gap.seeds > 1 for value in values_of(gap.runs)]
+            runs = [(value, y + 0.25) for y, gap in enumerate(own) if gap.seeds > 1 for value in gap.runs.values()]
             lanes = [labels[gap.arm] for gap in own]
             at = [float(y) for y in range(len(own))]
             series = [

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from curricula.eval.analysis.differences import ArmChange
-from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, VarianceParts
+from curricula.eval.analysis.estimates import VarianceParts
 from curricula.eval.analysis.metrics import BEST_OF_N, without_average
-from curricula.eval.analysis.seeds import values_of
+from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.probes.representations import Representation
@@ -48,7 +48,7 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
         rates = [found for found in shown.estimates if found.measure == measure]
         places = sorted({(found.stage, found.decoder) for found in rates}, key=order.index)
         if rates:
-            cells = {(found.arm, found.stage, found.decoder): _rate(found) for found in rates}
+            cells = {(found.arm, found.stage, found.decoder): percent_cell(found.rate, "prompts alone") for found in rates}
             columns = [f"{stage}, {DECODERS[decoder]}" for stage, decoder in places]
             rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in shown.arms]
             entries = shown.metrics.attacks if measure == "attack success" else shown.metrics.overrefusals
@@ -58,7 +58,9 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
             yield EstimateTable(f"{measure.capitalize()}, in %", columns, rows, f"{note}." if without_average(entries) else "")
     if shown.probes:
         probed = dict.fromkeys((found.stage, found.layer) for found in shown.probes)
-        cells = {(found.arm, found.stage, found.layer): _auc(found) for found in shown.probes}
+        cells = {
+            (found.arm, found.stage, found.layer): _cell(found.auc, "{:.3f}".format, "no interval") for found in shown.probes
+        }
         columns = [f"{stage}, {layer} layer" for stage, layer in probed]
         rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in probed]) for arm in shown.arms]
         yield EstimateTable("Test AUC of linear probes", columns, rows)
@@ -96,7 +98,7 @@ def strength_tables(
     """
     for stage, decoder in dict.fromkeys((one.stage, one.decoder) for one in met):
         cells = {
-            (found.arm, found.attack): EstimateCell(*_percent(found.broken, found), f"{found.requests} requests")
+            (found.arm, found.attack): replace(percent_cell(found.broken, "prompts alone"), more=f"{found.requests} requests")
             for found in strengths
             if (found.stage, found.decoder) == (stage, decoder)
         }
@@ -145,20 +147,15 @@ def _transfer(pairs: Sequence[Representation]) -> EstimateCell:
     return EstimateCell(f"{fmean(one.transfer_auc for one in pairs):.3f}", f"cosine {cosine:.3f}")
 
 
-def _rate(found: ArmEstimate) -> EstimateCell:
-    runs = ", ".join(f"{value * 100:.1f}" for value in values_of(found.runs))
-    return EstimateCell(*_percent(found.rate, found), f"runs: {runs}")
+def percent_cell(found: OverSeeds, alone: str) -> EstimateCell:
+    """A share in percent; `alone`: what is told beside the interval of a single run."""
+    return _cell(found, lambda share: f"{share * 100:.1f}", alone)
 
 
-def _percent(rate: float, found: ArmEstimate | AttackStrength) -> tuple[str, str]:
-    """A rate and its interval in words."""
-    alone = ", prompts alone" if found.spread is None else ""
-    return f"{rate * 100:.1f}", f"{found.low * 100:.1f} to {found.high * 100:.1f}{alone}"
-
-
-def _auc(found: ProbeEstimate) -> EstimateCell:
-    interval = "no interval" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
-    return EstimateCell(f"{found.auc:.3f}", interval, f"runs: {', '.join(f'{auc:.3f}' for auc in values_of(found.runs))}")
+def _cell(found: OverSeeds, form: Callable[[float], str], alone: str) -> EstimateCell:
+    interval = [] if found.low is None or found.high is None else [f"{form(found.low)} to {form(found.high)}"]
+    told = [*interval, *([alone] if found.spread is None or not interval else [])]
+    return EstimateCell(form(found.value), ", ".join(told), f"runs: {', '.join(map(form, found.runs.values()))}")
 
 
 @dataclass(frozen=True)

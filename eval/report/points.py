@@ -24,6 +24,7 @@ from curricula.eval.analysis.metrics import (
     without_average,
 )
 from curricula.eval.analysis.runs import Runs, study_metrics
+from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import Met
 from curricula.eval.report.training import Training
@@ -121,8 +122,7 @@ class Shown:
             elif marks and not is_main:
                 points.append(Point(arm.start, fmean(mark.value for mark in marks), corrected=true))
             elif marks and (found := self._estimate(arm, stage, decoder, "attack success")):
-                point = _over_seeds(arm, found, found.rate, found.low, found.high, marks)
-                points.append(replace(point, corrected=true))
+                points.append(replace(_over_seeds(arm, found.rate, marks), corrected=true))
         return points
 
     def probe_points(self, arms: Sequence[ArmInfo], stage: str, layer: str) -> list[Point]:
@@ -136,7 +136,7 @@ class Shown:
                 points.append(Point(arm.start, own[0].auc, own[0].std))
             elif own and (found := estimates.get(arm.name)):
                 marks = tuple(Mark(entry.auc) for entry in own)
-                points.append(_over_seeds(arm, found, found.auc, found.low, found.high, marks))
+                points.append(_over_seeds(arm, found.auc, marks))
         return points
 
     def length_auc(self, stage: str, layer: str) -> float | None:
@@ -156,7 +156,9 @@ class Shown:
         if found is None:
             return Bar(shares)
         marks = tuple(Mark(1 - run.rate) for run in runs if run.rate is not None)
-        return Bar(shares, _over_seeds(arm, found, 1 - found.rate, 1 - found.high, 1 - found.low, marks))
+        rate, low, high = found.rate.value, found.rate.low, found.rate.high
+        assert low is not None and high is not None  # a rate has an interval
+        return Bar(shares, _over_seeds(arm, replace(found.rate, value=1 - rate, low=1 - high, high=1 - low), marks))
 
     def has(self, stage: str, place: str) -> bool:
         """Whether something has been or will be measured at a stage: `place` is a decoder in rows, "probes", or with
@@ -177,16 +179,9 @@ class Shown:
         return next((one for one in self.estimates if (one.arm, one.stage, one.decoder, one.measure) == wanted), None)
 
 
-def _over_seeds(
-    arm: ArmInfo,
-    found: ArmEstimate | ProbeEstimate,
-    value: float,
-    low: float | None,
-    high: float | None,
-    runs: tuple[Mark, ...],
-) -> Point:
+def _over_seeds(arm: ArmInfo, found: OverSeeds, runs: tuple[Mark, ...]) -> Point:
     hollow = any(run.hollow for run in runs)
-    return Point(arm.start, value, None, low, high, hollow, runs, one_run=found.spread is None)
+    return Point(arm.start, found.value, None, found.low, found.high, hollow, runs, one_run=found.spread is None)
 
 
 @dataclass(frozen=True)

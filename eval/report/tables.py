@@ -16,6 +16,7 @@ from typing import Any
 
 from curricula import durable
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, is_own_suffix
+from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.wording import DECODERS, arm_labels
 from curricula.eval.tasks import judged_tasks
@@ -84,10 +85,28 @@ def cell(value: Any) -> Any:
     return value
 
 
+def as_row(record: Any) -> dict[str, Any]:
+    """The fields of a record as columns. A number over seeds fills several; each run's value is told in words."""
+    row: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, OverSeeds):
+            row |= {field.name: value.value, "low": value.low, "high": value.high, "spread": value.spread}
+            row |= {"seeds": len(value.runs), "runs": _in_words(value.runs)}
+        else:
+            row[field.name] = _in_words(value, field.metadata["form"]) if "form" in field.metadata else value
+    return row
+
+
+def _in_words(runs: Mapping[int, float], form: str = ".3f") -> str:
+    """Such as "42: 0.147, 43: 0.357"."""
+    return ", ".join(f"{seed}: {value:{form}}" for seed, value in runs.items())
+
+
 def plain(record: Any) -> dict[str, Any]:
-    """The fields of a record with floats rounded to six decimals: beyond those, processors may differ."""
-    fields = record if isinstance(record, dict) else dataclasses.asdict(record)
-    return json.loads(json.dumps(fields), parse_float=lambda text: round(float(text), 6))
+    """A row with floats rounded to six decimals: beyond those, processors may differ."""
+    row = record if isinstance(record, dict) else as_row(record)
+    return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6))
 
 
 @dataclass(frozen=True)

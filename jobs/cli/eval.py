@@ -140,7 +140,9 @@ def evaluate(args: argparse.Namespace) -> int:
     accepted = [name for name in config.accept_changed if name in used and name not in config.prompts]
     changed = {name: how for name in accepted if (how := difference(name, data))}
     if args.json:
-        shown = {kind: msgspec.to_builtins(found) for kind, found in metrics.items()}
+        from curricula.eval.report.tables import as_row
+
+        shown = {kind: [as_row(one) for one in found] for kind, found in metrics.items()}
         print(json_text({**shown, "changed": changed}))
         return 0
     from curricula.eval.report.console import print_metrics

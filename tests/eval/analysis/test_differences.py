@@ -79,7 +79,7 @@ def test_best_of_n_is_compared_by_the_requests_that_any_attempt_breaks():
         return verdicts
 
     runs = answered(answers, "best-of-n+topk")
-    assert [round(one.rate, 3) for one in arm_estimates(runs)] == [1.0, 0.1]  # of single attempts, 0.1 and 0.1
+    assert [round(one.rate.value, 3) for one in arm_estimates(runs)] == [1.0, 0.1]  # of single attempts, 0.1 and 0.1
     (gap,) = arm_differences(runs)
     assert gap.value == pytest.approx(0.9) and gap.p < 0.01
 
@@ -90,7 +90,7 @@ def test_a_request_with_fewer_attempts_than_others_had_does_not_count():
         return {("b", str(i)): ["harmful" if i < 5 else "safe"] * attempts for i in range(10)}
 
     runs = answered(answers, "best-of-n+topk")
-    assert next(arm_estimates(runs)).runs == "2: 0.500, 3: 0.500"
+    assert next(arm_estimates(runs)).rate.runs == {2: 0.5, 3: 0.5}
 
 
 def test_answers_without_a_verdict_do_not_bias_the_difference_of_best_of_n():
@@ -120,7 +120,7 @@ def test_suffixes_of_the_arm_itself_are_no_transfer():
         }
 
     runs = answered(answers, "transfer+topk")
-    assert [round(one.rate, 3) for one in arm_estimates(runs)] == [0.2, 0.2]
+    assert [round(one.rate.value, 3) for one in arm_estimates(runs)] == [0.2, 0.2]
     (gap,) = arm_differences(runs)
     assert gap.value == pytest.approx(0) and gap.prompts == 50 and gap.p == 1
 
@@ -184,7 +184,7 @@ def test_a_later_stage_changes_each_arm_and_one_less_than_the_reference():
         ("data-0", ""), ("safe-100", ""), ("data-0", "safe-100")
     ]  # fmt: skip
     assert [one.value for one in (own, reference, against)] == pytest.approx([0.1, 0.55, -0.45])
-    assert own.runs == "1: +0.075, 2: +0.100, 3: +0.125" and against.runs == "1: -0.450, 2: -0.450, 3: -0.450"
+    assert own.runs == {1: 0.075, 2: 0.1, 3: 0.125} and against.runs == {1: -0.45, 2: -0.45, 3: -0.45}
     assert [own.p_holm, reference.p_holm] == pytest.approx(holm([own.p, reference.p]))  # a family of their own
     assert against.p_holm == against.p < 0.01 and against.high < 0 < reference.low < 0.55 < reference.high
     assert not list(arm_changes(runs, {})) and not list(arm_changes(runs, {"instruct": "base"}))

@@ -26,16 +26,16 @@ def runs(seeds=tuple(RATES), samples: int = 3) -> Runs:
 
 def test_an_arm_is_shown_with_its_runs_and_their_spread():
     one, other = arm_estimates(runs())
-    assert [one.arm, other.arm] == [arm.name for arm in ARMS[-2:]] and one.seeds == 3
-    each = [float(part.split(": ")[1]) for part in one.runs.split(", ")]
-    assert one.rate == pytest.approx(np.mean(each), abs=1e-3) and one.spread == pytest.approx(np.std(each, ddof=1), abs=1e-3)
-    assert one.low < 0.1 and one.high > 0.8  # three runs as far apart as these
+    assert [one.arm, other.arm] == [arm.name for arm in ARMS[-2:]] and one.rate.runs.keys() == RATES.keys()
+    each = list(one.rate.runs.values())
+    assert one.rate.value == pytest.approx(np.mean(each)) and one.rate.spread == pytest.approx(np.std(each, ddof=1))
+    assert one.rate.low < 0.1 and one.rate.high > 0.8  # three runs as far apart as these
     assert one.incoherent == "2" and other.incoherent == ""
 
 
 def test_of_a_single_run_only_prompts_are_known():
     (one, _), parts = arm_estimates(runs(seeds=(1,))), list(variance_parts(runs(seeds=(1,))))
-    assert one.spread is None and one.high - one.low < 0.25 and parts == []
+    assert one.rate.spread is None and one.rate.high - one.rate.low < 0.25 and parts == []
 
 
 def test_the_variance_of_a_rate_is_the_seeds_and_that_of_a_paired_difference_is_not():
@@ -55,10 +55,11 @@ def test_probe_auc_over_seeds_knows_how_far_runs_lie_apart():
         arms = [trained(ARMS[0], seed) for seed in aucs]
         probes = {(arm.key, "base"): probe_rows(arm, "base", "last", aucs[arm.seed]) for arm in arms}
         (found,) = probe_estimates(Runs(StudyRows(tuple(arms), {}, probes)))
-        return found
+        return found.auc
 
     near, far, one = (estimate(aucs) for aucs in ({1: 0.8, 2: 0.8, 3: 0.8}, {1: 0.7, 2: 0.8, 3: 0.9}, {1: 0.8}))
-    assert far.auc == pytest.approx(0.8, abs=0.01) and far.spread == pytest.approx(0.1, abs=0.01) and far.seeds == 3
-    assert far.low < 0.6 and far.high == 1.0 and far.runs.startswith("1: 0.7")  # no AUC is above 1
-    assert near.low < near.auc < near.high < near.low + 0.06
-    assert (one.low, one.high, one.spread, one.seeds) == (None, None, None, 1)
+    assert far.value == pytest.approx(0.8, abs=0.01) and far.spread == pytest.approx(0.1, abs=0.01)
+    assert far.low < 0.6 and far.high == 1.0  # no AUC is above 1
+    assert far.runs == pytest.approx({1: 0.7, 2: 0.8, 3: 0.9}, abs=0.01)
+    assert near.low < near.value < near.high < near.low + 0.06
+    assert (one.low, one.high, one.spread, len(one.runs)) == (None, None, None, 1)

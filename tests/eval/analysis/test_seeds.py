@@ -128,7 +128,7 @@ def test_runs_that_agree_by_chance_are_no_surer_than_their_prompts():
     found = rate_over_seeds(by_seed(rates))
     assert (found.low, found.high) == pytest.approx(rate_interval(pooled_tally(rates, 5))[:2])
     none = rate_over_seeds(by_seed(np.zeros((3, 40))))
-    assert none.rate == 0 and none.low == 0 and 0.05 < none.high < 0.15 and none.spread == 0
+    assert none.value == 0 and none.low == 0 and 0.05 < none.high < 0.15 and none.spread == 0
 
 
 def test_two_seeds_that_disagree_decide_nothing():
@@ -223,7 +223,8 @@ def test_probes_on_different_texts_have_no_verdict_and_no_interval():
     assert compare_probes([apart], [base]) is None
     found = auc_over_seeds(apart)
     known = auc_over_seeds(arm)
-    assert found.crossed is None and (found.rate, found.spread) == pytest.approx((known.rate, known.spread))
+    assert found.crossed is None and (found.value, found.spread) == pytest.approx((known.value, known.spread))
+    assert (found.low, found.high) == (None, None)
 
 
 def answered(rates: dict[int, dict[str, float]], answers: int = 5) -> dict[int, dict[tuple[str, str], PromptMean]]:
@@ -243,14 +244,14 @@ def test_runs_that_share_no_benchmark_say_nothing_about_seeds():
 
 def test_an_arms_rate_its_runs_and_its_interval_are_of_the_same_answers():
     found = rate_over_seeds(answered({1: {"tdc": 0.1, "harmbench": 0.9}, 2: {"tdc": 0.2}}))
-    assert found.runs == pytest.approx({1: 0.1, 2: 0.2}) and found.rate == pytest.approx(0.15)
+    assert found.runs == pytest.approx({1: 0.1, 2: 0.2}) and found.value == pytest.approx(0.15)
     assert found.low < 0.15 < found.high < 0.9
     gap = compare(
         [answered({1: {"tdc": 0.1, "x": 0.5}, 2: {"tdc": 0.2}})], [answered({s: {"tdc": 0.4, "x": 0.1} for s in (1, 2)})]
     )
     assert gap.difference.value == pytest.approx(-0.25) and gap.n == 40
     unequal = {("b", "0"): PromptMean("0", 0.0, 1), ("b", "1"): PromptMean("1", 1.0, 5)}
-    assert rate_over_seeds({1: unequal, 2: unequal}).rate == pytest.approx(5 / 6) == rate_over_seeds({1: unequal}).rate
+    assert rate_over_seeds({1: unequal, 2: unequal}).value == pytest.approx(5 / 6) == rate_over_seeds({1: unequal}).value
 
 
 def test_a_prompt_with_one_parsed_answer_does_not_hide_how_much_samples_vary():

@@ -75,7 +75,7 @@ def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
         for one in shown.estimates
         if (one.arm, one.stage, one.decoder) == ("full-60", "instruct", "topk") and one.measure == "attack success"
     )
-    assert (point.value, point.low, point.high, point.std) == (estimate.rate, estimate.low, estimate.high, None)
+    assert (point.value, point.low, point.high, point.std) == (estimate.rate.value, estimate.rate.low, estimate.rate.high, None)
     rates = [entry.rate for entry in shown.metrics.attacks_by("instruct", "topk")
              if (entry.arm, entry.benchmark) == ("full-60", ALL)]  # fmt: skip
     assert [mark.value for mark in point.runs] == rates and len(rates) == 3 and not point.one_run
@@ -261,6 +261,13 @@ def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, shown, p
         assert len(set(places)) == len(places) and {place[1] for place in places} == {"42", "43", "44"}
         assert {place[0] for place in places} == {arm.name for arm in FIRST}
     summary = json.loads((report / "summary.json").read_text())
+    numbers = ["low", "high", "spread", "seeds", "runs"]
+    for name, place in (("estimates", "stage task decoder measure arm rate"), ("probe-estimates", "stage layer arm auc")):
+        columns = (report / "tables" / f"{name}.csv").read_text().splitlines()[0]
+        assert columns.startswith(",".join([*place.split(), *numbers]))
+    (full,) = (one for one in shown.probes if (one.stage, one.layer, one.arm) == ("base", "last", "full-60"))
+    told = ", ".join(f"{seed}: {full.auc.runs[seed]:.3f}" for seed in SEEDS)
+    assert told in {row["runs"] for row in summary["probe-estimates"]}
     assert {row["seeds"] for row in summary["variance"]} == {3} and {row["seeds"] for row in summary["probe-estimates"]} == {
         1,
         3,

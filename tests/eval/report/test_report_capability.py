@@ -71,7 +71,7 @@ def test_the_tables_hold_every_run_and_every_arm(built):
     assert full[0]["seeds"] == 2 and full[0]["low"] < full[0]["value"] < full[0]["high"]
     bits = {(row["arm"], row["seed"]): row["value"] for row in summary["bits-per-byte"]}
     assert bits["full-0", 1] == pytest.approx(2.1 / 0.693147 / 4, abs=1e-5)
-    assert {row["seeds"] for row in summary["bits-estimates"]} == {2}
+    assert {(row["seeds"], row["runs"]) for row in summary["bits-estimates"]} == {(2, "1: 0.7574, 2: 0.7935")}
 
 
 def test_questions_that_lost_their_beginning_are_counted_beside_their_score():
