@@ -89,20 +89,16 @@ def _points(
     names = {found.benchmark for found in estimates}
     main = ALL if len(names) > 1 else next(iter(names), "")
     found = {one.arm: one.value for one in estimates if one.benchmark == main}
-    benchmarks = {entry.benchmark for entry in shown.metrics.attacks_by(stage, decoder)}
-    attacked = ALL if ALL in benchmarks else next(iter(benchmarks), "")
-    return [
-        (arm, found[arm.name], points[0])
-        for arm in shown.arms
-        if arm.name in found and (points := shown.attack_points([arm], stage, decoder, attacked))
-    ]
+    attacked = {point.arm: point for point in shown.at(stage, decoder, "attack success") if not point.benchmark}
+    return [(arm, found[arm.name], attacked[arm.name]) for arm in shown.arms if arm.name in found and arm.name in attacked]
 
 
 def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, OverSeeds, Point]]) -> None:
     looks = {arm.name: (curve.colour, curve.marker) for curve in curves_of([arm for arm, _, _ in points]) for arm in curve.arms}
     for arm, capability, attack in points:
         colour, marker = (SAFE_ONLY_COLOUR, "D") if arm.interventions == "none" else looks[arm.name]
-        panel.hlines(attack.value, capability.low, capability.high, color=colour, lw=1, alpha=0.6)
+        if capability.low is not None and capability.high is not None:
+            panel.hlines(attack.value, capability.low, capability.high, color=colour, lw=1, alpha=0.6)
         if attack.low is not None and attack.high is not None:
             panel.vlines(capability.value, attack.low, attack.high, color=colour, lw=1, alpha=0.6)
         panel.plot(capability.value, attack.value, marker=marker, color=colour, ms=6, mec="white", ls="none", zorder=4)

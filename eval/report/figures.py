@@ -78,7 +78,7 @@ class Place:
 
     title: str
     measure: str
-    """As in `PointRow`; "answers" for bars of all categories."""
+    """As in `Point`; "answers" for bars of all categories."""
     stage: str
     place: str
     """The decoder in rows; of probes, the layer."""

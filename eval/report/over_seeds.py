@@ -16,7 +16,7 @@ from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.probes.representations import Representation
-from curricula.eval.report.points import PointRow, Shown
+from curricula.eval.report.points import Shown
 from curricula.eval.report.wording import DECODERS, arm_label, p_value, points, stage_title
 
 
@@ -219,16 +219,13 @@ class PublishedRow:
     source: str
 
 
-def published_rows(points: Sequence[PointRow], arms: Sequence[ArmInfo]) -> list[PublishedRow]:
+def published_rows(shown: Shown) -> list[PublishedRow]:
     """All published rates of what this study measures too; `eval/published_rates.json` holds them with their sources."""
     known = json.loads((Path(__file__).parents[1] / "published_rates.json").read_text())
-    ours = {
-        (row.stage, row.place, row.arm): row
-        for row in points
-        if row.measure == "attack success" and not row.judge and not row.benchmark
-    }
-    measured = {(row.stage, row.place) for row in ours.values()}
-    trained = {arm.name for arm in arms}
+    mean = [point for point in shown.points if point.measure == "attack success" and not point.benchmark]
+    ours = {(point.stage, point.place, point.arm): point for point in mean}
+    measured = {(point.stage, point.place) for point in mean}
+    trained = {arm.name for arm in shown.arms}
     found = []
     for one in known["attacks"]:
         if (one["stage"], one["decoder"]) in measured:

@@ -50,7 +50,7 @@ from curricula.eval.report.over_seeds import (
     strength_tables,
     variance_rows,
 )
-from curricula.eval.report.points import Shown, comparable_estimates, judges_points, point_rows
+from curricula.eval.report.points import Shown, comparable_estimates, judges_points
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
 from curricula.eval.report.web.answers import Answers
@@ -102,7 +102,7 @@ def write_report(
     progress(len(arms) + 1, steps)
     tables = tables_of(run, rows, runs, shown, study)
     progress(len(arms) + 2, steps)
-    figures = drawn(shown, tables["points"], draw_figures(shown, out / "figures"))
+    figures = drawn(shown, draw_figures(shown, out / "figures"))
     costs = draw_capability(shown, tables["capability-estimates"], out / "figures")
     progress(len(arms) + 3, steps)
     write_tables(out, tables, arms)
@@ -149,7 +149,7 @@ def shown_of(run: Path, rows: StudyRows, runs: Runs, study: Mapping[str, Any]) -
 
 def tables_of(run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """The tables by name, which depend on the rows alone."""
-    metrics, points = shown.metrics, [*point_rows(shown), *judges_points(runs)]
+    metrics = shown.metrics
     bits = [bits_per_byte(**one) for one in study.get("bits_per_byte", ())]
     return {
         "attacks": metrics.attacks,
@@ -162,9 +162,9 @@ def tables_of(run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mappi
         "estimates": shown.estimates,
         "probe-estimates": shown.probes,
         "variance": list(variance_parts(runs)),
-        "points": points,
+        "points": [*shown.points, *judges_points(runs)],
         # Real requests compare with no invented ones.
-        "published": [] if is_fictional(run) else published_rows(points, runs.arms),
+        "published": [] if is_fictional(run) else published_rows(shown),
         "worst-case": list(attack_strengths(shown.met)),
         "representations": list(representations(run, rows)),
         "capability": study_capability(rows),

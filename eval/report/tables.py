@@ -98,9 +98,11 @@ def as_row(record: Any) -> dict[str, Any]:
     return row
 
 
-def _in_words(runs: Mapping[int, float], form: str = ".3f") -> str:
-    """Such as "42: 0.147, 43: 0.357"."""
-    return ", ".join(f"{seed}: {value:{form}}" for seed, value in runs.items())
+def _in_words(runs: Mapping[int, float] | Sequence[tuple[float, bool]], form: str = ".3f") -> str:
+    """Such as "42: 0.147, 43: 0.357"; behind a point "0.108, 0.431*", with a star for an incoherent run."""
+    if isinstance(runs, Mapping):
+        return ", ".join(f"{seed}: {value:{form}}" for seed, value in runs.items())
+    return ", ".join(f"{value:{form}}{'*' if is_incoherent else ''}" for value, is_incoherent in runs)
 
 
 def plain(record: Any) -> dict[str, Any]:

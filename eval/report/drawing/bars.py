@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
-from curricula.eval.report.points import Point, Shown
+from curricula.eval.report.points import COMPLIED, Point, Shown
 from curricula.eval.report.wording import CATEGORIES, NOT_EVALUATED, arm_label
 
 CATEGORY_COLOURS = (
@@ -25,20 +25,21 @@ def draw_overrefusal(shown: Shown, stage: str, decoder: str) -> Canvas:
     """With several training seeds, a whisker shows how sure the share is that is not over-refusal."""
     arms = shown.arms
     canvas, panel = pyplot.subplots(figsize=(8.4, 1.35 + 0.36 * len(arms)), layout="constrained")
+    found = {(point.arm, point.measure): point for point in shown.at(stage, decoder, *ANSWER_CATEGORIES, COMPLIED)}
     order = sorted(arms, key=lambda arm: (arm.interventions == "none", arm.interventions, arm.start))
     for y, arm in enumerate(order):
-        bar, left = shown.bar(arm, stage, decoder), 0.0
-        if bar is None:
+        left = 0.0
+        if (arm.name, ANSWER_CATEGORIES[0]) not in found:
             panel.text(0.01, y, NOT_EVALUATED, va="center", color="#777777", style="italic")
             continue
         for name, (colour, ink) in zip(ANSWER_CATEGORIES, CATEGORY_COLOURS):
-            share = bar.shares[name]
+            share = found[arm.name, name].value
             panel.barh(y, share, left=left, color=colour, height=0.74, edgecolor="white", linewidth=0.8)
             if share >= 0.045:
                 panel.text(left + share / 2, y, f"{share:.0%}", ha="center", va="center", color=ink, fontsize=8.5)
             left += share
-        if bar.complied:
-            draw_whisker(panel, y, bar.complied)
+        if complied := found.get((arm.name, COMPLIED)):
+            draw_whisker(panel, y, complied)
     panel.set_yticks(range(len(order)), [arm_label(arm) for arm in order])
     panel.invert_yaxis()
     panel.set_xlim(0, 1)
@@ -68,5 +69,5 @@ def draw_whisker(panel: Axes, y: float, complied: Point) -> None:
     edge = y + 0.3
     if complied.low is not None and complied.high is not None:
         panel.hlines(edge, complied.low, complied.high, color="black", lw=1.2, ls=":" if complied.one_run else "-")
-    panel.plot([run.value for run in complied.runs], [edge] * len(complied.runs), "o", ms=3, mfc="white", mec="black")
+    panel.plot([value for value, _ in complied.runs], [edge] * len(complied.runs), "o", ms=3, mfc="white", mec="black")
     panel.plot(complied.value, edge, "D", ms=4.5, mfc="black", mec="white")

@@ -6,8 +6,8 @@ Colours are Okabe and Ito's, which readers with any colour vision can tell apart
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from matplotlib import pyplot
@@ -16,7 +16,6 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.points import Point, Shown
 from curricula.eval.report.wording import CORRECTED, NO_INTERVENTIONS, NOT_EVALUATED, PAPER_SETS, START_AXIS, start_label
@@ -34,6 +33,11 @@ class Curve:
     colour: str
     marker: str
     arms: list[ArmInfo]
+
+    def along(self, points: Iterable[Point]) -> list[tuple[float, Point]]:
+        """Those of `points` that are of its arms, each with the start of its arm."""
+        by_arm = {point.arm: point for point in points}
+        return [(arm.start, by_arm[arm.name]) for arm in self.arms if arm.name in by_arm]
 
 
 def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
@@ -99,19 +103,16 @@ def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = Fa
 
 def draw_attacks(panel: Axes, shown: Shown, stage: str, decoder: str) -> bool:
     """Draw the mean of the benchmarks with each benchmark faint behind it. False: nothing to draw."""
-    benchmarks = sorted({entry.benchmark for entry in shown.metrics.attacks_by(stage, decoder)} - {ALL})
-    behind = benchmarks if len(benchmarks) > 1 else []
-    main = ALL if behind or not benchmarks else benchmarks[0]
-    drawn = False
+    found, drawn = shown.at(stage, decoder, "attack success"), False
     for curve, shift in _shifted(shown):
-        for name in behind:
-            points = shown.attack_points(curve.arms, stage, decoder, name, is_main=False)
-            starts, values = [point.start for point in points], [point.value for point in points]
-            panel.plot(starts, values, color=curve.colour, lw=0.9, alpha=0.3, zorder=1)
+        for name in dict.fromkeys(point.benchmark for point in found):
+            points = curve.along(point for point in found if point.benchmark == name)
+            if name:
+                starts, values = [start for start, _ in points], [point.value for _, point in points]
+                panel.plot(starts, values, color=curve.colour, lw=0.9, alpha=0.3, zorder=1)
+            else:
+                draw_curve(panel, curve, points, shift)
             drawn |= bool(points)
-        points = shown.attack_points(curve.arms, stage, decoder, main)
-        draw_curve(panel, curve, points, shift)
-        drawn |= bool(points)
     return drawn
 
 
@@ -119,7 +120,7 @@ def draw_probes(panel: Axes, shown: Shown, stage: str, layer: str) -> bool:
     """Draw probe AUC and, dashed, what text length alone achieves. False: nothing to draw."""
     drawn = False
     for curve, shift in _shifted(shown):
-        points = shown.probe_points(curve.arms, stage, layer)
+        points = curve.along(shown.at(stage, layer, "probe AUC"))
         draw_curve(panel, curve, points, shift)
         drawn |= bool(points)
     level = shown.length_auc(stage, layer)
@@ -137,11 +138,11 @@ def _shifted(shown: Shown) -> list[tuple[Curve, float]]:
     return [(curve, (i - middle) * 0.022 if shown.several else 0.0) for i, curve in enumerate(curves)]
 
 
-def draw_curve(panel: Axes, curve: Curve, points: Sequence[Point], shift: float = 0.0) -> None:
-    points = [point if point.start >= 1 else replace(point, start=point.start + shift) for point in points]
+def draw_curve(panel: Axes, curve: Curve, points: Sequence[tuple[float, Point]], shift: float = 0.0) -> None:
+    points = [(start if start >= 1 else start + shift, point) for start, point in points]
     if not points:
         return
-    banded = [(point.start, point.value, point.std) for point in points if point.std is not None]
+    banded = [(start, point.value, point.std) for start, point in points if point.std is not None]
     if banded:
         panel.fill_between(
             [start for start, _, _ in banded],
@@ -152,19 +153,18 @@ def draw_curve(panel: Axes, curve: Curve, points: Sequence[Point], shift: float 
             lw=0,
             zorder=2,
         )
-    starts, values = [point.start for point in points], [point.value for point in points]
-    panel.plot(starts, values, color=curve.colour, lw=1.9, zorder=3)
-    for point in points:
-        safe_only = point.start >= 1
+    panel.plot([start for start, _ in points], [point.value for _, point in points], color=curve.colour, lw=1.9, zorder=3)
+    for start, point in points:
+        safe_only = start >= 1
         look: dict[str, Any] = {"color": SAFE_ONLY_COLOUR, "zorder": 5} if safe_only else {"color": curve.colour, "zorder": 4}
         if point.low is not None and point.high is not None:
             style: Literal["dotted", "solid"] = "dotted" if point.one_run else "solid"
-            panel.vlines(point.start, point.low, point.high, lw=1, alpha=0.75, linestyles=style, **look)
-        for run in point.runs:
-            small: Any = {"mfc": "white" if run.hollow else look["color"], "mec": look["color"]}
-            panel.plot(point.start, run.value, marker="o", ms=3.2, ls="none", alpha=0.55, zorder=3.5, **small)
+            panel.vlines(start, point.low, point.high, lw=1, alpha=0.75, linestyles=style, **look)
+        for value, is_incoherent in point.runs:
+            small: Any = {"mfc": "white" if is_incoherent else look["color"], "mec": look["color"]}
+            panel.plot(start, value, marker="o", ms=3.2, ls="none", alpha=0.55, zorder=3.5, **small)
         if point.corrected is not None:
-            panel.plot(point.start, point.corrected, marker="x", ms=7, mew=1.6, ls="none", **look)
+            panel.plot(start, point.corrected, marker="x", ms=7, mew=1.6, ls="none", **look)
         marker = "D" if safe_only else curve.marker
         face: Any = {"mfc": "white", "mec": look["color"], "mew": 1.4} if point.hollow else {"mec": "white", "mew": 0.8}
-        panel.plot(point.start, point.value, marker=marker, ms=5.5, ls="none", **face, **look)
+        panel.plot(start, point.value, marker=marker, ms=5.5, ls="none", **face, **look)

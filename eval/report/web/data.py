@@ -8,7 +8,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from curricula.eval.report import wording
 from curricula.eval.report.drawing.curves import curves_of
 from curricula.eval.report.drawing.panels import Panel
 from curricula.eval.report.figures import DifferenceFigure, Figure, figures_of
-from curricula.eval.report.points import PointRow, Shown
+from curricula.eval.report.points import COMPLIED, Point, Shown
+from curricula.eval.report.tables import as_row
 from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.wording import (
     CATEGORIES,
@@ -62,33 +63,31 @@ class Drawn:
         return f"{self.figure.heading} {told}.{more}"
 
 
-def drawn(shown: Shown, points: Sequence[PointRow], pictures: Mapping[str, Path]) -> list[Drawn]:
+def drawn(shown: Shown, pictures: Mapping[str, Path]) -> list[Drawn]:
     found = []
     for figure in figures_of(shown):
         if figure.name in pictures:
             if isinstance(figure, DifferenceFigure):
                 table = _differences_table(shown)
             else:
-                table = _points_table(figure, shown, points) if figure.places(shown) else _panels_table(figure, shown)
+                table = _points_table(figure, shown) if figure.places(shown) else _panels_table(figure, shown)
             found.append(Drawn(figure, embedded(pictures[figure.name]), figure.caption(shown), *table))
     return found
 
 
-def _points_table(figure: Figure, shown: Shown, points: Sequence[PointRow]) -> tuple[list[str], list[list[str]]]:
+def _points_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[str]]]:
     labels, rows = {arm.name: arm_label(arm) for arm in shown.arms}, []
     categories = dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True))
-    correctable = {(row.measure, row.stage, row.place) for row in points if not row.judge and row.corrected is not None}
     for place in figure.places(shown):
-        for row in points:
-            is_own = (row.judge, row.stage, row.place) == ("", place.stage, place.place)
-            is_bar = place.measure == "answers" and row.measure in (*categories, "not over-refused")
-            if is_own and (is_bar or row.measure == place.measure):
-                what = row.benchmark or categories.get(row.measure, row.measure)
-                interval = "" if row.low is None or row.high is None else f"{_number(row.low)} to {_number(row.high)}"
-                true = "" if row.corrected is None else _number(row.corrected)
-                if row.corrected is None and (row.measure, row.stage, row.place) in correctable:
-                    true = "not correctable"
-                rows.append([place.title, labels[row.arm], what, _number(row.value), interval, true, row.runs])
+        measures = (*ANSWER_CATEGORIES, COMPLIED) if place.measure == "answers" else (place.measure,)
+        points = shown.at(place.stage, place.place, *measures)
+        uncorrected = "not correctable" if any(point.corrected is not None for point in points) else ""
+        for point in points:
+            what = point.benchmark or categories.get(point.measure, point.measure)
+            interval = "" if point.low is None or point.high is None else f"{_number(point.low)} to {_number(point.high)}"
+            true = uncorrected if point.corrected is None else _number(point.corrected)
+            told = [what, _number(point.value), interval, true, as_row(point)["runs"]]
+            rows.append([place.title, labels[point.arm], *told])
     columns = [
         "panel",
         "arm",
@@ -136,7 +135,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> dict[str, Any]:
+def study_data(shown: Shown, points: Sequence[Point], answers: Answers) -> dict[str, Any]:
     """All that the scripts draw from, but for the answers themselves."""
     metrics = shown.metrics
     measured = [*(one.stage for one in metrics.attacks), *(one.stage for one in metrics.overrefusals)]
@@ -171,7 +170,7 @@ def study_data(shown: Shown, points: Sequence[PointRow], answers: Answers) -> di
             }
             for figure in figures_of(shown)
         },
-        "points": {"columns": [one.name for one in fields(PointRow)], "rows": [astuple(row) for row in points]},
+        "points": {"columns": [one.name for one in fields(Point)], "rows": [[*as_row(one).values()] for one in points]},
         "answers": answers.names(),
     }
 

@@ -47,7 +47,7 @@ def test_attacks_are_marked_where_benign_answers_under_the_same_decoder_are_hard
     assert not found[fluent, "instruct", "topk"].incoherent and found[fluent, "instruct", "topk"].competence > 0.5
     for unknown in ((lost, "instruct", "safebeam"), (lost, "base", "topk")):
         assert found[unknown].competence is None and not found[unknown].incoherent
-    points = Shown(ARMS[:2], [0], study_metrics(runs_of(study()))).attack_points(ARMS[:2], "instruct", "topk", "tdc")
+    points = Shown(ARMS[:2], [0], study_metrics(runs_of(study()))).at("instruct", "topk", "attack success")
     assert [point.hollow for point in points] == [True, False]
 
 
@@ -64,7 +64,7 @@ def test_the_studys_own_judge_says_which_models_are_incoherent_for_every_judges_
         study = StudyRows(tuple(arms), rows, {}, others={"strict 1": others})
         points = [point for point in judges_points(runs_of(study)) if point.measure == "attack success"]
         assert [(point.arm, point.hollow) for point in points] == [(ARMS[0].name, True), (ARMS[1].name, False)]
-        assert [("*" in point.runs) for point in points] == [len(seeds) > 1, False]
+        assert [any(lost for _, lost in point.runs) for point in points] == [len(seeds) > 1, False]
 
 
 def test_the_runs_know_their_incoherent_cells():

@@ -23,14 +23,15 @@ from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.over_seeds import estimate_tables, variance_rows
 from curricula.eval.report.page import write_report
-from curricula.eval.report.points import Shown, comparable_estimates, point_rows
+from curricula.eval.report.points import COMPLIED, Point, Shown, comparable_estimates
+from curricula.eval.report.tables import as_row
 from curricula.eval.report.web.data import study_data
 from curricula.eval.report.wording import verdict
 
 SEEDS = [42, 43, 44]
 FIRST = [replace(arm, seed=42) for arm in ARMS[-3:]]
 REPLICATES = [*FIRST, *(trained(arm, seed) for seed in SEEDS[1:] for arm in FIRST)]
-DATA, FULL, SAFE = FIRST
+DATA, FULL, _ = FIRST
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,10 @@ def page(run) -> Page:
     return Page(write_report(run, REPLICATES, {}, run / "report").read_text())
 
 
+def attacked(shown: Shown, stage: str, decoder: str = "topk", benchmark: str = "") -> dict[str, Point]:
+    return {point.arm: point for point in shown.at(stage, decoder, "attack success") if point.benchmark == benchmark}
+
+
 def of_seed(metrics: StudyMetrics, seed: int) -> StudyMetrics:
     """The metrics of the arms that were trained with this seed."""
     parts = (metrics.attacks, metrics.overrefusals, metrics.probes, metrics.pruning)
@@ -69,7 +74,7 @@ def of_seed(metrics: StudyMetrics, seed: int) -> StudyMetrics:
 
 
 def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
-    (point,) = shown.attack_points([FULL], "instruct", "topk", ALL)
+    point = attacked(shown, "instruct")["full-60"]
     (estimate,) = (
         one
         for one in shown.estimates
@@ -78,7 +83,7 @@ def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
     assert (point.value, point.low, point.high, point.std) == (estimate.rate.value, estimate.rate.low, estimate.rate.high, None)
     rates = [entry.rate for entry in shown.metrics.attacks_by("instruct", "topk")
              if (entry.arm, entry.benchmark) == ("full-60", ALL)]  # fmt: skip
-    assert [mark.value for mark in point.runs] == rates and len(rates) == 3 and not point.one_run
+    assert point.runs == tuple((rate, False) for rate in rates) and len(rates) == 3 and not point.one_run
     assert point.value == pytest.approx(fmean(rates))
 
 
@@ -90,7 +95,8 @@ def test_an_arm_with_one_run_so_far_has_its_interval_over_prompts_and_is_marked(
         if arm.key in rates
     }
     shown = shown_of(StudyRows(tuple(REPLICATES), answers, {}))
-    data, full = shown.attack_points([DATA, FULL], "benign", "topk", ALL)
+    points = attacked(shown, "benign")
+    data, full = points["data-60"], points["full-60"]
     assert data.one_run and len(data.runs) == 1 and not full.one_run
     first = of_seed(shown.metrics, 42).attacks_by("benign", "topk")
     (alone,) = (entry for entry in first if (entry.arm, entry.benchmark) == ("full-60", ALL))
@@ -101,12 +107,11 @@ def test_an_arm_with_one_run_so_far_has_its_interval_over_prompts_and_is_marked(
 def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
     attacks = [replace(entry, incoherent=(entry.arm, entry.seed) == ("full-60", 43)) for entry in shown.metrics.attacks]
     changed = replace(shown, metrics=replace(shown.metrics, attacks=attacks))
-    full, safe = changed.attack_points([FULL, SAFE], "instruct", "topk", ALL)
-    assert full.hollow and [mark.hollow for mark in full.runs] == [False, True, False] and not safe.hollow
+    full, safe = (attacked(changed, "instruct")[name] for name in ("full-60", "safe-100"))
+    assert full.hollow and [is_incoherent for _, is_incoherent in full.runs] == [False, True, False] and not safe.hollow
     assert "Hollow: incoherent runs, and means that include one" in FIGURES[2].caption(changed)
-    rows = [row for row in point_rows(changed) if (row.stage, row.place, row.benchmark) == ("instruct", "topk", "")]
-    (runs,) = (row.runs for row in rows if row.arm == "full-60" and row.measure == "attack success")
-    assert [run.endswith("*") for run in runs.split(", ")] == [False, True, False]
+    told = as_row(full)["runs"].split(", ")
+    assert [run.endswith("*") for run in told] == [False, True, False] and float(told[0]) == round(full.runs[0][0], 3)
 
 
 def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, shown):
@@ -121,9 +126,8 @@ def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, 
     }
     assert ("full-60", "instruct", "topk") in lost and len(estimates) == len(shown.estimates) - 1
     partial = Shown(runs.arms, rows.seeds, metrics, estimates)
-    assert partial.attack_points([FULL], "instruct", "topk", ALL) == []
-    assert partial.attack_points([FULL], "instruct", "topk", "advbench", is_main=False)
-    assert partial.attack_points([FULL], "instruct", "safebeam", ALL)
+    assert "full-60" not in attacked(partial, "instruct") and "full-60" in attacked(partial, "instruct", "safebeam")
+    assert "full-60" in attacked(partial, "instruct", benchmark="advbench")
     left_out = "Left out under Top-k sampling, because a run lacks verdicts on a benchmark that others have: "
     left_out += "“data and tags, from 60%”."
     assert left_out in FIGURES[2].caption(partial) and "Left out" not in FIGURES[2].caption(shown)
@@ -161,25 +165,27 @@ def test_text_length_alone_is_told_beside_probes(shown):
 
 
 def test_probes_and_bars_are_means_over_seeds(shown):
-    (point,) = shown.probe_points([FULL], "base", "last")
-    assert point.value == pytest.approx(fmean(mark.value for mark in point.runs)) and len(point.runs) == 3
+    (point,) = (one for one in shown.at("base", "last", "probe AUC") if one.arm == "full-60")
+    assert point.value == pytest.approx(fmean(auc for auc, _ in point.runs)) and len(point.runs) == 3
     assert 0 <= point.low < point.value < point.high <= 1
-    bar = shown.bar(FULL, "instruct", "topk")
+    found = shown.at("instruct", "topk", *ANSWER_CATEGORIES, COMPLIED)
+    bar = {point.measure: point for point in found if point.arm == "full-60"}
+    complied, shares = bar.pop(COMPLIED), [point.value for point in bar.values()]
     runs = [entry for entry in shown.overrefusals("instruct", "topk") if entry.arm == "full-60"]
-    assert sum(bar.shares.values()) == pytest.approx(1)
-    assert bar.shares[ANSWER_CATEGORIES[0]] == pytest.approx(fmean(one.shares[ANSWER_CATEGORIES[0]] for one in runs))
-    assert [mark.value for mark in bar.complied.runs] == [1 - one.rate for one in runs]
-    assert bar.complied.value == pytest.approx(bar.shares[ANSWER_CATEGORIES[0]] + bar.shares[ANSWER_CATEGORIES[1]])
+    assert sum(shares) == pytest.approx(1) and len(shares) == 5
+    assert shares[0] == pytest.approx(fmean(one.shares[ANSWER_CATEGORIES[0]] for one in runs))
+    assert complied.runs == tuple((1 - one.rate, False) for one in runs)
+    assert complied.low < complied.value < complied.high and complied.value == pytest.approx(shares[0] + shares[1])
 
 
 def test_with_one_seed_a_point_is_the_run_itself(shown):
     metrics = of_seed(shown.metrics, 42)
     one = Shown(shown.arms, [42], metrics)
-    (point,) = one.attack_points([FULL], "instruct", "topk", ALL)
+    point = attacked(one, "instruct")["full-60"]
     (entry,) = (each for each in metrics.attacks_by("instruct", "topk") if (each.arm, each.benchmark) == ("full-60", ALL))
     assert (point.value, point.std, point.low, point.high) == (entry.rate, entry.std, entry.low, entry.high)
-    assert point.runs == () and one.bar(FULL, "instruct", "topk").complied is None
-    assert one.probe_points([FULL], "base", "last")[0].low is None
+    assert point.runs == () and one.at("instruct", "topk", COMPLIED) == []
+    assert {found.low for found in one.at("base", "last", "probe AUC")} == {None}
 
 
 @pytest.mark.parametrize("figure", FIGURES[:9], ids=lambda figure: figure.name)

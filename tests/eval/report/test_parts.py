@@ -30,7 +30,7 @@ from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.page import write_report
-from curricula.eval.report.points import Shown, judges_points, point_rows
+from curricula.eval.report.points import Shown, judges_points
 from curricula.eval.report.tables import latex
 from curricula.eval.report.training import (
     Branch,
@@ -70,7 +70,7 @@ def test_every_judges_verdicts_become_points_of_their_own(tmp_path):
     append_rows(verdicts_path(path), given)
     study = read_study_rows(tmp_path, TWO)
     runs = runs_of(study)
-    own_points = point_rows(Shown(runs.arms, [0], study_metrics(runs)))
+    own_points = Shown(runs.arms, [0], study_metrics(runs)).points
     points = {(row.judge, row.benchmark, row.arm): row for row in (*own_points, *judges_points(runs))}
     strict = {key: row for key, row in points.items() if key[0]}
     assert set(strict) == {("strict 9f", name, "data-20") for name in ("", "advbench", "tdc")}
