@@ -98,9 +98,9 @@ def write_report(
     stages = tuple(study.get("tasks") or MODEL_KINDS)
     rows = read_study_rows(run, arms, lambda count: progress(count, steps), stages, study.get("judges") or {})
     runs = runs_of(rows, study.get("having", {}))
-    shown = shown_of(run, rows, runs, study)
+    shown = shown_of(run, runs, study)
     progress(len(arms) + 1, steps)
-    tables = tables_of(run, rows, runs, shown, study)
+    tables = tables_of(run, runs, shown, study)
     progress(len(arms) + 2, steps)
     figures = drawn(shown, draw_figures(shown, out / "figures"))
     costs = draw_capability(shown, tables["capability-estimates"], out / "figures")
@@ -130,12 +130,12 @@ def write_report(
     return out / "index.html"
 
 
-def shown_of(run: Path, rows: StudyRows, runs: Runs, study: Mapping[str, Any]) -> Shown:
+def shown_of(run: Path, runs: Runs, study: Mapping[str, Any]) -> Shown:
     """What the figures are drawn from."""
     metrics = study_metrics(runs)
     return Shown(
         arms=runs.arms,
-        seeds=rows.seeds,
+        seeds=runs.study.seeds,
         metrics=metrics,
         estimates=list(comparable_estimates(runs, metrics)),
         probes=list(probe_estimates(runs)),
@@ -147,9 +147,9 @@ def shown_of(run: Path, rows: StudyRows, runs: Runs, study: Mapping[str, Any]) -
     )
 
 
-def tables_of(run: Path, rows: StudyRows, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """The tables by name, which depend on the rows alone."""
-    metrics = shown.metrics
+    rows, metrics = runs.study, shown.metrics
     bits = [bits_per_byte(**one) for one in study.get("bits_per_byte", ())]
     return {
         "attacks": metrics.attacks,
