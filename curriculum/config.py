@@ -8,7 +8,7 @@ import msgspec
 
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.registry import dataset
-from curricula.settings import Positive, PositiveNumber, Settings, Share
+from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, Share
 
 VALIDATION = "validation"
 """The shard of held-out documents, beside the numbered ones."""
@@ -276,7 +276,7 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     """Share of all steps over which the learning rate rises; the paper's is 0.03."""
     decay_fraction: Share | None = None
     """Share of the steps, at the end, over which the learning rate falls linearly to 0; null: along half a cosine."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeNumber = 0.01
     """Of AdamW. The paper does not state it for tuning; this is its pretraining value."""
 
     def check(self) -> None:
@@ -321,7 +321,7 @@ class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="mi
     """Share of the steps over which the learning rate rises."""
     decay_fraction: Share = 1.0
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
-    weight_decay: float | None = None
+    weight_decay: NonNegativeNumber | None = None
     """Of AdamW. Null: as in pretraining, like every setting that is not listed here."""
     global_batch: Positive | None = None
     """Sequences in one optimizer step; null: as in pretraining."""

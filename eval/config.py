@@ -350,6 +350,7 @@ class EvalConfig(Settings, frozen=True):
             "capability.tasks": ("capability", capability),
         }
         for key, (kind, names) in uses.items():
+            require_distinct(key, names)
             for name in names:
                 check_use(key, name, kind, self.prompts)
 

@@ -29,6 +29,7 @@ from curricula.jobs.downloads import study_downloads
 from curricula.jobs.plan import Element, Key, Plan
 from curricula.jobs.study import Study
 from curricula.model import costs
+from curricula.model.config import decay_start, warmup_steps
 
 READING = 0.3
 """Share of the peak that a forward pass over whole texts reaches."""
@@ -95,6 +96,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             *_too_many_epochs([*described, *midtrained], study),
             *_unknown_sizes(described, sizes),
             *dict.fromkeys(line for variant in study.variants.values() for line in _too_little_memory(variant)),
+            *dict.fromkeys(line for variant in study.variants.values() for line in _long_warmup(variant)),
             *_overlaps(study),
             *_unpinned(study),
             *_licences(study),
@@ -287,6 +289,17 @@ def _too_little_memory(study: Study) -> list[str]:
     return [
         f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
         f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
+    ]
+
+
+def _long_warmup(study: Study) -> list[str]:
+    steps, schedule = study.budget.steps, study.pretraining.schedule
+    warmup, end = warmup_steps(steps, schedule), decay_start(steps, schedule) if schedule.kind != "cosine" else steps
+    if warmup <= end:
+        return []
+    return [
+        f"pretraining's learning rate rises for {warmup:,} steps, and may rise for {end:,} of {steps:,} before it falls or "
+        "ends; lower pretraining.schedule.warmup_steps or its fractions"
     ]
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from curricula.curriculum.config import Midtrain, point_label
 from curricula.curriculum.plan import TRUNK, Arm, Segment, percent
 from curricula.curriculum.stages import BASE, StageTree
+from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Key, Plan
-from curricula.jobs.slurm.profile import Profile, StageOptions, request_of
+from curricula.jobs.slurm.profile import Profile, Request, StageOptions, request_of
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 
@@ -30,7 +31,8 @@ Measured = tuple[ModelKind, str]
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
     """The plan of `study`; `profile`, where there is one, adapts what each job asks for to the cluster.
 
-    Raises UsageError when the profile gives a stage less time than its jobs need to save.
+    Raises UsageError where two jobs have one name, and where the profile gives a stage less time than its jobs need to save, or
+    tuning a number of GPUs among which its batch does not divide.
     """
     return _Planner(study, profile).plan()
 
@@ -55,10 +57,14 @@ class _Planner:
         return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
+        if any(job.name == name for job in self.jobs):
+            raise UsageError(f"two jobs would have the name {name}; rename a stage of the study")
         own, ask = STAGES[stage], STAGES[stage].ask(self.study)
         section = own.section_of(self.study)
         profile = self.profile
         request = profile.request(stage, section, ask) if profile else request_of(section, ask, StageOptions())
+        if profile and stage == "tune":
+            self._check_batches(name, request, elements)
         priced = (
             replace(
                 one,
@@ -69,6 +75,19 @@ class _Planner:
         )
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
         return name
+
+    def _check_batches(self, name: str, request: Request, elements: list[Element]) -> None:
+        """Raise UsageError where a global batch does not divide among the GPUs. The job itself would find that out only when
+        all pretraining has ended."""
+        processes, split = request.nodes * request.tasks_per_node, self.study.resources.tensor_parallel
+        for one in elements:
+            batch = self.study.at(one.variant).tree.stages[one.kind].global_batch or 0
+            if processes % split or batch % (processes // split):
+                raise UsageError(
+                    f"{name}: its global_batch of {batch} rows does not divide among {processes} processes with "
+                    f"tensor_parallel {split}; change it, or the nodes and GPUs in the study's resources.tuning or the "
+                    "profile's stages.tuning"
+                )
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
         """Add the job that downloads the datasets for `purpose`; returns its name, or nothing without downloads."""

@@ -47,7 +47,7 @@ from curricula.model import TrackingConfig, TrainConfig, costs
 from curricula.model.config import decay_start, warmup_steps
 from curricula.model.study import Finetuning, Model, Pretraining, Resources, train_config_of
 from curricula.provenance import PACKAGE
-from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml
+from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml, require_distinct
 
 STUDIES = PACKAGE / "jobs" / "studies"
 """The folder of the studies that come with the suite."""
@@ -266,6 +266,7 @@ class Study(Settings, frozen=True, dict=True):
         if self.tuning and evaluation.task_lists.benign and not has_benign:
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
         for place, names in self._named_tasks():
+            require_distinct(place, names)
             for name in names:
                 if name not in TASKS:
                     raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
@@ -277,6 +278,9 @@ class Study(Settings, frozen=True, dict=True):
                 )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
+        for layer in evaluation.probes.layers if evaluation.probes else ():
+            if isinstance(layer, int) and layer > (count := self.model.resolve().layers):
+                raise ValueError(f"evaluation.probes.layers names layer {layer}, and the model has {count}; name one of these")
         evaluation.require_templates(name for _, names in self._named_tasks() for name in names)
 
     def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -82,12 +82,12 @@ class OptimizerConfig(Settings, frozen=True):
     """Decay of the first moment."""
     beta2: Beta = 0.95
     """Decay of the second moment; SmolLM2's is 0.95."""
-    eps: float = 1e-8
+    eps: PositiveNumber = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeNumber = 0.01
     """Of all weights, those of norms too; SmolLM2's and the paper's are 0.01."""
-    clip_grad: float = 1.0
-    """Largest global norm of the gradient."""
+    clip_grad: NonNegativeNumber = 1.0
+    """Largest global norm of the gradient; 0 leaves it as it is."""
 
 
 class ScheduleConfig(Settings, frozen=True):

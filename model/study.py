@@ -10,6 +10,8 @@ from curricula.curriculum.config import Along, AnyStage, Tuning
 from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig
 from curricula.settings import Positive, PositiveNumber, Settings
 
+Hours = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
 
 class Model(Settings, frozen=True):
     """A preset of model/config.py, with the study's changes to it."""
@@ -22,7 +24,7 @@ class Model(Settings, frozen=True):
     """Entries of the embedding; by default the preset's."""
     sequence_length: Positive | None = None
     """Tokens in a row of training; by default the preset's."""
-    rope_base: float | None = None
+    rope_base: PositiveNumber | None = None
     """Base of the rotary positions; by default the preset's, 10,000."""
     weights: str | None = None
     """Pretrained weights to continue from: a Hugging Face folder, a GGUF file, or a package that holds one."""
@@ -90,7 +92,7 @@ class Allocation(Settings, frozen=True):
     """Machines."""
     gpus_per_node: Positive = 1
     """GPUs on each of them, with a process each."""
-    hours: PositiveNumber = 1.0
+    hours: Hours = 1.0
     """The time limit of each start: a job that reaches it saves and is requeued. A profile may set a shorter one."""
 
     @property
@@ -107,7 +109,7 @@ class Resources(ExecutionConfig, frozen=True, kw_only=True):
     """Of each model that is tuned."""
     evaluation: Allocation = Allocation(hours=1)
     """Of each task on one benchmark; it takes one GPU at most."""
-    data_hours: PositiveNumber = 24
+    data_hours: Hours = 24
     """The time limit of each element that fetches, prepares, tokenises, exports, merges or reports."""
     data_cpus: Positive = 8
     """CPUs of each element that fetches, prepares or tokenises; tokenising uses them all."""

@@ -149,6 +149,19 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"two of curriculum.s starts and arms give the arm name data-33.3333",
         ),
         ({"resources__workers": 0}, r"resources.workers: expected `int` >= 1; it is 0"),
+        ({"resources__data_hours": 1e308}, r"resources.data_hours: expected `float` <= 1000000.0; it is 1e\+308"),
+        ({"pretraining__optimizer__eps": float("nan")}, r"pretraining.optimizer.eps: expected `float` > 0.0; it is nan"),
+        ({"pretraining__optimizer__clip_grad": -1}, r"pretraining.optimizer.clip_grad: expected `float` >= 0.0; it is -1"),
+        ({"tuning__instruct__weight_decay": float("inf")}, r"tuning.instruct.weight_decay: expected a finite `float`"),
+        ({"model__rope_base": -1}, r"model.rope_base: expected `float` > 0.0"),
+        ({"evaluation__benchmarks": ["tdc", "tdc"]}, r"evaluation: benchmarks \['tdc', 'tdc'\] repeats 'tdc'; give each once"),
+        ({"evaluation__overrefusal_benchmark": ["alpaca"] * 2}, r"overrefusal_benchmark \['alpaca', 'alpaca'\] repeats 'alpaca'"),
+        (
+            {"evaluation__tasks": {"base": ["attacks-topk", "attacks-topk"]}},
+            r"evaluation.tasks.base \['attacks-topk', 'attacks-topk'\] repeats 'attacks-topk'",
+        ),
+        ({"tuning__instruct__tasks": ["probes", "probes"]}, r"tuning.instruct.tasks \['probes', 'probes'\] repeats 'probes'"),
+        ({"evaluation__probes__layers": [1, 4]}, r"evaluation.probes.layers names layer 4, and the model has 3"),
         ({"pretraining__global_batch": 7, "pretraining__micro_batch": 4}, r"global_batch 7 is not a multiple of micro_batch"),
     ],
 )
@@ -333,6 +346,24 @@ def test_the_plan_warns_of_a_micro_batch_that_does_not_fit_the_gpu():
     value = described(parse_study(raw, "study.yaml"))
     assert 130 < value["gpu_memory"]["needed_gib"] < 150
     assert any("which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"])
+
+
+def test_the_plan_warns_of_a_learning_rate_that_falls_before_it_has_risen():
+    schedule = {"kind": "warmup-stable-decay", "warmup_fraction": 0.9, "decay_fraction": 0.1}
+    changes = {"pretraining__budget_tokens": 100 * 8 * 128, "pretraining__schedule": schedule}
+    assert not any("learning rate" in warning for warning in described(parse_study(demo(**changes), "s"))["warnings"])
+    schedule["warmup_fraction"] = 0.91
+    warnings = described(parse_study(demo(**changes), "s"))["warnings"]
+    assert any("learning rate rises for 91 steps, and may rise for 90 of 100 before it falls" in one for one in warnings)
+
+
+def test_a_stage_whose_jobs_would_have_the_names_of_others_is_refused():
+    tuned = {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": ["gcg", "transfer-topk"]}
+    changes = {"evaluation__attacks": {"suffixes_of": ["full-20"]}, "stages": {"sft": tuned}}
+    plan_study(parse_study(demo(**changes), "s"))
+    changes["stages"]["sft-transfer"] = tuned
+    with pytest.raises(UsageError, match="two jobs would have the name evaluate-sft-transfer-0; rename a stage"):
+        plan_study(parse_study(demo(**changes), "s"))
 
 
 def test_estimates_follow_what_is_said_of_the_gpus():

@@ -49,7 +49,7 @@ def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
 
 
 def test_only_training_runs_on_several_nodes():
-    profile = parse(stages={"all": {"nodes": 4}})
+    profile = parse(stages={"all": {"nodes": 4}, "tuning": {"nodes": 1}})
     nodes = {stage: first(stage, profile).request.nodes for stage in ("tokenize", "export", "evaluate", "report")}
     assert set(nodes.values()) == {1} and first("pretrain", profile).request.nodes == 4
     with pytest.raises(UsageError, match=r"evaluation.nodes is 2, but only training runs on several nodes"):
@@ -69,6 +69,11 @@ def test_hours_that_end_before_a_job_could_save_are_refused():
     profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
     with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than lead_time_s of 120"):
         plan_study(PAPER, profile)
+
+
+def test_gpus_among_which_a_tuning_batch_does_not_divide_are_refused():
+    with pytest.raises(UsageError, match=r"instruct-0: its global_batch of 4 rows does not divide among 8 processes"):
+        plan_study(PAPER, parse(stages={"tuning": {"gpus_per_node": 8}}))
 
 
 def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
