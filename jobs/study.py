@@ -280,7 +280,7 @@ class Study(Settings, frozen=True, dict=True):
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
         for layer in evaluation.probes.layers if evaluation.probes else ():
             if isinstance(layer, int) and layer > (count := self.model.resolve().layers):
-                raise ValueError(f"evaluation.probes.layers names layer {layer}, and the model has {count}; name one of these")
+                raise ValueError(f"evaluation.probes.layers names layer {layer}, and the model has {count}; choose a lower one")
         evaluation.require_templates(name for _, names in self._named_tasks() for name in names)
 
     def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -53,7 +53,7 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
     them are not read, for the status of a run asks this of every model.
     """
     tasks = config.eval_tasks(model_kind) if tasks is None else tasks
-    if stamp_path(out).exists() and stamp_path(out).read_text() == _marks(out, tasks, config):
+    if stamp_path(out).is_file() and stamp_path(out).read_bytes() == _marks(out, tasks, config).encode():
         return True
     for task, shards in shards_by_task(tasks).items():
         found = [shard.path(out) for shard in shards if shard.path(out).exists()]

@@ -69,7 +69,10 @@ class Store:
         """States of these texts on the layer at this place, float32 [texts, hidden]; nothing else is read from the disk."""
         known = self.ids()
         place = {name: number for number, name in enumerate(known)}
-        places = [place[name] for name in ids]
+        try:
+            places = [place[name] for name in ids]
+        except KeyError:
+            raise UserError(f"{self.path}: lacks states of texts that were probed; remove it and {self.key}.jsonl") from None
         if not places:
             return np.empty((0, self.hidden), dtype=np.float32)
         return np.memmap(self.path, dtype="<f4", mode="r", shape=(len(known), self.layers, self.hidden))[places, layer]

@@ -89,6 +89,8 @@ def test_states_that_do_not_fit_their_list_are_refused(tmp_path):
     assert (store.read(["c", "b", "a"], 1) == [states[2, 1] + 1, states[1, 1], states[2, 1]]).all()
     assert store.read([], 0).shape == (0, 4)
     assert oct((tmp_path / "key.f32").stat().st_mode & 0o777) == "0o600"
+    with pytest.raises(UserError, match=r"key.f32: lacks states of texts that were probed; remove it and key.jsonl"):
+        store.read(["a", "z"], 0)
     (tmp_path / "key.f32").write_bytes(b"short")
     with pytest.raises(UserError, match=r"key.f32: does not hold the states that key.jsonl lists; remove both files"):
         store.ids()

@@ -23,7 +23,7 @@ from curricula.eval.config import EvalConfig, Gcg, Probes
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judging.merge import MergeAndJudge, is_merged
-from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.judging.verdicts import read_judged, stamp_path
 from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
 from curricula.eval.runner import Generation, run_element
@@ -177,6 +177,7 @@ def test_a_missing_part_is_merged_once_it_is_written(model_dir, data, tmp_path):
         path.write_bytes(damage(whole))
         assert not is_merged(tmp_path, "instruct", config)
         path.write_bytes(whole)
+    stamp_path(tmp_path).write_bytes(b"\xff")  # then the rows themselves are read
     assert is_merged(tmp_path, "instruct", config)
 
 

@@ -173,6 +173,7 @@ def parse(**raw) -> Profile:
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
+        ({"stages": {"all": {"memory_gb": 1e-5}}}, "stages.all.memory_gb: expected `float` >= 0.01; it is 1e-05"),
         ({"lead_time_s": 0}, "lead_time_s: expected `int` >= 1; it is 0"),
         ({"lead_time_s": 10}, "lead_time_s is 10,.*the smallest that works is 25"),
         ({"lead_time_s": 20}, "lead_time_s is 20,.*the smallest that works is 25"),
