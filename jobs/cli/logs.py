@@ -151,7 +151,7 @@ def _print_logs(logs: list[_Log], pattern: re.Pattern[str] | None, last: int | N
             for file, line in merged(log.file for log in logs if log.prefix == prefix)
             if pattern is None or pattern.search(line.text)
         )
-        for line in lines if last is None else deque(lines, maxlen=last):
+        for line in lines if last is None else deque(lines, maxlen=min(last, sys.maxsize)):
             print(line)
     sys.stdout.flush()
 

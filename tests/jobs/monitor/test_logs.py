@@ -158,6 +158,7 @@ def test_stage_arm_grep_and_lines_choose(demo, capsys):
     assert both == ["pretrain-20/full-20: loss pretrain-20 full-20", "instruct-20/full-20: loss instruct-20 full-20"]
     assert shown(capsys, demo.root, "--stage", "tune", "--arm", "full-20", "-n", "1") == "instruct-20/full-20: loss end\n"
     assert shown(capsys, demo.root, "instruct-20", "full-20", "-n", "1") == "loss end\n"
+    assert shown(capsys, demo.root, "instruct-20", "full-20", "-n", "9" * 20).endswith("loss end\n")
     assert shown(capsys, demo.root, "pretrain-20", "-n", "1") == "data-20: loss end\nfull-20: loss end\n"
 
 
