@@ -32,7 +32,7 @@ def plan_study(study: Study, profile: Profile | None = None) -> Plan:
     """The plan of `study`; `profile`, where there is one, adapts what each job asks for to the cluster.
 
     Raises UsageError where two jobs have one name, and where the profile gives a stage less time than its jobs need to save, or
-    tuning a number of GPUs among which its batch does not divide.
+    GPUs among which a global batch does not divide.
     """
     return _Planner(study, profile).plan()
 
@@ -63,8 +63,8 @@ class _Planner:
         section = own.section_of(self.study)
         profile = self.profile
         request = profile.request(stage, section, ask) if profile else request_of(section, ask, StageOptions())
-        if profile and stage == "tune":
-            self._check_batches(name, request, elements)
+        for one in elements if profile else ():
+            self._check_batch(name, own.global_batch(self.study.at(one.variant), one), own.section, request)
         priced = (
             replace(
                 one,
@@ -76,18 +76,14 @@ class _Planner:
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
         return name
 
-    def _check_batches(self, name: str, request: Request, elements: list[Element]) -> None:
-        """Raise UsageError where a global batch does not divide among the GPUs. The job itself would find that out only when
-        all pretraining has ended."""
+    def _check_batch(self, name: str, batch: int, section: str, request: Request) -> None:
+        """The job itself would find this out only when all pretraining is done."""
         processes, split = request.nodes * request.tasks_per_node, self.study.resources.tensor_parallel
-        for one in elements:
-            batch = self.study.at(one.variant).tree.stages[one.kind].global_batch or 0
-            if processes % split or batch % (processes // split):
-                raise UsageError(
-                    f"{name}: its global_batch of {batch} rows does not divide among {processes} processes with "
-                    f"tensor_parallel {split}; change it, or the nodes and GPUs in the study's resources.tuning or the "
-                    "profile's stages.tuning"
-                )
+        if batch and (processes % split or batch % (processes // split)):
+            raise UsageError(
+                f"{name}: its global_batch of {batch} rows does not divide among {processes} processes with tensor_parallel "
+                f"{split}; change it, or the nodes and GPUs in the study's resources.{section} or in the profile's stages"
+            )
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
         """Add the job that downloads the datasets for `purpose`; returns its name, or nothing without downloads."""

@@ -44,8 +44,8 @@ from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import TrackingConfig, TrainConfig, costs
-from curricula.model.config import decay_start, warmup_steps
-from curricula.model.study import Finetuning, Model, Pretraining, Resources, train_config_of
+from curricula.model.config import check_layout, decay_start, warmup_steps
+from curricula.model.study import MOST_TOKENS, Finetuning, Model, Pretraining, Resources, train_config_of
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml, require_distinct
 
@@ -171,7 +171,11 @@ class Study(Settings, frozen=True, dict=True):
             )
 
     def _check_batches(self) -> None:
-        pretraining = self.pretraining
+        pretraining, resources = self.pretraining, self.resources
+        with located("resources"):
+            check_layout(self.model.resolve(), resources.tensor_parallel, resources.engine.recompute_layers)
+        if self.budget.requested_tokens > MOST_TOKENS:
+            raise ValueError(f"pretraining.tokens_per_parameter is {pretraining.tokens_per_parameter:g}; give a smaller number")
         if self.budget.steps < 1:
             raise ValueError(
                 f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens} tokens"

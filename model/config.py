@@ -135,6 +135,17 @@ def decay_start(total_steps: int, schedule: ScheduleConfig) -> int:
     return total_steps - round(schedule.decay_fraction * total_steps)
 
 
+def check_layout(model: ModelConfig, tensor_parallel: int, recompute_layers: int) -> None:
+    """Raise ValueError where so many GPUs cannot divide the model among them, or where it has fewer layers to recompute."""
+    for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
+        if (size := getattr(model, name)) % tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel is {tensor_parallel}, which does not divide model.{name} {size}; choose a divisor"
+            )
+    if recompute_layers > model.layers:
+        raise ValueError(f"engine.recompute_layers is {recompute_layers}; the model has {model.layers} layers")
+
+
 class Rewind(Settings, frozen=True):
     """Goes back to an earlier checkpoint when spikes do not end, and on from there with the data that comes next."""
 

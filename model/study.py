@@ -11,6 +11,7 @@ from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, Schedu
 from curricula.settings import Positive, PositiveNumber, Settings
 
 Hours = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+MOST_TOKENS = 10**17
 
 
 class Model(Settings, frozen=True):
@@ -42,7 +43,7 @@ class Model(Settings, frozen=True):
 class Pretraining(TrainConfig, frozen=True, kw_only=True):
     """How each arm is pretrained."""
 
-    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
+    budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)] | None = None
     """Tokens that each arm reads, rounded to whole steps. Give this or `tokens_per_parameter`."""
     tokens_per_parameter: PositiveNumber | None = None
     """The same as a multiple of the model's parameters with embeddings. About 20 is compute-optimal (Hoffmann et al. 2022)."""

@@ -462,7 +462,7 @@ class Trainer:
         self.saver.finish()
         # While training fills a gap, everything it saves lies before the latest and would be deleted at once.
         if self.parallel.is_main and not (self._fills_gap and not step_folder(self.checkpoints, self.stop_step).is_dir()):
-            needed_by = self.guard.needed_by if self.guard else None
+            needed_by = self.guard.needed_by if self.guard and self.guard.may_rewind else None
             prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by)
         self.watchdog.step_begins(self.step + 1)
 

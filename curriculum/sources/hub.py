@@ -152,7 +152,7 @@ def fetch(
             file = download.file(number, count)
 
             def report(rows: int, earlier: int = done) -> None:
-                progress(earlier + rows, max(total, earlier + rows))
+                progress(earlier + rows, total)
 
             # Each file has its own lock, for fetches that divide the files differently.
             lock = file.with_name(f".{file.name}.lock")
@@ -165,6 +165,8 @@ def fetch(
                         rows = _write(file, shard, download, report)
                 lock.unlink(missing_ok=True)  # whoever waits for it, or creates it again, finds the file
             done += rows
+        if done != total:  # nobody knew it
+            progress(done, done)
         return _finish(download, record, time.monotonic() - started)
 
 

@@ -41,7 +41,7 @@ class Bars:
         self._lines.stop()
 
     def line(self, name: str, described: Described = lambda *_: "") -> Progress:
-        """A `Progress` that draws a new bar; a total of 0 is not known."""
+        """A `Progress` that draws a new bar; a total that is less than what is done is not known."""
         task = self._lines.add_task(name, total=None, more="")
         ended, next_line, began = False, 0.0, time.monotonic()
         there: int | None = None  # from the beginning, as after a resume
@@ -52,12 +52,12 @@ class Bars:
             now = time.monotonic()
             seconds = max(now - began, 1e-9)
             more = described(done, seconds, figures)
-            self._lines.update(task, completed=done, total=total or None, more=more)
+            self._lines.update(task, completed=done, total=total if done <= total else None, more=more)
             if self.console.is_terminal or ended or (done != total and now < next_line):
                 return
             ended, next_line = done == total, now + self.line_interval_s
             left = f"{clock((total - done) * seconds / (done - there))} left" if there < done < total else ""
-            counts = f"{done:,} of {total:,}" if total else f"{done:,}"
+            counts = f"{done:,} of {total:,}" if done <= total else f"{done:,}"
             say(self.console, ", ".join(filter(None, (f"{name}: {counts}", more, left))))
 
         return report

@@ -91,9 +91,7 @@ def _fetch(item: Wanted, rows: int | None, part: tuple[int, int] | None, console
     if _state(item.download) == _OWN:
         return {"kept": True}
     with Bars(console) as bars:
-        report = bars.line(f"rows of {item.label}")
-        # The share of a part is not known before its end.
-        return fetch(item.download, lambda done, total, **_: report(done, 0 if part else total), rows, part)
+        return fetch(item.download, bars.line(f"rows of {item.label}"), rows, part)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text}: give {least:g} {'or more' if most == math.inf else f'to {most:g}'}")
         return value
 
+    number.__name__ = type(least).__name__  # which argparse names where the text is no such number
     return number
 
 

@@ -164,7 +164,7 @@ class Profile(Settings, frozen=True):
     setup: tuple[OneLine, ...] = ()
     """Lines of bash to run before the work, such as "module load python/3.12". Where one fails, the job starts elsewhere."""
     environment: dict[str, OneLine | int] = {}
-    """Variables of the work, such as those of NCCL and the fabric. No secrets."""
+    """Variables of the work, such as those of NCCL and the fabric, in capital letters (or `*_proxy`). No secrets."""
     secrets_file: OneLine | None = None
     """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. Everything
     after the `=` is the value, taken literally; quotes around the whole value are removed."""
@@ -202,6 +202,8 @@ class Profile(Settings, frozen=True):
         for name, value in self.environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment names {name!r}, which cannot name a variable; use letters, digits and '_'")
+            if name == "IFS" or (name.islower() and not name.endswith("_proxy")):
+                raise ValueError(f"environment names {name}, which may be a variable of the batch script; use capital letters")
             if is_secret(name, str(value)):
                 raise ValueError(
                     f"environment names {name}, which would be written into every script; put it into secrets_file"

@@ -102,6 +102,10 @@ class Stage(ABC):
             return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
         return Ask(hours=resources.data_hours, cpus_per_task=resources.data_cpus if self.section == "data" else None)
 
+    def global_batch(self, study: Study, element: Element) -> int:
+        """Rows of a step, which must divide among the element's processes; 0 where it has none, or finds that out early."""
+        return 0
+
     def is_complete(self, work: Work) -> bool:
         """Whether a done element's outputs are still there; if not, they are made again.
 

@@ -33,7 +33,7 @@ class Fetch(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         if not work.run.data_folder:  # otherwise the user provides the data
             wanted = _wanted(work)
-            fetch(wanted.download, progress, wanted.rows)
+            fetch(wanted.download, lambda done, total, **_: progress(done, max(done, total)), wanted.rows)
 
     def saved(self, work: Work) -> int:
         wanted = _wanted(work).download
@@ -84,6 +84,7 @@ def prepare(run: Run) -> None:
     Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete, when a benchmark in
     the user's data folder is not the published one, or when a judge could not judge.
     """
+    from curricula.curriculum.tokens.chat import ChatEncoder
     from curricula.curriculum.tokens.tokenizer import load_tokenizer
 
     study = run.study
@@ -98,7 +99,13 @@ def prepare(run: Run) -> None:
         from curricula.model.convert import import_hf
 
         import_hf(model_source(study.model.weights), run.initial_checkpoint, study.model.resolve().sequence_length)
-    entries = load_tokenizer(run.tokenizer).get_vocab_size()
+    tokenizer = load_tokenizer(run.tokenizer)
+    if study.tunings:
+        try:
+            ChatEncoder(tokenizer)
+        except UserError as error:
+            raise UserError(f"{run.tokenizer}: {error}") from None
+    entries = tokenizer.get_vocab_size()
     for vocabulary in {one.model.resolve().vocabulary for one in study.variants.values()} - {entries}:
         raise UserError(
             f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make the two equal in the study"

@@ -43,6 +43,9 @@ class Tune(Stage):
         if read_ranks().rank == 0:
             export_model(work, progress)
 
+    def global_batch(self, study: Study, element: Element) -> int:
+        return study.tree.stages[element.kind].global_batch or 0
+
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer and the checkpoint to go on from: its own, or that of the model that is trained further."""
         from curricula.model.checkpoints.folder import INFO_FILE

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from curricula.errors import UsageError
-from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig
+from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig, check_layout
 from curricula.model.costs import GIB, Layout, check_fit
 from curricula.model.megatron import (
     DistributedDataParallel,
@@ -192,15 +192,11 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
 
     `backend` defaults to the best one on this machine. Raises UsageError when tensor parallelism does not divide the model.
     """
-    for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
-        if getattr(model, name) % parallel.tensor_parallel:
-            raise UsageError(
-                f"tensor_parallel is {parallel.tensor_parallel}, which does not divide model.{name} "
-                f"{getattr(model, name)}; choose a divisor"
-            )
     backend = backend or choose_backend(EngineConfig(), parallel)
-    if (recomputed := backend.engine.recompute_layers) > model.layers:
-        raise UsageError(f"engine.recompute_layers is {recomputed}; the model has {model.layers} layers")
+    try:
+        check_layout(model, parallel.tensor_parallel, backend.engine.recompute_layers)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     use_quick_gradient_kernels()
     config = transformer_config(model, parallel, backend)
     with parallel.cuda_names():

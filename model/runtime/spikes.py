@@ -169,12 +169,18 @@ class Guard:
             remedy = f"delete {folder.parent} and {self._checkpoints} and train both again"
         return UserError(f"{folder}: missing or damaged, and step {step} has to go back to it; {remedy}")
 
+    @property
+    def may_rewind(self) -> bool:
+        return self._settings.rewind is not None
+
     def needed_by(self, info: CheckpointInfo) -> set[int]:
         """The steps to which a rewind could return after resuming from this checkpoint."""
         return SpikeWindow.of(self._settings, info).needed_steps(info.step)
 
     def has_what_it_needs(self, folder: Path) -> bool:
         """Whether every checkpoint that a rewind could need, after resuming from this one, still exists."""
+        if not self.may_rewind:
+            return True
         try:
             needed = self.needed_by(read_info(folder))
         except StorageError:

@@ -149,13 +149,25 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"two of curriculum.s starts and arms give the arm name data-33.3333",
         ),
         ({"resources__workers": 0}, r"resources.workers: expected `int` >= 1; it is 0"),
+        (
+            {"resources__tensor_parallel": 3},
+            r"resources.tensor_parallel is 3, which does not divide model.kv_heads \d+; choose",
+        ),
+        ({"resources__engine": {"recompute_layers": 9}}, r"resources.engine.recompute_layers is 9; the model has 3 layers"),
+        (
+            {"pretraining__budget_tokens": None, "pretraining__tokens_per_parameter": 1e300},
+            r"pretraining.tokens_per_parameter is 1e\+300; give a smaller number",
+        ),
         ({"resources__data_hours": 1e308}, r"resources.data_hours: expected `float` <= 1000000.0; it is 1e\+308"),
         ({"pretraining__optimizer__eps": float("nan")}, r"pretraining.optimizer.eps: expected `float` > 0.0; it is nan"),
         ({"pretraining__optimizer__clip_grad": -1}, r"pretraining.optimizer.clip_grad: expected `float` >= 0.0; it is -1"),
         ({"tuning__instruct__weight_decay": float("inf")}, r"tuning.instruct.weight_decay: expected a finite `float`"),
         ({"model__rope_base": -1}, r"model.rope_base: expected `float` > 0.0"),
         ({"evaluation__benchmarks": ["tdc", "tdc"]}, r"evaluation: benchmarks \['tdc', 'tdc'\] repeats 'tdc'; give each once"),
-        ({"evaluation__overrefusal_benchmark": ["alpaca"] * 2}, r"overrefusal_benchmark \['alpaca', 'alpaca'\] repeats 'alpaca'"),
+        (
+            {"evaluation__overrefusal_benchmark": ["alpaca"] * 2},
+            r"overrefusal_benchmark \['alpaca', 'alpaca'\] repeats 'alpaca'",
+        ),
         (
             {"evaluation__tasks": {"base": ["attacks-topk", "attacks-topk"]}},
             r"evaluation.tasks.base \['attacks-topk', 'attacks-topk'\] repeats 'attacks-topk'",

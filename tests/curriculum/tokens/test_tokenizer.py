@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from curricula.curriculum.config import RESERVED
-from curricula.curriculum.tokens.chat import ChatEncoder
+from curricula.curriculum.tokens.chat import TURN_END, TURN_START, ChatEncoder
 from curricula.curriculum.tokens.tokenizer import (
     EOS,
     SPECIALS,
@@ -116,11 +116,19 @@ def test_loss_is_on_the_assistants_text_and_the_end_of_its_turn(any_folder, mess
     assert said == expected
 
 
-def test_a_tokenizer_that_reads_text_after_a_mark_otherwise_than_alone_is_refused():
+@pytest.mark.parametrize(
+    ("pieces", "mark"),
+    [
+        (pre_tokenizers.Metaspace(prepend_scheme="first"), TURN_END),
+        (pre_tokenizers.ByteLevel(), AddedToken(TURN_END, lstrip=True, special=True)),
+    ],
+)
+def test_a_tokenizer_that_reads_text_beside_a_mark_otherwise_than_alone_is_refused(pieces, mark):
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.train_from_iterator(["user a b c assistant\n"], trainers.BpeTrainer(special_tokens=list(SPECIALS)))
-    with pytest.raises(UserError, match="reads text after a special entry otherwise than by itself"):
+    tokenizer.pre_tokenizer = pieces
+    marks = [EOS, TURN_START, mark, TAG]
+    tokenizer.train_from_iterator(["user a b c assistant\n"], trainers.BpeTrainer(special_tokens=marks))
+    with pytest.raises(UserError, match="reads text beside a special entry otherwise than by itself"):
         ChatEncoder(tokenizer)
 
 

@@ -165,7 +165,7 @@ def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
         ("data synthesize score --concurrency 0", "argument --concurrency: 0: give 1 to 1000"),
         ("data synthesize score --temperature 2.5", "argument --temperature: 2.5: give 0 to 2"),
         ("data synthesize score --temperature nan", "argument --temperature: nan: give 0 to 2"),
-        ("data fetch --rows some", "argument --rows: invalid number value: 'some'"),
+        ("data fetch --rows some", "argument --rows: invalid int value: 'some'"),
     ],
 )
 def test_a_number_out_of_bounds_is_reported_with_its_option(words, said, capsys):

@@ -35,7 +35,8 @@ def test_a_total_that_is_not_known_is_not_shown():
         report = bars.line("rows of part 3")
         for done in (1000, 2000):
             report(done, 0)
-    assert shown.getvalue() == "rows of part 3: 1,000\n"
+        bars.line("judge")(0, 0)
+    assert shown.getvalue() == "rows of part 3: 1,000\njudge: 0 of 0\n"
 
 
 def test_on_a_narrow_terminal_a_line_keeps_its_bar_its_count_and_the_time_left():

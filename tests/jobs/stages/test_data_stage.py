@@ -12,10 +12,11 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from small_studies import small_study, smaller_demo
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table
-from curricula.curriculum.tokens.tokenizer import load_tokenizer
+from curricula.curriculum.tokens.tokenizer import SPECIALS, load_tokenizer
 from curricula.curriculum.world.datasets import write_world
 from curricula.errors import UserError
 from curricula.jobs.cli.main import main
@@ -111,6 +112,19 @@ def test_a_judge_that_could_not_judge_is_missed_before_anything_is_trained(tmp_p
     evaluation["overrefusal_judge"] = {"name": "llm", "model": "m", "url": "https://api.openai.com/v1"}
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
     with pytest.raises(UserError, match=r"api\.openai\.com needs a key, and OPENAI_API_KEY holds none"):
+        prepare(run)
+
+
+def test_a_tokenizer_unfit_for_conversations_is_missed_before_anything_is_trained(tmp_path, world):
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path)))
+    shutil.copytree(world, run.world)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.train_from_iterator(["user a b c"], trainers.BpeTrainer(special_tokens=list(SPECIALS)))
+    run.tokenizer.mkdir(parents=True)
+    tokenizer.save(str(run.tokenizer / "tokenizer.json"))
+    (run.tokenizer / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="data/tokenizer: the tokenizer reads text beside a special entry otherwise"):
         prepare(run)
 
 

@@ -2,6 +2,7 @@
 that is killed and resumed does the same."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -98,6 +99,15 @@ def test_a_skipped_batch_is_logged_and_leaves_no_trace_in_the_weights(guarded, t
         assert (row == other) == (row["step"] - 1 not in SPOILT)
     ends = [step_folder(out / "checkpoints", TOTAL) for out in (guarded, tmp_path)]
     assert files_of(ends[0]) == files_of(ends[1])
+
+
+def test_without_a_rewind_older_checkpoints_are_not_read(tmp_path):
+    job = functools.partial(train_job, tmp_path, spike_guard=GUARD, keep_steps=(4,), save_interval_steps=4)
+    train(job(stop_step=8), spoilt())
+    info = step_folder(tmp_path / "checkpoints", 4) / "checkpoint.json"
+    info.unlink()
+    info.mkdir()  # what cannot be read, as on a disk that fails
+    train(job(stop_step=12), spoilt())
 
 
 def test_a_run_that_stops_amid_its_spikes_and_resumes_skips_the_same_steps(guarded, tmp_path):
