@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from curricula.errors import UserError
-from curricula.eval.judges.model_judge import ModelJudge
+from curricula.eval.judges.model_judge import ModelJudge, load_tokenizer
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict
+from curricula.terminal import one_line
 
 ANSWERS_AT_ONCE = 16
 """In one forward pass."""
 TOO_LONG = Verdict(label=UNPARSED, reply="not asked: longer than the judge's context")
 
 
-class LocalModel(ModelJudge):
-    """A chat model or a guard model. Special tokens that a judged answer quotes are read as text."""
+class InProcess(ModelJudge):
+    """Subclasses reply to a batch of questions."""
+
+    @abstractmethod
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
+        """None: the question is longer than the model's context."""
 
     def estimate(self, questions: Sequence[Question]) -> None:
         return None
@@ -45,31 +51,75 @@ class LocalModel(ModelJudge):
                 f"questions, which is no verdict; is it a classifier for the template {self.template.name}?"
             )
 
+
+class LocalClassifier(InProcess):
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer = load_tokenizer(self.settings.tokenizer or self.settings.model_name)
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @cached_property
+    def _model(self) -> Any:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        from curricula.eval.models import find_device
+
+        name, on_gpu = self.settings.model_name, find_device(None).type == "cuda"
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=dtype)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{name}: the judge cannot be loaded ({one_line(str(error), 160)}); name its folder as judge.model, or a "
+                "server as judge.url"
+            ) from None
+        return model.to("cuda" if on_gpu else "cpu").eval()
+
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
+        import torch
+
+        encoded = self._tokenizer(prompts, return_tensors="pt", padding=True).to(self._model.device)
+        mask = encoded["attention_mask"]
+        places = (mask.cumsum(-1) - 1).clamp(min=0)  # padding moves no token
+        with torch.inference_mode():
+            out = self._model(input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1)
+        return [self._tokenizer.decode([token]) for token in out.logits[:, -1].argmax(-1).tolist()]
+
+
+class LocalModel(InProcess):
+    """A chat model or a guard model. Special tokens that a judged answer quotes are read as text."""
+
     @cached_property
     def _loaded(self) -> Any:
         from curricula.eval.models import load_model
 
-        return load_model(self.settings.model_name, "base" if self.completes else "instruct")
+        return load_model(self.settings.model_name, "instruct")
 
     def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
-        """None: the question is longer than the model's context."""
-        ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
-        fitting = iter(self._answers([one for one in ids if len(one) < self._loaded.context_length]))
-        return [next(fitting) if len(one) < self._loaded.context_length else None for one in ids]
-
-    def _answers(self, prompts: list[list[int]]) -> list[str]:
         from curricula.eval.decoding.sampling import search_greedy
         from curricula.eval.decoding.settings import Greedy
 
+        ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
         settings = Greedy(max_new_tokens=self.settings.max_tokens, rows=ANSWERS_AT_ONCE)
-        return [answer.text for answer in search_greedy(self._loaded, prompts, settings)]
+        asked = [place for place, one in enumerate(ids) if len(one) < self._loaded.context_length]
+        replies: list[str | None] = [None] * len(ids)
+        if asked:
+            answers = search_greedy(self._loaded, [ids[place] for place in asked], settings)
+            for place, answer in zip(asked, answers, strict=True):
+                replies[place] = answer.text
+        return replies
 
     def _ids(self, question: Question, prompt: str) -> list[int]:
         from curricula.eval.models import MARK, render_turns
 
         loaded, name = self._loaded, self.settings.model_name
         if self.completes:
-            text, cut = self.clip(question.response), self.template.fill(question, MARK).split(MARK)
+            text, cut = question.response, self.template.fill(question, MARK).split(MARK)
         elif not loaded.tokenizer.chat_template:
             raise UserError(
                 f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one; add it to "
@@ -83,16 +133,3 @@ class LocalModel(ModelJudge):
                 f"{name}: the judge's chat template does not show the answer once; ask it through a server (judge llm)"
             )
         return [*(loaded.beginning if self.completes else ()), *loaded.encode_turn(cut[0], text, cut[1])]
-
-
-class LocalClassifier(LocalModel):
-    """HarmBench's: its reply is the first token after the filled template, be it a special one."""
-
-    completes = True
-
-    def _answers(self, prompts: list[list[int]]) -> list[str]:
-        from curricula.eval.decoding.sampling import generate, likeliest
-        from curricula.eval.decoding.settings import Greedy
-
-        tokens = generate(self._loaded, prompts, likeliest, Greedy(max_new_tokens=1, rows=ANSWERS_AT_ONCE))
-        return [self._loaded.tokenizer.decode(token) for token in tokens]

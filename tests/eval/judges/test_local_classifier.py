@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import msgspec
 import pytest
 import torch
@@ -21,10 +18,7 @@ from curricula.eval.judging.verdicts import question_of
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = save_tiny_llama(tmp_path_factory.mktemp("classifier"), vocab_size=400, scale=8.0)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("classifier"), vocab_size=400, scale=8.0)
 
 
 def verdicts_on(settings, questions, tmp_path):
@@ -64,25 +58,6 @@ def test_a_model_that_is_not_a_classifier_ends_the_work_before_anything_is_writt
     judge = load_judge(JudgeConfig(name="harmbench", model=str(folder)), "attack", None)
     with pytest.raises(UserError, match="which is no verdict; is it a classifier for the template harmbench-llama2?"):
         judge.rule([question_of(answer_row(1))], lambda _: pytest.fail("settled"), tmp_path / "x", False)
-
-
-def test_a_question_that_is_longer_than_its_context_is_unparsed_and_stops_nothing(folder, tmp_path):
-    short, long = (question_of(answer_row(1, response="word " * count)) for count in (1, 4096))
-    found = verdicts_on(JudgeConfig(name="harmbench", model=str(folder), clip_tokens=None), [short, long], tmp_path)
-    assert found[0].reply != found[1].reply == "not asked: longer than the judge's context"
-
-
-def test_a_special_token_is_a_reply(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "judge")
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():  # one of these two tokens is always the likeliest
-        model.lm_head.weight[1:] = 0
-        model.lm_head.weight[2] = -model.lm_head.weight[0]
-    model.save_pretrained(tmp_path / "judge")
-    replies = {"<|endoftext|>": "harmful", "<|im_end|>": "harmful"}
-    own = JudgeConfig(name="harmbench", model=str(tmp_path / "judge"), text="{behavior} {generation}", replies=replies)
-    (verdict,) = verdicts_on(own, [question_of(answer_row(1))], tmp_path)
-    assert verdict.label == "harmful" and verdict.reply in replies
 
 
 def test_a_missing_judge_is_named(tmp_path):
