@@ -239,7 +239,7 @@ def load_prompts(
     changed = "" if name in own else _difference(prompts, source, root)
     if changed and source not in accept_changed and name not in accept_changed:
         raise UserError(
-            f"{_stem(source, root)}: {changed}; fetch it again, or accept it for benchmark {source} in the study "
+            f"{_stem(source, root)}: {changed}; {_fetch_again(source, root)}, or accept it for benchmark {source} in the study "
             f"(evaluation.accept_changed: [{source}]) or with `curricula eval --accept-changed {source}`"
         )
     prompts = [prompt for prompt in prompts if with_copyright or not prompt.copyright]
@@ -325,21 +325,25 @@ def _source(name: str, root: Path | None) -> str:
 
 
 def _stem(name: str, root: Path | None) -> Path:
-    return BENCHMARKS[name].stem(root or _hub_cache())
+    return BENCHMARKS[name].stem(root or _hub_cache(name))
 
 
-def _hub_cache() -> Path:
-    """What takes the place of a data folder where there is none."""
+def _fetch_again(name: str, root: Path | None) -> str:
+    return "fetch it again" if root else f"remove {_stem(name, root)}, so that it is fetched again"
+
+
+def _hub_cache(name: str) -> Path:
+    """What takes the place of a data folder where there is none: one for each commit that is asked for."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HOME) / "curricula"
+    return Path(constants.HF_HOME) / "curricula" / (BENCHMARKS[name].hub_revision or "newest")
 
 
 def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
     entry, where = BENCHMARKS[name], _stem(name, root)
     if root is None:
         try:
-            for download in benchmark_downloads(name, _hub_cache()):
+            for download in benchmark_downloads(name, _hub_cache(name)):
                 fetch(download)
         except UserError as error:
             raise UserError(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
@@ -355,8 +359,8 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
         if prompt.text:
             prompts.append(msgspec.structs.replace(prompt, cluster=cluster_of(prompt.behavior)))
     if not prompts:
-        raise UserError(f"{where}: holds no prompt for benchmark {name}; fetch it again")
-    return unique_prompts(prompts, str(where), "fetch it again")
+        raise UserError(f"{where}: holds no prompt for benchmark {name}; {_fetch_again(name, root)}")
+    return unique_prompts(prompts, str(where), _fetch_again(name, root))
 
 
 def unique_prompts(prompts: list[Prompt], where: str, mend: str) -> list[Prompt]:

@@ -122,7 +122,8 @@ def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
     ]
     if not parts:
         return ""
-    return f"A row counts only attacks and requests for which every run of the arm has verdicts: {'; '.join(parts)}."
+    rule = "A row counts only attacks and requests for which every run of the arm that was attacked has verdicts"
+    return f"{rule}: {'; '.join(parts)}."
 
 
 def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:

@@ -143,7 +143,8 @@ class Shown:
                 if self.several and (found := self._estimate(arm, stage, decoder, "over-refusal")):
                     rate, low, high = found.rate.value, found.rate.low, found.rate.high
                     assert low is not None and high is not None  # a rate has an interval
-                    complied = replace(found.rate, value=1 - rate, low=1 - high, high=1 - low)
+                    by_seed = {seed: 1 - of_run for seed, of_run in found.rate.runs.items()}
+                    complied = replace(found.rate, value=1 - rate, low=1 - high, high=1 - low, runs=by_seed, crossed=None)
                     marks = [(1 - run.rate, False) for run in runs if run.rate is not None]
                     yield _over_seeds((self.judge, COMPLIED, stage, decoder, "", arm.name), complied, marks)
 

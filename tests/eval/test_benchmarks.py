@@ -303,7 +303,8 @@ def test_without_a_data_folder_a_benchmark_is_fetched_into_the_hubs_cache(name, 
 
     monkeypatch.setattr("curricula.eval.benchmarks.fetch", fetch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match=f"{tmp_path}/cache/curricula/{name}/.*: {rows} prompts, where .* were published"):
+    folder = f"{tmp_path}/cache/curricula/{BENCHMARKS[name].hub_revision or 'newest'}/{name}/.*"
+    with pytest.raises(UserError, match=f"{folder}: {rows} prompts, where .* were published; remove {folder}, so that it is"):
         load_prompts(name, None)
     prompts = load_prompts(name, None, with_copyright=True, accept_changed=(name,))
     assert set(asked) == {BENCHMARKS[name].hub_revision} and len(prompts) == rows
