@@ -79,6 +79,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def check(self) -> None:
         """Raise ValueError when fields contradict each other, in one sentence with the values and what to write instead."""
 
+    def require_one(self, *names: str, or_none: bool = False) -> None:
+        """Raise ValueError where several of the fields `names` are given, or, unless `or_none`, where none is."""
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
+        if not given and not or_none:
+            raise ValueError(f"none of {', '.join(names)} is given; give one of them")
+
+    def allow_only_with(self, key: str, *names: str) -> None:
+        """Raise ValueError where one of the fields `names` is not what it is by default, and the field `key` is not given."""
+        defaults = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__)))
+        for name in names if getattr(self, key) is None else ():
+            if (value := getattr(self, name)) != defaults[name]:
+                raise ValueError(f"{name} is {value!r}, which only counts with `{key}`; leave it out")
+
 
 @functools.cache
 def _field_types(kind: type[Settings]) -> dict[str, Any]:

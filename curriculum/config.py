@@ -39,12 +39,9 @@ class Tokenizer(Settings, frozen=True):
     """The reserved entry of a published tokenizer that becomes the harmfulness tag."""
 
     def check(self) -> None:
-        if sum(value is not None for value in (self.train, self.folder, self.hub, self.gguf)) != 1:
-            raise ValueError("name exactly one of train, folder, hub and gguf")
-        if self.tuning and self.train is None:
-            raise ValueError("tuning is true, which only a tokenizer that `train` makes can be; leave it out")
-        if self.revision is not None and self.hub is None:
-            raise ValueError(f"revision is {self.revision!r}, which only a tokenizer of `hub` has; leave it out")
+        self.require_one("train", "folder", "hub", "gguf")
+        self.allow_only_with("train", "tuning")
+        self.allow_only_with("hub", "revision")
 
 
 class Source(TextTable, frozen=True):
@@ -239,12 +236,6 @@ class StageConfig(Settings, frozen=True, kw_only=True):
     steps: Positive | None = None
     """Optimizer steps. At most one of the keys that say how long it trains may be given."""
 
-    def require_one_length(self, *names: str) -> None:
-        """Raise ValueError where more than one of the fields `names` is given."""
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both given; keep one of them")
-
 
 class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"):
     """Finetuning on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
@@ -287,7 +278,7 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
                     raise ValueError(f"{key} names {name!r}, which is not in the mix {', '.join(self.mix)}")
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
-        self.require_one_length("conversations", "epochs", "steps")
+        self.require_one("conversations", "epochs", "steps", or_none=True)
         if self.packing and self.steps:
             raise ValueError(f"steps is {self.steps} with packing, where rows hold as many as fit; give conversations")
         if self.total_steps == 0:
@@ -331,9 +322,7 @@ class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="mi
     def check(self) -> None:
         if isinstance(self.mix, dict):
             require_weights("mix", self.mix)
-        self.require_one_length("tokens", "steps")
-        if self.tokens is None and self.steps is None:
-            raise ValueError("neither tokens nor steps is given; say how long it trains")
+        self.require_one("tokens", "steps")
 
 
 AnyStage = Tuning | Midtrain

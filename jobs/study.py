@@ -118,8 +118,7 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_seeds(self) -> None:
         """Also writes one seed as `seed` and several as `seeds`, so that equal studies compare equal."""
-        if self.seed is not None and self.seeds is not None:
-            raise ValueError(f"seed {self.seed} and seeds {list(self.seeds)} are both given; keep one of them")
+        self.require_one("seed", "seeds", or_none=True)
         seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {list(seeds)} repeat one; name each once")

@@ -57,9 +57,7 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
     """What is measured on the way, on checkpoints of the trunk once for all arms; null measures the end alone."""
 
     def check(self) -> None:
-        given = [name for name in ("budget_tokens", "tokens_per_parameter") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"{' and '.join(given) or 'neither'} given; give budget_tokens or tokens_per_parameter")
+        self.require_one("budget_tokens", "tokens_per_parameter")
 
 
 class Finetuning(Settings, frozen=True):

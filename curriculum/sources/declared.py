@@ -37,8 +37,6 @@ from curricula.settings import Settings, require_distinct
 
 FIRST_ROWS = 100
 """Rows that are looked at before anything else is done."""
-_ON_THE_HUB: dict[str, Any] = {"config": None, "split": "train", "revision": None, "licence": "", "gated": False}
-"""Keys of tables on the hub, with their defaults."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _PLAIN = re.compile(r"\w[\w.+-]*", re.ASCII)
 
@@ -77,12 +75,8 @@ class DeclaredTable(Settings, frozen=True):
     """Whether the hub asks for the acceptance of its licence; the plan then warns while there is no token."""
 
     def check(self) -> None:
-        given = [name for name in ("dataset", "path", "hub") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"name exactly one of dataset, path and hub, not {' and '.join(given) or 'none of them'}")
-        for name, default in _ON_THE_HUB.items():
-            if self.hub is None and getattr(self, name) != default:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, which only a table with `hub` has; leave it out")
+        self.require_one("dataset", "path", "hub")
+        self.allow_only_with("hub", "config", "split", "revision", "licence", "gated")
         if self.path == "":
             raise ValueError("path is empty; name a file, a folder or a pattern")
         if self.hub is not None and not _HUB_NAME.fullmatch(self.hub):

@@ -78,7 +78,7 @@ def test_a_wrong_file_is_named_with_key_and_column(tmp_path, text, columns, said
         ({"prompts": {"gcg": {"path": "x"}}}, "the name 'gcg' means something else"),
         ({"capability": {"tasks": ["all"]}}, "the name 'all' means something else"),
         ({"prompts": {"a": {"path": "x", "kind": "capability"}}}, "kind is 'capability' and target None"),
-        ({"prompts": {"a": {"path": "x", "hub": "o/n"}}}, "name exactly one of dataset, path and hub"),
+        ({"prompts": {"a": {"path": "x", "hub": "o/n"}}}, "path and hub exclude each other"),
         (
             {"prompts": {"a": {"path": "x"}}, "overrefusal_benchmark": ["alpaca", "a"]},
             "overrefusal_benchmark names 'a', which is of kind attack",

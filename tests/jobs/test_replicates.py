@@ -57,7 +57,7 @@ def test_one_seed_is_the_same_study_in_each_form_and_all_forms_survive_being_fro
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": 42, "seeds": [42, 43]}, r"seed 42 and seeds \[42, 43\] are both given; keep one of them"),
+        ({"seed": 42, "seeds": [42, 43]}, r"seed and seeds exclude each other; keep one of them"),
         ({"seeds": []}, "seeds: expected `array` of length >= 1"),
         ({"seeds": [42, 43, 42]}, r"seeds \[42, 43, 42\] repeat one; name each once"),
         ({"seeds": [42, 43], "replicate": {"weights": True}}, "replicate: unknown key `weights`; known keys are init"),

@@ -63,9 +63,9 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({}, "name exactly one of dataset, path and hub, not none of them"),
-        ({"path": "x", "hub": "org/name"}, "name exactly one of dataset, path and hub, not path and hub"),
-        ({"path": "x", "split": "test"}, "split is 'test', which only a table with `hub` has"),
+        ({}, "none of dataset, path, hub is given; give one of them"),
+        ({"path": "x", "hub": "org/name"}, "path and hub exclude each other; keep one of them"),
+        ({"path": "x", "split": "test"}, "split is 'test', which only counts with `hub`"),
         ({"hub": "../etc"}, "hub '../etc' is no name on the hub"),
         ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
         ({"dataset": "gsm8k", "text": "question"}, "text is 'question', but a known dataset has its own"),
