@@ -141,9 +141,7 @@ class Endpoint:
         try:
             known = [each.id async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()]
         except openai.APIConnectionError as error:
-            if isinstance(error.__cause__, Unbounded):
-                return f"{self.host} {self.shown(str(error.__cause__))}"
-            return f"{self.host} cannot be reached ({self.shown(str(error.__cause__ or '') or str(error))})"
+            return self._broken(error)
         except openai.APIStatusError as error:  # a server need not have a list
             return str(self._meaning(error, model)) if error.status_code == 401 else ""
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError):
@@ -190,14 +188,16 @@ class Endpoint:
         """The meaning of an error that the client raises after its last retry."""
         if isinstance(error, openai.APIStatusError):
             return self._meaning(error, model)
-        if isinstance(error, openai.APITimeoutError):
-            return NoAnswer(f"{self.host} does not answer in time, asked {self._limit + 1} times")
         if isinstance(error, openai.APIConnectionError):
-            if isinstance(error.__cause__, Unbounded):
-                return NoAnswer(f"{self.host} {self.shown(str(error.__cause__))}, asked {self._limit + 1} times")
-            cause = self.shown(str(error.__cause__ or error))
-            return NoAnswer(f"{self.host} cannot be reached ({cause}), asked {self._limit + 1} times")
+            return NoAnswer(f"{self._broken(error)}, asked {self._limit + 1} times")
         return NoAnswer(f"{self.host} answers with something else than the API's JSON")
+
+    def _broken(self, error: openai.APIConnectionError) -> str:
+        """What became of a request without a reply."""
+        if isinstance(error, openai.APITimeoutError):
+            return f"{self.host} does not answer in time"
+        cause = self.shown(str(error.__cause__ or "") or str(error))
+        return f"{self.host} {cause}" if isinstance(error.__cause__, Unbounded) else f"{self.host} cannot be reached ({cause})"
 
     def _meaning(self, error: openai.APIStatusError, model: str) -> Exception:
         """The meaning of a final status for one request, or for the whole run."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
+import re
+import socket
+import struct
 import threading
 import time
 import tracemalloc
@@ -118,3 +122,15 @@ def test_a_batch_file_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
 
     with server(answer) as url:
         assert asyncio.run(fetch(url)) == b"x" * 1000
+
+
+def reset(handler: BaseHTTPRequestHandler) -> None:
+    """Cuts the connection, for which the client's library has no words."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(handler.connection.detach())
+
+
+def test_a_cut_connection_is_described_even_where_the_client_says_nothing() -> None:
+    with server(reset) as url, pytest.raises(NoAnswer) as failed:
+        ask(url)
+    assert re.fullmatch(r"http://127.0.0.1:\d+ cannot be reached \(\w.*\), asked 2 times", str(failed.value))
