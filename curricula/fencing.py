@@ -241,7 +241,7 @@ def _make_next(lock: Path, kind: str, content: bytes, after: int | None = None) 
         os.fsync(descriptor)
         numbers = _numbers(lock, kind)
         if max(numbers) > number:  # two were faster, and the second deleted the file of the first
-            file.unlink()
+            file.unlink(missing_ok=True)  # a third may have deleted it
             os.close(descriptor)
             return None
     except OSError:  # the file stays: a number must not be taken twice

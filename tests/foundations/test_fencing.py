@@ -197,3 +197,20 @@ def test_a_number_that_two_others_have_passed_is_not_taken(tmp_path, monkeypatch
     monkeypatch.setattr(fencing, "_numbers", look_and_be_overtaken)
     with fencing.generation(lock) as taken:
         assert taken.number == 3
+
+
+def test_a_number_that_others_have_passed_and_deleted_is_not_taken(tmp_path, monkeypatch):
+    """While it is being made, another makes the next number and deletes it."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    sync, synced = os.fsync, []
+
+    def sync_and_be_overtaken(descriptor):
+        sync(descriptor)
+        if not synced:
+            synced.append(descriptor)
+            (tmp_path / "lock.generation-1").rename(tmp_path / "lock.generation-2")
+
+    monkeypatch.setattr(os, "fsync", sync_and_be_overtaken)
+    with fencing.generation(lock) as taken:
+        assert taken.number == 3
