@@ -156,6 +156,21 @@ def replaced(raw: Any, keys: list[str], value: Any) -> Any:
     raise LookupError(f"the key {first!r} does not exist in {raw!r:.60}; give keys of the study with dots, such as a.b.c")
 
 
+def differences(then: Any, now: Any, place: str = "") -> list[str]:
+    """Where two plain values differ, a phrase for each place: "mix.web was 0.7, now 0.6"."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        inner = [(f"{place}.{key}" if place else str(key), then.get(key), now.get(key)) for key in {**then, **now}]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        inner = [(f"{place}[{number}]", *pair) for number, pair in enumerate(zip(then, now))]
+    else:
+        return [] if then == now else [f"{place} was {_shortened(repr(then))}, now {_shortened(repr(now))}"]
+    return [phrase for where, old, new in inner for phrase in differences(old, new, where)]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
 def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
     """A plain value as a `kind`. Raises UsageError that begins with `where` the value is from."""
     try:
@@ -207,8 +222,7 @@ class _Explainer:
         """The value at `keys`, shortened to fit into a message."""
         if any(key.isupper() and SECRET.search(key) for key in keys):  # a variable within `environment`
             return "hidden"
-        text = without_userinfo(repr(_value(keys, self.raw)))
-        return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+        return _shortened(without_userinfo(repr(_value(keys, self.raw))))
 
     def _keys(self, path: str, message: str) -> list[str]:
         """`.sources[...].shards` as the keys the user wrote; msgspec does not say which entry of a mapping `[...]` is."""

@@ -29,6 +29,7 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.analysis import ArmInfo, StudyRows, read_study_rows
 from curricula.jobs.study import SAVING, Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
+from curricula.settings import differences
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "submitit")
 
@@ -304,8 +305,8 @@ def refusal(old: Study, new: Study) -> str:
         return f"it has seed {', '.join(gone)}, which seeds now lacks"
     if gone := [name for name in old.tree.stages if name not in new.tree.stages]:
         return f"it has stage {', '.join(gone)}, which stages now lacks"
-    if changed := _first_difference(*_fixed(old, new)):
-        return changed
+    if changed := differences(*_fixed(old, new)):
+        return changed[0]
     arms, new_arms = ({arm.key: arm for arm in study.arms} for study in (old, new))
     jobs, new_jobs = ({arm.key: name for name, group in study.groups.items() for arm in group} for study in (old, new))
     for name, arm in arms.items():
@@ -372,14 +373,3 @@ def _drop_execution(study: dict[str, Any]) -> None:
     for judge in (study["evaluation"]["judge"], study["evaluation"]["overrefusal_judge"]):
         for key in ASKING if isinstance(judge, dict) else ():
             judge.pop(key, None)
-
-
-def _first_difference(old: Any, new: Any, place: str = "") -> str:
-    """The first key at which two plain values differ, with both values; empty when they are equal."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            found = _first_difference(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{place} was {old!r}, now {new!r}"

@@ -29,7 +29,7 @@ from curricula.durable import read_json, sync_folder, write_json, write_text
 from curricula.errors import StorageError, UserError
 from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
 from curricula.randomness import key_seed
-from curricula.settings import convert
+from curricula.settings import convert, differences
 
 if TYPE_CHECKING:
     from curricula.curriculum.stream.pretraining import BatchSource
@@ -305,14 +305,14 @@ def check_past(folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: d
     _refuse(folder, "was trained by another recipe", differences(recipe_then, recipe_now, "recipe"))
     if rates_then != rates_now:
         step = next(i for i, (a, b) in enumerate(zip(rates_then, rates_now)) if a != b)
-        phrase = f"learning rate of step {step + 1}: was {rates_then[step]:.6g}, is {rates_now[step]:.6g}"
+        phrase = f"learning rate of step {step + 1} was {rates_then[step]:.6g}, now {rates_now[step]:.6g}"
         _refuse(folder, "was trained by another recipe", [phrase])
 
 
 def warn_of_versions(folder: Path, info: CheckpointInfo, now: Mapping[str, str]) -> None:
     """Log in which versions of its software a training goes on that are not those of the checkpoint."""
     changed = [
-        f"{name} was {info.versions[name]}, is {now[name]}"
+        f"{name} was {info.versions[name]}, now {now[name]}"
         for name in ("torch", "megatron-core")
         if name in info.versions and info.versions[name] != now[name]
     ]
@@ -332,20 +332,3 @@ def _refuse(folder: Path, what: str, phrases: list[str]) -> None:
     if phrases:
         shown = "; ".join(phrases[:4]) + (f"; and {len(phrases) - 4} more" if len(phrases) > 4 else "")
         raise UserError(f"{folder}: {what} ({shown}); undo the change, or train in a new run folder")
-
-
-def differences(then: Any, now: Any, place: str = "") -> list[str]:
-    """Where two JSON values differ, one phrase for each place: "mix.web: was 0.7, is 0.6"."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        found = []
-        for key in sorted({*then, *now}):
-            found += differences(then.get(key), now.get(key), f"{place}.{key}" if place else str(key))
-        return found
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return [phrase for i, pair in enumerate(zip(then, now)) for phrase in differences(*pair, f"{place}[{i}]")]
-    return [] if then == now else [f"{place}: was {_short(then)}, is {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

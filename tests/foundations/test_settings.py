@@ -12,7 +12,17 @@ import pytest
 
 from curricula.errors import UsageError
 from curricula.model.study import Allocation
-from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings, Share, parse, read_yaml
+from curricula.settings import (
+    NonNegative,
+    NonNegativeNumber,
+    Positive,
+    PositiveNumber,
+    Settings,
+    Share,
+    differences,
+    parse,
+    read_yaml,
+)
 
 
 class Group(Settings, frozen=True):
@@ -116,6 +126,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, sentence):
     with pytest.raises(UsageError) as raised:
         read_yaml(path, "no such study; give a path")
     assert str(raised.value).startswith(f"{path}: {sentence}")
+
+
+def test_differences_are_named_by_their_path():
+    then, now = {"a": {"b": 1, "c": [1, 2]}, "d": "x" * 99}, {"e": 0, "a": {"b": 2, "c": [1, 3]}, "d": "y"}
+    assert differences(then, now) == [
+        "a.b was 1, now 2",
+        "a.c[1] was 2, now 3",
+        f"d was '{'x' * 56}..., now 'y'",
+        "e was None, now 0",
+    ]
+    assert differences({"a": 1}, {"a": 1}) == []
 
 
 RACE = """

@@ -154,7 +154,7 @@ def copy(stopped, tmp_path):
 
 
 def test_resuming_on_changed_data_names_what_changed(copy):
-    with pytest.raises(UserError, match=r"other data up to step 3 \(data.key: was 'safe', is 'unsafe'\)"):
+    with pytest.raises(UserError, match=r"other data up to step 3 \(data.key was 'safe', now 'unsafe'\)"):
         train(train_job(copy), RandomBatches(key="unsafe"))
 
 
@@ -177,9 +177,9 @@ def test_resuming_with_a_changed_future_is_allowed(copy):
 
 
 def test_resuming_with_another_past_learning_rate_or_seed_is_refused(copy):
-    with pytest.raises(UserError, match="learning rate of step 1: was 0.00025, is 0.000125"):
+    with pytest.raises(UserError, match="learning rate of step 1 was 0.00025, now 0.000125"):
         train(train_job(copy, schedule=ScheduleConfig(warmup_steps=4)), RandomBatches())
-    with pytest.raises(UserError, match="recipe.seed: was 0, is 1"):
+    with pytest.raises(UserError, match="recipe.seed was 0, now 1"):
         train(train_job(copy, seed=1), RandomBatches())
 
 

@@ -225,7 +225,7 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path, undisturbed, monkeypa
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"global_batch": 4}, r"data.batch: was 8, is 4"), ({"sequence_length": 8}, r"recipe.sequence_length: was 16, is 8")],
+    [({"global_batch": 4}, r"data.batch was 8, now 4"), ({"sequence_length": 8}, r"recipe.sequence_length was 16, now 8")],
     ids=["global batch", "sequence length"],
 )
 def test_resuming_with_another_batch_is_refused(tmp_path, change, named):
