@@ -415,14 +415,14 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
         return f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours"
     if caused_by(errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids the network; unset it"
+    if status is not None:
+        return f"the hub answers {status}; try again later"
     if caused_by(ConnectionError, TimeoutError) or named("TransportError", "RequestException"):
         kind = type(error).__name__
         if file:
             return f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept"
         advice = "run this where there is a network, or set HF_ENDPOINT to a mirror"
         return f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}"
-    if status is not None:
-        return f"the hub answers {status}; try again later"
     if caused_by(pyarrow.ArrowException):
         return f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision"
     # No such configuration or split, or no files.

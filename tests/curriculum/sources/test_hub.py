@@ -10,17 +10,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import requests
 import yaml
 from fake_hub import FakeHub, Files
 from small_studies import small_study
 
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.hub import downloads_of, require_whole
+from curricula.curriculum.sources.hub import Download, downloads_of, fetch, require_whole
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table
 from curricula.errors import UserError
@@ -416,6 +418,19 @@ def test_what_the_hub_lacks_is_named(hub, worker, tmp_path):
     assert "a file cannot be read" in error(hub="org/broken")
     assert "no column 'content' upstream, only id, metadata, text" in error(columns=["id", "content"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_in_trouble_is_not_said_to_be_out_of_reach(monkeypatch, tmp_path):
+    """Earlier versions of the hub's library raise errors of `requests`, where a refusal is of the kind of a lost connection."""
+    import huggingface_hub
+
+    def refuse(*_: object, **__: object) -> None:
+        raise requests.HTTPError("Service Unavailable", response=SimpleNamespace(status_code=503))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    download = Download("org/small", "a", "train", None, (), tmp_path / "out", "MIT")
+    with pytest.raises(UserError, match="^dataset org/small: the hub answers 503; try again later$"):
+        fetch(download)
 
 
 def test_a_lost_connection_is_retried_and_finally_reported(hub, worker, tmp_path):
