@@ -10,7 +10,7 @@ import os
 
 def first_line(error: BaseException) -> str:
     """Of what an error of a library says; its class where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class UserError(Exception):

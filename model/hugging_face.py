@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from curricula.errors import UserError
+from curricula.errors import UserError, first_line
 from curricula.model import costs
 from curricula.model.checkpoints.folder import CheckpointInfo
 from curricula.model.config import ModelConfig
@@ -216,8 +216,7 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     except Exception as error:  # the parser trusts its file: damage can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{source}: cannot be read ({reason}); fetch the model again") from error
+        raise UserError(f"{source}: cannot be read ({first_line(error):.200}); fetch the model again") from error
     weights = dict(loaded.state_dict())
     if loaded.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)

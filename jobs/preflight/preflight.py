@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from curricula.errors import UserError
+from curricula.errors import UserError, first_line
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.preflight.node_checks import disk_problems, job_gpu_problems, reach_problems, temporary_folders, within
 from curricula.jobs.run import Run
@@ -345,7 +345,7 @@ class Rendezvous:
             self.store: Store = TCPStore(host, int(port) + 1, ranks.size, ranks.rank == 0, patience, wait_for_workers=False)
         except RuntimeError as error:
             what = "opened" if ranks.rank == 0 else "reached"
-            raise PeerLost(f"{address}: the store of the preflight cannot be {what} ({str(error).splitlines()[0]})") from None
+            raise PeerLost(f"{address}: the store of the preflight cannot be {what} ({first_line(error)})") from None
 
     def put(self, name: str, value: object) -> None:
         self.store.set(name, msgspec.json.encode(value).decode())

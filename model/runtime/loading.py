@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from curricula.curriculum.stream.pretraining import Rows, RowSource
-from curricula.errors import UserError
+from curricula.errors import UserError, first_line
 from curricula.model.runtime.stopping import PeerLost, signals_blocked
 
 PREFETCH = 4
@@ -87,10 +87,9 @@ def read_micro_batches(
     except (RuntimeError, *_WORKER_GONE) as error:
         if not isinstance(error, _WORKER_GONE) and "DataLoader worker" not in str(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PeerLost(
-            f"a process that reads ahead was killed ({reason}); was memory short? Lower resources.data_workers, then start "
-            "again"
+            f"a process that reads ahead was killed ({first_line(error)}); was memory short? Lower resources.data_workers, "
+            "then start again"
         ) from error
     finally:
         if workers:
