@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -43,16 +44,15 @@ def named_downloads(name: str, root: Path) -> list[Wanted]:
 
 
 def study_downloads(study: Study, root: Path) -> list[Wanted]:
-    """Everything that a study reads: its sources, with their parts and limits of documents, its tuning sets and benchmarks."""
+    """Everything that a study reads: its sources, with their parts and limits of documents, its tuning sets, the texts of its
+    probes and its benchmarks."""
+    pools = [study.tuning_sets.get(pool) or POOLS[pool] for pool in used_pools(study)]
+    probes = study.used_probes.tables if study.used_probes else ()
     found = []
-    for source in study.sources.values():
-        if source.dataset is None:
-            continue
-        downloads = downloads_of(source.dataset, root, source.parts)
-        found += _labelled(source.dataset, downloads, "data", source.documents)
-    for pool in used_pools(study):
-        if name := (study.tuning_sets.get(pool) or POOLS[pool]).dataset:
-            found += named_downloads(name, root)
+    for table in (*study.sources.values(), *pools, *probes):
+        if table.dataset is not None:
+            rows = table.documents if isinstance(table, Source) else None
+            found += _labelled(table.dataset, downloads_of(table.dataset, root, table.parts), "data", rows)
     for name in study.evaluation.benchmark_names(study.all_eval_tasks):
         if name in BENCHMARKS and BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
@@ -122,7 +122,11 @@ def once(wanted: Iterable[Wanted]) -> list[Wanted]:
         rows = None if item.rows is None or earlier.rows is None else max(item.rows, earlier.rows)
         purpose: Purpose = "data" if "data" in (item.purpose, earlier.purpose) else "evaluation"
         first[item.download.out, item.download.prefix] = replace(earlier, purpose=purpose, rows=rows)
-    return list(first.values())
+    labels = Counter(item.label for item in first.values())  # of one dataset, two sources may each read another part
+    return [
+        replace(item, label=f"{item.label}/{item.download.config}") if labels[item.label] > 1 else item
+        for item in first.values()
+    ]
 
 
 def _labelled(name: str, downloads: list[Download], purpose: Purpose, rows: int | None = None) -> list[Wanted]:

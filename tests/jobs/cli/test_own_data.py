@@ -9,7 +9,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_studies import small_study
+from small_studies import small_study, smaller_demo
 
 from curricula.curriculum.world.datasets import write_world
 from curricula.durable import read_json, write_json
@@ -112,6 +112,32 @@ def test_as_many_rows_are_fetched_as_the_documents_may_lie_in(tmp_path):
     )  # fmt: skip
     rows = {item.label: item.rows for item in study_downloads(study, tmp_path)}
     assert (rows["org/a/train"], rows["org/b/train"]) == (5, None)
+
+
+def test_each_part_that_some_source_tuning_set_or_probe_reads_is_a_download_of_its_own(tmp_path):
+    evaluation = smaller_demo()["evaluation"]
+    evaluation["probes"] |= {"texts": {"safe": {"path": "x"}, "unsafe": {"dataset": "fineweb-annotated", "parts": ["score_2"]}}}
+    study = load_study(
+        small_study(
+            tmp_path, world=None, evaluation=evaluation,
+            sources={
+                "web": {"dataset": "fineweb-edu"},
+                "four": {"dataset": "fineweb-unsafe", "parts": ["score_4"]},
+                "five": {"dataset": "fineweb-unsafe", "parts": ["score_5"]},
+            },
+            tuning_sets={"prose": {"dataset": "safeweb", "parts": ["score_1_rephrased"], "text": "text"}},
+            tuning={"instruct": {"mix": {"prose": 1}}, "benign": {"mix": {"prose": 1}}},
+            curriculum={"starts": [0.5, 1], "safe": {"web": 1}, "interventions": {"full": {"four": 1, "five": 1}}},
+        )
+    )  # fmt: skip
+    found = {item.label: item.download.config for item in study_downloads(study, tmp_path) if item.purpose == "data"}
+    assert found == {
+        "fineweb-unsafe/score_4": "score_4",
+        "fineweb-unsafe/score_5": "score_5",
+        "fineweb-edu": "score_0",
+        "safeweb": "score_1_rephrased",
+        "fineweb-annotated": "score_2",
+    }
 
 
 def test_the_plan_warns_of_licences_that_nobody_accepted(tmp_path, capsys, monkeypatch):
