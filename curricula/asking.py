@@ -42,7 +42,7 @@ class Unreadable(Exception):
 
     def __init__(self, reason: str, reply: str | None):
         super().__init__(reason)
-        self.reason, self.reply = reason, reply
+        self.reply = reply
 
 
 class Unaskable(Exception):

@@ -279,9 +279,7 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
     make_folder(path.parent, shared)
     with _opened_lock(path, shared) as file:
         deadline = time.monotonic() + wait_s
-        while not (is_locked := _flock(file, fcntl.LOCK_EX)):
-            if is_locked is None:
-                break
+        while (is_locked := _flock(file, fcntl.LOCK_EX)) is False:
             if time.monotonic() >= deadline:
                 file.seek(0)
                 raise fencing.in_use(path, file.read().strip() or "unknown")
@@ -310,16 +308,13 @@ def is_held(path: Path) -> bool | None:
         return None
 
 
-@contextlib.contextmanager
-def _opened_lock(path: Path, shared: bool) -> Iterator[IO[Any]]:
+def _opened_lock(path: Path, shared: bool) -> IO[Any]:
     try:
-        file = open(path, "a+", opener=_shared if shared else _private_no_link)  # noqa: SIM115 (closed below)
+        return open(path, "a+", opener=_shared if shared else _private_no_link)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise UserError(f"{path}: is a symbolic link, which a lock never is; delete it") from None
-    with file:
-        yield file
 
 
 def _shared(path: str, flags: int) -> int:
