@@ -120,8 +120,7 @@ class Study(Settings, frozen=True, dict=True):
         """Also writes one seed as `seed` and several as `seeds`, so that equal studies compare equal."""
         self.require_one("seed", "seeds", or_none=True)
         seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds {list(seeds)} repeat one; name each once")
+        require_distinct("seeds", seeds)
         is_one = len(seeds) == 1
         msgspec.structs.force_setattr(self, "seed", seeds[0] if is_one else None)
         msgspec.structs.force_setattr(self, "seeds", None if is_one else seeds)

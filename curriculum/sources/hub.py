@@ -160,8 +160,7 @@ def fetch(
                 rows = _rows_in(file)  # another fetch may have written it meanwhile
                 if rows is None:
                     with _explained(download.hub, download.revision, file.name):
-                        whole = limit is None
-                        shard = stream.shard(count, number, contiguous=True) if whole else stream.take(limit)
+                        shard = stream.take(limit) if limit else stream.shard(count, number, contiguous=True)
                         rows = _write(file, shard, download, report)
                 lock.unlink(missing_ok=True)  # whoever waits for it, or creates it again, finds the file
             done += rows

@@ -158,8 +158,7 @@ def files_matching(pattern: str) -> list[Path]:
 
 def head(file: Path, count: int) -> list[Row]:
     """The first `count` rows of a file, or all if it has fewer; raises UserError where one is not an object."""
-    wanted = range(min(count, count_rows(file))) if file.suffix in (".json", ".csv") else range(count)
-    return list(Table((file,), (count,)).rows(0, len(wanted)))
+    return list(Table((file,), (count,)).rows())
 
 
 def column_names(file: Path, rows: Sequence[Row]) -> list[str]:
@@ -203,12 +202,12 @@ def count_rows(file: Path) -> int:
 
 
 def _read(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Any]:
-    """The rows of one file with the `wanted` numbers, which are in rising order."""
+    """The rows of one file with the `wanted` numbers, which are in rising order and may go beyond the last."""
     if file.suffix == ".parquet":
         yield from _parquet_rows(file, wanted, columns)
     elif file.suffix in (".json", ".csv"):
         rows = _whole(file)
-        yield from (rows[number] for number in wanted)
+        yield from (rows[number] for number in wanted if number < len(rows))
     else:
         yield from _json_rows(file, wanted)
 
