@@ -95,15 +95,16 @@ class TuningBatches:
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
         self._rows = self._packed(count) if tuning.packing else None
-        self.total_steps = (count if self._rows is None else len(self._rows)) // self.global_batch
+        rows = count if self._rows is None else len(self._rows)
+        self.total_steps = rows // self.global_batch
         if not self.total_steps:
-            raise self._too_few(count)
+            raise self._too_few(rows)
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
         self._pool_hashes = {name: _hash([item.messages for item in pool]) for name, pool in self._pools.items()}
 
-    def _too_few(self, count: int) -> UserError:
+    def _too_few(self, rows: int) -> UserError:
         return UserError(
-            f"tuning: {count} conversations are fewer than one batch of {self.global_batch} rows; add conversations, or make "
+            f"tuning: a batch has {self.global_batch} rows, and the conversations fill only {rows}; add conversations, or make "
             "global_batch smaller"
         )
 
