@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import pwd
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -157,7 +156,7 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Itera
     fencing.check_fences()
     with disk_full_explained(path):
         try:
-            _clear(temporary)
+            temporary.unlink(missing_ok=True)  # it may be a link, or still open in a process that this one took over from
             encoding = None if "b" in mode else "utf-8"
             with open(temporary, mode, encoding=encoding, opener=_shared if shared else _private_no_link) as file:
                 yield file
@@ -166,6 +165,8 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Itera
             fencing.check_fences()
             os.replace(temporary, path)
             sync_folder(path.parent)
+        except fencing.Superseded:  # the name is the other process's now
+            raise
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -188,14 +189,6 @@ def _private(path: str, flags: int) -> int:
 
 def _private_no_link(path: str, flags: int) -> int:
     return _private(path, flags | os.O_NOFOLLOW)
-
-
-def _clear(path: Path) -> None:
-    """Delete what is there if writing to it would write to another file."""
-    with contextlib.suppress(FileNotFoundError):
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

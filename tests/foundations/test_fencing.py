@@ -12,7 +12,7 @@ import time
 import pytest
 
 from curricula import fencing
-from curricula.durable import append_jsonl, exclusive_lock, is_held, read_json, read_jsonl, write_json
+from curricula.durable import append_jsonl, exclusive_lock, is_held, open_atomically, read_json, read_jsonl, write_json
 from curricula.errors import UserError
 
 HOLD = """
@@ -26,6 +26,13 @@ with exclusive_lock(Path(sys.argv[1])): print("held", flush=True); time.sleep(60
 TAKE_OVER = """
 import sys; from pathlib import Path; from curricula.fencing import generation
 with generation(Path(sys.argv[1])): pass
+"""
+TAKE_OVER_AND_WRITE = """
+import sys; from pathlib import Path; from curricula.durable import write_json
+from curricula.fencing import generation
+with generation(Path(sys.argv[1])):
+    write_json(Path(sys.argv[2]), "newer")
+    Path(sys.argv[3]).write_text("of the newer one")
 """
 
 
@@ -214,3 +221,12 @@ def test_a_number_that_others_have_passed_and_deleted_is_not_taken(tmp_path, mon
     monkeypatch.setattr(os, "fsync", sync_and_be_overtaken)
     with fencing.generation(lock) as taken:
         assert taken.number == 3
+
+
+def test_a_writer_that_others_took_over_from_spoils_neither_their_file_nor_the_one_they_are_writing(tmp_path):
+    lock, path, aside = tmp_path / "lock", tmp_path / "value.json", tmp_path / ".value.json.aside"
+    lock.touch()
+    with fencing.generation(lock), pytest.raises(fencing.Superseded), open_atomically(path, "w") as file:
+        file.write('"what the older one would have written"')
+        subprocess.run([sys.executable, "-c", TAKE_OVER_AND_WRITE, str(lock), str(path), str(aside)], check=True)
+    assert (read_json(path), aside.read_text()) == ("newer", "of the newer one")
