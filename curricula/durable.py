@@ -154,21 +154,23 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Itera
     make_folder(path.parent, shared)
     temporary = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
     fencing.check_fences()
+    mine: os.stat_result | None = None
     with disk_full_explained(path):
         try:
             temporary.unlink(missing_ok=True)  # it may be a link, or still open in a process that this one took over from
             encoding = None if "b" in mode else "utf-8"
             with open(temporary, mode, encoding=encoding, opener=_shared if shared else _private_no_link) as file:
+                mine = os.fstat(file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             fencing.check_fences()
             os.replace(temporary, path)
             sync_folder(path.parent)
-        except fencing.Superseded:  # the name is the other process's now
-            raise
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if mine is not None and os.path.samestat(mine, temporary.lstat()):  # else it is another process's now
+                    temporary.unlink()
             raise
 
 

@@ -85,14 +85,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
         if not given and not or_none:
-            raise ValueError(f"none of {', '.join(names)} is given; give one of them")
+            raise ValueError(f"give one of {', '.join(names[:-1])} and {names[-1]}")
 
     def allow_only_with(self, key: str, *names: str) -> None:
         """Raise ValueError where one of the fields `names` is not what it is by default, and the field `key` is not given."""
         defaults = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__)))
         for name in names if getattr(self, key) is None else ():
             if (value := getattr(self, name)) != defaults[name]:
-                raise ValueError(f"{name} is {value!r}, which only counts with `{key}`; leave it out")
+                raise ValueError(f"{name} is {value!r}, which counts only with `{key}`; leave it out")
 
 
 @functools.cache

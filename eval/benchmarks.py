@@ -340,7 +340,7 @@ def _hub_cache(name: str) -> Path:
 
 
 def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
-    entry, where = BENCHMARKS[name], _stem(name, root)
+    entry, where, mend = BENCHMARKS[name], _stem(name, root), _fetch_again(name, root)
     if root is None:
         try:
             for download in benchmark_downloads(name, _hub_cache(name)):
@@ -352,15 +352,15 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
         place = f"{where}: row {number + 1}"
         if None in row:  # where Python's csv puts fields that the header does not name
             raise UserError(f"{place} has more fields than the header; put texts with commas in quotation marks")
-        parts = {part: column(row, part, entry, place) for part in sorted({*entry.columns, *OPTIONAL})}
+        parts = {part: column(row, part, entry, place, mend) for part in sorted({*entry.columns, *OPTIONAL})}
         if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
             continue
         prompt = Prompt(id=parts["id"] or str(number), benchmark=name, **entry.make(parts))
         if prompt.text:
             prompts.append(msgspec.structs.replace(prompt, cluster=cluster_of(prompt.behavior)))
     if not prompts:
-        raise UserError(f"{where}: holds no prompt for benchmark {name}; {_fetch_again(name, root)}")
-    return unique_prompts(prompts, str(where), _fetch_again(name, root))
+        raise UserError(f"{where}: holds no prompt for benchmark {name}; {mend}")
+    return unique_prompts(prompts, str(where), mend)
 
 
 def unique_prompts(prompts: list[Prompt], where: str, mend: str) -> list[Prompt]:
@@ -404,7 +404,7 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
     ]
 
 
-def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
+def column(row: dict[str, Any], part: str, entry: Benchmark, where: str, mend: str) -> str:
     """The value of the first of the part's columns that `row` has; "" for a missing optional part."""
     names = entry.columns.get(part, ())
     for candidate in names:
@@ -413,8 +413,8 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str) -> str:
     if part in OPTIONAL:
         return ""
     if any(name in row for name in names):
-        raise UserError(f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row or fetch it again")
-    raise UserError(f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(map(str, row))}; fetch it again")
+        raise UserError(f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row, or {mend}")
+    raise UserError(f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(map(str, row))}; {mend}")
 
 
 def text_of(value: Any, name: str, where: str) -> str:

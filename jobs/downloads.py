@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -122,11 +121,12 @@ def once(wanted: Iterable[Wanted]) -> list[Wanted]:
         rows = None if item.rows is None or earlier.rows is None else max(item.rows, earlier.rows)
         purpose: Purpose = "data" if "data" in (item.purpose, earlier.purpose) else "evaluation"
         first[item.download.out, item.download.prefix] = replace(earlier, purpose=purpose, rows=rows)
-    labels = Counter(item.label for item in first.values())  # of one dataset, two sources may each read another part
-    return [
-        replace(item, label=f"{item.label}/{item.download.config}") if labels[item.label] > 1 else item
-        for item in first.values()
-    ]
+    found: dict[str, Wanted] = {}
+    for item in first.values():
+        # Of one dataset, two sources may each read another part. The first one's label stays when a study grows by another.
+        label = f"{item.label}/{item.download.config}" if item.label in found else item.label
+        found[label] = replace(item, label=label)
+    return list(found.values())
 
 
 def _labelled(name: str, downloads: list[Download], purpose: Purpose, rows: int | None = None) -> list[Wanted]:

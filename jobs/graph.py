@@ -8,6 +8,7 @@ which need one process where pretraining needs many.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Key, Plan
-from curricula.jobs.slurm.profile import Profile, Request, StageOptions, request_of
+from curricula.jobs.slurm.profile import Profile, StageOptions, request_of
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 
@@ -31,10 +32,31 @@ Measured = tuple[ModelKind, str]
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
     """The plan of `study`; `profile`, where there is one, adapts what each job asks for to the cluster.
 
-    Raises UsageError where two jobs have one name, and where the profile gives a stage less time than its jobs need to save, or
-    GPUs among which a global batch does not divide.
+    Raises UsageError where two jobs have one name, and where the profile gives a stage less time than its jobs need to save.
     """
     return _Planner(study, profile).plan()
+
+
+def check_batches(plan: Plan, chosen: Collection[Key]) -> None:
+    """Raise UsageError where the rows of a step do not divide among the GPUs that a chosen element gets. The job itself would
+    find that out only when all pretraining is done."""
+    keys, split = set(chosen), plan.study.resources.tensor_parallel
+    for job, element in plan.elements():
+        if (job.name, element.label) not in keys:
+            continue
+        stage, study = STAGES[job.stage], plan.study.at(element.variant)
+        batch, processes = stage.global_batch(study, element), job.request.nodes * job.request.tasks_per_node
+        where = f"the nodes and GPUs in the study's resources.{stage.section} or in the profile's stages"
+        if batch and processes % split:
+            raise UsageError(
+                f"{job.name}: {processes} processes are no multiple of tensor_parallel {split}; change {where}, or "
+                "resources.tensor_parallel"
+            )
+        if batch and batch % (processes // split):
+            raise UsageError(
+                f"{study.place_of(element.kind)}.global_batch is {batch}, which the {processes // split} data-parallel "
+                f"processes of {job.name} cannot share evenly; change it, or {where}"
+            )
 
 
 class _Planner:
@@ -63,8 +85,6 @@ class _Planner:
         section = own.section_of(self.study)
         profile = self.profile
         request = profile.request(stage, section, ask) if profile else request_of(section, ask, StageOptions())
-        for one in elements if profile else ():
-            self._check_batch(name, own.global_batch(self.study.at(one.variant), one), own.section, request)
         priced = (
             replace(
                 one,
@@ -75,15 +95,6 @@ class _Planner:
         )
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
         return name
-
-    def _check_batch(self, name: str, batch: int, section: str, request: Request) -> None:
-        """The job itself would find this out only when all pretraining is done."""
-        processes, split = request.nodes * request.tasks_per_node, self.study.resources.tensor_parallel
-        if batch and (processes % split or batch % (processes // split)):
-            raise UsageError(
-                f"{name}: its global_batch of {batch} rows does not divide among {processes} processes with tensor_parallel "
-                f"{split}; change it, or the nodes and GPUs in the study's resources.{section} or in the profile's stages"
-            )
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
         """Add the job that downloads the datasets for `purpose`; returns its name, or nothing without downloads."""

@@ -280,7 +280,7 @@ class Study(Settings, frozen=True, dict=True):
                 )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
-        for layer in evaluation.probes.layers if evaluation.probes else ():
+        for layer in self.used_probes.layers if self.used_probes else ():
             if isinstance(layer, int) and layer > (count := self.model.resolve().layers):
                 raise ValueError(f"evaluation.probes.layers names layer {layer}, and the model has {count}; choose a lower one")
         evaluation.require_templates(name for _, names in self._named_tasks() for name in names)

@@ -51,7 +51,7 @@ class ChatEncoder:
     entry, such as `<|im_end|>` or the harmfulness tag, is read as text."""
 
     def __init__(self, tokenizer: Tokenizer):
-        """Raises UserError for a tokenizer that reads text otherwise beside a special entry than by itself."""
+        """Raises UserError for a tokenizer that splits text next to a special entry differently than on its own."""
         self._plain = PlainText(tokenizer)
         ids = tokenizer.get_vocab()
         self._start, self._end, self._text_end = (ids[mark] for mark in (TURN_START, TURN_END, EOS))
@@ -59,8 +59,8 @@ class ChatEncoder:
         rendered = "".join(f"{TURN_START}{_between_marks(one)}{TURN_END}\n" for one in TRIAL)
         if self.encode(TRIAL)[0] != tokenizer.encode(rendered, add_special_tokens=False).ids:
             raise UserError(
-                "the tokenizer reads text beside a special entry otherwise than by itself, so tuning would not see the tokens "
-                "that evaluation gives; use one whose special entries change nothing around them, as SmolLM2's do"
+                "the tokenizer splits text next to a special entry differently than on its own, so tuning would not see the "
+                "tokens that evaluation gives; use one whose special entries change nothing around them, as SmolLM2's do"
             )
 
     def quotes_special(self, messages: Sequence[dict[str, str]]) -> bool:

@@ -122,7 +122,7 @@ def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
     ]
     if not parts:
         return ""
-    rule = "A row counts only attacks and requests for which every run of the arm that was attacked has verdicts"
+    rule = "A row counts only attacks and requests for which every attacked run of the arm has verdicts"
     return f"{rule}: {'; '.join(parts)}."
 
 

@@ -52,6 +52,8 @@ class Bars:
             now = time.monotonic()
             seconds = max(now - began, 1e-9)
             more = described(done, seconds, figures)
+            if done > total:
+                self._lines.tasks[task].total = None  # which `update` would leave as it was
             self._lines.update(task, completed=done, total=total if done <= total else None, more=more)
             if self.console.is_terminal or ended or (done != total and now < next_line):
                 return

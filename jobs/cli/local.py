@@ -164,7 +164,7 @@ class Display:
     def _estimate_done(self, readings: Mapping[Key, Reading | None] = MappingProxyType({})) -> float:
         """Of the counted elements' estimated seconds those that are done, with parts of the running ones."""
         done = sum(seconds for key, seconds in self.estimates.items() if key not in self.open)
-        parts = ((key, reading) for key, reading in readings.items() if reading and reading.total)
+        parts = ((key, reading) for key, reading in readings.items() if reading and reading.done <= reading.total > 0)
         return done + sum(self.estimates.get(key, 0.0) * reading.done / reading.total for key, reading in parts)
 
     def _render(self) -> RenderableType:

@@ -118,6 +118,8 @@ def _steps(element: ElementStatus) -> str:
     reading = element.progress
     if reading is None:
         return ""
+    if reading.done > reading.total:
+        return f"{reading.done:,}"
     return f"{reading.done:,}/{reading.total:,}" if reading.total < 1e5 else f"{count(reading.done)}/{count(reading.total)}"
 
 

@@ -25,7 +25,7 @@ from curricula.jobs.cli.options import confirm
 from curricula.jobs.completion import done_elements
 from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import MOST_HERE, about, describe
-from curricula.jobs.graph import plan_study
+from curricula.jobs.graph import check_batches, plan_study
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
@@ -220,6 +220,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     submitted = submissions(run)
     live = live_elements(run, queued(run)) if submitted and has_slurm else latest_tasks(submitted)
     check_needs(plan, chosen, done_elements(run, plan), live)
+    check_batches(plan, chosen)
     previews = preview(plan, chosen, profile, root)
     limits = partition_minutes() if has_slurm else {}
     for one in previews:
@@ -252,6 +253,7 @@ def render(args: argparse.Namespace) -> int:
 
     study, profile = read_study(args.study, args.set), load_profile(args.profile)
     plan = plan_study(study, profile)
+    check_batches(plan, plan.needs)
     root = check_root(args.run or profile.run_root(study.name))
     args.out.mkdir(parents=True, exist_ok=True)  # first: if it cannot be made, no run folder must remain
     with Run.locked(root):

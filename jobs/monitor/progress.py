@@ -45,10 +45,10 @@ class TimeLeft:
         self._first: tuple[float, int] | None = None
 
     def __call__(self, now_s: float, done: int, total: int) -> float | None:
-        """None while nothing has been done since the first call."""
+        """None while nothing has been done since the first call, or where the total is not known: it is less than is done."""
         self._first = self._first or (now_s, done)
         first_s, first_done = self._first
-        return (now_s - first_s) / (done - first_done) * (total - done) if done > first_done else None
+        return (now_s - first_s) / (done - first_done) * (total - done) if first_done < done <= total else None
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -56,6 +56,7 @@ class Reading(msgspec.Struct, frozen=True):
 
     done: int
     total: int
+    """Not known where it is less than `done`."""
     updated: float
     """Unix time: the element's heartbeat."""
     left_s: float | None = None
@@ -79,7 +80,7 @@ class ProgressFile:
     def __call__(self, done: int, total: int, **figures: Any) -> None:
         now = time.time()
         left_s = self._time_left(now, done, total)
-        if now < self._next and done < total:
+        if now < self._next and done != total:
             return
         self._next = now + REWRITE_EVERY_S
         reading = Reading(done, total, now, left_s, socket.gethostname(), self.seed, self._restarts, figures)
@@ -155,7 +156,7 @@ class JobComment:
 
 def progress_line(done: int, total: int, left_s: float | None, figures: Mapping[str, Any]) -> str:
     """One short line, such as `1200/5000 24% loss 2.345 1.2M tok/s 3:20:00 left`."""
-    parts = [f"{done}/{total}", f"{100 * done // max(1, total)}%"]
+    parts = [f"{done}/{total}", f"{100 * done // max(1, total)}%"] if done <= total else [f"{done}"]
     loss, speed = number(figures, "loss"), number(figures, "tokens_per_second")
     parts += [f"loss {loss:.3f}"] if loss is not None else []
     parts += [f"{count(speed)} tok/s"] if speed is not None else []

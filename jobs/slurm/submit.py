@@ -21,6 +21,7 @@ from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 from curricula.durable import make_folder, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.completion import done_elements
+from curricula.jobs.graph import check_batches
 from curricula.jobs.plan import Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
@@ -121,11 +122,13 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     Where the user's limit of submitted jobs is reached, what fits is submitted, in the plan's order, and the same command
     submits the rest later.
 
-    Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen.
+    Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen, or gets
+    GPUs among which its batch does not divide.
     Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues. It is a
     DependencyLost where Slurm has forgotten one of the run's jobs, so that `now` is no longer true.
     """
     check_needs(plan, chosen, now.done, now.live)
+    check_batches(plan, chosen)
     if explained := ignored_explained(os.environ):
         say(explained)
     root = check_root(run.root)

@@ -33,7 +33,7 @@ class Fetch(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         if not work.run.data_folder:  # otherwise the user provides the data
             wanted = _wanted(work)
-            fetch(wanted.download, lambda done, total, **_: progress(done, max(done, total)), wanted.rows)
+            fetch(wanted.download, progress, wanted.rows)
 
     def saved(self, work: Work) -> int:
         wanted = _wanted(work).download

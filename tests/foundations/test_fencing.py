@@ -223,10 +223,13 @@ def test_a_number_that_others_have_passed_and_deleted_is_not_taken(tmp_path, mon
         assert taken.number == 3
 
 
-def test_a_writer_that_others_took_over_from_spoils_neither_their_file_nor_the_one_they_are_writing(tmp_path):
+@pytest.mark.parametrize("end", [fencing.Superseded, KeyboardInterrupt])
+def test_a_writer_that_others_took_over_from_spoils_neither_their_file_nor_the_one_they_are_writing(end, tmp_path):
     lock, path, aside = tmp_path / "lock", tmp_path / "value.json", tmp_path / ".value.json.aside"
     lock.touch()
-    with fencing.generation(lock), pytest.raises(fencing.Superseded), open_atomically(path, "w") as file:
+    with fencing.generation(lock), pytest.raises(end), open_atomically(path, "w") as file:
         file.write('"what the older one would have written"')
         subprocess.run([sys.executable, "-c", TAKE_OVER_AND_WRITE, str(lock), str(path), str(aside)], check=True)
+        if end is KeyboardInterrupt:
+            raise end
     assert (read_json(path), aside.read_text()) == ("newer", "of the newer one")

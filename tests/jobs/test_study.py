@@ -60,7 +60,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"tokenizer__train": 4096},
             r"tokenizer.train makes 4096 entries, where the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
         ),
-        ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is True, which only counts with"),
+        ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is True, which counts only with"),
         ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
         (
             {"resources__engine": {"backend": "gpu"}},
@@ -72,7 +72,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         ({"resources__engine": {"backend": "torch", "fp8": "delayed"}}, r'engine.fp8 is "delayed", which needs'),
         ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
-        ({"pretraining__budget_tokens": None}, r"pretraining: none of budget_tokens, tokens_per_parameter is given"),
+        ({"pretraining__budget_tokens": None}, r"pretraining: give one of budget_tokens and tokens_per_parameter"),
         (
             {"pretraining__tokens_per_parameter": 20},
             r"pretraining: budget_tokens and tokens_per_parameter exclude each other; keep one of them",
@@ -272,7 +272,7 @@ def test_what_the_hub_may_change_is_warned_of(monkeypatch, tmp_path):
     monkeypatch.setenv("CURRICULA_DATA", str(tmp_path))
     assert not warnings()
     raw["tokenizer"] = {"train": 2048, "revision": "0123abc"}
-    with pytest.raises(UserError, match="revision is '0123abc', which only counts with `hub`"):
+    with pytest.raises(UserError, match="revision is '0123abc', which counts only with `hub`"):
         warnings()
 
 

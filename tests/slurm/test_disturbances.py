@@ -121,7 +121,7 @@ def test_where_preempted_jobs_are_cancelled_the_next_array_continues(own_lab, tm
     run = studies.prepared(own_lab, tmp_path, study)
     own_lab.run("scontrol", "update", "PartitionName=batch", "PreemptMode=CANCEL")
     said = studies.submit(own_lab, study, profile, run, "--stage", "pretrain", "--arm", "safe-100")
-    assert "partition batch cancels the jobs that it preempts, so 1 more arrays" in said
+    assert "jobs of partition batch are cancelled when others preempt them, so 1 more array will continue" in said
     first = submissions(Run(run))[0]
     studies.wait_until(lambda: studies.saved_step(run, "trunk") > 0, "a checkpoint", 300, lambda: studies.logs(run))
     assert own_lab.preempt(f"{first.job_id}_0"), own_lab.state()

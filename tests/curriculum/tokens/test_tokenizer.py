@@ -123,12 +123,12 @@ def test_loss_is_on_the_assistants_text_and_the_end_of_its_turn(any_folder, mess
         (pre_tokenizers.ByteLevel(), AddedToken(TURN_END, lstrip=True, special=True)),
     ],
 )
-def test_a_tokenizer_that_reads_text_beside_a_mark_otherwise_than_alone_is_refused(pieces, mark):
+def test_a_tokenizer_that_splits_text_next_to_a_mark_differently_than_alone_is_refused(pieces, mark):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pieces
     marks = [EOS, TURN_START, mark, TAG]
     tokenizer.train_from_iterator(["user a b c assistant\n"], trainers.BpeTrainer(special_tokens=marks))
-    with pytest.raises(UserError, match="reads text beside a special entry otherwise than by itself"):
+    with pytest.raises(UserError, match="splits text next to a special entry differently than on its own"):
         ChatEncoder(tokenizer)
 
 

@@ -39,6 +39,16 @@ def test_a_total_that_is_not_known_is_not_shown():
     assert shown.getvalue() == "rows of part 3: 1,000\njudge: 0 of 0\n"
 
 
+def test_a_size_that_turns_out_too_small_is_no_longer_shown():
+    shown = io.StringIO()
+    with Bars(Console(file=shown, force_terminal=True, width=80)) as bars:
+        report = bars.line("rows")
+        report(1000, 1000)
+        report(2000, 1000)
+    last = [line for line in shown.getvalue().splitlines() if "rows" in line][-1]
+    assert "2000/?" in last
+
+
 def test_on_a_narrow_terminal_a_line_keeps_its_bar_its_count_and_the_time_left():
     shown = io.StringIO()
     with Bars(Console(file=shown, force_terminal=True, width=80)) as bars:

@@ -132,8 +132,8 @@ def test_each_part_that_some_source_tuning_set_or_probe_reads_is_a_download_of_i
     )  # fmt: skip
     found = {item.label: item.download.config for item in study_downloads(study, tmp_path) if item.purpose == "data"}
     assert found == {
+        "fineweb-unsafe": "score_5",  # the first keeps its name when a study grows by another
         "fineweb-unsafe/score_4": "score_4",
-        "fineweb-unsafe/score_5": "score_5",
         "fineweb-edu": "score_0",
         "safeweb": "score_1_rephrased",
         "fineweb-annotated": "score_2",

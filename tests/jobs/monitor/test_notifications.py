@@ -41,7 +41,7 @@ def test_a_comment_shows_progress_loss_speed_and_time_left():
     assert progress_line(1200, 5000, 12_000.0, {"loss": 2.34567, "tokens_per_second": 1.234e6, "phase": 1}) == (
         "1200/5000 24% loss 2.346 1.23M tok/s 3:20:00 left"
     )
-    assert progress_line(3, 0, None, {"loss": "high"}) == "3/0 300%"
+    assert progress_line(3, 0, None, {"loss": "high"}) == "3"
 
 
 def test_an_array_task_is_named_by_array_and_number():

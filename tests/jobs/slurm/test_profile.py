@@ -10,12 +10,12 @@ from paths import ROOT
 
 from curricula.errors import UsageError
 from curricula.eval import EvalConfig
-from curricula.jobs.graph import plan_study
+from curricula.jobs.graph import check_batches, plan_study
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile, load_profile
 from curricula.jobs.slurm.script import sbatch_options
 from curricula.jobs.slurm.snapshot import Snapshot
-from curricula.jobs.study import load_study
+from curricula.jobs.study import STUDIES, load_study
 
 PROFILES = sorted((ROOT / "env" / "profiles").glob("*.yaml"))
 PAPER = load_study(ROOT / "jobs" / "studies" / "paper.yaml")
@@ -72,8 +72,22 @@ def test_hours_that_end_before_a_job_could_save_are_refused():
 
 
 def test_gpus_among_which_a_tuning_batch_does_not_divide_are_refused():
-    with pytest.raises(UsageError, match=r"instruct-0: its global_batch of 4 rows does not divide among 8 processes"):
-        plan_study(PAPER, parse(stages={"tuning": {"gpus_per_node": 8}}))
+    plan = plan_study(PAPER, parse(stages={"tuning": {"gpus_per_node": 8}}))
+    check_batches(plan, [("tokenize", "web/0"), ("pretrain-0", "full-0")])
+    said = r"tuning.instruct.global_batch is 4, which the 8 data-parallel processes of instruct-0 cannot share evenly"
+    with pytest.raises(UsageError, match=said):
+        check_batches(plan, plan.needs)
+    split = msgspec.structs.replace(PAPER, resources=msgspec.structs.replace(PAPER.resources, tensor_parallel=32))
+    plan = plan_study(split, Profile())
+    with pytest.raises(UsageError, match=r"instruct-0: \d+ processes are no multiple of tensor_parallel 32; change the nodes"):
+        check_batches(plan, plan.needs)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in STUDIES.glob("*.yaml")])
+def test_the_batches_of_every_study_of_the_suite_suit_the_gpus_that_it_asks_for(name):
+    plan = plan_study(load_study(Path(name)), Profile())
+    if plan.study.world is None:  # miniatures ask for sizes of a real study
+        check_batches(plan, plan.needs)
 
 
 def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):

@@ -124,7 +124,7 @@ def test_a_tokenizer_unfit_for_conversations_is_missed_before_anything_is_traine
     run.tokenizer.mkdir(parents=True)
     tokenizer.save(str(run.tokenizer / "tokenizer.json"))
     (run.tokenizer / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(UserError, match="data/tokenizer: the tokenizer reads text beside a special entry otherwise"):
+    with pytest.raises(UserError, match="data/tokenizer: the tokenizer splits text next to a special entry differently"):
         prepare(run)
 
 
