@@ -110,7 +110,7 @@ class Study(Settings, frozen=True, dict=True):
         self._check_names()
         self._check_sources()
         self._check_vocabulary()
-        self._check_batches()
+        self._check_sizes()
         self._check_arms()
         self._check_stages()
         self._check_evaluation()
@@ -168,7 +168,7 @@ class Study(Settings, frozen=True, dict=True):
                 f"to {expected}, or model.vocabulary to {trained}"
             )
 
-    def _check_batches(self) -> None:
+    def _check_sizes(self) -> None:
         pretraining, resources = self.pretraining, self.resources
         with located("resources"):
             check_layout(self.model.resolve(), resources.tensor_parallel, resources.engine.recompute_layers)

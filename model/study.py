@@ -12,6 +12,7 @@ from curricula.settings import Positive, PositiveNumber, Settings
 
 Hours = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 MOST_TOKENS = 10**17
+"""Of an arm's budget."""
 
 
 class Model(Settings, frozen=True):

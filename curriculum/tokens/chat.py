@@ -22,6 +22,7 @@ CHAT_TEMPLATE = (
 )
 
 TRIAL = ({"role": "user", "content": "a b "}, {"role": "assistant", "content": " c "})
+"""A conversation by which `ChatEncoder` tries a tokenizer: texts that begin and end with a blank, beside marks."""
 
 
 class PlainText:
