@@ -1,4 +1,4 @@
-"""Changes to the torch backend, one at a time, for the training benchmark's rows that measure what each part of it is worth.
+"""Changes to a backend, one at a time, for the training benchmark's rows that measure what each part of it is worth.
 
 They are made from outside, since users need no such switches: each is a context in which a network is built and trained.
 """
@@ -6,6 +6,7 @@ They are made from outside, since users need no such switches: each is a context
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -72,6 +73,15 @@ def compile_as_one(network: Any) -> None:
     decoder.forward = forward
 
 
+def mlp_of_operations() -> contextlib.AbstractContextManager[Any]:
+    """An MLP and its norm as one sequence of Transformer Engine's operations, each of which quantizes for the next.
+
+    Not for training: histories of delayed scaling would be neither in checkpoints nor kept over a validation.
+    """
+    layers = functools.partial(build.get_gpt_layer_with_transformer_engine_spec, use_te_op_fuser=True)
+    return mock.patch.object(build, "_te_layers", layers)
+
+
 CHANGES: dict[str, Change] = {
     "nothing": contextlib.nullcontext,
     "SwiGLU by the compiler": lambda: mock.patch.object(transformer, "swiglu", plain_swiglu),
@@ -82,4 +92,5 @@ CHANGES: dict[str, Change] = {
     "logits read twice": inductor(online_softmax=False),
     "layers as one graph": lambda: mock.patch.object(build, "_compile_layers", compile_as_one),
     "products chosen by trial": inductor(max_autotune_gemm=True),
+    "MLP of operations": mlp_of_operations,
 }

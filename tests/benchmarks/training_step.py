@@ -3,6 +3,7 @@
     python tests/benchmarks/training_step.py --out RESULTS            # on one H100: about an hour
     python tests/benchmarks/training_step.py --out RESULTS --sweep    # and tokens/s by micro-batch and sequence length
     python tests/benchmarks/training_step.py --out RESULTS --only ablation,compilation    # what each part of ours is worth
+    python tests/benchmarks/training_step.py --out RESULTS --only fusion    # what fused operations would be worth in fp8
     python tests/benchmarks/training_step.py --out RESULTS --smoke    # the program itself, tiny, on a CPU
 
 Each variant runs in its own process, with the same initial weights, the same batches of 32 sequences of 2,048 tokens and the
@@ -91,6 +92,13 @@ COMPILATIONS = tuple(
     for change in ("nothing", "layers as one graph", "products chosen by trial")
 )
 """Slower ways to compile, which may give faster code; also only if asked for."""
+FUSIONS = tuple(
+    Variant(f"fusion: {change}, {recipe}", "ours", engine(backend="te", fp8=recipe) | {"change": change}, "transformer_engine")
+    for recipe in ("delayed", "tensorwise")
+    for change in ("nothing", "MLP of operations")
+)
+"""What Transformer Engine's fused operations are worth in fp8; also only if asked for."""
+OTHERS = ABLATIONS + COMPILATIONS + FUSIONS
 SMOKE = (
     Variant("LitGPT fp32", "litgpt", {"precision": "32-true", "compiled": False}, "litgpt"),
     Variant("ours cpu fp32", "ours", engine(backend="cpu")),
@@ -122,7 +130,7 @@ def main() -> None:
         args.micro_batch, args.timed, args.steps = 2, 2, 4
     model = PRESETS["tiny"] if args.smoke else PRESETS["smollm2-1.7b"]
     global_batch = 4 if args.smoke else TOKENS_PER_STEP // model.sequence_length
-    variants = choose(SMOKE if args.smoke else FULL, ABLATIONS + COMPILATIONS, args.only)
+    variants = choose(SMOKE if args.smoke else FULL, OTHERS, args.only)
     args.out.mkdir(parents=True, exist_ok=True)
     args.json = args.json or args.out / "results.json"
     about = machine.describe()

@@ -60,6 +60,7 @@ PARTS = {
     "sizes": Part("a step by micro-batch and sequence length", variants="nothing else", sweep=True),
     "ablations": Part("a step without one part of the torch backend at a time", variants="ablation"),
     "compilations": Part("a step as one graph, and with products chosen by trial", variants="compilation"),
+    "fusions": Part("a step in fp8, with and without fused operations", variants="fusion"),
     "losses-bf16": Part("300 steps in bf16", variants="ours te bf16", steps=300),
     "losses-fp8": Part("300 steps in fp8", variants="ours te fp8 delayed", steps=300),
     "decoding": Part("SafeBeam, top-k and GCG of a model of 1.7B's shape beside transformers", decoders="beams,topk,refill"),

@@ -38,8 +38,8 @@ def run(*words):
 def test_every_part_is_named():
     listed = run("--list").stdout
     assert [line.split()[0] for line in listed.splitlines()] == [
-        "engine", "step-bf16", "te", "step-te", "sizes", "ablations", "compilations", "losses-bf16",
-        "losses-fp8", "decoding",
+        "engine", "step-bf16", "te", "step-te", "sizes", "ablations", "compilations", "fusions",
+        "losses-bf16", "losses-fp8", "decoding",
     ]  # fmt: skip
 
 
@@ -141,17 +141,18 @@ def test_the_training_benchmark_keeps_each_row_as_it_is_measured(tmp_path, no_ha
 
 def test_each_part_measures_its_own_variants_and_a_plain_run_no_ablations():
     benchmark = loaded(BENCHMARKS / "training_step.py")
-    others = benchmark.ABLATIONS + benchmark.COMPILATIONS
-    assert benchmark.choose(benchmark.FULL, others, None) == list(benchmark.FULL)
-    for part, own in {"ablations": benchmark.ABLATIONS, "compilations": benchmark.COMPILATIONS}.items():
-        assert benchmark.choose(benchmark.FULL, others, program.PARTS[part].variants) == list(own)
+    assert benchmark.choose(benchmark.FULL, benchmark.OTHERS, None) == list(benchmark.FULL)
+    parts = {"ablations": benchmark.ABLATIONS, "compilations": benchmark.COMPILATIONS, "fusions": benchmark.FUSIONS}
+    for part, own in parts.items():
+        assert benchmark.choose(benchmark.FULL, benchmark.OTHERS, program.PARTS[part].variants) == list(own)
     for part in ("step-bf16", "step-te", "sizes", "losses-bf16", "losses-fp8"):
-        assert all(each in benchmark.FULL for each in benchmark.choose(benchmark.FULL, others, program.PARTS[part].variants))
+        chosen = benchmark.choose(benchmark.FULL, benchmark.OTHERS, program.PARTS[part].variants)
+        assert all(each in benchmark.FULL for each in chosen)
 
 
 def test_every_change_to_the_backend_is_measured_and_can_be_made():
     benchmark, changes = (loaded(BENCHMARKS / f"{name}.py") for name in ("training_step", "training_changes"))
-    asked = [each.settings["change"] for each in benchmark.ABLATIONS + benchmark.COMPILATIONS]
+    asked = [each.settings["change"] for each in benchmark.OTHERS]
     assert set(asked) == set(changes.CHANGES)
     for change in changes.CHANGES.values():
         with change():

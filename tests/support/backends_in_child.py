@@ -18,6 +18,7 @@ import transformer_engine_on_cpu
 
 transformer_engine_on_cpu.install()
 
+from changed_gradients import differences  # noqa: E402
 from random_batches import PackedBatches, RandomBatches, train_job  # noqa: E402
 
 from curricula.durable import read_jsonl  # noqa: E402
@@ -25,6 +26,7 @@ from curricula.model import train as training  # noqa: E402
 from curricula.model.checkpoints.folder import latest_checkpoint  # noqa: E402
 from curricula.model.config import EngineConfig  # noqa: E402
 from curricula.model.network.build import Backend  # noqa: E402
+from curricula.model.runtime.distributed import started  # noqa: E402
 
 BACKENDS = {
     "cpu": Backend("cpu", "test"),
@@ -85,6 +87,8 @@ def main(folder: Path, pairs: list[list[str]]) -> None:
         found[f"packed, {backend}"] = trained(
             folder / "packed" / backend, backend, PackedBatches(), stop_step=3, packed=True, micro_batch=3
         )
+    with started() as parallel:
+        found["differences, MLP of operations"] = differences("MLP of operations", BACKENDS["te"], parallel)
     print(json.dumps(found))
 
 

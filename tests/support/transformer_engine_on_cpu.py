@@ -1,7 +1,7 @@
 """Stands for Transformer Engine on a CPU: its modules in plain torch, as far as Megatron-core's layers need them.
 
 `install()` must come before Megatron-core is imported. Like the real ones, modules keep an extra state, empty unless they
-computed in fp8, where they note the largest value of each forward pass; SwiGLU is an operation without `sharded_state_dict`.
+computed in fp8, where they note the largest value of each forward pass; operations have no `sharded_state_dict`.
 """
 
 from __future__ import annotations
@@ -93,23 +93,31 @@ class Accumulating(torch.autograd.Function):
 
 
 class Linear(Stateful):
+    sequence_parallel, bias = False, torch.empty(0)
+
     def __init__(
         self, in_features, out_features, *, parallel_mode=None, params_dtype=None, fuse_wgrad_accumulation=False, **unused
     ):
         super().__init__()
-        self.parallel_mode, self.fused = parallel_mode, fuse_wgrad_accumulation
+        self.parallel_mode, self.fuse_wgrad_accumulation = parallel_mode, fuse_wgrad_accumulation
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features, dtype=params_dtype))
 
     def forward(self, x, is_first_microbatch=None):
         self.note(x)
-        return Accumulating.apply(x, self.weight) if self.fused and x.requires_grad else F.linear(x, self.weight)
+        return product(x, self.weight, self.fuse_wgrad_accumulation)
+
+
+def product(x, weight, accumulates):
+    return Accumulating.apply(x, weight) if accumulates and x.requires_grad else F.linear(x, weight)
 
 
 class LayerNormLinear(Linear):
+    zero_centered_gamma = False
+
     def __init__(self, in_features, out_features, *, eps=1e-5, normalization="", params_dtype=None, **others):
         super().__init__(in_features, out_features, params_dtype=params_dtype, **others)
         assert normalization == "RMSNorm"
-        self.eps = eps
+        self.eps, self.normalization = eps, normalization
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(in_features, dtype=params_dtype))
 
     def forward(self, x, is_first_microbatch=None):
@@ -149,12 +157,33 @@ class DotProductAttention(Stateful):
 
 
 class SwiGLU(Stateful):
-    def __init__(self, **unused):
+    def __init__(self, *, cache_quantized_input=False):
         super().__init__()
+        assert not cache_quantized_input
 
     def forward(self, x):
         gate, up = x.chunk(2, -1)
         return F.silu(gate) * up
+
+
+class NormOperation(Stateful):
+    def __init__(self, normalized_shape, *, eps, device, dtype, zero_centered_gamma):
+        super().__init__()
+        assert device == "meta" and not zero_centered_gamma  # the weight is put in later
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class BasicLinear(Stateful):
+    def __init__(self, in_features, out_features, *, device, dtype, accumulate_into_main_grad, **parallel):
+        super().__init__()
+        assert device == "meta"
+        self.accumulates = accumulate_into_main_grad
+
+    def forward(self, x):
+        return product(x, self.weight, self.accumulates)
 
 
 class NotForUs(torch.optim.Optimizer):
@@ -214,7 +243,7 @@ RECIPES = ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP
 CONTENTS = {
     "": {"__version__": "2.17.1" if sys.version_info >= (3, 12) else "2.11.0"},  # as setup.cfg pairs them
     "pytorch": {module.__name__: module for module in MODULES} | {"fp8_autocast": fp8_autocast},
-    "pytorch.ops": {"SwiGLU": SwiGLU},
+    "pytorch.ops": {"Sequential": torch.nn.Sequential, "RMSNorm": NormOperation, "BasicLinear": BasicLinear, "SwiGLU": SwiGLU},
     "pytorch.fp8": {"FP8GlobalStateManager": FP8GlobalStateManager, "fp8_autocast": fp8_autocast},
     "pytorch.attention.rope": {"apply_fused_qkv_rotary_pos_emb": fused_qkv_rotary, "apply_rotary_pos_emb": rotary},
     "pytorch.optimizers": {

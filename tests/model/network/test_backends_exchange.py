@@ -53,3 +53,10 @@ def test_the_history_of_delayed_fp8_scaling_survives_a_restart_and_takes_no_note
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_all_backends_keep_packed_documents_apart(found, backend):
     assert found[f"packed, {backend}"] == pytest.approx(found["packed, cpu"], abs=1e-5)
+
+
+def test_an_mlp_of_operations_has_the_weights_and_gradients_of_a_plain_one(found):
+    """A change of the benchmark's: what a card is to measure must be the same function."""
+    differences = found["differences, MLP of operations"]
+    assert len(differences) == 14  # six weights in each of two layers, the embedding and the last norm
+    assert differences == pytest.approx(dict.fromkeys(differences, 0.0), abs=1e-5)
