@@ -188,11 +188,8 @@ class _Makers:
 
     def _read_by(self, element: Element) -> set[str]:
         """The stages whose models the element may read. A stage's parent differs between points of a sweep."""
-        tree = self.study.at(element.variant).tree
-        if self.study.sweep is None:
-            return {BASE, *tree.stages}
         is_own = element.kind == BASE or self.is_measurement
-        return {element.kind} if is_own else {element.kind, tree.parent(element.kind)}
+        return {element.kind} if is_own else {element.kind, self.study.at(element.variant).tree.parent(element.kind)}
 
 
 def _key(element: Element, study: Study) -> str:
