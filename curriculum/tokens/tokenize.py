@@ -63,7 +63,7 @@ class Tokenization:
 def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) -> None:
     """Write one of the source's `shard_names` and its manifest, unless they are finished.
 
-    Raises UserError when the source has too few documents, or when the shard was made from something else.
+    Raises UserError when the source has too few documents, or when the shard, or one beside it, was made from something else.
     """
     source = work.source
     documents = Documents.of(f"sources.{work.name}", source, work.data_root, source.documents)
@@ -78,6 +78,8 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     prefix = work.folder / shard
     if _is_finished(prefix, inputs):
         return
+    for other in sorted(work.folder.glob("*.json"))[:1]:  # with which all others agreed before they were made
+        _is_finished(other.with_suffix(""), inputs)
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(
             f"{work.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"

@@ -175,8 +175,9 @@ def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
     write_rows(tmp_path, "fineweb_annotated/score_0", rows)
     tokenize_shard(web(root, tmp_path, tmp_path), "00000")
     write_rows(tmp_path, "fineweb_annotated/score_0", rows[::-1])
-    with pytest.raises(UserError, match="00000.json: was made with source_files '.*', now it is '.*'; delete"):
-        tokenize_shard(web(root, tmp_path, tmp_path), "00000")
+    for shard in ("00000", "00001"):  # also one that is yet to be made
+        with pytest.raises(UserError, match="00000.json: was made with source_files '.*', now it is '.*'; delete"):
+            tokenize_shard(web(root, tmp_path, tmp_path), shard)
 
 
 def test_sources_of_one_dataset_hold_out_the_same_documents(root, tmp_path):
