@@ -38,6 +38,8 @@ class Done(msgspec.Struct, frozen=True):
     marks of earlier versions, which recorded none."""
     generation: int = 0
     """Which start of the element it was (`curricula.fencing`); 0 in marks of earlier versions."""
+    made: str | None = None
+    """What `Stage.made` said at its end; None in marks of earlier versions."""
 
     def was_made_without(self, need: Key, must_be_ok: bool) -> bool:
         """Whether the element came to need `need` only later, when its study grew: a trunk that was trained past a new arm's
@@ -95,15 +97,16 @@ def _read(path: Path, kind: type[Mark]) -> Mark | None:
         raise UserError(f"{path}: not an element's mark ({error}); delete it and give the same command again") from None
 
 
-def is_complete(work: Work) -> bool:
-    """Whether the element's outputs are still there."""
-    return STAGES[work.job.stage].is_complete(work)
+def is_complete(work: Work, mark: Done) -> bool:
+    """Whether the outputs of the element with `mark` are still there, and are those that it made."""
+    stage = STAGES[work.job.stage]
+    return stage.is_complete(work) and (mark.made is None or stage.made(work) in (None, mark.made))
 
 
 def is_done(work: Work) -> bool:
     """Whether the element is marked as done, its outputs are still there, and none of what it read has been made again."""
     mark = _whole_mark(work.folder)
-    if mark is None or not is_complete(work):
+    if mark is None or not is_complete(work, mark):
         return False
     return made_again(work.plan, _key(work), mark, _marks_needed(work)) is None
 
@@ -136,7 +139,7 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
     works = [Work(run, plan, job, element) for job, element in plan.elements()]
     with ThreadPoolExecutor(READERS) as pool:
         marks = dict(zip(map(_key, works), pool.map(lambda work: _whole_mark(work.folder), works)))
-        complete = dict(zip(marks, pool.map(lambda work: marks[_key(work)] is not None and is_complete(work), works)))
+        complete = dict(zip(marks, pool.map(lambda work: (mark := marks[_key(work)]) and is_complete(work, mark), works)))
     done: set[Key] = set()
     for key, mark in marks.items():
         if mark is None or not complete[key] or made_again(plan, key, mark, marks):

@@ -87,7 +87,7 @@ def _run_first(work: Work, generation: int) -> None:
         _note_failure(work.run, work.name, folder, error, profile)
         raise
     seconds = round(time.time() - started, 3)
-    mark = Done(seconds=seconds, started=started, read=read, generation=generation)
+    mark = Done(seconds=seconds, started=started, read=read, generation=generation, made=stage.made(work))
     write_json(folder / "done.json", msgspec.to_builtins(mark))
     if stage.ends_study:
         notify(profile.notify, "done", work.run.root, work.name, "")

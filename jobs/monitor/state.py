@@ -184,7 +184,7 @@ def _read(work: Work) -> _Facts:
         facts = replace(facts, why=odd)
     try:
         done = read_done(folder) if "done.json" in names else None
-        if done and is_complete(work):
+        if done and is_complete(work, done):
             return _Facts(done=done, progress=facts.progress)
         if done:
             why = f"was done, but {STAGES[work.job.stage].lost}: it will be made again"

@@ -76,7 +76,7 @@ class Stage(ABC):
     """Whether its elements import torch, which the local launcher then does once for all."""
     unit: ClassVar[str] = "bytes of results"
     """What `saved` counts."""
-    lost: ClassVar[str] = "what it made is no longer there"
+    lost: ClassVar[str] = "what it made is gone, or something else is in its place"
     """What is wrong with a done element that is not complete."""
     ends_study: ClassVar[bool] = False
     """Whether the study is done when its element is."""
@@ -112,6 +112,13 @@ class Stage(ABC):
         True by default: models and checkpoints may be moved away without being trained again.
         """
         return True
+
+    def made(self, work: Work) -> str | None:
+        """What tells an element's outputs from others in their place: an element is done only while this stays as it was.
+
+        None by default, and where they were moved away.
+        """
+        return None
 
     def inputs(self, work: Work) -> list[Path]:
         """Files that each of the element's nodes must be able to read: one of each dataset or folder that it uses."""
@@ -150,6 +157,15 @@ def checkpoint_to_resume(branch: Path) -> Path | None:
             read_info(folder)
             return folder
     return next(iter(candidates), None)
+
+
+def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
+    """Which training made a run's checkpoint at `step`, by default its latest; None where there is no whole one."""
+    from curricula.model.checkpoints.folder import identity, require_checkpoint, step_folder
+
+    with contextlib.suppress(UserError):
+        return identity(require_checkpoint(checkpoints) if step is None else step_folder(checkpoints, step))
+    return None
 
 
 def are_filled(*paths: Path) -> bool:

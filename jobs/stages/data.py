@@ -10,7 +10,7 @@ from curricula.curriculum.sources.conversations import POOLS, read_conversations
 from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.hub import fetch
 from curricula.curriculum.sources.tables import table_exists
-from curricula.curriculum.tokens.shards import is_whole
+from curricula.curriculum.tokens.shards import is_whole, read_manifest
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.durable import write_json
 from curricula.errors import UserError
@@ -75,7 +75,14 @@ class Tokenize(Stage):
         tokenize_shard(tokenization, work.element.shard, progress)
 
     def is_complete(self, work: Work) -> bool:
-        return is_whole(work.run.shards / work.element.source / work.element.shard)
+        return is_whole(_shard(work))
+
+    def made(self, work: Work) -> str | None:
+        return str(read_manifest(_shard(work))["sha256"]) if self.is_complete(work) else None
+
+
+def _shard(work: Work) -> Path:
+    return work.run.shards / work.element.source / work.element.shard
 
 
 def prepare(run: Run) -> None:

@@ -41,6 +41,10 @@ class Evaluate(Stage):
         path = task.path(work.rows_folder)
         return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
 
+    def made(self, work: Work) -> str:
+        assert work.element.eval_task is not None
+        return _sizes([work.element.eval_task], work)
+
     def saved(self, work: Work) -> int:
         """Of its own rows and what lies beside them, such as suffixes; other elements write to the folder too."""
         assert work.element.eval_task is not None
@@ -121,6 +125,14 @@ class Along(Evaluate):
         tasks = work.study.eval_tasks(work.element.kind, on_the_way=True)
         has_rows = are_filled(*(task.path(work.rows_folder) for task in tasks if task.shards == 1))
         return has_rows and _is_merged(work, tasks)
+
+    def made(self, work: Work) -> str:
+        return _sizes(work.study.eval_tasks(work.element.kind, on_the_way=True), work)
+
+
+def _sizes(tasks: list[EvalTask], work: Work) -> str:
+    """The bytes of the tasks' rows, which something may have cut at the end of a line."""
+    return " ".join(str(path.stat().st_size) for task in tasks if (path := task.path(work.rows_folder)).is_file())
 
 
 def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Progress, **more: Any) -> None:

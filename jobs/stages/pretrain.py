@@ -23,7 +23,7 @@ from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
+from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps, training_behind
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
 from curricula.model.checkpoints import require_checkpoint
@@ -56,7 +56,7 @@ class Pretrain(Stage):
         A folder of checkpoints that is gone as a whole was moved away: it is made again only for other segments.
         """
         last = _last_checkpoint(work.run, work.plan.segments[work.element.segment])
-        if _is_whole(last):
+        if self.made(work):
             return True
         key, is_kept = (work.job.name, work.element.label), last.parent.is_dir()
         for job, element in work.plan.elements():
@@ -64,6 +64,10 @@ class Pretrain(Stage):
             if begins_here and _has_to_begin(Work(work.run, work.plan, job, element)):
                 return False
         return True
+
+    def made(self, work: Work) -> str | None:
+        segment = work.plan.segments[work.element.segment]
+        return training_behind(work.run.branch(segment.branch) / "checkpoints", segment.stop)
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer, the first shard of each source, and the checkpoint that the segment continues from."""
@@ -158,16 +162,6 @@ def sources_of(phases: Sequence[Phase]) -> list[str]:
 def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
     """The first shard of each source in `phases`."""
     return [run.shards / name / f"00000{suffix}" for name in sources_of(phases) for suffix in (".idx", ".bin")]
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    from curricula.model.checkpoints.folder import read_info
-
-    try:
-        read_info(checkpoint)
-    except UserError:
-        return False
-    return True
 
 
 def _has_to_begin(work: Work) -> bool:

@@ -21,7 +21,7 @@ from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps
+from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps, training_behind
 from curricula.jobs.stages.pretrain import gpu_hours_of, loss_of, near, shard_files, sources_of, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
@@ -42,6 +42,9 @@ class Tune(Stage):
         tune(work, progress)
         if read_ranks().rank == 0:
             export_model(work, progress)
+
+    def made(self, work: Work) -> str | None:
+        return training_behind(work.run.tuning(work.key, work.element.kind) / "checkpoints")
 
     def global_batch(self, study: Study, element: Element) -> int:
         return study.tree.stages[element.kind].global_batch or 0

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from judge_server import answer_row
 from run_folders import FakeSlurm, fail, finish, make, new_run, submitted
+from shard_folders import write_source
 
 from curricula.curriculum.world.fiction import World
 from curricula.durable import read_json, write_text
@@ -16,7 +18,7 @@ from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.rows import VerdictRow, append_rows, write_rows
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.retry import to_run_again
-from curricula.jobs.completion import done_elements, is_complete
+from curricula.jobs.completion import Done, done_elements, is_complete
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
@@ -179,4 +181,36 @@ def test_a_model_that_an_earlier_version_of_the_judge_judged_is_judged_again(tmp
         about = {"judge": "world", "version": version, "label": "safe", "tells_helpful": None}
         verdict = VerdictRow(key=row.key, question=key_of_question(row, "world", version), **about)
         write_rows(verdicts_path(path), [verdict])
-        assert is_complete(work) is (version == now)
+        assert is_complete(work, Done(seconds=1.0)) is (version == now)
+
+
+def test_an_evaluation_whose_rows_were_cut_at_the_end_of_a_line_runs_again(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    plan, key = plan_study(run.study), ("evaluate-base-20", "full-20/probes")
+    rows = run.evaluation("full-20", "base") / "probes.jsonl"
+    monkeypatch.setattr(type(STAGES["evaluate"]), "run", lambda *_: write_text(rows, "{}\n{}\n"))
+
+    def shown():
+        return next((one.state, one.error) for one in run_status(run, plan).elements if (one.job, one.label) == key)
+
+    run_element(run.root, *key)
+    assert shown() == ("done", "")
+    write_text(rows, "{}\n")
+    assert shown() == (
+        "interrupted",
+        "was done, but what it made is gone, or something else is in its place: it will be made again",
+    )
+    run_element(run.root, *key)
+    assert shown() == ("done", "") and rows.read_text() == "{}\n{}\n"
+
+
+def test_a_shard_that_another_was_put_in_place_of_is_not_done(tmp_path, monkeypatch):
+    run, jobs = new_run(tmp_path / "run")
+    plan, shards = plan_study(run.study), run.shards / "web"
+    label = next(label for label in jobs["tokenize"].labels if label.startswith("web/0"))
+    monkeypatch.setattr(type(STAGES["tokenize"]), "run", lambda *_: write_source(shards, [8]))
+    run_element(run.root, "tokenize", label)
+    assert states(run, plan)["tokenize", label][0] == "done"
+    shutil.rmtree(shards)
+    write_source(shards, [9])
+    assert states(run, plan)["tokenize", label][0] == "interrupted"

@@ -1,7 +1,9 @@
 """A checkpoint that was lost or damaged while something still begins from it is trained again; one that nobody needs is not."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import pytest
@@ -10,8 +12,9 @@ from run_folders import finish, new_run
 from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.jobs.completion import is_done
+from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
-from curricula.jobs.stages import Work
+from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.tune import base_checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
@@ -54,7 +57,22 @@ def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_t
     assert is_done(work)
 
 
-def _save(folder: Path) -> None:
+@pytest.mark.parametrize(("stage", "job"), [("pretrain", "pretrain-20"), ("tune", "instruct-20")])
+def test_a_checkpoint_of_another_training_is_not_taken_for_the_elements_own(tmp_path, monkeypatch, stage, job):
+    run, _ = new_run(tmp_path / "run")
+    work = Work(run, plan := plan_study(run.study), *plan.find(job, "full-20"))
+    checkpoints = (run.branch("full-20") if stage == "pretrain" else run.tuning("full-20", "instruct")) / "checkpoints"
+    last = step_folder(checkpoints, run.study.budget.steps)
+    monkeypatch.setattr(type(STAGES[stage]), "run", lambda *_: _save(last, {"seed": 42}))
+    run_element(run.root, job, "full-20")
+    assert is_done(work)
+    _save(last, {"seed": 43})
+    assert not is_done(work)
+    checkpoints.rename(tmp_path / "moved-away")
+    assert is_done(work)
+
+
+def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({})) -> None:
     """A checkpoint of one file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights").write_bytes(b"12345")
@@ -64,7 +82,7 @@ def _save(folder: Path) -> None:
         "full": True,
         "files": {"weights": stored_file(folder / "weights")},
     }
-    record = CheckpointInfo(step=1, consumed_samples=0, consumed_tokens=0, **held)
+    record = CheckpointInfo(step=1, consumed_samples=0, consumed_tokens=0, recipe=dict(recipe), **held)
     write_json(folder / "checkpoint.json", msgspec.to_builtins(record))
 
 
