@@ -177,7 +177,7 @@ def check_epochs(plan: Plan, shards: Path) -> None:
     arms = [_arm(arm, plan.study.at(arm.replicate.variant), sizes) for arm in plan.arms]
     midtrained = [one for variant in plan.study.variants.values() for one in _midtrained(variant, sizes)]
     for problem in _too_many_epochs([*arms, *midtrained], plan.study):
-        raise UserError(f"{problem} (if the run exists already, change its study.yaml as well)")
+        raise UserError(problem)
 
 
 class SourceSize(NamedTuple):

@@ -39,6 +39,8 @@ ASKING = (
     "price_in", "price_out",
 )  # fmt: skip
 """Settings of a judge that its verdicts do not depend on."""
+TOGETHER = ("rows", "batch_prompts", "batch_candidates", "batch")
+"""Settings of an evaluation that say what is computed together: they change an answer by rounding alone."""
 
 
 class Run:
@@ -370,6 +372,13 @@ def _drop_execution(study: dict[str, Any]) -> None:
     for part in (study["pretraining"], tuning, tuning.get("instruct"), tuning.get("benign"), *study["stages"].values()):
         for key in ("micro_batch", *SAVING):
             (part or {}).pop(key, None)
-    for judge in (study["evaluation"]["judge"], study["evaluation"]["overrefusal_judge"]):
+    evaluation = study["evaluation"]
+    for judge in (evaluation["judge"], evaluation["overrefusal_judge"]):
         for key in ASKING if isinstance(judge, dict) else ():
             judge.pop(key, None)
+    for part in ("topk", "safebeam", "greedy", "gcg", "capability"):
+        for key in TOGETHER:
+            (evaluation[part] or {}).pop(key, None)
+    for source in study["sources"].values():
+        del source["max_epochs"]
+    del study["tracking"]

@@ -308,7 +308,11 @@ def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path):
     resources = {**demo()["resources"], **changes}
     pretraining = {**demo()["pretraining"], "micro_batch": 1, "save_interval_steps": 7}
     evaluation = {**demo()["evaluation"], "judge": {**llm, "url": "http://two:8000/v1", "concurrency": 4}}
-    new = study("demo", resources=resources, pretraining=pretraining, evaluation=evaluation)
+    for part, key in (("topk", "rows"), ("safebeam", "batch_prompts"), ("gcg", "batch_candidates")):
+        evaluation[part] = {**evaluation.get(part, {}), key: 1}
+    sources = {name: {**source, "max_epochs": 9} for name, source in demo()["sources"].items()}
+    others = {"sources": sources, "tracking": {"tensorboard": False}}
+    new = study("demo", resources=resources, pretraining=pretraining, evaluation=evaluation, **others)
     assert Run.create(run.root, new).study == new != old
     fp8 = study("demo", resources={**resources, "engine": {"fp8": "delayed"}}, evaluation=evaluation)
     with pytest.raises(UserError, match="resources.engine.fp8 was None, now 'delayed'"):
