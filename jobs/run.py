@@ -27,6 +27,7 @@ from curricula.curriculum.tokens.shards import read_manifest
 from curricula.durable import NO_SPACE, exclusive_lock, make_folder, read_json, require_ours, team, write_json, write_text
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis import ArmInfo, StudyRows, read_study_rows
+from curricula.eval.tasks import JUDGED
 from curricula.jobs.study import SAVING, Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
 from curricula.settings import differences
@@ -349,8 +350,8 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
     remain."""
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
     sets = {*old.curriculum.interventions, *old.curriculum.arms, *(arm.name for arm in old.arms)}
-    for study in plain:
-        _drop_execution(study)
+    for study, evaluation in zip(plain, (old.evaluation, new.evaluation)):
+        _drop_execution(study, [msgspec.to_builtins(evaluation.judge_of(kind)) for kind in JUDGED])
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
         if len({one.seed for one in old.replicates}) == 1:
             del study["replicate"]  # has had no effect yet
@@ -364,18 +365,20 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
     return plain
 
 
-def _drop_execution(study: dict[str, Any]) -> None:
+def _drop_execution(study: dict[str, Any], judges: list[dict[str, Any]]) -> None:
     """Leave out of a study what only says how the work is done, so that a run survives a batch that did not fit or a judge's
-    server that moved. Of `resources` only the 8-bit arithmetic changes more than the last digits of a result."""
+    server that moved. Of `resources` only the 8-bit arithmetic changes more than the last digits of a result. `judges` are the
+    study's, written out: a name alone may get settings."""
     study["resources"] = {"engine": {"fp8": study["resources"]["engine"]["fp8"]}}
     tuning = study["tuning"] or {}
     for part in (study["pretraining"], tuning, tuning.get("instruct"), tuning.get("benign"), *study["stages"].values()):
         for key in ("micro_batch", *SAVING):
             (part or {}).pop(key, None)
     evaluation = study["evaluation"]
-    for judge in (evaluation["judge"], evaluation["overrefusal_judge"]):
-        for key in ASKING if isinstance(judge, dict) else ():
-            judge.pop(key, None)
+    evaluation["judge"], evaluation["overrefusal_judge"] = judges
+    for judge in judges:
+        for key in ASKING:
+            del judge[key]
     for part in ("topk", "safebeam", "greedy", "gcg", "capability"):
         for key in TOGETHER:
             (evaluation[part] or {}).pop(key, None)

@@ -322,6 +322,17 @@ def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path):
         Run.create(run.root, other)
 
 
+def test_a_judge_that_was_named_alone_may_get_a_server(tmp_path):
+    def judged(**judges):
+        return study("demo", evaluation={**demo()["evaluation"], **judges})
+
+    run = Run.create(tmp_path / "run", judged(judge="harmbench", overrefusal_judge="world"))
+    new = judged(judge={"name": "harmbench", "url": "http://one:8000/v1"}, overrefusal_judge={"name": "world"})
+    assert Run.create(run.root, new).study == new
+    with pytest.raises(UserError, match="evaluation.judge.name was 'harmbench', now 'world'"):
+        Run.create(run.root, judged(judge="world"))
+
+
 def test_a_new_start_that_would_change_what_other_arms_read_is_refused(tmp_path):
     old = study("demo", curriculum=curriculum(exposure="matched", starts=[0.1, 0.2, 1]))
     run = Run.create(tmp_path / "run", old)
