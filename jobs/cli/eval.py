@@ -118,6 +118,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Check the arguments, generate, judge, print. Rows are in OUT, as `eval/rows.py` describes."""
+    from curricula.eval.judging.merge import MergeAndJudge
     from curricula.eval.judging.verdicts import stamp_path
 
     no_other_bars()
@@ -134,7 +135,9 @@ def evaluate(args: argparse.Namespace) -> int:
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(args, config, tasks, data, out, bars, check_judges)
-        _judge(args, config, out, world, console, bars, check_judges)
+        work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
+        before_asking(args, work.judge_runs.values(), check_judges, console)
+        work.judge(bars.line("judge"))
     metrics = _metrics(args, tasks, out)
     used = config.benchmarks_of(tasks)
     accepted = [name for name in config.accept_changed if name in used and name not in config.prompts]
@@ -340,22 +343,6 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
                 f"{out}: holds the answers of another model ({shown[0]}, this one is {shown[1]}); name another folder "
                 "with --out"
             )
-
-
-def _judge(
-    args: argparse.Namespace,
-    config: EvalConfig,
-    out: Path,
-    world: Path | None,
-    console: Console,
-    bars: Bars,
-    check_judges: Callable[[], None],
-) -> None:
-    from curricula.eval.judging.merge import MergeAndJudge
-
-    work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
-    before_asking(args, work.judge_runs.values(), check_judges, console)
-    work.judge(bars.line("judge"))
 
 
 def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
