@@ -84,7 +84,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     described = [_arm(arm, study.at(arm.replicate.variant), sizes) for arm in arms]  # of any seed
     midtrained = [one for variant in study.variants.values() for one in _midtrained(variant, sizes)]
     tokens = {s.name: (s.stop - s.start) * study.at(s.arm.replicate.variant).budget.step_tokens for s in segments}
-    unshared = sum(study.at(arm.replicate.variant).budget.tokens for arm in study.trainings)
+    hours, unshared = plan.gpu_hours(), sum(study.at(arm.replicate.variant).budget.tokens for arm in study.trainings)
     return {
         "study": study.name,
         "seeds": seeds,
@@ -95,8 +95,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         "warnings": [
             *_too_many_epochs([*described, *midtrained], study),
             *_unknown_sizes(described, sizes),
-            *dict.fromkeys(line for variant in study.variants.values() for line in _too_little_memory(variant)),
-            *dict.fromkeys(line for variant in study.variants.values() for line in _long_warmup(variant)),
+            *dict.fromkeys(line for variant in study.variants.values() for line in _unfit(variant)),
             *_overlaps(study),
             *_unpinned(study),
             *_licences(study),
@@ -126,7 +125,12 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             for job in plan.jobs
         ],
         "minutes_on_this_machine": minutes_here(plan),
-        "gpu_hours": _described_hours(plan),
+        "gpu_hours": {
+            "pretraining": hours["pretraining"],
+            "pretraining_days_on_its_gpus": hours["pretraining"] / study.resources.pretraining.gpus / 24,
+            "tuning_at_most": hours["tuning"],
+            "evaluation_at_most": hours["evaluation"],
+        },
         "gpu_hours_by_seed": _hours_by(plan, map(str, seeds), lambda element: str(element.seed)),
         "evaluation_gpu_hours": _evaluation_hours(plan),
         "gpu_memory": _gpu_memory(study),
@@ -144,13 +148,11 @@ def described_size(study: Study) -> dict[str, Any]:
             **msgspec.to_builtins(config),
         },
         "budget": {
-            "requested_tokens": budget.requested_tokens,
+            **dataclasses.asdict(budget),
             "tokens": budget.tokens,
             "steps": budget.steps,
             "step_tokens": budget.step_tokens,
             "snap_tokens": budget.snap_tokens(1.0),
-            "sequence_length": budget.sequence_length,
-            "global_batch": budget.global_batch,
         },
     }
 
@@ -276,31 +278,26 @@ def _too_many_epochs(arms: list[dict[str, Any]], study: Study) -> list[str]:
     return found
 
 
-def _unknown_sizes(arms: list[dict[str, Any]], sizes: dict[str, SourceSize]) -> list[str]:
+def _unknown_sizes(arms: list[dict[str, Any]], sizes: dict[str, SourceSize]) -> Iterator[str]:
     read = {name for arm in arms for name, used in arm["sources"].items() if used["samples"]}
-    unknown = [name for name, size in sizes.items() if size.tokens is None and name in read]
-    return [f"size unknown of {', '.join(unknown)}; epochs are checked when pretraining starts"] if unknown else []
+    if unknown := [name for name, size in sizes.items() if size.tokens is None and name in read]:
+        yield f"size unknown of {', '.join(unknown)}; epochs are checked when pretraining starts"
 
 
-def _too_little_memory(study: Study) -> list[str]:
-    memory = _gpu_memory(study)
-    if not memory["would_fit"]:
-        return []
-    return [
-        f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
-        f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
-    ]
-
-
-def _long_warmup(study: Study) -> list[str]:
-    steps, schedule = study.budget.steps, study.pretraining.schedule
+def _unfit(study: Study) -> Iterator[str]:
+    """A batch that is too large for the GPUs, and a warmup that is too long for the steps."""
+    memory, steps, schedule = _gpu_memory(study), study.budget.steps, study.pretraining.schedule
+    if memory["would_fit"]:
+        yield (
+            f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
+            f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
+        )
     warmup, end = warmup_steps(steps, schedule), decay_start(steps, schedule) if schedule.kind != "cosine" else steps
-    if warmup <= end:
-        return []
-    return [
-        f"pretraining's learning rate rises for {warmup:,} steps, and may rise for {end:,} of {steps:,} before it falls or "
-        "ends; lower pretraining.schedule.warmup_steps or its fractions"
-    ]
+    if warmup > end:
+        yield (
+            f"pretraining's learning rate rises for {warmup:,} steps, and may rise for {end:,} of {steps:,} before it falls or "
+            "ends; lower pretraining.schedule.warmup_steps or its fractions"
+        )
 
 
 def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
@@ -323,23 +320,19 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     return SourceSize(round(entry.tokens * share), "published, scaled to its documents")
 
 
-def _unpinned(study: Study) -> list[str]:
+def _unpinned(study: Study) -> Iterator[str]:
     """What the hub may change before this study reads it, or between two runs."""
-    found = []
     if study.tokenizer.hub and not study.tokenizer.revision:
-        found.append(
-            f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
-        )
+        yield f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
     if local_root() is not None or study.world:
-        return found
+        return
     for name in study.evaluation.benchmark_names(study.all_eval_tasks):
         entry = BENCHMARKS.get(name)
         if entry and entry.hub and not entry.hub_revision and not entry.texts:
-            found.append(f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which")
+            yield f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
     for key, table in declared_in(study):
         if table.hub and not table.revision:
-            found.append(f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which")
-    return found
+            yield f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which"
 
 
 def _overlaps(study: Study) -> Iterator[str]:
@@ -369,37 +362,23 @@ def _read_together(study: Study) -> Iterator[tuple[str, set[str]]]:
                 yield arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight}
 
 
-def _licences(study: Study) -> list[str]:
+def _licences(study: Study) -> Iterator[str]:
     """Datasets that the fetch jobs cannot read yet."""
     if study.world or local_root() is not None:
-        return []
-    gated = [item.label for item in study_downloads(study, Path()) if item.download.gated]
-    if not gated:
-        return []
-    from huggingface_hub import get_token
+        return
+    if gated := [item.label for item in study_downloads(study, Path()) if item.download.gated]:
+        from huggingface_hub import get_token
 
-    if get_token():
-        return []
-    return [f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"]
+        if not get_token():
+            yield f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"
 
 
-def _probe_texts(study: Study) -> list[str]:
+def _probe_texts(study: Study) -> Iterator[str]:
     """The texts of probes that no job fetches, where they are not in the data folder."""
     probes, root = study.used_probes, local_root()
-    if probes is None or probes.texts or study.world:
-        return []
     is_here = root is not None and all(table_exists(root / "probes" / split) for split in ("train", "test"))
-    return [] if is_here else [f"probes: {NOT_FETCHED}"]
-
-
-def _described_hours(plan: Plan) -> dict[str, float]:
-    hours = plan.gpu_hours()
-    return {
-        "pretraining": hours["pretraining"],
-        "pretraining_days_on_its_gpus": hours["pretraining"] / plan.study.resources.pretraining.gpus / 24,
-        "tuning_at_most": hours["tuning"],
-        "evaluation_at_most": hours["evaluation"],
-    }
+    if probes and not (probes.texts or study.world or is_here):
+        yield f"probes: {NOT_FETCHED}"
 
 
 def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -> dict[str, dict[str, float]]:
