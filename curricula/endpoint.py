@@ -106,16 +106,18 @@ class Endpoint:
 
     async def chat(self, request: dict[str, Any]) -> Reply:
         """The reply to a chat request. Raises Refused, NoAnswer, or UserError when no request could succeed."""
-        choice = await self._choice("/chat/completions", request, _is_completion)
+        choice = await self._choice(
+            "/chat/completions", request, lambda choice: isinstance(choice["message"].get("content"), str | None)
+        )
         return Reply(choice["message"].get("content") or "", choice.get("finish_reason") == "length")
 
     async def complete(self, request: dict[str, Any]) -> Reply:
         """The continuation of a prompt, without a chat template. Raises as `chat` does."""
-        choice = await self._choice("/completions", request, _is_text_completion)
+        choice = await self._choice("/completions", request, lambda choice: isinstance(choice["text"], str))
         return Reply(choice["text"], choice.get("finish_reason") == "length")
 
     async def _choice(self, path: str, request: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
-        value = await self._post(path, request, is_valid)
+        value = await self._post(path, request, lambda value: is_valid(value["choices"][0]))
         self.tokens_in += _token_count(value, "prompt_tokens")
         self.tokens_out += _token_count(value, "completion_tokens")
         return value["choices"][0]
@@ -151,6 +153,7 @@ class Endpoint:
         return ""
 
     async def _post(self, path: str, body: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
+        """The reply's value, which `is_valid` may look at as if it were what the API says: an error means that it is not."""
         try:
             async for attempt in retrying(self._tries, BadBody):
                 with attempt:
@@ -178,9 +181,10 @@ class Endpoint:
             place.turned_away = raw.retries_taken > 0
         try:
             value = json.loads(raw.http_response.content)
-        except (ValueError, RecursionError):
-            raise BadBody from None
-        if not is_valid(value):
+            is_good = is_valid(value)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            is_good = False
+        if not is_good:
             raise BadBody
         return value
 
@@ -342,25 +346,8 @@ def _token_count(completion: dict[str, Any], name: str) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _is_completion(value: Any) -> bool:
-    try:
-        return isinstance(value["choices"][0]["message"].get("content"), str | None)
-    except (TypeError, LookupError, AttributeError):
-        return False
-
-
-def _is_text_completion(value: Any) -> bool:
-    try:
-        return isinstance(value["choices"][0]["text"], str)
-    except (TypeError, LookupError):
-        return False
-
-
 def _is_classification(value: Any) -> bool:
-    try:
-        return all(isinstance(row["index"], int) and all(p >= 0 for p in row["probs"]) for row in value["data"])
-    except (TypeError, LookupError):
-        return False
+    return all(isinstance(row["index"], int) and all(p >= 0 for p in row["probs"]) for row in value["data"])
 
 
 _httpx: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
