@@ -203,14 +203,11 @@ class _Explainer:
         missing = re.search(r"missing required field `(.*)`", text)
         if missing:
             return f"{place}: the key `{missing[1]}` is missing; add it"
-        if text.startswith("Invalid enum value"):
-            kind = self._type_at(keys)
+        if text.startswith("Invalid"):  # "enum value", or "value" of the key that tells kinds of a struct apart
+            kind = self._type_at(keys if "enum" in text else keys[:-1])
             kinds = getattr(kind, "types", [kind])  # several when the value is optional
-            choices = ", ".join(str(value) for one in kinds for value in getattr(one, "values", []))
-            return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
-        if text.startswith("Invalid value"):  # of the key that tells kinds of a struct apart
-            kind = self._type_at(keys[:-1])
-            choices = ", ".join(str(one.tag) for one in getattr(kind, "types", [kind]) if hasattr(one, "tag"))
+            values = [value for one in kinds for value in getattr(one, "values", (getattr(one, "tag", None),))]
+            choices = ", ".join(str(value) for value in values if value is not None)
             return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
         if text.startswith("Expected"):
             # Without a key the value is the whole file, which may be one of secrets, named by mistake.
