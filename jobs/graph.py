@@ -202,8 +202,10 @@ class _Planner:
             judged += [] if transfers else self._add_merge(group, measured[name])
             judged += self._add_points(group, needs)
         # An arm's suffixes are tried on every other, so no model's rows are whole before all are measured.
+        sources = self.study.evaluation.attacks.suffixes_of
+        suffixes = [one for name, arms, _ in groups if any(arm.name in sources for arm in arms) for one in measured[name]]
         for group in groups if transfers else ():
-            tried = self._add_transfers(group, needs, measured)
+            tried = self._add_measurements(group, needs, suffixes)
             judged += self._add_merge(group, [*measured[group[0]], *tried])
         return judged
 
@@ -220,13 +222,18 @@ class _Planner:
             if _is_transfer(task) is transfers
         ]
 
-    def _add_measurements(self, group: Group, needs: tuple[Edge, ...]) -> list[Measured]:
-        """Add what is measured on the models of a group alone; returns the job for each kind of model."""
+    def _add_measurements(
+        self, group: Group, needs: tuple[Edge, ...], suffixes: list[Measured] | None = None
+    ) -> list[Measured]:
+        """Add what is measured on the models of a group alone, or the trials of what the jobs `suffixes` find; returns the job
+        for each kind of model. Trials wait for arms of which those that fail are missing."""
         name, arms, made_by = group
         found: list[Measured] = []
         for kind, made in made_by.items():
-            if elements := self._elements(kind, arms, transfers=False):
-                found.append((kind, self._add(f"evaluate-{kind}-{name}", "evaluate", elements, Edge(made), *needs)))
+            if elements := self._elements(kind, arms, transfers=suffixes is not None):
+                after = [Edge(job, "afterany") for other, job in suffixes or () if other == kind]
+                job = f"evaluate-{kind}-{name}" if suffixes is None else f"evaluate-{kind}-transfer-{name}"
+                found.append((kind, self._add(job, "evaluate", elements, Edge(made), *needs, *after)))
         return found
 
     def _add_points(self, group: Group, needs: tuple[Edge, ...]) -> list[str]:
@@ -242,22 +249,6 @@ class _Planner:
             ]
             if points:
                 found.append(self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs))
-        return found
-
-    def _add_transfers(self, group: Group, needs: tuple[Edge, ...], measured: dict[str, list[Measured]]) -> list[Measured]:
-        """Add the trials of other arms' suffixes on the models of a group; returns the job for each kind of model.
-
-        They wait for the arms whose suffixes they try, of which those that fail are missing.
-        """
-        name, arms, made_by = group
-        sources = self.study.evaluation.attacks.suffixes_of
-        groups = [group for group, members in self.study.groups.items() if any(arm.name in sources for arm in members)]
-        found: list[Measured] = []
-        for kind, made in made_by.items():
-            if elements := self._elements(kind, arms, transfers=True):
-                after = [Edge(job, "afterany") for group in groups for other, job in measured[group] if other == kind]
-                tried = f"evaluate-{kind}-transfer-{name}"
-                found.append((kind, self._add(tried, "evaluate", elements, Edge(made), *needs, *after)))
         return found
 
     def _add_merge(self, group: Group, measured: list[Measured]) -> list[str]:
