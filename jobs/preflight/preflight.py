@@ -45,11 +45,6 @@ GOODBYE_S = 20.0
 Value = TypeVar("Value")
 
 
-class Problem(msgspec.Struct, frozen=True):
-    node: str
-    reason: str
-
-
 class PreflightFailed(UserError):
     """Something is wrong that no single node causes, such as a slow fabric; it may have passed when the job starts again."""
 
@@ -60,7 +55,7 @@ class PreflightFailed(UserError):
 class UnfitNodes(PreflightFailed):
     """Nodes failed the preflight; they are recorded, and the job should start again without them."""
 
-    def __init__(self, problems: Sequence[Problem]):
+    def __init__(self, problems: Sequence[BadNode]):
         super().__init__(f"preflight: {_named(problems)}")
         self.nodes = tuple(dict.fromkeys(problem.node for problem in problems))
 
@@ -78,7 +73,7 @@ class _Report(msgspec.Struct, frozen=True):
 class _Verdict(msgspec.Struct, frozen=True):
     """What the first process concludes from the reports."""
 
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[BadNode, ...] = ()
     nodes: tuple[str, ...] = ()
     """The node of each rank."""
     failure: str = ""
@@ -121,7 +116,7 @@ def preflight(
 def check_gpus(run: Run, environment: Mapping[str, str] = os.environ) -> None:
     """The check of a job of one process: does this node have the GPUs that the job asked for? Raises as `preflight` does."""
     node = _this_node(environment)
-    problems = tuple(Problem(node, reason) for reason in job_gpu_problems(environment, is_alone=False))
+    problems = tuple(BadNode(node, reason) for reason in job_gpu_problems(environment, is_alone=False))
     _raise(_recorded(run, _Verdict(problems), environment, ENOUGH_NODES))
 
 
@@ -148,14 +143,13 @@ def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str], enoug
     if not verdict.problems:
         return verdict
     task = own_task(environment) or ""
-    found = [BadNode(node=p.node, reason=p.reason, time=time.time(), task=task) for p in verdict.problems]
-    alike = record_bad_nodes(run, found, enough)
+    alike = record_bad_nodes(run, [msgspec.structs.replace(one, task=task) for one in verdict.problems], enough)
     if not alike:
         return verdict
     return _Verdict(failure=f"{_named(verdict.problems)}; no node is to blame, since {', '.join(alike)} had the same problem")
 
 
-def _named(problems: Sequence[Problem]) -> str:
+def _named(problems: Sequence[BadNode]) -> str:
     return "; ".join(f"node {problem.node}: {problem.reason}" for problem in problems)
 
 
@@ -189,10 +183,10 @@ def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Map
             ranks = ", ".join(map(str, missing))
             return _Verdict(failure=f"no report from ranks {ranks} within {settings.patience_s:g} s")
         reason = f"no report from its processes within {settings.patience_s:g} s"
-        return _Verdict(tuple(Problem(name, reason) for name in names))
+        return _Verdict(tuple(BadNode(name, reason) for name in names))
     nodes = tuple(reports[rank].node for rank in range(rendezvous.size))
-    own = [Problem(report.node, reason) for report in reports.values() for reason in report.own]
-    shared = [Problem(report.node, reason) for report in reports.values() for reason in report.shared]
+    own = [BadNode(report.node, reason) for report in reports.values() for reason in report.own]
+    shared = [BadNode(report.node, reason) for report in reports.values() for reason in report.shared]
     places: dict[str, set[str]] = {}
     for problem in (*own, *shared):
         places.setdefault(_kind(problem.reason), set()).add(problem.node)
@@ -210,7 +204,7 @@ def _kind(reason: str) -> str:
 
 def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Preflight) -> _Verdict:
     clocks = rendezvous.gather("clock", float)
-    lost = [Problem(node, "it stopped answering") for rank, node in enumerate(nodes) if rank not in clocks]
+    lost = [BadNode(node, "it stopped answering") for rank, node in enumerate(nodes) if rank not in clocks]
     if lost:
         return _Verdict(tuple(lost))
     clock_of_node = {node: clocks[rank] for rank, node in reversed(list(enumerate(nodes)))}
@@ -221,7 +215,7 @@ def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Pref
         return _Verdict(
             failure=f"the clocks of {' and '.join(clock_of_node)} are {apart:.1f} s apart; set them, or exclude one"
         )
-    return _Verdict(tuple(Problem(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items()))
+    return _Verdict(tuple(BadNode(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items()))
 
 
 def _measure(decide: _Judge, ranks: Ranks, nodes: Sequence[str], settings: Preflight) -> float:
@@ -282,7 +276,7 @@ def _judge_speed(speed: float, floor: float | None, places: Sequence[str]) -> _V
         return _Verdict(find_pair=True)
     reason = f"all-reduce runs at {speed:.2f} GB/s, below the floor of {floor:g}"
     if len(places) == 1:
-        return _Verdict((Problem(places[0], reason),))
+        return _Verdict((BadNode(places[0], reason),))
     return _Verdict(failure=f"{reason}, between {' and '.join(places)}: check the fabric, or lower min_bandwidth_gb_s")
 
 
@@ -310,7 +304,7 @@ def _blame(places: Sequence[str], slow: Sequence[tuple[str, str]], speed: float,
     blamed = [place for place in places if sum(place in pair for pair in slow) == 2]
     if blamed and len(blamed) < len(places):
         reason = f"all-reduce with either neighbour is below the floor of {floor:g} GB/s"
-        return _Verdict(tuple(Problem(place, reason) for place in blamed))
+        return _Verdict(tuple(BadNode(place, reason) for place in blamed))
     return _Verdict(
         failure=f"all-reduce over {', '.join(places)} runs at {speed:.2f} GB/s, below the floor of {floor:g}, and no "
         "single node is to blame: check the fabric, or lower min_bandwidth_gb_s"

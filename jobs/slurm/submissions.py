@@ -197,12 +197,12 @@ def cancel_waiting(run: Run, tasks: Collection[Task], say: Callable[[str], objec
         say(f"{error}: cancel yourself what still waits of {', '.join(dict.fromkeys(task.job_id for task in tasks))}")
 
 
-class BadNode(msgspec.Struct, frozen=True, kw_only=True):
+class BadNode(msgspec.Struct, frozen=True):
     """A failure of a node. The batch script reads the lines with sed: `node` comes first, `time` and `task` come last."""
 
     node: str
     reason: str
-    time: float
+    time: float = msgspec.field(default_factory=time.time)
     """Unix time."""
     task: str = ""
     """The array task that found the problem."""
