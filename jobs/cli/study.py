@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,59 +135,35 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
 
     run.check(plan.study)
     now = standing(run, plan, profile, console.print)
-    if now.live and plan.study != run.study:
-        _check_cut_branches(run, plan, now.live)
-        _check_code(run, {task.job_id for tasks in now.live.values() for task in tasks})
-        _check_requests(run, plan, {job for job, _ in now.live})
+    for one in _conflicts(run, plan, now) if now.live and plan.study != run.study else ():
+        raise UserError(f"{run.root}: {one}; submit it when that has ended, or `curricula cancel` it first")
     return now
 
 
-def _check_code(run: Run, live: Iterable[str]) -> None:
-    """Raise UserError while arrays are live that run another version of the code: it might refuse keys that this one writes
-    into the run's study, and a job that cannot read its study ends for good."""
+def _conflicts(run: Run, plan: Plan, now: Standing) -> Iterator[str]:
+    """What is live and does not bear the plan's changed study."""
     from curricula.jobs.slurm.commands import batch_script
     from curricula.jobs.slurm.snapshot import planned_snapshot
 
+    cut = cut_branches(run.study, plan.study)
+    for job, label in sorted(now.live.keys() & plan.needs.keys()):
+        _, element = plan.find(job, label)
+        if element.segment and plan.segments[element.segment].branch in cut:  # two elements would write to its folder
+            yield f"{job}/{label} is queued or running, and new arms would leave it before its end"
+    # An older version might refuse keys that this one writes, and a job that cannot read its study ends for good.
     code = f"/code/{planned_snapshot(run.root).folder.name}"
-    for job_id in sorted(live, key=int):
+    for job_id in sorted({task.job_id for tasks in now.live.values() for task in tasks}, key=int):
         kept = run.slurm / f"{job_id}_submission.sh"
         script = kept.read_text() if kept.exists() else batch_script(job_id)
         if script and code not in script:
-            raise UserError(
-                f"{run.root}: array {job_id} is queued or running with another version of the code, which might not read the "
-                "changed study; submit it when that has ended, or `curricula cancel` it first"
-            )
-
-
-def _check_requests(run: Run, plan: Plan, live: Set[str]) -> None:
-    """Raise UserError while jobs are live that were submitted with other nodes or GPUs than `plan` has: they keep them, and the
-    changed study's work might not divide among them, which ends such a job for good."""
+            yield f"array {job_id} is queued or running with another version of the code, which might not read that study"
+    # Jobs keep the nodes and GPUs that they were submitted with, among which the changed work might not divide.
     old = plan_study(run.study, kept_profile(run.profile))
-    for job in sorted(live & old.by_name.keys() & plan.by_name.keys()):
-        was, now = ((one.nodes, one.gpus_per_node) for one in (old.by_name[job].request, plan.by_name[job].request))
-        if was != now:
-            raise UserError(
-                f"{run.root}: {job} is queued or running, and the changed study or the profile asks for {_size(*now)} in "
-                f"place of {_size(*was)}; submit it when that has ended, or `curricula cancel` it first"
-            )
-
-
-def _size(nodes: int, gpus: int) -> str:
-    return f"{plural(nodes, 'node')} of {plural(gpus, 'GPU')}"
-
-
-def _check_cut_branches(run: Run, plan: Plan, live: Iterable[Key]) -> None:
-    """Raise UserError while a branch is trained that new arms are to leave: two elements would write to its folder."""
-    cut = cut_branches(run.study, plan.study)
-    for job, label in live:
-        if (job, label) not in plan.needs:  # an element of an earlier plan
-            continue
-        _, element = plan.find(job, label)
-        if element.segment and plan.segments[element.segment].branch in cut:
-            raise UserError(
-                f"{run.root}: {job}/{label} is queued or running, and new arms would leave it before its end; submit them "
-                "when it has ended, or cancel it first"
-            )
+    for job in sorted({job for job, _ in now.live} & old.by_name.keys() & plan.by_name.keys()):
+        requests = (old.by_name[job].request, plan.by_name[job].request)
+        had, asked = (f"{plural(one.nodes, 'node')} of {plural(one.gpus_per_node, 'GPU')}" for one in requests)
+        if had != asked:
+            yield f"{job} is queued or running, and the changed study or the profile asks for {asked} in place of {had}"
 
 
 def _gpu_hours(plan: Plan, chosen: Collection[Key]) -> float:
