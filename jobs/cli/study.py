@@ -33,7 +33,7 @@ from curricula.jobs.slurm.commands import ignored_explained
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_profile, load_profile
 from curricula.jobs.slurm.script import check_root
 from curricula.jobs.study import STUDIES, Study, load_study
-from curricula.terminal import json_text, plural
+from curricula.terminal import count, json_text, plural
 
 if TYPE_CHECKING:
     from curricula.jobs.slurm.submit import Standing
@@ -124,9 +124,9 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
             now = _standing(run, plan, profile, console)
             submit_plan(run, plan, now.open(chosen), profile, now, console.print)
         made = submissions(run)[before:]
-    count = len({key for one in made for key in one.keys})  # some arrays may continue others
+    elements = len({key for one in made for key in one.keys})  # some arrays may continue others
     arrays = plural(len(made), "array")
-    console.print(f"{plural(count, 'element')} in {arrays}. Watch them with `curricula status {root}` or `squeue --me`.")
+    console.print(f"{plural(elements, 'element')} in {arrays}. Watch them with `curricula status {root}` or `squeue --me`.")
 
 
 def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Standing:
@@ -250,7 +250,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
             (study.name, "bold"),
             f": {model['preset']}, {model['parameters']:,} parameters, {model['layers']} layers of {model['hidden']}; "
             f"{budget['steps']:,} steps of {budget['step_tokens']:,} tokens "
-            f"({budget['global_batch']:,} sequences of {budget['sequence_length']:,}) = {_tokens(budget['tokens'])} an arm "
+            f"({budget['global_batch']:,} sequences of {budget['sequence_length']:,}) = {count(budget['tokens'])} an arm "
             f"({budget['snap_tokens']:+,} tokens to whole steps)",
         )
     )
@@ -263,13 +263,13 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     for point in value["points"]:
         added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
         console.print(
-            f"Point {point['name']}: {point['preset']}, {point['parameters']:,} parameters, {_tokens(point['tokens'])} "
+            f"Point {point['name']}: {point['preset']}, {point['parameters']:,} parameters, {count(point['tokens'])} "
             f"tokens an arm; it adds {added} GPU-hours of pretraining and up to {other} of all else"
         )
     sharing = value["trained_tokens"]
     console.print(
-        f"Trained tokens: {_tokens(sharing['with_trunk_sharing'])} with the shared trunk, "
-        f"{_tokens(sharing['without'])} without ({sharing['with_trunk_sharing'] / sharing['without'] - 1:+.0%})."
+        f"Trained tokens: {count(sharing['with_trunk_sharing'])} with the shared trunk, "
+        f"{count(sharing['without'])} without ({sharing['with_trunk_sharing'] / sharing['without'] - 1:+.0%})."
     )
     if value["minutes_on_this_machine"] < MOST_HERE:
         console.print(
@@ -315,7 +315,7 @@ def _tree(study: Study) -> RenderableType:
     def label(segment: Segment) -> str:
         budget = study.at(segment.arm.replicate.variant).budget
         tokens = (segment.stop - segment.start) * budget.step_tokens
-        return f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({_tokens(tokens)})"
+        return f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({count(tokens)})"
 
     for segment in study.segments:
         if segment.arm.replicate.seed == study.first_seed:
@@ -374,12 +374,12 @@ def _arm_tables(value: dict[str, Any], study: Study) -> list[_Rows]:
         shares = [mix.get(name, 0) / sum(mix.values()) for mix in study.curriculum.mixes().values()]
         mixes.append((name, *(f"{share:.1%}" if share else "–" for share in shares)))
     for arm in value["arms"]:
-        once = [arm["name"], _tokens(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
+        once = [arm["name"], count(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
         for phase in arm["phases"]:
             steps = f"{phase['start_step']:,} to {phase['stop_step']:,}"
             share = intervention_share(phase["mix"], study.curriculum)
             shown = f"{share:.1%}" if share else "safe only"
-            arms.append((once[0], steps, _tokens(phase["tokens"]), shown, *once[1:]))
+            arms.append((once[0], steps, count(phase["tokens"]), shown, *once[1:]))
             once = ["", "", ""]
     unknown = False
     for name in study.sources:
@@ -387,7 +387,7 @@ def _arm_tables(value: dict[str, Any], study: Study) -> list[_Rows]:
         for arm in value["arms"]:
             used = arm["sources"].get(name)
             epochs = f" ({used['epochs']:.1f})" if used and used["epochs"] is not None else ""
-            row.append(f"{_tokens(used['tokens'])}{epochs}" if used else "–")
+            row.append(f"{count(used['tokens'])}{epochs}" if used else "–")
         is_unknown = value["source_sizes"][name]["tokens"] is None
         unknown = unknown or is_unknown
         sources.append((f"{name} *" if is_unknown else name, *row))
@@ -408,10 +408,3 @@ def _job_table(value: dict[str, Any]) -> _Rows:
             after = AFTER[job["needs"][0]["kind"]].format(job["needs"][0]["job"]) + more
         rows.append((job["name"], f"{len(job['elements']):,}", after))
     return _Rows("Jobs", ("job", "elements", "after"), rows, left=(0, 2))
-
-
-def _tokens(count: int) -> str:
-    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.4g}{unit}"
-    return str(count)
