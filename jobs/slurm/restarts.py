@@ -7,16 +7,14 @@ restarts.json holds how much was saved when the saved work last grew; the count 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from curricula.durable import read_json, write_json
 from curricula.errors import UserError
 from curricula.jobs.stages import STAGES, Work
-from curricula.settings import decode
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
 """The variable in which the batch script hands on the profile's `restarts_without_progress`."""
@@ -37,13 +35,6 @@ class AlreadyRuns(UserError):
     that of `Superseded`."""
 
 
-class Standstill(msgspec.Struct, frozen=True):
-    """What restarts.json holds: the state when the saved work last grew."""
-
-    saved: int
-    """How much was saved: steps of the latest checkpoint, or bytes of rows."""
-
-
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
     """Record this start; raises GaveUp when as many starts as the environment allows ended by themselves and saved nothing new.
 
@@ -53,18 +44,16 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
     if not limit:
         return
     path, stage = work.folder / "restarts.json", STAGES[work.job.stage]
-    now = Standstill(saved=stage.saved(work))
-    ends = work.folder / "own-ends"
-    grown = _read(path)
-    if grown is None or now.saved > grown.saved:
+    ends, saved, before = work.folder / "own-ends", stage.saved(work), _saved_before(path)
+    if before is None or saved > before:
         ends.unlink(missing_ok=True)
-        write_json(path, msgspec.to_builtins(now))
+        write_json(path, {"saved": saved})
         return
     count = len(ends.read_bytes().splitlines()) if ends.exists() else 0
     if count >= int(limit):
         raise GaveUp(
             f"{work.name}: restarted {count} times without progress (still at "
-            f"{now.saved} saved {stage.unit}), so it is not started again and what waits for it is cancelled; fix the cause "
+            f"{saved} saved {stage.unit}), so it is not started again and what waits for it is cancelled; fix the cause "
             f"and submit again. The last error: {_last_error(path.parent)}"
         )
 
@@ -77,9 +66,9 @@ def _last_error(folder: Path) -> str:
         return "none was noted; see its log"
 
 
-def _read(path: Path) -> Standstill | None:
-    """What the file holds; None without a file, or when it holds something else: counting then starts over."""
+def _saved_before(path: Path) -> int | None:
+    """What restarts.json says; None without a file, or when it holds something else: counting then starts over."""
     try:
-        return decode(path.read_bytes(), Standstill)
-    except (FileNotFoundError, msgspec.DecodeError):
+        return int(json.loads(path.read_bytes())["saved"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
