@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -99,13 +99,6 @@ class Row(NamedTuple):
     took: str = ""
 
 
-@dataclass(frozen=True)
-class _Column:
-    heading: str
-    cell: Callable[[ElementStatus], str]
-    right: bool = True
-
-
 def _figure(name: str, form: Callable[[float], str]) -> Callable[[ElementStatus], str]:
     def cell(element: ElementStatus) -> str:
         value = number(element.progress.figures, name) if element.progress else None
@@ -132,17 +125,17 @@ def _beat(element: ElementStatus) -> str:
     return age(time.time() - element.progress.updated) if element.progress and element.state != "done" else ""
 
 
-COLUMNS = (
-    _Column("steps", _steps),
-    _Column("tokens", _figure("tokens", count)),
-    _Column("loss", _figure("loss", "{:.3f}".format)),
-    _Column("tok/s", _figure("tokens_per_second", count)),
-    _Column("MFU", _figure("mfu", "{:.0%}".format)),
-    _Column("time", _left),
-    _Column("beat", _beat),
-    _Column("requeued", lambda element: f"{element.restarts}x" if element.restarts else ""),
-    _Column("nodes", lambda element: one_line(element.nodes), right=False),
-)
+COLUMNS: dict[str, Callable[[ElementStatus], str]] = {
+    "steps": _steps,
+    "tokens": _figure("tokens", count),
+    "loss": _figure("loss", "{:.3f}".format),
+    "tok/s": _figure("tokens_per_second", count),
+    "MFU": _figure("mfu", "{:.0%}".format),
+    "time": _left,
+    "beat": _beat,
+    "requeued": lambda element: f"{element.restarts}x" if element.restarts else "",
+    "nodes": lambda element: one_line(element.nodes),
+}
 DROPPED_FIRST = ("tokens", "nodes", "requeued", "tok/s", "MFU", "beat", "loss")
 """Columns that a narrow terminal drops, in this order."""
 
@@ -213,9 +206,9 @@ def element_table(rows: list[Row], console: Console) -> Table:
     label_width = max(job_width, min(LABEL_WIDTH, longest))
     state_width = min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0))
     state_width = max(state_width, len("state"))
-    widths = {column: max(cell_len(column.heading), *(cell.cell_len for cell in cells[column])) for column in cells}
+    widths = {column: max(cell_len(column), *(cell.cell_len for cell in cells[column])) for column in cells}
     for dropped in ("", *DROPPED_FIRST):
-        widths = {column: width for column, width in widths.items() if column.heading != dropped}
+        widths.pop(dropped, None)
         room = console.width - state_width - sum(widths.values()) - GAP * (1 + len(widths))
         if label_width <= room:
             label_width = min(longest, room)
@@ -224,7 +217,7 @@ def element_table(rows: list[Row], console: Console) -> Table:
     table.add_column("job", overflow="fold", min_width=job_width, max_width=label_width)
     table.add_column("state", max_width=state_width)
     for column in widths:
-        table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
+        table.add_column(column, justify="left" if column == "nodes" else "right", no_wrap=True)
     for row, *others in zip(rows, *(cells[column] for column in widths)):
         table.add_row(_folded(row.job, label_width), row.state, *others)
     return table
@@ -240,15 +233,12 @@ def _folded(label: Text, width: int) -> Text:
     return Text("\n".join(lines), label.style)
 
 
-def _cell(column: _Column, row: Row) -> Text:
-    if row.element is None:
-        return Text(row.took if column.heading == "time" else "")
-    late = column.heading == "beat" and row.element.state == "running" and _is_late(row.element)
-    return Text(column.cell(row.element), "yellow" if late else "")
-
-
-def _is_late(element: ElementStatus) -> bool:
-    return element.progress is not None and time.time() - element.progress.updated > LATE_S
+def _cell(column: str, row: Row) -> Text:
+    element = row.element
+    if element is None:
+        return Text(row.took if column == "time" else "")
+    is_late = element.progress and time.time() - element.progress.updated > LATE_S
+    return Text(COLUMNS[column](element), "yellow" if column == "beat" and element.state == "running" and is_late else "")
 
 
 def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
