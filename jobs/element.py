@@ -46,7 +46,8 @@ DEAD_HOLDER_S = 15.0
 
 def run_element(root: Path, job_name: str, label: str) -> None:
     """Do the work of one element and mark it as done; any error is written to failed.json before it is raised."""
-    _log_to_stderr()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("curricula").setLevel(logging.INFO)
     run = Run.open(root)
     run.admit()
     try:
@@ -154,12 +155,6 @@ def _sentence(error: Exception) -> str:
 
 def _is_final(error: Exception) -> bool:
     return isinstance(error, UserError) and error.exit_code in FINAL
-
-
-def _log_to_stderr() -> None:
-    """Log this package's messages from INFO on, and other packages' from WARNING on."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("curricula").setLevel(logging.INFO)
 
 
 def _rank() -> int:

@@ -144,7 +144,9 @@ class _LocalRun:
             self.done.add(key)
             self.outcome.done.append(key)
         else:
-            _note_death(self.run.element(*key), exit_code)
+            if exit_code < 0:  # killed, which it could not say itself
+                with open(self.run.element(*key) / "log.txt", "a") as log:
+                    log.write(f"--- killed by {signal.Signals(-exit_code).name}\n")
             self.outcome.failed.append(key)
 
 
@@ -202,13 +204,6 @@ def _end_with_launcher() -> None:
     assert launcher is not None
     launcher.join()
     os._exit(1)
-
-
-def _note_death(folder: Path, exit_code: int) -> None:
-    """Add to the log that the element was killed, which it could not do itself."""
-    if exit_code < 0:
-        with open(folder / "log.txt", "a") as log:
-            log.write(f"--- killed by {signal.Signals(-exit_code).name}\n")
 
 
 def _stop(processes: list[ForkServerProcess]) -> None:

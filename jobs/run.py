@@ -114,17 +114,14 @@ class Run:
                 f"{self.root}/study.yaml: was created from a different study: {changed}; name another folder with --run"
             )
         data_folder = None if study.world else local_root()
-        if data_folder and self.data_folder != data_folder and self._holds_to_data:
+        # Whether anything was made of the data that another folder might hold differently, or Slurm may be making it.
+        has_begun = self.submissions.exists() or any(self.root.glob("data/shards/*/*.json"))
+        if data_folder and self.data_folder != data_folder and has_begun:
             then = f"with CURRICULA_DATA={self.data_folder}" if self.data_folder else "without CURRICULA_DATA"
             raise UserError(
                 f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; keep it so, delete the folder, or name another "
                 "with --run"
             )
-
-    @property
-    def _holds_to_data(self) -> bool:
-        """Whether anything was made of the data that another folder might hold differently, or Slurm may be making it."""
-        return self.submissions.exists() or any(self.root.glob("data/shards/*/*.json"))
 
     def _move_to(self, data_folder: Path | None) -> None:
         """Read datasets from another folder from now on, as `check` allows. What was made so far is quickly made again."""

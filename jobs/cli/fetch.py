@@ -22,7 +22,7 @@ from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
-from curricula.jobs.downloads import Wanted, named_downloads, once, study_downloads
+from curricula.jobs.downloads import named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
 from curricula.terminal import json_text, say
 
@@ -73,7 +73,11 @@ def fetch_data(args: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     for item in once(wanted):
         try:
-            record = _fetch(item, args.rows or item.rows, part, console)
+            if _state(item.download) == _OWN:
+                record: dict[str, Any] = {"kept": True}
+            else:
+                with Bars(console) as bars:
+                    record = fetch(item.download, bars.line(f"rows of {item.label}"), args.rows or item.rows, part)
         except UserError as error:
             say(console, f"curricula: {item.label}: {error}", "red")
             failed[item.label] = str(error)
@@ -85,13 +89,6 @@ def fetch_data(args: argparse.Namespace) -> int:
     elif fetched:
         print(f"export CURRICULA_DATA={shlex.quote(str(root.resolve()))}")
     return 1 if failed else 0
-
-
-def _fetch(item: Wanted, rows: int | None, part: tuple[int, int] | None, console: Console) -> dict[str, Any]:
-    if _state(item.download) == _OWN:
-        return {"kept": True}
-    with Bars(console) as bars:
-        return fetch(item.download, bars.line(f"rows of {item.label}"), rows, part)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -148,7 +148,8 @@ def synthesize(args: argparse.Namespace) -> int:
     servers = _servers(args)
     console = Console(stderr=True, highlight=False)
     print_estimate(console, shard, now, all_parts)
-    _confirm(args, now, all_parts)
+    if now.documents and all_parts.dollars is not None:  # of all parts together: an array's tasks cannot ask
+        confirm_spending(all_parts.dollars, args.max_cost, args.yes, "--limit or --scores")
     with Bars(console) as bars:
         summary = run_shard(shard, servers, args.retry_dead, bars.line(f"part {shard.number}", _pace))
     print_summary(summary, args.json)
@@ -240,12 +241,6 @@ def _servers(args: argparse.Namespace) -> Servers:
     elif args.classifier:
         classifier = LocalClassifier(Path(args.classifier))
     return Servers(endpoint, classifier, args.concurrency, args.tries)
-
-
-def _confirm(args: argparse.Namespace, now: Estimate, all_parts: Estimate) -> None:
-    """Ask about the cost of all parts together: an array's tasks cannot ask."""
-    if now.documents and all_parts.dollars is not None:
-        confirm_spending(all_parts.dollars, args.max_cost, args.yes, "--limit or --scores")
 
 
 def _described(estimate: Estimate) -> str:

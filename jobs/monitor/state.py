@@ -264,16 +264,12 @@ def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
         return "failed", known.state, _ending(known)
     if slurm.task and slurm.is_asked:
         return "interrupted", "", fact.why or f"Slurm no longer knows task {slurm.task}, which left no mark"
-    if fact.beats and (slurm.task or _is_elsewhere(fact)):
+    is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # and its lock may not be seen from here
+    if fact.beats and (slurm.task or is_elsewhere):
         return "running", "", ""
     if not fact.has_begun:
         return "pending" if slurm.task else "waiting", "", ""
     return "interrupted", "", "" if slurm.task else fact.why
-
-
-def _is_elsewhere(fact: _Facts) -> bool:
-    """Whether its process is on another machine, whose lock may not be seen from here."""
-    return fact.progress is not None and fact.progress.host != socket.gethostname()
 
 
 def _ending(known: TaskState) -> str:
