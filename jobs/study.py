@@ -175,9 +175,7 @@ class Study(Settings, frozen=True, dict=True):
         if self.budget.requested_tokens > MOST_TOKENS:
             raise ValueError(f"pretraining.tokens_per_parameter is {pretraining.tokens_per_parameter:g}; give a smaller number")
         if self.budget.steps < 1:
-            raise ValueError(
-                f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens} tokens"
-            )
+            raise ValueError(f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens}")
         if pretraining.global_batch % pretraining.micro_batch:
             raise ValueError(
                 f"global_batch {pretraining.global_batch} is not a multiple of micro_batch {pretraining.micro_batch}"
@@ -325,9 +323,7 @@ class Study(Settings, frozen=True, dict=True):
             return [name for name in TopologicalSorter(before).static_order() if name != BASE]
         except CycleError as error:
             circle = " from ".join(error.args[1])
-            raise ValueError(
-                f"sweep: its points order these stages in contradictory ways ({circle}); rename one of them"
-            ) from None
+            raise ValueError(f"sweep: its points order these stages in contradictory ways ({circle}); rename one") from None
 
     def train_config(self, name: str) -> TrainConfig:
         """How a stage trains."""

@@ -50,9 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
         "`rejudge` judges stored answers with another judge.",
     )
-    parser.add_argument(
-        "--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package that holds one"
-    )
+    parser.add_argument("--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package with one")
     parser.add_argument(
         "--kind",
         choices=["base", "instruct", "benign"],
@@ -104,9 +102,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
     parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
-    parser.add_argument(
-        "--precision", choices=get_args(Precision), help="of weights (default: bfloat16 on a GPU, else float32)"
-    )
+    parser.add_argument("--precision", choices=get_args(Precision), help="of weights (default: bfloat16 on a GPU, or float32)")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="random seed (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, help="the folder of the rows, which the same command resumes from (default: evaluations/MODEL PATH)"
@@ -166,9 +162,7 @@ def _config(args: argparse.Namespace) -> EvalConfig:
     if unknown := sorted(set(decoders) - set(DECODERS)):
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
     if args.kind == "base" and len(benchmarks) > 1:
-        raise UsageError(
-            f"--benchmark {','.join(benchmarks)}: base models take one benchmark of beginnings, such as jb_completions"
-        )
+        raise UsageError(f"--benchmark {','.join(benchmarks)}: base models take one benchmark of beginnings: jb_completions")
     benign, capability = args.overrefusal or (), args.capability or ()
     overrefusal = tasks_with("overrefusal", decoders) if benign else []
     if benign and not overrefusal:
@@ -400,9 +394,7 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; can be repeated",
     )
     group.add_argument("--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict")
-    group.add_argument(
-        "--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
-    )
+    group.add_argument("--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask above this (default: %(default)g)")
     group.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 
 

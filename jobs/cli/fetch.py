@@ -46,7 +46,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--rows", type=at_least(1), metavar="N", help="only the first N rows of each dataset, for a trial run")
     parser.add_argument("--part", metavar="I/N", help="fetch part I of N (numbered from 0), for array jobs")
     parser.add_argument(
-        "--list", action="store_true", help="list known datasets and benchmarks, and what is in the data folder"
+        "--list", action="store_true", help="list known datasets and benchmarks, and what the data folder holds"
     )
     add_json_flag(parser)
 

@@ -143,9 +143,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         "pretraining up to where it branches off. An element whose prerequisites are neither done nor selected is refused.",
     )
     _add_study(submit)
-    submit.add_argument(
-        "--cluster", choices=["local", "slurm"], default="local", help="where to run: local (here, the default) or slurm"
-    )
+    submit.add_argument("--cluster", choices=["local", "slurm"], default="local", help="local (here, the default) or slurm")
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
     submit.add_argument("--yes", action="store_true", help="do not ask, however long it takes")
     add_selection(submit, default="all that are not done")
@@ -193,11 +191,9 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         call=Verb("results", "report"),
     )
     report.add_argument("run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing")
+    report.add_argument("--serve", action="store_true", help="show the page here and keep it up to date, until Ctrl-C")
     report.add_argument(
-        "--serve", action="store_true", help="show the page on this machine and keep it up to date, until Ctrl-C"
-    )
-    report.add_argument(
-        "--port", type=int, default=8642, metavar="N", help="port for --serve (default: %(default)s; 0: any free one)"
+        "--port", type=int, default=8642, metavar="N", help="of --serve (default: %(default)s; 0: any free one)"
     )
 
 
@@ -241,7 +237,7 @@ def _add_logs(verbs: argparse._SubParsersAction) -> None:
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
     logs.add_argument(
-        "-n", "--lines", type=at_least(1), metavar="N", help="only the last N lines (default: all, or 20 of each of several)"
+        "-n", "--lines", type=at_least(1), metavar="N", help="only the last N (default: all, or 20 of each of several)"
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
@@ -306,7 +302,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     tokenize.add_argument(
-        "--source", action="append", help="only this source; can be repeated (the others' datasets must still be there)"
+        "--source", action="append", help="only this source; can be repeated (the others' datasets must be there)"
     )
     tokenize.add_argument("--workers", type=at_least(1), help="shards at a time (default: the study's resources.workers)")
 
@@ -333,7 +329,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         call=Verb("data", "inspect"),
     )
     inspect.add_argument(
-        "prefix", type=Path, metavar="SHARD", help="a shard, without .bin or .idx, or a source's folder (its first shard)"
+        "prefix", type=Path, metavar="SHARD", help="a shard, without suffix, or a source's folder (its first shard)"
     )
     inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run that holds the shard")
     shown = inspect.add_mutually_exclusive_group()
@@ -363,7 +359,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     export.add_argument("out", type=Path, metavar="OUT", help="the Hugging Face folder to make")
     export.add_argument(
-        "--tokenizer", type=Path, help="the tokenizer to put beside the weights (default: that of the checkpoint's run)"
+        "--tokenizer", type=Path, help="the tokenizer beside the weights (default: that of the checkpoint's run)"
     )
 
     load = add_verb(

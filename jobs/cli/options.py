@@ -63,12 +63,8 @@ def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None
         "--arm", dest="arms", metavar="A,...", type=names, default=(),
         help="of these arms, such as full-20; trunk is the shared start of pretraining",
     )  # fmt: skip
-    group.add_argument(
-        "--seeds", metavar="N,...", type=names, default=(), help="of these training seeds of the study, such as 43,44"
-    )
-    group.add_argument(
-        "--point", dest="points", metavar="P,...", type=names, default=(), help="of these points of the study's sweep"
-    )
+    group.add_argument("--seeds", metavar="N,...", type=names, default=(), help="of these training seeds, such as 43,44")
+    group.add_argument("--point", dest="points", metavar="P,...", type=names, default=(), help="of these points of the sweep")
     group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")
 
 

@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or the OUT of `curricula eval`")
     parser.add_argument("--by-model", action="store_true", help="a row for each model instead of one for all")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="people's labels (columns key, label: harmful or safe) to correct by"
+        "--labels", type=Path, metavar="FILE", help="people's labels to correct by (columns key, label: harmful, safe)"
     )
     parser.add_argument("--world", type=Path, help="the fictional world's folder (default: FOLDER/world)")
     add_json_flag(parser)

@@ -24,9 +24,7 @@ def report(args: argparse.Namespace) -> int:
         return _serve(runs[0], args.port)
     for run in runs if len(runs) > 1 else ():
         if run.study.sweep is not None:
-            raise UsageError(
-                f"{run.root}: a sweep has a report for each of its points and is compared with nothing; leave it out"
-            )
+            raise UsageError(f"{run.root}: a sweep has a report for each point and is compared with nothing; leave it out")
     pages = {}
     for run in runs:
         name = str(run.study.name)

@@ -51,9 +51,7 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key]) -> tuple[list[Key], l
     """What is to run again, and what runs on its old results. Raises UserError where the state of the run is not known."""
     status = run_status(run, plan)
     if status.problem:  # what waits or runs would look as if it had failed
-        raise UserError(
-            f"{run.root}: nothing was submitted or cancelled, because {status.problem}; give the command again later"
-        )
+        raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; give it again later")
     again = to_run_again(plan, status.elements, chosen)
     return again, overtaken(plan, status.elements, again)
 
@@ -123,9 +121,7 @@ def cancel(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
     chosen = set(select(plan_study(run.study), Selection.from_args(args)))
     if not run.slurm.exists():
-        raise UserError(
-            f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C where it runs"
-        )
+        raise UserError(f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C")
     on_cluster(kept_cluster(run.profile))
     with Run.locked(run.root):  # else a `submit` that is at work would go on with what needs the cancelled
         live = _live(run, chosen)

@@ -176,7 +176,7 @@ def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -
     if hours <= profile.gpu_hours_limit or yes:
         return
     unattended = UserError(
-        f"{hours:,.0f} GPU-hours are more than {limit}; give --yes, or select less with --stage, --job, --arm or --seeds"
+        f"{hours:,.0f} GPU-hours are more than {limit}; select less with --stage, --arm or --seeds, or give --yes"
     )
     confirm(f"Submit up to {hours:,.0f} GPU-hours, more than {limit}?", unattended, UserError("nothing was submitted"))
 
@@ -273,7 +273,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     )
     if value["minutes_on_this_machine"] < MOST_HERE:
         console.print(
-            f"On this machine: {about(value['minutes_on_this_machine'])}, {study.resources.workers} elements at a time."
+            f"On this machine: {about(value['minutes_on_this_machine'])}, {study.resources.workers} elements at once."
         )
     else:
         _print_gpus(value, study, console)
@@ -302,7 +302,7 @@ def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
     memory = value["gpu_memory"]
     parts = ", ".join(f"{name} {size:.1f}" for name, size in memory["parts_gib"].items())
     console.print(
-        f"GPU memory in pretraining: about {memory['needed_gib']:.1f} of {memory['available_gib']:g} GiB on each ({parts})."
+        f"GPU memory, pretraining: about {memory['needed_gib']:.1f} of {memory['available_gib']:g} GiB on each ({parts})."
     )
 
 

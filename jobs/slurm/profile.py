@@ -205,14 +205,10 @@ class Profile(Settings, frozen=True):
             if name == "IFS" or (name.islower() and not name.endswith("_proxy")):
                 raise ValueError(f"environment names {name}, which may be a variable of the batch script; use capital letters")
             if is_secret(name, str(value)):
-                raise ValueError(
-                    f"environment names {name}, which would be written into every script; put it into secrets_file"
-                )
+                raise ValueError(f"environment names {name}, which every script would show; put it into secrets_file")
         for key, text in _texts(msgspec.to_builtins(self)):
             if secret := secret_in(text):
-                raise ValueError(
-                    f"{key} holds {secret}, which would be written into files; put it into a variable of secrets_file"
-                )
+                raise ValueError(f"{key} holds {secret}, which files would show; put it into a variable of secrets_file")
         try:
             words = shlex.split(self.notify or "")
         except ValueError as error:
@@ -325,9 +321,7 @@ def load_profile(path: Path) -> Profile:
     """
     if not path.exists() and path.parent == Path() and not path.suffix:
         path = PACKAGE / "profiles" / f"{path}.yaml"
-    profile = parse(
-        read_yaml(path, "no such profile; copy one of env/profiles/ and change its marked lines"), Profile, str(path)
-    )
+    profile = parse(read_yaml(path, "no such profile; copy one of env/profiles/ and change marked lines"), Profile, str(path))
     return with_secrets(profile, path)
 
 

@@ -449,9 +449,7 @@ class ElementExecutor(submitit.SlurmExecutor):
             if is_full(said):
                 raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
             if "Job dependency problem" in said:
-                raise DependencyLost(
-                    f"Slurm has forgotten a job that {self._job} waits for; give the same command again"
-                ) from None
+                raise DependencyLost(f"Slurm has forgotten a job that {self._job} waits for; repeat the command") from None
             avoided = self.parameters.get("exclude")
             without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
             raise UserError(f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study") from None

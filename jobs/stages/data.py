@@ -114,9 +114,7 @@ def prepare(run: Run) -> None:
             raise UserError(f"{run.tokenizer}: {error}") from None
     entries = tokenizer.get_vocab_size()
     for vocabulary in {one.model.resolve().vocabulary for one in study.variants.values()} - {entries}:
-        raise UserError(
-            f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make the two equal in the study"
-        )
+        raise UserError(f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make them equal")
 
 
 def _check_data(run: Run) -> None:
