@@ -236,19 +236,23 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def drop_torn_tail(file: IO[bytes]) -> None:
     """Truncate `file` (open for reading and writing) after its last complete line."""
-    size = file.seek(0, os.SEEK_END)
-    end = size
+    end = end_of_lines(file)
+    if end != file.seek(0, os.SEEK_END):
+        file.truncate(end)
+        file.seek(end)
+
+
+def end_of_lines(file: IO[bytes]) -> int:
+    """The byte at which the last complete line of `file` ends."""
+    end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - 65536)
         file.seek(start)
         newline = file.read(end - start).rfind(b"\n")
         if newline >= 0:
-            end = start + newline + 1
-            break
+            return start + newline + 1
         end = start
-    if end != size:
-        file.truncate(end)
-    file.seek(0, os.SEEK_END)
+    return 0
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

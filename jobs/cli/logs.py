@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from curricula.durable import end_of_lines
 from curricula.errors import UsageError
 from curricula.jobs.completion import last_failure
 from curricula.jobs.graph import plan_study
@@ -70,7 +71,10 @@ def show_logs(args: argparse.Namespace) -> int:
     if not shown:
         ranks = sorted({log.file.rank for log in logs})
         print(f"(no log of rank {rank}; there are ranks {ranks})" if ranks else "(no log yet: nothing of this has started)")
-    ends = {log.file.path: _whole_lines(log.file.path) for log in shown}
+    ends = {}
+    for log in shown:
+        with open(log.file.path, "rb") as file:
+            ends[log.file.path] = end_of_lines(file)
     last = args.lines or (LINES if args.follow or len(chosen) > 1 else None)
     _print_logs(shown, pattern, last, show_rank=rank is None)
     if args.follow:
@@ -123,16 +127,6 @@ def _pattern(expression: str | None) -> re.Pattern[str] | None:
         return None if expression is None else re.compile(expression)
     except re.error as error:
         raise UsageError(f"--grep {expression!r}: not a regular expression ({error})") from None
-
-
-def _whole_lines(path: Path) -> int:
-    """The byte at which the log's last whole line ends."""
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        start = max(0, size - 65536)
-        file.seek(start)
-        newline = file.read(size - start).rfind(b"\n")
-    return start + newline + 1 if newline >= 0 else size
 
 
 def _print_error(prefix: str, error: FirstError) -> None:
