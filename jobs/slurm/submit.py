@@ -25,23 +25,8 @@ from curricula.jobs.graph import check_batches
 from curricula.jobs.plan import Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
-from curricula.jobs.slurm.commands import (
-    STARTS,
-    ControllerAway,
-    DependencyLost,
-    QueueFull,
-    Task,
-    ignored,
-    ignored_explained,
-    is_away,
-    is_full,
-    on_cluster,
-    patiently,
-    require_slurm,
-    tested,
-    why_not_requeued,
-    within_array_limit,
-)
+from curricula.jobs.slurm import commands
+from curricula.jobs.slurm.commands import ControllerAway, DependencyLost, QueueFull, Task, patiently
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster
 from curricula.jobs.slurm.script import Options, body, check_root, sbatch_options, write_resubmit
 from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
@@ -94,14 +79,14 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
 
     Raises UsageError where the run's jobs are on another cluster than the profile's.
     """
-    require_slurm()
+    commands.require_slurm()
     earlier = kept_cluster(run.profile)
     if submissions(run) and earlier != profile.cluster:
         raise UsageError(
             f"{run.root}: its jobs are on {_named(earlier)}, and the profile names {_named(profile.cluster)}; "
             "keep the cluster, or give another run folder with --run"
         )
-    on_cluster(profile.cluster)
+    commands.on_cluster(profile.cluster)
     for attempt in patiently(say):
         with attempt:
             queue = queued(run)
@@ -129,13 +114,13 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     """
     check_needs(plan, chosen, now.done, now.live)
     check_batches(plan, chosen)
-    if explained := ignored_explained(os.environ):
+    if explained := commands.ignored_explained(os.environ):
         say(explained)
     root = check_root(run.root)
     make_folder(run.slurm)
     code = take_snapshot(root)
     keep_profile(run.profile, profile)
-    profile = within_array_limit(profile)
+    profile = commands.within_array_limit(profile)
     write_resubmit(run, plan, profile, chosen)
     executor = ElementExecutor(root / "slurm")
     made: list[Submission] = []
@@ -194,10 +179,10 @@ def _has_others(nodes: str, executor: ElementExecutor, array: Array, options: Op
 
     def said(options: Options) -> str:
         executor.prepare(array, options)
-        return tested(executor.text(""))
+        return commands.tested(executor.text(""))
 
     refusal = said(_also(options, "exclude", nodes))
-    if STARTS in refusal or STARTS not in said(options):
+    if commands.STARTS in refusal or commands.STARTS not in said(options):
         return True
     say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {refusal}")
     return False
@@ -224,7 +209,7 @@ def _continuations(
     followers.unlink(missing_ok=True)
     for attempt in patiently(say):
         with attempt:
-            reason = why_not_requeued(first.job_id)
+            reason = commands.why_not_requeued(first.job_id)
     write_text(followers, "")
     if not reason:
         return made
@@ -290,7 +275,7 @@ class Preview:
 
 def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -> list[Preview]:
     """Every array of a first submission of `chosen`; writes nothing."""
-    profile = within_array_limit(profile)
+    profile = commands.within_array_limit(profile)
     executor = ElementExecutor(root / "slurm")
     code = planned_snapshot(root)
     numbering = _Numbering({}, {})
@@ -444,9 +429,9 @@ class ElementExecutor(submitit.SlurmExecutor):
             raise ControllerAway(_last_words(str(error))) from None
         except UncompletedJobError as error:
             said = _last_words(str(error))  # what sbatch wrote to its standard error
-            if is_away(said):
+            if commands.is_away(said):
                 raise ControllerAway(said) from None
-            if is_full(said):
+            if commands.is_full(said):
                 raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
             if "Job dependency problem" in said:
                 raise DependencyLost(f"Slurm has forgotten a job that {self._job} waits for; repeat the command") from None
@@ -458,7 +443,7 @@ class ElementExecutor(submitit.SlurmExecutor):
         submission_file_path.chmod(0o700)
         return [
             "env",
-            *(word for name in ignored(os.environ) for word in ("--unset", name)),
+            *(word for name in commands.ignored(os.environ) for word in ("--unset", name)),
             *super()._make_submission_command(submission_file_path),
         ]
 

@@ -405,7 +405,7 @@ def test_a_job_that_the_controller_forgot_during_a_submission_is_submitted_again
         assert "--dependency=afterok:3\n" in (root / "slurm/4_submission.sh").read_text()
     else:
         assert code == 1 and made == [("prepare", "1"), ("prepare", "3")]
-        assert "Slurm has forgotten a job that tokenize waits for; give the same command again" in said.err
+        assert "Slurm has forgotten a job that tokenize waits for; repeat the command" in said.err
 
 
 def test_a_number_that_slurm_gives_twice_shows_that_it_has_forgotten_the_first_job(slurm, tmp_path):
