@@ -206,7 +206,7 @@ class Profile(Settings, frozen=True):
                 raise ValueError(f"environment names {name}, which may be a variable of the batch script; use capital letters")
             if is_secret(name, str(value)):
                 raise ValueError(f"environment names {name}, which every script would show; put it into secrets_file")
-        for key, text in _texts(msgspec.to_builtins(self)):
+        for key, text in texts_in(msgspec.to_builtins(self)):
             if secret := secret_in(text):
                 raise ValueError(f"{key} holds {secret}, which files would show; put it into a variable of secrets_file")
         try:
@@ -288,11 +288,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return self.nodes * self.gpus_per_node
 
 
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The texts within a plain value, each with its key."""
+def texts_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The texts within a plain value, each with its dotted key."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, part in entries:
-        yield from _texts(part, f"{key}.{name}".lstrip("."))
+        yield from texts_in(part, f"{key}.{name}".lstrip("."))
     if isinstance(value, str):
         yield key, value
 

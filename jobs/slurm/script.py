@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,7 +26,7 @@ from curricula.fencing import Superseded
 from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
-from curricula.jobs.slurm.profile import RESERVE_S, Profile
+from curricula.jobs.slurm.profile import RESERVE_S, Profile, texts_in
 from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import ENOUGH_NODES, REMEMBERED_S, contents_line, latest_tasks, submissions
@@ -186,7 +186,7 @@ def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
     run = Run(root)  # which a preview has not made yet
     data = None if study.world else run.data_folder if (root / "run.json").exists() else local_root()
     folders = [root, *([data.resolve()] if data else [])]
-    named = dict.fromkeys(_named_paths(msgspec.to_builtins(study)))
+    named = dict.fromkeys(_named_paths(study))
     others = [path for path in named if not any(path.is_relative_to(folder) for folder in folders)]
     for path in (*folders, *others):
         if re.search("[:,]", str(path)):
@@ -196,19 +196,18 @@ def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
     return [*mounts, *(os.path.expandvars(mount) for mount in profile.container.mounts)]
 
 
-def _named_paths(value: Any, key: str = "") -> Iterator[Path]:
-    """The absolute paths in a study as plain values, where they exist: of a pattern the folder before its first wildcard, of a
-    snapshot in the hub's cache its repository, where the files lie."""
-    if isinstance(value, dict | list | tuple):
-        for name, part in value.items() if isinstance(value, dict) else ((key, part) for part in value):
-            yield from _named_paths(part, name)
-    elif isinstance(value, str) and key in WITH_PATHS and os.path.isabs(value):
-        path = Path(value)
+def _named_paths(study: Study) -> Iterator[Path]:
+    """The absolute paths in a study, where they exist: of a pattern the folder before its first wildcard, of a snapshot in the
+    hub's cache its repository, where the files lie."""
+    for key, text in texts_in(msgspec.to_builtins(study)):
+        if key.rpartition(".")[2] not in WITH_PATHS or not os.path.isabs(text):
+            continue
+        path = Path(text)
         if wild := next((place for place, part in enumerate(path.parts) if re.search(r"[*?[]", part)), 0):
             path = Path(*path.parts[:wild])
             if Path.home().is_relative_to(path):  # which the runtime mounts itself, writable
-                yield from (Path(file) for file in glob.glob(value, recursive=True) if os.path.isfile(file))
-                return
+                yield from (Path(file) for file in glob.glob(text, recursive=True) if os.path.isfile(file))
+                continue
         caches = (above.parent for above in (path, *path.parents) if above.name == "snapshots")
         path = next((cache for cache in caches if (cache / "blobs").is_dir()), path)
         if path.exists() and path != Path("/"):
