@@ -205,18 +205,12 @@ def _hashes(run: Run) -> list[tuple[str, str, str]]:
 
 
 def track_report(project: str, root: Path, folder: Path) -> None:
-    """Hand the tables and figures of a report to Weights & Biases, as one run for the run folder `root`.
+    """Hand the tables and figures of a report to Weights & Biases, as one run for the run folder `root`."""
+    from curricula.model.runtime.reporting import wandb_run
 
-    Raises UserError where its package is missing.
-    """
-    try:
-        import wandb
-    except ImportError:
-        raise UserError(
-            f"tracking.wandb_project is {project}, but wandb is not installed; `pip install wandb`, or remove the key"
-        ) from None
-    identity = hashlib.sha256(f"{root.resolve()}/report".encode()).hexdigest()[:16]
-    tracked = wandb.init(project=project, id=identity, name=f"{root.resolve().name}/report", resume="allow")
+    tracked = wandb_run(project, f"{root.resolve()}/report", f"{root.resolve().name}/report")
+    import wandb
+
     for path in sorted(folder.glob("tables/*.csv")):
         with open(path, newline="") as file:
             head, *rows = list(csv.reader(file)) or [[]]

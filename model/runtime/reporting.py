@@ -256,15 +256,8 @@ class WeightsAndBiases:
     """One W&B run for each run folder, continued after a restart."""
 
     def __init__(self, project: str, out: Path, settings: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                f"tracking.wandb_project is {project}, but wandb is not installed; `pip install wandb`, or remove the key"
-            ) from None
-        identity = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
         name = "/".join(out.resolve().parts[-3:])
-        self._run = wandb.init(project=project, id=identity, name=name, resume="allow", config=dict(settings))
+        self._run = wandb_run(project, str(out.resolve()), name, config=dict(settings))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -274,6 +267,18 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def wandb_run(project: str, place: str, name: str, **more: Any) -> Any:
+    """The W&B run of a folder, or of another `place`. Raises UserError where its package is missing."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"tracking.wandb_project is {project}, but wandb is not installed; `pip install wandb`, or remove the key"
+        ) from None
+    identity = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return wandb.init(project=project, id=identity, name=name, resume="allow", **more)
 
 
 def banner(
