@@ -24,7 +24,7 @@ from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import count_rows
 from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
-from curricula.errors import UsageError, UserError
+from curricula.errors import UserError
 from curricula.progress import Progress, silent
 
 _GROUP_ROWS = 1000
@@ -122,11 +122,7 @@ def fetch(
     share of one element of an array job. A finished download does not use the network. Raises UserError when the hub does
     not have what is asked for, or when the folder holds something else.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"a limit of {limit} rows leaves nothing to fetch; give at least 1")
     index, elements = element or (0, 1)
-    if not 0 <= index < elements:
-        raise UsageError(f"element {index}/{elements} is not one of 0/{elements} to {elements - 1}/{elements}")
     if record := _finished_record(download, limit):
         progress(record["rows"], record["rows"])
         return record

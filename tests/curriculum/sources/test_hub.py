@@ -216,7 +216,6 @@ def test_the_elements_of_an_array_job_fetch_the_whole(hub, worker, beside, tmp_p
     last = worker(download=asked, element=[2, 3])["records"][0]
     assert last["complete"] and last["rows"] == 150
     assert ids(tmp_path / "out") == [f"a-{shard}-{n}" for shard in range(5) for n in range(30)]
-    assert "is not one of 0/3 to 2/3" in worker(download=asked | {"out": str(tmp_path / "x")}, element=[3, 3])["error"]
 
 
 def test_two_divisions_of_one_fetch_at_once_share_the_files(hub, worker, beside, tmp_path):
