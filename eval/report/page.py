@@ -40,6 +40,7 @@ from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_ro
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
+from curricula.eval.report import wording
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import draw_figures
 from curricula.eval.report.over_seeds import (
@@ -55,25 +56,6 @@ from curricula.eval.report.tables import attack_tables, overrefusal_tables, writ
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
 from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.web.data import HERE, digest, drawn, embedded, embedded_json, hashes, program, study_data
-from curricula.eval.report.wording import (
-    CATEGORIES,
-    DECODERS,
-    INTERVENTIONS,
-    STAGES,
-    amount,
-    arm_label,
-    basis,
-    flattened,
-    judge_names,
-    number,
-    p_value,
-    percent,
-    points,
-    stage_title,
-    start_label,
-    verdict,
-    visible,
-)
 from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
 
@@ -184,15 +166,15 @@ def _words(
 ) -> dict[str, Any]:
     """What the page tells beside its figures."""
     metrics, arms, tasks, plan = shown.metrics, shown.arms, shown.planned, study.get("plan") or {}
-    labels = {arm.name: arm_label(arm) for arm in arms}
+    labels = {arm.name: wording.arm_label(arm) for arm in arms}
     frozen = run / "study.yaml"
     return {
         "name": plan.get("study") or run.resolve().name,
         "fictional": is_fictional(run),
         "seeds": shown.seeds,
-        "verdict": verdict(tables["trends"]),
-        "basis": basis(shown.seeds, arms, metrics, plan),
-        "arms": [(arm, labels[arm.name], INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],
+        "verdict": wording.verdict(tables["trends"]),
+        "basis": wording.basis(shown.seeds, arms, metrics, plan),
+        "arms": [(arm, labels[arm.name], wording.INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],
         "claim_tests": tables["trends"],
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
         "marks": MARKS,
@@ -206,7 +188,7 @@ def _words(
         "attack_tables": list(attack_tables(metrics, rows.arms)),
         "strength_tables": list(strength_tables(tables["worst-case"], shown.met, arms)),
         "overrefusal_tables": list(overrefusal_tables(metrics, rows.arms)),
-        "categories": CATEGORIES,
+        "categories": wording.CATEGORIES,
         "probes": metrics.probes,
         "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)],
         "representation_tables": list(representation_tables(tables["representations"], arms)),
@@ -226,13 +208,13 @@ def _words(
         "rewritten": sum(row.changed for answers in rows.generations.values() for row in answers),
         "caveats": " ".join(
             [
-                caveats(judge_names([*metrics.attacks, *metrics.overrefusals])),
+                caveats(wording.judge_names([*metrics.attacks, *metrics.overrefusals])),
                 *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
             ]
         ).strip(),
-        "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *tasks))},
-        "decoders": DECODERS,
-        "provenance": list(flattened(study.get("provenance") or {})),
+        "stages": {name: wording.stage_title(name) for name in dict.fromkeys((*wording.STAGES, *tasks))},
+        "decoders": wording.DECODERS,
+        "provenance": list(wording.flattened(study.get("provenance") or {})),
         "hashes": [*(study.get("hashes") or []), *hashes(rows)],
         "study_text": frozen.read_text() if frozen.exists() else "",
     }
@@ -255,9 +237,8 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=number, amount=amount, percent=percent, visible=visible, points=points, p_value=p_value, start=start_label
-    )
+    forms = ("number", "amount", "percent", "visible", "points", "p_value")
+    environment.filters.update({form: getattr(wording, form) for form in forms}, start=wording.start_label)
     return environment.get_template(name)
 
 
