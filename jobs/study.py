@@ -109,7 +109,6 @@ class Study(Settings, frozen=True, dict=True):
             return
         self._check_names()
         self._check_sources()
-        self._check_vocabulary()
         self._check_sizes()
         self._check_arms()
         self._check_stages()
@@ -160,16 +159,14 @@ class Study(Settings, frozen=True, dict=True):
             if self.world and table.hub is not None:
                 raise ValueError(f"{key}.hub is {table.hub!r}, but a study with a world fetches nothing; name files in `path`")
 
-    def _check_vocabulary(self) -> None:
+    def _check_sizes(self) -> None:
+        pretraining, resources = self.pretraining, self.resources
         trained, expected = self.tokenizer.train, self.model.resolve().vocabulary
         if trained is not None and trained != expected:
             raise ValueError(
                 f"tokenizer.train makes {trained} entries, where the model has a vocabulary of {expected}; set tokenizer.train "
                 f"to {expected}, or model.vocabulary to {trained}"
             )
-
-    def _check_sizes(self) -> None:
-        pretraining, resources = self.pretraining, self.resources
         with located("resources"):
             check_layout(self.model.resolve(), resources.tensor_parallel, resources.engine.recompute_layers)
         if self.budget.requested_tokens > MOST_TOKENS:
@@ -193,19 +190,15 @@ class Study(Settings, frozen=True, dict=True):
                     f"arm {arm.name} has a cooldown, where pretraining.schedule.kind is {self.pretraining.schedule.kind!r}; "
                     "set it to warmup-stable-decay"
                 )
-            self._check_loss(arm)
+            for phase in arm.blend_phases(self.budget):  # raises where one is too short for a step
+                if all(self.sources[name].loss == "none" for name, weight in phase.mix.items() if weight):
+                    raise ValueError(
+                        f"arm {arm.name}: all sources of a phase have loss: none, so it would train nothing; mix in another"
+                    )
             step = self.budget.step_at(arm.start)
             if steps.setdefault(percent(arm.start), step) != step:
                 raise ValueError(
                     f"arm {arm.name} starts so close to another arm that their job names coincide; move or merge them"
-                )
-
-    def _check_loss(self, arm: Arm) -> None:
-        """Raise ValueError where a phase is too short for a step, or where no token of it would count."""
-        for phase in arm.blend_phases(self.budget):
-            if all(self.sources[name].loss == "none" for name, weight in phase.mix.items() if weight):
-                raise ValueError(
-                    f"arm {arm.name}: all sources of a phase have loss: none, so it would train nothing; mix in another"
                 )
 
     def _check_stages(self) -> None:
@@ -270,7 +263,15 @@ class Study(Settings, frozen=True, dict=True):
             for name in names:
                 if name not in TASKS:
                     raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
-        self._check_transfers()
+            measured = {TASKS[name].kind for name in names}
+            if "transfer" in measured and place.endswith(".along.tasks"):
+                raise ValueError(f"{place} names transfer, which is tried on finished models alone; remove it")
+            if "transfer" in measured and "gcg" not in measured:
+                raise ValueError(f"{place} names transfer without gcg, which finds the suffixes; add gcg there")
+        arms = [arm.name for arm in self.arms]
+        for name in evaluation.attacks.suffixes_of:
+            if name not in arms:
+                raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
         for name in [*evaluation.benchmark_names(self.all_eval_tasks), *evaluation.accept_changed]:
             if name not in BENCHMARKS and name not in evaluation.prompts:
                 raise ValueError(
@@ -399,18 +400,6 @@ class Study(Settings, frozen=True, dict=True):
                     having = [arm for arm in one.trainings if arm.name in one.tree.arms[name]]
                     kept |= {step for arm in having if one.segment_at(arm, step).branch == branch}
         return kept
-
-    def _check_transfers(self) -> None:
-        arms, attacks = [arm.name for arm in self.arms], self.evaluation.attacks
-        for name in attacks.suffixes_of:
-            if name not in arms:
-                raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
-        for place, names in self._named_tasks():
-            measured = {TASKS[name].kind for name in names}
-            if "transfer" in measured and place.endswith(".along.tasks"):
-                raise ValueError(f"{place} names transfer, which is tried on finished models alone; remove it")
-            if "transfer" in measured and "gcg" not in measured:
-                raise ValueError(f"{place} names transfer without gcg, which finds the suffixes; add gcg there")
 
     @cached_property
     def budget(self) -> Budget:
