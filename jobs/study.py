@@ -172,7 +172,9 @@ class Study(Settings, frozen=True, dict=True):
         if self.budget.requested_tokens > MOST_TOKENS:
             raise ValueError(f"pretraining.tokens_per_parameter is {pretraining.tokens_per_parameter:g}; give a smaller number")
         if self.budget.steps < 1:
-            raise ValueError(f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens}")
+            raise ValueError(
+                f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens} tokens"
+            )
         if pretraining.global_batch % pretraining.micro_batch:
             raise ValueError(
                 f"global_batch {pretraining.global_batch} is not a multiple of micro_batch {pretraining.micro_batch}"
