@@ -177,27 +177,6 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     """The verbs that take a run folder."""
-    _add_status(verbs)
-    _add_logs(verbs)
-    _add_retry(verbs)
-    _add_cancel(verbs)
-    report = add_verb(
-        verbs,
-        "report",
-        "build the report page of a run, and one that compares several",
-        "curricula report runs/demo",
-        "curricula report runs/demo runs/demo-full",
-        "curricula report runs/demo --serve",
-        call=Verb("results", "report"),
-    )
-    report.add_argument("run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing")
-    report.add_argument("--serve", action="store_true", help="show the page here and keep it up to date, until Ctrl-C")
-    report.add_argument(
-        "--port", type=int, default=8642, metavar="N", help="of --serve (default: %(default)s; 0: any free one)"
-    )
-
-
-def _add_status(verbs: argparse._SubParsersAction) -> None:
     status = add_verb(
         verbs,
         "status",
@@ -215,8 +194,6 @@ def _add_status(verbs: argparse._SubParsersAction) -> None:
     status.add_argument("--interval", type=float, metavar="S", help="seconds between refreshes (default: 2; 15 with Slurm)")
     status.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
 
-
-def _add_logs(verbs: argparse._SubParsersAction) -> None:
     logs = add_verb(
         verbs,
         "logs",
@@ -241,8 +218,6 @@ def _add_logs(verbs: argparse._SubParsersAction) -> None:
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
-
-def _add_retry(verbs: argparse._SubParsersAction) -> None:
     retry = add_verb(
         verbs,
         "retry",
@@ -258,8 +233,6 @@ def _add_retry(verbs: argparse._SubParsersAction) -> None:
     retry.add_argument("--profile", type=Path, metavar="P", help="another cluster profile than that of the submission")
     retry.add_argument("--dry-run", action="store_true", help="only print what would run again")
 
-
-def _add_cancel(verbs: argparse._SubParsersAction) -> None:
     cancel = add_verb(
         verbs,
         "cancel",
@@ -273,6 +246,21 @@ def _add_cancel(verbs: argparse._SubParsersAction) -> None:
     cancel.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     add_selection(cancel)
     cancel.add_argument("--yes", action="store_true", help="do not ask")
+
+    report = add_verb(
+        verbs,
+        "report",
+        "build the report page of a run, and one that compares several",
+        "curricula report runs/demo",
+        "curricula report runs/demo runs/demo-full",
+        "curricula report runs/demo --serve",
+        call=Verb("results", "report"),
+    )
+    report.add_argument("run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing")
+    report.add_argument("--serve", action="store_true", help="show the page here and keep it up to date, until Ctrl-C")
+    report.add_argument(
+        "--port", type=int, default=8642, metavar="N", help="of --serve (default: %(default)s; 0: any free one)"
+    )
 
 
 def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:

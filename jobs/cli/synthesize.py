@@ -50,13 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "nothing twice. The key is read from OPENAI_API_KEY alone.",
     )
     parser.add_argument("kind", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
-    _add_files(parser)
-    _add_server(parser)
-    _add_pace(parser)
-    return parser
 
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("input")
     which = source.add_mutually_exclusive_group(required=True)
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
@@ -74,8 +68,6 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--retry-dead", action="store_true", help="retry documents that failed permanently")
     add_json_flag(parser)
 
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("the server and its replies")
     server.add_argument("--base-url", metavar="URL", help="the server's address (default: OPENAI_BASE_URL)")
     server.add_argument("--model", required=True, help="the model's name on the server")
@@ -95,8 +87,6 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--classifier", metavar="WHERE", help="a second judge of scores: a folder, or a vLLM address")
     server.add_argument("--classifier-model", metavar="NAME", help="its name on that server (default: the published one)")
 
-
-def _add_pace(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_argument_group("pace and cost")
     pace.add_argument(
         "--concurrency", type=at_least(1, 1000), default=64, metavar="N", help="requests at once (default: %(default)s)"
@@ -125,6 +115,7 @@ def _add_pace(parser: argparse.ArgumentParser) -> None:
         "--max-cost", type=at_least(0.0), default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
     pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
+    return parser
 
 
 def synthesize(args: argparse.Namespace) -> int:
@@ -164,6 +155,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--name {args.name!r}: not the name of a folder in OUT; give one such as train")
     if args.scores and not args.dataset:
         raise UsageError(f"--scores {','.join(args.scores)}: chooses parts of a --dataset; leave it out")
+    if not all(score.isdecimal() for score in args.scores):
+        raise UsageError(f"--scores {','.join(args.scores)}: give scores separated by commas, such as 4,5")
 
 
 def _is_address(where: str | None) -> bool:
@@ -172,7 +165,7 @@ def _is_address(where: str | None) -> bool:
 
 def _shard(args: argparse.Namespace) -> SynthesisShard:
     number, count = parse_shard(args.part) if args.part else slurm_shard(os.environ)
-    scores = _scores(args.scores)
+    scores = tuple(sorted(set(map(int, args.scores))))
     documents = _input(args, scores)
     kind = KINDS[args.kind]
     classifier = ""
@@ -194,12 +187,6 @@ def _shard(args: argparse.Namespace) -> SynthesisShard:
     )
     name = "score" if kind.judges else args.name or "train"
     return SynthesisShard(settings, OutputFolder(args.out, name), number, documents, sends_seed=not args.no_seed)
-
-
-def _scores(given: tuple[str, ...]) -> tuple[int, ...]:
-    if not all(score.isdecimal() for score in given):
-        raise UsageError(f"--scores {','.join(given)}: give scores separated by commas, such as 4,5")
-    return tuple(sorted(set(map(int, given))))
 
 
 def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:
