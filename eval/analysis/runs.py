@@ -9,19 +9,8 @@ from types import MappingProxyType
 
 import numpy as np
 
+from curricula.eval.analysis import metrics
 from curricula.eval.analysis.competence import BENIGN_TASKS, Competence, study_competence
-from curricula.eval.analysis.metrics import (
-    BEST_OF_N,
-    RowId,
-    StudyMetrics,
-    attack_metrics,
-    harmful,
-    is_own_suffix,
-    overrefusal_metrics,
-    probe_metrics,
-    pruning_metrics,
-    row_id,
-)
 from curricula.eval.analysis.seeds import BySeed, ProbeAuc, ProbesBySeed
 from curricula.eval.analysis.statistics import Outcome, Prompt, PromptMean, any_of, most_answers, prompt_means
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, ArmInfo, StudyRows
@@ -56,7 +45,9 @@ class Runs:
     def answers(self, training: ArmInfo, stage: str, task: str, decoder: str) -> list[JudgedRow]:
         """What one training answered, but for its arm's own suffixes in tasks of transfer."""
         rows = self.study.generations.get((training.key, stage, task), ())
-        return [row for row in rows if row.decoder == decoder and not is_own_suffix(decoder, row.benchmark, training.name)]
+        return [
+            row for row in rows if row.decoder == decoder and not metrics.is_own_suffix(decoder, row.benchmark, training.name)
+        ]
 
     def places(self) -> list[tuple[str, str, str]]:
         """What has been answered by any run: (stage, task, decoder)."""
@@ -88,7 +79,7 @@ class Runs:
         if asked not in self._means:
             answers = {one.key: self.answers(one, stage, task, decoder) for one in self.study.arms}
             found = {key: prompt_means(rows, outcome) for key, rows in answers.items()}
-            if decoder in BEST_OF_N and outcome is harmful:
+            if decoder in metrics.BEST_OF_N and outcome is metrics.harmful:
                 attempts = most_answers(answers.values())
                 found = {key: any_of(means, attempts) for key, means in found.items()}
             self._means[asked] = found
@@ -126,25 +117,25 @@ def runs_of(study: StudyRows, having: Mapping[str, Collection[str]] = MappingPro
     return Runs(study, study_competence(study), having)
 
 
-def study_metrics(runs: Runs) -> StudyMetrics:
+def study_metrics(runs: Runs) -> metrics.StudyMetrics:
     """All metrics of the study. A row that any arm has is expected of every arm."""
     study = runs.study
-    expected: dict[tuple[str, str], set[RowId]] = defaultdict(set)
+    expected: dict[tuple[str, str], set[metrics.RowId]] = defaultdict(set)
     for (_, stage, task), rows in study.generations.items():
-        expected[stage, task].update(map(row_id, rows))
-    found = StudyMetrics([], [], [], [])
+        expected[stage, task].update(map(metrics.row_id, rows))
+    found = metrics.StudyMetrics([], [], [], [])
     for arm in study.arms:
         for stage in study.stages:
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 rows, wanted = study.generations.get((arm.key, stage, task), []), expected[stage, task]
-                found.pruning.extend(pruning_metrics(rows, arm.name, stage, arm.seed))
+                found.pruning.extend(metrics.pruning_metrics(rows, arm.name, stage, arm.seed))
                 if rows and task in ATTACK_TASKS:
-                    for one in attack_metrics(rows, arm.name, stage, wanted, arm.seed):
+                    for one in metrics.attack_metrics(rows, arm.name, stage, wanted, arm.seed):
                         if shown := runs.competence_of(arm, stage, one.decoder):
                             one = replace(one, competence=shown.share, incoherent=shown.is_incoherent)
                         found.attacks.append(one)
                 elif rows:
                     decoder = TASKS[task].decoders[0]
-                    found.overrefusals.extend(overrefusal_metrics(rows, arm.name, stage, decoder, wanted, arm.seed))
-            found.probes.extend(probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
+                    found.overrefusals.extend(metrics.overrefusal_metrics(rows, arm.name, stage, decoder, wanted, arm.seed))
+            found.probes.extend(metrics.probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
     return found

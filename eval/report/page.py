@@ -40,17 +40,9 @@ from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_ro
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
-from curricula.eval.report import wording
+from curricula.eval.report import over_seeds, wording
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import draw_figures
-from curricula.eval.report.over_seeds import (
-    change_tables,
-    estimate_tables,
-    published_rows,
-    representation_tables,
-    strength_tables,
-    variance_rows,
-)
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
@@ -146,7 +138,7 @@ def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> 
         "variance": list(variance_parts(runs)),
         "points": [*shown.points, *judges_points(runs)],
         # Real requests compare with no invented ones.
-        "published": [] if is_fictional(run) else published_rows(shown),
+        "published": [] if is_fictional(run) else over_seeds.published_rows(shown),
         "worst-case": list(attack_strengths(shown.met)),
         "representations": list(representations(run, rows)),
         "capability": study_capability(rows),
@@ -179,19 +171,19 @@ def _words(
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
         "marks": MARKS,
         "differences": shown.differences,
-        "change_tables": list(change_tables(tables["changes"], arms)),
-        "estimate_tables": list(estimate_tables(shown)) if shown.several else [],
-        "variance": list(variance_rows(tables["variance"], arms)),
+        "change_tables": list(over_seeds.change_tables(tables["changes"], arms)),
+        "estimate_tables": list(over_seeds.estimate_tables(shown)) if shown.several else [],
+        "variance": list(over_seeds.variance_rows(tables["variance"], arms)),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
         "auc": AUC.name,
         "labels": labels,
         "attack_tables": list(attack_tables(metrics, rows.arms)),
-        "strength_tables": list(strength_tables(tables["worst-case"], shown.met, arms)),
+        "strength_tables": list(over_seeds.strength_tables(tables["worst-case"], shown.met, arms)),
         "overrefusal_tables": list(overrefusal_tables(metrics, rows.arms)),
         "categories": wording.CATEGORIES,
         "probes": metrics.probes,
         "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)],
-        "representation_tables": list(representation_tables(tables["representations"], arms)),
+        "representation_tables": list(over_seeds.representation_tables(tables["representations"], arms)),
         "capability_tables": list(capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
         "bits_table": bits_table(arms, tables["bits-estimates"]),
         "published": tables["published"],
