@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
@@ -30,7 +30,7 @@ from curricula.model.checkpoints import require_checkpoint
 from curricula.progress import Progress
 
 if TYPE_CHECKING:
-    from curricula.curriculum.stream.pretraining import ValidationBatches
+    from curricula.curriculum.stream.pretraining import PretrainingBatches, ValidationBatches
 
 SCRATCH = "CURRICULA_NODE_SCRATCH"
 """The variable by which a batch script hands on the profile's `node_scratch`, which the node expands."""
@@ -97,22 +97,11 @@ def _tokens(study: Study, element: Element) -> int:
 
 def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
     """Train `segment`. All its processes call this together."""
-    from curricula.curriculum.stream.pretraining import PretrainingBatches
     from curricula.model.train import train
 
-    study = run.study.at(segment.arm.replicate.variant)
+    study, replicate = run.study.at(segment.arm.replicate.variant), segment.arm.replicate
     budget = study.budget
-    config = study.model.resolve()
-    phases = segment.arm.blend_phases(budget)
-    batches = PretrainingBatches(
-        phases,
-        near(run.shards, sources_of(phases)),
-        budget.sequence_length,
-        budget.global_batch,
-        segment.arm.replicate.data_seed,
-        config.vocabulary,
-        **loss_of(run),
-    )
+    batches = batches_of(run, study, segment.arm.blend_phases(budget), budget.global_batch, replicate.data_seed)
     parent = plan.segments[segment.parent] if segment.parent else None
     along = study.pretraining.along
     points = {step for step in along.steps(budget.steps).values() if segment.start < step} if along else set()
@@ -121,11 +110,11 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
     train(
         TrainJob(
             out=run.branch(segment.branch),
-            model=config,
+            model=study.model.resolve(),
             config=study.pretraining_of(segment.arm),
             execution=study.resources,
             tracking=study.tracking,
-            seed=segment.arm.replicate.init_seed,
+            seed=replicate.init_seed,
             stop_step=segment.stop,
             keep_steps=tuple(sorted(ends | study.kept_steps(segment.branch))),
             validate_steps=tuple(sorted(points)),
@@ -147,12 +136,15 @@ def gpu_hours_of(study: Study, tokens: int) -> float:
     return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
-def loss_of(run: Run) -> dict[str, Any]:
-    """Which tokens of the study's sources count, as `PretrainingBatches` takes it."""
+def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int, begin: int = 0) -> PretrainingBatches:
+    """Batches of `rows` samples of the phases, from sample `begin` on, in the order that `seed` gives."""
+    from curricula.curriculum.stream.pretraining import PretrainingBatches
     from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 
-    kinds = {name: source.loss for name, source in run.study.sources.items() if source.loss != "all"}
-    return {"loss": kinds, "tag": special_ids(load_tokenizer(run.tokenizer))[1]} if kinds else {}
+    shards, length = near(run.shards, sources_of(phases)), study.budget.sequence_length
+    loss = {name: source.loss for name, source in run.study.sources.items() if source.loss != "all"}
+    tag = special_ids(load_tokenizer(run.tokenizer))[1] if loss else None
+    return PretrainingBatches(phases, shards, length, rows, seed, study.model.resolve().vocabulary, begin, loss=loss, tag=tag)
 
 
 def sources_of(phases: Sequence[Phase]) -> list[str]:

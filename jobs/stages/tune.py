@@ -22,7 +22,7 @@ from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps, training_behind
-from curricula.jobs.stages.pretrain import gpu_hours_of, loss_of, near, shard_files, sources_of, validation_batches
+from curricula.jobs.stages.pretrain import batches_of, gpu_hours_of, shard_files, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
 from curricula.model.checkpoints import require_checkpoint
@@ -72,23 +72,12 @@ class Midtrain(Tune):
     name, section = "midtrain", "pretraining"
 
     def run(self, work: Work, progress: Progress) -> None:
-        from curricula.curriculum.stream.pretraining import PretrainingBatches
-
         run, study, arm = work.run, work.study, work.arm
         check_epochs(work.plan, run.shards)
         stage = study.tree.stages[work.element.kind]
         assert stage.global_batch
         stream = study.tree.stream(work.element.kind, arm, study.budget)
-        batches = PretrainingBatches(
-            stream.phases,
-            near(run.shards, sources_of(stream.phases)),
-            study.budget.sequence_length,
-            stage.global_batch,
-            arm.replicate.data_seed,
-            study.model.resolve().vocabulary,
-            stream.begin,
-            **loss_of(run),
-        )
+        batches = batches_of(run, study, stream.phases, stage.global_batch, arm.replicate.data_seed, stream.begin)
         train_stage(work, batches, progress, seed=arm.replicate.init_seed, validation=validation_batches(run, study))
 
     def inputs(self, work: Work) -> list[Path]:
