@@ -36,7 +36,7 @@ _ERROR = re.compile(
 _FALLOUT = re.compile(
     r"NCCL|ncclRemoteError|ncclSystemError|ProcessGroup|[Gg]loo|DistBackendError|DistNetworkError|DistStoreError|TCPStore|"
     r"Connection (?:closed|reset|refused)|Broken pipe|watchdog|collective operation|STEP .* CANCELLED|[Tt]erminated|"
-    r"killed by SIG|Exited with exit code|monitoredBarrier|resource_tracker"
+    r"killed by SIG|Exited with exit code|monitoredBarrier|resource_tracker|^srun: "
 )
 """What the other processes report once one of them is gone."""
 
@@ -123,11 +123,7 @@ def merged(logs: Iterable[LogFile]) -> Iterator[tuple[LogFile, LogLine]]:
 def first_error(logs: Iterable[LogFile]) -> FirstError | None:
     """The earliest error in the logs' last starts that is not the fallout of another, else the earliest of all."""
     errors = [error for log in logs for error in _errors(log)]
-    return min(errors, key=lambda error: (_is_fallout(error), error.time or "~", error.rank), default=None)
-
-
-def _is_fallout(error: FirstError) -> bool:
-    return _FALLOUT.search(error.message) is not None or error.message.startswith("srun: ")
+    return min(errors, key=lambda error: (bool(_FALLOUT.search(error.message)), error.time or "~", error.rank), default=None)
 
 
 def _errors(log: LogFile) -> Iterator[FirstError]:
