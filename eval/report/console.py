@@ -31,18 +31,10 @@ def new_table(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> None:
-    if metrics["attacks"]:
-        console.print(_attacks(metrics["attacks"]))
-    if metrics["overrefusal"]:
-        console.print(_overrefusals(metrics["overrefusal"]))
-    if metrics.get("pruning"):
-        console.print(_pruning(metrics["pruning"]))
-    if metrics.get("worst_case"):
-        console.print(_strengths(metrics["worst_case"]))
-    if metrics.get("capability"):
-        console.print(_capability(metrics["capability"]))
-    if metrics.get("probes"):
-        console.print(_probes(metrics["probes"]))
+    tables = {"attacks": _attacks, "overrefusal": _overrefusals, "pruning": _pruning, "worst_case": _strengths}
+    for name, table in {**tables, "capability": _capability, "probes": _probes}.items():
+        if metrics.get(name):
+            console.print(table(metrics[name]))
     for entry in metrics["attacks"]:
         if words := vague(f"{entry.decoder} on {entry.benchmark}", entry.corrected_low, entry.corrected_high):
             say(console, words, "yellow")

@@ -276,7 +276,13 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
     """Write a script for each array of the jobs."""
     study, root = run.study, check_root(run.root)
     code = take_snapshot(root)
-    scripts = _scripts(jobs, profile.max_array_size)
+    longest, scripts = profile.max_array_size, list[Script]()
+    for job in jobs:
+        pieces = [job.labels[start : start + longest] for start in range(0, len(job.labels), longest)]
+        for piece, labels in enumerate(pieces):
+            number = f"{len(scripts):02d}"
+            name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
+            scripts.append(Script(f"{number}-{name}.sbatch", job, labels, piece, f"job_{number}"))
     for script in scripts:
         throttle = script.job.request.options.throttle
         options: Options = {
@@ -291,17 +297,6 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
             body=body(script.job, script.labels, study, profile, root, code),
         )  # fmt: skip
         _write_script(out / script.file, text)
-    return scripts
-
-
-def _scripts(jobs: Sequence[Job], longest: int) -> list[Script]:
-    scripts: list[Script] = []
-    for job in jobs:
-        pieces = [job.labels[start : start + longest] for start in range(0, len(job.labels), longest)]
-        for piece, labels in enumerate(pieces):
-            number = len(scripts)
-            name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
-            scripts.append(Script(f"{number:02d}-{name}.sbatch", job, labels, piece, f"job_{number:02d}"))
     return scripts
 
 
