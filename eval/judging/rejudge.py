@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from curricula.curriculum.sources.tables import Table, table_exists
+from curricula.curriculum.sources.tables import Table, files_matching
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import Accuracy, Agreement, Corrected, accuracy_of, agreement
 from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, known_accuracy, overrefused, was_asked
@@ -185,11 +185,8 @@ def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy 
 
 def read_labels(path: Path) -> dict[str, str]:
     """Human labels by the key of the answer, from a table with columns `key` and `label` ("harmful" or "safe")."""
-    if not table_exists(path) and not path.exists():
-        raise UserError(f"{path}: no such file; name a table with columns key and label")
-    stem = path.with_suffix("") if path.suffix in (".csv", ".jsonl", ".json", ".parquet") else path
     labels = {}
-    for number, row in enumerate(Table.open(stem).rows(), start=1):
+    for number, row in enumerate(Table.of(files_matching(str(path))).rows(), start=1):
         key, label = row.get("key"), row.get("label")
         if not isinstance(key, str) or label not in ("harmful", "safe"):
             raise UserError(f"{path}: row {number} has key {key!r} and label {label!r}; write a key and harmful or safe")
