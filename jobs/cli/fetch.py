@@ -44,7 +44,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--study", type=Path, help="the datasets and benchmarks that this study file names")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
     parser.add_argument("--rows", type=at_least(1), metavar="N", help="only the first N rows of each dataset, for a trial run")
-    parser.add_argument("--part", metavar="I/N", help="fetch part I of N (numbered from 0), for array jobs")
+    parser.add_argument("--part", type=parse_shard, metavar="I/N", help="fetch part I of N (from 0), for array jobs")
     parser.add_argument(
         "--list", action="store_true", help="list known datasets and benchmarks, and what the data folder holds"
     )
@@ -57,8 +57,7 @@ def fetch_data(args: argparse.Namespace) -> int:
         if args.names or args.study:
             raise UsageError("--list shows everything; give it without names and --study")
         return _show(root, args.json)
-    part = parse_shard(args.part) if args.part is not None else None
-    if args.rows and part:
+    if args.rows and args.part:
         raise UsageError(f"--rows {args.rows}: give no --part: the first rows are in one file")
     wanted = [item for name in args.names for item in named_downloads(name, root)]
     if args.study:
@@ -77,7 +76,7 @@ def fetch_data(args: argparse.Namespace) -> int:
                 record: dict[str, Any] = {"kept": True}
             else:
                 with Bars(console) as bars:
-                    record = fetch(item.download, bars.line(f"rows of {item.label}"), args.rows or item.rows, part)
+                    record = fetch(item.download, bars.line(f"rows of {item.label}"), args.rows or item.rows, args.part)
         except UserError as error:
             say(console, f"curricula: {item.label}: {error}", "red")
             failed[item.label] = str(error)

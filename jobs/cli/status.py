@@ -53,8 +53,6 @@ STYLES: dict[State, str] = {
 
 
 def show_status(args: argparse.Namespace) -> int:
-    if args.interval is not None and not args.interval > 0:
-        raise UsageError(f"--interval {args.interval}: give a number of seconds above 0")
     run = Run.open(args.run or newest_run())
     plan = plan_study(run.study)
     chosen = set(select(plan, Selection.from_args(args)))

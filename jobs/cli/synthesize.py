@@ -64,7 +64,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, required=True, help="a folder, the same for all parts")
     output.add_argument("--name", help="the table's folder in OUT (default: train; scores go to score_0 to score_5)")
-    output.add_argument("--part", metavar="I/N", help="part I (from 0) of N (default: this task of the Slurm array, else 0/1)")
+    output.add_argument(
+        "--part", type=parse_shard, metavar="I/N", help="part I (from 0) of N (default: this array task, else 0/1)"
+    )
     output.add_argument("--retry-dead", action="store_true", help="retry documents that failed permanently")
     add_json_flag(parser)
 
@@ -164,7 +166,7 @@ def _is_address(where: str | None) -> bool:
 
 
 def _shard(args: argparse.Namespace) -> SynthesisShard:
-    number, count = parse_shard(args.part) if args.part else slurm_shard(os.environ)
+    number, count = args.part or slurm_shard(os.environ)
     scores = tuple(sorted(set(map(int, args.scores))))
     documents = _input(args, scores)
     kind = KINDS[args.kind]
