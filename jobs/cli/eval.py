@@ -65,23 +65,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "probes; in place of the options that choose benchmarks and decoders",
     )
     parser.add_argument(
-        "--benchmark",
-        metavar="B,...",
-        type=names,
-        help=f"names, separated by commas (default: {','.join(EvalConfig().benchmarks)})",
+        "--benchmark", metavar="B,...", type=names, help=f"names (default: {','.join(EvalConfig().benchmarks)})"
     )
     parser.add_argument("--decoder", metavar="D,...", type=names, help=f"names, separated by commas (default: {','.join(OWN)})")
     parser.add_argument(
-        "--overrefusal",
-        metavar="B,...",
-        type=names,
-        help="also measure over-refusal, on these sets of benign requests, such as alpaca",
+        "--overrefusal", metavar="B,...", type=names, help="also measure over-refusal, on these benign requests, such as alpaca"
     )
     parser.add_argument(
-        "--capability",
-        metavar="T,...",
-        type=names,
-        help="also measure capability, by tasks of lm_eval such as arc_easy, or `quick` or `full`",
+        "--capability", metavar="T,...", type=names, help="also measure capability, by tasks of lm_eval or `quick` or `full`"
     )
     parser.add_argument(
         "--suffixes",

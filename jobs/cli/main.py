@@ -124,9 +124,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     _add_study(plan)
     plan.add_argument("--run", type=Path, help="the run folder with sizes, and for --power variances (default: runs/NAME)")
     plan.add_argument(
-        "--power",
-        action="store_true",
-        help="show the smallest detectable difference in attack success, and the cost of more seeds",
+        "--power", action="store_true", help="show the smallest detectable difference in attack success, and the cost of seeds"
     )
     add_json_flag(plan)
 

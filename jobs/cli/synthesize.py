@@ -94,18 +94,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--concurrency", type=at_least(1, 1000), default=64, metavar="N", help="requests at once (default: %(default)s)"
     )
     pace.add_argument(
-        "--timeout",
-        type=at_least(0.001, 86400),
-        default=300.0,
-        metavar="S",
-        help="seconds for a whole reply (default: %(default)g)",
+        "--timeout", type=at_least(0.001, 86400), default=300.0, metavar="S", help="seconds for a reply (default: %(default)g)"
     )
     pace.add_argument(
-        "--retries",
-        type=at_least(0, 1000),
-        default=8,
-        metavar="N",
-        help="retries of a request without a reply (default: %(default)s)",
+        "--retries", type=at_least(0, 1000), default=8, metavar="N", help="retries of a request (default: %(default)s)"
     )
     pace.add_argument(
         "--tries", type=at_least(1, 100), default=4, metavar="N", help="for a readable reply (default: %(default)s)"
