@@ -187,7 +187,7 @@ class OverrefusalFigure(Figure):
         return draw_overrefusal(shown, self.stage, self.decoder)
 
     def caption(self, shown: Shown) -> str:
-        entries = shown.overrefusals(self.stage, self.decoder)
+        entries = shown.metrics.overrefusals_by(self.stage, self.decoder)
         sentences = ["Shares of parsed answers. Partial refusals, full refusals and shortcircuits are over-refusal."]
         if shown.several:
             sentences[0] = "Bars: shares of parsed answers, mean of the runs." + sentences[0].split(".", 1)[1]

@@ -15,14 +15,7 @@ from statistics import fmean
 from curricula.eval.analysis.along import CurvePoint
 from curricula.eval.analysis.differences import ArmDifference
 from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, arm_estimates
-from curricula.eval.analysis.metrics import (
-    ALL,
-    ANSWER_CATEGORIES,
-    OverrefusalMetrics,
-    StudyMetrics,
-    is_own_suffix,
-    without_average,
-)
+from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics, is_own_suffix, without_average
 from curricula.eval.analysis.runs import Runs, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
@@ -133,7 +126,7 @@ class Shown:
         An arm that is `without_average` has none.
         """
         for stage, decoder in dict.fromkeys((entry.stage, entry.decoder) for entry in self.metrics.overrefusals):
-            entries = self.overrefusals(stage, decoder)
+            entries = self.metrics.overrefusals_by(stage, decoder)
             for arm in self.arms:
                 runs = [run for run in entries if run.arm == arm.name and run.shares]
                 if not runs or arm.name in without_average(entries):
@@ -174,12 +167,9 @@ class Shown:
             return "probes" in self.planned.get(stage, ()) or stage in {entry.stage for entry in self.metrics.probes}
         benign = place.removeprefix("overrefusal-")
         if benign != place:
-            return place in self.planned.get(stage, ()) or bool(self.overrefusals(stage, benign))
+            return place in self.planned.get(stage, ()) or bool(self.metrics.overrefusals_by(stage, benign))
         tasks = [task.name for task in judged_tasks("attack") if place in task.labels]
         return any(task in self.planned.get(stage, ()) for task in tasks) or bool(self.metrics.attacks_by(stage, place))
-
-    def overrefusals(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:
-        return self.metrics.overrefusals_by(stage, decoder)
 
     def _estimate(self, arm: ArmInfo, stage: str, decoder: str, measure: str) -> ArmEstimate | None:
         wanted = (arm.name, stage, decoder, measure)

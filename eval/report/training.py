@@ -156,18 +156,14 @@ def loss_panels(training: Training) -> list[Panel]:
         for branch in branches:
             own = families[branch.name]
             lines.append(Series(own.name, "line", branch.tokens, branch.loss, colour=own.colour, faint=own.is_further))
-        switches = _switches(training) if not is_tuning else []
-        if switches:
+        phases = [phase for arm in training.plan.get("arms") or () for phase in arm["phases"]]
+        steps = sorted({phase["start_step"] for phase in phases} - {0})
+        if steps and not is_tuning:
+            switches = [step * training.step_tokens for step in steps]
             lines.append(Series("interventions start", "rule", switches, colour=INK, faint=True))
         if branches:
             panels.append(Panel(title, "tokens", "loss, nats per token", lines))
     return panels
-
-
-def _switches(training: Training) -> list[float]:
-    arms = training.plan.get("arms") or ()
-    steps = {phase["start_step"] for arm in arms for phase in arm["phases"]} - {0}
-    return [step * training.step_tokens for step in sorted(steps)]
 
 
 def validation_panels(training: Training) -> list[Panel]:

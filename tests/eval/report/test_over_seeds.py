@@ -171,7 +171,7 @@ def test_probes_and_bars_are_means_over_seeds(shown):
     found = shown.at("instruct", "topk", *ANSWER_CATEGORIES, COMPLIED)
     bar = {point.measure: point for point in found if point.arm == "full-60"}
     complied, shares = bar.pop(COMPLIED), [point.value for point in bar.values()]
-    runs = [entry for entry in shown.overrefusals("instruct", "topk") if entry.arm == "full-60"]
+    runs = [entry for entry in shown.metrics.overrefusals_by("instruct", "topk") if entry.arm == "full-60"]
     assert sum(shares) == pytest.approx(1) and len(shares) == 5
     assert shares[0] == pytest.approx(fmean(one.shares[ANSWER_CATEGORIES[0]] for one in runs))
     assert complied.runs == tuple((1 - one.rate, False) for one in runs)
