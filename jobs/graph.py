@@ -259,10 +259,8 @@ class _Planner:
         # A failed evaluation does not hold back the others: the report says what is missing.
         after = [Edge(job, "afterany") for _, job in measured]
         kinds = dict.fromkeys(kind for kind, _ in measured)
-        models = [
-            replace(one, label=f"{one.label}/{kind}") for kind in kinds for one in _models(self._having(kind, arms), kind)
-        ]
-        return [self._add(f"merge-{name}", "merge", models, *after)]
+        made = [replace(one, label=f"{one.label}/{kind}") for kind in kinds for one in _models(self._having(kind, arms), kind)]
+        return [self._add(f"merge-{name}", "merge", made, *after)]
 
     def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> list[str]:
         """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""

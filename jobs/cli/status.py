@@ -179,9 +179,7 @@ def _rows(status: RunStatus, compact: bool) -> list[Row]:
             if len(of_state) > ROWS_EACH:
                 more = f"  and {len(of_state) - ROWS_EACH} more"
                 rows.append(Row(Text(more), Text(state, STYLES[state])))
-    return rows + [
-        Row(Text(plural(jobs_quiet, "job"), "dim"), Text(f"all {state}", "dim")) for state, jobs_quiet in quiet.items()
-    ]
+    return rows + [Row(Text(plural(jobs, "job"), "dim"), Text(f"all {state}", "dim")) for state, jobs in quiet.items()]
 
 
 def _summary(states: Counter[State]) -> Text:
