@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -154,22 +155,22 @@ class MergeAndJudge:
 
     def judge(self, progress: Progress = silent) -> None:
         """Ask for missing verdicts. Where a judge cannot go on, earlier verdicts are kept."""
-        self._note_judges()
+        _note_judges(self._out, {task: self._config.judge_of(kind_of(task)).full_name for task in self.judge_runs})
         total = complete_all(self.judge_runs.values(), progress, as_first=True)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
         progress(total, total)
 
-    def _note_judges(self) -> None:
-        """Note who judges each task before anybody does: the verdicts of whoever comes first are not yet the study's own.
 
-        A judge takes the place of an earlier one in all of its tasks at once, whether or not it comes to their end. What that
-        one's merge was done with is forgotten then: with another judge's name, it would pass for a merge by that one.
-        """
-        judges = {task: self._config.judge_of(kind_of(task)).full_name for task in self.judge_runs}
-        known = read_stamp(self._out)
-        if judges != {task: known.get(task) for task in judges}:
-            names = {task: name for task, name in known.items() if isinstance(name, str)}
-            durable.write_text(stamp_path(self._out), json.dumps(names | judges))
+def _note_judges(out: Path, judges: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Note who judges each task before anybody does: the verdicts of whoever comes first are not yet the study's own.
+
+    A judge takes the place of an earlier one in all of its tasks at once, whether or not it comes to their end. What the last
+    merge was done with is forgotten: with another judge's name, or other rows, it would pass for this one.
+    """
+    known = read_stamp(out)
+    noted = {task: name for task, name in known.items() if isinstance(name, str)} | {**judges}
+    if noted != known:
+        durable.write_text(stamp_path(out), json.dumps(noted))
 
 
 def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list[GenerationRow]:
@@ -181,6 +182,7 @@ def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list
         rows += found
     data = _concatenated(shards)
     if not path.exists() or path.read_bytes() != data:
+        _note_judges(path.parent)
         with durable.open_atomically(path) as file:
             file.write(data)
     return rows

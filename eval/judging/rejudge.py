@@ -14,8 +14,16 @@ from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, 
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.identity import recorded_hash
 from curricula.eval.judges.question import UNPARSED, Judge
-from curricula.eval.judging.verdicts import JudgeRun, complete_all, judged, kind_of, verdicts_by_judge, verdicts_path
-from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, ModelRows, read_rows, require_different
+from curricula.eval.judging.verdicts import (
+    JudgeRun,
+    complete_all,
+    judged,
+    kind_of,
+    read_answers,
+    verdicts_by_judge,
+    verdicts_path,
+)
+from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, ModelRows, require_different
 from curricula.eval.tasks import find_task, judged_tasks
 from curricula.progress import Progress, silent
 
@@ -69,7 +77,7 @@ class Rejudging:
         self.left_alone = 0
         models: dict[Path, ModelRows] = {}
         for path in paths:
-            rows = read_rows(path, GenerationRow)
+            rows = read_answers(path)
             if rows:
                 model = models.setdefault(path.parent, _model_of(path, rows[0]))
                 task = find_task(path.stem)

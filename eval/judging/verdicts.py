@@ -248,6 +248,18 @@ def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
     return row.key, row.judge, row.version, row.question
 
 
+def read_answers(path: Path) -> list[GenerationRow]:
+    """The merged answers in `path`. Raises UserError where the file is not as long as the merge left it: rows that were lost
+    would be missed by nobody."""
+    left = read_stamp(path.parent).get(path.name) if path.exists() else None
+    if isinstance(left, list) and path.stat().st_size != left[0]:
+        raise UserError(
+            f"{path}: has {path.stat().st_size:,} bytes, and the merge left {left[0]:,}; run the study again, or the same "
+            "`curricula eval`, which merges the answers anew"
+        )
+    return read_rows(path, GenerationRow)
+
+
 def read_judged(path: Path) -> list[JudgedRow]:
     """The answers in `path`, each with the study's own verdict.
 
@@ -255,12 +267,12 @@ def read_judged(path: Path) -> list[JudgedRow]:
     verdict was given on another text: `changed` says so.
     """
     verdicts = next(iter(verdicts_by_judge(path).values()), {})
-    return [judged(row, verdicts.get(row.key)) for row in read_rows(path, GenerationRow)]
+    return [judged(row, verdicts.get(row.key)) for row in read_answers(path)]
 
 
 def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]]:
     """The answers in `path` with the study's own verdicts, and with those of each other judge, by its name and version."""
-    rows = read_rows(path, GenerationRow)
+    rows = read_answers(path)
     given = {
         f"{judge} {version}": [judged(row, of.get(row.key)) for row in rows]
         for (judge, version), of in verdicts_by_judge(path).items()

@@ -14,6 +14,7 @@ from curricula.eval import EvalConfig
 from curricula.eval.analysis import read_study_rows
 from curricula.eval.identity import content_hash, record_hash, recorded_hash
 from curricula.eval.judging.merge import MergeAndJudge
+from curricula.eval.judging.rejudge import Rejudging
 from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import GenerationRow, append_rows, read_rows, write_rows
@@ -120,6 +121,31 @@ def test_an_answer_that_is_not_the_judged_text_counts_as_unparsed_and_is_shown(r
     assert "1 answer is not the text that the judge was asked about" in " ".join(
         write_report(run, TWO, {}, run / "report").read_text().split()
     )
+
+
+def test_merged_answers_that_lost_rows_are_refused_until_they_are_merged_again(run):
+    path = place(run, 0, "instruct")
+    path.with_name("attacks-topk.verdicts.jsonl").unlink()
+    append_rows(path.with_suffix("") / "advbench.jsonl", read_rows(path, GenerationRow)[:18])
+    config = EvalConfig(benchmarks=("advbench",), gcg=None, probes=None)
+
+    def merge() -> MergeAndJudge:
+        return MergeAndJudge(path.parent, "instruct", config, None)
+
+    merge().judge()
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:15]))
+    refused(run, path, f"and the merge left {len(whole):,}; run the study again")
+    with pytest.raises(UserError, match="and the merge left"):
+        Rejudging([path], {"attack": None, "overrefusal": None}, ask_unparsed_again=False)
+    again = merge()
+    assert path.read_bytes() == whole
+    assert len(read_study_rows(run, TWO).generations["data-0", "instruct", "attacks-topk"]) == 18
+    again.judge()
+    # A merge of other parts that is under way is no loss.
+    (path.with_suffix("") / "advbench.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:12]))
+    merge()
+    assert len(read_study_rows(run, TWO).generations["data-0", "instruct", "attacks-topk"]) == 12
 
 
 def test_a_run_with_one_arm_evaluated_still_reports(run):
