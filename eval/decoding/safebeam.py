@@ -181,11 +181,11 @@ def candidates(
         each = torch.where(alone, pool, pool // beams)[:, None, None]
         values = values.masked_fill(torch.arange(pool, device=values.device) >= each, -torch.inf)
     extended = score[..., None] + values
-    if end_ids:
-        stay = torch.full_like(extended, -torch.inf)
-        stay[..., 0] = score
-        extended = torch.where(ended[..., None], stay, extended)
-        tokens = torch.where(ended[..., None], end_ids[0], tokens)
+    stay = torch.full_like(extended, -torch.inf)
+    stay[..., 0] = score
+    extended = torch.where(ended[..., None], stay, extended)
+    # Without an end mark a beam ends at the tag alone, behind which nothing is read.
+    tokens = torch.where(ended[..., None], end_ids[0] if end_ids else 0, tokens)
     found, flat = best_first(extended.flatten(1), pool)
     return found, flat // pool, tokens.flatten(1).gather(1, flat)
 

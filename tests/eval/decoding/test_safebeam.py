@@ -111,6 +111,15 @@ def test_every_beam_of_every_step_equals_algorithm_1_by_brute_force(models, data
     assert_equal_to_brute_force(loaded, prompts, config)
 
 
+@pytest.mark.parametrize("stop_at_tag", [True, False])
+def test_a_model_without_an_end_mark_ends_its_answers_at_the_tag_or_at_their_full_length(models, stop_at_tag):
+    prompts = [[40, 41, 42], [50, 60]]
+    logits = models[1].model(torch.tensor(prompts[:1])).logits[0, -1]
+    endless = dataclasses.replace(models[1], end_ids=(), tag_id=int(logits.argsort()[-2]))
+    config = SafeBeam(beams=3, candidates=9, drop=0.3, ended_risk="none", max_new_tokens=5, stop_at_tag=stop_at_tag)
+    assert_equal_to_brute_force(endless, prompts, config)
+
+
 @given(prompts=PROMPT_IDS.map(lambda prompts: prompts[:2]), config=settings_of_safebeam(tag="product"))
 @examples(12)
 def test_a_tag_of_several_tokens_is_the_product_of_their_probabilities(models, prompts, config):
