@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,10 @@ class Documents:
     def counts(self) -> list[int]:
         """Documents of each part."""
         return [len(span) for span in self.spans]
+
+    def place(self, number: int) -> str:
+        """File and row of document `number`, for messages."""
+        return self.table.place(int(next(islice(chain.from_iterable(self.spans), number, None))))
 
     @property
     def is_limited(self) -> bool:

@@ -103,10 +103,12 @@ class Table:
                     if isinstance(local, range)
                     else [number - first for number in local]
                 )
-                for number, row in zip(wanted, _read(file, wanted, columns)):
-                    if not isinstance(row, dict):
-                        raise UserError(f"{file}: row {number} is {row!r:.60}, where an object is needed; fix the row")
+                found = 0
+                for row in _objects(file, wanted, columns):
+                    found += 1
                     yield row
+                if found < len(wanted):
+                    raise UserError(f"{file}: has lost rows since they were counted; start again once nothing writes the file")
             first += count
 
 
@@ -158,7 +160,7 @@ def files_matching(pattern: str) -> list[Path]:
 
 def head(file: Path, count: int) -> list[Row]:
     """The first `count` rows of a file, or all if it has fewer; raises UserError where one is not an object."""
-    return list(Table((file,), (count,)).rows())
+    return list(_objects(file, range(count), ()))
 
 
 def column_names(file: Path, rows: Sequence[Row]) -> list[str]:
@@ -199,6 +201,14 @@ def count_rows(file: Path) -> int:
     if file.suffix in (".json", ".csv"):
         return len(_whole(file))
     return sum(1 for _ in _lines(file))
+
+
+def _objects(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:
+    """As `_read`; raises UserError for a row that is no object."""
+    for number, row in zip(wanted, _read(file, wanted, columns)):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: row {number} is {row!r:.60}, where an object is needed; fix the row")
+        yield row
 
 
 def _read(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Any]:

@@ -158,3 +158,15 @@ def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     (folder / "score_0.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(UserError, match="keep either this table or the parts"):
         opened("fineweb-annotated")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_file_that_lost_rows_since_they_were_counted_is_named(tmp_path, suffix):
+    path = tmp_path / f"t{suffix}"
+    write(path, [{"text": str(number)} for number in range(5)])
+    table = Table.open(tmp_path / "t")
+    write(path, [{"text": str(number)} for number in range(3)])
+    assert len(list(table.rows(0, 3))) == 3
+    for numbers in (range(5), [0, 2, 3]):
+        with pytest.raises(UserError, match=rf"t{suffix}: has lost rows since they were counted; start again"):
+            list(table.select(numbers))
