@@ -87,7 +87,7 @@ class Endpoint:
         concurrency: int,
         pace: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
     ):
-        self.host = _host(base_url)
+        self.host = host_of(base_url)
         if not (key.isascii() and key.isprintable()):
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to nothing but the key")
         self._key, self._limit, self._tries = key, retries, tries
@@ -316,12 +316,13 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
     """`http://host:port` of a URL, without any password in it."""
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname:
-            return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
+            return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
     except ValueError:
         pass
     raise UsageError(f"{without_userinfo(url)!r}: not the address of a server; give one such as http://node7:8000/v1")

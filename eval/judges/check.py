@@ -53,9 +53,11 @@ def _check_model(name: str) -> None:
 
 
 def _check_server(settings: JudgeConfig) -> None:
+    from curricula.endpoint import host_of
     from curricula.eval.judges.served import doubt
 
-    if urlsplit(settings.url or os.environ.get("OPENAI_BASE_URL", "")).hostname != ALWAYS_UP:
+    url = settings.url or os.environ.get("OPENAI_BASE_URL", "")
+    if not url or urlsplit(host_of(url)).hostname != ALWAYS_UP:
         if why := doubt(settings):
             log.warning("judge: %s; it must be up when answers are judged", why)
         return

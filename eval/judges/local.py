@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curricula.errors import UserError
-from curricula.eval.judges.model_judge import ModelJudge, load_tokenizer
+from curricula.eval.judges.model_judge import ModelJudge, hub_place, load_tokenizer
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict
 from curricula.terminal import one_line
 
@@ -72,7 +72,7 @@ class LocalClassifier(InProcess):
         name, on_gpu = self.settings.model_name, find_device(None).type == "cuda"
         dtype = torch.bfloat16 if on_gpu else torch.float32
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=dtype)
+            model: Any = AutoModelForCausalLM.from_pretrained(**hub_place(name), trust_remote_code=False, dtype=dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{name}: the judge cannot be loaded ({one_line(str(error), 160)}); name its folder as judge.model, or a "

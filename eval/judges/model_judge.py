@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from curricula.errors import UserError
@@ -78,11 +79,17 @@ def clip_for(settings: JudgeConfig) -> Clip:
     return clip
 
 
+def hub_place(name: str) -> dict[str, str]:
+    """What tells transformers of a folder, or of a name on the hub, which may end in @REVISION."""
+    repository, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+    return {"pretrained_model_name_or_path": repository, "revision": revision or "main"}
+
+
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(**hub_place(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name}: no tokenizer for the judge ({one_line(str(error), 160)}); "

@@ -114,7 +114,7 @@ class JudgeConfig(Settings, frozen=True):
             raise ValueError(
                 "judge.text must hold {generation}, and stands in place of judge.template; correct or leave out one"
             )
-        if self.url and urlsplit(self.url).scheme not in ("http", "https"):
+        if self.url and not _is_http(self.url):
             raise ValueError(f"judge.url is {without_userinfo(self.url)!r}; give one such as http://node7:8000/v1")
         if has_password(self.url):
             mend = "leave judge.url out and give the address in OPENAI_BASE_URL"
@@ -147,6 +147,13 @@ class JudgeConfig(Settings, frozen=True):
     def on_this_machine(self) -> bool:
         """Whether the judge is a model that needs this machine's GPU."""
         return self.name == "local" or (self.name == "harmbench" and not self.url)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https")
+    except ValueError:  # half a bracket of an IPv6 address
+        return False
 
 
 def judge_config(given: str | JudgeConfig) -> JudgeConfig:

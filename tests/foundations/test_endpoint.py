@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricula.endpoint import DECREASE, CongestionWindow
+from curricula.endpoint import DECREASE, CongestionWindow, Endpoint
 
 
 async def request(window: CongestionWindow, turned_away: bool | None, seconds: float = 0.001) -> int:
@@ -101,3 +101,8 @@ def test_never_more_than_the_widest_are_under_way_and_all_finish(most: int, ends
         assert window.under_way == 0 and 1 <= window.width <= most
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("host", ["http://[::1]:8000", "http://[2001:db8::7]", "https://node7:8000"])
+def test_a_server_is_shown_as_it_is_addressed(host: str) -> None:
+    assert Endpoint(f"{host}/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1).host == host

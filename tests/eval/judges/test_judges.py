@@ -305,6 +305,7 @@ OPENAI = JudgeConfig(name="llm", model="m", url="https://api.openai.com/v1")
         (JudgeConfig(name="harmbench", model="org/other"), "judge.model org/other: .*fetch it with `hf download` before"),
         (OPENAI, "api.openai.com needs a key, and OPENAI_API_KEY holds none"),
         (JudgeConfig(name="llm", model="m"), "name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL"),
+        (JudgeConfig(name="llm", model="m", url="http://[::1]:x/v1"), r"'http://\[::1\]:x/v1': not the address of a server"),
         (JudgeConfig(name="python", model="nothing"), "no installed package offers this in the entry point group"),
         (JudgeConfig(name="world"), "there is no fictional world to judge by"),
         (JudgeConfig(name="harmbench", model="org/judge"), ""),

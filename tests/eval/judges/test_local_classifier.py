@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import msgspec
 import pytest
 import torch
@@ -9,6 +11,7 @@ from judge_server import answer_row
 from tiny_llama import save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from curricula import durable
 from curricula.errors import UserError
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
@@ -63,3 +66,14 @@ def test_a_model_that_is_not_a_classifier_ends_the_work_before_anything_is_writt
 def test_a_missing_judge_is_named(tmp_path):
     with pytest.raises(UserError, match="no tokenizer for the judge"):
         verdicts_on(JudgeConfig(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)
+
+
+def test_a_judge_of_the_hub_is_taken_at_its_revision(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--org--judge"
+    shutil.copytree(folder, cached / "snapshots/1a2b")
+    durable.write_text(cached / "refs/v2", "1a2b")
+    questions = [question_of(answer_row(1, response="bread and a letter " * 9))]
+    here, there = (JudgeConfig(name="harmbench", model=name, clip_tokens=12) for name in (str(folder), "org/judge@v2"))
+    assert verdicts_on(there, questions, tmp_path) == verdicts_on(here, questions, tmp_path)
