@@ -88,13 +88,17 @@ def cell(value: Any) -> Any:
 def as_row(record: Any) -> dict[str, Any]:
     """The fields of a record as columns. A number over seeds fills several; each run's value is told in words."""
     row: dict[str, Any] = {}
+    columns: dict[str, Any]
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if isinstance(value, OverSeeds):
-            row |= {field.name: value.value, "low": value.low, "high": value.high, "spread": value.spread}
-            row |= {"seeds": len(value.runs), "runs": _in_words(value.runs)}
+            columns = {field.name: value.value, "low": value.low, "high": value.high, "spread": value.spread}
+            columns |= {"seeds": len(value.runs), "runs": _in_words(value.runs)}
         else:
-            row[field.name] = _in_words(value, field.metadata["form"]) if "form" in field.metadata else value
+            columns = {field.name: _in_words(value, field.metadata["form"]) if "form" in field.metadata else value}
+        if taken := row.keys() & columns.keys():
+            raise ValueError(f"{type(record).__name__}.{field.name} would overwrite column {min(taken)}; name it otherwise")
+        row |= columns
     return row
 
 

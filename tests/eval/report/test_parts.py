@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import types
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -25,13 +25,14 @@ from curricula.durable import append_jsonl
 from curricula.errors import UserError
 from curricula.eval.analysis.metrics import attack_metrics
 from curricula.eval.analysis.runs import runs_of, study_metrics
+from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.page import write_report
 from curricula.eval.report.points import Shown, judges_points
-from curricula.eval.report.tables import latex
+from curricula.eval.report.tables import as_row, latex
 from curricula.eval.report.training import (
     Branch,
     Training,
@@ -202,6 +203,16 @@ def test_a_table_for_latex_escapes_what_latex_would_take_for_a_command():
     text = latex(["arm", "rate", "empty"], rows)
     assert r"full\_20 \& 5\% \textbackslash{}input\{x\} & $-$0.250 \\" in text and "a & -- \\\\" in text
     assert text.startswith("\\begin{tabular}{lr}\n\\toprule\narm & rate \\\\\n\\midrule") and "empty" not in text
+
+
+def test_no_row_holds_two_numbers_over_seeds_in_one_column():
+    @dataclass(frozen=True)
+    class Two:
+        first: OverSeeds
+        second: OverSeeds
+
+    with pytest.raises(ValueError, match="Two.second would overwrite column high"):
+        as_row(Two(*(OverSeeds(rate, 0.1, 0.9, None, {1: rate}) for rate in (0.2, 0.3))))
 
 
 def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_path):
