@@ -64,8 +64,9 @@ def write_report(
     knows what is still missing; "parents", the stage that each one continues from, where both are asked in the same form;
     "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones; "judges", by kind, for answers
     that are not merged yet; "courses", what was measured along the way; "papers", the stages that are the paper's, of which its
-    claims speak; "bits_per_byte", the losses of base models on held-out text; "contamination", how many prompts of each
-    benchmark occur in the training text; and "tagged", whether arms are tuned with different shares of tagged conversations.
+    claims speak; "bits_per_byte", the losses of base models on held-out text, and "bits_missing", why there are none;
+    "contamination", how many prompts of each benchmark occur in the training text; and "tagged", whether arms are tuned with
+    different shares of tagged conversations.
     `is_live`: the page looks again whether its server has a newer one.
     """
     steps = len(arms) + 4
@@ -186,6 +187,7 @@ def _words(
         "representation_tables": list(over_seeds.representation_tables(tables["representations"], arms)),
         "capability_tables": list(capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
         "bits_table": bits_table(arms, tables["bits-estimates"]),
+        "bits_missing": study.get("bits_missing", ""),
         "published": tables["published"],
         "losses": losses(shown.training),
         "on_cpus": str((study.get("provenance") or {}).get("packages", {}).get("torch")).endswith("+cpu"),

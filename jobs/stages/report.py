@@ -95,6 +95,7 @@ def _point_report(
     for key, names in (("arms", own), ("segments", path)):  # of this point alone
         plain[key] = [one for one in plain[key] if one["name"] in names]
     plain["trained_tokens"] = {"with_trunk_sharing": sum(one["tokens"] for one in plain["segments"])}
+    losses, missing = _held_out_losses(run, study)
     described = {
         "plan": plain,
         "provenance": run.provenance,
@@ -104,7 +105,8 @@ def _point_report(
         "papers": study.tree.papers,
         "courses": list(_courses(study)),
         "changed": _changed_benchmarks(run),
-        "bits_per_byte": _held_out_losses(run, study),
+        "bits_per_byte": losses,
+        "bits_missing": missing,
         "contamination": [row for row in read_contamination(run) if row["text"] == "all"],
         "judges": _rule_judges(run),
         "tagged": _are_tuned_apart(study),
@@ -233,26 +235,27 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
     return {name: how for name, how in found.items() if how}
 
 
-def _held_out_losses(run: Run, study: Study) -> list[dict[str, Any]]:
-    """The last loss of each base model on the held-out text of each source, and that text's bytes a token. Losses of tagged
-    sources that earlier versions recorded are left out, for the tags count in them."""
+def _held_out_losses(run: Run, study: Study) -> tuple[list[dict[str, Any]], str]:
+    """The last loss of each base model on the held-out text of each source, and that text's bytes a token; and why there are
+    none, where what the bytes are counted from is gone. Losses of tagged sources that earlier versions recorded are left out,
+    for the tags count in them."""
     from curricula.curriculum.tokens.tokenizer import load_tokenizer, token_bytes
 
-    sizes, found = None, []
-    if run.tokenizer.exists():
-        sizes = token_bytes(load_tokenizer(run.tokenizer))
-    if sizes is None:
-        return []
+    losses = [
+        {"arm": arm.name, "seed": arm.replicate.seed, "source": name, "loss": loss}
+        for arm in study.trainings
+        for row in read_jsonl(run.branch(study.path(arm)[-1].branch) / "metrics.jsonl")
+        if row.get("step") == study.budget.steps and isinstance(row.get("validation"), dict)
+        for name, loss in row["validation"].items()
+        if name in study.sources and ("validation_of" in row or not study.sources[name].tag_rate)
+    ]
+    if not losses:
+        return [], ""
     try:
+        sizes = token_bytes(load_tokenizer(run.tokenizer))
+        if sizes is None:
+            return [], ""
         texts = {name: batches.bytes_per_token(sizes) for name, batches in validation_batches(run, study).items()}
-    except (UserError, OSError):  # shards may be moved away once models are trained
-        return []
-    for arm in study.trainings:
-        for row in read_jsonl(run.branch(study.path(arm)[-1].branch) / "metrics.jsonl"):
-            if row.get("step") == study.budget.steps and isinstance(row.get("validation"), dict):
-                found += [
-                    {"arm": arm.name, "seed": arm.replicate.seed, "source": name, "loss": loss, "bytes_per_token": texts[name]}
-                    for name, loss in row["validation"].items()
-                    if texts.get(name) and ("validation_of" in row or not study.sources[name].tag_rate)
-                ]
-    return found
+    except (UserError, OSError) as error:  # shards may be moved away once models are trained
+        return [], str(error)
+    return [{**one, "bytes_per_token": texts[one["source"]]} for one in losses if texts.get(one["source"])], ""

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from small_studies import tree_study
 
+from curricula import durable
 from curricula.curriculum.plan import TRUNK
 from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
@@ -181,4 +182,19 @@ def test_losses_in_which_tags_count_give_no_bits_per_byte(root, monkeypatch, cou
     report(run, plan_study(run.study))
     metrics.unlink()
     sources = {one["source"] for one in found[0]["bits_per_byte"] if one["bytes_per_token"] > 0}
-    assert sources == ({"web"} if count_tags else {"web", "unsafe-tagged"})
+    assert sources == ({"web"} if count_tags else {"web", "unsafe-tagged"}) and not found[0]["bits_missing"]
+
+
+def test_a_report_without_bits_per_byte_says_what_it_misses(root, monkeypatch):
+    run, found = Run.open(root), []
+    monkeypatch.setattr("curricula.eval.report.page.write_report", lambda root, arms, described, *_: found.append(described))
+    manifest, aside = root / "data/shards/web/00000.json", root / "data/shards/web/aside"
+    metrics = root / "pretrain/full-50/metrics.jsonl"
+    manifest.rename(aside)
+    report(run, plan_study(run.study))  # nothing is trained yet
+    durable.append_jsonl(metrics, [{"step": 24, "validation": {"web": 3.0}, "validation_of": "text"}])
+    report(run, plan_study(run.study))
+    aside.rename(manifest)
+    metrics.unlink()
+    assert [(one["bits_per_byte"], one["bits_missing"][:60]) for one in found[:1]] == [([], "")]
+    assert found[1]["bits_per_byte"] == [] and str(root / "data/shards/web") in found[1]["bits_missing"]
