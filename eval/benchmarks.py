@@ -62,6 +62,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """Whether an attack leaves the chat template out."""
     attempt: int | None = None
     """Number of the attempt, for an attack that makes several on one prompt."""
+    shard_of: str = ""
+    """Hash of all the prompts that are divided into shards; "" without shards."""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The text that a contextual behavior of HarmBench refers to; also within `prompt`."""
     cluster: str = ""
     """Near-duplicate prompts of all benchmarks have the same cluster."""
+    shard_of: str = ""
+    """Hash of all the prompts that are divided into shards; "" without shards, and in rows of earlier versions."""
     prefill: str = ""
     """What an attack made the answer begin with; `response` begins with it too."""
     response: str
@@ -182,6 +184,8 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """1 is the output of the first block."""
     seed: int
     """0 .. seeds - 1: the balanced subset that the probe was trained on."""
+    texts: str = ""
+    """Hash of all texts for training and for testing, with their labels; "" in rows of earlier versions."""
     auc: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Area under the ROC curve on the balanced test set."""
     error: float
@@ -314,6 +318,7 @@ class ModelRows:
     file: Path = Path()
     """The file with the first row."""
     _answered: dict[tuple[str, str, str, str, int], Path] = field(default_factory=dict)
+    _divided: dict[tuple[str, str, bool], tuple[str, Path]] = field(default_factory=dict)
 
     def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: str, decoders: Sequence[str]) -> None:
         """Check the rows of `path`: of this model, the task and its `decoders`, each sample of a prompt once."""
@@ -322,6 +327,10 @@ class ModelRows:
             if row.task != task or row.decoder not in decoders:
                 found = f"of task {row.task!r} and decoder {row.decoder!r}"
                 raise _foreign(path, number, found, f"the file is for {task} ({', '.join(decoders)})")
+            whole, file = self._divided.setdefault((task, row.benchmark, bool(row.shard_of)), (row.shard_of, path))
+            if row.shard_of != whole:
+                instead = f"{file} of a shard of other prompts, for the table has changed in between"
+                raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the one of the older table")
             answered = (row.task, row.decoder, row.benchmark, row.prompt_id, row.sample)
             if answered in self._answered:
                 raise UserError(

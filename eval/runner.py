@@ -124,6 +124,9 @@ def task_prompts(
         )
         if found_on:
             prompts = suffixed_prompts(name, rows_of(name), prompts, raw)
+    if eval_task.shards > 1:
+        whole = row_key(prompts=[[one.id, one.text, one.behavior] for one in prompts])
+        prompts = [msgspec.structs.replace(one, shard_of=whole) for one in prompts]
     start, stop = (shard * len(prompts) // eval_task.shards for shard in (eval_task.shard, eval_task.shard + 1))
     return prompts[start:stop]
 
@@ -187,7 +190,7 @@ def generate_rows(
 
 def description(prompt: Prompt) -> dict[str, Any]:
     """What rows say of a prompt beside the text that the model reads; in no key, so that a correction keeps the answers."""
-    return {name: getattr(prompt, name) for name in ("category", "behavior", "context", "cluster")}
+    return {name: getattr(prompt, name) for name in ("category", "behavior", "context", "cluster", "shard_of")}
 
 
 def for_attempts(settings: Any, prompts: Sequence[Prompt]) -> Any:

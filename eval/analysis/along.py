@@ -14,7 +14,7 @@ from pathlib import Path
 from curricula import durable
 from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics, overrefusal_metrics, probe_metrics, row_id
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
-from curricula.eval.analysis.study_rows import require_same_requests
+from curricula.eval.analysis.study_rows import require_same_requests, require_same_texts
 from curricula.eval.identity import recorded_hash
 from curricula.eval.judging.verdicts import kind_of, read_judged
 from curricula.eval.rows import JudgedRow, ModelRows, ProbeRow, read_rows
@@ -97,8 +97,10 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
                 for measured in _measured(rows, task, expected) if rows else ():
                     yield at(step, *measured)
         elif TASKS[task].kind == "probes":
-            for place in (*course.points, course.end):
-                probes = read_rows(run / "eval" / place / "probes.jsonl", ProbeRow)
+            files = [run / "eval" / place / "probes.jsonl" for place in (*course.points, course.end)]
+            probed = [(path, read_rows(path, ProbeRow)) for path in files]
+            require_same_texts(probed)
+            for _, probes in probed:
                 for entry in probe_metrics(probes, course.arm, course.stage, course.seed):
                     yield at(probes[0].step or last_step, "probe AUC", entry.layer, entry.auc)
 

@@ -123,6 +123,7 @@ def read_study_rows(
     partial: set[tuple[str, str, str]] = set()
     models: list[ModelRows] = []
     files: list[tuple[Path, list[JudgedRow]]] = []
+    read: list[tuple[Path, list[ProbeRow]]] = []
     for count, arm in enumerate(arms, start=1):
         for stage in stages:
             folder = run / "eval" / arm.holder(stage) / stage
@@ -147,12 +148,14 @@ def read_study_rows(
             if probe_rows := read_rows(path, ProbeRow):
                 model.add_probes(path, probe_rows)
                 probes[arm.key, stage] = probe_rows
+                read.append((path, probe_rows))
             for path in row_files(folder, TASKS["capability"]):
                 answered = read_rows(path, CapabilityRow)
                 model.add_capability(path, answered)
                 capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
+    require_same_texts(read)
     require_same_requests(files)  # of all stages together: a stage is compared with the one it continues from
     return StudyRows(tuple(arms), generations, probes, tuple(stages), capability, others, frozenset(partial))
 
@@ -173,6 +176,17 @@ def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]])
                     f"{row.benchmark}*.jsonl in {path.with_suffix('')} or in {file.with_suffix('')}, whichever is of the older "
                     "table of prompts, and run the study again"
                 )
+
+
+def require_same_texts(files: Iterable[tuple[Path, Sequence[ProbeRow]]]) -> None:
+    """Raise UserError if the probes of one file are of other texts than those of another; earlier rows do not say of which."""
+    found = {row.texts: path for path, rows in files for row in rows if row.texts}
+    if len(found) > 1:
+        first, second, *_ = found.values()
+        raise UserError(
+            f"{second}: its probes are of other texts than those in {first}; remove whichever file is of the older texts, and "
+            "run the study again"
+        )
 
 
 def _unmerged(folder: Path, task: Task, model: ModelRows) -> list[GenerationRow]:

@@ -72,7 +72,7 @@ def probe_rows(
         if not found:
             append_rows(path, [msgspec.structs.replace(row, key=key) for key, row in zip(keys, rows, strict=True)])
     progress(len(keys), len(keys))
-    return in_order(path, ProbeRow, [keys])
+    return in_order(path, ProbeRow, [keys], lambda row: msgspec.structs.replace(row, texts=texts))
 
 
 def layers_of(layers: Sequence[Layer], count: int) -> list[tuple[str, int]]:
@@ -216,7 +216,7 @@ def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels
 def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:
     """Token ids of each text, cut to its first tokens."""
     limit = min(config.max_tokens, loaded.context_length)
-    return [loaded.encode_turn("", text, "")[:limit] or list(loaded.end_ids[:1]) for text in texts]
+    return [loaded.encode_turn("", text, "")[:limit] or [*loaded.end_ids, 0][:1] for text in texts]
 
 
 def text_id(ids: Sequence[int]) -> str:

@@ -77,9 +77,10 @@ def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledT
 def _texts(table: TextTable, root: Path | None, name: str) -> Iterator[str]:
     """The texts of a declared table; empty ones are passed over."""
     key = f"evaluation.probes.texts.{name}"
-    for document in Documents.of(key, table, root or Path()).read():
+    documents = Documents.of(key, table, root or Path())
+    for document in documents.read():
         if document.odd == "not_utf8":
-            raise UserError(f"{key}: text {document.id} is not UTF-8; correct the row")
+            raise UserError(f"{key}: {documents.place(document.number)} is not UTF-8; correct the row")
         if document.text:
             yield document.text
 

@@ -24,6 +24,7 @@ from curricula.eval.probes.probing import probe_rows, run_probes
 from curricula.eval.probes.representations import representations
 from curricula.eval.probes.store import Store, read_fitted
 from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts, matched
+from curricula.eval.rows import write_rows
 from curricula.progress import silent
 from curricula.settings import parse
 
@@ -53,6 +54,18 @@ CONFIG = Probes(train_per_class=12, seeds=2, layers=("all",))
 
 def probe(loaded, data, out, config=CONFIG, progress=silent):
     return probe_rows(loaded, config, data, out / "probes.jsonl", 0, progress)
+
+
+def test_rows_name_the_texts_of_their_probes_and_those_of_earlier_versions_come_to(loaded, data, tmp_path):
+    shutil.copytree(data, tmp_path / "other")
+    first = probe(loaded, data, tmp_path / "a")
+    earlier = [msgspec.structs.replace(row, texts="") for row in first]
+    write_rows(tmp_path / "a/probes.jsonl", earlier)
+    assert probe(loaded, data, tmp_path / "a") == first
+    test = tmp_path / "other/probes/test.jsonl"
+    test.write_text(test.read_text().replace("bread", "brook"))
+    second = probe(loaded, tmp_path / "other", tmp_path / "b")
+    assert len({row.texts for row in first}) == 1 and {row.texts for row in first}.isdisjoint(row.texts for row in second)
 
 
 def files(out):
@@ -243,7 +256,7 @@ def test_own_texts_that_are_both_safe_and_unsafe_or_have_no_such_column_are_refu
         load_texts(None, "train", Probes(texts=texts))
     texts = own_texts(tmp_path)
     (tmp_path / "mine.jsonl").write_text('{"body": "", "danger": 0}\n{"body": "\\udc80", "danger": 0}\n')
-    with pytest.raises(UserError, match=r"evaluation.probes.texts.safe: text probes.texts.safe/1 is not UTF-8; correct"):
+    with pytest.raises(UserError, match=r"evaluation.probes.texts.safe: .*mine.jsonl: row 1 is not UTF-8; correct"):
         load_texts(None, "train", Probes(texts=texts))
 
 

@@ -155,6 +155,25 @@ def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path, mon
         assert ids[0] == ids[1]
 
 
+def test_shards_of_two_versions_of_a_table_are_not_merged(model_dir, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load_model", functools.cache(load_model))
+    table = tmp_path / "ours.csv"
+    prompts, tasks = {"ours": PromptSet(path=str(table))}, msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",))
+    config = msgspec.structs.replace(CONFIG, benchmarks=("ours",), prompts=prompts, tasks=tasks, shards={"attacks-topk": 2})
+    first, second = config.eval_tasks("instruct")
+    table.write_text("prompt\nTell me\nShow me\n")
+    older = run(first, model_dir, data, tmp_path, config=config)
+    table.write_text("prompt\nTell me\nShow me\nGive me\n")  # whose second shard begins with the second prompt, too
+    run(second, model_dir, data, tmp_path, config=config)
+    words = "ours.1-of-2.jsonl: line 1 is of a shard of ours, and .*ours.0-of-2.jsonl of a shard of other prompts, .*; remove"
+    with pytest.raises(UserError, match=words):
+        MergeAndJudge(tmp_path, "instruct", config, None)
+    again = run(first, model_dir, data, tmp_path, config=config)
+    assert [row.key for row in again] == [row.key for row in older]
+    MergeAndJudge(tmp_path, "instruct", config, None)
+    assert [row.prompt for row in read_judged(tmp_path / "attacks-topk.jsonl")][::2] == ["Tell me", "Show me", "Give me"]
+
+
 def test_a_missing_part_is_merged_once_it_is_written(model_dir, data, tmp_path):
     config = msgspec.structs.replace(CONFIG, tasks=msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",)))
     first, second = config.eval_tasks("instruct")

@@ -11,6 +11,7 @@ from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS
 from curricula.eval.analysis.runs import runs_of
+from curricula.eval.rows import write_rows
 
 TWO = [ARMS[0], ARMS[-1]]
 
@@ -44,6 +45,18 @@ def test_stages_that_were_asked_different_requests_under_one_name_are_refused(tm
 
 def test_what_an_attack_makes_of_a_request_may_differ_from_arm_to_arm(tmp_path):
     assert len(asked(tmp_path, "gcg+topk", prompt="a suffix of its own").generations) == 2
+
+
+def test_arms_whose_probes_name_other_texts_are_refused(tmp_path):
+    def read(*texts: str) -> StudyRows:
+        for arm, of in zip(TWO, texts):
+            rows = [msgspec.structs.replace(row, texts=of) for row in probe_rows(arm, "base", "last", 0.8)]
+            write_rows(tmp_path / f"eval/{arm.key}/base/probes.jsonl", rows)
+        return read_study_rows(tmp_path, TWO)
+
+    assert [len(read(*texts).probes) for texts in (("a", "a"), ("", "a"))] == [2, 2]  # "": of an earlier version
+    with pytest.raises(UserError, match=r"safe-100.*: its probes are of other texts than those in .*data-0.*; remove"):
+        read("a", "b")
 
 
 def test_probes_of_other_texts_are_not_compared():
