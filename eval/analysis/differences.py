@@ -1,7 +1,7 @@
 """Every arm against the arm that starts last, of those that are to have the stage, and what a stage changes in every arm.
 
 Both are paired on shared prompts, with Holm's correction in each family. None is from an arm without answers.
-A family is what a reader looks at together: all arms under one decoder after one stage, averaged over benchmarks. The
+A family is what a reader looks at together: all arms by one measure under one decoder after one stage, over all benchmarks. The
 paper's claims are a family of their own (`eval/analysis/claim_tests.py`).
 """
 
@@ -42,7 +42,7 @@ class ArmDifference:
     p: float
     """Two-sided."""
     p_holm: float
-    """Adjusted over the arms of this stage and decoder."""
+    """Adjusted over the arms of this stage, decoder and measure."""
     test: str
     """The test behind `p` and the interval: "seeds" (`eval/analysis/seeds.py`) or "score" (Tango): of a single run, and of runs
     without a benchmark that all have answered."""
