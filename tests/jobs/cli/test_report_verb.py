@@ -29,7 +29,7 @@ def test_a_sweep_is_compared_with_nothing(tmp_path, capsys):
     swept = {**demo(), "sweep": {"pretraining.optimizer.lr": [1e-3, 3e-3]}}
     (other.root / "study.yaml").write_text(study_yaml(parse_study(swept, "x")))
     assert main(["report", str(one.root), str(other.root)]) == 2
-    assert "a sweep has a report for each of its points" in " ".join(capsys.readouterr().err.split())
+    assert "a sweep has a report for each point" in " ".join(capsys.readouterr().err.split())
 
 
 def test_only_one_run_can_be_served(tmp_path, capsys):
