@@ -39,7 +39,7 @@ def plan_study(study: Study, profile: Profile | None = None) -> Plan:
 
 def check_batches(plan: Plan, chosen: Collection[Key]) -> None:
     """Raise UsageError where the rows of a step do not divide among the GPUs that a chosen element gets. The job itself would
-    find that out only when all pretraining is done."""
+    find that out only when all that it waits for is done."""
     keys, split = set(chosen), plan.study.resources.tensor_parallel
     for job, element in plan.elements():
         if (job.name, element.label) not in keys:

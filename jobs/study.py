@@ -289,7 +289,7 @@ class Study(Settings, frozen=True, dict=True):
     def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Every list of tasks with its key in the study file."""
         for name in (BASE, *self.tree.stages):
-            place, default = "pretraining" if name == BASE else self.place_of(name), self._default_tasks(name)
+            place, default = self.place_of(name), self._default_tasks(name)
             is_own = name != BASE and self.tree.stages[name].tasks is not None
             yield f"{place}.tasks" if is_own else f"evaluation.tasks.{default}", self.tasks_of(name)
             if along := self.along(name):
@@ -300,8 +300,8 @@ class Study(Settings, frozen=True, dict=True):
         return name if name in Tasks.__struct_fields__ else "base" if self.tree.is_raw(name) else "instruct"
 
     def place_of(self, name: str) -> str:
-        """The key of a stage in the study file."""
-        return f"tuning.{name}" if name not in self.stages else f"stages.{name}"
+        """The key of a stage, or of "base", in the study file."""
+        return "pretraining" if name == BASE else f"stages.{name}" if name in self.stages else f"tuning.{name}"
 
     @cached_property
     def tree(self) -> StageTree:

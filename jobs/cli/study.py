@@ -288,8 +288,9 @@ def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
         f"{hours['evaluation_at_most']:,.0f} evaluation by their time limits."
     )
     console.print(
-        f"Pretraining on {asked.nodes} nodes of {asked.gpus_per_node} GPUs: {arm_days / asked.gpus / 24:,.1f} days an arm "
-        f"from first to last token, {hours['pretraining_days_on_its_gpus']:,.1f} days for all arms one after another."
+        f"Pretraining on {plural(asked.nodes, 'node')} of {plural(asked.gpus_per_node, 'GPU')}: "
+        f"{arm_days / asked.gpus / 24:,.1f} days an arm from first to last token, "
+        f"{hours['pretraining_days_on_its_gpus']:,.1f} days for all arms one after another."
     )
     if study.seeds:
         for seed, of_seed in value["gpu_hours_by_seed"].items():

@@ -103,7 +103,7 @@ class Stage(ABC):
         return Ask(hours=resources.data_hours, cpus_per_task=resources.data_cpus if self.section == "data" else None)
 
     def global_batch(self, study: Study, element: Element) -> int:
-        """Rows of a step, which must divide among the element's processes; 0 where it has none, or finds that out early."""
+        """Rows of a step, which must divide among the element's processes; 0 where it trains nothing."""
         return 0
 
     def is_complete(self, work: Work) -> bool:

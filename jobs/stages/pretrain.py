@@ -50,6 +50,9 @@ class Pretrain(Stage):
         check_epochs(work.plan, work.run.shards)
         pretrain(work.run, work.plan, work.plan.segments[work.element.segment], progress)
 
+    def global_batch(self, study: Study, element: Element) -> int:
+        return study.budget.global_batch
+
     def is_complete(self, work: Work) -> bool:
         """Whether the segment's last checkpoint is whole, by names and sizes of its files, or nothing has yet to begin from it.
 

@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 from paths import ROOT
+from small_studies import FOR_32_GPUS
 
 from curricula.jobs.cli.main import main
 
@@ -24,7 +25,7 @@ def test_both_recipes_make_the_same_image():
 @pytest.mark.parametrize("kind", ["pyxis", "apptainer"])
 def test_the_profiles_with_an_image_render_and_take_its_interpreter(tmp_path, kind):
     study, run, out = ROOT / "jobs/studies/demo.yaml", tmp_path / "run", tmp_path / "out"
-    assert main(["render", str(study), str(out), "--profile", f"h100-{kind}", "--run", str(run)]) == 0
+    assert main(["render", str(study), str(out), "--profile", f"h100-{kind}", "--run", str(run), *FOR_32_GPUS]) == 0
     text = (out / "02-pretrain-trunk-100.sbatch").read_text()
     image = yaml.safe_load((ROOT / f"env/profiles/h100-{kind}.yaml").read_text())["container"]["image"]
     assert {"pyxis": f"--container-image={image} ", "apptainer": f" --nv {image} "}[kind] in text

@@ -421,10 +421,10 @@ def test_nodes_and_gpus_may_change_once_no_job_is_queued_that_asked_for_others(g
     frozen = (run.root / "study.yaml").read_bytes()
     assert main([*words, "resources.pretraining.gpus_per_node=4"]) == 1
     asked = "pretrain-0 is queued or running, and the changed study or the profile asks for "
-    assert f"{asked}4 nodes of 4 GPUs in place of 4 nodes of 8 GPUs" in capsys.readouterr().err
+    assert f"{asked}1 node of 4 GPUs in place of 1 node of 1 GPU" in capsys.readouterr().err
     keep_profile(run.profile, Profile(stages=Stages(pretraining=StageOptions(nodes=2))))  # of the queued job
     assert main([*words, "resources.pretraining.hours=7"]) == 1
-    assert f"{asked}4 nodes of 8 GPUs in place of 2 nodes of 8 GPUs" in capsys.readouterr().err
+    assert f"{asked}1 node of 1 GPU in place of 2 nodes of 1 GPU" in capsys.readouterr().err
     keep_profile(run.profile, Profile())
     assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
     assert main([*words, "resources.tuning.gpus_per_node=8"]) == 0  # of which none is queued

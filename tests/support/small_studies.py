@@ -47,6 +47,10 @@ def smaller_demo() -> dict:
     return raw
 
 
+FOR_32_GPUS = ("--set", "pretraining.global_batch=32", "--set", "pretraining.budget_tokens=2048000")
+"""The demo's as many steps, of a batch that a cluster's GPUs can share."""
+
+
 def small_study(folder: Path, **changes) -> Path:
     """Write the smaller demo with `changes` at its top level."""
     raw = smaller_demo()

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import yaml
 from paths import ROOT
+from small_studies import of_jobs
 
 from curricula.errors import UsageError
 from curricula.eval import EvalConfig
@@ -71,7 +72,10 @@ def test_hours_that_end_before_a_job_could_save_are_refused():
         plan_study(PAPER, profile)
 
 
-def test_gpus_among_which_a_tuning_batch_does_not_divide_are_refused():
+def test_gpus_among_which_a_batch_does_not_divide_are_refused():
+    plan = plan_study(PAPER, parse(stages={"pretraining": {"nodes": 3}}))
+    with pytest.raises(UsageError, match=r"pretraining.global_batch is \d+, which the 24 data-parallel processes of pretrain-"):
+        check_batches(plan, plan.needs)
     plan = plan_study(PAPER, parse(stages={"tuning": {"gpus_per_node": 8}}))
     check_batches(plan, [("tokenize", "web/0"), ("pretrain-0", "full-0")])
     said = r"tuning.instruct.global_batch is 4, which the 8 data-parallel processes of instruct-0 cannot share evenly"
@@ -80,14 +84,13 @@ def test_gpus_among_which_a_tuning_batch_does_not_divide_are_refused():
     split = msgspec.structs.replace(PAPER, resources=msgspec.structs.replace(PAPER.resources, tensor_parallel=32))
     plan = plan_study(split, Profile())
     with pytest.raises(UsageError, match=r"instruct-0: \d+ processes are no multiple of tensor_parallel 32; change the nodes"):
-        check_batches(plan, plan.needs)
+        check_batches(plan, of_jobs(plan, "instruct-0"))
 
 
 @pytest.mark.parametrize("name", [path.stem for path in STUDIES.glob("*.yaml")])
 def test_the_batches_of_every_study_of_the_suite_suit_the_gpus_that_it_asks_for(name):
     plan = plan_study(load_study(Path(name)), Profile())
-    if plan.study.world is None:  # miniatures ask for sizes of a real study
-        check_batches(plan, plan.needs)
+    check_batches(plan, plan.needs)
 
 
 def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):

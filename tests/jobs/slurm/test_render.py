@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from run_folders import finish, new_run
-from small_studies import demo, demo_file, smaller_demo, without_tuning, write_study
+from small_studies import FOR_32_GPUS, demo, demo_file, smaller_demo, without_tuning, write_study
 
 from curricula.durable import TEAM, write_json, write_text
 from curricula.jobs.cli.main import main
@@ -75,8 +75,8 @@ def rendered(pristine, tmp_path):
     return run, out
 
 
-def render(study: Path, run: Path, out: Path, profile: str | Path = "slurm-lab") -> None:
-    words = ["render", study, out, "--profile", profile, "--run", run]
+def render(study: Path, run: Path, out: Path, profile: str | Path = "slurm-lab", *options: str) -> None:
+    words = ["render", study, out, "--profile", profile, "--run", run, *options]
     assert main(list(map(str, words))) == 0
 
 
@@ -587,7 +587,7 @@ def test_secrets_reach_the_work_as_they_stand(tmp_path):
 def test_the_scripts_are_as_recorded(tmp_path, profile):
     """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""
     run, out = tmp_path / "run", tmp_path / "scripts"
-    render(demo_file(tmp_path), run, out, profile)
+    render(demo_file(tmp_path), run, out, profile, *FOR_32_GPUS)
     for name in ("submit_all.sh", "02-pretrain-trunk-100.sbatch", "05-pretrain-0.sbatch"):
         text = (out / name).read_text()
         text = re.sub(r"code/[0-9a-f]{12}", "code/SNAPSHOT", text.replace(str(run), "/RUN"))
