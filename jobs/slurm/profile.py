@@ -23,7 +23,7 @@ from curricula.durable import write_text
 from curricula.errors import UsageError
 from curricula.provenance import PACKAGE
 from curricula.secrets import is_secret, secret_in
-from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, parse, read_yaml
+from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, located, parse, read_yaml
 
 RESERVE_S = 20
 """A job is requeued at least this long before its time limit."""
@@ -68,7 +68,8 @@ class StageOptions(Settings, frozen=True):
     throttle: Positive | None = None
     """How many elements of an array run at a time."""
     options: dict[str, str | int | bool] = {}
-    """Any other option of sbatch by its long name, such as {licenses: "fs"}."""
+    """Any other option of sbatch by its long name, such as {licenses: "fs"}; false leaves an option out that would be there,
+    such as {mem: false} at a site that allows none."""
 
     def check(self) -> None:
         for name, value in self.options.items():
@@ -76,6 +77,11 @@ class StageOptions(Settings, frozen=True):
                 raise ValueError(
                     f"options names {name!r}; give long options of sbatch without dashes, and none of {', '.join(MANAGED)}, "
                     "which the suite sets, some of them from keys of their own"
+                )
+            key = SAME.get(name, name.replace("-", "_"))
+            if value is not False and key in self.__struct_fields__ and (own := getattr(self, key)):
+                raise ValueError(
+                    f"options.{name} is {value!r}, and the key {key}, here or under `all`, is {own!r}; keep one of them"
                 )
             if re.search(r"[\x00-\x1f\x7f]", str(value)):
                 raise ValueError(f"options.{name} is {value!r}; write it on one line")
@@ -90,6 +96,8 @@ MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-
            "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node", "nodes", "time", "clusters",
            "gpus", "gpus-per-node", "gpus-per-task")  # fmt: skip
 """Options of sbatch that the suite sets itself."""
+SAME = {"mem": "memory_gb", "mem-per-cpu": "memory_gb", "mem-per-gpu": "memory_gb", "cpus-per-gpu": "cpus_per_task"}
+"""Options of sbatch that say the same as a key of another name."""
 
 
 class Stages(Settings, frozen=True):
@@ -199,6 +207,9 @@ class Profile(Settings, frozen=True):
                 f"lead_time_s is {self.lead_time_s}, but what runs {RESERVE_S} s before the time limit is ended, so that "
                 f"nothing would be saved; the smallest that works is {LEAST_LEAD_S}"
             )
+        for section in Stages.__struct_fields__[1:]:
+            with located(f"stages.{section}"):
+                self.options(section)  # with those of `all`
         for name, value in self.environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment names {name!r}, which cannot name a variable; use letters, digits and '_'")

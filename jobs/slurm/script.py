@@ -116,7 +116,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     for name in ("partition", "account", "qos", "constraint", "reservation", "exclude"):
         if getattr(asked, name):
             options[name] = getattr(asked, name)
-    return {**options, **{name: value for name, value in extra.items() if value is not False}}
+    return {name: value for name, value in {**options, **extra}.items() if value is not False}
 
 
 def body(

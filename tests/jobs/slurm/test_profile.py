@@ -122,8 +122,13 @@ def test_the_sites_names_of_queues_reach_the_script():
 
 
 def test_options_that_the_suite_has_no_word_for_are_handed_on():
-    stages = {"all": {"options": {"licenses": "fs", "contiguous": True}}, "export": {"options": {"contiguous": False}}}
+    stages = {
+        "all": {"exclusive": True, "options": {"licenses": "fs", "contiguous": True}},
+        "export": {"options": {"contiguous": False, "mem": False}},
+    }
     profile = parse(stages=stages)
+    assert sbatch_options(first("pretrain", profile), PAPER, profile)["mem"] == 0
+    assert "mem" not in sbatch_options(first("export", profile), PAPER, profile)
     assert sbatch_options(first("pretrain", profile), PAPER, profile)["contiguous"] is True
     assert "contiguous" not in sbatch_options(first("export", profile), PAPER, profile)
     assert sbatch_options(first("export", profile), PAPER, profile)["licenses"] == "fs"
@@ -164,6 +169,14 @@ def parse(**raw) -> Profile:
         ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
         ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*which the suite sets"),
         ({"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}}, "keep gpus_per_node and gpu_type, with gpu_option: gres"),
+        (
+            {"stages": {"all": {"partition": "a", "options": {"partition": "b"}}}},
+            "stages.all: options.partition is 'b', and the key partition, here or under `all`, is 'a'; keep one of them",
+        ),
+        (
+            {"stages": {"all": {"options": {"mem": "0"}}, "tuning": {"memory_gb": 4}}},
+            "stages.tuning.options.mem is '0', and the key memory_gb, here or under `all`, is 4.0; keep one of them",
+        ),
         ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*which the suite sets"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it into secrets_file"),
         *(

@@ -448,7 +448,7 @@ def test_a_job_avoids_nodes_that_failed_unless_slurm_could_start_it_only_there(s
     record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
     answer = f'grep -q -e "--exclude=.*{refused}" && echo "Required node not available" || echo "Job 2 to start at noon"'
     slurm.answer("sbatch", "Submitted batch job 1\n", script=f"[[ $* = *--test-only* ]] && {{ {answer}; exit; }} >&2")
-    profile, told = Profile(stages=Stages(all=StageOptions(options={"exclude": "n[7-9]"}))), []
+    profile, told = Profile(stages=Stages(all=StageOptions(exclude="n[7-9]"))), []
     plan = plan_study(run.study, profile)
     submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), told.append)
     script = run.slurm / "1_submission.sh"
