@@ -222,7 +222,8 @@ class TextTable(DeclaredTable, frozen=True):
         if self.score == other.score and max(low, other_low) > min(high, other_high):
             return False
         if self.path is not None and other.path is not None:
-            return bool({*files_matching(self.path)} & {*files_matching(other.path)})
+            mine, others = ({file.resolve() for file in files_matching(path)} for path in (self.path, other.path))
+            return bool(mine & others)
         return bool(self.on_the_hub & other.on_the_hub)
 
 

@@ -63,9 +63,11 @@ def test_the_plan_names_key_file_and_mend_of_a_wrong_table(tmp_path, capsys, sou
 
 
 def test_an_arm_must_not_read_the_same_rows_through_two_sources(tmp_path, capsys):
+    """However their paths are written."""
     write_rows(tmp_path / "mine/a.jsonl", *ROWS)
+    (tmp_path / "linked").symlink_to("mine")
     one = {"path": "mine/*.jsonl", "text": "body", "score": "safety", "max_score": 2}
-    status, shown = planned(tmp_path, capsys, {"one": one, "two": {"path": "mine/a.jsonl", "text": "body"}})
+    status, shown = planned(tmp_path, capsys, {"one": one, "two": {"path": "mine/../linked/a.jsonl", "text": "body"}})
     assert status and "sources.one and sources.two: arm full-50 would read the same rows" in shown
     status, shown = planned(tmp_path, capsys, {"one": one, "two": {**one, "max_score": None, "min_score": 2.5}})
     assert not status, shown
