@@ -421,7 +421,8 @@ def task_gpu_hours(task: EvalTask, study: Study, parameters: int, peak_tflops: f
     if kind == "capability" and config.capability:
         known = PUBLISHED.get(task.benchmark)
         if known is None:
-            return reading(UNKNOWN_QUESTIONS * 4 * PROMPT_TOKENS) / 3600
+            questions = study.whole.own_sets.get(task.benchmark, UNKNOWN_QUESTIONS)
+            return reading(min(questions, config.capability.limit or questions) * 4 * PROMPT_TOKENS) / 3600
         questions = min(known.questions, config.capability.limit or known.questions)
         seconds = reading(questions * known.requests * known.prompt_tokens)
         if known.answer_tokens:

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a login node can read and plan a study.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -37,9 +38,11 @@ from curricula.curriculum.plan import (
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
 from curricula.curriculum.sources.declared import anchor, declared_in
+from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.stages import BASE, StageTree, is_taken, stage_tree, written_out
 from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
+from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
@@ -54,8 +57,8 @@ STUDIES = PACKAGE / "jobs" / "studies"
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
 UNKNOWN_PROMPTS = 100
-"""Assumed of sets that are not read before they are asked, without a limit: the user's own, replayed jailbreaks, and another
-arm's suffixes."""
+"""Assumed, without a limit, of sets that are not read before they are asked: the user's own that are elsewhere, replayed
+jailbreaks, and another arm's suffixes."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
 
@@ -365,16 +368,28 @@ class Study(Settings, frozen=True, dict=True):
         return self.evaluation.probes if any(task.task.kind == "probes" for task in self.all_eval_tasks) else None
 
     def prompts_in(self, benchmark: str, limit: int | None) -> int:
-        """About how many prompts of a benchmark are asked, before any is read. Of a set of unknown size, `limit` are."""
-        if benchmark not in BENCHMARKS:
+        """About how many prompts of a benchmark are asked. Of a set of unknown size, `limit` are."""
+        if benchmark in self.whole.own_sets:
+            size = self.whole.own_sets[benchmark]
+        elif benchmark not in BENCHMARKS:
             return limit or UNKNOWN_PROMPTS
-        if self.world is None:
+        elif self.world is None:
             size = BENCHMARKS[benchmark].rows
         elif benchmark == "alpaca":
             size = self.world.alpaca_prompts
         else:
             size = self.world.prompts_per_benchmark * (4 if benchmark == "jb_completions" else 1)  # one for each other
         return min(size, limit or size)
+
+    @cached_property
+    def own_sets(self) -> dict[str, int]:
+        """The rows of the user's own prompt sets, of those that are on this machine."""
+        found: dict[str, int] = {}
+        for name, declared in self.evaluation.prompts.items():
+            with contextlib.suppress(UserError):  # what is wrong with a file is said before it is asked
+                if declared.is_here(root := local_root()):
+                    found[name] = len(declared.open(root or Path(), name))
+        return found
 
     @property
     def used_benchmarks(self) -> list[str]:

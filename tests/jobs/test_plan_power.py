@@ -60,6 +60,21 @@ def test_all_estimates_count_the_prompts_that_a_benchmark_has():
     assert describe(plan_study(parse_study(raw, "demo")))["evaluation_gpu_hours"]["overrefusal-topk"] > everywhere
 
 
+def test_sets_of_ones_own_are_counted_where_they_are(tmp_path):
+    questions = {"kind": "capability", "target": "answer"}
+    raw, hours = demo(), []
+    for count in (30, 60):
+        for name in ("ours", "quiz"):
+            (tmp_path / f"{name}.jsonl").write_text('{"prompt": "x", "answer": "y"}\n' * count)
+        sets = {"ours": {"path": f"{tmp_path}/ours.jsonl"}, "quiz": {"path": f"{tmp_path}/quiz.jsonl", **questions}}
+        raw["evaluation"] |= {"prompts": sets, "benchmarks": ["ours"], "capability": {"tasks": ["quiz"]}}
+        raw["evaluation"]["tasks"] = {"instruct": ["attacks-topk", "capability"], "base": [], "benign": []}
+        study = parse_study(raw, "demo")
+        assert [study.prompts_in("ours", limit) for limit in (None, 5, 1000)] == [count, 5, count]
+        hours.append(describe(plan_study(study))["evaluation_gpu_hours"])
+    assert hours[1]["capability"] == pytest.approx(2 * hours[0]["capability"])
+
+
 def test_the_work_of_best_of_n_counts_its_attempts():
     raw = demo()
     raw["evaluation"] |= {"tasks": {"instruct": ["attacks-topk", "best-of-n"]}, "attacks": {"best_of_n": {"attempts": 40}}}
