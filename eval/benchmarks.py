@@ -476,9 +476,11 @@ def check_names(own: PromptSets) -> None:
 
 
 def check_use(key: str, name: str, wanted: Use, own: PromptSets) -> None:
-    """Raise ValueError where `key` names a benchmark or an own set for what it is not. Names of lm_eval's tasks are its own."""
+    """Raise ValueError where `key` names a benchmark or an own set that there is not, or for what it is not. Names of lm_eval's
+    tasks are its own."""
     kinds = {} if wanted == "capability" else {known: entry.use for known, entry in BENCHMARKS.items()}
     kinds |= {known: declared.kind for known, declared in own.items()}
-    if kinds.get(name, wanted) != wanted:
+    if kinds.get(name, "capability") != wanted:
+        problem = f"which is of kind {kinds[name]}, not {wanted}" if name in kinds else "which is no benchmark"
         fitting = ", ".join(known for known, kind in kinds.items() if kind == wanted) or "lm_eval's tasks"
-        raise ValueError(f"{key} names {name!r}, which is of kind {kinds[name]}, not {wanted}; choose from {fitting}")
+        raise ValueError(f"{key} names {name!r}, {problem}; choose from {fitting}")

@@ -14,7 +14,7 @@ import msgspec
 
 from curricula.curriculum.sources.declared import TextTable
 from curricula.errors import UsageError
-from curricula.eval.benchmarks import PromptSet, Use, check_names, check_use
+from curricula.eval.benchmarks import BENCHMARKS, PromptSet, Use, check_names, check_use
 from curricula.eval.capability.settings import Capability
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
@@ -353,6 +353,9 @@ class EvalConfig(Settings, frozen=True):
             require_distinct(key, names)
             for name in names:
                 check_use(key, name, kind, self.prompts)
+        for name in self.accept_changed:
+            if name not in (known := [*self.prompts, *BENCHMARKS]):
+                raise ValueError(f"accept_changed names {name!r}, which is no benchmark; choose from {', '.join(known)}")
 
     def _task_names(self) -> set[str]:
         tasks = self.task_lists

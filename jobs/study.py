@@ -277,11 +277,6 @@ class Study(Settings, frozen=True, dict=True):
         for name in evaluation.attacks.suffixes_of:
             if name not in arms:
                 raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
-        for name in [*evaluation.benchmark_names(self.all_eval_tasks), *evaluation.accept_changed]:
-            if name not in BENCHMARKS and name not in evaluation.prompts:
-                raise ValueError(
-                    f"evaluation names benchmark {name!r}; choose from {', '.join([*evaluation.prompts, *BENCHMARKS])}"
-                )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
         for layer in self.used_probes.layers if self.used_probes else ():

@@ -87,6 +87,7 @@ def test_a_wrong_file_is_named_with_key_and_column(tmp_path, text, columns, said
             {"benchmarks": ["tdc", "alpaca"]},
             "benchmarks names 'alpaca', which is of kind overrefusal, not attack; choose from harmbench, advbench",
         ),
+        ({"gcg": {"benchmark": "jbb"}}, "gcg.benchmark names 'jbb', which is no benchmark; choose from"),
         ({"base_benchmark": "advbench"}, "base_benchmark names 'advbench', which is of kind attack, not completion"),
         ({"overrefusal_benchmark": ["advbench"]}, "names 'advbench', .* not overrefusal; choose from alpaca, xstest"),
         ({"gcg": {"benchmark": "jb_completions"}}, "gcg.benchmark names 'jb_completions', which is of kind completion"),

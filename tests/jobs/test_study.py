@@ -113,7 +113,11 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tuning__benign__mix": {"gms8k": 1}}, r"tuning.benign: the mix names unknown tuning set 'gms8k'"),
         ({"tuning__benign__lr": -1}, r"tuning.benign.lr: expected `float` > 0.0; it is -1"),
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
-        ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation names benchmark 'harmbnch'; choose from"),
+        ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation: benchmarks names 'harmbnch', which is no benchmark; choose"),
+        (
+            {"evaluation__accept_changed": ["tcd"]},
+            r"evaluation: accept_changed names 'tcd', which is no benchmark; choose from",
+        ),
         ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
         ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] repeats 'score_4'"),
         ({"sources__web__shards": 10**9}, r"sources.web.shards: expected `int` <= 99999; it is 1000000000"),
