@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -438,6 +439,14 @@ class ElementExecutor(submitit.SlurmExecutor):
             avoided = self.parameters.get("exclude")
             without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
             raise UserError(f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study") from None
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string: str | bytes) -> str:
+        """Of sbatch's own line: a site may have it print others, with numbers of other jobs."""
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        if not (said := re.findall(r"^Submitted batch job (\d+)", text, re.MULTILINE)):
+            raise FailedSubmissionError(f"sbatch told no number of a job, but {text!r}")
+        return str(said[-1])
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         submission_file_path.chmod(0o700)

@@ -386,6 +386,11 @@ def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_
     assert standing(run, plan, Profile(), print).live == {PREPARE: (Task("7", 0),)}
 
 
+def test_lines_that_a_site_has_sbatch_print_are_no_number(slurm, tmp_path):
+    slurm.answer("sbatch", "This is job 3 of 40 for you\nSubmitted batch job 7 on cluster blue\nSee also job 5\n")
+    assert executor(tmp_path / "jobs").submit_body("true") == "7"
+
+
 LOST = "sbatch: error: Batch job submission failed: Job dependency problem"
 
 

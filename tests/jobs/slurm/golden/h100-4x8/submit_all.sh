@@ -42,10 +42,12 @@ fi
 
 # Submit a script; sets `id`, reads `waits`. The log is named for sacct, which knows by the command line whose job it is.
 submit() { # NAME SCRIPT RECORD SBATCH_WORDS...
-    local name=$1 script=$scripts/$2 line=$3
+    local name=$1 script=$scripts/$2 line=$3 told
     shift 3
-    id=$(sbatch --parsable --output="$slurm/"%A_%a_0_log.out ${waits:+--dependency="$waits"} "$@" "$script")
-    id=${id%%;*} # without the cluster name
+    told=$(sbatch --parsable --output="$slurm/"%A_%a_0_log.out ${waits:+--dependency="$waits"} "$@" "$script")
+    # A site may have sbatch print other lines. After the number comes the cluster's name, if any.
+    id=$(grep -xE '[0-9]+(;.*)?' <<<"$told" | tail -n 1) || { echo "$name: sbatch printed no number, but: $told" >&2; exit 1; }
+    id=${id%%;*}
     printf "$line" "$id" "$(date +%s)" >>"$record"
     echo "$name: array $id"
 }
