@@ -34,7 +34,7 @@ SBATCH = """#!{python}
 import json, sys
 with open({record!r}, "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
-    print(str(1000 + file.tell()) + ";cluster")
+    print("Project 12: 5 of 40 jobs\\n" + str(1000 + file.tell()) + ";cluster\\n7 GB are free")
 """
 SRUN = """#!/bin/bash
 while [[ $1 = --* ]]; do shift; done
@@ -99,7 +99,7 @@ def call(tmp_path, *words, **environment):
 def run_trunk(tmp_path: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the script of an array of one element, as Slurm would."""
     script = next(out.glob("*-pretrain-trunk-100.sbatch"))
-    return call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7", **environment)
+    return call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7", SLURM_JOB_NUM_NODES="2", **environment)
 
 
 def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded(rendered, tmp_path):
@@ -194,27 +194,19 @@ def test_a_second_job_of_an_element_waits_its_turn_and_disturbs_no_count(rendere
     stand_in(tmp_path, "sbatch", f"#!/bin/bash\necho asked >>'{tmp_path}/scontrol.log'; echo Job 9 to start at noon\n")
     folder, script = run / "jobs/pretrain-trunk-100/trunk", shlex.quote(str(next(out.glob("*-pretrain-trunk-100.sbatch"))))
     beside = f"SLURM_ARRAY_JOB_ID=8 bash -c 'export SCRIPT_PID=$$; exec \"$0\"' {script}"
-    stand_in(
-        tmp_path,
-        "srun",
-        f"""#!/bin/bash
+    stand_in(tmp_path, "srun", f"""#!/bin/bash
 [ $SLURM_ARRAY_JOB_ID = 7 ] || exit 251
 echo >{shlex.quote(str(folder / "lock"))}
 sleep 0.05
 {beside}
 exit 1
-""",
-    )
+""")  # fmt: skip
     log = tmp_path / "scontrol.log"
-    stand_in(
-        tmp_path,
-        "scontrol",
-        f"""#!/bin/bash
+    stand_in(tmp_path, "scontrol", f"""#!/bin/bash
 [[ $1 = requeue || $3 = StartTime* ]] || exit
 echo "$@" >>'{log}'
 [ "$1 $2" != "requeue 7_0" ] || kill -KILL $SCRIPT_PID
-""",
-    )
+""")  # fmt: skip
     run_trunk(tmp_path, out)
     assert log.read_text() == "requeue 8_0\nupdate JobId=8_0 StartTime=now+10minutes\nasked\nrequeue 7_0\n"
     assert (folder / "own-ends").read_text() == "1\n" and not list(folder.glob("never-began*"))
@@ -238,13 +230,9 @@ def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_p
     """It moves by `scontrol update TimeLimit` and by a suspension."""
     run, out = rendered
     end = int(time.time()) + 21
-    stand_in(
-        tmp_path,
-        "squeue",
-        f"""#!/bin/bash
+    stand_in(tmp_path, "squeue", f"""#!/bin/bash
 [[ $* = *EndTime* ]] && echo {end + 1000 * moved} || echo RUNNING
-""",
-    )
+""")  # fmt: skip
     stand_in(tmp_path, "srun", f"#!/bin/bash\nsleep 3\n{DONE}")
     ran = run_trunk(tmp_path, out, SLURM_JOB_END_TIME=str(end))
     assert f"ended with code {0 if moved else 124}" in ran.stdout
@@ -258,33 +246,33 @@ def like_slurm(tmp_path: Path, script: Path) -> None:
     stand_in(tmp_path, "squeue", f"#!/bin/bash\necho RUNNING $(cat '{tmp_path}/excluded' 2>/dev/null)\n")
     lists = f"""[[ $3 != ExcNodeList=* ]] || echo "${{3#*=}}" >'{tmp_path}/excluded'"""
     stand_in(tmp_path, "scontrol", f"""#!/bin/bash\n[ "$1" != show ] || tr , '\\n' <<<"$3"\n{lists}\n""")
-    stand_in(
-        tmp_path,
-        "sbatch",
-        f"""#!/bin/bash
-[ "$1 $2 $3 ${{4%%=*}} $5 $SBATCH_PARTITION" = "--test-only -d  --exclude "{shlex.quote(str(script))}" " ] || exit 1
-echo "${{4#*=}}" >>'{tmp_path}/asked'
+    stand_in(tmp_path, "sbatch", f"""#!/bin/bash
+[ "$1 $2 $3 $4 $5 ${{6%%=*}} $7 $SBATCH_PARTITION" = "--test-only -d  -a 0 --exclude "{shlex.quote(str(script))}" " ] || exit 1
+echo "${{6#*=}}" >>'{tmp_path}/asked'
 [ "$TOO_MANY" != silence ] || exec sleep 100
-[[ $4 =~ $TOO_MANY ]] || {{ echo "sbatch: Job 9 to start at 2026-11-27T05:39:02 using 4 processors on nodes n4" >&2; exit; }}
+[ -z "$UP" ] || {{ echo "allocation failure: Job violates accounting/QOS policy (job submit limit)" >&2; exit 1; }}
+[[ $6 =~ $TOO_MANY ]] || {{ echo "sbatch: Job 9 to start at 2026-11-27T05:39:02 using 4 processors on nodes n4" >&2; exit; }}
 echo "allocation failure: Requested node configuration is not available" >&2
 exit 1
-""",
-    )
+""")  # fmt: skip
+    stand_in(tmp_path, "sinfo", "#!/bin/bash\nprintf '%s\\n' $UP\n")
     stand_in(tmp_path, "timeout", '#!/bin/bash\n[ "$3" != sbatch ] || set -- "$1" 0.1 "${@:3}"\nexec /usr/bin/timeout "$@"\n')
 
 
 @pytest.mark.parametrize(
-    ("too_many", "excluded", "asked", "said"),
+    ("too_many", "up", "excluded", "asked", "said"),
     [
-        ("n4", "n7,n1,n2,n3", 1, ""),
-        ("n3", "n7,n1,n2", 2, "of n1,n2,n3 the job avoids n1,n2: allocation failure: Requested node"),
-        ("n2", "n7", 3, "of n1,n2,n3 the job avoids none: allocation failure: Requested node"),
-        ("=", "n7,n1", 3, "the same nodes as before (n7,n1): allocation failure"),  # as during maintenance
-        ("silence", "n7,n1", 3, "the same nodes as before (n7,n1): no answer"),
+        ("n4", "", "n7,n1,n2,n3", 1, ""),
+        ("n3", "", "n7,n1,n2", 2, "of n1,n2,n3 the job avoids n1,n2: allocation failure: Requested node"),
+        ("n2", "", "n7", 3, "of n1,n2,n3 the job avoids none: allocation failure: Requested node"),
+        ("=", "", "n7,n1", 3, "the same nodes as before (n7,n1): allocation failure"),  # as during maintenance
+        ("silence", "", "n7,n1", 3, "the same nodes as before (n7,n1): no answer"),
+        ("=", "n1 n2 n3 n4 n5", "n7,n1,n2,n3", 1, ""),  # at the user's limit of jobs
+        ("=", "n1 n2 n3 n4 n4 n7", "n7,n1,n2", 2, "of n1,n2,n3 the job avoids n1,n2: allocation failure: Job violates"),
     ],
 )
 def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_can_start_it_then(
-    rendered, tmp_path, too_many, excluded, asked, said
+    rendered, tmp_path, too_many, up, excluded, asked, said
 ):
     run, out = rendered
     found = [BadNode(node=f"n{age}", reason='a "quoted": \\', time=time.time() - age * 86400, task="1_0") for age in (1, 8, 2)]
@@ -294,7 +282,7 @@ def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_can_
     ours = run / "jobs/pretrain-trunk-100/trunk/avoided-7_0"
     ours.parent.mkdir(parents=True)
     ours.write_text("n1\n")
-    ran = run_trunk(tmp_path, out, SLURMD_NODENAME="n3", TOO_MANY=too_many, SBATCH_PARTITION="short")
+    ran = run_trunk(tmp_path, out, SLURMD_NODENAME="n3", TOO_MANY=too_many, UP=up, SBATCH_PARTITION="short")
     assert (tmp_path / "excluded").read_text() == excluded + "\n"
     assert len((tmp_path / "asked").read_text().splitlines()) == asked
     assert said in ran.stderr and ("avoids" in ran.stderr) == bool(said)
@@ -452,15 +440,11 @@ def test_a_job_is_called_held_only_once_slurm_holds_it(rendered, tmp_path, full,
     """A file system that hangs is no reason to cancel what waits for the job, nor to delete the code."""
     run, out = rendered
     log = tmp_path / "holds"
-    stand_in(
-        tmp_path,
-        "scontrol",
-        f"""#!/bin/bash
+    stand_in(tmp_path, "scontrol", f"""#!/bin/bash
 [ "$1" = requeuehold ] || exit 0
 echo >>'{log}'
 [ $(wc -l <'{log}') -eq 5 ] || {{ echo "{told}" >&2; exit 1; }}
-""",
-    )
+""")  # fmt: skip
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 1\n")
     if full:
@@ -509,14 +493,10 @@ def prepared_with(tmp_path: Path, nodes=("n1",), **profile) -> tuple[Path, subpr
     stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
     stand_in(tmp_path, "sbatch", "#!/bin/bash\necho Job 9 to start at noon\n")
-    stand_in(
-        tmp_path,
-        "scontrol",
-        f"""#!/bin/bash
+    stand_in(tmp_path, "scontrol", f"""#!/bin/bash
 [[ $1 != requeue ]] || echo "$@" >>'{tmp_path}/scontrol.log'
 [[ $3 != ExcNodeList* ]] || {{ echo "$3" >>'{tmp_path}/scontrol.log'; kill -KILL $SCRIPT_PID; }}
-""",
-    )
+""")  # fmt: skip
     script = tmp_path / "scripts" / "00-prepare.sbatch"
     ran = [call(tmp_path, script, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="7", SLURMD_NODENAME=node) for node in nodes]
     return tmp_path / "run/jobs/prepare/prepare", ran[-1]
