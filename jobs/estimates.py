@@ -304,9 +304,9 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     """Tokens of a source: counted in its manifests, else as published, if they are."""
     source = study.sources[name]
     entry = dataset(source.dataset) if source.dataset else None
-    manifests = [shards / name / shard for shard in source.shard_names if shard != VALIDATION] if shards else []
-    if manifests and all(path.with_name(path.name + ".json").exists() for path in manifests):
-        tokens = sum(read_manifest(path)["tokens"] for path in manifests)
+    names = [shard for shard in source.shard_names if shard != VALIDATION]
+    if shards and all((shards / name / f"{shard}.json").exists() for shard in names):
+        tokens = sum(read_manifest(shards / name / shard)["tokens"] for shard in names)
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
         return SourceSize(tokens, "manifests")

@@ -132,9 +132,9 @@ class Plan:
     def gpu_hours(self, chosen: Collection[Key] | None = None) -> dict[str, float]:
         """GPU-hours of the `chosen` elements (all by default), by section of a profile's `stages`."""
         hours: dict[str, float] = defaultdict(float)
-        wanted = set(self.needs if chosen is None else chosen)
+        wanted = None if chosen is None else set(chosen)
         for job, element in self.elements():
-            if (job.name, element.label) in wanted:
+            if wanted is None or (job.name, element.label) in wanted:
                 hours[job.request.section] += element.gpu_hours
         return hours
 
