@@ -59,6 +59,7 @@ REASONS = {
     "PartitionNodeLimit": "asks for more nodes than the partition allows",
     "BadConstraints": "no node can satisfy its request",
     "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
+    "AssocGrpGRESMinutes": "your account's budget of GPU time is used up",
     "AssocGrpGRES": "your account's limit of GPUs is reached",
 }
 """Slurm's reasons for waiting, explained."""

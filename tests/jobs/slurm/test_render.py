@@ -241,7 +241,8 @@ def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_p
 
 def like_slurm(tmp_path: Path, script: Path) -> None:
     """Stand-ins that keep the list of nodes that the job excludes, and record the lists that sbatch is asked about. sbatch says
-    that the job can start unless the list matches $TOO_MANY, and nothing if that is `silence`."""
+    that the job can start unless the list matches $TOO_MANY, and nothing if that is `silence`. Where nodes are $UP, it says
+    $TOO_MANY alone."""
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 127\n")
     stand_in(tmp_path, "squeue", f"#!/bin/bash\necho RUNNING $(cat '{tmp_path}/excluded' 2>/dev/null)\n")
     lists = f"""[[ $3 != ExcNodeList=* ]] || echo "${{3#*=}}" >'{tmp_path}/excluded'"""
@@ -250,7 +251,7 @@ def like_slurm(tmp_path: Path, script: Path) -> None:
 [ "$1 $2 $3 $4 $5 ${{6%%=*}} $7 $SBATCH_PARTITION" = "--test-only -d  -a 0 --exclude "{shlex.quote(str(script))}" " ] || exit 1
 echo "${{6#*=}}" >>'{tmp_path}/asked'
 [ "$TOO_MANY" != silence ] || exec sleep 100
-[ -z "$UP" ] || {{ echo "allocation failure: Job violates accounting/QOS policy (job submit limit)" >&2; exit 1; }}
+[ -z "$UP" ] || {{ echo "allocation failure: $TOO_MANY" >&2; exit 1; }}
 [[ $6 =~ $TOO_MANY ]] || {{ echo "sbatch: Job 9 to start at 2026-11-27T05:39:02 using 4 processors on nodes n4" >&2; exit; }}
 echo "allocation failure: Requested node configuration is not available" >&2
 exit 1
@@ -267,8 +268,8 @@ exit 1
         ("n2", "", "n7", 3, "of n1,n2,n3 the job avoids none: allocation failure: Requested node"),
         ("=", "", "n7,n1", 3, "the same nodes as before (n7,n1): allocation failure"),  # as during maintenance
         ("silence", "", "n7,n1", 3, "the same nodes as before (n7,n1): no answer"),
-        ("=", "n1 n2 n3 n4 n5", "n7,n1,n2,n3", 1, ""),  # at the user's limit of jobs
-        ("=", "n1 n2 n3 n4 n4 n7", "n7,n1,n2", 2, "of n1,n2,n3 the job avoids n1,n2: allocation failure: Job violates"),
+        ("Job violates accounting/QOS policy (job submit limit)", "n1 n2 n3 n4 n5", "n7,n1,n2,n3", 1, ""),
+        ("Access/permission denied", "n1 n2 n3 n4 n4 n7", "n7,n1,n2", 2, "the job avoids n1,n2: allocation failure: Access"),
     ],
 )
 def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_can_start_it_then(
