@@ -356,20 +356,22 @@ def tested(script: str) -> str:
     independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
     command, environment = ["sbatch", "--test-only", "--output=/dev/null"], cleaned(os.environ)
     try:
-        done = subprocess.run(command, input=independent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = subprocess.run(
+            command, input=independent, env=environment, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S
+        )
     except subprocess.TimeoutExpired:
         return f"no answer within {PATIENCE_S:.0f} s"
     return " ".join((done.stderr or done.stdout).replace("sbatch: ", "").split())
 
 
 def within_array_limit(profile: Profile) -> Profile:
-    """The profile with arrays no longer than the site's MaxArraySize, where Slurm tells it."""
+    """The profile with arrays no longer than the site's MaxArraySize and max_array_tasks, where Slurm tells them."""
     try:
-        site = re.search(r"^MaxArraySize *= *([1-9]\d*)", call("scontrol", "show", "config"), re.MULTILINE)
+        config = call("scontrol", "show", "config")
     except UserError:
         return profile
-    longest = min(profile.max_array_size, int(site[1])) if site else profile.max_array_size
-    return msgspec.structs.replace(profile, max_array_size=longest)
+    site = re.findall(r"(?:^MaxArraySize *= *|\bmax_array_tasks=)([1-9]\d*)", config, re.MULTILINE)
+    return msgspec.structs.replace(profile, max_array_size=min([profile.max_array_size, *map(int, site)]))
 
 
 def partition_minutes() -> dict[str, float]:

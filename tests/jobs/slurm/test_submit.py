@@ -26,6 +26,7 @@ from curricula.jobs.slurm.commands import (
     DependencyLost,
     QueueFull,
     Task,
+    explained,
     is_full,
     partition_minutes,
     too_long,
@@ -140,10 +141,22 @@ def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
     assert not is_full(f"QOSMaxWallDurationPerJobLimit; {POLICY}")
 
 
+def test_a_budget_that_is_used_up_is_not_called_a_limit_of_gpus():
+    assert "budget of GPU time is used up" in explained("AssocGrpGRESMinutes")
+    assert "limit of GPUs" in explained("AssocGrpGRES")
+
+
+def test_a_site_may_have_sbatch_say_things_in_another_encoding(slurm):
+    slurm.answer("sbatch", script="printf 'Universit\\351\\nJob 7 to start at noon' >&2")
+    assert "Job 7 to start at noon" in commands.tested("#!/bin/bash\n")
+
+
 def test_arrays_are_no_longer_than_slurm_takes(slurm):
     slurm.answer("scontrol", "Configuration data\nMaxArraySize            = 64\nMaxDBDMsgs = 20\n")
     assert within_array_limit(Profile()).max_array_size == 64
     assert within_array_limit(Profile(max_array_size=10)).max_array_size == 10
+    slurm.answer("scontrol", "MaxArraySize = 64\nSchedulerParameters     = bf_window=60,max_array_tasks=32,defer\n")
+    assert within_array_limit(Profile()).max_array_size == 32
     slurm.answer("scontrol", error="no such", code=1)
     assert within_array_limit(Profile()) == Profile()
 
