@@ -385,12 +385,6 @@ class EvalConfig(Settings, frozen=True):
         own = self.overrefusal_judge if judged == "overrefusal" else None
         return judge_config(self.judge if own is None else own)
 
-    def benchmark_names(self, tasks: Iterable[EvalTask]) -> list[str]:
-        """The benchmarks that the settings name for tasks of their kind, and those that `tasks` read."""
-        gcg = [self.gcg.benchmark] if self.gcg else []
-        usual = [*self.benchmarks, self.base_benchmark, *self.overrefusal_benchmarks, *gcg]
-        return list(dict.fromkeys([*usual, *self.benchmarks_of(tasks)]))
-
     @property
     def overrefusal_benchmarks(self) -> tuple[str, ...]:
         given = self.overrefusal_benchmark

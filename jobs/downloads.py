@@ -52,7 +52,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
         if table.dataset is not None:
             rows = table.documents if isinstance(table, Source) else None
             found += _labelled(table.dataset, downloads_of(table.dataset, root, table.parts), "data", rows)
-    for name in study.evaluation.benchmark_names(study.all_eval_tasks):
+    for name in study.used_benchmarks:
         if name in BENCHMARKS and BENCHMARKS[name].hub is not None:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
     for key, table in declared_in(study):

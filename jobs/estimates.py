@@ -326,7 +326,7 @@ def _unpinned(study: Study) -> Iterator[str]:
         yield f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
     if local_root() is not None or study.world:
         return
-    for name in study.evaluation.benchmark_names(study.all_eval_tasks):
+    for name in study.used_benchmarks:
         entry = BENCHMARKS.get(name)
         if entry and entry.hub and not entry.hub_revision and not entry.texts:
             yield f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"

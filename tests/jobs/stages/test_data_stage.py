@@ -132,6 +132,15 @@ def shards_of(run):
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted((run / "data/shards").rglob("*.*"))}
 
 
+def test_only_benchmarks_that_a_task_asks_are_fetched(study):
+    raw = yaml.safe_load(study.read_text())
+    raw["tuning"] = None
+    raw["evaluation"].update(gcg=None, tasks={"base": ["attacks-topk"]})
+    study.write_text(yaml.safe_dump(raw))
+    fetched = {item.label for item in study_downloads(load_study(study), Path()) if item.purpose == "evaluation"}
+    assert fetched == {"jb_completions"}
+
+
 def fill(hub: FakeHub, study: Path, world: Path) -> None:
     """What the study asks of the hub, made of the world's tables."""
     repositories = defaultdict(dict)
