@@ -28,7 +28,7 @@ class Tokenizer(Settings, frozen=True):
     tuning: bool = False
     """With `train`: train it on the tuning sets' conversations as well."""
     folder: str | None = None
-    """A Hugging Face tokenizer on disk."""
+    """A Hugging Face tokenizer on disk; a relative path starts at the study file's folder."""
     hub: str | None = None
     """A Hugging Face tokenizer by name."""
     revision: str | None = None
@@ -36,7 +36,7 @@ class Tokenizer(Settings, frozen=True):
     gguf: str | None = None
     """A GGUF file that holds the tokenizer, or the installed package that holds the file."""
     reserve: str = RESERVED
-    """The reserved entry of a published tokenizer that becomes the harmfulness tag."""
+    """The reserved entry of a published tokenizer that becomes the harmfulness tag, unless it has the tag already."""
 
     def check(self) -> None:
         self.require_one("train", "folder", "hub", "gguf")

@@ -558,8 +558,8 @@ class Study(Settings, frozen=True, dict=True):
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
 
-    `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". The paths of its own tables become
-    absolute. Raises UsageError that names the file, the key, its value and what to write instead.
+    `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". Relative paths, which start at its
+    folder, become absolute. Raises UsageError that names the file, the key, its value and what to write instead.
     """
     known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
     if not path.exists() and str(path) in known:
@@ -573,6 +573,10 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     for one in (study, *study.variants.values()):
         anchor(one, path.parent)
         one.evaluation.anchor_folder(path.parent)
+        for settings, key in ((one.tokenizer, "folder"), (one.tokenizer, "gguf"), (one.model, "weights")):
+            found = path.parent.absolute() / Path(getattr(settings, key) or "").expanduser()
+            if getattr(settings, key) and found.exists():  # else it may be a package's name
+                msgspec.structs.force_setattr(settings, key, str(found))
     return study
 
 

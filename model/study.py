@@ -19,7 +19,7 @@ class Model(Settings, frozen=True):
     """A preset of model/config.py, with the study's changes to it."""
 
     preset: str
-    """A name in `PRESETS`."""
+    """tiny, smollm2-135m, smollm2-360m, smollm2-1.7b or llama-7b; model/config.py has their sizes."""
     tied: bool | None = None
     """Whether the output projection is the embedding matrix; by default the preset's."""
     vocabulary: Positive | None = None
@@ -29,7 +29,8 @@ class Model(Settings, frozen=True):
     rope_base: PositiveNumber | None = None
     """Base of the rotary positions; by default the preset's, 10,000."""
     weights: str | None = None
-    """Pretrained weights to continue from: a Hugging Face folder, a GGUF file, or a package that holds one."""
+    """Pretrained weights to continue from, of a plain Llama with the preset's sizes: a Hugging Face folder or a GGUF file (a
+    relative path starts at the study file's folder), or a package that holds one."""
 
     def check(self) -> None:
         if self.preset not in PRESETS:

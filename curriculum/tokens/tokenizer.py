@@ -132,7 +132,7 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 
 def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
-    """Write to `out` the published tokenizer in folder `source`, with its entry `reserved` turned into the tag.
+    """Write to `out` the published tokenizer in folder `source`, with its entry `reserved` turned into the tag if it has none.
 
     Ids and vocabulary size stay the same. A post-processor that adds tokens to texts is dropped, as is a default system
     prompt. Raises UserError when there is no tokenizer, no such entry, or when conversations use the entry.
@@ -146,16 +146,18 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a tokenizer ({error!r}); fetch it again") from error
     specials = {entry["content"]: entry for entry in added if entry["special"]}
-    if reserved not in specials:
-        others = sorted(set(specials) - {EOS, TURN_START, TURN_END})
-        raise UserError(f"{path}: no reserved entry {reserved}; choose one of {', '.join(others) or '(it has none)'}")
-    if reserved in STOPS or reserved == TURN_START:
-        raise UserError(f"{path}: every conversation uses {reserved}, so it cannot become {TAG}; reserve another entry")
-    if TAG in vocabulary or TAG in specials:
-        raise UserError(f"{path}: already has an entry {TAG}; use the folder as it is")
-    # Edited in place, so that entries keep their ids and the file its order.
-    content["model"]["vocab"] = {TAG if entry == reserved else entry: number for entry, number in vocabulary.items()}
-    specials[reserved]["content"] = TAG
+    if TAG not in specials:  # else an export of this suite, or a model that was trained with tags
+        if reserved not in specials:
+            others = ", ".join(sorted(set(specials) - {EOS, TURN_START, TURN_END}))
+            advice = f"choose one of {others}" if others else "it has none to spare: add one, and a row to the embedding"
+            raise UserError(f"{path}: no reserved entry {reserved}; {advice}")
+        if reserved in STOPS or reserved == TURN_START:
+            raise UserError(f"{path}: every conversation uses {reserved}, so it cannot become {TAG}; reserve another entry")
+        if TAG in vocabulary:
+            raise UserError(f"{path}: has {TAG} as a plain entry; mark it as special there")
+        # Edited in place, so that entries keep their ids and the file its order.
+        content["model"]["vocab"] = {TAG if entry == reserved else entry: number for entry, number in vocabulary.items()}
+        specials[reserved]["content"] = TAG
     content["post_processor"] = None
     content["truncation"] = content["padding"] = None
     _write_folder(content, out)

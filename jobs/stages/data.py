@@ -22,6 +22,7 @@ from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, study_downloads, used_pools
 from curricula.jobs.run import Run
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
+from curricula.model.study import Model
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
 from curricula.terminal import one_line
@@ -102,10 +103,8 @@ def prepare(run: Run) -> None:
     _check_data(run)
     if not are_filled(run.tokenizer / "tokenizer.json", run.tokenizer / "tokenizer_config.json"):
         _make_tokenizer(run)
-    if study.model.weights and not (run.initial_checkpoint / "latest").exists():
-        from curricula.model.convert import import_hf
-
-        import_hf(model_source(study.model.weights), run.initial_checkpoint, study.model.resolve().sequence_length)
+    if study.model.weights:
+        _import_weights(study.model, run.initial_checkpoint)
     tokenizer = load_tokenizer(run.tokenizer)
     if study.tunings:
         try:
@@ -149,6 +148,24 @@ def _check_data(run: Run) -> None:
         for name in study.used_benchmarks:
             if name in BENCHMARKS and table_exists(BENCHMARKS[name].stem(run.data_folder)):
                 load_prompts(name, run.data_folder, accept_changed=study.evaluation.accept_changed)
+
+
+def _import_weights(model: Model, out: Path) -> None:
+    """Make the checkpoint of step 0. Raises UserError where the weights are of another model than the study's."""
+    from curricula.model.checkpoints.folder import NOT_IN_WEIGHTS, read_info, require_checkpoint
+    from curricula.model.convert import import_hf
+
+    ours = model.resolve()
+    if not (out / "latest").exists():
+        import_hf(model_source(model.weights or ""), out, ours.sequence_length)
+    theirs = read_info(require_checkpoint(out)).model
+    names = [name for name in ours.__struct_fields__ if name not in NOT_IN_WEIGHTS]
+    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
+    if other := [f"{name} {found}, not {wanted}" for name, found, wanted in pairs if found != wanted]:
+        raise UserError(
+            f"model.weights {model.weights}: is not the study's model ({', '.join(other)}); choose its preset and set "
+            "model.vocabulary, tied and rope_base as its config.json has them"
+        )
 
 
 def _make_tokenizer(run: Run) -> None:

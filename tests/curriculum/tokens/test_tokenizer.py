@@ -185,6 +185,19 @@ def test_reserving_the_tag_keeps_all_other_ids_and_adds_no_tokens(published, fol
     assert load_tokenizer(tmp_path / "out").encode("The town").ids[0] != 0
 
 
+def test_a_tokenizer_that_has_the_tag_is_taken_with_its_ids(folder, tmp_path):
+    reserve_tag(folder, tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").get_vocab() == load_tokenizer(folder).get_vocab()
+
+
+def test_a_tokenizer_without_an_entry_to_spare_is_told_so(published, tmp_path):
+    content = json.loads((published / "tokenizer.json").read_text())
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] in SPECIALS]
+    (published / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"no reserved entry {RESERVED}; it has none to spare: add one, and a row"):
+        reserve_tag(published, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("reserved", "sentence"),
     [("<repo_name>", "no reserved entry <repo_name>; choose one of <empty_output>"), (EOS, "cannot become")],

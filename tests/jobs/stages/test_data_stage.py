@@ -12,6 +12,7 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from small_studies import small_study, smaller_demo
+from tiny_llama import save_tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from curricula.curriculum.sources.registry import DATASETS
@@ -70,6 +71,16 @@ def here(monkeypatch, capsys):
         return subprocess.CompletedProcess(words, status, *capsys.readouterr())
 
     return call
+
+
+def test_weights_beside_the_study_file_are_found_and_those_of_other_sizes_refused(tmp_path):
+    save_tiny_llama(tmp_path / "hf", tied=True)
+    model = {"preset": "tiny", "weights": "hf", "vocabulary": 400}
+    study = load_study(small_study(tmp_path, tokenizer={"folder": "hf"}, model=model))
+    run = Run.create(tmp_path / "run", study)
+    for _ in range(2):  # imported, and when they are there already
+        with pytest.raises(UserError, match=r"hf: is not the study's model \(layers 2, not 3, hidden 32, not 128, .*choose"):
+            prepare(run)
 
 
 @pytest.mark.parametrize("tuning", [False, True])
