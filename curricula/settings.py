@@ -191,9 +191,13 @@ class _Explainer:
 
     def explain(self, message: str) -> str:
         """The message with the key as the user wrote it, the value found there, and the nearest known key."""
-        text, _, path = _readable(message).partition(" - at `$")
-        keys = self._keys(path.rstrip("`"), message)
+        text, _, path = _readable(message).partition(" - at `")
+        keys = self._keys(path.removeprefix("key` in `").removeprefix("$").rstrip("`"), message)
         place = ".".join(keys) or f"the {self.kind.__name__.removesuffix('Config').lower()}"
+        if path.startswith("key` in `"):  # not a value but a key of the mapping at `keys`
+            wrong = next((key for key in _value(keys, self.raw) if self._fails_alone(keys, key, message)), "...")
+            known = ", ".join(getattr(getattr(self._type_at(keys), "key_type", None), "values", []))
+            return f"{place}: the key `{wrong}` {f'is not known; choose one of {known}' if known else 'is not right: ' + text}"
         unknown = re.search(r"unknown field `(.*)`", text)
         if unknown:
             near = difflib.get_close_matches(unknown[1], self._known_keys(keys), n=1)
@@ -256,6 +260,8 @@ class _Explainer:
                 info = next((field.type for field in info.fields if field.encode_name == key), None)
             elif isinstance(info, msgspec.inspect.DictType):
                 info = info.value_type
+            else:  # a list, which may be optional
+                info = next((one.item_type for one in getattr(info, "types", [info]) if hasattr(one, "item_type")), info)
         return info
 
 

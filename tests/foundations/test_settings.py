@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -31,6 +31,9 @@ class Group(Settings, frozen=True):
     timeout_s: PositiveNumber = 1.0
     price: NonNegativeNumber | None = None
     fraction: Share = 0.5
+    modes: tuple[Literal["fast", "slow"], ...] | None = None
+    times: dict[Literal["day", "night"], int] = {}
+    names: dict[Annotated[str, msgspec.Meta(pattern="^a$")], int] = {}
 
     def check(self) -> None:
         if self.price and not self.retries:
@@ -90,6 +93,9 @@ def test_check_is_for_fields_together():
         ("name: x\nzzz: 3", "the whole: unknown key `zzz`; known keys are name, mode, group, groups, weights"),
         ("mode: fast", "the whole: the key `name` is missing; add it"),
         ("name: x\nmode: quick", "mode: 'quick' is not known; choose one of fast, slow"),
+        ("name: x\ngroup: {modes: [fast, quick]}", "group.modes.1: 'quick' is not known; choose one of fast, slow"),
+        ("name: x\ngroup: {times: {day: 1, noon: 2}}", "group.times: the key `noon` is not known; choose one of day, night"),
+        ("name: x\ngroup: {names: {a: 1, B: 2}}", "group.names: the key `B` is not right: Expected `str` matching regex '^a$'"),
         ("name: x\ngroup: {price: 2}", "group: price is 2.0 without retries; set retries"),
         ("- secret", "the whole: expected `object`, got `array`"),
         ("name: [" + "1, " * 60 + "]", "name: expected `str`, got `array`; it is [1, 1, "),
