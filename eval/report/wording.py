@@ -58,7 +58,7 @@ def verdict(tests: Sequence[ClaimTest]) -> str:
     counts = Counter(test.outcome for test in tests)
     measured = len(tests) - counts["not measured"]
     if not measured:
-        return f"None of the {len(tests)} claims of Sam et al. has been measured yet."
+        return f"None of the {len(tests)} claims of Sam et al. has been measured."
     if counts["single run"] == measured:
         single = SINGLE_RUN[0].upper() + SINGLE_RUN[1:].replace("'", "’")
         return f"{single}, so none of the {len(tests)} claims of Sam et al. gets a verdict."
@@ -101,7 +101,7 @@ def basis(
             prompts[place] = max(prompts.get(place, 0), entry.prompts)
     if prompts:
         found.append(("Prompts", f"{span(list(prompts.values()))} for each model and decoder"))
-    return [*found, ("Judge", judge_names(entries) or "none yet")]
+    return [*found, ("Judge", judge_names(entries) or "none")]
 
 
 def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:

@@ -218,7 +218,7 @@ def test_the_verdict_is_one_sentence_that_counts_claims_and_seeds():
     incoherent = replace(tests[0], note="left out as incoherent: full-60 (seed 43)")
     assert "(2 to 3 training seeds each; incoherent runs left out)" in verdict([*tests, incoherent])
     assert verdict([claim("single run", 1), claim("not measured", 0)]).startswith("Single run: differences may be")
-    assert verdict([claim("not measured", 0)]) == "None of the 1 claims of Sam et al. has been measured yet."
+    assert verdict([claim("not measured", 0)]) == "None of the 1 claims of Sam et al. has been measured."
 
 
 def test_the_first_screen_has_the_verdict_figure_one_and_what_they_rest_on(page):

@@ -19,7 +19,7 @@ def test_several_runs_get_their_own_pages_and_one_that_compares_them(tmp_path, c
     *pages, comparison = capsys.readouterr().out.replace("\n", "").split("Report: ")[-1].split("Comparison: ")
     assert comparison == str(tmp_path / "reports/one-and-two/index.html")
     for run in runs:
-        assert "None of the 18 claims of Sam et al. has been measured yet." in (run.report / "index.html").read_text()
+        assert "None of the 18 claims of Sam et al. has been measured." in (run.report / "index.html").read_text()
         assert json.loads((run.report / "summary.json").read_text())["attacks"] == []
     assert "Studies compared" in (tmp_path / "reports/one-and-two/index.html").read_text()
 
