@@ -163,8 +163,9 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
         for row in about["first_rows"]:
             shown = "  ".join(f"{name}={value!r}" for name, value in row.items())
             console.print(f"  {one_line(shown, 240)}", soft_wrap=True)
-        odd = [f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about.get(key)]
-        console.print(f"  {about['documents']:,} documents, {count(about['characters'])} characters; {', '.join(odd) or _FINE}")
+        odd = ", ".join(f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about.get(key)) or _FINE
+        if about["documents"]:  # prompts are none
+            console.print(f"  {about['documents']:,} documents, {count(about['characters'])} characters; {odd}")
     for name, found in facts["benchmarks"].items():
         console.print(f"\nbenchmark {name}: {found['prompts']:,} prompts", style="bold")
         for text in found["first"]:
@@ -177,8 +178,9 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
     for row in facts["overlap"]:
         if row["text"] == "all" or row["overlapping"] or row["near"]:
             table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row.values()))
-    console.print()
-    console.print(table)
+    if facts["overlap"]:
+        console.print()
+        console.print(table)
     for problem in facts["problems"]:
         say(console, f"✗ {problem}", "red")
 

@@ -252,6 +252,21 @@ def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminate
     )
 
 
+def test_a_check_of_a_study_without_a_benchmark_counts_no_documents_of_its_questions(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    write_rows(tmp_path / "mine.jsonl", {"text": "two and two are four"}, {"text": "six"})
+    write_rows(tmp_path / "quiz.jsonl", {"question": "two and two?", "answer": "four"})
+    quiz = {"path": "quiz.jsonl", "column": "question", "target": "answer", "kind": "capability"}
+    evaluation = {"prompts": {"quiz": quiz}, "capability": {"tasks": ["quiz"]}, "tasks": {"base": ["capability"]}}
+    curriculum = {"starts": [1], "safe": {"mine": 1}}
+    mine = {"mine": {"path": "mine.jsonl"}}
+    study = small_study(tmp_path, world=None, sources=mine, curriculum=curriculum, tuning=None, evaluation=evaluation)
+    assert main(["data", "check", str(study)]) == 0
+    said = capsys.readouterr().out
+    assert "2 documents, 23 characters" in said and "question='two and two?'" in said
+    assert "0 documents" not in said and "Prompts that occur" not in said
+
+
 @pytest.mark.slow
 def test_an_own_corpus_from_two_files_with_other_columns_runs_to_a_report(tmp_path):
     """Text from a CSV and a Parquet file of one's own, chats from a third; the world only gives the prompts."""
