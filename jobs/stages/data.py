@@ -213,5 +213,5 @@ def model_source(name: str) -> Path:
         return Path(name)
     found = packaged_gguf(name)
     if found is None:
-        raise UserError(f"{name}: not a file, folder or installed package; check the path")
+        raise UserError(f"{name}: not a file, folder or installed package; check the path, or download the model into a folder")
     return found

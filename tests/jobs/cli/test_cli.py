@@ -63,7 +63,11 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["logs", "nowhere", "prepare"], 2, "nowhere: not a run folder"),
         (["report", "nowhere"], 2, "nowhere: not a run folder"),
         (["data", "inspect", "nowhere"], 1, "nowhere.idx: no such file"),
-        (["import", "no-such-package", "out"], 1, "no-such-package: not a file, folder or installed package; check the path"),
+        (
+            ["import", "no-such-package", "out"],
+            1,
+            "no-such-package: not a file, folder or installed package; check the path, or download",
+        ),
         (["eval", "--model", "nowhere", "--benchmark", "advbench", "--data", "."], 1, "harmful_behaviors: no such table"),
         (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere: No such file or directory; use another path"),
         (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
