@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from curricula import durable
+from curricula.curriculum.stages import BASE
+from curricula.errors import UsageError
 from curricula.eval.analysis.claims import CLAIMS
 from curricula.eval.analysis.power import ASSUMED, POWER, Design, averaged, table
 from curricula.eval.analysis.seeds import Components
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.rows import MODEL_KINDS
-from curricula.eval.tasks import TASKS
 from curricula.jobs.estimates import MOST_HERE, minutes_here
 from curricula.jobs.plan import Plan
 from curricula.jobs.study import Study
@@ -44,14 +44,17 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
 
 
 def prompts_of(study: Study) -> dict[str, int]:
-    """About how many prompts of each benchmark attack a model, of the kind of model that has the fewest in all.
+    """About how many prompts of each benchmark attack a model under top-k, of the kind of model that has the fewest in all.
 
-    Near-copies are not left out.
+    Near-copies are not left out. Raises UsageError where no model is attacked so.
     """
-    found = []
-    for kind in MODEL_KINDS:
-        names, limit = study.evaluation.prompts_of(TASKS["attacks-topk"], kind)
-        found.append({name: study.prompts_in(name, limit) for name in names})
+    models = [one.eval_tasks(name) for one in study.variants.values() for name in (BASE, *one.tree.stages)]
+    attacks = [[task for task in tasks if task.task.name == "attacks-topk"] for tasks in models]
+    found = [{task.benchmark: study.prompts_in(task.benchmark, task.limit) for task in tasks} for tasks in attacks if tasks]
+    if not found:
+        raise UsageError(
+            f"--power is about attack success, and no model of {study.name} has the task attacks-topk; leave it out"
+        )
     return min(found, key=lambda prompts: sum(prompts.values()))
 
 

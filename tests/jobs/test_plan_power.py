@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from small_studies import demo, demo_file
 
+from curricula.errors import UsageError
 from curricula.jobs.cli.main import main
 from curricula.jobs.estimates import GCG_TOKENS, describe
 from curricula.jobs.graph import plan_study
@@ -100,6 +101,15 @@ def test_the_kind_of_model_with_the_fewest_prompts_counts():
     few = msgspec.structs.replace(study.evaluation, prompts_per_benchmark=20)
     few = msgspec.structs.replace(study, evaluation=few)
     assert [sum(prompts_of(one).values()) for one in (study, few)] == [990, 20]
+
+
+def test_only_models_that_are_attacked_count():
+    raw = demo()
+    raw["evaluation"] |= {"prompts_per_benchmark": 5, "tasks": {"base": ["probes"], "instruct": ["attacks-topk"], "benign": []}}
+    assert sum(prompts_of(parse_study(raw, "demo")).values()) == 4 * 5  # of the benchmarks by default
+    raw["evaluation"]["tasks"] = {"base": ["probes"], "instruct": ["probes"], "benign": []}
+    with pytest.raises(UsageError, match="--power is about attack success, and no model of demo has the task attacks-topk"):
+        prompts_of(parse_study(raw, "demo"))
 
 
 @pytest.mark.parametrize(("limit", "number"), [(None, "100"), (1000, "1,000")])
