@@ -123,8 +123,8 @@ def unrecorded(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submiss
     """
     recorded = {one.job_id: Contents(one.job, one.labels) for one in submissions(run)}
     numbers: dict[str, set[int]] = {}
-    for task, state in queue.items():
-        if (may_repeat or task.job_id not in recorded) and is_of(run, state):
+    for task in of_run(run, queue):
+        if may_repeat or task.job_id not in recorded:
             numbers.setdefault(task.job_id, set()).add(task.number)
     alive, found = live_elements(run, queue), []
     for job_id in sorted(numbers, key=int):
@@ -145,9 +145,10 @@ def recover(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submission
     return found
 
 
-def is_of(run: Run, state: TaskState) -> bool:
-    """Whether a job of a recorded number is this run's."""
-    return _logs(run) in state.output
+def of_run(run: Run, queue: Queue) -> Queue:
+    """The tasks of the queue that are this run's."""
+    logs = _logs(run)
+    return {task: state for task, state in queue.items() if logs in state.output}
 
 
 def _logs(run: Run) -> str:
@@ -166,9 +167,10 @@ def elements_by_task(submitted: list[Submission]) -> dict[Task, Key]:
 def known_tasks(run: Run, submitted: list[Submission], queue: Queue) -> dict[Key, dict[Task, TaskState]]:
     """The tasks of each element that Slurm knows, in the order of submission."""
     found: dict[Key, dict[Task, TaskState]] = {}
+    own = of_run(run, queue)
     for task, key in elements_by_task(submitted).items():
-        if task in queue and is_of(run, queue[task]):
-            found.setdefault(key, {})[task] = queue[task]
+        if task in own:
+            found.setdefault(key, {})[task] = own[task]
     return found
 
 
@@ -191,8 +193,8 @@ def cancel_waiting(run: Run, tasks: Collection[Task], say: Callable[[str], objec
     try:
         for attempt in patiently(say):
             with attempt:
-                queue = queued(run)
-        scancel(task for task in tasks if task in queue and is_of(run, queue[task]) and queue[task].is_waiting)
+                queue = of_run(run, queued(run))
+        scancel(task for task in tasks if task in queue and queue[task].is_waiting)
     except UserError as error:  # some have left the queue meanwhile, or are a colleague's
         say(f"{error}: cancel yourself what still waits of {', '.join(dict.fromkeys(task.job_id for task in tasks))}")
 
