@@ -62,10 +62,11 @@ class Pretrain(Stage):
         if self.made(work):
             return True
         key, is_kept = (work.job.name, work.element.label), last.parent.is_dir()
-        for job, element in work.plan.elements():
-            begins_here = (key, True) in work.plan.needs[job.name, element.label] and (is_kept or element.segment)
-            if begins_here and _has_to_begin(Work(work.run, work.plan, job, element)):
-                return False
+        for job in work.plan.jobs:
+            for element in job.elements if any(edge.job == work.job.name for edge in job.needs) else ():
+                begins_here = (key, True) in work.plan.needs[job.name, element.label] and (is_kept or element.segment)
+                if begins_here and _has_to_begin(Work(work.run, work.plan, job, element)):
+                    return False
         return True
 
     def made(self, work: Work) -> str | None:
