@@ -7,11 +7,10 @@ import contextlib
 import re
 import sys
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from curricula.durable import end_of_lines
 from curricula.errors import UsageError
@@ -31,11 +30,8 @@ FIND_EVERY_S = 5.0
 """How often to look for new files while following."""
 LINES = 20
 """Lines shown of each log when several elements are asked for."""
-
-
-class _Log(NamedTuple):
-    prefix: str
-    file: LogFile
+Logs = Sequence[tuple[str, Sequence[LogFile]]]
+"""The files of each element, by what precedes its lines."""
 
 
 def show_logs(args: argparse.Namespace) -> int:
@@ -45,36 +41,36 @@ def show_logs(args: argparse.Namespace) -> int:
     if not chosen:
         print("(nothing has failed and nothing is running; name a JOB, or --stage or --arm)")
         return 0
-    tasks: dict[Key, list[Task]] = defaultdict(list)
+    tasks: dict[Key, list[Task]] = {key: [] for key in chosen}
     for task, key in elements_by_task(submissions(run)).items():
-        tasks[key].append(task)
+        if key in tasks:
+            tasks[key].append(task)
 
-    def find() -> list[_Log]:
-        found = []
-        for job, label in chosen:
-            name = "" if len(chosen) == 1 else f"{label}: " if args.job else f"{job}/{label}: "
-            found += [_Log(name, log) for log in find_logs(run, job, label, tasks[job, label])]
-        return found
+    def prefix(job: str, label: str) -> str:
+        return "" if len(chosen) == 1 else f"{label}: " if args.job else f"{job}/{label}: "
+
+    def find() -> Logs:
+        return [(prefix(*key), files) for key, files in find_logs(run, tasks).items()]
 
     logs = find()
-    for name in dict.fromkeys(log.prefix for log in logs):  # all ranks: any of them may have failed first
-        error = first_error(log.file for log in logs if log.prefix == name)
+    for name, files in logs:  # all ranks: any of them may have failed first
+        error = first_error(files)
         if error:
             _print_error(name, error)
-    for job, label in chosen:
-        folder, ran = run.element(job, label), tasks[job, label]
+    for (job, label), ran in tasks.items():
+        folder = run.element(job, label)
         failure = last_failure(folder, str(ran[-1])) if ran and not (folder / "done.json").exists() else None
         if failure:
             times = f"failed after {failure.restarts} restarts and starts again"
             print(f"=== {job}/{label}: {times}; last failure: {one_line(failure.error)}\n")
-    shown = [log for log in logs if rank in (None, log.file.rank)]
-    if not shown:
-        ranks = sorted({log.file.rank for log in logs})
+    shown = [(name, [file for file in files if rank in (None, file.rank)]) for name, files in logs]
+    if not any(files for _, files in shown):
+        ranks = sorted({file.rank for _, files in logs for file in files})
         print(f"(no log of rank {rank}; there are ranks {ranks})" if ranks else "(no log yet: nothing of this has started)")
     ends = {}
-    for log in shown:
-        with open(log.file.path, "rb") as file:
-            ends[log.file.path] = end_of_lines(file)
+    for path in (file.path for _, files in shown for file in files):
+        with open(path, "rb") as opened:
+            ends[path] = end_of_lines(opened)
     last = args.lines or (LINES if args.follow or len(chosen) > 1 else None)
     _print_logs(shown, pattern, last, show_rank=rank is None)
     if args.follow:
@@ -137,12 +133,12 @@ def _print_error(prefix: str, error: FirstError) -> None:
     print()
 
 
-def _print_logs(logs: list[_Log], pattern: re.Pattern[str] | None, last: int | None, show_rank: bool) -> None:
+def _print_logs(logs: Logs, pattern: re.Pattern[str] | None, last: int | None, show_rank: bool) -> None:
     """The lines of one element after those of another; the lines of one element's processes in order of time."""
-    for prefix in dict.fromkeys(log.prefix for log in logs):
+    for prefix, files in logs:
         lines = (
             _shown(prefix, file.rank if show_rank else None, line.text)
-            for file, line in merged(log.file for log in logs if log.prefix == prefix)
+            for file, line in merged(files)
             if pattern is None or pattern.search(line.text)
         )
         for line in lines if last is None else deque(lines, maxlen=min(last, sys.maxsize)):
@@ -150,11 +146,11 @@ def _print_logs(logs: list[_Log], pattern: re.Pattern[str] | None, last: int | N
     sys.stdout.flush()
 
 
-def _follow(find: Callable[[], list[_Log]], ends: dict[Path, int], rank: int | None, pattern: re.Pattern[str] | None) -> None:
+def _follow(find: Callable[[], Logs], ends: dict[Path, int], rank: int | None, pattern: re.Pattern[str] | None) -> None:
     """Print what is added to the logs after byte `ends`, and new logs from their beginning, until interrupted."""
     logs, found_at = find(), time.monotonic()
     while True:
-        for prefix, file in logs:
+        for prefix, file in ((prefix, file) for prefix, files in logs for file in files):
             if rank not in (None, file.rank):
                 continue
             with contextlib.suppress(FileNotFoundError), open(file.path, "rb") as stream:

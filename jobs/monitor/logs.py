@@ -11,12 +11,14 @@ import heapq
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task
 from curricula.terminal import ESCAPES, printable
@@ -26,6 +28,8 @@ ERROR_TAIL_BYTES = 4 << 20
 LONGEST_BLOCK = 200
 """Lines of a traceback that are kept."""
 
+_TASK = re.compile(r"(?<![0-9_])(\d+_\d+)(?:_(\d+))?(?![0-9])")
+"""An array task, and the rank that may follow, in the name of a log."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?")
 _START = re.compile(r"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d.* process \d+")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -76,17 +80,19 @@ def note(text: str) -> None:
         print(f"--- {datetime.now().isoformat(' ', 'milliseconds')} {text}", file=sys.stderr, flush=True)
 
 
-def find_logs(run: Run, job: str, label: str, tasks: Iterable[Task] = ()) -> list[LogFile]:
-    """The log files of an element, by rank. `tasks`: the array tasks that ran it, oldest first."""
-    own = run.element(job, label) / "log.txt"
-    found = [LogFile(own, 0)] if own.exists() else []
-    names = {str(task): number for number, task in enumerate(tasks)}
-    if names and run.slurm.is_dir():
-        pattern = re.compile(rf"(?:^|[^0-9_])({'|'.join(map(re.escape, names))})(?:_(\d+))?(?=[^0-9]|$)")
-        matches = [(match, path) for path in _files(run.slurm) if (match := pattern.search(path.name))]
-        matches.sort(key=lambda pair: (int(pair[0][2] or 0), names[pair[0][1]], pair[1].name))
-        found += [LogFile(path, int(match[2] or 0)) for match, path in matches]
-    return sorted(found, key=lambda log: log.rank)
+def find_logs(run: Run, tasks: Mapping[Key, Sequence[Task]]) -> dict[Key, list[LogFile]]:
+    """The log files of elements, by rank. `tasks`: the array tasks that ran each of them, oldest first."""
+    of_task: dict[str, list[LogFile]] = defaultdict(list)
+    for path in sorted(_files(run.slurm), key=lambda path: path.name) if any(tasks.values()) else ():
+        for task, rank in _TASK.findall(path.name):
+            of_task[task].append(LogFile(path, int(rank or 0)))
+    found = {}
+    for key, ran in tasks.items():
+        own = run.element(*key) / "log.txt"
+        logs = [LogFile(own, 0)] if own.exists() else []
+        logs += [log for task in ran for log in of_task.get(str(task), ())]
+        found[key] = sorted(logs, key=lambda log: log.rank)
+    return found
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:

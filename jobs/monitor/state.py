@@ -131,7 +131,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         left_no_error = status.state == "failed" and not facts[key].error
         if slurm.task and left_no_error and logs_to_read:
             logs_to_read -= 1
-            logged = first_error(find_logs(run, *key, [slurm.task]))
+            logged = first_error(find_logs(run, {key: [slurm.task]})[key])
             status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
         found.append(status)
     return RunStatus(found, problem)

@@ -49,10 +49,13 @@ def test_a_tasks_files_are_found_by_array_index_and_rank_and_no_others(demo):
     rank_logs(demo, task="2_70", r1="", r71="")  # array 2, index 70
     rank_logs(demo, task="71_0", r0="")
     write_text(demo.element("pretrain-0", "full-0") / "log.txt", "")
-    found = find_logs(demo, "pretrain-0", "full-0", [Task("70", 1), Task("71", 0)])
-    assert [(log.rank, log.path.name) for log in found] == [
-        (0, "log.txt"), (0, "70_1_0_log.out"), (0, "71_0_0_log.out"), (1, "70_1_1_log.out"), (11, "70_1_11_log.out"),
-    ]  # fmt: skip
+    keys = ("pretrain-0", "full-0"), ("pretrain-0", "data-0"), ("prepare", "prepare")
+    found = find_logs(demo, {keys[0]: [Task("70", 1), Task("71", 0)], keys[1]: [Task("2", 70)], keys[2]: []})
+    assert [[(log.rank, log.path.name) for log in found[key]] for key in keys] == [
+        [(0, "log.txt"), (0, "70_1_0_log.out"), (0, "71_0_0_log.out"), (1, "70_1_1_log.out"), (11, "70_1_11_log.out")],
+        [(1, "2_70_1_log.out"), (71, "2_70_71_log.out")],
+        [],
+    ]
 
 
 def test_the_first_error_is_the_cause_not_its_fallout(demo, tmp_path):
