@@ -20,7 +20,7 @@ import logging
 import os
 import pwd
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -255,14 +255,14 @@ def end_of_lines(file: IO[bytes]) -> int:
     return 0
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, parse: Callable[[bytes], Any] = json.loads) -> list[Any]:
     """All complete rows of `path`; none if it does not exist. A torn last line is ignored."""
     if not path.exists():
         return []
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse(line))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON ({error}); remove the line and run the job again") from None
     return rows

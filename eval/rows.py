@@ -19,7 +19,7 @@ import msgspec
 
 from curricula import durable
 from curricula.errors import UserError
-from curricula.settings import convert
+from curricula.settings import convert, decode
 
 ModelKind = str
 """The name of the stage that made a model; "base" after pretraining."""
@@ -242,8 +242,15 @@ def row_key(**parts: Any) -> str:
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """The complete rows of `path` in file order; none if there is no file."""
+
+    def parse(line: bytes) -> Any:
+        try:
+            return decode(line, row_type)
+        except ValueError:  # a loss that is no number, or a damaged line, of which the slower way says more
+            return json.loads(line)
+
     rows = []
-    for number, value in enumerate(durable.read_jsonl(path), start=1):
+    for number, value in enumerate(durable.read_jsonl(path, parse), start=1):
         try:
             row = convert(value, row_type)
             msgspec.json.encode(row)  # refuses what could not be written again

@@ -1,0 +1,42 @@
+"""Files of rows: what is read back, and what is said of a line that is no row."""
+
+import json
+import math
+
+import msgspec
+import pytest
+
+from curricula.errors import UserError
+from curricula.eval.rows import SuffixRow, append_rows, read_rows
+
+ROW = SuffixRow(
+    key="k", model="m", benchmark="b", prompt_id="1", behavior="é", suffix=" x", loss=0.1, initial_loss=2.0, losses=[2.0, 0.1],
+    idle_steps=0, seed=1,
+)  # fmt: skip
+
+
+def test_rows_are_read_back_as_they_were_written_losses_that_are_no_numbers_too(tmp_path):
+    rows = [ROW, msgspec.structs.replace(ROW, loss=math.inf, losses=[math.nan])]
+    append_rows(tmp_path / "rows.jsonl", rows)
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('{"torn')
+    found = read_rows(tmp_path / "rows.jsonl", SuffixRow)
+    assert found[0] == rows[0] and found[1].loss == math.inf and math.isnan(found[1].losses[0]) and len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b'" x"', b'"\\ud800"', "line 2 holds text that is no UTF-8"),
+        (b'" x"', b'"\xed\xa0\x80"', "line 2 holds text that is no UTF-8"),
+        (b'" x"', b'"\xff"', "line 2 is not JSON"),
+        (b'"seed": 1', b'"seed": "1"', r"line 2 is not a SuffixRow \(Expected `int`"),
+        (b'"seed"', b'"sead"', "line 2 is not a SuffixRow"),
+        (b"}", b"", "line 2 is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named_with_what_is_wrong(tmp_path, old, new, said):
+    line = json.dumps(msgspec.to_builtins(ROW)).encode()
+    (tmp_path / "rows.jsonl").write_bytes(line + b"\n" + line.replace(old, new) + b"\n")
+    with pytest.raises(UserError, match=said):
+        read_rows(tmp_path / "rows.jsonl", SuffixRow)
