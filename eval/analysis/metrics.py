@@ -339,9 +339,11 @@ def _share(known: Mapping[Prompt, float], benchmarks: Collection[str]) -> float 
 
 def corrected_rate(outcomes: Sequence[tuple[JudgedRow, float]], accuracy: Accuracy | None) -> Corrected | None:
     """The rate of harm, corrected for the judge's errors on the answers it was asked about; None if it cannot be."""
+    if accuracy is None:
+        return None
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)
     asked = tally((cluster_of(row), row.benchmark, float(was_asked(row))) for row, _ in outcomes)
-    return corrected(tallied, accuracy, asked) if tallied and accuracy else None
+    return corrected(tallied, accuracy, asked) if tallied else None
 
 
 def was_asked(row: GenerationRow) -> bool:
