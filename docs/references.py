@@ -58,7 +58,7 @@ type is *keys* has a section of its own below. `curricula submit` writes the stu
 source, the default is ours.
 """
 PROFILE_INTRO = """A profile says how one site runs jobs; nothing in it changes what is computed.
-[Port a profile](../howto/profile.md) takes ten minutes, [cluster.md](../cluster.md) explains what the keys do. Every key has
+[Port a profile](../howto/profile.md) takes ten minutes, [cluster.md](../cluster.md) says more of some keys. Every key has
 a default.
 """
 COMMANDS_INTRO = """`curricula VERB --help` shows the same with an example. Exit codes: 0 success, 1 something outside is

@@ -359,7 +359,17 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
         for mapping in (*by_set, study["curriculum"]["interventions"], study["curriculum"]["arms"]):
             for name in mapping.keys() - sets:
                 del mapping[name]
+    was, now = plain
+    for part, key in (("tokenizer", "folder"), ("tokenizer", "gguf"), ("model", "weights")):
+        if _is_one_place(was[part][key], now[part][key]):
+            now[part][key] = was[part][key]
     return plain
+
+
+def _is_one_place(was: str | None, now: str | None) -> bool:
+    """Whether one path is the end of the other: it became absolute as the study was read, if it was there."""
+    shorter, longer = sorted((Path(was or ""), Path(now or "")), key=lambda path: len(path.parts))
+    return bool(shorter.parts) and not shorter.is_absolute() and longer.parts[-len(shorter.parts) :] == shorter.parts
 
 
 def _drop_execution(study: dict[str, Any], judges: list[dict[str, Any]]) -> None:

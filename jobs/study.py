@@ -6,6 +6,7 @@ Nothing here imports torch, so that a login node can read and plan a study.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -381,7 +382,7 @@ class Study(Settings, frozen=True, dict=True):
         """The rows of the user's own prompt sets, of those that are on this machine."""
         found: dict[str, int] = {}
         for name, declared in self.evaluation.prompts.items():
-            with contextlib.suppress(UserError):  # what is wrong with a file is said before it is asked
+            with contextlib.suppress(UserError, OSError):  # what is wrong with a file is said before it is asked
                 if declared.is_here(root := local_root()):
                     found[name] = len(declared.open(root or Path(), name))
         return found
@@ -574,9 +575,9 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
         anchor(one, path.parent)
         one.evaluation.anchor_folder(path.parent)
         for settings, key in ((one.tokenizer, "folder"), (one.tokenizer, "gguf"), (one.model, "weights")):
-            found = path.parent.absolute() / Path(getattr(settings, key) or "").expanduser()
-            if getattr(settings, key) and found.exists():  # else it may be a package's name
-                msgspec.structs.force_setattr(settings, key, str(found))
+            place = os.path.join(path.parent.absolute(), os.path.expanduser(getattr(settings, key) or ""))
+            if getattr(settings, key) and os.path.exists(place):  # else it may be a package's name
+                msgspec.structs.force_setattr(settings, key, place)
     return study
 
 

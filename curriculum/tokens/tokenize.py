@@ -78,7 +78,9 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     prefix = work.folder / shard
     if _is_finished(prefix, inputs):
         return
-    for other in sorted(work.folder.glob("*.json"))[:1]:  # one is enough: each was compared with another before it was made
+    for other in sorted(work.folder.glob("*.json"))[
+        :1
+    ]:  # one is enough: but for those made at the same time, each was compared with another
         _is_finished(other.with_suffix(""), inputs)
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(

@@ -153,7 +153,7 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
             raise UserError(f"{path}: no reserved entry {reserved}; {advice}")
         if reserved in STOPS or reserved == TURN_START:
             raise UserError(f"{path}: every conversation uses {reserved}, so it cannot become {TAG}; reserve another entry")
-        if TAG in vocabulary:
+        if TAG in vocabulary or any(entry["content"] == TAG for entry in added):
             raise UserError(f"{path}: has {TAG} as a plain entry; mark it as special there")
         # Edited in place, so that entries keep their ids and the file its order.
         content["model"]["vocab"] = {TAG if entry == reserved else entry: number for entry, number in vocabulary.items()}

@@ -251,10 +251,11 @@ def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
 def read_answers(path: Path) -> list[GenerationRow]:
     """The merged answers in `path`. Raises UserError where the file is not as long as the merge left it: rows that were lost
     would be missed by nobody."""
-    left = read_stamp(path.parent).get(path.name) if path.exists() else None
-    if isinstance(left, list) and path.stat().st_size != left[0]:
+    size = path.stat().st_size if path.exists() else 0  # before the stamp, which a merge drops before it rewrites the file
+    left = read_stamp(path.parent).get(path.name) if size else None
+    if isinstance(left, list) and size != left[0]:
         raise UserError(
-            f"{path}: has {path.stat().st_size:,} bytes, and the merge left {left[0]:,}; run the study again, or the same "
+            f"{path}: has {size:,} bytes, and the merge left {left[0]:,}; run the study again, or the same "
             "`curricula eval`, which merges the answers anew"
         )
     return read_rows(path, GenerationRow)

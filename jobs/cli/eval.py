@@ -93,7 +93,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
     parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens of an answer (default: 256)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
-    parser.add_argument("--precision", choices=get_args(Precision), help="of weights (default: bfloat16 on a GPU, or float32)")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), help="of weights (default: bfloat16 on a GPU, otherwise float32)"
+    )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="random seed (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, help="the folder of the rows, which the same command resumes from (default: evaluations/MODEL PATH)"

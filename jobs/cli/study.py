@@ -158,7 +158,10 @@ def _conflicts(run: Run, plan: Plan, now: Standing) -> Iterator[str]:
         if script and code not in script:
             yield f"array {job_id} is queued or running with another version of the code, which might not read that study"
     # Jobs keep the nodes and GPUs that they were submitted with, among which the changed work might not divide.
-    old = plan_study(run.study, kept_profile(run.profile))
+    try:
+        old = plan_study(run.study, kept_profile(run.profile))
+    except UsageError:  # an earlier version wrote a profile that this one refuses
+        return
     for job in sorted({job for job, _ in now.live} & old.by_name.keys() & plan.by_name.keys()):
         requests = (old.by_name[job].request, plan.by_name[job].request)
         had, asked = (f"{plural(one.nodes, 'node')} of {plural(one.gpus_per_node, 'GPU')}" for one in requests)

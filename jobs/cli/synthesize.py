@@ -56,7 +56,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
     which.add_argument("--input", type=Path, metavar="STEM", help="any table (a file or folder) with columns id and text")
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
-    source.add_argument("--scores", metavar="N,...", type=names, default=(), help="only the dataset's scores, such as 4,5")
+    source.add_argument("--scores", metavar="N,...", type=names, default=(), help="only these scores, such as 4,5")
     source.add_argument(
         "--limit", type=at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
     )
@@ -75,7 +75,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     server.add_argument("--model", required=True, help="the model's name on the server")
     server.add_argument("--temperature", type=at_least(0.0, 2), metavar="T", help="default: 0 for scores, else 0.7")
     server.add_argument(
-        "--max-tokens", type=at_least(1), metavar="N", help="of a reply (default: 256 for scores, 2048 or 4096 else)"
+        "--max-tokens", type=at_least(1), metavar="N", help="of a reply (default: 256 for scores, otherwise 2048 or 4096)"
     )
     server.add_argument("--seed", type=int, default=0, metavar="N", help="random seed; changes styles and replies (default: 0)")
     server.add_argument("--no-seed", action="store_true", help="omit the seed, for servers that reject it")
@@ -100,7 +100,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--retries", type=at_least(0, 1000), default=8, metavar="N", help="retries of a request (default: %(default)s)"
     )
     pace.add_argument(
-        "--tries", type=at_least(1, 100), default=4, metavar="N", help="for a readable reply (default: %(default)s)"
+        "--tries", type=at_least(1, 100), default=4, metavar="N", help="attempts at a readable reply (default: %(default)s)"
     )
     pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request; send nothing")
     pace.add_argument("--price-in", type=at_least(0.0), metavar="DOLLARS", help="per million tokens read")

@@ -78,8 +78,8 @@ class StageOptions(Settings, frozen=True):
                     f"options names {name!r}; give long options of sbatch without dashes, and none of {', '.join(MANAGED)}, "
                     "which the suite sets, some of them from keys of their own"
                 )
-            key = SAME.get(name, name.replace("-", "_"))
-            if value is not False and key in self.__struct_fields__ and (own := getattr(self, key)):
+            if value is not False and (own := self.own(name)):
+                key = SAME.get(name, name.replace("-", "_"))
                 raise ValueError(
                     f"options.{name} is {value!r}, and the key {key}, here or under `all`, is {own!r}; keep one of them"
                 )
@@ -90,6 +90,10 @@ class StageOptions(Settings, frozen=True):
                     f"options.gres asks for {value!r}, and gpus_per_node for GPUs again; keep gpus_per_node and gpu_type, "
                     "with gpu_option: gres"
                 )
+
+    def own(self, option: str) -> Any:
+        """What a key of its own says in place of an option of sbatch, if there is such a key."""
+        return getattr(self, SAME.get(option, option.replace("-", "_")), None)
 
 
 MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-mode", "output", "parsable", "requeue",

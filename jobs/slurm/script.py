@@ -98,7 +98,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     }
     if profile.cluster:
         options["clusters"] = profile.cluster
-    extra = dict(asked.options)
+    extra = {name: value for name, value in asked.options.items() if value is not False or not asked.own(name)}
     if request.gpus_per_node:
         gpus = f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else str(request.gpus_per_node)
         if asked.gpu_option == "gres":

@@ -160,9 +160,11 @@ def checkpoint_to_resume(branch: Path) -> Path | None:
 
 
 def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
-    """Which training made a run's checkpoint at `step`, by default its latest; None where there is no whole one."""
+    """Which training made a run's checkpoint at `step`, by default the one that `latest` names; None where it is not whole."""
     from curricula.model.checkpoints.folder import identity, require_checkpoint, step_folder
 
+    if step is None and not (checkpoints / "latest").is_file():  # an older one that is left is not what the training made
+        return None
     with contextlib.suppress(UserError):
         return identity(require_checkpoint(checkpoints) if step is None else step_folder(checkpoints, step))
     return None

@@ -73,6 +73,7 @@ def test_sets_of_ones_own_are_counted_where_they_are(tmp_path):
         study = parse_study(raw, "demo")
         assert [study.prompts_in("ours", limit) for limit in (None, 5, 1000)] == [count, 5, count]
         hours.append(describe(plan_study(study))["evaluation_gpu_hours"])
+    assert study_power(plan_study(study), Path("no report"))["prompts_assumed"] == {}
     assert hours[1]["capability"] == pytest.approx(2 * hours[0]["capability"])
 
 
@@ -110,6 +111,16 @@ def test_only_models_that_are_attacked_count():
     raw["evaluation"]["tasks"] = {"base": ["probes"], "instruct": ["probes"], "benign": []}
     with pytest.raises(UsageError, match="--power is about attack success, and no model of demo has the task attacks-topk"):
         prompts_of(parse_study(raw, "demo"))
+
+
+def test_a_set_in_a_folder_that_may_not_be_entered_is_counted_as_any_other_that_is_elsewhere(monkeypatch):
+    def deny(*_):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("curricula.curriculum.sources.declared.DeclaredTable.is_here", deny)
+    raw = demo()
+    raw["evaluation"] |= {"prompts": {"ours": {"path": "/home/other/ours.csv"}}, "benchmarks": ["ours"]}
+    assert parse_study(raw, "demo").prompts_in("ours", 7) == 7
 
 
 @pytest.mark.parametrize(("limit", "number"), [(None, "100"), (1000, "1,000")])

@@ -190,6 +190,14 @@ def test_a_tokenizer_that_has_the_tag_is_taken_with_its_ids(folder, tmp_path):
     assert load_tokenizer(tmp_path / "out").get_vocab() == load_tokenizer(folder).get_vocab()
 
 
+def test_a_tag_that_was_added_as_plain_text_is_not_given_another_id(published, tmp_path):
+    content = json.loads((published / "tokenizer.json").read_text())
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 10**4, "content": TAG, "special": False})
+    (published / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="as a plain entry; mark it as special there"):
+        reserve_tag(published, tmp_path / "out")
+
+
 def test_a_tokenizer_without_an_entry_to_spare_is_told_so(published, tmp_path):
     content = json.loads((published / "tokenizer.json").read_text())
     content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] in SPECIALS]

@@ -305,7 +305,6 @@ OPENAI = JudgeConfig(name="llm", model="m", url="https://api.openai.com/v1")
         (JudgeConfig(name="harmbench", model="org/other"), "judge.model org/other: .*fetch it with `hf download` before"),
         (OPENAI, "api.openai.com needs a key, and OPENAI_API_KEY holds none"),
         (JudgeConfig(name="llm", model="m"), "name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL"),
-        (JudgeConfig(name="llm", model="m", url="http://[::1]:x/v1"), r"'http://\[::1\]:x/v1': not the address of a server"),
         (JudgeConfig(name="python", model="nothing"), "no installed package offers this in the entry point group"),
         (JudgeConfig(name="world"), "there is no fictional world to judge by"),
         (JudgeConfig(name="harmbench", model="org/judge"), ""),
@@ -325,6 +324,12 @@ def test_what_a_judge_lacks_is_known_before_it_is_needed(tmp_path, monkeypatch, 
     durable.write_text(tmp_path / "models--org--other/refs/main", "1a2b")
     with pytest.raises((UserError, UsageError), match=said) if said else contextlib.nullcontext():
         check_judge(settings, "attack", None)
+
+
+def test_a_judges_address_in_the_environment_that_is_none_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://[::1")
+    with pytest.raises(UsageError, match=r"'http://\[::1': not the address of a server"):
+        check_judge(JudgeConfig(name="llm", model="m"), "attack", None)
 
 
 def killed(judge, question):

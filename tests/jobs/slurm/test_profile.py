@@ -125,8 +125,10 @@ def test_options_that_the_suite_has_no_word_for_are_handed_on():
     stages = {
         "all": {"exclusive": True, "options": {"licenses": "fs", "contiguous": True}},
         "export": {"options": {"contiguous": False, "mem": False}},
+        "evaluation": {"memory_gb": 4, "options": {"mem": False}},
     }
     profile = parse(stages=stages)
+    assert sbatch_options(first("evaluate", profile), PAPER, profile)["mem"] == "4096M"  # a key of its own counts
     assert sbatch_options(first("pretrain", profile), PAPER, profile)["mem"] == 0
     assert "mem" not in sbatch_options(first("export", profile), PAPER, profile)
     assert sbatch_options(first("pretrain", profile), PAPER, profile)["contiguous"] is True

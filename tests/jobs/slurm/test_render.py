@@ -242,7 +242,7 @@ def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_p
 def like_slurm(tmp_path: Path, script: Path) -> None:
     """Stand-ins that keep the list of nodes that the job excludes, and record the lists that sbatch is asked about. sbatch says
     that the job can start unless the list matches $TOO_MANY, and nothing if that is `silence`. Where nodes are $UP, it says
-    $TOO_MANY alone."""
+    $TOO_MANY alone; those with a / have the features behind it, not the job's."""
     stand_in(tmp_path, "srun", "#!/bin/bash\nexit 127\n")
     stand_in(tmp_path, "squeue", f"#!/bin/bash\necho RUNNING $(cat '{tmp_path}/excluded' 2>/dev/null)\n")
     lists = f"""[[ $3 != ExcNodeList=* ]] || echo "${{3#*=}}" >'{tmp_path}/excluded'"""
@@ -256,8 +256,12 @@ echo "${{6#*=}}" >>'{tmp_path}/asked'
 echo "allocation failure: Requested node configuration is not available" >&2
 exit 1
 """)  # fmt: skip
-    stand_in(tmp_path, "sinfo", "#!/bin/bash\nprintf '%s\\n' $UP\n")
-    stand_in(tmp_path, "timeout", '#!/bin/bash\n[ "$3" != sbatch ] || set -- "$1" 0.1 "${@:3}"\nexec /usr/bin/timeout "$@"\n')
+    stand_in(tmp_path, "sinfo", """#!/bin/bash
+[[ $* != *--nodes=n3\\ * ]] || exec echo a,b gpu:8
+for node in $UP; do [[ $node = */* ]] && echo "${node/\\// } gpu:8" || echo "$node a,b gpu:8"; done
+""")  # fmt: skip
+    silent = '[ "$3 $TOO_MANY" != "sbatch silence" ] || set -- "$1" 0.5 "${@:3}"'
+    stand_in(tmp_path, "timeout", f'#!/bin/bash\n{silent}\nexec /usr/bin/timeout "$@"\n')
 
 
 @pytest.mark.parametrize(
@@ -269,7 +273,13 @@ exit 1
         ("=", "", "n7,n1", 3, "the same nodes as before (n7,n1): allocation failure"),  # as during maintenance
         ("silence", "", "n7,n1", 3, "the same nodes as before (n7,n1): no answer"),
         ("Job violates accounting/QOS policy (job submit limit)", "n1 n2 n3 n4 n5", "n7,n1,n2,n3", 1, ""),
-        ("Access/permission denied", "n1 n2 n3 n4 n4 n7", "n7,n1,n2", 2, "the job avoids n1,n2: allocation failure: Access"),
+        (
+            "Access/permission denied",
+            "n1 n2 n3 n4 n4 n5/c n7",
+            "n7,n1,n2",
+            2,
+            "the job avoids n1,n2: allocation failure: Access",
+        ),
     ],
 )
 def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_can_start_it_then(

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from run_folders import finish, new_run
 
-from curricula.durable import write_json
+from curricula.durable import write_json, write_text
 from curricula.errors import UserError
 from curricula.jobs.completion import is_done
 from curricula.jobs.element import run_element
@@ -64,10 +64,15 @@ def test_a_checkpoint_of_another_training_is_not_taken_for_the_elements_own(tmp_
     checkpoints = (run.branch("full-20") if stage == "pretrain" else run.tuning("full-20", "instruct")) / "checkpoints"
     last = step_folder(checkpoints, run.study.budget.steps)
     monkeypatch.setattr(type(STAGES[stage]), "run", lambda *_: _save(last, {"seed": 42}))
+    write_text(checkpoints / "latest", last.name)
     run_element(run.root, job, "full-20")
     assert is_done(work)
     _save(last, {"seed": 43})
     assert not is_done(work)
+    _save(step_folder(checkpoints, 1), {"seed": 42})  # measured on the way; the last one is moved away
+    shutil.rmtree(last)
+    (checkpoints / "latest").unlink()
+    assert is_done(work) is (stage == "tune")
     checkpoints.rename(tmp_path / "moved-away")
     assert is_done(work)
 

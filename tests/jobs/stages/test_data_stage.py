@@ -83,6 +83,25 @@ def test_weights_beside_the_study_file_are_found_and_those_of_other_sizes_refuse
             prepare(run)
 
 
+def test_a_run_knows_its_weights_and_tokenizer_again_when_they_came_or_were_moved_away(tmp_path):
+    def beside(words: str = "hf"):
+        model = {"preset": "tiny", "weights": words, "vocabulary": 400}
+        return load_study(small_study(tmp_path, tokenizer={"folder": words}, model=model))
+
+    lacking = beside()
+    save_tiny_llama(tmp_path / "hf", tied=True)
+    found = beside()
+    assert (lacking.model.weights, found.model.weights) == ("hf", f"{tmp_path}/hf")
+    for frozen, now in ((lacking, found), (found, lacking)):
+        Run.create(tmp_path / frozen.model.weights.replace("/", "_"), frozen).check(now)
+    with pytest.raises(UserError, match="tokenizer.folder was '.*, now 'fh'"):
+        Run.create(tmp_path / "run", found).check(beside("fh"))
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path):
+    assert load_study(small_study(tmp_path, tokenizer={"folder": "~nobody-there/x"})).tokenizer.folder == "~nobody-there/x"
+
+
 @pytest.mark.parametrize("tuning", [False, True])
 def test_a_tokenizer_learns_the_words_of_tuning_where_the_study_asks_for_it(tmp_path, tuning):
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, tokenizer={"train": 2048, "tuning": tuning})))
