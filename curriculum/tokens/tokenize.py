@@ -78,9 +78,8 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     prefix = work.folder / shard
     if _is_finished(prefix, inputs):
         return
-    for other in sorted(work.folder.glob("*.json"))[
-        :1
-    ]:  # one is enough: but for those made at the same time, each was compared with another
+    # One neighbour is enough: but for those made at the same time, each was compared with another.
+    for other in sorted(work.folder.glob("*.json"))[:1]:
         _is_finished(other.with_suffix(""), inputs)
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(
