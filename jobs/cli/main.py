@@ -334,7 +334,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "export",
         "convert a Megatron checkpoint to a Hugging Face folder",
         "curricula export full-20 out/",
-        "curricula export runs/demo/pretrain/full-20/checkpoints/step_400 out/",
+        "curricula export runs/demo/pretrain/full-20/checkpoints/step_00000400 out/",
         call=Verb("results", "export"),
     )
     export.add_argument(
