@@ -229,8 +229,8 @@ class StageConfig(Settings, frozen=True, kw_only=True):
     arms: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     """The arms that have this stage; null: all that have the stage it continues from."""
     tasks: tuple[str, ...] | None = None
-    """Tasks measured at its end. Null: `evaluation.tasks.base` for a model that has read only raw text, otherwise
-    `evaluation.tasks.instruct`."""
+    """Tasks measured at its end. Null: `evaluation.tasks.benign` for a stage of that name, `evaluation.tasks.base` for a model
+    that has read only raw text, otherwise `evaluation.tasks.instruct`."""
     along: Along | None = None
     """What is measured on the way; null measures the end alone."""
     steps: Positive | None = None
