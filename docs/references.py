@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from msgspec import inspect as types
 
-from curricula.eval.rows import GenerationRow, ProbeRow, SuffixRow, VerdictRow
+from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, SuffixRow, VerdictRow
 from curricula.jobs.cli.main import WITH_OWN_PARSERS, build_parser
 from curricula.jobs.completion import Done, Failure
 from curricula.jobs.slurm.profile import Profile
@@ -35,6 +35,7 @@ FILES: dict[str, type[msgspec.Struct]] = {
     "`eval/ARM/KIND/TASK.verdicts.jsonl`": VerdictRow,
     "`eval/ARM/KIND/gcg/BENCHMARK.suffixes.jsonl`": SuffixRow,
     "`eval/ARM/KIND/probes.jsonl`": ProbeRow,
+    "`eval/ARM/KIND/capability/TASK.jsonl`": CapabilityRow,
     "`jobs/JOB/ELEMENT/done.json`": Done,
     "`jobs/JOB/ELEMENT/failed.json`": Failure,
     "`checkpoints/step_N/checkpoint.json`": CheckpointInfo,

@@ -65,6 +65,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model: str
     """Content hash of the model folder."""
     model_kind: ModelKind
+    """The stage that made the model."""
     step: Count | None = None
     """The step of the stage at which the model was taken, if that was before its end."""
     raw: bool
@@ -84,9 +85,9 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     decoder: str
     """Name in eval/decoding/registry.py, with the task's prefix: "topk", "gcg+topk"."""
     sample: Count
-    """0 .. samples - 1 for topk; always 0 for the others."""
+    """0 .. samples - 1, or the number of the attempt for best of N; always 0 for decoders with one answer."""
     seed: int
-    """Seed of the study; a row's draws come from (seed, benchmark, prompt id, sample)."""
+    """The arm's training seed, or --seed of `curricula eval`; a row's draws come from (seed, benchmark, prompt id, sample)."""
     context: str = ""
     """The text that a contextual behavior of HarmBench refers to; also within `prompt`."""
     cluster: str = ""
@@ -164,7 +165,7 @@ class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     idle_steps: int
     """Steps at which no candidate kept its tokens."""
     seed: int
-    """Seed of the study's training."""
+    """As in `GenerationRow`."""
 
 
 class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -211,10 +212,13 @@ class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     key: str
     """Hash of model, task and settings; the same for all questions of a task."""
     model: str
+    """Content hash of the model folder."""
     model_kind: ModelKind
+    """The stage that made the model."""
     step: Count | None = None
     """As in `GenerationRow`."""
     precision: str
+    """Precision of the weights."""
     benchmark: str
     """The task as the study names it; a group of lm_eval's, such as mmlu, holds several."""
     task: str
@@ -224,7 +228,9 @@ class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     question: str
     """lm_eval's hash of the question."""
     metric: str
+    """lm_eval's name of the metric, such as "acc_norm"."""
     value: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """The score of the answer."""
     shots: Count
     """Answered examples before the question."""
     cut: bool = False

@@ -56,7 +56,7 @@ class EngineConfig(Settings, frozen=True):
     backend: Literal["auto", "te", "torch", "cpu"] = "auto"
     """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the fastest: "torch", or "te" for fp8."""
     fp8: Literal["delayed", "tensorwise", "blockwise"] | None = None
-    """Scaling recipe for matrix products in 8 bits, with "te" only; None computes them in bfloat16."""
+    """Scaling recipe for matrix products in 8 bits, with "te" only; null computes them in bfloat16."""
     attention: Literal["torch", "FA3", "FA4"] = "torch"
     """Attention kernels of the "torch" backend: torch's own, or those of an installed FlashAttention 3 or 4 and no others."""
     sequence_parallel: bool = True

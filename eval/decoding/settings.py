@@ -65,7 +65,7 @@ class Greedy(Settings, frozen=True):
 class SafeBeam(Settings, frozen=True):
     """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag.
 
-    Algorithm 1 of Maini et al. leaves several things open; eval/decoding/safebeam.py says what each choice means.
+    Algorithm 1 of Maini et al. leaves several things open; docs/decoding.md says what each choice means.
     """
 
     beams: Positive = 10

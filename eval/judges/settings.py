@@ -60,8 +60,8 @@ class JudgeConfig(Settings, frozen=True):
     name: JudgeName
     """The kind of judge; docs/evaluation.md compares them."""
     model: str = ""
-    """"": for "harmbench" the published Llama 2 classifier; the others have no default. Of "local" it is a folder or a name on
-    the hub, of "python" a name in the entry point group `curricula.judges`."""
+    """Its name on the server; for "local" a folder or a name on the hub, for "python" a name in the entry point group
+    `curricula.judges`. Only "harmbench" has a default: the published Llama 2 classifier."""
     template: str = ""
     """A name in eval/judges/templates.py. "": the model's or the task's own."""
     text: str = ""
@@ -73,7 +73,7 @@ class JudgeConfig(Settings, frozen=True):
     tokenizer: str = ""
     """Folder or name of the tokenizer that clips answers as HarmBench does. "": the model's own."""
     clip_tokens: Positive | None = 512
-    """"harmbench" sees no more tokens of an answer (HarmBench's own setting). null: all."""
+    """"harmbench" sees at most so many tokens of an answer (HarmBench's own setting); null: all."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     """Of a judge that is a model; 0 takes its likeliest reply."""
     max_tokens: Positive = 16
@@ -89,15 +89,15 @@ class JudgeConfig(Settings, frozen=True):
     timeout_s: PositiveNumber = 120.0
     """Seconds for a whole reply."""
     retries: NonNegative = 8
-    """Of a request without a reply, with growing waits, or as long as Retry-After says."""
+    """How often a request without a reply is sent again, after growing waits or as Retry-After says."""
     patience: Positive = 16
     """So many replies in a row without a verdict stop the work: the judge is then taken to be at fault."""
     batch_api: bool = False
     """Hand all questions to the server's Batch API and wait: half the price, up to 24 hours."""
     price_in: NonNegativeNumber | None = None
-    """Dollars per million tokens, for the estimate."""
+    """Dollars per million tokens read, for the estimate."""
     price_out: NonNegativeNumber | None = None
-    """Dollars per million tokens, for the estimate."""
+    """Dollars per million tokens written, for the estimate."""
 
     def check(self) -> None:
         if not self.has_template and (self.url or self.template or self.text or (self.model and self.name != "python")):

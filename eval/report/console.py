@@ -68,7 +68,7 @@ def _attacks(metrics: Sequence[Any]) -> Table:
 
 def _pruning(metrics: Sequence[Any]) -> Table:
     columns = ["decoder", "benchmark", "answers", "log-p", "lost to\npruning", "likeliest\ndropped"]
-    table = new_table("SafeBeam's pruning: nats an answer, and percent of the steps", *columns, left=2)
+    table = new_table("SafeBeam's pruning: nats per answer, and percent of the steps", *columns, left=2)
     for entry in metrics:
         figures = [f"{entry.logp:.1f}", f"{entry.logp_lost:.1f}", percent(entry.likeliest_dropped)]
         table.add_row(entry.decoder, entry.benchmark, str(entry.answers), *figures)

@@ -328,7 +328,7 @@ class AlongFigure(Figure):
         how = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
         decay = " Under warmup-stable-decay, undecayed checkpoints are compared with a decayed end." * (self.axis == "tokens")
         left_out = len(self._places(points)) - MOST_PANELS
-        more = f" {left_out} more panels' numbers are in the table alone." if left_out > 0 else ""
+        more = f" The table alone has the numbers of {left_out} more panel{'s' * (left_out > 1)}." if left_out > 0 else ""
         by_measure = ({one.judges for one in points if one.judges and one.measure == measure} for measure in ALONG)
         for judges in dict.fromkeys(", ".join(sorted(names)) for names in by_measure if len(names) > 1):
             more += f" Not all points were judged by one version: {judges}."

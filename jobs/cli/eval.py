@@ -67,7 +67,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--benchmark", metavar="B,...", type=names, help=f"names (default: {','.join(EvalConfig().benchmarks)})"
     )
-    parser.add_argument("--decoder", metavar="D,...", type=names, help=f"names, separated by commas (default: {','.join(OWN)})")
+    parser.add_argument("--decoder", metavar="D,...", type=names, help=f"names (default: {','.join(OWN)})")
     parser.add_argument(
         "--overrefusal", metavar="B,...", type=names, help="also measure over-refusal, on these benign requests, such as alpaca"
     )

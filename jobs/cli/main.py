@@ -122,7 +122,9 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         call=Verb("study", "plan"),
     )
     _add_study(plan)
-    plan.add_argument("--run", type=Path, help="the run folder with sizes, and for --power variances (default: runs/NAME)")
+    plan.add_argument(
+        "--run", type=Path, help="the run folder to take sizes and, for --power, variances from (default: runs/NAME)"
+    )
     plan.add_argument(
         "--power", action="store_true", help="show the smallest detectable difference in attack success, and the cost of seeds"
     )
@@ -257,7 +259,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     report.add_argument("run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing")
     report.add_argument("--serve", action="store_true", help="show the page here and keep it up to date, until Ctrl-C")
     report.add_argument(
-        "--port", type=int, default=8642, metavar="N", help="of --serve (default: %(default)s; 0: any free one)"
+        "--port", type=int, default=8642, metavar="N", help="the port of --serve (default: %(default)s; 0: any free one)"
     )
 
 
@@ -334,7 +336,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "export",
         "convert a Megatron checkpoint to a Hugging Face folder",
         "curricula export full-20 out/",
-        "curricula export runs/demo/pretrain/full-20/checkpoints/step_00000400 out/",
+        "curricula export runs/demo/pretrain/full-20/checkpoints/step_00000500 out/",
         call=Verb("results", "export"),
     )
     export.add_argument(

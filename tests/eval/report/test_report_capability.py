@@ -77,7 +77,7 @@ def test_the_tables_hold_every_run_and_every_arm(built):
 def test_the_page_says_why_there_are_no_bits_per_byte(tmp_path):
     why = "web: holds no finished shard; make its shards"
     text = Page(write_report(tmp_path, SHOWN, {"bits_missing": why}, tmp_path / "report").read_text()).text
-    assert f"Bits per byte are not shown, for what they are computed from is gone: {why}." in text
+    assert f"Bits per byte are not shown, because what they are computed from is gone: {why}." in text
 
 
 def test_questions_that_lost_their_beginning_are_counted_beside_their_score():

@@ -210,7 +210,7 @@ def test_gcg_and_the_sensitivity_of_safebeam_are_tasks_of_any_model(root, tmp_pa
     assert len((tmp_path / "out/gcg/tdc.suffixes.jsonl").read_text().splitlines()) == 2
     written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
     assert main(words) == 0
-    assert "SafeBeam's pruning: nats an answer" in capsys.readouterr().out
+    assert "SafeBeam's pruning: nats per answer" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")} == written
 
 
