@@ -96,7 +96,7 @@ class Study(Settings, frozen=True, dict=True):
     seed: int | None = None
     """Short for `seeds` with this one; 42 if neither is given."""
     seeds: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] | None = None
-    """Train every arm once with each. The first is also that of all that the replicates share."""
+    """Train every arm once with each of these. What the replicates share is drawn by the first."""
     replicate: ReplicateDraws = ReplicateDraws()
     """What each further seed draws anew."""
     validation_documents: NonNegative = 64

@@ -188,7 +188,7 @@ class OverrefusalFigure(Figure):
 
     def caption(self, shown: Shown) -> str:
         entries = shown.metrics.overrefusals_by(self.stage, self.decoder)
-        sentences = ["Shares of parsed answers. Partial refusals, full refusals and shortcircuits are over-refusal."]
+        sentences = ["Shares of parsed answers. Partial refusals, full refusals and short-circuits are over-refusal."]
         if shown.several:
             sentences[0] = "Bars: shares of parsed answers, mean of the runs." + sentences[0].split(".", 1)[1]
             points = "Black diamonds: all that is not over-refusal, mean"

@@ -20,7 +20,7 @@ from curricula.eval.tasks import decoder_titles
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
 """The paper's stages."""
 DECODERS = decoder_titles()
-CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "shortcircuit")
+CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "short-circuit")
 INTERVENTIONS = {"data": "rephrasing, refusals, moral education", "full": "the same, and tagged unsafe text", "none": "none"}
 NOT_EVALUATED = "not evaluated yet"
 NO_INTERVENTIONS = "no interventions"

@@ -57,14 +57,14 @@ def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None
     )  # fmt: skip
     group.add_argument(
         "--job", dest="jobs", metavar="J,...", type=names, default=(),
-        help="of these jobs, as `curricula status` names them",
+        help="only these jobs, as `curricula status` names them",
     )  # fmt: skip
     group.add_argument(
         "--arm", dest="arms", metavar="A,...", type=names, default=(),
-        help="of these arms, such as full-20; trunk is the shared start of pretraining",
+        help="only these arms, such as full-20; trunk is the shared start of pretraining",
     )  # fmt: skip
-    group.add_argument("--seeds", metavar="N,...", type=names, default=(), help="of these training seeds, such as 43,44")
-    group.add_argument("--point", dest="points", metavar="P,...", type=names, default=(), help="of these points of the sweep")
+    group.add_argument("--seeds", metavar="N,...", type=names, default=(), help="only these training seeds, such as 43,44")
+    group.add_argument("--point", dest="points", metavar="P,...", type=names, default=(), help="only these points of the sweep")
     group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")
 
 
