@@ -31,7 +31,7 @@ from curricula.eval.analysis.study_rows import ArmInfo
 ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "single run", "not measured"]
 
 SINGLE_RUN = "single run: differences may be due to the seed"
-NOTHING_SHARED = "the runs share no benchmark, so nothing is known of seeds"
+NOTHING_SHARED = "the runs share no benchmark, so nothing is known about seeds"
 
 LEFT_OUT = "left out as incoherent"
 

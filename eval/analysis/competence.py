@@ -1,4 +1,4 @@
-"""Whether a model still answers benign requests: a low attack success may be a lost language, not safety.
+"""Whether a model still answers benign requests: a low attack success may mean lost language, not safety.
 
 A cell is one run at one stage under one decoder. Its competence is the share of helpful answers among the benign requests
 with which it complied; refusals count as over-refusal instead. A cell is *incoherent* where the whole 95% interval of its

@@ -18,7 +18,8 @@ JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
 CAVEATS = {
     "refusal-phrases": (
         "Refusal phrases are a baseline: on HarmBench's labelled answers a test of this kind (AdvBench's phrases) has "
-        "sensitivity .79 and specificity .59 and reads attack success 13 points high; this list has not been measured there."
+        "sensitivity .79 and specificity .59, and attack success comes out 13 points too high; this list has not been measured "
+        "there."
     ),
     "world": (
         "The world judge is a set of rules of the fictional world. Its error rates come from 300 answers labelled by a "

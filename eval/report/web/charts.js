@@ -233,8 +233,8 @@ function setUpCharts() {
   add("benchmark", "Benchmark", options(attacks.map((point) => point.benchmark), "mean of all"));
   add("decoder", "Decoder", options(attacks.map((point) => point.place), "as in the paper", (name) => study.decoders[name] ?? name));
   form.hidden = ![...form.children].some((label) => !label.hidden);
-  for (const name of Object.keys(study.figures)) {
-    const figure = document.getElementById(name);
+  for (const [name, spec] of Object.entries(study.figures)) {
+    const figure = panelsOf(spec).length ? document.getElementById(name) : null; // others stay pictures
     figure?.querySelector(".picture").after(element("p", { className: "tools" },
       element("button", { type: "button", className: "small", onclick: () => save(`${name}.csv`, "text/csv", csvOf(name)) }, "CSV"),
       element("button", { type: "button", className: "small", onclick: () => save(`${name}.svg`, "image/svg+xml", [svgOf(figure)]) }, "SVG")));

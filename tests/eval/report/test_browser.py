@@ -14,9 +14,11 @@ import msgspec
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from hostile_texts import PAYLOADS
+from matplotlib import pyplot
 from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows, paper_rate, probe_rows, trained
 
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
+from curricula.eval.report import figures
 from curricula.eval.report.page import write_report
 from curricula.eval.report.web.serve import LivePage
 from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, append_rows, read_rows
@@ -206,6 +208,22 @@ def test_the_curriculum_the_losses_and_the_tree_are_drawn(watched, page):
         assert shown.locator(f"#{name} .panels svg").count() >= 1, name
     assert "unsafe-tagged" in shown.locator("#curriculum .legend").inner_text()
     assert "interventions start" in shown.locator("#training-loss .legend").inner_text()
+
+
+def test_a_figure_that_matplotlib_alone_draws_stays_a_picture_without_buttons(watched, tmp_path, monkeypatch):
+    class Picture(figures.Figure):
+        def caption(self, shown):
+            return ""
+
+        def draw(self, shown):
+            return pyplot.figure()
+
+        def has(self, shown):
+            return True
+
+    monkeypatch.setattr(figures, "FIGURES", (*figures.FIGURES, Picture(0, "picture", "A picture", "")))
+    page = watched.open(write_report(tmp_path, [ARMS[0]], {}, tmp_path / "report"))
+    assert page.locator("#picture img").is_visible() and not page.locator("#picture button").count() and watched.is_clean
 
 
 def test_hostile_texts_run_nothing_wherever_they_are_shown(watched, page):

@@ -227,7 +227,7 @@ def test_the_first_screen_has_the_verdict_figure_one_and_what_they_rest_on(page)
     assert "Figure 1." in before and "Figure 2." not in before
     assert "Training seeds 3 (42, 43, 44), 3 arms" in before and "Judge world 1a2b" in before and "Prompts" in before
     assert [image["alt"][:9] for image in page.images][:9] == [f"Figure {i}." for i in range(1, 10)]
-    assert "9 language models were pretrained on the same budget: 3 arms with 3 seeds each." in page.text
+    assert "This study pretrains 9 language models on the same budget: 3 arms with 3 seeds each." in page.text
 
 
 def test_estimates_come_first_and_single_runs_are_folded_below(page):
