@@ -27,7 +27,7 @@ NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts", "samples")
 """Settings that leave an answer the same to the last bit with `evaluation.deterministic`."""
 
 EXACT = ("float32", "float64")
-"""Precisions in which an answer does not depend on what is decoded beside it."""
+"""Precisions in which what is decoded beside an answer hardly ever changes it, so that keys leave it out."""
 
 
 PLUGINS = "curricula.decoders"
