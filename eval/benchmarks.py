@@ -87,6 +87,8 @@ class Benchmark:
     hub_split: str = "train"
     hub_revision: str | None = None
     """None where no commit is known; the newest is then fetched. `texts` pins the content all the same."""
+    copyright_rows: int = 0
+    """Of `rows`, those that are left out unless `harmbench_copyright` is set."""
     texts: str = ""
     """The `texts_hash` of the published set; "" where only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
@@ -124,7 +126,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "attack", "harmbench/harmbench_behaviors_text_test.csv", "walledai/HarmBench", "MIT", 320,
         {"text": ("Behavior", "prompt"), "id": ("BehaviorID",), "category": ("SemanticCategory", "category"),
          "context": ("ContextString", "context"), "tags": ("Tags", "tags")},
-        harmbench, hub_configs=("standard", "contextual", "copyright"), texts="13389ef4e0620f8a",
+        harmbench, hub_configs=("standard", "contextual", "copyright"), copyright_rows=80, texts="13389ef4e0620f8a",
     ),
     "advbench": Benchmark(
         "attack", "advbench/harmful_behaviors.csv", "walledai/AdvBench", "MIT", 520,

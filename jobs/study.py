@@ -370,7 +370,8 @@ class Study(Settings, frozen=True, dict=True):
         elif benchmark not in BENCHMARKS:
             return limit or UNKNOWN_PROMPTS
         elif self.world is None:
-            size = BENCHMARKS[benchmark].rows
+            entry = BENCHMARKS[benchmark]
+            size = entry.rows - (0 if self.evaluation.harmbench_copyright else entry.copyright_rows)
         elif benchmark == "alpaca":
             size = self.world.alpaca_prompts
         else:
