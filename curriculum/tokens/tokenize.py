@@ -32,7 +32,7 @@ from curricula.curriculum.tokens.encoder import Encoder
 from curricula.curriculum.tokens.shards import is_whole, manifest_path, read_manifest, write_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.durable import disk_full_explained, write_json
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
 
@@ -78,9 +78,8 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     prefix = work.folder / shard
     if _is_finished(prefix, inputs):
         return
-    # One neighbour is enough: but for those made at the same time, each was compared with another.
-    for other in sorted(work.folder.glob("*.json"))[:1]:
-        _is_finished(other.with_suffix(""), inputs)
+    # One whole neighbour is enough: but for those made at the same time, each was compared with another.
+    any(_is_finished(other.with_suffix(""), inputs) for other in sorted(work.folder.glob("*.json")))
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(
             f"{work.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"
@@ -116,10 +115,13 @@ def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> d
 
 
 def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
-    path = manifest_path(prefix)
-    if not path.exists():
+    try:
+        manifest = read_manifest(prefix)
+    except StorageError:
+        raise
+    except UserError:  # missing or damaged: its own element makes the shard
         return False
-    manifest = read_manifest(prefix)
+    path = manifest_path(prefix)
     for key, value in inputs.items():
         if manifest.get(key) != value:
             raise UserError(

@@ -180,6 +180,21 @@ def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
             tokenize_shard(web(root, tmp_path, tmp_path), shard)
 
 
+@pytest.mark.parametrize("damage", ["", "[]", "{"])
+def test_a_damaged_manifest_stops_no_other_shard_and_its_own_shard_is_made_again(root, tmp_path, damage):
+    tokenize_source(web(root, tmp_path))
+    path = tmp_path / "web/00000.json"
+    whole, other = path.read_text(), tmp_path / "web/00002.json"
+    path.write_text(damage)
+    other.unlink()
+    tokenize_shard(web(root, tmp_path), "00002")
+    other.unlink()
+    with pytest.raises(UserError, match="00001.json: was made with tag_rate 0.0, now"):
+        tokenize_shard(web(root, tmp_path, tag_rate=0.05), "00002")
+    tokenize_shard(web(root, tmp_path), "00000")
+    assert path.read_text() == whole
+
+
 def test_sources_of_one_dataset_hold_out_the_same_documents(root, tmp_path):
     works = [
         replace(web(root, tmp_path, tag_rate=rate), name=name, folder=tmp_path / name) for name, rate in (("a", 0), ("b", 0.1))
