@@ -152,16 +152,13 @@ def _check_data(run: Run) -> None:
 
 def _import_weights(model: Model, out: Path) -> None:
     """Make the checkpoint of step 0. Raises UserError where the weights are of another model than the study's."""
-    from curricula.model.checkpoints.folder import NOT_IN_WEIGHTS, read_info, require_checkpoint
+    from curricula.model.checkpoints.folder import misfits, read_info, require_checkpoint
     from curricula.model.convert import import_hf
 
     ours = model.resolve()
     if not (out / "latest").exists():
         import_hf(model_source(model.weights or ""), out, ours.sequence_length)
-    theirs = read_info(require_checkpoint(out)).model
-    names = [name for name in ours.__struct_fields__ if name not in NOT_IN_WEIGHTS]
-    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
-    if other := [f"{name} {found}, not {wanted}" for name, found, wanted in pairs if found != wanted]:
+    if other := misfits(read_info(require_checkpoint(out)).model, ours):
         raise UserError(
             f"model.weights {model.weights}: is not the study's model ({', '.join(other)}); choose its preset and set "
             "model.vocabulary, tied and rope_base as its config.json has them"

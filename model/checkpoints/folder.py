@@ -277,10 +277,13 @@ def set_aside(folder: Path) -> Path:
 
 def check_weights(folder: Path, info: CheckpointInfo, model: ModelConfig) -> None:
     """Raise UserError unless the weights in `folder` fit `model`."""
-    then, now = msgspec.to_builtins(info.model), msgspec.to_builtins(model)
-    for name in NOT_IN_WEIGHTS:
-        then.pop(name), now.pop(name)
-    _refuse(folder, "is a checkpoint of another model", differences(then, now, "model"))
+    _refuse(folder, "is a checkpoint of another model", misfits(info.model, model))
+
+
+def misfits(weights: ModelConfig, model: ModelConfig) -> list[str]:
+    """Why weights of one model do not fit another, such as "layers 2, not 3"."""
+    values = zip(model.__struct_fields__, msgspec.structs.astuple(weights), msgspec.structs.astuple(model))
+    return [f"{name} {found}, not {wanted}" for name, found, wanted in values if found != wanted and name not in NOT_IN_WEIGHTS]
 
 
 def identity(folder: Path) -> str:
