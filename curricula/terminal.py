@@ -30,6 +30,8 @@ than those for colours and the cursor, which `rich` sends."""
 
 def printable(text: str) -> str:
     """`text` with its control characters replaced: a terminal would obey them, and documents and logs may hold any."""
+    if text.isprintable():  # quickly
+        return text
     return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 

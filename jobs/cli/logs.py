@@ -138,7 +138,7 @@ def _print_logs(logs: Logs, pattern: re.Pattern[str] | None, last: int | None, s
     for prefix, files in logs:
         lines = (
             _shown(prefix, file.rank if show_rank else None, line.text)
-            for file, line in merged(files)
+            for file, line in merged(files, None if pattern else last)
             if pattern is None or pattern.search(line.text)
         )
         for line in lines if last is None else deque(lines, maxlen=min(last, sys.maxsize)):

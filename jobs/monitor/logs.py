@@ -25,6 +25,8 @@ from curricula.terminal import ESCAPES, printable
 
 ERROR_TAIL_BYTES = 4 << 20
 """The part of a log's end that is searched for errors."""
+TAIL_BYTES = 1 << 20
+"""How much of a log is read at a time, from its end on, to find its last lines."""
 LONGEST_BLOCK = 200
 """Lines of a traceback that are kept."""
 
@@ -113,17 +115,27 @@ def clean(raw: bytes) -> str:
     return printable(ESCAPES.sub("", text))
 
 
-def merged(logs: Iterable[LogFile]) -> Iterator[tuple[LogFile, LogLine]]:
-    """The lines of all logs by time stamp; each log keeps its own order."""
+def merged(logs: Iterable[LogFile], last: int | None = None) -> Iterator[tuple[LogFile, LogLine]]:
+    """The lines of all logs by time stamp, the `last` ones at least; each log keeps its own order."""
 
     def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, LogLine]]:
         latest = ""
-        for line in read_lines(log.path):
+        for line in read_lines(log.path, 0 if last is None else _tail(log.path, last)):
             latest = max(latest, line.time)  # the clock may have been set back
             yield latest, log.rank, log, line
 
     for _, _, log, line in heapq.merge(*map(numbered, logs), key=lambda item: item[:2]):
         yield log, line
+
+
+def _tail(path: Path, lines: int) -> int:
+    """The byte from which on a log has so many whole lines, and some before them, which mostly tell their time."""
+    with open(path, "rb") as file:
+        start, found = file.seek(0, os.SEEK_END), 0
+        while start and found <= lines:
+            end, start = start, file.seek(max(0, start - TAIL_BYTES))
+            found += file.read(end - start).count(b"\n")
+    return start
 
 
 def first_error(logs: Iterable[LogFile]) -> FirstError | None:

@@ -1,9 +1,11 @@
 """`curricula logs`: the right files, in order of time, the error that came first, and no control characters."""
 
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from run_folders import fail, new_run, report_progress, submitted
@@ -163,6 +165,25 @@ def test_stage_arm_grep_and_lines_choose(demo, capsys):
     assert shown(capsys, demo.root, "instruct-20", "full-20", "-n", "1") == "loss end\n"
     assert shown(capsys, demo.root, "instruct-20", "full-20", "-n", "9" * 20).endswith("loss end\n")
     assert shown(capsys, demo.root, "pretrain-20", "-n", "1") == "data-20: loss end\nfull-20: loss end\n"
+
+
+def test_the_last_lines_of_a_long_log_are_found_without_reading_all_of_it(demo, capsys):
+    submitted(demo, "pretrain-0", "70", ["data-0", "full-0"])
+    rank_logs(demo, task="70_0", r0="short\n")
+    texts = {f"r{rank}": f"{'long ' * 2000}\n" * 1200 + f"2026-01-01 12:00:0{rank} last of {rank}\n" for rank in range(2)}
+    rank_logs(demo, **texts)
+    shown(capsys, demo.root, "pretrain-0", "data-0", "-n", "1")  # what is imported later is not counted
+    before = bytes_read()
+    last = shown(capsys, demo.root, "pretrain-0", "full-0", "--rank", "all", "-n", "2").splitlines()
+    assert last == ["[0] 2026-01-01 12:00:00 last of 0", "[1] 2026-01-01 12:00:01 last of 1"]
+    assert bytes_read() - before < 15e6 < 2 * len(texts["r0"])
+    log = LogFile(demo.slurm / "pretrain-0/70_1_1_log.out", 1)
+    texts = [line.text for _, line in merged([log], 300)]  # which lie in several pieces of the file
+    assert len(texts) < 1000 and set(texts[-300:-1]) == {"long " * 2000}
+
+
+def bytes_read() -> int:
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
 @pytest.mark.parametrize(
