@@ -232,6 +232,9 @@ def test_a_check_of_a_run_reads_its_shards_and_the_report_shows_the_result(conta
     assert "Prompts in the training text" in (run.report / "index.html").read_text()
     write_json(manifest, {**read_json(manifest), "sha256": "0" * 64})  # made anew from other data
     assert not read_contamination(run)
+    for gone in (lambda: manifest.write_text("{"), manifest.unlink):  # it says nothing of other data
+        gone()
+        assert len(read_contamination(run)) == len(rows)
 
 
 def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminated, tmp_path, capsys, monkeypatch):
