@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from curricula.curriculum.sources.declared import TextTable
+from curricula.curriculum.sources.declared import TextTable, anchor_keys
 from curricula.errors import UsageError
 from curricula.eval.benchmarks import BENCHMARKS, PromptSet, Use, check_names, check_use
 from curricula.eval.capability.settings import Capability
@@ -35,7 +35,8 @@ class ProbeSampling(Settings, frozen=True):
     """A small draft model chooses which candidates of GCG the attacked model computes (Zhao et al. 2024; as in nanoGCG)."""
 
     draft: str
-    """The draft model: a folder, a Hugging Face name, a package or .gguf file. It reads the same text as the attacked model."""
+    """The draft model: a folder or .gguf file (a relative path starts at the study file's folder), a Hugging Face name or a
+    package. It reads the same text as the attacked model."""
     sampling_factor: Positive = 16
     """One candidate in this many is computed by both models, which shows how far they agree."""
     r: Positive = 8
@@ -361,11 +362,17 @@ class EvalConfig(Settings, frozen=True):
         tasks = self.task_lists
         return {*tasks.base, *tasks.instruct, *tasks.benign}
 
-    def anchor_folder(self, folder: Path) -> None:
-        """Make the folder of capability tasks absolute: if it is not, it is relative to `folder`."""
+    def anchor_paths(self, folder: Path) -> None:
+        """Make the folder of capability tasks absolute: if it is not, it is relative to `folder`. Likewise the models of judges
+        and of probe sampling that are there; else their names may be the hub's."""
         if self.capability and self.capability.folder:
             path = str(folder.absolute() / Path(self.capability.folder).expanduser())
             msgspec.structs.force_setattr(self.capability, "folder", path)
+        for judge in (self.judge, self.overrefusal_judge):
+            if isinstance(judge, JudgeConfig):
+                anchor_keys(judge, ("model", "tokenizer") if judge.on_this_machine else ("tokenizer",), folder)
+        if self.gcg and self.gcg.probe_sampling:
+            anchor_keys(self.gcg.probe_sampling, ("draft",), folder)
 
     @property
     def task_lists(self) -> Tasks:

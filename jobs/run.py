@@ -42,6 +42,8 @@ ASKING = (
 """Settings of a judge that its verdicts do not depend on."""
 TOGETHER = ("rows", "batch_prompts", "batch_candidates", "batch")
 """Settings of an evaluation that say what is computed together: they change an answer by rounding alone."""
+PATHS = {"folder", "gguf", "weights", "model", "tokenizer", "draft"}
+"""Keys of a tokenizer, of models and of judges that name files or folders."""
 
 
 class Run:
@@ -360,11 +362,18 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
         for mapping in (*by_set, study["curriculum"]["interventions"], study["curriculum"]["arms"]):
             for name in mapping.keys() - sets:
                 del mapping[name]
-    was, now = plain
-    for part, key in (("tokenizer", "folder"), ("tokenizer", "gguf"), ("model", "weights")):
-        if _is_one_place(was[part][key], now[part][key]):
-            now[part][key] = was[part][key]
+    for was, now in zip(*map(_with_paths, plain)):
+        for key in PATHS & was.keys() & now.keys():
+            if _is_one_place(was[key], now[key]):
+                now[key] = was[key]
     return plain
+
+
+def _with_paths(study: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a study whose paths became absolute as it was read."""
+    evaluation = study["evaluation"]
+    draft = (evaluation["gcg"] or {}).get("probe_sampling") or {}
+    return [study["tokenizer"], study["model"], evaluation["judge"], evaluation["overrefusal_judge"], draft]
 
 
 def _is_one_place(was: str | None, now: str | None) -> bool:

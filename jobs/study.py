@@ -6,7 +6,6 @@ Nothing here imports torch, so that a login node can read and plan a study.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,7 @@ from curricula.curriculum.plan import (
     training_tree,
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
-from curricula.curriculum.sources.declared import anchor, declared_in
+from curricula.curriculum.sources.declared import anchor, anchor_keys, declared_in
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.stages import BASE, StageTree, is_taken, stage_tree, written_out
 from curricula.curriculum.sweep import Sweep, variants_of
@@ -574,11 +573,9 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     study = parse_study(raw, where)
     for one in (study, *study.variants.values()):
         anchor(one, path.parent)
-        one.evaluation.anchor_folder(path.parent)
-        for settings, key in ((one.tokenizer, "folder"), (one.tokenizer, "gguf"), (one.model, "weights")):
-            place = os.path.join(path.parent.absolute(), os.path.expanduser(getattr(settings, key) or ""))
-            if getattr(settings, key) and os.path.exists(place):  # else it may be a package's name
-                msgspec.structs.force_setattr(settings, key, place)
+        one.evaluation.anchor_paths(path.parent)
+        anchor_keys(one.tokenizer, ("folder", "gguf"), path.parent)
+        anchor_keys(one.model, ("weights",), path.parent)
     return study
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -249,6 +249,14 @@ def anchor(settings: Any, folder: Path) -> None:
         if table.path is not None:
             path = os.path.join(folder.absolute(), os.path.expanduser(table.path))
             msgspec.structs.force_setattr(table, "path", path)
+
+
+def anchor_keys(settings: Any, keys: Iterable[str], folder: Path) -> None:
+    """Make what these keys name absolute where it is a path that is there, seen from `folder`: it may be another name."""
+    for key in keys:
+        place = os.path.join(folder.absolute(), os.path.expanduser(getattr(settings, key) or ""))
+        if getattr(settings, key) and os.path.exists(place):
+            msgspec.structs.force_setattr(settings, key, place)
 
 
 def _require_columns(where: str, file: Path, rows: list[Row], present: list[str], wanted: Reads) -> None:

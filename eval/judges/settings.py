@@ -61,8 +61,9 @@ class JudgeConfig(Settings, frozen=True):
     name: JudgeName
     """The kind of judge; docs/evaluation.md compares them."""
     model: str = ""
-    """Its name on the server; for "local" a folder or a name on the hub, for "python" a name in the entry point group
-    `curricula.judges`. Only "harmbench" has a default: the published Llama 2 classifier."""
+    """Its name on the server; for "local" a name on the hub or a folder, whose relative path starts at the study file's folder;
+    for "python" a name in the entry point group `curricula.judges`. Only "harmbench" has a default: the published Llama 2
+    classifier."""
     template: str = ""
     """A name in eval/judges/templates.py. "": the model's or the task's own."""
     text: str = ""

@@ -212,7 +212,7 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
         given |= {"accept_changed": args.accept_changed} if args.accept_changed else {}
     config = parse(given, EvalConfig, str(args.config))
     anchor(config, args.config.parent)
-    config.anchor_folder(args.config.parent)
+    config.anchor_paths(args.config.parent)
     if not config.eval_tasks(args.kind):
         raise UsageError(f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]")
     return config

@@ -98,6 +98,23 @@ def test_a_run_knows_its_weights_and_tokenizer_again_when_they_came_or_were_move
         Run.create(tmp_path / "run", found).check(beside("fh"))
 
 
+def test_models_of_an_evaluation_lie_beside_the_study_file_unless_their_names_are_others(tmp_path):
+    def evaluation():
+        raw = smaller_demo()["evaluation"]
+        judges = {"judge": {"name": "local", "model": "guard"}, "overrefusal_judge": {"name": "llm", "model": "guard"}}
+        raw.update(judges, gcg={"probe_sampling": {"draft": "guard"}})
+        study = load_study(small_study(tmp_path, evaluation=raw))
+        found = study.evaluation
+        return study, (found.judge.model, found.overrefusal_judge.model, found.gcg.probe_sampling.draft)
+
+    lacking, names = evaluation()
+    (tmp_path / "guard").mkdir()
+    found, places = evaluation()
+    here = str(tmp_path / "guard")
+    assert names == ("guard", "guard", "guard") and places == (here, "guard", here)
+    Run.create(tmp_path / "run", lacking).check(found)
+
+
 def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path):
     assert load_study(small_study(tmp_path, tokenizer={"folder": "~nobody-there/x"})).tokenizer.folder == "~nobody-there/x"
 
