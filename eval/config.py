@@ -6,7 +6,7 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -299,10 +299,14 @@ class EvalConfig(Settings, frozen=True):
         self._check_attacks()
         if self.deterministic and self.topk.backend == "vllm":
             raise ValueError("deterministic is true, which vLLM does not promise; set topk.backend to transformers")
-        self.require_templates(self._task_names())
+        self.check_tasks(self._task_names())
 
-    def require_templates(self, tasks: Iterable[str]) -> None:
-        """Raise ValueError where the judge of one of `tasks` is a model without a template to ask by."""
+    def check_tasks(self, tasks: Collection[str]) -> None:
+        """Raise ValueError where one of `tasks` asks a benchmark that there is not, or a judge that is a model and has no
+        template to ask by."""
+        for name in self.benchmarks_of(self.battery(tasks, raw=False)):
+            if name not in (known := [*self.prompts, *BENCHMARKS]):
+                raise ValueError(f"attacks names {name!r}, which is no benchmark; choose from {', '.join(known)}")
         judged = {TASKS[name].judged for name in tasks}
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
@@ -353,7 +357,8 @@ class EvalConfig(Settings, frozen=True):
         for key, (kind, names) in uses.items():
             require_distinct(key, names)
             for name in names:
-                check_use(key, name, kind, self.prompts)
+                if name in {*self.prompts, *BENCHMARKS} or not key.startswith("attacks."):  # others matter if a task asks them
+                    check_use(key, name, kind, self.prompts)
         for name in self.accept_changed:
             if name not in (known := [*self.prompts, *BENCHMARKS]):
                 raise ValueError(f"accept_changed names {name!r}, which is no benchmark; choose from {', '.join(known)}")

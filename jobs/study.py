@@ -282,7 +282,7 @@ class Study(Settings, frozen=True, dict=True):
         for layer in self.used_probes.layers if self.used_probes else ():
             if isinstance(layer, int) and layer > (count := self.model.resolve().layers):
                 raise ValueError(f"evaluation.probes.layers names layer {layer}, and the model has {count}; choose a lower one")
-        evaluation.require_templates(name for _, names in self._named_tasks() for name in names)
+        evaluation.check_tasks({name for _, names in self._named_tasks() for name in names})
 
     def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Every list of tasks with its key in the study file."""

@@ -88,6 +88,10 @@ def test_a_wrong_file_is_named_with_key_and_column(tmp_path, text, columns, said
             "benchmarks names 'alpaca', which is of kind overrefusal, not attack; choose from harmbench, advbench",
         ),
         ({"gcg": {"benchmark": "jbb"}}, "gcg.benchmark names 'jbb', which is no benchmark; choose from"),
+        (
+            {"attacks": {"benchmarks": ["jbb"]}, "tasks": {"instruct": ["prefill-topk"]}},
+            "attacks names 'jbb', which is no benchmark; choose from harmbench",
+        ),
         ({"base_benchmark": "advbench"}, "base_benchmark names 'advbench', which is of kind attack, not completion"),
         ({"overrefusal_benchmark": ["advbench"]}, "names 'advbench', .* not overrefusal; choose from alpaca, xstest"),
         ({"gcg": {"benchmark": "jb_completions"}}, "gcg.benchmark names 'jb_completions', which is of kind completion"),
@@ -109,6 +113,11 @@ def test_a_wrong_declaration_is_refused_in_one_sentence(settings, said):
     with pytest.raises(Exception, match=said) as refused:
         parse(settings, EvalConfig, "eval.yaml")
     assert str(refused.value).startswith("eval.yaml: ")
+
+
+def test_a_benchmark_that_no_task_asks_need_not_exist():
+    """Earlier versions accepted it, and their runs must stay readable."""
+    parse({"attacks": {"benchmarks": ["jbb"], "ablation": {"harmful": "jbb"}}}, EvalConfig, "eval.yaml")
 
 
 def test_orbench_and_phtest_are_read_and_their_sizes_checked(tmp_path):

@@ -115,6 +115,13 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
         ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation: benchmarks names 'harmbnch', which is no benchmark; choose"),
         (
+            {
+                "evaluation__attacks": {"ablation": {"harmless": "alpacca"}},
+                "stages": {"more": {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": ["ablation-topk"]}},
+            },
+            r"attacks names 'alpacca', which is no benchmark; choose from",
+        ),
+        (
             {"evaluation__accept_changed": ["tcd"]},
             r"evaluation: accept_changed names 'tcd', which is no benchmark; choose from",
         ),
