@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import subprocess
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
-from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
 from curricula.durable import make_folder, write_text
 from curricula.errors import UsageError, UserError
@@ -424,37 +424,28 @@ class ElementExecutor(submitit.SlurmExecutor):
         words when it refused the job: QueueFull where it would take it later, DependencyLost where it has forgotten a job that
         this one waits for.
         """
-        try:
-            return self._submit_command(body).job_id
-        except FailedSubmissionError as error:  # sbatch said something, but no number: Slurm may have the job
-            raise ControllerAway(_last_words(str(error))) from None
-        except UncompletedJobError as error:
-            said = _last_words(str(error))  # what sbatch wrote to its standard error
+        script = Path(self.folder) / ".submission.sh"
+        write_text(script, self.text(body))
+        script.chmod(0o700)
+        # Not by submitit, which kills an sbatch that prints anything but UTF-8, although Slurm may have the job.
+        environment = commands.cleaned(os.environ)
+        done = subprocess.run(["sbatch", str(script)], env=environment, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            said = _last_words(done.stderr)
             if commands.is_away(said):
-                raise ControllerAway(said) from None
+                raise ControllerAway(said)
             if commands.is_full(said):
-                raise QueueFull(f"Slurm takes no more of your jobs now ({said})") from None
+                raise QueueFull(f"Slurm takes no more of your jobs now ({said})")
             if "Job dependency problem" in said:
-                raise DependencyLost(f"Slurm has forgotten a job that {self._job} waits for; repeat the command") from None
+                raise DependencyLost(f"Slurm has forgotten a job that {self._job} waits for; repeat the command")
             avoided = self.parameters.get("exclude")
             without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
-            raise UserError(f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study") from None
-
-    @staticmethod
-    def _get_job_id_from_submission_command(string: str | bytes) -> str:
-        """Of sbatch's own line: a site may have it print others, with numbers of other jobs."""
-        text = string if isinstance(string, str) else string.decode(errors="replace")
-        if not (said := re.findall(r"^Submitted batch job (\d+)", text, re.MULTILINE)):
-            raise FailedSubmissionError(f"sbatch told no number of a job, but {text!r}")
-        return str(said[-1])
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        submission_file_path.chmod(0o700)
-        return [
-            "env",
-            *(word for name in commands.ignored(os.environ) for word in ("--unset", name)),
-            *super()._make_submission_command(submission_file_path),
-        ]
+            raise UserError(f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study")
+        # Of sbatch's own line: a site may have it print others, with numbers of other jobs.
+        if not (numbers := re.findall(r"^Submitted batch job (\d+)", done.stdout, re.MULTILINE)):
+            raise ControllerAway(f"sbatch told no number of a job, but {done.stdout.strip()!r}")
+        script.rename(script.with_name(f"{numbers[-1]}_submission.sh"))
+        return str(numbers[-1])
 
 
 def _last_words(text: str) -> str:

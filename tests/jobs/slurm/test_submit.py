@@ -404,6 +404,12 @@ def test_lines_that_a_site_has_sbatch_print_are_no_number(slurm, tmp_path):
     assert executor(tmp_path / "jobs").submit_body("true") == "7"
 
 
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_job_is_submitted_though_a_site_speaks_another_encoding(slurm, tmp_path, stream):
+    slurm.answer("sbatch", "Submitted batch job 7\n", script=f"printf 'Universit\\351\\n' >&{stream}")
+    assert executor(tmp_path / "jobs").submit_body("true") == "7"
+
+
 LOST = "sbatch: error: Batch job submission failed: Job dependency problem"
 
 
