@@ -42,7 +42,7 @@ ROWS_EACH, MANY_ROWS = 8, 200
 """How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
 ERRORS_SHOWN = 10
 LABEL_WIDTH, STATE_WIDTH = 26, 22
-"""Longer states take a second line, and so do longer labels for which there is no room."""
+"""Longer states take a second line, and so do longer labels for which there is no room. A name within a label is not broken."""
 GAP = 2
 LATE_S = 300.0
 """A heartbeat older than this is coloured: its element may hang."""
@@ -199,7 +199,8 @@ def element_table(rows: list[Row], console: Console) -> Table:
     cells = {column: of_column for column, of_column in cells.items() if any(of_column)}
     job_width = max((row.job.cell_len for row in rows if row.element is None), default=0)
     longest = max((row.job.cell_len for row in rows), default=0)
-    label_width = max(job_width, min(LABEL_WIDTH, longest))
+    names = (name for row in rows for name in _folded(row.job, 0).plain.split("\n"))
+    label_width = max(min(LABEL_WIDTH, longest), *map(cell_len, names), 0)
     state_width = min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0))
     state_width = max(state_width, len("state"))
     widths = {column: max(cell_len(column), *(cell.cell_len for cell in cells[column])) for column in cells}
@@ -209,6 +210,9 @@ def element_table(rows: list[Row], console: Console) -> Table:
         if label_width <= room:
             label_width = min(longest, room)
             break
+    else:  # states take more lines
+        words = (word for row in rows for word in row.state.plain.split())
+        state_width = max(state_width - (label_width - room), *map(cell_len, words))
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     table.add_column("job", overflow="fold", min_width=job_width, max_width=label_width)
     table.add_column("state", max_width=state_width)

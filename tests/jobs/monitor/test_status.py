@@ -6,10 +6,14 @@ import socket
 
 import pytest
 from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, report_progress, squeue_line, submitted
+from small_studies import demo as demo_study
 
 from curricula.durable import exclusive_lock, write_json, write_text
 from curricula.eval.rows import VerdictRow, append_rows
 from curricula.jobs.cli.main import main
+from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
+from curricula.jobs.study import parse_study
 from curricula.terminal import clock, count
 
 
@@ -207,6 +211,20 @@ def test_the_table_fits_its_terminal_and_never_cuts_a_job_or_label(demo, slurm, 
     assert bool(re.search(f"^  {label}  +running", shown, re.MULTILINE)) == (width > 80)  # on one line where there is room
     assert "172k/286k" in shown and "2.345" in shown
     assert ("h100-[006-009]" in shown, "41%" in shown, "600B" in shown) == (width > 120, width > 80, width > 120)
+
+
+def test_a_narrow_terminal_shows_long_names_of_arms_and_every_column_whole(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    raw, arm = demo_study(), "mathematics-introduced-late-30"
+    raw["curriculum"]["arms"] = {arm: [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full"}]}
+    run = Run.create(tmp_path / "run", parse_study(raw, "demo"))
+    jobs = plan_study(run.study).jobs
+    job = next(job for job in jobs if job.name.startswith("evaluate-instruct") and job.elements[0].arm == arm)
+    report_progress(run, job.name, job.elements[0].label, 345_678, 1_234_567, left_s=12 * 86400)
+    lines = table(run, capsys, "--job", job.name).splitlines()
+    assert max(map(len, lines)) <= 80 and "    attacks-topk/harmbench" in [line.rstrip() for line in lines]
+    (row,) = [line for line in lines if arm in line]
+    assert row.split() == [f"{arm}/", "running", "346k/1.23M", "12d", "00:00", "left"]
 
 
 def test_a_run_that_has_not_begun_has_whole_headings(demo, capsys, monkeypatch):
