@@ -165,6 +165,8 @@ def _words(
         "name": plan.get("study") or run.resolve().name,
         "fictional": is_fictional(run),
         "seeds": shown.seeds,
+        # Others measure only how capable their models are.
+        "of_safety": any(not name.startswith("capability") for names in tasks.values() for name in names) or not tasks,
         "verdict": wording.verdict(tables["trends"]),
         "basis": wording.basis(shown.seeds, arms, metrics, plan),
         "arms": [(arm, labels[arm.name], wording.INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],

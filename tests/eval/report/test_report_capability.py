@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -59,6 +60,18 @@ def test_the_page_shows_attack_success_against_capability_and_escapes_names(buil
     assert (run / "report/figures/capability.svg").stat().st_size > 5_000
     assert "data-0-s1 instruct capability arc_easy" in read.text and "data-0-s1 base capability mmlu" in read.text
     assert "data-0-s1 base capability arc_easy" not in read.text
+
+
+def test_the_page_of_a_study_that_measures_capability_alone_has_its_name_and_says_nothing_of_safety(built, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(built[0] / "eval", run / "eval", ignore=shutil.ignore_patterns("attacks*"))
+    study = {"plan": {"study": "maths-late"}, "tasks": {"base": ["capability arc_easy", "capability <b>mine"]}}
+    page = write_report(run, SHOWN, study, run / "report").read_text()
+    read = Page(page)
+    assert "<title>maths-late</title>" in page and "<h1>maths-late</h1>" in page
+    assert "Capability of base models" in read.text and "maths-late" in read.text
+    assert not re.search("safety|paper|claim|judge’s|harmful|verdict|over-refusal|attack|unparsed", read.text, re.IGNORECASE)
+    assert {link[1:] for link in read.links if link.startswith("#")} <= set(read.ids)
 
 
 def test_the_tables_hold_every_run_and_every_arm(built):
