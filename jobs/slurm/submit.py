@@ -426,7 +426,6 @@ class ElementExecutor(submitit.SlurmExecutor):
         """
         script = Path(self.folder) / ".submission.sh"
         write_text(script, self.text(body))
-        script.chmod(0o700)
         # Not by submitit, which kills an sbatch that prints anything but UTF-8, although Slurm may have the job.
         environment = commands.cleaned(os.environ)
         done = subprocess.run(["sbatch", str(script)], env=environment, capture_output=True, text=True, errors="replace")

@@ -311,6 +311,14 @@ def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monk
     assert standing(run, plan_study(run.study), Profile(), print).live == {PREPARE: (Task("5", 0),)}
 
 
+def test_a_colleague_may_read_what_was_submitted(slurm, tmp_path, monkeypatch):
+    """What changes a study looks there for the code that queued jobs run."""
+    monkeypatch.setenv(TEAM, str(os.getgid()))
+    slurm.answer("sbatch", "Submitted batch job 7\n")
+    executor(tmp_path / "jobs").submit_body("true")
+    assert (tmp_path / "jobs/7_submission.sh").stat().st_mode & 0o777 == 0o660
+
+
 SHOW = {
     "Requeue=0": ("JobId=1 Requeue=0 Partition=gpu", "PreemptType = preempt/none", ""),
     "jobs of partition gpu are cancelled": (
