@@ -24,7 +24,7 @@ from curricula.durable import team, write_text
 from curricula.errors import UsageError
 from curricula.fencing import Superseded
 from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
-from curricula.jobs.run import Run
+from curricula.jobs.run import PATHS, Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
 from curricula.jobs.slurm.profile import RESERVE_S, Profile, texts_in
 from curricula.jobs.slurm.restarts import AlreadyRuns
@@ -59,8 +59,8 @@ SHORT = {
 }
 """Beginnings of jobs' names, and what Slurm gets instead: squeue shows eight columns of a name."""
 
-WITH_PATHS = ("path", "folder", "weights", "gguf", "model", "tokenizer")
-"""Keys of a study that may hold a path."""
+WITH_PATHS = {"path", "artifacts", *PATHS}
+"""Keys of a study that may hold a path, or several by name."""
 
 Options = dict[str, str | int | bool]
 
@@ -200,7 +200,7 @@ def _named_paths(study: Study) -> Iterator[Path]:
     """The absolute paths in a study, where they exist: of a pattern the folder before its first wildcard, of a snapshot in the
     hub's cache its repository, where the files lie."""
     for key, text in texts_in(msgspec.to_builtins(study)):
-        if key.rpartition(".")[2] not in WITH_PATHS or not os.path.isabs(text):
+        if WITH_PATHS.isdisjoint(key.split(".")[-2:]) or not os.path.isabs(text):
             continue
         path = Path(text)
         if wild := next((place for place, part in enumerate(path.parts) if re.search(r"[*?[]", part)), 0):

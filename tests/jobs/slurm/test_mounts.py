@@ -61,20 +61,22 @@ def test_an_image_is_wrapped_around_the_work_alone(tmp_path):
 
 
 def test_an_image_sees_read_only_what_the_study_names_elsewhere(tmp_path):
-    for name in ("models/tokenizer", "tables", "run/judge"):
+    for name in ("models/tokenizer", "models/draft", "tables", "jailbreaks", "run/judge"):
         (tmp_path / name).mkdir(parents=True)
     raw = demo()
     raw["tokenizer"] = {"folder": str(tmp_path / "models/tokenizer")}
     raw["sources"]["mine"] = {"path": str(tmp_path / "tables/*.parquet"), "text": "body", "id": "doc"}
     judge = {"name": "local", "model": str(tmp_path / "run/judge"), "text": "{generation}", "replies": {"NO": "safe"}}
     raw["evaluation"].update(judge=judge, overrefusal_judge="refusal-phrases")
+    raw["evaluation"]["gcg"]["probe_sampling"] = {"draft": str(tmp_path / "models/draft")}
+    raw["evaluation"]["attacks"] = {"artifacts": {"theirs": str(tmp_path / "jailbreaks")}}
     study = parse_study(raw, "study.yaml")
     job, run = plan_study(study).jobs[0], tmp_path / "run"
     profile = Profile(container=Container(kind="apptainer", image="a.sif"))
     text = body(job, list(job.labels), study, profile, run, take_snapshot(run))
-    mounts = [str(tmp_path / "tables"), str(tmp_path / "models/tokenizer")]
+    mounts = [str(tmp_path / name) for name in ("tables", "jailbreaks", "models/tokenizer", "models/draft")]
     words = [f"--bind {path}:{path}:ro" for path in mounts]
-    assert all(word in text for word in words) and text.count("--bind") == 3
+    assert all(word in text for word in words) and text.count("--bind") == 5
     assert max(map(text.index, words)) < text.index(f"--bind {run}:{run} ")  # it stays writable if it is inside one of them
 
 
