@@ -27,7 +27,7 @@ import msgspec
 from curricula import fencing
 from curricula.durable import read_json, sync_folder, write_json, write_text
 from curricula.errors import StorageError, UserError
-from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
+from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, SpikeGuard, learning_rate
 from curricula.randomness import key_seed
 from curricula.settings import convert, differences
 
@@ -287,9 +287,12 @@ def misfits(weights: ModelConfig, model: ModelConfig) -> list[str]:
 
 
 def identity(folder: Path) -> str:
-    """A short name of the training behind `folder`: equal for equal model, recipe, data and step, wherever the folder is."""
-    info = read_info(folder)
-    past = {"model": msgspec.to_builtins(info.model), "recipe": info.recipe, "data": info.data}
+    """A short name of the training behind `folder`: equal for equal model, recipe, data and step, wherever the folder is.
+
+    It is made of what was recorded, not of what this code reads in it: a setting that came later must not rename old ones.
+    """
+    info, record = read_info(folder), read_json(folder / INFO_FILE)
+    past = {"model": record["model"], "recipe": info.recipe, "data": info.data}
     return f"step {info.step} of {key_seed(json.dumps(past, sort_keys=True)):016x}"
 
 
@@ -324,10 +327,14 @@ def warn_of_versions(folder: Path, info: CheckpointInfo, now: Mapping[str, str])
 
 
 def _rates(recipe: dict[str, Any], steps: int) -> list[float]:
-    """The learning rates of the first `steps` steps; removes from `recipe` the entries that affect nothing else."""
+    """The learning rates of the first `steps` steps; removes from `recipe` the entries that affect nothing else, and completes
+    the others: a setting that came after them has its default there."""
     schedule = convert(recipe.pop("schedule"), ScheduleConfig)
     total_steps = recipe.pop("total_steps")
     optimizer = convert(recipe["optimizer"], OptimizerConfig)
+    recipe["optimizer"] = msgspec.to_builtins(optimizer)
+    if guard := recipe.get("spike_guard"):
+        recipe["spike_guard"] = msgspec.to_builtins(convert(guard, SpikeGuard))
     return [learning_rate(step, total_steps, optimizer, schedule) for step in range(steps)]
 
 

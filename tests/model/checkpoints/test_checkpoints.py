@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -22,7 +23,8 @@ from curricula.errors import StorageError, UserError
 from curricula.fencing import Superseded, generation
 from curricula.model.checkpoints import checkpoint, folder, writer
 from curricula.model.checkpoints.checkpoint import _rectangles
-from curricula.model.checkpoints.folder import latest_checkpoint, read_info
+from curricula.model.checkpoints.folder import identity, latest_checkpoint, read_info
+from curricula.model.config import SpikeGuard
 from curricula.model.megatron import CheckpointingException, ShardedTensor, distrib_optimizer
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.train import train
@@ -295,6 +297,34 @@ def test_a_record_without_a_recipe_is_named(copy):
     record.write_text(json.dumps({**json.loads(record.read_text()), "recipe": {"schedule": 3}}))
     with pytest.raises(UserError, match="step_00000004: its record has no usable recipe"):
         train(train_job(copy), RandomBatches())
+
+
+@pytest.mark.parametrize(
+    ("lacking", "name"), [((), "step 4 of 0a65fb7c211bc664"), (("init_std", "tied"), "step 4 of 1629882c37f52123")]
+)
+def test_a_training_keeps_its_name_when_settings_come_that_its_record_lacks(tmp_path, lacking, name):
+    model = {key: value for key, value in msgspec.to_builtins(SMALL).items() if key not in lacking}
+    counts = {"step": 4, "consumed_samples": 32, "consumed_tokens": 512}
+    record = {**counts, "model": model, "precision": "float32", "full": True, "data": {"key": "safe"}, "recipe": {"seed": 0}}
+    write_json(tmp_path / "checkpoint.json", record)
+    assert identity(tmp_path) == name
+
+
+def test_a_run_whose_record_lacks_later_settings_goes_on_with_their_defaults(tmp_path):
+    job = train_job(tmp_path, stop_step=2, spike_guard=SpikeGuard(window=4))
+    train(job, RandomBatches())
+    path = latest_checkpoint(tmp_path / "checkpoints") / "checkpoint.json"
+    record = read_json(path)
+    for part, later in (
+        (record["model"], "rms_norm_eps"),
+        (record["recipe"]["optimizer"], "clip_grad"),
+        (record["recipe"]["schedule"], "final_fraction"),
+        (record["recipe"]["spike_guard"], "rewind"),
+    ):
+        del part[later]
+    write_json(path, record)
+    train(dataclasses.replace(job, stop_step=3), RandomBatches())
+    assert read_info(latest_checkpoint(tmp_path / "checkpoints")).step == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"../../etc", None], ids=["empty", "bytes", "path", "gone"])
