@@ -26,6 +26,7 @@ from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.submissions import Submission
 from curricula.jobs.study import Study
 from curricula.model.checkpoints.folder import CheckpointInfo
+from curricula.model.config import LARGEST_SIZE
 from curricula.settings import FINITE
 
 FOLDER = Path(__file__).parent / "reference"
@@ -155,7 +156,7 @@ def _type(kind: types.Type) -> str:
         return " or ".join(dict.fromkeys(map(_type, kind.types)))
     if isinstance(kind, types.IntType | types.FloatType):
         bounds = [(">", kind.gt), ("≥", kind.ge), ("<", kind.lt), ("≤", kind.le)]
-        shown = [f"{sign} {bound:,}" for sign, bound in bounds if bound is not None and bound != FINITE]
+        shown = [f"{sign} {bound:,}" for sign, bound in bounds if bound not in (None, FINITE, LARGEST_SIZE)]
         return " ".join(["integer" if isinstance(kind, types.IntType) else "number", ", ".join(shown)]).strip()
     if isinstance(kind, types.LiteralType):
         return " or ".join(f"`{value}`" for value in kind.values)

@@ -143,6 +143,7 @@ def described_size(study: Study) -> dict[str, Any]:
     return {
         "model": {
             "preset": study.model.preset,
+            "name": study.model.name,
             "parameters": costs.parameters(config),
             "flops_per_token": costs.flops_per_token(config, budget.sequence_length),
             **msgspec.to_builtins(config),
@@ -164,6 +165,7 @@ def _points(plan: Plan) -> list[dict[str, Any]]:
         {
             "name": name,
             "preset": one.model.preset,
+            "model": one.model.name,
             "parameters": costs.parameters(one.model.resolve()),
             "tokens": one.budget.tokens,
             "steps": one.budget.steps,

@@ -350,9 +350,10 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
     remain."""
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
     sets = {*old.curriculum.interventions, *old.curriculum.arms, *(arm.name for arm in old.arms)}
-    for study, evaluation in zip(plain, (old.evaluation, new.evaluation)):
-        _drop_execution(study, [msgspec.to_builtins(evaluation.judge_of(kind)) for kind in JUDGED])
+    for study, typed in zip(plain, (old, new)):
+        _drop_execution(study, [msgspec.to_builtins(typed.evaluation.judge_of(kind)) for kind in JUDGED])
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
+        study["model"] = {**msgspec.to_builtins(typed.model.resolve()), "weights": study["model"]["weights"]}
         if len({one.seed for one in old.replicates}) == 1:
             del study["replicate"]  # has had no effect yet
         for name in study["stages"].keys() - old.stages.keys():

@@ -47,8 +47,8 @@ from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import TrackingConfig, TrainConfig, costs
-from curricula.model.config import check_layout, decay_start, warmup_steps
-from curricula.model.study import MOST_TOKENS, Finetuning, Model, Pretraining, Resources, train_config_of
+from curricula.model.config import ModelConfig, check_layout, decay_start, warmup_steps
+from curricula.model.study import MOST_TOKENS, Finetuning, Model, Pretraining, Resources, sized, train_config_of
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml, require_distinct
 
@@ -171,7 +171,7 @@ class Study(Settings, frozen=True, dict=True):
                 f"to {expected}, or model.vocabulary to {trained}"
             )
         with located("resources"):
-            check_layout(self.model.resolve(), resources.tensor_parallel, resources.engine.recompute_layers)
+            check_layout(self.model.resolve(), resources.tensor_parallel, resources.engine)
         if self.budget.requested_tokens > MOST_TOKENS:
             raise ValueError(f"pretraining.tokens_per_parameter is {pretraining.tokens_per_parameter:g}; give a smaller number")
         if self.budget.steps < 1:
@@ -503,11 +503,11 @@ class Study(Settings, frozen=True, dict=True):
     def class_of(self, variant: str) -> str:
         """What ends the names of a point's jobs: empty where all points train equally large models for equally long."""
         first, one = self._first_of_size, self.variants[variant]
-        return f".{first[one.model, one.budget]}" if len(first) > 1 else ""
+        return f".{first[one.model.resolve(), one.budget]}" if len(first) > 1 else ""
 
     @cached_property
-    def _first_of_size(self) -> dict[tuple[Model, Budget], str]:
-        return {(one.model, one.budget): name for name, one in reversed(self.variants.items())}
+    def _first_of_size(self) -> dict[tuple[ModelConfig, Budget], str]:
+        return {(one.model.resolve(), one.budget): name for name, one in reversed(self.variants.items())}
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -570,7 +570,7 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     for change in changes:
         where = f"{where} with --set {change}"
         raw = changed(raw, change, where)
-    study = parse_study(raw, where)
+    study = parse_study(sized(raw, path.parent), where)
     for one in (study, *study.variants.values()):
         anchor(one, path.parent)
         one.evaluation.anchor_paths(path.parent)

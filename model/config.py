@@ -18,18 +18,23 @@ import msgspec
 from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings, Share
 
 Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+LARGEST_SIZE = 2**31 - 1
+"""Torch's kernels count in 32 bits."""
+Size = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
+FP8_MULTIPLE = 16
+"""Transformer Engine multiplies matrices in 8 bits only if their sides are multiples of it."""
 
 
 class ModelConfig(Settings, frozen=True):
     """A decoder-only transformer of the Llama family: RMSNorm, SwiGLU, rotary positions, no biases."""
 
-    layers: Positive
-    hidden: Positive
-    heads: Positive
-    kv_heads: Positive
-    ffn: Positive
-    vocabulary: Positive = 49152
-    sequence_length: Positive = 2048
+    layers: Size
+    hidden: Size
+    heads: Size
+    kv_heads: Size
+    ffn: Size
+    vocabulary: Size = 49152
+    sequence_length: Size = 2048
     rope_base: PositiveNumber = 10000.0
     rms_norm_eps: PositiveNumber = 1e-5
     tied: bool = True
@@ -39,11 +44,11 @@ class ModelConfig(Settings, frozen=True):
 
     def check(self) -> None:
         if self.hidden % self.heads:
-            raise ValueError(f"model.hidden {self.hidden} is not a multiple of model.heads {self.heads}")
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
         if self.heads % self.kv_heads:
-            raise ValueError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.head_size % 2:
-            raise ValueError(f"model.hidden / model.heads is {self.head_size}; rotary positions need an even head size")
+            raise ValueError(f"hidden / heads is {self.head_size}; rotary positions need an even head size")
 
     @property
     def head_size(self) -> int:
@@ -135,15 +140,20 @@ def decay_start(total_steps: int, schedule: ScheduleConfig) -> int:
     return total_steps - round(schedule.decay_fraction * total_steps)
 
 
-def check_layout(model: ModelConfig, tensor_parallel: int, recompute_layers: int) -> None:
-    """Raise ValueError where so many GPUs cannot divide the model among them, or where it has fewer layers to recompute."""
+def check_layout(model: ModelConfig, tensor_parallel: int, engine: EngineConfig) -> None:
+    """Raise ValueError where so many GPUs cannot divide the model among them, or where the engine cannot compute it."""
     for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
         if (size := getattr(model, name)) % tensor_parallel:
             raise ValueError(
                 f"tensor_parallel is {tensor_parallel}, which does not divide model.{name} {size}; choose a divisor"
             )
-    if recompute_layers > model.layers:
-        raise ValueError(f"engine.recompute_layers is {recompute_layers}; the model has {model.layers} layers")
+    for name in ("hidden", "ffn") if engine.fp8 else ():
+        if (size := getattr(model, name)) % (unit := FP8_MULTIPLE * tensor_parallel):
+            raise ValueError(
+                f'engine.fp8 is "{engine.fp8}", which takes multiples of {unit} as model.{name}, not {size}; change one of them'
+            )
+    if engine.recompute_layers > model.layers:
+        raise ValueError(f"engine.recompute_layers is {engine.recompute_layers}; the model has {model.layers} layers")
 
 
 class Rewind(Settings, frozen=True):

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from bisect import bisect_left
 from typing import Any
 
 from msgspec import structs
@@ -146,10 +147,10 @@ def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list
     halved = (layout.micro_batch >> times for times in range(1, layout.micro_batch.bit_length()))  # still divides the batch
     if size := next((size for size in halved if fits(micro_batch=size)), None):
         found.append(f"micro_batch {size}")
-    for layers in range(layout.engine.recompute_layers + 1, model.layers + 1):
-        if fits(engine=structs.replace(layout.engine, recompute_layers=layers)):
-            found.append(f"engine.recompute_layers {layers}")
-            break
+    more = range(layout.engine.recompute_layers + 1, model.layers + 1)
+    at = bisect_left(more, True, key=lambda layers: fits(engine=structs.replace(layout.engine, recompute_layers=layers)))
+    if at < len(more):
+        found.append(f"engine.recompute_layers {more[at]}")
     return found or ["more GPUs, so that the optimizer is split further", "a larger tensor_parallel"]
 
 

@@ -1,7 +1,7 @@
 """Reads Hugging Face models and checks them; makes config.json and the model card of an export.
 
 Models come from elsewhere and may be damaged, half fetched or of another kind. Each such case is one sentence that names the
-file.
+file. Imports torch only to read weights.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from curricula.errors import UserError, first_line
 from curricula.model import costs
 from curricula.model.checkpoints.folder import CheckpointInfo
-from curricula.model.config import ModelConfig
+from curricula.model.config import LARGEST_SIZE, ModelConfig
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 """For a model in several files: which file holds which tensor."""
-PLAIN_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-LARGEST_SIZE = 2**31 - 1
-"""Of any size in config.json: torch's kernels count in 32 bits."""
+PLAIN_TYPES = ("torch.bfloat16", "torch.float16", "torch.float32", "torch.float64")
 LARGEST_ROPE_BASE = 1e12
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -45,11 +44,11 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
             raise UserError(
                 f"{source}: the tensor {name} has the shape {found}, where config.json makes it {shape}; fetch the model again"
             )
-        if weights[name].dtype not in PLAIN_TYPES:
+        if str(weights[name].dtype) not in PLAIN_TYPES:
             raise UserError(
                 f"{source}: the tensor {name} holds {weights[name].dtype}, not plain numbers; import an unquantised model"
             )
-        if not torch.isfinite(weights[name].float()).all():
+        if not weights[name].float().isfinite().all():
             raise UserError(f"{source}: the tensor {name} holds NaN or infinity in float32; fetch the model again")
     beyond = next((name for name in weights if (layer := LAYER.match(name)) and int(layer[1]) >= model.layers), None)
     if beyond is not None:
@@ -108,10 +107,18 @@ def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
     }
 
 
+def read_config(source: Path) -> ModelConfig:
+    """What config.json in the Hugging Face folder `source` says of its model; raises UserError unless it is plain Llama."""
+    return model_config(source, _read_json(source / "config.json"))
+
+
 def model_config(
-    source: Path, config: dict[str, Any], weights: dict[str, torch.Tensor], sequence_length: int | None = None
+    source: Path, config: dict[str, Any], weights: dict[str, torch.Tensor] | None = None, sequence_length: int | None = None
 ) -> ModelConfig:
-    """The ModelConfig of a Hugging Face config.json, old or new; raises UserError unless it is plain Llama."""
+    """The ModelConfig of a Hugging Face config.json, old or new; raises UserError unless it is plain Llama.
+
+    Where there are `weights`, these say how large the vocabulary is and whether the output projection is tied to it.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{source}: config.json cannot be used (its RoPE entry is {rope!r}); fetch the model again")
@@ -129,7 +136,8 @@ def model_config(
     ]
     if unsupported:
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
-    if config.get("tie_word_embeddings") is False and "lm_head.weight" not in weights:
+    tied = bool(config.get("tie_word_embeddings")) if weights is None else "lm_head.weight" not in weights
+    if config.get("tie_word_embeddings") is False and tied:
         raise UserError(f"{source}: the weights lack 'lm_head.weight', though config.json ties none; fetch the model again")
     kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
@@ -139,15 +147,18 @@ def model_config(
             heads=_size(config, "num_attention_heads"),
             kv_heads=_size(config, kv_heads),
             ffn=_size(config, "intermediate_size"),
-            vocabulary=weights["model.embed_tokens.weight"].shape[0],
+            vocabulary=_size(config, "vocab_size") if weights is None else weights["model.embed_tokens.weight"].shape[0],
             sequence_length=sequence_length or _size(config, "max_position_embeddings"),
             rope_base=10000.0 if rope_base is None else float(rope_base),
             rms_norm_eps=_rounded(config["rms_norm_eps"]),
-            tied="lm_head.weight" not in weights,
+            tied=tied,
             init_std=float(config.get("initializer_range", 0.02)),
         )
         if not 1 <= model.rope_base <= LARGEST_ROPE_BASE:
             raise ValueError(f"rope_base is {model.rope_base}, and 1 to {LARGEST_ROPE_BASE:g} is possible")
+        if (size := config.get("head_dim")) not in (None, model.head_size):
+            why = f"head_dim is {size!r}, not hidden_size / num_attention_heads"
+            raise UserError(f"{source}: not a plain Llama model ({why}); import one that is")
         return model
     except KeyError as missing:
         where = "the weights lack" if "weight" in str(missing) else "config.json lacks"
@@ -169,6 +180,8 @@ def _rounded(eps: Any) -> float:
 
 
 def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors.torch import load_file
+
     config_file, index_file = source / "config.json", source / INDEX
     if index_file.exists():
         index = _read_json(index_file)
@@ -211,6 +224,7 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         import gguf  # noqa: F401
     except ImportError as error:
         raise UserError(f"{source}: reading GGUF needs the package {error.name}; pip install safety-curricula[gguf]") from None
+    import torch
     from transformers import AutoModelForCausalLM
 
     try:

@@ -2,44 +2,109 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 
 from curricula.curriculum.config import Along, AnyStage, Tuning
-from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig
-from curricula.settings import Positive, PositiveNumber, Settings
+from curricula.model.checkpoints.folder import NOT_IN_WEIGHTS
+from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, ScheduleConfig, Size, TrainConfig
+from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings
 
 Hours = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn")
+"""What a model cannot do without."""
+LARGEST_HEAD = 256
+"""Up to which, and in multiples of 8, FlashAttention and cuDNN take heads."""
 MOST_TOKENS = 10**17
 """Of an arm's budget."""
 
 
 class Model(Settings, frozen=True):
-    """A preset of model/config.py, with the study's changes to it."""
+    """A Llama: a preset of model/config.py with the study's changes to it, or one of the study's own sizes."""
 
-    preset: str
-    """tiny, smollm2-135m, smollm2-360m, smollm2-1.7b or llama-7b; model/config.py has their sizes."""
+    preset: str | None = None
+    """tiny, smollm2-135m, smollm2-360m, smollm2-1.7b or llama-7b; model/config.py has their sizes. It may be left out where
+    `layers`, `hidden`, `heads`, `kv_heads` and `ffn` are all given, or `weights` in a folder that says them."""
+    layers: Size | None = None
+    """Blocks of attention and MLP; by default the preset's."""
+    hidden: Size | None = None
+    """Size of the residual stream; by default the preset's."""
+    heads: Size | None = None
+    """Query heads of a layer; by default the preset's. Each has the size `hidden` / `heads`, a multiple of 8 up to 256."""
+    kv_heads: Size | None = None
+    """Key-value heads of a layer, which divide `heads`: as many for multi-head attention, fewer for grouped queries; by default
+    the preset's."""
+    ffn: Size | None = None
+    """Size of the MLP between its projections; by default the preset's."""
     tied: bool | None = None
-    """Whether the output projection is the embedding matrix; by default the preset's."""
-    vocabulary: Positive | None = None
-    """Entries of the embedding; by default the preset's."""
-    sequence_length: Positive | None = None
-    """Tokens in a row of training; by default the preset's."""
+    """Whether the output projection is the embedding matrix; by default the preset's, else true."""
+    vocabulary: Size | None = None
+    """Entries of the embedding; by default the preset's, else 49,152."""
+    sequence_length: Size | None = None
+    """Tokens in a row of training; by default the preset's, else 2,048."""
     rope_base: PositiveNumber | None = None
-    """Base of the rotary positions; by default the preset's, 10,000."""
+    """Base of the rotary positions; by default 10,000."""
+    rms_norm_eps: PositiveNumber | None = None
+    """Added to the mean square in norms; by default 1e-5."""
+    init_std: NonNegativeNumber | None = None
+    """Standard deviation of the initial weights; divided by sqrt(2 `layers`) for projections into the residual stream. By
+    default the preset's, also where `hidden` is another, else 0.02."""
     weights: str | None = None
-    """Pretrained weights to continue from, of a plain Llama with the preset's sizes: a Hugging Face folder or a GGUF file (a
-    relative path starts at the study file's folder), or a package that holds one."""
+    """Pretrained weights of a plain Llama to continue from: a Hugging Face folder or a GGUF file (a relative path starts at the
+    study file's folder), or a package that holds one. The keys here must say what model they are of. Without a preset, those
+    that are left out, but for `sequence_length` and `init_std`, are read from a folder's config.json when the study is."""
 
     def check(self) -> None:
-        if self.preset not in PRESETS:
+        if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+        missing = [name for name in SIZES if getattr(self, name) is None]
+        if self.preset is None and missing:
+            unread = f", and weights {self.weights!r} has no config.json to take them from" if self.weights else ""
+            raise ValueError(
+                f"without a preset, {', '.join(missing)} must be given{unread}; add them, or one of the presets "
+                f"{', '.join(PRESETS)}"
+            )
+        if self.preset is not None and not missing:
+            raise ValueError(f"{', '.join(SIZES)} leave nothing of preset {self.preset}'s sizes; remove it or one of them")
+        try:
+            size = self.resolve().head_size
+        except ValueError as error:
+            raise ValueError(f"{error}; change one of them") from None
+        if size % 8 or size > LARGEST_HEAD:
+            raise ValueError(
+                f"hidden / heads is {size}, and attention on GPUs takes multiples of 8 up to {LARGEST_HEAD}; change one of them"
+            )
 
     def resolve(self) -> ModelConfig:
-        given = {name: getattr(self, name) for name in ("tied", "vocabulary", "sequence_length", "rope_base")}
-        changes = {name: value for name, value in given.items() if value is not None}
-        return msgspec.structs.replace(PRESETS[self.preset], **changes)
+        given = {name: value for name in ModelConfig.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(PRESETS[self.preset], **given) if self.preset else ModelConfig(**given)
+
+    @property
+    def name(self) -> str:
+        """The preset and the sizes that are not its own, for people."""
+        sizes = [f"{name} {value}" for name in SIZES if (value := getattr(self, name)) is not None]
+        return ", ".join([self.preset, *sizes] if self.preset else sizes)
+
+
+def sized(raw: Any, folder: Path) -> Any:
+    """A study file's plain value with what the weights that it names say of their model, where its `model` has no preset and
+    does not say it itself. So that is frozen with the study, and nothing that reads it later needs the weights."""
+    model = raw.get("model") if isinstance(raw, dict) else None
+    if not isinstance(model, dict) or not isinstance(weights := model.get("weights"), str):
+        return raw
+    wanted = [name for name in ModelConfig.__struct_fields__ if name not in NOT_IN_WEIGHTS]
+    if model.get("preset") or all(model.get(name) is not None for name in wanted):
+        return raw
+    place = Path(os.path.join(folder.absolute(), os.path.expanduser(weights)))
+    if not (place / "config.json").is_file():  # a GGUF file, a package, or not here: `Model` says what is missing
+        return raw
+    from curricula.model.hugging_face import read_config
+
+    theirs, given = read_config(place), {name: value for name, value in model.items() if value is not None}
+    return {**raw, "model": {**{name: getattr(theirs, name) for name in wanted}, **given}}
 
 
 class Pretraining(TrainConfig, frozen=True, kw_only=True):

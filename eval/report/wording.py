@@ -86,7 +86,7 @@ def basis(
     model, budget, found = plan.get("model") or {}, plan.get("budget") or {}, []
     if model:
         size = f", {model['parameters']:,} parameters each" if "parameters" in model else ""
-        found.append(("Models", f"{model.get('preset', '')}{size}"))
+        found.append(("Models", f"{model.get('name', '')}{size}"))
     trained = f"{len(seeds)} ({', '.join(map(str, seeds))})" if len(seeds) > 1 else "one run of each arm"
     found.append(("Training seeds", f"{trained}, {len(arms)} arm{'s' if len(arms) != 1 else ''}"))
     if budget:

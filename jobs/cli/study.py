@@ -251,7 +251,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     console.print(
         Text.assemble(
             (study.name, "bold"),
-            f": {model['preset']}, {model['parameters']:,} parameters, {model['layers']} layers of {model['hidden']}; "
+            f": {model['name']}, {model['parameters']:,} parameters, {model['layers']} layers of {model['hidden']}; "
             f"{budget['steps']:,} steps of {budget['step_tokens']:,} tokens "
             f"({budget['global_batch']:,} sequences of {budget['sequence_length']:,}) = {count(budget['tokens'])} an arm "
             f"({budget['snap_tokens']:+,} tokens to whole steps)",
@@ -266,7 +266,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     for point in value["points"]:
         added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
         console.print(
-            f"Point {point['name']}: {point['preset']}, {point['parameters']:,} parameters, {count(point['tokens'])} "
+            f"Point {point['name']}: {point['model']}, {point['parameters']:,} parameters, {count(point['tokens'])} "
             f"tokens an arm; it adds {added} GPU-hours of pretraining and up to {other} of all else"
         )
     sharing = value["trained_tokens"]

@@ -160,8 +160,8 @@ def _import_weights(model: Model, out: Path) -> None:
         import_hf(model_source(model.weights or ""), out, ours.sequence_length)
     if other := misfits(read_info(require_checkpoint(out)).model, ours):
         raise UserError(
-            f"model.weights {model.weights}: is not the study's model ({', '.join(other)}); choose its preset and set "
-            "model.vocabulary, tied and rope_base as its config.json has them"
+            f"model.weights {model.weights}: is not the study's model ({', '.join(other)}); set these keys of model to what "
+            "the weights have"
         )
 
 

@@ -194,7 +194,7 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
     """
     backend = backend or choose_backend(EngineConfig(), parallel)
     try:
-        check_layout(model, parallel.tensor_parallel, backend.engine.recompute_layers)
+        check_layout(model, parallel.tensor_parallel, backend.engine)
     except ValueError as error:
         raise UsageError(str(error)) from None
     use_quick_gradient_kernels()

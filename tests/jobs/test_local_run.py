@@ -13,6 +13,8 @@ from small_studies import small_study, smaller_demo
 
 from curricula.durable import exclusive_lock, read_jsonl
 
+OWN = {"layers": 3, "hidden": 96, "heads": 6, "kv_heads": 2, "ffn": 256, "vocabulary": 2048, "sequence_length": 128}
+
 
 def submit(study: Path, run: Path, *options: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
@@ -39,12 +41,13 @@ def submit(study: Path, run: Path, *options: str, **environment: str) -> subproc
 
 
 def study_of_two_sources(folder: Path, **changes) -> Path:
-    """The small study with less to tokenise and to evaluate: the text that its blends switch between, and one benchmark."""
+    """The small study with less to tokenise and to evaluate (the text that its blends switch between, and one benchmark), and a
+    model of no preset."""
     raw = smaller_demo()
     sources = {name: raw["sources"][name] for name in ("web", "unsafe-tagged")}
     curriculum = {**raw["curriculum"], "safe": {"web": 1}, "interventions": {"full": {"web": 9, "unsafe-tagged": 1}}}
     evaluation = {**raw["evaluation"], "benchmarks": ["harmbench"]}
-    return small_study(folder, sources=sources, curriculum=curriculum, evaluation=evaluation, **changes)
+    return small_study(folder, sources=sources, curriculum=curriculum, evaluation=evaluation, model=OWN, **changes)
 
 
 def finished(process: subprocess.Popen) -> str:
@@ -82,6 +85,7 @@ def learning(run: Path) -> list[dict]:
 def test_a_study_goes_from_nothing_to_nine_figures(whole):
     page = (whole / "report" / "index.html").read_text()
     assert page.count("<em>The paper:</em>") == 9
+    assert "layers 3, hidden 96, heads 6, kv_heads 2, ffn 256, 492,192 parameters each" in page
     states = json.loads(
         subprocess.run(
             [sys.executable, "-m", "curricula.jobs.cli.main", "status", str(whole), "--json"],

@@ -21,11 +21,16 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.cli.study import print_plan
 from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
 from curricula.jobs.stages import Work, data
 from curricula.jobs.stages.pretrain import Pretrain
 from curricula.jobs.study import load_study, parse_study, study_yaml
 from curricula.model import costs
+from curricula.model.config import ModelConfig
 from curricula.progress import silent
+
+OWN = {"layers": 2, "hidden": 96, "heads": 6, "kv_heads": 2, "ffn": 256, "vocabulary": 2048, "sequence_length": 128}
+"""A model of no preset."""
 
 
 def described(study, shards=None):
@@ -102,6 +107,30 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"sources__web__tagrate": 0.1}, r"sources.web: unknown key `tagrate`; did you mean `tag_rate`\?"),
         ({"sources__web__tag_rate": 7}, r"sources.web.tag_rate: expected `float` < 1.0; it is 7"),
         ({"model__preset": "gpt-5"}, r"model: preset 'gpt-5' is not one of smollm2-1.7b"),
+        (
+            {"model": {"hidden": 64, "layers": 2}},
+            r"model: without a preset, heads, kv_heads, ffn must be given; add them, or one of the presets smollm2-1.7b",
+        ),
+        (
+            {"model": {"weights": "there/model.gguf"}},
+            r"layers, .*, ffn must be given, and weights 'there/model.gguf' has no config.json to take them from; add",
+        ),
+        ({"model": {**OWN, "preset": "tiny"}}, r"layers, .* leave nothing of preset tiny's sizes; remove it or one of them"),
+        ({"model__hidden": 130}, r"model: hidden 130 is not a multiple of heads 4; change one of them"),
+        ({"model__kv_heads": 3}, r"model: heads 4 is not a multiple of kv_heads 3; change one of them"),
+        ({"model__hidden": 12}, r"model: hidden / heads is 3; rotary positions need an even head size; change one of them"),
+        ({"model__hidden": 400}, r"model: hidden / heads is 100, and attention on GPUs takes multiples of 8 up to 256; change"),
+        ({"model__heads": 2, "model__hidden": 528}, r"model: hidden / heads is 264, and attention on GPUs takes"),
+        ({"model__ffn": 2**31}, r"model.ffn: expected `int` <= 2147483647; it is 2147483648"),
+        (
+            {"model": {**OWN, "kv_heads": 1}, "resources__tensor_parallel": 2},
+            r"resources.tensor_parallel is 2, which does not divide model.kv_heads 1; choose",
+        ),
+        (
+            {"model__ffn": 400, "resources": {"tensor_parallel": 2, "engine": {"fp8": "delayed"}}},
+            r'resources.engine.fp8 is "delayed", which takes multiples of 32 as model.ffn, not 400; change one of them',
+        ),
+        ({"model__layers": 1, "evaluation__probes__layers": [2]}, r"probes.layers names layer 2, and the model has 1"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be at most 100 letters, digits"),
         ({"evaluation__topk__samples": 0}, r"evaluation.topk.samples: expected `int` >= 1; it is 0"),
         ({"sources__web__dataset": "fineweb"}, r"sources.web: dataset 'fineweb' is not known; choose one of fineweb-edu"),
@@ -407,6 +436,38 @@ def test_a_budget_can_be_a_multiple_of_the_models_parameters():
     study = parse_study(demo(pretraining__budget_tokens=None, pretraining__tokens_per_parameter=0.5), "study.yaml")
     assert study.budget.requested_tokens == round(0.5 * costs.parameters(study.model.resolve()))
     assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
+
+
+def test_a_model_may_have_sizes_of_its_own():
+    study = parse_study(demo(model={**OWN, "rms_norm_eps": 1e-6, "init_std": 0.1}), "study.yaml")
+    assert study.model.resolve() == ModelConfig(**OWN, rms_norm_eps=1e-6, init_std=0.1)
+    assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
+    value = described(study)
+    attention, mlp = 96 * 96 * 2 + 96 * 32 * 2, 3 * 96 * 256
+    assert value["model"]["parameters"] == 2 * (attention + mlp + 2 * 96) + 96 + 2048 * 96
+    preset = described(parse_study(demo(), "study.yaml"))
+    hours, flops = (one["gpu_hours"]["pretraining"] / one["model"]["flops_per_token"] for one in (value, preset))
+    assert hours == pytest.approx(flops)
+    assert value["gpu_memory"]["needed_gib"] < preset["gpu_memory"]["needed_gib"]
+
+
+def test_the_plan_names_a_model_by_its_preset_and_the_sizes_that_are_not_its_own(tmp_path, capsys):
+    path = small_studies.demo_file(tmp_path)
+    assert main(["plan", str(path), "--set", "model.layers=2"]) == 0
+    assert "demo: tiny, layers 2, 656," in capsys.readouterr().out
+    assert main(["plan", str(path), "--set", f"model={OWN}"]) == 0
+    assert "demo: layers 2, hidden 96, heads 6, kv_heads 2, ffn 256, 393," in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_plan_of_a_model_with_absurdly_many_layers_is_quick():
+    assert any("GPU, which has" in one for one in described(parse_study(demo(model__layers=10**9), "s"))["warnings"])
+
+
+def test_a_run_is_refused_by_the_models_size_however_it_is_written(tmp_path):
+    run = Run.create(tmp_path / "run", parse_study(demo(), "study.yaml"))
+    run.check(parse_study(demo(model__layers=3, model__rope_base=1e4), "study.yaml"))
+    with pytest.raises(UserError, match=r"a different study: model\.hidden was 128, now 160"):
+        run.check(parse_study(demo(model__hidden=160), "study.yaml"))
 
 
 # curricula ... --set --------------------------------------------------------------------------------------------------

@@ -180,6 +180,22 @@ def test_models_of_other_sizes_have_jobs_of_their_own():
     assert all({element.variant for element in job.elements} in ({""}, {"small"}, {"large"}) for job in plan.jobs)
 
 
+def test_sizes_are_swept_one_by_one_or_as_whole_models():
+    own = {"layers": 2, "hidden": 96, "heads": 6, "kv_heads": 2, "ffn": 256, "vocabulary": 2048, "sequence_length": 128}
+    plan = swept([{"model.hidden": 64}, {"name": "own", "model": own}, {"name": "same", "model.layers": 3}])
+    points = {one["name"]: one for one in describe(plan)["points"]}
+    assert [one["model"] for one in points.values()] == [
+        "tiny, hidden 64", "layers 2, hidden 96, heads 6, kv_heads 2, ffn 256", "tiny, layers 3",
+    ]  # fmt: skip
+    assert points["hidden-64"]["parameters"] < points["own"]["parameters"] < points["same"]["parameters"] == 852_864
+    assert {job.name for job in plan.jobs if job.name.startswith("pretrain-20")} == {
+        "pretrain-20.hidden-64", "pretrain-20.own", "pretrain-20.same",
+    }  # fmt: skip
+    again = swept([{"name": "a", "model.preset": "tiny"}, {"name": "b", "model.layers": 3}])
+    assert len(trained(again)) == len(trained(ONE))  # one model, written in two ways
+    assert {job.name for job in again.jobs} == {job.name for job in ONE.jobs}
+
+
 def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
     plan = swept({"tuning.instruct.lr": [1e-3, 2e-3]})
     value = describe(plan)

@@ -64,8 +64,14 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tied": False}, {"kv_heads": 4, "rope_base": 5000.0}, {"kv_heads": 1}],
-    ids=["grouped", "untied", "ungrouped, other rope", "one key-value head"],
+    [
+        {},
+        {"tied": False},
+        {"kv_heads": 4, "rope_base": 5000.0},
+        {"kv_heads": 1},
+        {"layers": 1, "hidden": 48, "heads": 6, "ffn": 80, "rms_norm_eps": 1e-6},
+    ],
+    ids=["grouped", "untied", "ungrouped, other rope", "one key-value head", "another shape"],
 )
 def test_export_and_import_keep_the_logits(tmp_path, tokenizer, trained, changes):
     ours = trained(msgspec.structs.replace(SMALL, **changes))
@@ -224,7 +230,7 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
         (lambda hf: change(hf / "config.json", hidden_size="big"), r"config.json cannot be used"),
         (lambda hf: change(hf / "config.json", rope_scaling="odd"), r"its RoPE entry is 'odd'"),
         (lambda hf: change(hf / "config.json", tie_word_embeddings=False), r"the weights lack 'lm_head.weight'"),
-        (lambda hf: change(hf / "config.json", num_key_value_heads=3), r"4 is not a multiple of model.kv_heads 3"),
+        (lambda hf: change(hf / "config.json", num_key_value_heads=3), r"4 is not a multiple of kv_heads 3"),
         (lambda hf: change(hf / "config.json", num_hidden_layers=3), r"lacks the tensor model.layers.2.input_layernorm"),
         (lambda hf: change(hf / "config.json", intermediate_size=63), r"gate_proj.weight has the shape \(64, 32\), where"),
         (lambda hf: change(hf / "config.json", num_hidden_layers=10**9), r"lacks the tensor model.layers.2.input"),
@@ -245,6 +251,7 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
         (lambda hf: spoil(hf, -math.inf), r"tensor model.norm.weight holds NaN or infinity"),
         (lambda hf: spoil(hf, 1e300, torch.float64), r"tensor model.norm.weight holds NaN or infinity in float32"),
         (lambda hf: spoil(hf, 0.0, torch.float8_e4m3fn), r"tensor model.norm.weight holds torch.float8_e4m3fn"),
+        (lambda hf: change(hf / "config.json", head_dim=16), r"not a plain Llama model .head_dim is 16, not hidden_size /"),
         (lambda hf: change(hf / "config.json", attention_bias=True), r"not a plain Llama model .attention_bias is True"),
     ],
 )

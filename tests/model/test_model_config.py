@@ -11,7 +11,7 @@ def test_a_model_that_cannot_be_built_is_refused():
         ModelConfig(layers=1, hidden=64, heads=4, kv_heads=3, ffn=64)
     with pytest.raises(ValueError, match="layers is 0: Expected `int` >= 1"):
         ModelConfig(layers=0, hidden=64, heads=4, kv_heads=4, ffn=64)
-    with pytest.raises(ValueError, match="multiple of model.heads"):
+    with pytest.raises(ValueError, match="hidden 65 is not a multiple of heads 4"):
         ModelConfig(layers=1, hidden=65, heads=4, kv_heads=4, ffn=64)
 
 

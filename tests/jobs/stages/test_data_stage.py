@@ -8,6 +8,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from fake_hub import FakeHub
@@ -25,6 +26,7 @@ from curricula.jobs.downloads import study_downloads
 from curricula.jobs.run import Run
 from curricula.jobs.stages.data import prepare
 from curricula.jobs.study import load_study
+from curricula.model.checkpoints.folder import latest_checkpoint, read_info
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +81,29 @@ def test_weights_beside_the_study_file_are_found_and_those_of_other_sizes_refuse
     study = load_study(small_study(tmp_path, tokenizer={"folder": "hf"}, model=model))
     run = Run.create(tmp_path / "run", study)
     for _ in range(2):  # imported, and when they are there already
-        with pytest.raises(UserError, match=r"hf: is not the study's model \(layers 2, not 3, hidden 32, not 128, .*choose"):
+        with pytest.raises(UserError, match=r"hf: is not the study's model \(layers 2, not 3, hidden 32, not 128, .*set these"):
             prepare(run)
+
+
+def test_weights_in_a_folder_say_the_models_sizes_once_for_the_run(tmp_path):
+    def beside(**model):
+        return load_study(small_study(tmp_path, tokenizer={"folder": "hf"}, model={"weights": "hf", **model}))
+
+    save_tiny_llama(tmp_path / "hf", tied=True)
+    model = beside().model.resolve()
+    assert (model.layers, model.hidden, model.kv_heads, model.ffn, model.vocabulary) == (2, 32, 2, 64, 400)
+    assert model.tied and model.rms_norm_eps == 1e-6
+    assert (model.sequence_length, model.init_std) == (2048, 0.02)  # of training, not of the weights
+    run = Run.create(tmp_path / "run", beside(sequence_length=128))
+    prepare(run)
+    imported = read_info(latest_checkpoint(run.initial_checkpoint)).model
+    assert msgspec.structs.replace(imported, init_std=0.02) == run.study.model.resolve()
+    with pytest.raises(UserError, match=r"is not the study's model \(layers 2, not 4\); set these keys of model to what the"):
+        prepare(Run.create(tmp_path / "deeper", beside(layers=4)))
+    (tmp_path / "hf").rename(tmp_path / "away")
+    assert Run.open(run.root).study.model.resolve().hidden == 32
+    with pytest.raises(UserError, match="without a preset, layers, .* must be given, and weights 'hf' has no config.json"):
+        beside()
 
 
 def test_a_run_knows_its_weights_and_tokenizer_again_when_they_came_or_were_moved_away(tmp_path):
