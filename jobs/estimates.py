@@ -217,6 +217,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
         )
         start, counts_before = step, counts_after
     sources = _sources(counts, study, sizes)
+    added = [name for name, samples in counts.items() if samples and not study.curriculum.safe.get(name)]
     return {
         "name": arm.key,
         "start": arm.start,
@@ -225,7 +226,8 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
         "snap_tokens": budget.snap_tokens(arm.start),
         "phases": described,
         "sources": sources,
-        "intervention_tokens": sum(used["tokens"] for name, used in sources.items() if not study.curriculum.safe.get(name)),
+        "intervention_sources": added,
+        "intervention_tokens": sum(sources[name]["tokens"] for name in added),
     }
 
 

@@ -27,7 +27,7 @@ class Model(Settings, frozen=True):
 
     preset: str | None = None
     """tiny, smollm2-135m, smollm2-360m, smollm2-1.7b or llama-7b; model/config.py has their sizes. It may be left out where
-    `layers`, `hidden`, `heads`, `kv_heads` and `ffn` are all given, or `weights` in a folder that says them."""
+    `layers`, `hidden`, `heads`, `kv_heads` and `ffn` are all given, or where the config.json of `weights` gives them."""
     layers: Size | None = None
     """Blocks of attention and MLP; by default the preset's."""
     hidden: Size | None = None
@@ -54,8 +54,8 @@ class Model(Settings, frozen=True):
     default the preset's, also where `hidden` is another, else 0.02."""
     weights: str | None = None
     """Pretrained weights of a plain Llama to continue from: a Hugging Face folder or a GGUF file (a relative path starts at the
-    study file's folder), or a package that holds one. The keys here must say what model they are of. Without a preset, those
-    that are left out, but for `sequence_length` and `init_std`, are read from a folder's config.json when the study is."""
+    study file's folder), or a package that holds one. The sizes here must be theirs. Without a preset, keys that are left out,
+    except `sequence_length` and `init_std`, are read from a folder's config.json together with the study."""
 
     def check(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
@@ -90,8 +90,9 @@ class Model(Settings, frozen=True):
 
 
 def sized(raw: Any, folder: Path) -> Any:
-    """A study file's plain value with what the weights that it names say of their model, where its `model` has no preset and
-    does not say it itself. So that is frozen with the study, and nothing that reads it later needs the weights."""
+    """The plain value of a study file, with its model's missing keys from the config.json of its weights if it has no preset.
+
+    They are then frozen with the study, and nothing that reads it later needs the weights."""
     model = raw.get("model") if isinstance(raw, dict) else None
     if not isinstance(model, dict) or not isinstance(weights := model.get("weights"), str):
         return raw

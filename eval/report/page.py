@@ -160,6 +160,7 @@ def _words(
     """What the page tells beside its figures."""
     metrics, arms, tasks, plan = shown.metrics, shown.arms, shown.planned, study.get("plan") or {}
     labels = {arm.name: wording.arm_label(arm) for arm in arms}
+    added = {one["name"]: ", ".join(one["intervention_sources"]) or "none" for one in plan.get("arms", ())}
     frozen = run / "study.yaml"
     return {
         "name": plan.get("study") or run.resolve().name,
@@ -169,7 +170,7 @@ def _words(
         "of_safety": any(not name.startswith("capability") for names in tasks.values() for name in names) or not tasks,
         "verdict": wording.verdict(tables["trends"]),
         "basis": wording.basis(shown.seeds, arms, metrics, plan),
-        "arms": [(arm, labels[arm.name], wording.INTERVENTIONS.get(arm.interventions, arm.interventions)) for arm in arms],
+        "arms": [(arm, labels[arm.name], added.get(arm.key, arm.interventions)) for arm in arms],
         "claim_tests": tables["trends"],
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
         "marks": MARKS,

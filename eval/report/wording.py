@@ -21,7 +21,6 @@ STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign
 """The paper's stages."""
 DECODERS = decoder_titles()
 CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "short-circuit")
-INTERVENTIONS = {"data": "rephrasing, refusals, moral education", "full": "the same, and tagged unsafe text", "none": "none"}
 NOT_EVALUATED = "not evaluated yet"
 NO_INTERVENTIONS = "no interventions"
 PAPER_SETS = {"data": "data", "full": "data and tags"}

@@ -267,6 +267,9 @@ def test_matched_exposure_is_in_the_plan():
     for interventions in ("data", "full"):
         seen = [arm["intervention_tokens"] for arm in value["arms"] if arm["interventions"] == interventions]
         assert len(seen) == 3 and max(seen) - min(seen) <= 8 * 128
+    added = {arm["name"]: arm["intervention_sources"] for arm in value["arms"]}
+    data = ["moral-education", "refuseweb", "safeweb"]
+    assert (added["safe-100"], added["data-20"], added["full-20"]) == ([], data, [*data, "unsafe-tagged"])
 
 
 def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):

@@ -208,8 +208,12 @@ def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
     (tmp_path / "pretrain/trunk/metrics.jsonl").write_text(
         '{"step": 7, "tokens": 4096, "loss": 2.5}\n{"step": 7, "validation": {"web": 2.75}}\n'
     )
-    page = Page(write_report(tmp_path, arms, STUDY, tmp_path / "report").read_text())
-    shown = ["tags-only, from 50%", "1,000,000 parameters", "git.sha", "name: demo # <b>", "A miniature in a fictional world"]
+    phase = {"start_step": 0, "stop_step": 100, "samples": {"web": 3, "x<y>": 1}}
+    own = {"name": "tags-50", "start": 0.5, "interventions": "tags-only", "phases": [phase]}
+    study = {**STUDY, "plan": {**STUDY["plan"], "arms": [{**own, "intervention_sources": ["x<y>", "z"]}]}}
+    page = Page(write_report(tmp_path, arms, study, tmp_path / "report").read_text())
+    assert "tags-only, from 50% 50% x<y>, z" in page.text
+    shown = ["1,000,000 parameters", "git.sha", "name: demo # <b>", "A miniature in a fictional world"]
     for words in [*shown, "trunk 7 4,096 2.5000 2.7500", "One training run per arm"]:
         assert words in page.text, words
 
