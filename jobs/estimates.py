@@ -309,8 +309,11 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     source = study.sources[name]
     entry = dataset(source.dataset) if source.dataset else None
     names = [shard for shard in source.shard_names if shard != VALIDATION]
+    tokens: int | None = None
     if shards and all((shards / name / f"{shard}.json").exists() for shard in names):
-        tokens = sum(read_manifest(shards / name / shard)["tokens"] for shard in names)
+        with contextlib.suppress(UserError):  # what a damaged one describes is to be made again
+            tokens = sum(read_manifest(shards / name / shard)["tokens"] for shard in names)
+    if tokens is not None:
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
             raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
         return SourceSize(tokens, "manifests")

@@ -206,7 +206,7 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     manifest = read_json(path)
     kinds = {"shards": int, "tokens": int, "sha256": str, "tokenizer": str}
     if not isinstance(manifest, dict) or any(type(manifest.get(key)) is not kind for key, kind in kinds.items()):
-        raise UserError(f"{path}: not a shard's manifest; {MEND_ALL}")
+        raise UserError(f"{path}: not a shard's manifest; {MEND}")
     return manifest
 
 

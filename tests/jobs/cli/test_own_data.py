@@ -18,6 +18,8 @@ from curricula.eval.data_check import shard_documents
 from curricula.jobs.cli.main import main
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.element import run_element
+from curricula.jobs.estimates import describe
+from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, read_contamination
 from curricula.jobs.study import load_study
 
@@ -235,6 +237,7 @@ def test_a_check_of_a_run_reads_its_shards_and_the_report_shows_the_result(conta
     for gone in (lambda: manifest.write_text("{"), manifest.unlink):  # it says nothing of other data
         gone()
         assert len(read_contamination(run)) == len(rows)
+        assert describe(plan_study(run.study), run.shards)["source_sizes"]["mine"]["origin"] == "unknown"
 
 
 def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminated, tmp_path, capsys, monkeypatch):
