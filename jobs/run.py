@@ -380,7 +380,8 @@ def _with_paths(study: dict[str, Any]) -> list[dict[str, Any]]:
 def _is_one_place(was: str | None, now: str | None) -> bool:
     """Whether one path is the end of the other: it became absolute as the study was read, if it was there."""
     shorter, longer = sorted((Path(was or ""), Path(now or "")), key=lambda path: len(path.parts))
-    return bool(shorter.parts) and not shorter.is_absolute() and longer.parts[-len(shorter.parts) :] == shorter.parts
+    is_anchored = longer.is_absolute() and not shorter.is_absolute()
+    return bool(shorter.parts) and is_anchored and longer.parts[-len(shorter.parts) :] == shorter.parts
 
 
 def _drop_execution(study: dict[str, Any], judges: list[dict[str, Any]]) -> None:

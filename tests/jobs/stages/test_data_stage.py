@@ -122,9 +122,9 @@ def test_a_run_knows_its_weights_and_tokenizer_again_when_they_came_or_were_move
 
 
 def test_models_of_an_evaluation_lie_beside_the_study_file_unless_their_names_are_others(tmp_path):
-    def evaluation():
+    def evaluation(served="guard"):
         raw = smaller_demo()["evaluation"]
-        judges = {"judge": {"name": "local", "model": "guard"}, "overrefusal_judge": {"name": "llm", "model": "guard"}}
+        judges = {"judge": {"name": "local", "model": "guard"}, "overrefusal_judge": {"name": "llm", "model": served}}
         raw.update(judges, gcg={"probe_sampling": {"draft": "guard"}})
         study = load_study(small_study(tmp_path, evaluation=raw))
         found = study.evaluation
@@ -136,6 +136,8 @@ def test_models_of_an_evaluation_lie_beside_the_study_file_unless_their_names_ar
     here = str(tmp_path / "guard")
     assert names == ("guard", "guard", "guard") and places == (here, "guard", here)
     Run.create(tmp_path / "run", lacking).check(found)
+    with pytest.raises(UserError, match="overrefusal_judge.model was 'guard', now 'theirs/guard'"):
+        Run(tmp_path / "run").check(evaluation("theirs/guard")[0])
 
 
 def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path):
