@@ -54,7 +54,7 @@ def fresh(task: Task, python: str = sys.executable, script: str = sys.argv[0], *
     settings = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONWARNINGS": "ignore", **environment}
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{task}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{task}: exit status {done.returncode}\n{done.stderr[-8000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

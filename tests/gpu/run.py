@@ -85,6 +85,7 @@ def main() -> int:
         print("\n".join(f"{name:12}  {part.title}" for name, part in PARTS.items()))
         return 0 if args.list else 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that commands end with this program
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else the shell's `&` has them ignore it too
     with_absolute_paths(args)
     folder = args.out / args.part
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def commands(part: Part, args: argparse.Namespace, folder: Path, scratch: Path) 
     made: list[list[str]] = []
     if part.tests:
         dry = ["--collect-only"] if args.smoke else []
-        made.append(["-m", "pytest", str(TESTS), "-q", "-m", part.tests, *dry, f"--junitxml={folder / 'tests.xml'}"])
+        made.append(["-m", "pytest", str(TESTS), "-vv", "-m", part.tests, *dry, f"--junitxml={folder / 'tests.xml'}"])
     if part.variants:
         step = [str(BENCHMARKS / "training_step.py"), "--out", str(folder), "--steps", str(part.steps)]
         step += ["--litgpt-python", args.litgpt_python, *(["--text", str(args.text)] if args.text else [])]
@@ -181,9 +182,12 @@ def run_limited(command: list[str], limit_s: float, output: Path) -> int:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End all processes of the command: one that lived on would keep the card's memory."""
+    """End all processes of the command: one that lived on would keep the card's memory.
+
+    Interrupted, pytest still writes what it knows of the tests that ended.
+    """
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)
@@ -195,8 +199,8 @@ def outcomes(file: Path) -> dict[str, str]:
     found = {}
     for case in ElementTree.parse(file).getroot().iter("testcase"):
         other = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-        ended = "passed" if other is None else f"{other.tag}: {(other.get('message') or '').splitlines()[0][:200]}"
-        found[str(case.get("name"))] = ended
+        message = "" if other is None else (other.get("message") or "").partition("\n")[0]
+        found[str(case.get("name"))] = "passed" if other is None else f"{other.tag}: {message[:200]}"
     return found
 
 

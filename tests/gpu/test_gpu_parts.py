@@ -108,6 +108,39 @@ def test_a_command_that_outlasts_its_part_is_ended_with_its_children_and_its_res
     assert [what for what, _ in program.summary(record)][1:] == ["first"]
 
 
+def test_tests_that_are_interrupted_keep_the_outcomes_of_those_before(tmp_path):
+    script, begun, found = tmp_path / "test_slow.py", tmp_path / "begun", tmp_path / "tests.xml"
+    script.write_text(
+        "import pathlib, pytest, time\n"
+        "def test_first(): pass\n"
+        "def test_without_a_reason(): pytest.skip('')\n"
+        f"def test_slow(): pathlib.Path({str(begun)!r}).touch(); time.sleep(3600)\n"
+    )
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tmp_path, script, f"--junitxml={found}"]
+    process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    program.end_group(process)
+    outcomes = program.outcomes(found)
+    assert outcomes["test_first"] == "passed" and outcomes["test_without_a_reason"].startswith("skipped")
+
+
+def test_a_row_that_fails_leaves_its_whole_error_in_the_output(monkeypatch, capsys):
+    from curricula.model.config import PRESETS
+
+    benchmark = loaded(BENCHMARKS / "training_step.py")
+
+    def fresh(task, *_):
+        assert not task["profiled"], "a row of the sweep has no loss curve and needs no profile"
+        raise RuntimeError("the task\nTraceback of many lines\nno kernel image is available")
+
+    monkeypatch.setattr(benchmark.machine, "fresh", fresh)
+    asked = argparse.Namespace(litgpt_python=sys.executable, micro_batch=8, timed=1)
+    row = benchmark.measured(benchmark.Variant("broken", "ours", {}), PRESETS["tiny"], asked, "tokens", "weights", steps=0)
+    assert row["failed"] == "no kernel image is available" and "Traceback of many lines" in capsys.readouterr().err
+
+
 def ended_or_zombie(number):
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -164,4 +197,4 @@ def test_no_size_is_measured_twice():
 
     asked = argparse.Namespace(smoke=False, micro_batch=8)
     sizes = loaded(BENCHMARKS / "training_step.py").sizes(PRESETS["smollm2-1.7b"], asked)
-    assert len(sizes) == 9 and sizes[8, 2048] == "micro_batch 8" and (4, 4096) in sizes and (16, 2048) in sizes
+    assert len(sizes) == 7 and sizes[8, 2048] == "micro_batch 8" and (4, 4096) in sizes and (16, 2048) in sizes
