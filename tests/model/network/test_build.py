@@ -1,5 +1,6 @@
 """The backend that a machine gets, and the network as built: its size, initial weights, constants and optimizer."""
 
+import logging
 import math
 import os
 import runpy
@@ -184,7 +185,7 @@ def te_without_driver(tmp_path):
 
 
 def test_without_a_gpu_transformer_engine_is_not_imported_and_warnings_for_developers_are_filtered(
-    te_without_driver, monkeypatch
+    te_without_driver, monkeypatch, caplog
 ):
     """As the module is executed, with Megatron-core itself there already."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -195,8 +196,9 @@ def test_without_a_gpu_transformer_engine_is_not_imported_and_warnings_for_devel
         runpy.run_path(megatron.__file__)
         warnings.warn("full scope is deprecated. Use", stacklevel=1)
         warnings.warn("another", stacklevel=1)
+        logging.getLogger("megatron.core.models.gpt.gpt_model").warning("GPTModel IS DEPRECATED")
     assert sys.modules["transformer_engine"] is None
-    assert [str(warning.message) for warning in shown] == ["another"]
+    assert [str(warning.message) for warning in shown] == ["another"] and "DEPRECATED" not in caplog.text
 
 
 @pytest.mark.slow
