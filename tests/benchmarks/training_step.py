@@ -204,7 +204,7 @@ def measured(
     }
     try:
         return row | machine.fresh(task, python)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:  # or the process ended well without a result
         machine.progress(str(error))  # the row has only its last line
         said = str(error).strip().splitlines()[-1]
         return row | {"failed": "out of memory" if "out of memory" in str(error).lower() else said[:120]}
