@@ -126,6 +126,20 @@ def test_tests_that_are_interrupted_keep_the_outcomes_of_those_before(tmp_path):
     assert outcomes["test_first"] == "passed" and outcomes["test_without_a_reason"].startswith("skipped")
 
 
+def test_commands_can_be_interrupted_though_a_shell_runs_the_program_in_the_background(tmp_path, monkeypatch):
+    ask = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    monkeypatch.setattr(program, "commands", lambda *_: [["-c", ask]])
+    monkeypatch.setattr(program, "device", lambda: "no card")
+    monkeypatch.setattr(sys, "argv", ["run.py", "engine", "--out", str(tmp_path)])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with `&`
+    try:
+        assert program.main() == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("the task\nmany lines\nno kernel image"), ValueError("no JSON")])
 def test_a_row_that_fails_leaves_its_whole_error_in_the_output(monkeypatch, capsys, error):
     from curricula.model.config import PRESETS
