@@ -88,9 +88,12 @@ megatron.core.optimizer.Adam = torch.optim.AdamW
 megatron.core.optimizer.USING_PYTORCH_OPTIMIZER = True
 distrib_optimizer.HAVE_APEX_OR_TE = False
 
-# They log every parameter at every start and every save, and Megatron-core 0.19 warns of what only its developers can change.
+# They log every parameter's name at every start and every save.
 for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+    logging.getLogger(_name).setLevel(logging.WARNING)
+# Megatron-core 0.19 warns here of what only its developers can change.
+for _name in ("models.gpt.gpt_model", "distributed.distributed_data_parallel"):
+    logging.getLogger(f"megatron.core.{_name}").setLevel(logging.ERROR)
 
 # What Megatron-core and torch tell each other's developers: a user can fix none of it.
 for _message in (
