@@ -18,9 +18,11 @@ from pathlib import Path
 from curricula.errors import UsageError, UserError
 from curricula.terminal import one_line
 
+SLOWDOWNS = ("hw_thermal_slowdown", "hw_power_brake_slowdown")
+"""Not hw_slowdown, which sums these up but, by nvidia-smi's manual, may also show while a GPU merely changes its clocks."""
 QUERY = (
     "index", "memory.total", "memory.used", "ecc.errors.uncorrected.volatile.total", "temperature.gpu",
-    "clocks_throttle_reasons.hw_slowdown", "clocks_throttle_reasons.hw_thermal_slowdown",
+    *(f"clocks_throttle_reasons.{reason}" for reason in SLOWDOWNS),
 )  # fmt: skip
 SMI_PATIENCE_S = 60.0
 USED_SHARE = 0.05
@@ -91,7 +93,7 @@ def _gpu(gpu: Mapping[str, str], is_alone: bool) -> Iterable[str]:
         yield f"{name} has {errors:.0f} uncorrected memory errors (ECC)"
     if not is_alone:
         return
-    for reason in ("hw_slowdown", "hw_thermal_slowdown"):
+    for reason in SLOWDOWNS:
         if gpu.get(f"clocks_throttle_reasons.{reason}", "") == "Active":
             yield f"{name} is slowed down by its hardware ({reason}, {gpu.get('temperature.gpu', '?')} C)"
     used, total = _number(gpu.get("memory.used", "")), _number(gpu.get("memory.total", ""))

@@ -180,7 +180,7 @@ def test_an_element_needs_the_checkpoint_that_training_goes_on_from_and_not_a_da
         (GOOD.replace("0, 31", "7, 31"), "GPU 0 has 7 uncorrected memory errors"),
         (
             GOOD.replace("33, Not Active, Not Active", "93, Active, Active"),
-            "GPU 1 is slowed down by its hardware (hw_slowdown, 93 C)",
+            "GPU 1 is slowed down by its hardware (hw_thermal_slowdown, 93 C)",
         ),
         (GOOD.replace("81559, 4", "81559, 40960"), "GPU 0 has 40.0 of 80 GiB in use before the job began"),
         ("0, [GPU is lost], [GPU is lost]\n" + GOOD.splitlines()[1] + "\n", "GPU 0 does not answer"),
