@@ -251,7 +251,7 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
         # In units of the largest share, so that arms of one phase get the very weights that they need.
         steps = sum(share / most * length for share, length in zip(shares, lengths)) if most else 0.0
         target = wanted.setdefault(own, most * steps)
-        if not own or target == most * steps:
+        if target == most * steps:
             found.append(arm)
         elif target > steps * (1 + 1e-9):
             raise ValueError(
@@ -299,10 +299,10 @@ def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
 def _with_share(mix: Mix, share: float, curriculum: Curriculum) -> Mix:
     """`mix` rescaled so that interventions make up `share`; the rest goes to its other sources or, if none, to the safe mix."""
     before = intervention_share(mix, curriculum)
-    rest = (1 - share) / (1 - before) if before < 1 else 0.0
+    is_pure = math.isclose(before, 1)  # the shares of three sources may sum to a little less
+    rest = 0.0 if is_pure else (1 - share) / (1 - before)
     scaled = {source: own * (rest if curriculum.safe.get(source) else share / before) for source, own in _shares(mix).items()}
-    missing = 0.0 if before < 1 else 1 - share
-    return {**scaled, **{source: own * missing for source, own in _shares(curriculum.safe).items()}} if missing else scaled
+    return {**scaled, **{source: own * (1 - share) for source, own in _shares(curriculum.safe).items()}} if is_pure else scaled
 
 
 def percent(start: float) -> str:

@@ -6,6 +6,7 @@ import pytest
 from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from curricula.curriculum.config import Curriculum, PhaseConfig
 from curricula.curriculum.plan import Budget, arms_of, intervention_share, lines_of, training_tree
@@ -81,19 +82,25 @@ def test_a_dose_that_ends_returns_to_safe_data_and_shares_the_trunk():
     assert (segment.parent, segment.start, segment.stop) == ("trunk@300", 300, 1000)
 
 
-def test_a_ramp_rises_in_equal_steps_and_sees_as_much_as_a_straight_line():
-    curriculum = with_arm({"until": 0.2, "mix": "safe"}, {"until": 0.6, "mix": "data", "ramp": 8}, {"until": 1, "mix": "data"})
+def test_a_ramp_rises_and_falls_in_equal_steps_and_sees_as_much_as_a_straight_line():
+    curriculum = with_arm(
+        {"until": 0.2, "mix": "safe"},
+        {"until": 0.6, "mix": "data", "ramp": 8},
+        {"until": 0.8, "mix": "data"},
+        {"until": 1, "mix": "safe", "ramp": 2},
+    )
     arm = arm_of("mine", curriculum)
     phases = arm.blend_phases(SMALL)
     shares = [intervention_share(phase.mix, curriculum) for phase in phases]
-    assert len(phases) == 10 and shares[0] == 0 and shares[-1] == 0.25
-    steps = [later - earlier for earlier, later in itertools.pairwise(shares[1:-1])]
+    assert len(phases) == 12 and shares[0] == 0
+    steps = [later - earlier for earlier, later in itertools.pairwise(shares[1:9])]
     assert steps == pytest.approx([0.25 / 8] * 7)
-    assert seen(arm, curriculum, SMALL) == pytest.approx(4000 * 0.25 * (0.4 / 2 + 0.4), abs=4)
+    assert shares[9:] == pytest.approx([0.25, 0.75 * 0.25, 0.25 * 0.25])
+    assert seen(arm, curriculum, SMALL) == pytest.approx(4000 * 0.25 * (0.4 / 2 + 0.2 + 0.2 / 2), abs=4)
 
 
 def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
-    curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0}}, {"until": 1, "mix": {"refusals": 1}})
+    curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0, "tagged": 0.0}}, {"until": 1, "mix": {"refusals": 1}})
     assert [(p.until, p.mix) for p in arm_of("mine", curriculum).blend_phases(SMALL)] == [(2000, SAFE), (4000, {"refusals": 1})]
 
 
@@ -142,6 +149,13 @@ def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts
         assert shares["web"] == pytest.approx(3 * shares["math"])
 
 
+def test_an_arm_with_just_enough_room_reads_interventions_alone():
+    """28% of 300 steps are 84; in floating point the share that the late arm needs comes out above 1."""
+    mix, budget = {"web": 72, "refusals": 28}, Budget(300 * 64, 16, 4)
+    curriculum = Curriculum(safe=SAFE, interventions={"data": mix}, starts=(0.0, 0.72, 1.0), exposure="matched")
+    assert [seen(arm, curriculum, budget) for arm in arms_of(curriculum, budget)] == [336, 336, 0]
+
+
 def test_natural_exposure_leaves_the_weights_alone():
     assert arm_of("data-60", CURRICULUM).blend_phases(SMALL)[-1].mix == DATA
 
@@ -150,6 +164,7 @@ def test_a_set_without_interventions_cannot_be_matched():
     curriculum = Curriculum(safe=SAFE, interventions={"data": {"web": 1}}, exposure="matched")
     with pytest.raises(ValueError, match="nothing to match in set data"):
         arms_of(curriculum, SMALL)
+    assert arms_of(replace(curriculum, starts=(0.0, 1.0)), SMALL)  # nothing has to match it
 
 
 def test_a_set_of_interventions_alone_is_its_own_measure():

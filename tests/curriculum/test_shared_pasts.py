@@ -239,6 +239,7 @@ def test_every_shape_of_an_arm_sees_as_much_of_its_set_as_the_earliest_arm():
         replay=[{"until": 0.8, "mix": "safe"}, {"until": 1, "mix": "safe", "add": {"refusals": 0.05}, "cooldown": True}],
         strong=[{"until": 1, "mix": {"refusals": 1}}],
         unfiltered=[{"until": 1, "mix": "safe", "add": {"unsafe": 0.05}}],
+        without=[{"until": 1, "mix": "data", "drop": ["refusals", "math"]}],
     )
     arms = {arm.name: arm for arm in arms_of(curriculum, SMALL)}
     wanted = seen(arms["data-0"], {"refusals"})
@@ -248,6 +249,19 @@ def test_every_shape_of_an_arm_sees_as_much_of_its_set_as_the_earliest_arm():
     shares = [intervention_share(mix, curriculum) for _, mix in arms["ramp"].phases[1:-1]]
     assert shares == pytest.approx([shares[0] * (2 * step + 1) for step in range(7)])  # still a straight line
     assert seen(arms["unfiltered"], {"unsafe"}) == pytest.approx(200, abs=4)  # reads no intervention of another arm
+
+
+def test_interventions_alone_are_thinned_with_safe_data():
+    names = ("refusals", "morals", "tagged")
+    alone = {"refusals": 1, "morals": 4, "tagged": 1}  # in floating point their shares sum to less than 1
+    curriculum = with_arms(
+        exposure="matched",
+        interventions={"data": {"web": 6, "math": 2, **dict.fromkeys(names, 1)}},
+        strong=[{"until": 1, "mix": alone}],
+    )
+    first, strong = (Blend(arm_of(name, curriculum).blend_phases(SMALL)).counts(4000) for name in ("data-0", "strong"))
+    assert abs(sum(strong[name] - first[name] for name in names)) <= 4
+    assert [strong[name] for name in ("morals", "web")] == pytest.approx([4 * strong["tagged"], 3 * strong["math"]], abs=8)
 
 
 def test_a_dose_too_short_for_what_it_must_match_is_refused_with_the_numbers():
