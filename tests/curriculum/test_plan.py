@@ -128,8 +128,8 @@ starts = st.lists(st.integers(0, 95).map(lambda n: n / 100), min_size=1, max_siz
 def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts, share, ratio, steps):
     budget = Budget(steps * 64, 16, 4)
     mix = {
-        "web": (1 - share) * 3,
-        "math": 1 - share,
+        "web": 1 - share,
+        "math": (1 - share) * 3,
         "refusals": 4 * share * ratio / (1 + ratio),
         "morals": 4 * share / (1 + ratio),
     }
@@ -146,7 +146,7 @@ def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts
     for arm in arms:
         shares = arm.blend_phases(budget)[-1].mix
         assert shares["refusals"] / shares["morals"] == pytest.approx(ratio)
-        assert shares["web"] == pytest.approx(3 * shares["math"])
+        assert shares["math"] == pytest.approx(3 * shares["web"])
 
 
 def test_an_arm_with_just_enough_room_reads_interventions_alone():
