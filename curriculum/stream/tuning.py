@@ -89,9 +89,8 @@ class TuningBatches:
                 raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
         self._pools, self.mix = pools, weights
         self._quoting = self._count_quoting()
-        if count < (1 if tuning.packing else self.global_batch):
+        if count < self.global_batch:
             raise self._too_few(count)
-        count -= 0 if tuning.packing else count % self.global_batch
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
         self._rows = self._packed(count) if tuning.packing else None
@@ -144,8 +143,7 @@ class TuningBatches:
         for number, place in enumerate(places):
             ids, counted = self._encoded(*self._conversation(place))
             span = slice(start, start + len(ids))
-            room = max(0, length - start)
-            tokens[span], mask[span], documents[span] = ids[:room], counted[:room], number
+            tokens[span], mask[span], documents[span] = ids[:length], counted[:length], number  # one too long is alone
             mask[start] = 0.0  # nothing before a conversation predicts its first token
             start += len(ids)
         return tokens, mask[1:], documents[:-1]
@@ -173,7 +171,7 @@ class TuningBatches:
         cut = sum(length > capacity for length in lengths)
         log.info(
             "packing: %d conversations into %d rows of %d tokens, %.1f%% full; %d conversations are cut",
-            count, len(rows), self.sequence_length, 100 * used / max(1, len(rows) * capacity), cut,
+            count, len(rows), self.sequence_length, 100 * used / (len(rows) * capacity), cut,
         )  # fmt: skip
         return rows
 

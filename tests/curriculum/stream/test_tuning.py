@@ -148,7 +148,15 @@ def test_fewer_conversations_than_a_batch_are_refused_before_and_within_the_run(
 
 
 def test_steps_say_how_long_a_stage_is(data):
-    assert tuning(data, {"gsm8k": 1}, steps=30).total_steps == 30
+    assert [tuning(data, {"gsm8k": 1}, steps=steps).total_steps for steps in (1, 30)] == [1, 30]
+
+
+def test_only_the_sets_that_are_trained_on_are_read(data, tmp_path):
+    for name in ("gsm8k", "tokenizer"):
+        shutil.copytree(data / name, tmp_path / name)
+    assert list(tuning(tmp_path, {"gsm8k": 1, "wildguardmix": 0}).identities) == ["gsm8k"]
+    with pytest.raises(UserError, match="tuning set wildguardmix-harmful: .*no such table"):
+        tuning(tmp_path, {"gsm8k": 1}, tagged_share=0.1)
 
 
 def test_loss_on_all_of_a_set_counts_the_requests_too(data):
