@@ -1,5 +1,6 @@
 """Conversations as batches: where the loss is, which conversations come, and how they share rows."""
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from curricula.curriculum.config import Tuning
 from curricula.curriculum.sources.conversations import TuningSet, read_conversations
 from curricula.curriculum.sources.tables import text_of
-from curricula.curriculum.stream.tuning import TuningBatches, pack
+from curricula.curriculum.stream.tuning import OPEN_ROWS, TuningBatches, pack
 from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.curriculum.tokens.tokenizer import EOS, TAG, load_tokenizer, train_tokenizer
 from curricula.durable import read_jsonl
@@ -192,6 +193,7 @@ def test_refusals_are_the_share_asked_for(data):
     assert pools == {"gsm8k": 30, "wildguardmix (refusals)": 10}
     with pytest.raises(UserError, match="tuning.refusals is 0.1, but gsm8k hold no refusals"):
         tuning(data, {"gsm8k": 1}, refusals=0.1)
+    assert tuning(data, {"gsm8k": 1}, refusals=0.0).mix == {"gsm8k": 1.0}
     tagged = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, tagged_share=0.2, conversations=40)
     pools = Counter(pool for pool, _, _ in tagged.sample_ids(0, 40))
     assert pools == {"gsm8k": 24, "wildguardmix (refusals)": 8, "wildguardmix-harmful": 8}
@@ -235,11 +237,10 @@ def test_every_text_is_in_one_row_in_order_and_no_row_is_too_full(lengths, capac
     assert all(sum(min(lengths[number], capacity) for number in row) <= capacity for row in rows)
 
 
-@given(LENGTHS, st.integers(1, 120))
+@given(st.lists(st.integers(1, 150), max_size=OPEN_ROWS), st.integers(1, 120))
 def test_no_two_rows_that_were_open_together_could_have_been_one(lengths, capacity):
-    rows = pack(lengths, capacity)[-8:]  # open to the end
-    used = [sum(min(lengths[number], capacity) for number in row) for row in rows]
-    assert sum(2 * tokens <= capacity for tokens in used) <= 1
+    used = [sum(min(lengths[number], capacity) for number in row) for row in pack(lengths, capacity)]
+    assert all(one + other > capacity for one, other in itertools.combinations(used, 2))
 
 
 def test_control_tokens_in_tuning_text_are_text_counted_in_the_log_and_part_of_the_fingerprint(data, tmp_path, caplog):
