@@ -30,12 +30,12 @@ VARIED = ("curriculum", "model", "pretraining", "tuning", "stages", "seeds")
 Study = TypeVar("Study", bound=Settings)
 
 
-def points_of(sweep: Mapping[str, Sequence[Any]] | Sequence[Point]) -> dict[str, Point]:
+def points_of(sweep: Sweep) -> dict[str, Point]:
     """The points by name, in the study's order. Raises ValueError where there are none, or two of a name."""
     if isinstance(sweep, Mapping):
         for key, values in sweep.items():
-            if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-                raise ValueError(f"sweep.{key} is {values!r:.60}; give a list of values")
+            if not values:
+                raise ValueError(f"sweep.{key} is []; give a list of values")
         count = math.prod(map(len, sweep.values()))
         if count > MOST:
             raise ValueError(f"sweep has {count:,} points, more than {MOST}; give fewer values, or a list of points")

@@ -67,7 +67,7 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
         ({"pretraining.optimizer.lr": []}, r"sweep.pretraining.optimizer.lr is \[\]; give a list of values"),
         ({"pretraining.optimizer.lr": 1e-3}, "sweep"),
         ({}, "sweep has a point without settings, or no point"),
-        ([{}], "sweep has a point without settings, or no point"),
+        ([{"name": "a", "model.tied": True}, {"name": "b"}], "sweep has a point without settings, or no point"),
         ({"name": ["a", "b"]}, "sweep has a point without settings, or no point"),
         ({"model.tied": [True] * 30, "model.rope_base": [1.0] * 30}, "sweep has 900 points, more than 200"),
         ({"evaluation.topk.k": [1, 2]}, "sweep cannot vary 'evaluation.topk.k', only keys in curriculum, model, pret"),
