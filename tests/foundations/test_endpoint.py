@@ -1,15 +1,20 @@
-"""The congestion window: never more requests than its width, narrower once for each rejected lot, then wider again."""
+"""The congestion window: never more requests than its width, narrower once for each rejected lot, then wider again. And what
+a server's status means."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from types import SimpleNamespace
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curricula.asking import NoAnswer, Refused
 from curricula.endpoint import DECREASE, CongestionWindow, Endpoint
+from curricula.errors import UserError
 
 
 async def request(window: CongestionWindow, turned_away: bool | None, seconds: float = 0.001) -> int:
@@ -106,3 +111,22 @@ def test_never_more_than_the_widest_are_under_way_and_all_finish(most: int, ends
 @pytest.mark.parametrize("host", ["http://[::1]:8000", "http://[2001:db8::7]", "https://node7:8000"])
 def test_a_server_is_shown_as_it_is_addressed(host: str) -> None:
     assert Endpoint(f"{host}/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1).host == host
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "meaning"),
+    [
+        *((status, None, Refused) for status in (400, 413, 422)),
+        *((status, None, NoAnswer) for status in (408, 409, 429, 500, 503)),
+        *((status, None, UserError) for status in (301, 307, 401, 402, 403, 404)),
+        (429, "insufficient_quota", UserError),
+    ],
+)
+def test_a_final_status_is_about_one_request_or_ends_the_work(status: int, code: str | None, meaning: type[Exception]) -> None:
+    async def ask(client: openai.AsyncOpenAI) -> None:
+        response = SimpleNamespace(status_code=status, headers={}, request=None)
+        raise openai.APIStatusError("no", response=response, body={"code": code})  # type: ignore[arg-type]
+
+    endpoint = Endpoint("http://node7/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1)
+    with pytest.raises(meaning):
+        asyncio.run(endpoint.call(ask, "model"))
