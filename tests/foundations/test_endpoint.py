@@ -125,7 +125,7 @@ def test_a_server_is_shown_as_it_is_addressed(host: str) -> None:
 def test_a_final_status_is_about_one_request_or_ends_the_work(status: int, code: str | None, meaning: type[Exception]) -> None:
     async def ask(client: openai.AsyncOpenAI) -> None:
         response = SimpleNamespace(status_code=status, headers={}, request=None)
-        raise openai.APIStatusError("no", response=response, body={"code": code})  # type: ignore[arg-type]
+        raise openai.APIStatusError("no", response=response, body={"code": code})
 
     endpoint = Endpoint("http://node7/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1)
     with pytest.raises(meaning):

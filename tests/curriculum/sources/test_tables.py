@@ -56,6 +56,14 @@ def test_any_selection_of_rows_equals_that_of_the_whole_table(tmp_path_factory, 
     assert list(table.select(chosen)) == [whole[number] for number in chosen]
 
 
+def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
+    whole = [{"text": str(row)} for row in range(5000)]
+    write(tmp_path / "t.parquet", whole, group=4000)
+    table = Table.open(tmp_path / "t")
+    for numbers in (range(900, 4200), range(3000, 3001), [0, 1023, 1024, 3999, 4000], [2047, 4999]):
+        assert list(table.select(numbers)) == [whole[number] for number in numbers]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
