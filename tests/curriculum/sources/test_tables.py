@@ -56,6 +56,17 @@ def test_any_selection_of_rows_equals_that_of_the_whole_table(tmp_path_factory, 
     assert list(table.select(chosen)) == [whole[number] for number in chosen]
 
 
+def test_another_text_of_the_same_length_at_either_end_of_a_long_file_changes_its_identity(tmp_path):
+    lines, found = [b'{"text": "x"}\n'] * 20_000, set()
+    for changed in (None, 0, -1):
+        some = list(lines)
+        if changed is not None:
+            some[changed] = b'{"text": "y"}\n'
+        (tmp_path / "t.jsonl").write_bytes(b"".join(some))
+        found.add(Table.open(tmp_path / "t").identity)
+    assert len(found) == 3
+
+
 def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
     whole = [{"text": str(row)} for row in range(5000)]
     write(tmp_path / "t.parquet", whole, group=4000)
