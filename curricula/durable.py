@@ -228,18 +228,12 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     make_folder(path.parent)
     fencing.check_fences()
     with disk_full_explained(path), open(path, "a+b", opener=_private) as file:
-        drop_torn_tail(file)
+        end = end_of_lines(file)
+        if end != file.seek(0, os.SEEK_END):
+            file.truncate(end)
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def drop_torn_tail(file: IO[bytes]) -> None:
-    """Truncate `file` (open for reading and writing) after its last complete line."""
-    end = end_of_lines(file)
-    if end != file.seek(0, os.SEEK_END):
-        file.truncate(end)
-        file.seek(end)
 
 
 def end_of_lines(file: IO[bytes]) -> int:

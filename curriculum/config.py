@@ -102,8 +102,6 @@ class PhaseConfig(Settings, frozen=True):
 
     def applied(self, mix: Mix) -> Mix:
         """`mix` with this phase's changes; raises ValueError where they do not fit it."""
-        if not (self.drop or self.replace or self.add):
-            return mix
         for name in (*self.drop, *self.replace):
             if not mix.get(name):
                 raise ValueError(f"drop and replace may name {', '.join(mix)}, the sources of the mix, not {name!r}")

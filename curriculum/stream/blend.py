@@ -233,7 +233,7 @@ def permute(positions: np.ndarray, size: int, *key: object, epochs: np.ndarray |
     values = np.asarray(positions, dtype=np.int64)
     if values.size and (values.min() < 0 or values.max() >= size):
         raise ValueError(f"positions must lie in [0, {size})")
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    half_bits = ((size - 1).bit_length() + 1) // 2
     tweaks = np.broadcast_to(_scrambled(np.asarray(epochs, np.uint64)), values.shape)
     round_keys = [np.uint64(key_seed(*key, "round", number)) for number in range(ROUNDS)]
     walked = _feistel(values.astype(np.uint64), half_bits, round_keys, tweaks)

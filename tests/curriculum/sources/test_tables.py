@@ -166,8 +166,8 @@ def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     def opened(name, *parts):
         return TextTable(dataset=name, parts=parts).open(tmp_path, "sources.web")
 
-    folder.mkdir()
-    (folder / "train.jsonl").write_text('{"text": "x"}\n')
+    (folder / "train").mkdir(parents=True)
+    (folder / "train/0.jsonl").write_text('{"text": "x"}\n')
     assert len(opened("fineweb-annotated")) == 1
     for name in ("fineweb-edu", "fineweb-unsafe"):
         with pytest.raises(UserError, match="train: holds all parts of locuslab/.*, but the study asks only for score_"):
