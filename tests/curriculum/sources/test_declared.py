@@ -111,6 +111,9 @@ def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
         {"ask": "b", "answer": "Sure!", "bad": True, "no": "no", "worse": 1},
         {"ask": "c", "answer": "Hello.", "bad": False, "no": "no", "worse": 0},
         {"ask": "d", "answer": None, "bad": False, "no": "no", "worse": 0},
+        {"ask": "e", "answer": "Well.", "bad": True, "no": "no", "worse": 0},
+        {"ask": "f", "answer": "Ugh!", "bad": False, "no": "no", "worse": 1},
+        {"ask": "g", "answer": "No.", "bad": False, "no": "yes", "worse": 0},
     ]
     write_rows(path, *rows)
     labels = {"harmful_prompt": {"bad": True}, "harmful_response": {"worse": 1}, "refusal": {"no": ("yes",)}}
@@ -119,16 +122,35 @@ def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
         "mine": TuningSet(**keys, **labels),
         "all": TuningSet(**keys),
         "bad": TuningSet(**keys, **labels, answers="harmful"),
+        "prompts": TuningSet(**keys, harmful_prompt={"bad": True}),
+        "refusals": TuningSet(**keys, refusal={"no": "yes"}),
     }
     read = {
         name: [(item.messages[1]["content"], item.is_refusal) for item in read_conversations(name, tmp_path, sets)]
         for name in sets
     }
     assert read == {
-        "mine": [("Sorry.", True), ("Hello.", False)],
-        "all": [("Sorry.", False), ("Sure!", False), ("Hello.", False)],
+        "mine": [("Sorry.", True), ("Hello.", False), ("No.", False)],
+        "all": [(row["answer"], False) for row in rows if row["answer"]],
         "bad": [("Sure!", False)],
+        "prompts": [(row["answer"], row["bad"]) for row in rows if row["answer"]],
+        "refusals": [(row["answer"], row["no"] == "yes") for row in rows if row["answer"]],
     }
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "name either the column"),
+        ({"prompt": "ask"}, "name either the column"),
+        ({"messages": "talk", "text": "body"}, "name either the column"),
+        ({"messages": "talk", "answers": "harmful", "harmful_prompt": {"bad": True}}, "needs the labels harmful_prompt and"),
+        ({"messages": "talk", "parts": ("a",)}, "part 'a' is not in x"),
+    ],
+)
+def test_contradictory_keys_of_a_tuning_set_are_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        TuningSet(path="x", **keys)
 
 
 @examples(60)
