@@ -60,15 +60,38 @@ def test_users_and_passwords_of_urls_reach_no_output(text, shown, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["GH_PAT", "DATABASE_URL", "REDIS_URL", "MONGODB_URI", "SLACK_WEBHOOK_URL", "SENTRY_DSN", "AZURE_CONNECTION_STRING"],
+    [
+        "GH_PAT", "DATABASE_URL", "REDIS_URL", "MONGODB_URI", "SLACK_WEBHOOK_URL", "SENTRY_DSN", "AZURE_CONNECTION_STRING",
+        "HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "MYSQL_PWD", "GOOGLE_CREDENTIALS", "OAUTH", "KEY",
+    ],
 )  # fmt: skip
 def test_names_of_secrets(name):
-    assert is_secret(name, "x") and secret_in(f"export {name}=x") == name
+    assert is_secret(name, "x") and secret_in(f"export {name}=x") == secret_in(f"{name}='x y'") == name
+    assert not any(secret_in(f"export {name}{end}") for end in ("", "=", "=''", "=$OTHER", '="$(cat file)"', "=`cat file`"))
 
 
-@pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "HTTPS_PROXY", "HF_HOME", "DISPATCH", "BASE_URL", "LSF_PATCH"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PATH", "PYTHONPATH", "HTTPS_PROXY", "HF_HOME", "DISPATCH", "BASE_URL", "LSF_PATCH", "PWD", "OLDPWD", "TOKENIZER_PATH",
+        "TIKTOKEN_CACHE_DIR", "MAX_TOKENS", "NUM_TOKENS", "SSH_AUTH_SOCK", "XAUTHORITY", "GIT_AUTHOR_NAME", "NCCL_IB_PKEY",
+    ],
+)  # fmt: skip
 def test_names_of_no_secrets(name):
     assert not is_secret(name, "http://proxy:3128") and not secret_in(f"export {name}=x")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("pull docker://me:pw@registry/image", "a URL's password"),
+        ("git clone https://ghp_abc@host/x", "a URL's password"),
+        ("pull docker://me@registry/image", ""),
+        ("ssh me@host:22", ""),
+    ],
+)
+def test_what_a_line_gives_away(line, said):
+    assert secret_in(line) == said
 
 
 def test_a_proxy_with_a_password_is_a_secret():

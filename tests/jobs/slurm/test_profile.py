@@ -198,6 +198,7 @@ def parse(**raw) -> Profile:
         ),
         ({"environment": {"HTTPS_PROXY": "http://me:hunter2@proxy"}}, "environment names HTTPS_PROXY, .*secrets_file"),
         ({"setup": ["export GH_PAT=hunter2"]}, "setup.0 holds GH_PAT, .*secrets_file"),
+        ({"setup": ['export GH_PAT="hunter2"']}, "setup.0 holds GH_PAT, .*secrets_file"),
         ({"srun_options": ["--export=ALL,HF_TOKEN=hunter2"]}, "srun_options.0 holds HF_TOKEN, .*secrets_file"),
         ({"notify": "curl https://me:hunter2@host"}, "notify holds a URL's password, .*secrets_file"),
         ({"notify": "mail -s 'it's over' me"}, "notify is .*it's over.* .No closing quotation.; quote its words"),
