@@ -104,6 +104,13 @@ def test_rows_without_messages_are_left_out_as_those_without_a_response_are(tmp_
     assert found.messages == turns
 
 
+def test_of_several_columns_of_prompts_the_first_that_is_not_empty_is_read(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    write_rows(path, *({"long": long, "short": "b", "answer": "Yes."} for long in ("a", "", None)))
+    own = TuningSet(path=str(path), prompt=("long", "short"), response="answer")
+    assert [item.messages[0]["content"] for item in read_conversations("own", tmp_path, {"own": own})] == ["a", "b", "b"]
+
+
 def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
     path = tmp_path / "chats.jsonl"
     rows = [
