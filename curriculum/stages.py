@@ -120,9 +120,8 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
                 raise ValueError(f"{place[name]}.arms names {arm!r}, which is no arm; choose from {', '.join(arms)}")
             if arm not in having[parent]:
                 raise ValueError(f"{place[name]}.arms names {arm!r}, which has no stage {parent}; add it to that one's arms")
-        if name not in ordered:
-            ordered[name] = stage
-            having[name] = tuple(arm for arm in having[parent] if stage.arms is None or arm in stage.arms)
+        ordered[name] = stage
+        having[name] = tuple(arm for arm in having[parent] if stage.arms is None or arm in stage.arms)
 
     for name in stages:
         if name not in ordered:
