@@ -160,6 +160,27 @@ def test_contradictory_keys_of_a_tuning_set_are_refused(keys, said):
         TuningSet(path="x", **keys)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_shared"),
+    [
+        ({"hub": "a/b", "score": "s", "max_score": 2.0}, {"hub": "a/b", "score": "s", "min_score": 2.5}, False),
+        ({"hub": "a/b", "score": "s", "max_score": 2.0}, {"hub": "a/b", "score": "s", "min_score": 2.0}, True),
+        ({"hub": "a/b", "score": "s", "max_score": 2.0}, {"hub": "a/b", "score": "t", "min_score": 2.5}, True),
+        ({"hub": "a/b"}, {"hub": "a/b", "split": "test"}, False),
+        ({"dataset": "fineweb-edu"}, {"dataset": "fineweb-annotated"}, True),
+        ({"dataset": "fineweb-edu"}, {"dataset": "fineweb-unsafe"}, False),
+        ({"path": "*.jsonl"}, {"path": "a.*"}, True),
+        ({"path": "a.jsonl"}, {"path": "b.jsonl"}, False),
+        ({"path": "a.jsonl"}, {"hub": "a/b"}, False),
+    ],
+)
+def test_two_tables_overlap_where_both_may_read_the_same_row(tmp_path, monkeypatch, one, other, is_shared):
+    for name in ("a.jsonl", "b.jsonl"):
+        write_rows(tmp_path / name, {"text": "x"})
+    monkeypatch.chdir(tmp_path)
+    assert TextTable(**one).overlaps(TextTable(**other)) is TextTable(**other).overlaps(TextTable(**one)) is is_shared
+
+
 @examples(60)
 @given(
     st.lists(st.one_of(st.none(), st.integers(0, 5), st.just("2.5")), max_size=30),
