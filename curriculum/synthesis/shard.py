@@ -167,8 +167,8 @@ class SynthesisShard:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Shard and number of shards from I/N."""
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise UsageError(f"--part {text}: give I/N with I from 0 to N-1, such as 3/64")
     return int(number), int(count)
 
