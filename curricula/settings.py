@@ -60,7 +60,7 @@ def decode(text: bytes | str, kind: type[Kind]) -> Kind:
         return msgspec.json.decode(text, type=kind)
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A group of settings. An unknown key is an error.
 
     The fields' types and constraints hold for objects made in Python as for those read from a file. A subclass overrides

@@ -143,6 +143,9 @@ def test_differences_are_named_by_their_path():
         "e was None, now 0",
     ]
     assert differences({"a": 1}, {"a": 1}) == []
+    some = {"a": {"b": 1}, "c": [1], "d": [1, 2]}
+    assert differences(some, {"d": [1]}) == ["a was {'b': 1}, now None", "c was [1], now None", "d was [1, 2], now [1]"]
+    assert differences({"d": [1]}, some) == ["d was [1], now [1, 2]", "a was None, now {'b': 1}", "c was None, now [1]"]
 
 
 RACE = """
