@@ -110,6 +110,7 @@ def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
         ([], "must rise from phase to phase and end at 1"),
         ([{"until": 0.5, "mix": "data"}], "must rise from phase to phase and end at 1, but is \\[0.5\\]"),
         ([{"until": 0.5, "mix": "data"}, {"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "data"}], "must rise"),
+        ([{"until": 0.5, "mix": "data"}, {"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "data"}], "must rise"),
         ([{"until": 1, "mix": "dta"}], "arm mine: mix 'dta' is not known; choose one of safe, data, or write weights"),
         ([{"until": 1, "mix": {"web": -1}}], "arm mine, phase 0: the weights of its mix must be non-negative"),
         ([{"until": 1, "mix": "safe"}], "arm mine reads only safe data; put 1 in starts for that"),
@@ -118,6 +119,10 @@ def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
 def test_an_arm_that_means_nothing_is_refused(phases, said):
     with pytest.raises(ValueError, match=said):
         arms_of(with_arm(*phases), SMALL)
+
+
+def test_safe_data_alone_is_a_curriculum():
+    assert [arm.name for arm in arms_of(Curriculum(safe=SAFE, starts=(1.0,)), SMALL)] == ["safe-100"]
 
 
 starts = st.lists(st.integers(0, 95).map(lambda n: n / 100), min_size=1, max_size=4, unique=True).map(sorted)
