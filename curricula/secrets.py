@@ -15,8 +15,9 @@ names that merely look similar: PWD, TOKENIZER_PATH, TIKTOKEN_CACHE_DIR, MAX_TOK
 _USERINFO = re.compile(r"(?<![\w+.-])([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
 _PASSWORD = re.compile(r"\bhttps?://[^\s/?#'\"<>]*@|\b[a-z][a-z0-9+.-]*://[^\s/?#'\"<>@]*:[^\s/?#'\"<>]+@", re.IGNORECASE)
 """Not the user alone of another scheme: docker://USER@REGISTRY is no secret."""
-_ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_])([A-Z_][A-Z0-9_]*)=(?![\"']?[$`]|[\"']*(\s|$))")
-"""NAME=value within a line of shell or an option, but not NAME=$OTHER, NAME=$(command) or NAME without a value."""
+_ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_])([A-Z_][A-Z0-9_]*)=(?![\"']?[$`]|\"[^\"]*[$`]|[\"']*(\s|$))")
+"""NAME=value within a line of shell or an option, but not NAME=$OTHER, NAME="Bearer $OTHER", NAME=$(command) or NAME without
+a value."""
 
 
 def without_userinfo(text: str) -> str:

@@ -67,7 +67,11 @@ def test_users_and_passwords_of_urls_reach_no_output(text, shown, capsys):
 )  # fmt: skip
 def test_names_of_secrets(name):
     assert is_secret(name, "x") and secret_in(f"export {name}=x") == secret_in(f"{name}='x y'") == name
-    assert not any(secret_in(f"export {name}{end}") for end in ("", "=", "=''", "=$OTHER", '="$(cat file)"', "=`cat file`"))
+    assert secret_in(f'{name}="x" OTHER="$y"') == name
+    assert not any(
+        secret_in(f"export {name}{end}")
+        for end in ("", "=", "=''", "=$OTHER", '="$(cat file)"', '="Bearer $OTHER"', "=`cat file`")
+    )
 
 
 @pytest.mark.parametrize(
