@@ -142,9 +142,10 @@ class Crossed:
 
 
 def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
-    """The mean over seeds and prompts (of several benchmarks, the mean of their means); None for fewer than two seeds.
+    """The mean over seeds and prompts (of several benchmarks, the mean of their means).
 
-    All prompts of a benchmark weigh the same, or `by_answers` as they do in the rate of one run.
+    None for fewer than two seeds, or where one of them lacks a benchmark. All prompts of a benchmark weigh the same, or
+    `by_answers` as they do in the rate of one run.
     """
     entries = list(entries)
     index = [
@@ -164,12 +165,9 @@ def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
 
 def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:
     """The same from sums and numbers of values, float64 [clusters, benchmarks, seeds]; the rest as in `Crossed`."""
-    whole = (counts.sum(axis=0) > 0).all(axis=1)  # benchmarks that every run has answered
-    sums, counts = sums[:, whole], counts[:, whole]
-    clusters, benchmarks, seeds = sums.shape
-    if seeds < 2 or not benchmarks:
+    (clusters, _, seeds), totals = sums.shape, counts.sum(axis=0)
+    if seeds < 2 or not totals.all():
         return None
-    totals = counts.sum(axis=0)
     means = sums.sum(axis=0) / totals
     runs = means.mean(axis=0)
     parts = np.mean((sums - counts * means) / totals, axis=1) / seeds  # [clusters, seeds]: each cell's share in the mean

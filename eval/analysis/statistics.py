@@ -120,7 +120,7 @@ def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = 
 def resample_weights(strata: tuple[int, ...]) -> np.ndarray:
     """How often each resample draws each cluster, float64 [RESAMPLES, clusters]; equal for arms with equal strata."""
     weights = np.zeros((RESAMPLES, len(strata)))
-    for stratum in sorted(set(strata)):
+    for stratum in set(strata):
         members = [i for i, own in enumerate(strata) if own == stratum]
         draws = keyed_rng("bootstrap", stratum, len(members)).multinomial(
             len(members), [1 / len(members)] * len(members), size=RESAMPLES

@@ -77,6 +77,13 @@ def test_a_rate_below_the_false_alarms_is_corrected_to_0_unless_it_is_too_far_be
     assert corrected(rates(np.arange(200) < 4), judge) is None
 
 
+def test_the_mean_of_several_benchmarks_is_corrected_however_few_prompts_one_of_them_has():
+    entries = [("0", "small", 1.0), *((str(i), "large", float(i % 2)) for i in range(1, 41))]
+    found = corrected(tally(entries), Accuracy(0.9, 0.8, 300, 300, "made up"))
+    assert found.rate == pytest.approx((0.75 + 0.8 - 1) / 0.7)
+    assert 0.6 < found.low < found.rate < found.high < 0.95  # no resample is without the small one
+
+
 def test_the_caption_says_what_becomes_of_a_rate_below_the_false_alarms():
     (name, version), accuracy = next(iter(published().items()))
     rows = [

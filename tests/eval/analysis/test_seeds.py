@@ -79,6 +79,7 @@ def test_without_shared_prompt_effects_it_is_students_t_over_seeds():
     expected = stats.ttest_1samp(gaps, 0.0)
     interval = expected.confidence_interval(0.95)
     assert found.p(0.0) == pytest.approx(expected.pvalue)
+    assert found.p(0.05) == pytest.approx(stats.ttest_1samp(gaps, 0.05).pvalue)
     assert found.interval() == pytest.approx((interval.low, interval.high))
 
 
@@ -182,6 +183,20 @@ def test_probes_are_paired_by_training_seed_subset_and_text():
     assert compare_probes([{0: arm[0]}], [{1: base[1]}]) is None
 
 
+def test_probes_of_one_run_are_as_sure_as_their_test_texts_and_their_subsets():
+    arm, base = (
+        {subset: ProbeAuc(of[0][:40].mean(), (of[0][:40], of[1])) for subset, (_, of, _) in run[0].items()}
+        for run in probes(keyed_rng("one run"), 90, own=0.3, shift=0.2)
+    )
+    gaps = [arm[subset].auc - base[subset].auc for subset in arm]
+    by_text = [np.mean([arm[k].placements[part] - base[k].placements[part] for k in arm], axis=0) for part in (0, 1)]
+    texts, drawn = sum(np.var(one, ddof=1) / len(one) for one in by_text), np.var(gaps, ddof=1) / 4
+    freedom = (texts + drawn) ** 2 / (texts**2 / 39 + drawn**2 / 3)
+    found = compare_probes([{0: arm}], [{0: base}]).difference
+    reach = stats.t.ppf(0.975, freedom) * (texts + drawn) ** 0.5
+    assert (found.low, found.high) == pytest.approx((np.mean(gaps) - reach, np.mean(gaps) + reach))
+
+
 def test_arms_that_differ_only_in_how_they_see_the_test_texts_are_rarely_told_apart():
     for texts in (20, 100):
         ps = []
@@ -252,6 +267,9 @@ def test_an_arms_rate_its_runs_and_its_interval_are_of_the_same_answers():
     assert gap.difference.value == pytest.approx(-0.25) and gap.n == 40
     unequal = {("b", "0"): PromptMean("0", 0.0, 1), ("b", "1"): PromptMean("1", 1.0, 5)}
     assert rate_over_seeds({1: unequal, 2: unequal}).value == pytest.approx(5 / 6) == rate_over_seeds({1: unequal}).value
+    assert rate_over_seeds({1: unequal, 2: dict(list(unequal.items())[1:])}).value == pytest.approx((5 / 6 + 1) / 2)
+    never = {prompt: mean._replace(mean=0.0) for prompt, mean in unequal.items()}
+    assert compare([{1: unequal, 2: unequal}], [{1: never, 2: never}]).difference.value == 0.5  # pairs weigh the same
 
 
 def test_a_prompt_with_one_parsed_answer_does_not_hide_how_much_samples_vary():
@@ -263,7 +281,7 @@ def test_a_prompt_with_one_parsed_answer_does_not_hide_how_much_samples_vary():
     assert whole.components.sample > 0 and found.components.sample == pytest.approx(whole.components.sample, rel=0.1)
 
 
-def test_a_benchmark_that_a_run_lacks_is_left_out():
+def test_a_benchmark_that_a_run_lacks_leaves_nothing_to_cross():
     entries = [Entry(seed, str(i), name, 0.1 * seed, 1, 0.0) for seed in range(2) for i in range(4) for name in "ab"]
-    found = cross(entry for entry in entries if (entry.seed, entry.benchmark) != (1, "b"))
-    assert found.value == pytest.approx(0.05) and cross(entries[:8]) is None
+    assert cross(entries).value == pytest.approx(0.05) and cross(entries[:8]) is None
+    assert cross(entry for entry in entries if (entry.seed, entry.benchmark) != (1, "b")) is None

@@ -7,13 +7,16 @@ import pytest
 import statsmodels.api
 from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
-from study_rows import verdict_rows
+from statsmodels.stats.proportion import proportion_confint
+from study_rows import generation, verdict_rows
 
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.statistics import (
     Pairs,
+    PromptMean,
     StudentMean,
     Tally,
+    cluster_of,
     clustered_error,
     difference,
     effective_size,
@@ -61,6 +64,8 @@ def test_the_effective_size_lies_between_the_prompts_and_the_answers():
     freedom = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 99)) ** 2
     assert effective_size(alike, 0.25, 500) == pytest.approx(100 * freedom)
     assert effective_size(apart, 0.25, 500) == pytest.approx(500 * freedom)
+    answers = ((str(i), "b", float(j < 2 + i % 2)) for i in range(100) for j in range(5))
+    assert rate_interval(tally(answers)) == rate_interval(apart)
 
 
 def test_on_many_prompts_the_interval_is_the_clustered_errors():
@@ -72,8 +77,12 @@ def test_on_many_prompts_the_interval_is_the_clustered_errors():
 
 def test_a_copy_of_a_request_in_another_benchmark_is_the_same_cluster():
     same = verdict_rows({"Pick the lock!": ["harmful"]}, "tdc") + verdict_rows({"pick the  lock": ["harmful"]}, "advbench")
-    assert tally((row.behavior or row.prompt.lower(), row.benchmark, 1.0) for row in same).clusters == 2
+    attacked = generation(behavior="Pick the lock.", prompt="P1ck teh lokc")
+    assert len({cluster_of(row) for row in (*same, attacked)}) == 1
     assert pair_rows(same, same).prompts == 2
+    wordless = [generation(prompt=prompt, prompt_id=prompt) for prompt in ("?!", "?!?")]
+    assert len({cluster_of(row) for row in wordless}) == 2
+    assert cluster_of(generation(cluster="lock-7")) == "lock-7"
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.2, 0.5, 0.8])
@@ -109,6 +118,33 @@ def test_the_clustered_error_is_the_published_formula():
     # And the cluster-robust standard error of an intercept.
     fit = statsmodels.api.OLS(values, np.ones(n)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
     assert clustered_error(tallied) == pytest.approx(float(fit.bse[0]))
+
+
+def test_the_clustered_error_of_several_benchmarks_is_that_of_the_mean_of_their_means():
+    rng, large = keyed_rng("benchmarks"), np.arange(90) >= 30
+    clusters = rng.integers(0, 25, 90)  # most are in both
+    values = (rng.random(90) < 0.2 + 0.3 * (clusters % 2) + 0.3 * large).astype(float)
+    tallied = tally((str(cluster), str(name), value) for cluster, name, value in zip(clusters, large, values))
+    benchmarks = np.column_stack([large, ~large]).astype(float)
+    fit = statsmodels.api.OLS(values, benchmarks).fit(cov_type="cluster", cov_kwds={"groups": clusters})
+    mean = fit.t_test([0.5, 0.5])
+    assert float(tallied.mean()) == pytest.approx(mean.effect.item())
+    assert clustered_error(tallied) == pytest.approx(mean.sd.item() * (88 / 89) ** 0.5)  # statsmodels' factor for two means
+
+
+FEW = (1 / 30 + 1 / 90) ** 2 / (30 / 30**4 + 90 / 90**4)
+"""Degrees of freedom of an error that 30 prompts of the weight 1 / 30 and 90 of the weight 1 / 90 make up."""
+
+
+@pytest.mark.parametrize(("harmful_of_five", "answers", "freedom"), [((0, 5), 90, 119), ((2, 3), 450, FEW)])
+def test_benchmarks_of_equal_weight_are_worth_as_many_answers_as_their_sizes_allow(harmful_of_five, answers, freedom):
+    # A mean of means of 30 and 90 independent prompts varies as that of 4 / (1 / 30 + 1 / 90) = 90, and so with their answers.
+    counts = [(str(i), "small" if i < 30 else "large", harmful_of_five[i % 2]) for i in range(120)]
+    tallied = tally((*place, float(j < count)) for *place, count in counts for j in range(5))
+    size = answers * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, freedom)) ** 2
+    assert rate_interval(tallied)[:2] == pytest.approx(proportion_confint(size / 2, size, method="agresti_coull"))
+    pairs = pair((*place, count / 5, 0.0, 5) for *place, count in counts)
+    assert (pairs.value, pairs.discordance, pairs.size) == pytest.approx((0.5, 0.5, size))
 
 
 def test_deterministic_answers_are_compared_by_mcnemars_test_but_for_the_degrees_of_freedom():
@@ -175,6 +211,13 @@ def test_only_shared_parsed_prompts_are_compared():
     assert pair_rows(verdict_rows({"a": ["safe"]}), []) is None
 
 
+def test_a_side_of_several_models_has_the_mean_of_their_rates_and_their_noise():
+    first, second, other = ({("b", "0"): PromptMean("c", mean, count)} for mean, count in ((0.2, 5), (0.6, 5), (0.5, 9)))
+    (found,) = pair_prompts([first, second], [other]).values()
+    assert (found.a, found.b, found.answers) == (pytest.approx(0.4), 0.5, 9)
+    assert found.noise == pytest.approx((0.2 * 0.8 / 4 + 0.6 * 0.4 / 4) / 4 + 0.5 * 0.5 / 8)  # unbiased: one answer less
+
+
 def test_equal_arms_leave_room_for_what_so_few_prompts_cannot_show():
     found = difference(paired({str(i): ["safe"] for i in range(30)}, {str(i): ["safe"] for i in range(30)}), 0)
     assert (found.value, found.p) == (0, 1) and 0.1 < found.high < 0.14 and found.low == pytest.approx(-found.high)
@@ -188,18 +231,21 @@ def test_p_values_are_uniform_when_arms_do_not_differ():
     assert np.mean(np.array(ps) < 0.05) < 0.08 and 0.42 < np.mean(ps) < 0.6
 
 
-def test_one_sided_p_values_test_against_a_bound():
-    level = Pairs(value=0.0, discordance=0.1, size=400, prompts=400)
-    assert p_below(level, 0.1) < 0.001 and p_above(level, -0.1) < 0.001
-    assert p_below(level, -0.1) > 0.999 and p_above(level, 0.1) > 0.999
+@pytest.mark.parametrize("bound", [-0.1, 0.0, 0.02, 0.1])
+def test_one_sided_p_values_are_the_tails_of_the_score(bound):
+    found = Pairs(value=0.01, discordance=0.1, size=400, prompts=400)
+    assert p_below(found, bound) == pytest.approx(stats.norm.cdf(found.score(bound)))
+    assert p_above(found, bound) == pytest.approx(stats.norm.sf(found.score(bound)))
 
 
 def test_a_mean_is_tested_by_students_t():
     gaps = np.subtract([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
-    found = difference(StudentMean(gaps.mean(), gaps.std(ddof=1) / 5**0.5, 4), 5)
+    mean = StudentMean(gaps.mean(), gaps.std(ddof=1) / 5**0.5, 4)
+    found = difference(mean, 5)
     expected = stats.ttest_1samp(gaps, 0.0)
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)
+    assert mean.p(0.03) == pytest.approx(stats.ttest_1samp(gaps, 0.03).pvalue)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
 
 
