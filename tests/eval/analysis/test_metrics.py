@@ -171,6 +171,8 @@ def test_probe_metrics_give_mean_deviation_and_standard_error_per_layer():
     assert (first.layer, last.layer) == ("first", "last")
     assert last.auc == pytest.approx(0.82) and last.std == pytest.approx(0.0158, abs=1e-4)
     assert last.error == pytest.approx(last.std / 5**0.5)
+    reach = 1.96 * (0.02**2 + last.error**2) ** 0.5  # over texts and over subsets
+    assert (last.low, last.high) == pytest.approx((0.82 - reach, 0.82 + reach), abs=1e-5)
 
 
 def test_best_of_n_succeeds_at_a_prompt_if_any_attempt_does():

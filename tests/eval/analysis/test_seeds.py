@@ -99,6 +99,8 @@ def test_interval_and_p_value_never_contradict_each_other(seeds):
             gap = difference(Both(crossed(one - other), pooled_pairs(one, other, 5)), 30)
             assert gap.low <= gap.value <= gap.high
             assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
+            low, high = Both(crossed(other - one), pooled_pairs(other, one, 5)).interval()
+            assert (-high, -low) == pytest.approx((gap.low, gap.high))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
@@ -228,6 +230,7 @@ def test_perfect_probes_are_not_certain_and_a_little_worse_ones_no_surer(texts):
     for scores in (perfect, swapped):
         found = auc_over_seeds(runs(scores))
         assert found.low < 1 - 0.5 / texts < found.high == 1.0
+        assert found.crossed.freedom == pytest.approx(texts - 1)  # all subsets agree
     gap = compare_probes([runs(perfect)] * 5, [runs(perfect)] * 3).difference
     assert gap.low < -0.5 / texts and gap.high > 0.5 / texts and gap.p == 1.0
 
