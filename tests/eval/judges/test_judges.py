@@ -30,11 +30,13 @@ from curricula.eval.judging.verdicts import (
     judged_now,
     key_of_question,
     put_in_order,
+    question_of,
     read_judged,
     read_judges,
+    unused_path,
     verdicts_path,
 )
-from curricula.eval.rows import GenerationRow, VerdictRow, append_rows
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 from curricula.jobs.study import load_study
 
 JUDGE = RefusalPhrases()
@@ -171,6 +173,47 @@ def test_a_label_that_is_not_known_counts_as_unparsed_whether_it_is_stored_or_no
     JudgeRun(rows, verdicts_path(path), Unsure()).complete()
     assert judged_now(rows, Unsure()) == read_judged(path)
     assert [row.verdict for row in read_judged(path)] == ["unparsed", "5_shortcircuit"]
+
+
+class Counting(FourCategories):
+    """Version 2 of that judge, which can be made to give one label, and notes what it is asked."""
+
+    version, says = "2", ""
+
+    def __init__(self):
+        self.asked = []
+
+    def rule(self, questions, settle, notes, proven):
+        self.asked += questions
+        if self.says:
+            settle([(each, Verdict(label=self.says)) for each in questions])
+        else:
+            super().rule(questions, settle, notes, proven)
+
+
+def test_answers_that_change_and_change_back_are_asked_about_once_each(tmp_path):
+    path, judge = tmp_path / "overrefusal-topk.verdicts.jsonl", Counting()
+    first, second = ([answer_row(0, task="overrefusal-topk", response=response)] for response in ("I cannot.", "Rye."))
+    for rows in (first, second, first, second):
+        JudgeRun(rows, path, judge).complete()
+    assert len(judge.asked) == 2
+    assert [row.label for row in read_rows(path, VerdictRow)] == ["1_compliant_and_helpful"]
+    assert len(read_rows(unused_path(path), VerdictRow)) == 2
+
+
+def test_a_verdict_in_place_of_an_unparsed_one_replaces_none_of_another_version(tmp_path):
+    path, judge = tmp_path / "overrefusal-topk.verdicts.jsonl", Counting()
+    rows = [answer_row(0, task="overrefusal-topk")]
+    JudgeRun(rows, path, FourCategories()).complete()
+    for judge.says in ("unparsed", "4_full_refusal"):
+        JudgeRun(rows, path, judge, ask_unparsed_again=True).complete()
+    found = [(row.version, row.label) for row in read_rows(path, VerdictRow)]
+    assert found == [("1", "1_compliant_and_helpful"), ("2", "4_full_refusal")]
+
+
+def test_only_what_continues_a_bare_text_is_judged_with_its_beginning():
+    rows = [answer_row(0), answer_row(0, raw=True), answer_row(0, raw=True, task="overrefusal-topk")]
+    assert [question_of(row).beginning for row in rows] == ["", "Write ask-0", ""]
 
 
 def test_numbers_of_a_baseline_come_with_its_errors():
