@@ -287,6 +287,20 @@ def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other
     assert is_merged(tmp_path, "instruct", EvalConfig())
 
 
+def test_shards_are_merged_without_torn_lines_and_anew_when_one_has_changed(tmp_path):
+    merged, shards = tmp_path / "attacks-topk.jsonl", [tmp_path / f"attacks-topk/{name}.jsonl" for name in ("advbench", "tdc")]
+    for count in (2, 3):
+        for shard in shards:
+            append_rows(shard, [answer_row(count, key=f"{shard.stem} {count}", benchmark=shard.stem)])
+            with open(shard, "a") as file:
+                file.write('{"torn')
+        assert not is_merged(tmp_path, "instruct", EvalConfig())
+        MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
+        assert len(read_judged(merged)) == 2 * (count - 1) and is_merged(tmp_path, "instruct", EvalConfig())
+    durable.write_text(merged, merged.read_text().splitlines(keepends=True)[0])
+    assert not is_merged(tmp_path, "instruct", EvalConfig())
+
+
 def test_a_judge_is_compared_with_the_first_other_that_has_judged_where_the_studys_own_has_not(tmp_path, monkeypatch):
     rows = [answer_row(number) for number in range(4)]
     append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
