@@ -400,24 +400,22 @@ def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -
 
 def _evaluation_hours(plan: Plan) -> dict[str, float]:
     """The estimated GPU-hours of each evaluation task, over all models."""
-    study, found = plan.study, dict[str, float]()
-    parameters, peak = costs.parameters(study.model.resolve()), study.resources.peak_tflops
+    found = dict[str, float]()
     for _, element in plan.elements():
         if (task := element.eval_task) is not None:
-            hours = task_gpu_hours(task, study, parameters, peak)
-            found[task.task.name] = found.get(task.task.name, 0.0) + hours
+            found[task.task.name] = found.get(task.task.name, 0.0) + _task_gpu_hours(task, plan.study.at(element.variant))
     return found
 
 
-def task_gpu_hours(task: EvalTask, study: Study, parameters: int, peak_tflops: float) -> float:
-    """GPU-hours of one element of an evaluation, for a model of `parameters`: an estimate from counts of tokens.
+def _task_gpu_hours(task: EvalTask, study: Study) -> float:
+    """GPU-hours of one element of an evaluation of the study's models: an estimate from counts of tokens.
 
     Generating takes steps: each reads the weights once and costs at least what launching a model's kernels from Python takes.
     """
-    config = study.evaluation
+    config, parameters = study.evaluation, costs.parameters(study.model.resolve())
 
     def reading(tokens: float) -> float:
-        return 2 * parameters * tokens / (peak_tflops * 1e12 * READING)
+        return 2 * parameters * tokens / (study.resources.peak_tflops * 1e12 * READING)
 
     def generating(answers: float, rows: float, steps: float) -> float:
         return -(-answers // rows) * steps * max(STEP_S, 2 * parameters / BYTES_PER_S)

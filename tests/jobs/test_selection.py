@@ -39,8 +39,9 @@ def test_an_arm_that_the_trunk_itself_trains_takes_all_of_the_trunk():
 
 
 def test_an_arm_alone_is_what_bears_its_name():
-    assert by_job(select(PLAN, given("--arm", "full-60")))["pretrain-60"] == ["full-60"]
-    assert {name[:14] for name, _ in select(PLAN, given("--arm", "trunk"))} == {"pretrain-trunk"}
+    for arm in ("full-60", "trunk"):
+        of_arm = [(job.name, element.label) for job, element in PLAN.elements() if element.arm == arm]
+        assert select(PLAN, given("--arm", arm)) == of_arm != []
 
 
 def test_stages_kinds_and_jobs_can_be_named():

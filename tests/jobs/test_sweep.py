@@ -196,6 +196,15 @@ def test_sizes_are_swept_one_by_one_or_as_whole_models():
     assert {job.name for job in again.jobs} == {job.name for job in ONE.jobs}
 
 
+def test_the_evaluation_of_a_point_costs_as_much_as_in_a_study_of_its_own():
+    tied = (True, False)
+    alone = [parse_study({**demo(), "model": {**demo()["model"], "tied": one}}, "study.yaml") for one in tied]
+    hours = [describe(plan_study(one))["evaluation_gpu_hours"] for one in alone]
+    assert hours[0]["probes"] < hours[1]["probes"]
+    together = describe(swept({"model.tied": list(tied)}))["evaluation_gpu_hours"]
+    assert together == {task: pytest.approx(sum(one[task] for one in hours)) for task in hours[0]}
+
+
 def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
     plan = swept({"tuning.instruct.lr": [1e-3, 2e-3]})
     value = describe(plan)
