@@ -138,9 +138,8 @@ class _Planner:
             return
         segments, needs = by_job[name], []
         for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
+            self._pretrain(job, by_job)
             parents = [one.name for one in by_job.get(job, ())]
-            if parents:
-                self._pretrain(job, by_job)
             is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
             needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
         self._add(name, "pretrain", list(map(_training, segments)), *needs)

@@ -1,5 +1,7 @@
 """The plan of the paper's study: its jobs, their elements and dependencies."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 import yaml
@@ -7,6 +9,7 @@ from paths import STUDIES
 from small_studies import by_job, demo
 
 from curricula.errors import UsageError
+from curricula.jobs.downloads import study_downloads
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.selection import Selection, select
@@ -44,6 +47,15 @@ def test_each_arm_goes_from_pretraining_to_the_benign_model_element_by_element()
 def test_the_safe_only_arm_is_the_trunk_itself():
     (edge,) = jobs_by_name()["export-base-100"].needs
     assert edge.job == "pretrain-trunk-286102"
+
+
+def test_a_licence_that_a_benchmark_lacks_holds_back_what_is_measured_alone():
+    jobs, wanted = jobs_by_name(), study_downloads(load_study(STUDIES / "paper.yaml"), Path())
+    for name, purpose in (("fetch", "data"), ("fetch-benchmarks", "evaluation")):
+        assert jobs[name].labels == tuple(item.label for item in wanted if item.purpose == purpose)
+    for name, job in jobs.items():
+        waits = [edge.job for edge in job.needs if edge.job.startswith("fetch")]
+        assert waits == {"prepare": ["fetch"], "evaluate": ["fetch-benchmarks"]}.get(job.stage, []), name
 
 
 def test_the_papers_study_is_fewer_than_forty_job_arrays():
@@ -121,9 +133,8 @@ def test_suffixes_are_tried_on_every_arm_once_their_own_arms_have_found_them():
         f"{arm}-60/transfer-topk/{source}" for arm in ("data", "full") for source in ("data-0", "full-20")
     ]
     kinds = {edge.job: edge.kind for edge in job.needs}
-    assert kinds["instruct-60"] == "afterok"
-    assert kinds["evaluate-instruct-0"] == kinds["evaluate-instruct-20"] == "afterany"
-    assert "evaluate-instruct-60" not in kinds
+    finders = dict.fromkeys(("evaluate-instruct-0", "evaluate-instruct-20"), "afterany")
+    assert kinds == {"instruct-60": "afterok", "fetch-benchmarks": "afterok", **finders}
     needed = [need for need, _ in plan.needs[job.name, "full-60/transfer-topk/data-0"] if need[0].startswith("evaluate")]
     assert needed == [("evaluate-instruct-0", f"data-0/gcg/jailbreakbench.{shard}-of-4") for shard in range(4)]
     assert {edge.job for edge in plan.by_name["merge-60"].needs} == {

@@ -65,11 +65,18 @@ def test_a_child_of_fewer_arms_waits_for_its_own_arms_alone():
 
 
 def test_a_checkpoint_of_the_trunk_is_measured_once_for_all_arms_and_seeds_have_their_own():
-    plan = planned(seed=None, seeds=[42, 43])
+    raw = tree_study(seed=None, seeds=[42, 43])
+    raw["pretraining"]["along"]["at"] = [0.25, 0.5, 0.75]  # at the second the arms leave the trunk
+    plan = plan_study(parse_study(raw, "study.yaml"))
     labels = {job.name: job.labels for job in plan.jobs if job.stage == "along"}
-    assert labels["along-trunk-12"] == ("trunk/25", "trunk-s43/25")
-    assert labels["along-trunk-24"] == ("trunk/75", "trunk-s43/75") and labels["along-50"] == ("full-50/75", "full-50-s43/75")
-    assert labels["along-harmful-50"] == ("full-50/25", "full-50/step2", "full-50-s43/25", "full-50-s43/step2")
+    assert labels == {
+        "along-trunk-12": ("trunk/25", "trunk/50", "trunk-s43/25", "trunk-s43/50"),
+        "along-trunk-24": ("trunk/75", "trunk-s43/75"),
+        "along-50": ("full-50/75", "full-50-s43/75"),
+        "along-mt-50": ("full-50/50", "full-50-s43/50"),
+        "along-harmful-50": ("full-50/25", "full-50/step2", "full-50-s43/25", "full-50-s43/step2"),
+        "along-mt-100": ("safe-100/50", "safe-100-s43/50"),
+    }
     assert plan.needs["along-trunk-12", "trunk-s43/25"] == [(("pretrain-trunk-12", "trunk-s43"), True)]
     assert {(edge.job, edge.kind) for edge in plan.by_name["report"].needs} >= {(name, "afterany") for name in labels}
 
