@@ -66,8 +66,7 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
     again, left_alone = _decide(run, plan, chosen)
     if not again:
         return again, left_alone
-    live = {key: tasks for key, tasks in now.live.items() if key not in again}
-    left = Standing(now.done - set(again), live)
+    left = Standing(now.done, {key: tasks for key, tasks in now.live.items() if key not in again})
     replaced = [task for key in reversed(again) for task in now.live.get(key, ())]
     before = len(submissions(run))
 

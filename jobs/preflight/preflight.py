@@ -207,7 +207,7 @@ def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Pref
     lost = [BadNode(node, "it stopped answering") for rank, node in enumerate(nodes) if rank not in clocks]
     if lost:
         return _Verdict(tuple(lost))
-    clock_of_node = {node: clocks[rank] for rank, node in reversed(list(enumerate(nodes)))}
+    clock_of_node = {node: clocks[rank] for rank, node in enumerate(nodes)}
     median = statistics.median_low(clock_of_node.values())
     skews = {node: clock - median for node, clock in clock_of_node.items() if abs(clock - median) > settings.max_skew_s}
     if len(clock_of_node) == 2 and skews:  # either may be the wrong one

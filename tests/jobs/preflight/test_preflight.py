@@ -16,7 +16,17 @@ from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight import node_checks
 from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
-from curricula.jobs.preflight.preflight import PreflightFailed, Rendezvous, UnfitNodes, _judge_reports, _Report, check_gpus
+from curricula.jobs.preflight.preflight import (
+    PreflightFailed,
+    Rendezvous,
+    UnfitNodes,
+    _blame,
+    _compare_clocks,
+    _judge_reports,
+    _Report,
+    _Verdict,
+    check_gpus,
+)
 from curricula.jobs.slurm import submissions as record
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import BadNode, bad_nodes, exclusion, record_bad_nodes
@@ -99,6 +109,25 @@ def test_the_node_whose_clock_is_wrong_is_named_even_if_it_is_the_first(run, fre
     outcomes = preflights(run.root, free_port, ["a", "b", "c"], Preflight(max_skew_s=60), skew_s={0: -3600.0})
     assert {outcome[:2] for outcome in outcomes} == {("unfit", ("a",))}
     assert re.search(r"node a: its clock is -3[56]\d\d\.\d s from the others'", outcomes[0][2])
+
+
+def test_of_two_clocks_that_differ_either_may_be_wrong():
+    def compared(*clocks):
+        return _compare_clocks(SimpleNamespace(gather=lambda *_: dict(enumerate(clocks))), ["a", "a", "b"], Preflight())
+
+    assert compared(10.0, 10.0, 14.0) == _Verdict()
+    verdict = compared(10.0, 10.0, 70.0)
+    assert verdict.problems == () and verdict.failure.startswith("the clocks of a and b are 60.0 s apart")
+    stopped = _compare_clocks(SimpleNamespace(gather=lambda *_: {0: 1.0, 1: 1.0}), ["a", "a", "b"], Preflight())
+    assert [problem.node for problem in stopped.problems] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("slow", "blamed"), [("ab bc cd da", ""), ("ab bc cd", "bc"), ("ab bc", "b"), ("ab", ""), ("ab cd", ""), ("", "")]
+)
+def test_a_node_is_blamed_that_is_slow_with_both_its_neighbours_unless_all_are(slow, blamed):
+    verdict = _blame(list("abcd"), [tuple(pair) for pair in slow.split()], 1.0, 2.0)
+    assert "".join(problem.node for problem in verdict.problems) == blamed and bool(verdict.failure) is not bool(blamed)
 
 
 @pytest.mark.parametrize("slurm_knows", [True, pytest.param(False, marks=pytest.mark.slow)])
