@@ -9,7 +9,7 @@ Marks are written whole, but people and other tools can change them. A file that
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -41,11 +41,15 @@ class Done(msgspec.Struct, frozen=True):
     made: str | None = None
     """What `Stage.made` said at its end; None in marks of earlier versions."""
 
-    def was_made_without(self, need: Key, must_be_ok: bool) -> bool:
-        """Whether the element came to need `need` only later, when its study grew: a trunk that was trained past a new arm's
-        start stays as it is. What waits for elements to end, whether they succeed or fail, collects them, so it does need new
-        ones."""
-        return must_be_ok and self.read is not None and "/".join(need) not in self.read
+    def rests_on(self, plan: Plan, key: Key) -> list[Key]:
+        """Of the plan's elements those that the one with this mark, `key`, has read or should have.
+
+        Not those that it came to need only later, when its study grew: a trunk that was trained past a new arm's start stays as
+        it is. What waits for elements to end, whether they succeed or fail, collects them, so it does need new ones.
+        """
+        needs = [need for need, must_be_ok in plan.needs[key] if self.read is None or not must_be_ok]
+        names = (name.partition("/") for name in self.read or ())
+        return list(dict.fromkeys([*((job, label) for job, _, label in names if (job, label) in plan.needs), *needs]))
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -108,19 +112,21 @@ def is_done(work: Work) -> bool:
     mark = _whole_mark(work.folder)
     if mark is None or not is_complete(work, mark):
         return False
-    return made_again(work.plan, _key(work), mark, _marks_needed(work)) is None
+    marks = _marks_of(work.run, mark.rests_on(work.plan, _key(work)))
+    return made_again(work.plan, _key(work), mark, marks) is None
 
 
 def marks_read(work: Work) -> dict[str, float]:
     """What the element's `Done.read` will say if the element begins now."""
-    return {"/".join(need): mark.started if mark else 0.0 for need, mark in _marks_needed(work).items()}
+    marks = _marks_of(work.run, (need for need, _ in work.plan.needs[_key(work)]))
+    return {"/".join(need): mark.started if mark else 0.0 for need, mark in marks.items()}
 
 
 def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None]) -> Key | None:
-    """The first needed element that has been made since the element with `mark` began; `marks` are those of all it needs."""
-    for need, must_be_ok in plan.needs[key]:
+    """The first of what the element with `mark` rests on that has been made since it began; `marks` are those of all of it."""
+    for need in mark.rests_on(plan, key):
         now = marks.get(need)
-        if now is None or mark.was_made_without(need, must_be_ok):
+        if now is None:
             continue
         if mark.read is None:
             if now.read is not None:  # made by a later version, so after it
@@ -144,7 +150,7 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
     for key, mark in marks.items():
         if mark is None or not complete[key] or made_again(plan, key, mark, marks):
             continue
-        if all(other in done or mark.was_made_without(other, must_be_ok) for other, must_be_ok in plan.needs[key]):
+        if done.issuperset(mark.rests_on(plan, key)):
             done.add(key)
     return done
 
@@ -153,8 +159,8 @@ def _key(work: Work) -> Key:
     return work.job.name, work.element.label
 
 
-def _marks_needed(work: Work) -> dict[Key, Done | None]:
-    return {need: _whole_mark(work.run.element(*need)) for need, _ in work.plan.needs[_key(work)]}
+def _marks_of(run: Run, keys: Iterable[Key]) -> dict[Key, Done | None]:
+    return {key: _whole_mark(run.element(*key)) for key in keys}
 
 
 def _whole_mark(folder: Path) -> Done | None:

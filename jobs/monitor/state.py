@@ -214,7 +214,7 @@ def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:
             continue
         if again := made_again(plan, key, mark, marks):
             found[key] = f"{'/'.join(again)}, which it reads, has been made since it began"
-        elif old := next((need for need, _ in plan.needs[key] if need in found), None):
+        elif old := next((need for need in mark.rests_on(plan, key) if need in found), None):
             found[key] = f"{'/'.join(old)}, which it reads, is stale"
     return found
 

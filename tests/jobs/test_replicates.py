@@ -15,7 +15,7 @@ from typed import Typed
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.study import print_plan
-from curricula.jobs.completion import done_elements
+from curricula.jobs.completion import done_elements, is_done
 from curricula.jobs.element import run_element
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
@@ -264,6 +264,21 @@ def test_a_finished_run_that_grows_makes_only_what_is_new_and_the_report(grown, 
     run_element(run.root, *REPORT)
     assert done_elements(run, plan) == set(plan.needs)
     assert {item.state for item in run_status(run, plan).elements} == {"done"}
+
+
+def test_what_has_read_something_that_is_made_again_is_stale_though_another_element_lies_between_them_now(grown):
+    """The trunk was trained to its end before a new arm's start divided it."""
+    run, before, plan = grown(little(), little(curriculum={"starts": [0, 0.2, 0.4, 1]}))
+    for number, key in enumerate(plan.needs):
+        if key not in before.needs or key == REPORT:
+            make(run, plan, key, 9000.0 + number)
+    trunk = [key for key in plan.needs if key[0].startswith("pretrain-trunk")]
+    assert done_elements(run, plan) == set(plan.needs) and trunk[1] not in before.needs
+    make(run, plan, trunk[0], 20_000.0)
+    left = set(plan.needs) - done_elements(run, plan)
+    assert {*trunk[1:], ("export-base-100", "safe-100"), REPORT} <= left
+    assert left == {(item.job, item.label) for item in run_status(run, plan).elements if item.state == "stale"}
+    assert not is_done(Work(run, plan, *plan.find(*trunk[2])))
 
 
 def test_a_report_that_was_written_before_a_new_seed_was_measured_is_stale(grown):
