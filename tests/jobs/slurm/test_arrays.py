@@ -16,7 +16,7 @@ def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:
 
 
 PREPARE, TRAIN = job("prepare", 1), job("train", 4, Edge("prepare"))
-EXPORT = job("export", 4, Edge("train", "aftercorr"))
+EXPORT = job("export", 4, Edge("train", "aftercorr"), Edge("prepare"))
 REPORT = job("report", 1, Edge("export", "afterany"))
 PLAN = Plan(parse_study(demo(), "demo"), arms=(), segments={}, jobs=(PREPARE, TRAIN, EXPORT, REPORT))
 
@@ -41,7 +41,7 @@ def test_the_plan_as_a_whole():
     assert submit() == [
         ("prepare", ("e0",), ""),
         ("train", ("e0", "e1", "e2", "e3"), "afterok:100"),
-        ("export", ("e0", "e1", "e2", "e3"), "aftercorr:101"),
+        ("export", ("e0", "e1", "e2", "e3"), "aftercorr:101,afterok:100"),
         ("report", ("e0",), "afterany:102"),
     ]
 
@@ -50,8 +50,8 @@ def test_arrays_that_are_cut_keep_step():
     assert submit(longest=3)[1:] == [
         ("train", ("e0", "e1", "e2"), "afterok:100"),
         ("train", ("e3",), "afterok:100"),
-        ("export", ("e0", "e1", "e2"), "aftercorr:101"),
-        ("export", ("e3",), "aftercorr:102"),
+        ("export", ("e0", "e1", "e2"), "aftercorr:101,afterok:100"),
+        ("export", ("e3",), "aftercorr:102,afterok:100"),
         ("report", ("e0",), "afterany:103:104"),
     ]
 
@@ -79,6 +79,6 @@ def test_elements_out_of_step_with_a_queued_array_wait_for_its_tasks():
 def test_an_unmet_need_is_refused_before_anything_is_submitted():
     with pytest.raises(UsageError, match="export needs train/e0, which is not done, queued or selected.*--from train"):
         check_needs(PLAN, [("export", "e0")], done=set(), live=set())
-    check_needs(PLAN, [("export", "e0")], done={("train", "e0")}, live=set())
-    check_needs(PLAN, [("export", "e0")], done=set(), live={("train", "e0")})
+    check_needs(PLAN, [("export", "e0")], done={("train", "e0"), ("prepare", "e0")}, live=set())
+    check_needs(PLAN, [("export", "e0")], done={("prepare", "e0")}, live={("train", "e0")})
     check_needs(PLAN, [("report", "e0")], done=set(), live=set())  # afterany needs nothing

@@ -58,7 +58,7 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
 def test_starts_that_slurm_took_away_are_not_counted(tmp_path):
     run = Run(tmp_path)
     for restarts in range(9):
-        start(run, restarts)
+        start(run, restarts, limit="1")
     for restarts in (9, 10):
         end(run)
         start(run, restarts)
