@@ -8,7 +8,7 @@ from types import MappingProxyType
 import pytest
 import yaml
 from paths import STUDIES
-from run_folders import FakeSlurm, make, submitted
+from run_folders import FakeSlurm, make, new_run, submitted
 from small_studies import by_job, demo, smaller_demo
 from typed import Typed
 
@@ -313,6 +313,12 @@ def test_a_run_refuses_every_other_change_and_keeps_its_study(tmp_path, new, sai
         Run.create(run.root, study("demo", **new))
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert (run.root / "study.yaml").read_bytes() == frozen
+
+
+def test_a_run_of_one_seed_may_choose_later_what_further_seeds_draw_anew(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    more = study("demo", seeds=[42, 43], replicate={"data": False})
+    assert Run.create(run.root, more).study == more
 
 
 def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path):
