@@ -7,13 +7,14 @@ import pytest
 from run_folders import new_run
 
 from curricula.durable import exclusive_lock, read_json, write_text
-from curricula.errors import UsageError, UserError
+from curricula.errors import StorageError, UsageError, UserError
 from curricula.fencing import Superseded
 from curricula.jobs import element
 from curricula.jobs.element import main, run_element
-from curricula.jobs.slurm.restarts import AlreadyRuns
+from curricula.jobs.slurm.restarts import AlreadyRuns, GaveUp
 from curricula.jobs.slurm.submissions import exclusion
 from curricula.jobs.stages import STAGES
+from curricula.model.runtime import PeerLost
 
 KEY = ("prepare", "prepare")
 TAKE_OVER = """
@@ -114,6 +115,22 @@ def test_a_process_that_is_left_with_its_group_notes_the_error_and_waits_for_no_
     assert ended.stdout == ""
     failure = read_json(run.element(*KEY) / "failed.json")
     assert failure["error"] == "the shard is gone" and failure["final"]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [(UserError, True), (UsageError, True), (GaveUp, True), (StorageError, False), (PeerLost, False), (RuntimeError, False)],
+)
+def test_an_error_is_final_where_another_start_cannot_cure_it(tmp_path, monkeypatch, error, is_final):
+    run, _ = new_run(tmp_path / "run")
+
+    def fail(*_):
+        raise error("the shard is gone")
+
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", fail)
+    code = main([str(run.root), *KEY])
+    failure = read_json(run.element(*KEY) / "failed.json")
+    assert failure["final"] is is_final and failure["exit_code"] == code != 0
 
 
 def test_an_error_before_the_work_begins_is_final_too(tmp_path):

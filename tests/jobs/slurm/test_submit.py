@@ -136,6 +136,17 @@ def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
         submit_plan(run, plan, of_jobs(plan, job.name)[1:], Profile(), Standing(done, {}), print)
 
 
+def test_marks_are_not_put_back_while_nobody_knows_whether_slurm_took_the_job(slurm, tmp_path, monkeypatch):
+    """It would end at once, as one that is done."""
+    monkeypatch.setattr(commands, "RESTART_PATIENCE_S", 0)
+    run, _ = new_run(tmp_path / "run")
+    finish(run, *PREPARE)
+    slurm.answer("sbatch", error=AWAY, code=1)
+    with pytest.raises(ControllerAway):
+        submit_plan(run, plan_study(run.study), [PREPARE], Profile(), Standing(set(), {}), print)
+    assert not (run.element(*PREPARE) / "done.json").exists()
+
+
 def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
     assert is_full(POLICY) and all(is_full(f"{limit}; {POLICY}") for limit in LIMITS)
     assert not is_full(f"QOSMaxWallDurationPerJobLimit; {POLICY}")
