@@ -154,7 +154,10 @@ def test_the_plan_shows_the_cost_of_each_seed(capsys):
 
 
 def test_seeds_are_selected_like_arms():
-    chosen = by_job(select(THREE, Selection(seeds=("43", "44"))))
+    later = select(THREE, Selection(seeds=("43", "44")))
+    hours, alone = THREE.gpu_hours(later), ONE.gpu_hours()
+    assert hours == {section: pytest.approx(2 * alone[section]) for section in hours} and hours["pretraining"] > 0
+    chosen = by_job(later)
     assert chosen["pretrain-trunk-57220"] == ["trunk-s43", "trunk-s44"] and "tokenize" not in chosen
     assert chosen["merge-100"][:2] == ["safe-100-s43/base", "safe-100-s44/base"]
     with_needs = by_job(select(THREE, Selection(arms=("full-20",), seeds=("43",)), with_needs=True))
