@@ -161,8 +161,7 @@ class _Makers:
         self.is_measurement = any(one.eval_task for one in job.elements)
         self.by_model: dict[tuple[str, str], set[int]] = defaultdict(set)
         for place in self.all - self.shared:
-            if not job.elements[place].segment:
-                self.by_model[_key(job.elements[place], study), job.elements[place].kind].add(place)
+            self.by_model[_key(job.elements[place], study), job.elements[place].kind].add(place)
         self.suffixes: dict[tuple[str, str], list[int]] = defaultdict(list)
         """All that an evaluation reads of another."""
         for place, one in enumerate(job.elements):
@@ -181,8 +180,7 @@ class _Makers:
             before = [next(one.parent or "" for one in study.training_tree.chain(key) if one.name == element.segment)]
         else:
             before = [one.name for one in study.training_tree.chain(study.training_tree.branches.get(key, key))]
-            for kind in {kind for _, kind in self.by_model} & self._read_by(element):
-                found |= self.by_model.get((key, kind), set())
+            for kind in self._read_by(element):
                 found |= self.by_model.get((study.owners.get((key, kind), key), kind), set())
         return sorted(found | {self.by_segment[name] for name in before if name in self.by_segment})
 
