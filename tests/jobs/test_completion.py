@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,20 @@ def test_an_evaluation_whose_rows_were_cut_at_the_end_of_a_line_runs_again(tmp_p
     )
     run_element(run.root, *key)
     assert shown() == ("done", "") and rows.read_text() == "{}\n{}\n"
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_evaluation_without_rows_is_complete_only_where_it_is_a_shard_that_may_have_no_prompts(tmp_path, shards):
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    job, element = next(one for one in plan.elements() if one[1].eval_task and one[1].eval_task.task.kind == "gcg")
+    task = replace(element.eval_task, shards=shards)
+    work = Work(run, plan, job, replace(element, eval_task=task))
+    found = [is_complete(work, Done(seconds=1.0))]
+    for text in ("", "{}\n"):
+        write_text(task.path(work.rows_folder), text)
+        found.append(is_complete(work, Done(seconds=1.0)))
+    assert found == [False, shards > 1, True]
 
 
 def test_a_shard_that_another_was_put_in_place_of_is_not_done(tmp_path, monkeypatch):
