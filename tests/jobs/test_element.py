@@ -14,7 +14,7 @@ from curricula.jobs.element import main, run_element
 from curricula.jobs.slurm.restarts import AlreadyRuns, GaveUp
 from curricula.jobs.slurm.submissions import exclusion
 from curricula.jobs.stages import STAGES
-from curricula.model.runtime import PeerLost
+from curricula.model.runtime import Interrupted, PeerLost
 
 KEY = ("prepare", "prepare")
 TAKE_OVER = """
@@ -58,6 +58,19 @@ def test_an_element_that_another_job_works_on_ends_without_marks_and_with_a_code
     with exclusive_lock(run.element(*KEY) / "lock"):
         assert main([str(run.root), *KEY]) == AlreadyRuns.exit_code == 251
     assert not list(run.element(*KEY).glob("*.json"))
+
+
+def test_a_start_leaves_no_mark_but_its_own(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    for ending, left in ((UserError("gone"), "failed.json"), (None, "done.json"), (Interrupted(3, 9, "TERM"), None)) * 2:
+
+        def work(*_, ending=ending):
+            if ending:
+                raise ending
+
+        monkeypatch.setattr(type(STAGES["prepare"]), "run", work)
+        main([str(run.root), *KEY])
+        assert [path.name for path in run.element(*KEY).glob("*.json")] == ([left] if left else [])
 
 
 def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch, capfd):

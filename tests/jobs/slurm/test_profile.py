@@ -47,6 +47,7 @@ def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
     assert sbatch_options(first("pretrain", profile), PAPER, profile)["partition"] == "b"
     assert sbatch_options(first("export", profile), PAPER, profile)["partition"] == "a"
     assert first("evaluate", profile).request.tasks_per_node == 1
+    assert first("pretrain", parse(stages={"all": {"gpus_per_node": 0}})).request.tasks_per_node == 1  # on CPUs
 
 
 def test_only_training_runs_on_several_nodes():
@@ -58,12 +59,13 @@ def test_only_training_runs_on_several_nodes():
 
 
 def test_answers_are_merged_where_gpus_are_only_if_the_judge_needs_one():
-    profile = parse(stages={"evaluation": {"partition": "gpu"}, "report": {"partition": "cpu"}})
+    stages = {"all": {"gpus_per_node": 2}, "evaluation": {"partition": "gpu"}, "report": {"partition": "cpu"}}
+    profile = parse(stages=stages)
     by_judge = {"refusal-phrases": "cpu", "harmbench": "gpu"}
     for judge, partition in by_judge.items():
         study = msgspec.structs.replace(PAPER, evaluation=EvalConfig(judge=judge, overrefusal_judge="refusal-phrases"))
         merge = plan_study(study, profile).by_name["merge-20"].request
-        assert (merge.options.partition, merge.gpus_per_node) == (partition, int(partition == "gpu"))
+        assert (merge.options.partition, merge.gpus_per_node) == (partition, 2 if partition == "gpu" else 0)
 
 
 def test_hours_that_end_before_a_job_could_save_are_refused():
@@ -81,6 +83,9 @@ def test_gpus_among_which_a_batch_does_not_divide_are_refused():
     said = r"tuning.instruct.global_batch is 4, which the 8 data-parallel processes of instruct-0 cannot share evenly"
     with pytest.raises(UsageError, match=said):
         check_batches(plan, plan.needs)
+    pairs = msgspec.structs.replace(PAPER, resources=msgspec.structs.replace(PAPER.resources, tensor_parallel=2))
+    shared = plan_study(pairs, parse(stages={"tuning": {"gpus_per_node": 8}}))
+    check_batches(shared, of_jobs(shared, "instruct-0"))
     split = msgspec.structs.replace(PAPER, resources=msgspec.structs.replace(PAPER.resources, tensor_parallel=32))
     plan = plan_study(split, Profile())
     with pytest.raises(UsageError, match=r"instruct-0: \d+ processes are no multiple of tensor_parallel 32; change the nodes"):
