@@ -323,16 +323,17 @@ def refusal(old: Study, new: Study) -> str:
 
 
 def _lost_start(old: Study, new: Study) -> str:
-    """The new stage that would begin from a checkpoint which pretraining under `old` does not keep; empty if there is none."""
-    ends: dict[str, set[int]] = {}
+    """The stage that would begin from a checkpoint which pretraining under `old` has not kept; empty if there is none."""
+    ends = {segment.branch: segment.stop for segment in old.segments}
+    kept = {branch: old.kept_steps(branch) for branch in ends}
     for segment in old.segments:
-        ends.setdefault(segment.branch, old.kept_steps(segment.branch)).add(segment.stop)
+        kept[segment.branch].add(segment.stop)
     for one in new.variants.values():
         for name, stage in one.tree.stages.items():
             step = one.budget.step_at(stage.at or 0)
-            for arm in one.trainings if name not in old.tree.stages and stage.at is not None else ():
+            for arm in one.trainings if stage.at is not None else ():
                 branch = one.segment_at(arm, step).branch
-                if arm.name in one.tree.arms[name] and step not in ends.get(branch, {step}):
+                if arm.name in one.tree.arms[name] and step < ends.get(branch, 0) and step not in kept[branch]:
                     return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
     return ""
 

@@ -243,6 +243,22 @@ def test_a_past_that_has_changed_is_refused_in_one_sentence(tmp_path, place, val
         run.check(parse_study(raw, "study.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "seeds", "late"),
+    [
+        ([0.5, 1], [0.5, 1], [42, 43], {"at": 0.75}),
+        ([0.5], [0.5, 0.9], [42], {"at": 0.7, "arms": ["full-90"]}),  # on the trunk, which ended at 50%
+    ],
+)
+def test_a_stage_may_begin_at_a_point_that_nothing_was_trained_to_before(tmp_path, before, now, seeds, late):
+    raw = tree_study()
+    raw["curriculum"]["starts"] = before
+    run = Run.create(tmp_path / "run", parse_study(raw, "study.yaml"))
+    raw["curriculum"]["starts"], raw["seed"], raw["seeds"] = now, None, seeds
+    raw["stages"]["late"] = {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": ["attacks-topk"], **late}
+    run.check(parse_study(raw, "study.yaml"))
+
+
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     """Its study.yaml has neither stages nor the keys that stages have gained since."""
     raw = smaller_demo()
