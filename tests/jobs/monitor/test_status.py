@@ -179,12 +179,13 @@ def test_jobs_that_slurm_forgot_are_no_problem(demo, slurm, capsys):
     assert "squeue" not in table(run, capsys)
 
 
-def test_a_job_that_only_the_accounting_still_has_waiting_is_lost(demo, slurm, capsys):
+@pytest.mark.parametrize(("state", "shown"), [("PENDING", "interrupted"), ("RUNNING", "interrupted"), ("TIMEOUT", "failed")])
+def test_a_job_that_only_the_accounting_has_is_lost_unless_that_has_its_end(demo, slurm, capsys, state, shown):
     run, _ = demo
     submitted(run, "pretrain-0", "7", ["full-0"])
     slurm.answer("squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
-    slurm.answer("sacct", "7_0|PENDING|0:0|None assigned\n")
-    assert elements(run, capsys)["pretrain-0/full-0"]["state"] == "interrupted"
+    slurm.answer("sacct", f"7_0|{state}|0:0|None assigned|sbatch {run.slurm}/x.sh\n")
+    assert elements(run, capsys)["pretrain-0/full-0"]["state"] == shown
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
