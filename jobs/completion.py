@@ -126,12 +126,8 @@ def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None
     """The first of what the element with `mark` rests on that has been made since it began; `marks` are those of all of it."""
     for need in mark.rests_on(plan, key):
         now = marks.get(need)
-        if now is None:
-            continue
-        if mark.read is None:
-            if now.read is not None:  # made by a later version, so after it
-                return need
-        elif mark.read.get("/".join(need)) != now.started:
+        # Marks of earlier versions name nothing; what a later version made came after them.
+        if now and (now.read is not None if mark.read is None else mark.read.get("/".join(need)) != now.started):
             return need
     return None
 
