@@ -240,7 +240,7 @@ class Study(Settings, frozen=True, dict=True):
 
     def _check_sweep(self) -> None:
         for name, variant in self.variants.items():
-            if self.model.weights and variant.model != self.model:
+            if (self.model.weights or variant.model.weights) and variant.model != self.model:
                 raise ValueError(f"sweep varies the model in point {name}, where model.weights is given; leave one of them out")
             if variant.first_seed != self.first_seed:
                 raise ValueError(

@@ -76,6 +76,7 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
         ({"curriculum.starts.7": [0.5]}, "sweep, point 7-0.5: the key '7' does not exist in"),
         ([{"name": "a/b", "model.tied": True}], "sweep names a point 'a/b'; use up to 60 letters"),
         ([{"name": "a", "model.tied": True}, {"name": "a", "model.tied": False}], "sweep has two points a; give each"),
+        ([{"seeds": [42]}, {"name": "b", "model.weights": "hf"}], "sweep varies the model in point b, where model.weights is"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(sweep, said):
