@@ -70,13 +70,15 @@ class Model(Settings, frozen=True):
         if self.preset is not None and not missing:
             raise ValueError(f"{', '.join(SIZES)} leave nothing of preset {self.preset}'s sizes; remove it or one of them")
         try:
-            size = self.resolve().head_size
+            model = self.resolve()
         except ValueError as error:
             raise ValueError(f"{error}; change one of them") from None
-        if size % 8 or size > LARGEST_HEAD:
+        if (size := model.head_size) % 8 or size > LARGEST_HEAD:
             raise ValueError(
                 f"hidden / heads is {size}, and attention on GPUs takes multiples of 8 up to {LARGEST_HEAD}; change one of them"
             )
+        for name in model.__struct_fields__ if self.preset is None else ():  # for `sized` to find nothing missing later
+            msgspec.structs.force_setattr(self, name, getattr(model, name))
 
     def resolve(self) -> ModelConfig:
         given = {name: value for name in ModelConfig.__struct_fields__ if (value := getattr(self, name)) is not None}

@@ -106,6 +106,16 @@ def test_weights_in_a_folder_say_the_models_sizes_once_for_the_run(tmp_path):
         beside()
 
 
+def test_weights_that_come_later_change_no_run_of_sizes_that_the_study_gave(tmp_path):
+    sizes = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 64, "vocabulary": 400, "sequence_length": 128}
+    path = small_study(tmp_path, tokenizer={"folder": "hf"}, model={"weights": f"{tmp_path}/hf", **sizes})
+    run = Run.create(tmp_path / "run", load_study(path))
+    save_tiny_llama(tmp_path / "hf", tied=False)
+    assert Run.open(run.root).study.model.resolve().tied
+    with pytest.raises(UserError, match=r"a different study: model.rms_norm_eps was 1e-05, now 1e-06"):
+        run.check(load_study(path))
+
+
 def test_a_run_knows_its_weights_and_tokenizer_again_when_they_came_or_were_moved_away(tmp_path):
     def beside(words: str = "hf"):
         model = {"preset": "tiny", "weights": words, "vocabulary": 400}
