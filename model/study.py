@@ -62,7 +62,7 @@ class Model(Settings, frozen=True):
             raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
         missing = [name for name in SIZES if getattr(self, name) is None]
         if self.preset is None and missing:
-            unread = f", and weights {self.weights!r} has no config.json to take them from" if self.weights else ""
+            unread = f", and none was read from a config.json in weights {self.weights!r}" if self.weights else ""
             raise ValueError(
                 f"without a preset, {', '.join(missing)} must be given{unread}; add them, or one of the presets "
                 f"{', '.join(PRESETS)}"
@@ -102,7 +102,7 @@ def sized(raw: Any, folder: Path) -> Any:
     if model.get("preset") or all(model.get(name) is not None for name in wanted):
         return raw
     place = Path(os.path.join(folder.absolute(), os.path.expanduser(weights)))
-    if not (place / "config.json").is_file():  # a GGUF file, a package, or not here: `Model` says what is missing
+    if not os.path.isfile(place / "config.json"):  # a GGUF file, a package, or not here: `Model` says what is missing
         return raw
     from curricula.model.hugging_face import read_config
 

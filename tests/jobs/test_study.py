@@ -113,7 +113,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         (
             {"model": {"weights": "there/model.gguf"}},
-            r"layers, .*, ffn must be given, and weights 'there/model.gguf' has no config.json to take them from; add",
+            r"layers, .*, ffn must be given, and none was read from a config.json in weights 'there/model.gguf'; add",
         ),
         ({"model": {**OWN, "preset": "tiny"}}, r"layers, .* leave nothing of preset tiny's sizes; remove it or one of them"),
         ({"model__hidden": 130}, r"model: hidden 130 is not a multiple of heads 4; change one of them"),

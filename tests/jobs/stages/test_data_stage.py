@@ -102,7 +102,7 @@ def test_weights_in_a_folder_say_the_models_sizes_once_for_the_run(tmp_path):
         prepare(Run.create(tmp_path / "deeper", beside(layers=4)))
     (tmp_path / "hf").rename(tmp_path / "away")
     assert Run.open(run.root).study.model.resolve().hidden == 32
-    with pytest.raises(UserError, match="without a preset, layers, .* must be given, and weights 'hf' has no config.json"):
+    with pytest.raises(UserError, match="ffn must be given, and none was read from a config.json in weights 'hf'"):
         beside()
 
 
@@ -148,6 +148,11 @@ def test_models_of_an_evaluation_lie_beside_the_study_file_unless_their_names_ar
     Run.create(tmp_path / "run", lacking).check(found)
     with pytest.raises(UserError, match="overrefusal_judge.model was 'guard', now 'theirs/guard'"):
         Run(tmp_path / "run").check(evaluation("theirs/guard")[0])
+
+
+def test_weights_at_a_place_where_nothing_can_be_looked_at_have_no_sizes(tmp_path):
+    with pytest.raises(UserError, match=r"ffn must be given, and none was read from a config.json in weights 'nnn"):
+        load_study(small_study(tmp_path, model={"weights": "n" * 300}))  # longer than any file's name
 
 
 def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path):
