@@ -12,6 +12,8 @@ from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Sett
 
 VALIDATION = "validation"
 """The shard of held-out documents, beside the numbered ones."""
+LARGEST_VOCABULARY = 2**16
+"""Entries that a token of 16 bits, as shards hold them, can name."""
 
 RESERVED = "<empty_output>"
 """SmolLM's entry for notebook cells without output."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from curricula.curriculum.config import Along, AnyStage, Tuning
+from curricula.curriculum.config import LARGEST_VOCABULARY, Along, AnyStage, Tuning
 from curricula.model.checkpoints.folder import NOT_IN_WEIGHTS
 from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, ScheduleConfig, Size, TrainConfig
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings
@@ -76,6 +76,11 @@ class Model(Settings, frozen=True):
         if (size := model.head_size) % 8 or size > LARGEST_HEAD:
             raise ValueError(
                 f"hidden / heads is {size}, and attention on GPUs takes multiples of 8 up to {LARGEST_HEAD}; change one of them"
+            )
+        if model.vocabulary > LARGEST_VOCABULARY:
+            raise ValueError(
+                f"vocabulary is {model.vocabulary}, and shards hold 16-bit tokens, which allow {LARGEST_VOCABULARY:,} entries; "
+                "use a smaller one"
             )
         for name in model.__struct_fields__ if self.preset is None else ():  # for `sized` to find nothing missing later
             msgspec.structs.force_setattr(self, name, getattr(model, name))

@@ -25,7 +25,7 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 from tokenizers import Tokenizer
 
-from curricula.curriculum.config import VALIDATION, Source
+from curricula.curriculum.config import LARGEST_VOCABULARY, VALIDATION, Source
 from curricula.curriculum.sources.documents import Document, Documents
 from curricula.curriculum.stream.blend import permute
 from curricula.curriculum.tokens.encoder import Encoder
@@ -38,7 +38,6 @@ from curricula.randomness import keyed_rng
 
 BATCH_CHARACTERS = 1 << 20
 """Texts are encoded together up to this length: enough work for every core, little memory."""
-LARGEST_VOCABULARY = 2**16
 READ_AS = ("text", "id", "score", "min_score", "max_score")
 """Keys of a source of one's own that decide which texts its rows are."""
 

@@ -121,6 +121,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"model__hidden": 12}, r"model: hidden / heads is 3; rotary positions need an even head size; change one of them"),
         ({"model__hidden": 400}, r"model: hidden / heads is 100, and attention on GPUs takes multiples of 8 up to 256; change"),
         ({"model__heads": 2, "model__hidden": 528}, r"model: hidden / heads is 264, and attention on GPUs takes"),
+        (
+            {"model__vocabulary": 128256, "tokenizer": {"folder": "llama-3"}},
+            r"model: vocabulary is 128256, and shards hold 16-bit tokens, which allow 65,536 entries; use a smaller",
+        ),
         ({"model__ffn": 2**31}, r"model.ffn: expected `int` <= 2147483647; it is 2147483648"),
         (
             {"model": {**OWN, "kv_heads": 1}, "resources__tensor_parallel": 2},
