@@ -355,6 +355,7 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
         _drop_execution(study, [msgspec.to_builtins(typed.evaluation.judge_of(kind)) for kind in JUDGED])
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
         study["model"] = {**msgspec.to_builtins(typed.model.resolve()), "weights": study["model"]["weights"]}
+        study["points"] = {name: {"model": msgspec.to_builtins(one.model.resolve())} for name, one in typed.variants.items()}
         if len({one.seed for one in old.replicates}) == 1:
             del study["replicate"]  # has had no effect yet
         for name in study["stages"].keys() - old.stages.keys():

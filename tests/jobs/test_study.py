@@ -477,6 +477,14 @@ def test_a_run_is_refused_by_the_models_size_however_it_is_written(tmp_path):
         run.check(parse_study(demo(model__hidden=160), "study.yaml"))
 
 
+def test_a_run_is_refused_where_the_model_of_one_point_alone_is_another(tmp_path):
+    sweep = {"sweep": {"model.preset": ["tiny", "smollm2-135m"]}, "tokenizer": {"folder": "tokens"}}
+    run = Run.create(tmp_path / "run", parse_study(demo(**sweep), "study.yaml"))
+    run.check(parse_study(demo(**sweep, model__rope_base=1e4), "study.yaml"))
+    with pytest.raises(UserError, match=r"points\.preset-smollm2-135m\.model\.sequence_length was 2048, now 128"):
+        run.check(parse_study(demo(**sweep, model__sequence_length=128), "study.yaml"))
+
+
 # curricula ... --set --------------------------------------------------------------------------------------------------
 
 
