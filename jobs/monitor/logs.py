@@ -117,24 +117,28 @@ def clean(raw: bytes) -> str:
 
 def merged(logs: Iterable[LogFile], last: int | None = None) -> Iterator[tuple[LogFile, LogLine]]:
     """The lines of all logs by time stamp, the `last` ones at least; each log keeps its own order."""
+    files = list(logs)
 
     def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, LogLine]]:
         latest = ""
-        for line in read_lines(log.path, 0 if last is None else _tail(log.path, last)):
+        for line in read_lines(log.path, 0 if last is None else _tail(log.path, last, is_timed=len(files) == 1)):
             latest = max(latest, line.time)  # the clock may have been set back
             yield latest, log.rank, log, line
 
-    for _, _, log, line in heapq.merge(*map(numbered, logs), key=lambda item: item[:2]):
+    for _, _, log, line in heapq.merge(*map(numbered, files), key=lambda item: item[:2]):
         yield log, line
 
 
-def _tail(path: Path, lines: int) -> int:
-    """The byte from which on a log has so many whole lines, and some before them, which mostly tell their time."""
+def _tail(path: Path, lines: int, is_timed: bool) -> int:
+    """The byte from which on a log has so many whole lines and some before them, and, unless `is_timed`, a time stamp in one of
+    the latter, if it has any: it places what follows among the lines of other logs."""
     with open(path, "rb") as file:
         start, found = file.seek(0, os.SEEK_END), 0
-        while start and found <= lines:
+        while start and (found <= lines or not is_timed):
             end, start = start, file.seek(max(0, start - TAIL_BYTES))
-            found += file.read(end - start).count(b"\n")
+            part = file.read(end - start).decode("latin-1").split("\n")
+            found += len(part) - 1
+            is_timed = is_timed or any(_TIME.search(line[:80]) for line in part[: max(0, found - lines)])
     return start
 
 

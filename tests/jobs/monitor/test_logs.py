@@ -170,7 +170,8 @@ def test_stage_arm_grep_and_lines_choose(demo, capsys):
 def test_the_last_lines_of_a_long_log_are_found_without_reading_all_of_it(demo, capsys):
     submitted(demo, "pretrain-0", "70", ["data-0", "full-0"])
     rank_logs(demo, task="70_0", r0="short\n")
-    texts = {f"r{rank}": f"{'long ' * 2000}\n" * 1200 + f"2026-01-01 12:00:0{rank} last of {rank}\n" for rank in range(2)}
+    long = f"2026-01-01 11:00:00 {'long ' * 2000}"
+    texts = {f"r{rank}": f"{long}\n" * 1200 + f"2026-01-01 12:00:0{rank} last of {rank}\n" for rank in range(2)}
     rank_logs(demo, **texts)
     shown(capsys, demo.root, "pretrain-0", "data-0", "-n", "1")  # what is imported later is not counted
     before = bytes_read()
@@ -179,7 +180,15 @@ def test_the_last_lines_of_a_long_log_are_found_without_reading_all_of_it(demo, 
     assert bytes_read() - before < 15e6 < 2 * len(texts["r0"])
     log = LogFile(demo.slurm / "pretrain-0/70_1_1_log.out", 1)
     texts = [line.text for _, line in merged([log], 300)]  # which lie in several pieces of the file
-    assert len(texts) < 1000 and set(texts[-300:-1]) == {"long " * 2000}
+    assert len(texts) < 1000 and set(texts[-300:-1]) == {long}
+
+
+def test_last_lines_without_a_date_come_after_earlier_ones_of_other_logs(tmp_path):
+    """Such as those of an element that was submitted again: its start alone tells the date."""
+    write_text(tmp_path / "70", "--- 2026-01-01 12:00:00 of the first array\nended\n")
+    write_text(tmp_path / "71", "--- 2026-01-02 12:00:00 of the second\n" + "12:00:01 INFO step 1/100\n" * 100_000)
+    texts = [line.text for _, line in merged((LogFile(tmp_path / task, 0) for task in ("70", "71")), 2)]
+    assert texts[-2:] == ["12:00:01 INFO step 1/100"] * 2
 
 
 def bytes_read() -> int:
