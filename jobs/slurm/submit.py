@@ -430,8 +430,8 @@ class ElementExecutor(submitit.SlurmExecutor):
         environment = commands.cleaned(os.environ)
         done = subprocess.run(["sbatch", str(script)], env=environment, capture_output=True, text=True, errors="replace")
         if done.returncode:
-            said = _last_words(done.stderr)
-            if commands.is_away(said):
+            said = _last_words(done.stderr) or f"sbatch ended with code {done.returncode}"
+            if done.returncode < 0 or commands.is_away(said):  # it was killed, or got no answer
                 raise ControllerAway(said)
             if commands.is_full(said):
                 raise QueueFull(f"Slurm takes no more of your jobs now ({said})")

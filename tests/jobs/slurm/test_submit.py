@@ -401,16 +401,18 @@ def test_a_qos_that_cancels_is_found_where_a_login_node_serves_several_clusters(
     assert why_not_requeued("1") == ("jobs of QOS low are cancelled when others preempt them" if is_cancelled else "")
 
 
-@pytest.mark.parametrize("number_was_given_before", [False, True])
+@pytest.mark.parametrize(
+    ("number_was_given_before", "sbatch"), [(False, ""), (True, ""), (False, "kill -KILL $$")], ids=["new", "again", "killed"]
+)
 def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_it_is_sent_again(
-    slurm, tmp_path, monkeypatch, number_was_given_before
+    slurm, tmp_path, monkeypatch, number_was_given_before, sbatch
 ):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     run, _ = new_run(tmp_path / "run")
     if number_was_given_before:
         submitted(run, "report", "7", ["report"])
     plan = plan_study(run.study)
-    slurm.answer("sbatch", "site banner\n")
+    slurm.answer("sbatch", "site banner\n", script=sbatch)
     slurm.answer("scontrol", contents_line("prepare", ["prepare"]) + "\n")
     slurm.answer("squeue", squeue_line("7", "0", "PENDING", output=slurm.output) + "\n")
     (made,) = submit_plan(run, plan, [PREPARE], Profile(), Standing(set(), {}), lambda _: None)
