@@ -376,7 +376,9 @@ def _with_paths(study: dict[str, Any]) -> list[dict[str, Any]]:
     """The parts of a study whose paths became absolute as it was read."""
     evaluation = study["evaluation"]
     draft = (evaluation["gcg"] or {}).get("probe_sampling") or {}
-    return [study["tokenizer"], study["model"], evaluation["judge"], evaluation["overrefusal_judge"], draft]
+    judges = (evaluation["judge"], evaluation["overrefusal_judge"])
+    # The model of an "llm" has the name that its server gives it, which may look like a path.
+    return [study["tokenizer"], study["model"], draft, *({} if one["name"] == "llm" else one for one in judges)]
 
 
 def _is_one_place(was: str | None, now: str | None) -> bool:
