@@ -161,13 +161,14 @@ def _words(
     metrics, arms, tasks, plan = shown.metrics, shown.arms, shown.planned, study.get("plan") or {}
     labels = {arm.name: wording.arm_label(arm) for arm in arms}
     added = {one["name"]: ", ".join(one["intervention_sources"]) or "none" for one in plan.get("arms", ())}
+    measured = {name for names in (*tasks.values(), *(one.tasks for one in study.get("courses", ()))) for name in names}
     frozen = run / "study.yaml"
     return {
         "name": plan.get("study") or run.resolve().name,
         "fictional": is_fictional(run),
         "seeds": shown.seeds,
         # Others measure only how capable their models are.
-        "of_safety": any(not name.startswith("capability") for names in tasks.values() for name in names) or not tasks,
+        "of_safety": any(not name.startswith("capability") for name in measured) or not tasks,
         "verdict": wording.verdict(tables["trends"]),
         "basis": wording.basis(shown.seeds, arms, metrics, plan),
         "arms": [(arm, labels[arm.name], added.get(arm.key, arm.interventions)) for arm in arms],

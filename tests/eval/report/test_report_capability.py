@@ -14,6 +14,7 @@ from report_page import Page
 from rich.console import Console
 from study_rows import ARMS, append_judged, attack_rows, trained
 
+from curricula.eval.analysis.along import Course
 from curricula.eval.analysis.capability import capability_metrics
 from curricula.eval.judges.settings import vague
 from curricula.eval.report.console import print_metrics
@@ -72,6 +73,9 @@ def test_the_page_of_a_study_that_measures_capability_alone_has_its_name_and_say
     assert "Capability of base models" in read.text and "maths-late" in read.text
     assert not re.search("safety|paper|claim|judge’s|harmful|verdict|over-refusal|attack|unparsed", read.text, re.IGNORECASE)
     assert {link[1:] for link in read.links if link.startswith("#")} <= set(read.ids)
+    places = {"points": (), "begin": None, "end": "data-0/base", "logs": (), "step_tokens": 1}
+    courses = [Course(arm="data-0", seed=1, stage="base", tasks=("attacks-topk",), **places)]
+    assert "paper’s claims" in write_report(run, SHOWN, {**study, "courses": courses}, run / "report").read_text()
 
 
 def test_the_tables_hold_every_run_and_every_arm(built):
