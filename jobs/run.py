@@ -25,7 +25,7 @@ from curricula.curriculum.sources.tables import Table
 from curricula.curriculum.stages import BASE
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.durable import NO_SPACE, exclusive_lock, make_folder, read_json, require_ours, team, write_json, write_text
-from curricula.errors import UsageError, UserError
+from curricula.errors import StorageError, UsageError, UserError
 from curricula.eval.analysis import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.tasks import JUDGED
 from curricula.jobs.study import SAVING, Study, load_study, study_yaml
@@ -240,8 +240,12 @@ def read_contamination(run: Run) -> list[dict[str, str]]:
     path, digest = run.root / CONTAMINATION, None
     if not path.exists():
         return []
-    with contextlib.suppress(UserError):  # shards may be moved away once models are trained
+    try:
         digest = shards_digest(run)
+    except StorageError:
+        raise
+    except UserError:  # shards may be moved away once models are trained
+        pass
     rows = [row for row in Table.of([path]).rows() if digest in (None, row.get("shards"))]
     counts = ("prompts", "too_short", "overlapping", "near")
     if not all({"benchmark", "text"} <= row.keys() and all(str(row.get(name)).isdecimal() for name in counts) for row in rows):

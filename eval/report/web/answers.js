@@ -278,7 +278,7 @@ function fillMenus() {
 
 function setUpBrowser() {
   const browser = document.getElementById("browser");
-  if (!NAMES.count) return;
+  if (!browser || !NAMES.count) return;
   const wasAsked = readAddress();
   ui = {
     menus: element("div", { className: "controls" }),
