@@ -13,11 +13,14 @@ from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_ro
 
 from curricula.eval.analysis import ArmInfo, StudyRows
 from curricula.eval.analysis.claim_tests import NOTHING_SHARED, SINGLE_RUN, ClaimTest, run_claim_tests
-from curricula.eval.analysis.claims import CLAIMS, Claim
+from curricula.eval.analysis.claims import BOTH, CLAIMS, NEVER, TOPK, Claim, Direction
 from curricula.eval.analysis.competence import Competence
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.runs import Runs, runs_of
+from curricula.eval.analysis.seeds import BySeed
+from curricula.eval.analysis.statistics import Outcome, PromptMean
 from curricula.eval.rows import JudgedRow, ProbeRow
+from curricula.randomness import keyed_rng
 
 PROMPTS = {"harmbench": 75, "tdc": 25}
 SEEDS = (1, 2, 3, 4, 5)
@@ -250,6 +253,64 @@ def test_arms_that_differ_only_in_name_get_verdicts_in_at_most_one_claim_of_twen
         runs = SimulatedRuns(StudyRows(tuple(ARMS), {}, {}), cell=Cell(5, 30, (0.4,), seed_sd=0.1), number=study)
         verdicts += [test.outcome in ("reproduced", "not reproduced") for test in run_claim_tests(runs, false_claims)]
     assert len(verdicts) == 80 and sum(verdicts) <= 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedRuns(Runs):
+    """Runs of arms with the rates of the safe-only arm but for a shift of each start, and noise that these arms share."""
+
+    shifts: dict[float, float] = dataclasses.field(default_factory=dict)
+    spread: float = 0.0
+    """Over seeds."""
+
+    def rates(self, arm: ArmInfo, stage: str, task: str, decoder: str, outcome: Outcome) -> BySeed:
+        rng = keyed_rng("shifted", arm.start < 1)
+        noise = self.spread * rng.normal(size=(len(SEEDS), 1)) + rng.normal(0.0, 0.02, (len(SEEDS), 50))
+        rates = 0.4 + self.shifts.get(arm.start, 0.0) + noise - noise.mean()
+        return {
+            seed: {("b", str(i)): PromptMean(str(i), float(rate), 100) for i, rate in enumerate(of)}
+            for seed, of in zip(SEEDS, rates)
+        }
+
+
+def shifted(spread: float, shifts: dict[float, float], *directions: Direction) -> list[ClaimTest]:
+    """The tests of a family of claims: how the arms of each start of `shifts` compare with the safe-only arm."""
+    pairs = tuple((BOTH[start], NEVER) for start in shifts)
+    claims = [Claim(str(i), (), "", "", "base", TOPK, direction, pairs) for i, direction in enumerate(directions)]
+    return run_claim_tests(ShiftedRuns(StudyRows(tuple(ARMS), {}, {}), shifts=shifts, spread=spread), claims)
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.008, 0.02])
+def test_verdicts_on_one_difference_agree_with_its_interval(spread):
+    seen = set()
+    for shift in range(-36, 37, 6):
+        lower, higher = (shifted(spread, {0.0: shift / 1000}, direction)[0] for direction in ("lower", "higher"))
+        sign = (lower.low > 0) - (lower.high < 0)
+        none = "not reproduced" if -TOPK.negligible < lower.low and lower.high < TOPK.negligible else "inconclusive"
+        outcomes = lower.outcome, higher.outcome
+        assert outcomes == {-1: ("reproduced", "not reproduced"), 0: (none, none), 1: ("not reproduced", "reproduced")}[sign]
+        seen.add(outcomes)
+    assert len(seen) >= 3
+
+
+def test_several_pairs_and_several_claims_must_each_be_surer():
+    seen = set()
+    for shift in range(0, 60, 6):
+        (one,) = shifted(0.02, {0.0: shift / 1000}, "higher")
+        for number, against in (
+            (1, shifted(0.02, {0.0: shift / 1000}, "lower")),
+            (2, shifted(0.02, {0.0: shift / 1000, 0.2: shift / 1000}, "lower")),  # the same difference twice
+            (2, shifted(0.02, {0.0: shift / 1000}, "lower", "lower")),
+        ):
+            assert {each.outcome for each in against} == {"not reproduced" if number * one.p < 0.05 else "inconclusive"}
+            seen.add((number, against[0].outcome))
+    assert len(seen) == 4
+
+
+def test_a_small_difference_as_claimed_that_only_holms_correction_leaves_open_is_no_refutation():
+    small = shifted(0.001, {0.0: -0.0096}, "lower", "lower")
+    assert [test.outcome for test in small] == ["inconclusive"] * 2
+    assert 0.05 < small[0].p < 0.1 and -TOPK.negligible < small[0].low and small[0].high < 0
 
 
 def test_claims_have_unique_ids():

@@ -296,7 +296,11 @@ def test_shards_are_merged_without_torn_lines_and_anew_when_one_has_changed(tmp_
                 file.write('{"torn')
         assert not is_merged(tmp_path, "instruct", EvalConfig())
         MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
+        written = merged.stat().st_mtime_ns
+        MergeAndJudge(tmp_path, "instruct", EvalConfig(), None)
+        assert merged.stat().st_mtime_ns == written
         assert len(read_judged(merged)) == 2 * (count - 1) and is_merged(tmp_path, "instruct", EvalConfig())
+        assert not is_merged(tmp_path, "instruct", EvalConfig(judge=OPENAI))
     durable.write_text(merged, merged.read_text().splitlines(keepends=True)[0])
     assert not is_merged(tmp_path, "instruct", EvalConfig())
 
@@ -389,6 +393,17 @@ def test_a_judges_address_in_the_environment_that_is_none_is_refused_in_one_sent
         check_judge(JudgeConfig(name="llm", model="m"), "attack", None)
 
 
+def test_answers_are_judged_where_one_version_of_the_judge_has_a_verdict_on_each(tmp_path):
+    config, path, rows = EvalConfig(judge=OPENAI), tmp_path / "attacks-topk.jsonl", [answer_row(number) for number in range(4)]
+    for file in (path, tmp_path / "attacks-topk/advbench.jsonl"):
+        append_rows(file, rows)
+    for rows_of, judge, version in ((rows, "other", "1"), (rows[:2], "llm:m", "1"), (rows[2:], "llm:m", "2")):
+        append_rows(verdicts_path(path), [verdict_of(row, judge, version) for row in rows_of])
+        assert not is_merged(tmp_path, "instruct", config)
+    append_rows(verdicts_path(path), [verdict_of(row, "llm:m", "1") for row in rows[2:]])
+    assert is_merged(tmp_path, "instruct", config)
+
+
 def killed(judge, question):
     raise KeyboardInterrupt
 
@@ -432,6 +447,6 @@ def test_agreement_counts_only_answers_that_both_judges_were_asked_about(tmp_pat
         assert found.agreement is not None and (found.agreement.answers, found.agreement.share) == (8, 0.0)
 
 
-def verdict_of(row: GenerationRow, judge: str) -> VerdictRow:
-    question = key_of_question(row, judge, "1")
-    return VerdictRow(key=row.key, judge=judge, version="1", label="safe", question=question, tells_helpful=None)
+def verdict_of(row: GenerationRow, judge: str, version: str = "1") -> VerdictRow:
+    question = key_of_question(row, judge, version)
+    return VerdictRow(key=row.key, judge=judge, version=version, label="safe", question=question, tells_helpful=None)
