@@ -83,7 +83,7 @@ def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimT
     comparisons = [[] if why else _compare_all(runs, claim) for claim, why in zip(claims, barred)]
     tested = [i for i, pairs in enumerate(comparisons) if pairs and all(pair.compared.crossed for pair in pairs)]
     holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
-    fails = holm([min(1.0, len(comparisons[i]) * min(p.p_against for p in comparisons[i])) for i in tested])
+    fails = holm([len(comparisons[i]) * min(pair.p_against for pair in comparisons[i]) for i in tested])
     adjusted = dict(zip(tested, zip(holds, fails)))
     notes = [
         _left_out(runs, claim) if pairs else why or _unmeasured(runs, claim)
