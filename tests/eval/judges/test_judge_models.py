@@ -115,11 +115,18 @@ def test_the_version_covers_what_decides_a_verdict_and_not_how_the_judge_is_aske
     assert version_of(base, template) == version_of(same, template)
     others = [
         version_of(JudgeConfig(name="harmbench", **change), template)
-        for change in ({"model": "other"}, {"clip_tokens": 100}, {"temperature": 0.5}, {"request": {"top_p": 0.9}})
+        for change in (
+            {"model": "other"},
+            {"clip_tokens": 100},
+            {"temperature": 0.5},
+            {"request": {"top_p": 0.9}},
+            {"max_tokens": 99},
+        )
     ]
     others.append(version_of(JudgeConfig(name="harmbench", tokenizer="a/folder"), template))
+    others.append(version_of(JudgeConfig(name="llm", model=base.model_name), template))
     card = TEMPLATES["harmbench-llama2-card"]
-    assert len({version_of(base, template), version_of(base, card), *others}) == 7
+    assert len({version_of(base, template), version_of(base, card), *others}) == 9
     own = JudgeConfig(name="harmbench", tokenizer=base.model_name)
     assert version_of(own, template) == version_of(base, template)
 
