@@ -306,6 +306,7 @@ def test_several_pairs_and_several_claims_must_each_be_surer():
             (2, shifted(0.02, {0.0: shift / 1000}, "lower", "lower")),
         ):
             assert {each.outcome for each in against} == {"not reproduced" if number * one.p < 0.05 else "inconclusive"}
+            assert against[0].difference == pytest.approx(one.difference)  # of the weakest pair, or the one that refutes
             seen.add((number, against[0].outcome))
     assert len(seen) == 4
 
