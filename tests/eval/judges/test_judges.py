@@ -24,7 +24,7 @@ from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
 from curricula.eval.judging.merge import MergeAndJudge, is_judged_as_now, is_merged
-from curricula.eval.judging.rejudge import Rejudging
+from curricula.eval.judging.rejudge import Rejudging, read_labels
 from curricula.eval.judging.verdicts import (
     JudgeRun,
     judged_now,
@@ -402,6 +402,15 @@ def test_answers_are_judged_where_one_version_of_the_judge_has_a_verdict_on_each
         assert not is_merged(tmp_path, "instruct", config)
     append_rows(verdicts_path(path), [verdict_of(row, "llm:m", "1") for row in rows[2:]])
     assert is_merged(tmp_path, "instruct", config)
+
+
+def test_two_different_labels_on_one_answer_are_refused(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("key,label\na,harmful\nb,safe\na,harmful\n")
+    assert read_labels(path) == {"a": "harmful", "b": "safe"}
+    path.write_text(path.read_text() + "a,safe\n")
+    with pytest.raises(UserError, match="row 4 calls a safe, and an earlier row harmful"):
+        read_labels(path)
 
 
 def killed(judge, question):
