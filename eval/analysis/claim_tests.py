@@ -192,13 +192,13 @@ def _p_values(claim: Claim, compared: Compared) -> tuple[float, float]:
         return max(p_below(found, measure.minor), p_above(found, -measure.minor)), two_sided
     if claim.direction == "not higher":
         return p_below(found, measure.minor), two_sided if found.value > 0 else 1.0
-    if found.value and (found.value < 0) == (claim.direction == "lower"):
+    if (found.value < 0) == (claim.direction == "lower"):  # without a difference both are 1
         opposite, held = 1.0, two_sided
     else:
         opposite, held = two_sided, 1.0
     # Twice, as a two-sided p; and no refutation of a difference that is small but there.
     negligible = 2 * max(p_below(found, measure.negligible), p_above(found, -measure.negligible))
-    return held, min(opposite, negligible if held >= SIGNIFICANT else 1.0, 1.0)
+    return held, min(opposite, negligible if held >= SIGNIFICANT else 1.0)
 
 
 def _group_label(claim: Claim, group: Group, arms: list[ArmInfo]) -> str:
