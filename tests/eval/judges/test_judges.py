@@ -402,6 +402,8 @@ def test_answers_are_judged_where_one_version_of_the_judge_has_a_verdict_on_each
         assert not is_merged(tmp_path, "instruct", config)
     append_rows(verdicts_path(path), [verdict_of(row, "llm:m", "1") for row in rows[2:]])
     assert is_merged(tmp_path, "instruct", config)
+    durable.write_text(verdicts_path(path), "{}\n" + verdicts_path(path).read_text())
+    assert not is_merged(tmp_path, "instruct", config)  # a damaged file: the merging job, run again, says so
 
 
 def test_two_different_labels_on_one_answer_are_refused(tmp_path):
