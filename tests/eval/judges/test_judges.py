@@ -301,6 +301,7 @@ def test_shards_are_merged_without_torn_lines_and_anew_when_one_has_changed(tmp_
         assert merged.stat().st_mtime_ns == written
         assert len(read_judged(merged)) == 2 * (count - 1) and is_merged(tmp_path, "instruct", EvalConfig())
         assert not is_merged(tmp_path, "instruct", EvalConfig(judge=OPENAI))
+    assert set(tmp_path.glob("*.jsonl")) == {merged, verdicts_path(merged)}  # none of tasks without answers
     durable.write_text(merged, merged.read_text().splitlines(keepends=True)[0])
     assert not is_merged(tmp_path, "instruct", EvalConfig())
 

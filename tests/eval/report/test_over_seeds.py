@@ -114,6 +114,17 @@ def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
     assert [run.endswith("*") for run in told] == [False, True, False] and float(told[0]) == round(full.runs[0][0], 3)
 
 
+def test_a_corrected_mean_is_over_all_runs_or_there_is_none(shown):
+    attacks = [
+        replace(entry, corrected=None if (entry.arm, entry.seed) == ("full-60", 43) else entry.seed / 100)
+        for entry in shown.metrics.attacks
+    ]
+    changed = replace(shown, metrics=replace(shown.metrics, attacks=attacks))
+    for benchmark in ("", "advbench"):
+        points = attacked(changed, "instruct", benchmark=benchmark)
+        assert points["full-60"].corrected is None and points["safe-100"].corrected == pytest.approx(0.43)
+
+
 def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, shown):
     place = ("full-60-s43", "instruct", "attacks-topk")
     left = [row for row in rows.generations[place] if row.benchmark != "tdc"]
