@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curricula.eval import contamination
-from curricula.eval.contamination import Duplicates, PromptFinder, words_of
+from curricula.eval.contamination import Duplicates, Overlap, PromptFinder, overlap_rows, words_of
 
 words = st.lists(st.sampled_from(["a", "b", "c", "d", "e1", "F"]), max_size=40)
 texts = words.map(" ".join)
@@ -64,13 +64,28 @@ def test_case_punctuation_and_line_breaks_do_not_hide_a_prompt():
     assert finder.find("schreibe eine lange Anleitung, wie man öl und wasser trennt") == (set(), set())
 
 
+def test_prompts_are_counted_by_benchmark_and_once_over_all_texts():
+    first, second = "one two three four five six seven eight", "a b c d e f g h"
+    finder = PromptFinder([first, second, "too short"])
+    overlaps = {"web": Overlap(), "books": Overlap()}
+    for name, text in (("web", first), ("books", f"{first}. {second}"), ("books", "other words"), ("web", first)):
+        overlaps[name].add(finder, text)
+    rows = [tuple(row.values()) for row in overlap_rows(overlaps, finder, ["x", "y", "x"])]
+    assert rows == [
+        ("x", "all", 2, 1, 1, 1), ("x", "web", 2, 1, 1, 1), ("x", "books", 2, 1, 1, 1),
+        ("y", "all", 1, 0, 1, 1), ("y", "web", 1, 0, 0, 0), ("y", "books", 1, 0, 1, 1),
+    ]  # fmt: skip
+
+
 def test_near_duplicates_are_counted_once_each():
     chance = random.Random(5)
     vocabulary = [f"w{number}" for number in range(500)]
     originals = [chance.choices(vocabulary, k=200) for _ in range(40)]
     near = [[*words[:150], "changed", *words[151:]] for words in originals[:10]]
+    akin = [[*words[:150], *chance.choices(vocabulary, k=50)] for words in originals[10:]]  # a similarity of 0.6
+    akin += [chance.sample(words, k=200) for words in originals[10:]]  # the same words in another order
     duplicates = Duplicates()
-    for words in [*originals, *near, *originals[:5]]:
+    for words in [*originals, *near, *akin, *originals[:5]]:
         duplicates.add(" ".join(words).upper())
     assert (duplicates.exact, duplicates.near()) == (5, 10)
 
