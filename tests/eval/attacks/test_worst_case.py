@@ -99,6 +99,7 @@ def test_decoders_are_apart_and_one_attack_is_no_comparison():
     assert strengths([PLAIN]) == {}
     beams = rows("safebeam", {"a": ["harmful"]})
     assert not {"worst"} & strengths([PLAIN, beams]).keys()
+    assert strengths([beams, rows("safebeam-2x-all", {"a": ["harmful"]})]) == {}  # other settings of a decoder are no attack
     assert strengths([PLAIN, beams, rows("prefill+safebeam", {"a": ["safe"]})])["worst"].decoder == "safebeam"
 
 
