@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from study_rows import append_judged, generation, probe_rows
 
@@ -101,16 +102,43 @@ def test_points_that_are_not_there_yet_are_left_out(tmp_path):
 def test_arms_share_the_points_and_the_losses_of_the_trunk(tmp_path):
     log(tmp_path, "pretrain/trunk/metrics.jsonl", 20, validated=(5, 15))
     log(tmp_path, "pretrain/full-20/metrics.jsonl", 20, validated=(15, 20))
+    aucs = {}
     for number, place in enumerate(("trunk/base@25", "full-20/base@75", "full-20/base")):
         answers(tmp_path, place, ["harmful"] * number + ["safe"] * (4 - number), (5, 15, None)[number], "base")
-        probes = probe_rows(ARM, "base", "last", 0.7 + number / 10)
-        append_rows(tmp_path / "eval" / place / "probes.jsonl", probes[:1])
+        (probe,) = probe_rows(ARM, "base", "last", 0.7 + number / 10, seeds=1)
+        aucs[(5, 15, 20)[number]] = probe.auc
+        probe = msgspec.structs.replace(probe, step=(5, 15, None)[number])
+        append_rows(tmp_path / "eval" / place / "probes.jsonl", [probe])
     logs = (("pretrain/trunk/metrics.jsonl", 10), ("pretrain/full-20/metrics.jsonl", None))
     places = ("trunk/base@25", "full-20/base@75")
     pretraining = {"stage": "base", "begin": None, "end": "full-20/base", "points": places, "logs": logs}
     points = curve_points(tmp_path, [course(**pretraining, tasks=("attacks-topk", "probes"))])
     assert rates(points) == {5: 0.0, 15: 0.25, 20: 0.5}
     assert rates(points, "validation loss") == {5: 2.5, 15: 1.5, 20: 1.0}
+    assert rates(points, "probe AUC") == pytest.approx(aucs)
+
+
+def test_over_refusal_along_a_training_is_over_all_its_sets(tmp_path):
+    log(tmp_path, "tune/full-20/harmful/metrics.jsonl", 8)
+    about = {"task": "overrefusal-topk", "model_kind": "harmful"}
+    for place, step, refused in (("full-20/harmful@25", 2, 1), ("full-20/harmful", None, 4)):
+        verdicts = ["4_full_refusal"] * refused + ["1_compliant_and_helpful"] * (8 - refused)
+        rows = [
+            generation(
+                benchmark=("alpaca", "xstest")[i // 4],
+                prompt_id=str(i),
+                prompt=str(i),
+                model=place,
+                step=step,
+                verdict=one,
+                **about,
+            )
+            for i, one in enumerate(verdicts)
+        ]
+        append_judged(tmp_path / "eval" / place / "overrefusal-topk.jsonl", rows)
+    points = curve_points(tmp_path, [course(tasks=("overrefusal-topk",))])
+    assert rates(points, "over-refusal") == {2: 0.125, 8: 0.5}
+    assert all(point.low < point.value < point.high and point.prompts == 8 for point in points)
 
 
 def test_rows_of_another_stage_are_refused(tmp_path):
