@@ -409,6 +409,24 @@ def test_answers_are_judged_where_one_version_of_the_judge_has_a_verdict_on_each
     assert not is_merged(tmp_path, "instruct", config)  # a damaged file: the merging job, run again, says so
 
 
+def test_a_judges_accuracy_is_that_of_its_verdicts_on_answers_that_it_was_asked_about(tmp_path):
+    class Echo(FourCategories):
+        def rule(self, questions, settle, notes, proven):
+            settle([(each, Verdict(label=each.response)) for each in questions])
+
+    path = tmp_path / "attacks-topk.jsonl"
+    given = ["harmful", "harmful", "safe", "safe", "unparsed", "harmful"]
+    labels = dict(enumerate(["harmful", "safe", "harmful", "safe", "harmful", "harmful"]))
+    rows = [answer_row(n, response=label, finish="tag" if n == 5 else "end") for n, label in enumerate(given)]
+    append_rows(path, rows)
+    work = Rejudging([path], {"attack": Echo(), "overrefusal": None}, ask_unparsed_again=False)
+    work.judge()
+    (found,) = work.comparisons(by_model=False, labels={row.key: labels[n] for n, row in enumerate(rows)})
+    accuracy, rate = found.accuracy, found.second
+    assert (accuracy.sensitivity, accuracy.specificity, accuracy.harmful, accuracy.others) == (0.5, 0.5, 2, 2)
+    assert (rate.rate, rate.answers, rate.unparsed) == (0.4, 5, 1) and rate.low < 0.4 < rate.high
+
+
 def test_two_different_labels_on_one_answer_are_refused(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("key,label\na,harmful\nb,safe\na,harmful\n")
