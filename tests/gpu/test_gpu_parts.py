@@ -108,7 +108,15 @@ def test_a_command_that_outlasts_its_part_is_ended_with_its_children_and_its_res
     assert [what for what, _ in program.summary(record)][1:] == ["first"]
 
 
-def test_tests_that_are_interrupted_keep_the_outcomes_of_those_before(tmp_path):
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: a shell has what it starts with `&` ignore it, and so would what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_tests_that_are_interrupted_keep_the_outcomes_of_those_before(tmp_path, interruptible):
     script, begun, found = tmp_path / "test_slow.py", tmp_path / "begun", tmp_path / "tests.xml"
     script.write_text(
         "import pathlib, pytest, time\n"
