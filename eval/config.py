@@ -302,8 +302,7 @@ class EvalConfig(Settings, frozen=True):
         self.check_tasks(self._task_names())
 
     def check_tasks(self, tasks: Collection[str]) -> None:
-        """Raise ValueError where one of `tasks` asks a benchmark that there is not, or a judge that is a model and has no
-        template to ask by."""
+        """Raise ValueError where one of `tasks` needs an unknown benchmark, or a model judge without a template."""
         for name in self.benchmarks_of(self.battery(tasks, raw=False)):
             if name not in (known := [*self.prompts, *BENCHMARKS]):
                 raise ValueError(f"attacks names {name!r}, which is no benchmark; choose from {', '.join(known)}")
@@ -368,8 +367,10 @@ class EvalConfig(Settings, frozen=True):
         return {*tasks.base, *tasks.instruct, *tasks.benign}
 
     def anchor_paths(self, folder: Path) -> None:
-        """Make the folder of capability tasks absolute: if it is not, it is relative to `folder`. Likewise the models of judges
-        and of probe sampling that are there; else their names may be the hub's."""
+        """Make relative paths absolute; they start at `folder`.
+
+        A judge's or draft model that is not there keeps its name, which may be the hub's.
+        """
         if self.capability and self.capability.folder:
             path = str(folder.absolute() / Path(self.capability.folder).expanduser())
             msgspec.structs.force_setattr(self.capability, "folder", path)

@@ -99,7 +99,8 @@ class Model(Settings, frozen=True):
 def sized(raw: Any, folder: Path) -> Any:
     """The plain value of a study file, with its model's missing keys from the config.json of its weights if it has no preset.
 
-    They are then frozen with the study, and nothing that reads it later needs the weights."""
+    They are then frozen with the study, so nothing that reads it later needs the weights.
+    """
     model = raw.get("model") if isinstance(raw, dict) else None
     if not isinstance(model, dict) or not isinstance(weights := model.get("weights"), str):
         return raw

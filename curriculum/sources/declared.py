@@ -252,7 +252,7 @@ def anchor(settings: Any, folder: Path) -> None:
 
 
 def anchor_keys(settings: Any, keys: Iterable[str], folder: Path) -> None:
-    """Make what these keys name absolute where it is a path that is there, seen from `folder`: it may be another name."""
+    """Make the values of these keys that are paths within `folder` absolute; one that leads nowhere there may be a name."""
     for key in keys:
         place = os.path.join(folder.absolute(), os.path.expanduser(getattr(settings, key) or ""))
         if getattr(settings, key) and os.path.exists(place):

@@ -130,8 +130,10 @@ def merged(logs: Iterable[LogFile], last: int | None = None) -> Iterator[tuple[L
 
 
 def _tail(path: Path, lines: int, is_timed: bool) -> int:
-    """The byte from which on a log has so many whole lines and some before them, and, unless `is_timed`, a time stamp in one of
-    the latter, if it has any: it places what follows among the lines of other logs."""
+    """Where to begin reading a log for its last `lines` lines: some lines before them.
+
+    Unless `is_timed`, one of those before has a time stamp, if there is any; it places the rest among the lines of other logs.
+    """
     with open(path, "rb") as file:
         start, found = file.seek(0, os.SEEK_END), 0
         while start and (found <= lines or not is_timed):
