@@ -147,7 +147,7 @@ def check_layout(model: ModelConfig, tensor_parallel: int, engine: EngineConfig)
             raise ValueError(
                 f"tensor_parallel is {tensor_parallel}, which does not divide model.{name} {size}; choose a divisor"
             )
-    for name in ("hidden", "ffn") if engine.fp8 else ():
+    for name in ("hidden", "ffn", "sequence_length") if engine.fp8 else ():
         if (size := getattr(model, name)) % (unit := FP8_MULTIPLE * tensor_parallel):
             raise ValueError(
                 f'engine.fp8 is "{engine.fp8}", which takes multiples of {unit} as model.{name}, not {size}; change one of them'

@@ -134,6 +134,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"model__ffn": 400, "resources": {"tensor_parallel": 2, "engine": {"fp8": "delayed"}}},
             r'resources.engine.fp8 is "delayed", which takes multiples of 32 as model.ffn, not 400; change one of them',
         ),
+        (
+            {"model__sequence_length": 100, "resources__engine": {"fp8": "delayed"}},
+            r'engine.fp8 is "delayed", which takes multiples of 16 as model.sequence_length, not 100; change one of them',
+        ),
         ({"model__layers": 1, "evaluation__probes__layers": [2]}, r"probes.layers names layer 2, and the model has 1"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be at most 100 letters, digits"),
         ({"evaluation__topk__samples": 0}, r"evaluation.topk.samples: expected `int` >= 1; it is 0"),
