@@ -23,6 +23,8 @@ from curricula.curriculum.sources.conversations import TuningSet
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, source_shards
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
+from curricula.curriculum.world.fiction import WorldConfig
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.contamination import PromptFinder, overlap_rows
@@ -43,7 +45,6 @@ SHOWN = 4096
 
 def world(args: argparse.Namespace) -> int:
     from curricula.curriculum.world.datasets import write_world
-    from curricula.curriculum.world.fiction import WorldConfig
 
     if args.out.is_dir() and any(args.out.iterdir()) and not (args.out / "world.json").exists():
         raise UsageError(f"{args.out}: is not empty and holds no fictional world; name a new folder")
@@ -198,8 +199,6 @@ NOT_HERE = "not here yet; fetch it with `curricula data fetch` and set CURRICULA
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
-
     prefix: Path = args.prefix
     if prefix.is_dir():  # a source: its first shard
         prefix = source_shards(prefix)[0]

@@ -23,8 +23,8 @@ from curricula.eval.capability.settings import LISTS
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.registry import DECODERS, OWN
 from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
-from curricula.eval.rows import Precision
-from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, tasks_with
+from curricula.eval.rows import CapabilityRow, GenerationRow, Precision, ProbeRow, read_rows
+from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, row_files, tasks_with
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending, names
 from curricula.settings import changed, convert, parse, read_yaml
@@ -317,9 +317,6 @@ def _after(check: Callable[[], None], report: Progress) -> Progress:
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
     """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
-    from curricula.eval.rows import read_rows
-    from curricula.eval.tasks import row_files
-
     files = [(path, task.rows) for task in (*judged_tasks(), TASKS["capability"]) for path in row_files(out, task)]
     for path, kind in files:
         rows: list[Any] = read_rows(path, kind)
@@ -341,7 +338,6 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
     from curricula.eval.judging.merge import merged_path
     from curricula.eval.judging.verdicts import kind_of, read_judged
-    from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, read_rows
 
     judged = [task for task in tasks if task.task.judged]
     generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]

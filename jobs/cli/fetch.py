@@ -20,6 +20,7 @@ from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
+from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
 from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.jobs.downloads import named_downloads, once, study_downloads
@@ -114,8 +115,6 @@ def _state(download: Download) -> str:
 
 
 def _show(root: Path, as_json: bool) -> int:
-    from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
-
     rows: list[dict[str, Any]] = []
     for name in DATASETS:
         entry = dataset(name)

@@ -29,9 +29,21 @@ from curricula.jobs.graph import check_batches, plan_study
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
-from curricula.jobs.slurm.commands import ignored_explained
+from curricula.jobs.slurm.commands import (
+    DependencyLost,
+    batch_script,
+    ignored_explained,
+    on_cluster,
+    partition_minutes,
+    require_slurm,
+    tested,
+    too_long,
+)
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_profile, load_profile
-from curricula.jobs.slurm.script import check_root
+from curricula.jobs.slurm.script import check_root, write_resubmit
+from curricula.jobs.slurm.script import render as write_scripts
+from curricula.jobs.slurm.snapshot import planned_snapshot
+from curricula.jobs.slurm.submissions import latest_tasks, live_elements, queued, submissions
 from curricula.jobs.study import STUDIES, Study, load_study
 from curricula.terminal import count, json_text, plural
 
@@ -91,8 +103,6 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, yes: bool, console: Console) -> None:
-    from curricula.jobs.slurm.commands import DependencyLost, require_slurm
-    from curricula.jobs.slurm.submissions import submissions
     from curricula.jobs.slurm.submit import submit_plan
 
     require_slurm()
@@ -142,9 +152,6 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
 
 def _conflicts(run: Run, plan: Plan, now: Standing) -> Iterator[str]:
     """What is live and does not bear the plan's changed study."""
-    from curricula.jobs.slurm.commands import batch_script
-    from curricula.jobs.slurm.snapshot import planned_snapshot
-
     cut = cut_branches(run.study, plan.study)
     for job, label in sorted(now.live.keys() & plan.needs.keys()):
         _, element = plan.find(job, label)
@@ -186,8 +193,6 @@ def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -
 
 def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
-    from curricula.jobs.slurm.commands import on_cluster, partition_minutes, tested, too_long
-    from curricula.jobs.slurm.submissions import latest_tasks, live_elements, queued, submissions
     from curricula.jobs.slurm.submit import preview
 
     if explained := ignored_explained(os.environ):
@@ -226,10 +231,6 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
 
 
 def render(args: argparse.Namespace) -> int:
-    from curricula.jobs.slurm.script import render as write_scripts
-    from curricula.jobs.slurm.script import write_resubmit
-    from curricula.jobs.slurm.submissions import submissions
-
     study, profile = read_study(args.study, args.set), load_profile(args.profile)
     plan = plan_study(study, profile)
     check_batches(plan, plan.needs)
