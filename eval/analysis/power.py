@@ -37,11 +37,6 @@ class Design:
     samples: int
 
 
-def alpha_of(claims: int = 1) -> float:
-    """The level at which the first of so many claims is tested by Holm; 1 for an unadjusted test."""
-    return 0.05 / claims
-
-
 def power(effect: float, design: Design, components: Components = ASSUMED, alpha: float = 0.05) -> float:
     """The probability that a true difference of `effect` is found, two-sided; 0 for one seed, which tests nothing."""
     if design.seeds < 2:
@@ -82,7 +77,7 @@ def table(design: Design, hours_per_seed: float, claims: int, components: Compon
 
     def row(seeds: int) -> Row:
         own = Design(seeds, design.prompts, design.samples)
-        found = [detectable(own, components, alpha_of(count)) for count in (1, claims)]
+        found = [detectable(own, components, 0.05 / tests) for tests in (1, claims)]  # the level of the first test by Holm
         return Row(seeds, seeds * hours_per_seed, *found)
 
     return [row(design.seeds + extra) for extra in range(more + 1)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from seed_studies import crossed
 
-from curricula.eval.analysis.power import ASSUMED, Design, alpha_of, averaged, detectable, power, table
+from curricula.eval.analysis.power import ASSUMED, Design, averaged, detectable, power, table
 from curricula.eval.analysis.seeds import Components, reach_squared
 from curricula.randomness import keyed_rng
 
@@ -36,7 +36,7 @@ SMALL_SEEDS = Components(seed=0.02**2, prompt=0.25**2, interaction=0.354**2, sam
     ],
 )  # fmt: skip
 def test_it_agrees_with_simulated_studies_within_three_points(effect, design, components, claims):
-    alpha = alpha_of(claims)
+    alpha = 0.05 / claims
     share = simulated(effect, design, components, alpha, 3000)
     assert power(effect, design, components, alpha) == pytest.approx(share, abs=0.03)
 
@@ -44,13 +44,13 @@ def test_it_agrees_with_simulated_studies_within_three_points(effect, design, co
 def test_a_single_run_detects_nothing_and_two_next_to_nothing():
     assert power(0.9, Design(1, 10_000, 5)) == 0 and detectable(Design(1, 10_000, 5)) is None
     assert detectable(Design(2, 60, 5)) is None
-    assert detectable(Design(3, 60, 5), alpha=alpha_of(18)) is None
+    assert detectable(Design(3, 60, 5), alpha=0.05 / 18) is None
 
 
 def test_without_an_effect_it_is_the_level_at_most():
     for design in (Design(2, 60, 5), Design(3, 60, 5), Design(10, 500, 1)):
         assert 0.01 < power(0.0, design) <= 0.0501
-        assert power(0.0, design, alpha=alpha_of(18)) <= 0.0029
+        assert power(0.0, design, alpha=0.05 / 18) <= 0.0029
 
 
 def test_every_seed_lowers_the_smallest_difference_and_costs_its_hours():
