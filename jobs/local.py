@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Protocol
 
 from curricula.jobs.element import main
+from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import ignored
 from curricula.jobs.stages import STAGES
+from curricula.jobs.stages.report import report
 
 TERM_GRACE_S = 20.0
 """How long elements may take to save after an interrupt."""
@@ -180,9 +182,6 @@ def _element_process(root: Path, job: str, label: str) -> None:
 
 def _first_look(root: Path, job: str, label: str) -> None:
     """Write the report of what is done so far, likewise; its log is that of the element that writes the report at the end."""
-    from curricula.jobs.graph import plan_study
-    from curricula.jobs.stages.report import report
-
     _begin(root, job, label)
     run = Run(root)
     report(run, plan_study(run.study))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curricula.errors import UserError
+from curricula.eval.decoding.settings import Greedy
 from curricula.eval.judges.model_judge import ModelJudge, hub_place, load_tokenizer
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict
 from curricula.terminal import one_line
@@ -102,7 +103,6 @@ class LocalModel(InProcess):
 
     def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
         from curricula.eval.decoding.sampling import search_greedy
-        from curricula.eval.decoding.settings import Greedy
 
         ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
         settings = Greedy(max_new_tokens=self.settings.max_tokens, rows=ANSWERS_AT_ONCE)

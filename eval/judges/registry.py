@@ -7,6 +7,7 @@ from pathlib import Path
 from curricula.errors import UsageError
 from curricula.eval.judges.question import Judge
 from curricula.eval.judges.settings import JudgeConfig
+from curricula.eval.judges.templates import find_template
 
 
 def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
@@ -25,8 +26,6 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
         return WorldJudge(world_root)
     if not settings.has_template:
         raise ValueError(f"judge {settings.name!r} is in settings.JudgeName, and load_judge makes none of it")
-    from curricula.eval.judges.templates import find_template
-
     template = find_template(settings, kind)
     if settings.on_this_machine:
         from curricula.eval.judges.local import LocalClassifier, LocalModel

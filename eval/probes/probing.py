@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from curricula.errors import UserError
 from curricula.eval.config import Layer, Probes
@@ -278,8 +279,6 @@ def last_token_states(
 
 def untrained(loaded: LoadedModel, seed: int) -> LoadedModel:
     """The same network with fresh weights, drawn by `seed`."""
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed("untrained", seed))
         model: Any = AutoModelForCausalLM.from_config(loaded.model.config)

@@ -14,6 +14,7 @@ from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.study import Study
+from curricula.model.checkpoints.folder import checkpoints_to_resume, identity, read_info, require_checkpoint, step_folder
 from curricula.model.study import Allocation
 from curricula.progress import Progress
 
@@ -140,8 +141,6 @@ class Stage(ABC):
 def saved_steps(branch: Path) -> int:
     """The step of the newest checkpoint from which a training run may go on, 0 without one. `latest` itself may name one that
     was found damaged and set aside."""
-    from curricula.model.checkpoints.folder import checkpoints_to_resume
-
     newest = next(iter(checkpoints_to_resume(branch / "checkpoints")), None)
     return int(newest.name.rpartition("_")[2]) if newest else 0
 
@@ -149,8 +148,6 @@ def saved_steps(branch: Path) -> int:
 def checkpoint_to_resume(branch: Path) -> Path | None:
     """The checkpoint from which a training run would go on, None without one: the newest whole one, by names and sizes of its
     files. If none is whole, the newest."""
-    from curricula.model.checkpoints.folder import checkpoints_to_resume, read_info
-
     candidates = checkpoints_to_resume(branch / "checkpoints")
     for folder in candidates:
         with contextlib.suppress(UserError, OSError):
@@ -161,8 +158,6 @@ def checkpoint_to_resume(branch: Path) -> Path | None:
 
 def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
     """Which training made a run's checkpoint at `step`, by default the one that `latest` names; None where it is not whole."""
-    from curricula.model.checkpoints.folder import identity, require_checkpoint, step_folder
-
     if step is None and not (checkpoints / "latest").is_file():  # an older one that is left is not what the training made
         return None
     with contextlib.suppress(UserError):

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
 from curricula.curriculum.sources.declared import DeclaredTable
-from curricula.curriculum.sources.hub import fetch
+from curricula.curriculum.sources.documents import Documents
+from curricula.curriculum.sources.hub import fetch, require_whole
 from curricula.curriculum.sources.tables import table_exists
+from curricula.curriculum.tokens import tokenizer as make
+from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.curriculum.tokens.shards import is_whole, read_manifest
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
+from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval.attacks.prompts import artifact_prompts
@@ -22,6 +26,7 @@ from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, study_downloads, used_pools
 from curricula.jobs.run import Run
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
+from curricula.model.checkpoints.folder import misfits, read_info, require_checkpoint
 from curricula.model.study import Model
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
@@ -92,9 +97,6 @@ def prepare(run: Run) -> None:
     Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete, when a benchmark in
     the user's data folder is not the published one, or when a judge could not judge.
     """
-    from curricula.curriculum.tokens.chat import ChatEncoder
-    from curricula.curriculum.tokens.tokenizer import load_tokenizer
-
     study = run.study
     if study.world and not (run.world / "world.json").exists():  # written last
         from curricula.curriculum.world.datasets import write_world
@@ -117,8 +119,6 @@ def prepare(run: Run) -> None:
 
 
 def _check_data(run: Run) -> None:
-    from curricula.curriculum.sources.hub import require_whole
-
     study = run.study
     for kind in sorted({task.task.judged for task in study.all_eval_tasks if task.task.judged}):
         check_judge(study.evaluation.judge_of(kind), kind, run.world if study.world else None)
@@ -152,7 +152,6 @@ def _check_data(run: Run) -> None:
 
 def _import_weights(model: Model, out: Path) -> None:
     """Make the checkpoint of step 0. Raises UserError where the weights are of another model than the study's."""
-    from curricula.model.checkpoints.folder import misfits, read_info, require_checkpoint
     from curricula.model.convert import import_hf
 
     ours = model.resolve()
@@ -166,9 +165,6 @@ def _import_weights(model: Model, out: Path) -> None:
 
 
 def _make_tokenizer(run: Run) -> None:
-    from curricula.curriculum.sources.documents import Documents
-    from curricula.curriculum.tokens import tokenizer as make
-
     choice = run.study.tokenizer
     if choice.train:
         sources = {

@@ -15,6 +15,7 @@ from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
 from curricula.jobs.stages.tune import checkpoint_of, export_model
 from curricula.jobs.study import Study
 from curricula.model import costs
+from curricula.model.checkpoints.folder import read_info
 from curricula.progress import Progress
 
 if TYPE_CHECKING:
@@ -103,7 +104,6 @@ class Along(Evaluate):
 
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.models import load_model
-        from curricula.model.checkpoints.folder import read_info
 
         study, kind, config = work.study, work.element.kind, work.study.evaluation
         export_model(work, progress)

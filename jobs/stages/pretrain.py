@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
+from curricula.curriculum.tokens.shards import source_shards
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 from curricula.durable import exclusive_lock, make_folder, require_ours
 from curricula.errors import UserError
 from curricula.jobs.estimates import check_epochs
@@ -26,7 +28,7 @@ from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps, training_behind
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
-from curricula.model.checkpoints import require_checkpoint
+from curricula.model.checkpoints.folder import INFO_FILE, require_checkpoint, step_folder
 from curricula.progress import Progress
 
 if TYPE_CHECKING:
@@ -75,8 +77,6 @@ class Pretrain(Stage):
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer, the first shard of each source, and the checkpoint that the segment continues from."""
-        from curricula.model.checkpoints.folder import INFO_FILE
-
         run, segment = work.run, work.plan.segments[work.element.segment]
         files = [run.tokenizer / "tokenizer.json", *shard_files(run, segment.arm.blend_phases(work.study.budget))]
         start = checkpoint_to_resume(run.branch(segment.branch))
@@ -143,7 +143,6 @@ def gpu_hours_of(study: Study, tokens: int) -> float:
 def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int, begin: int = 0) -> PretrainingBatches:
     """Batches of `rows` samples of the phases, from sample `begin` on, in the order that `seed` gives."""
     from curricula.curriculum.stream.pretraining import PretrainingBatches
-    from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 
     shards, length = near(run.shards, sources_of(phases)), study.budget.sequence_length
     loss = {name: source.loss for name, source in run.study.sources.items() if source.loss != "all"}
@@ -176,16 +175,12 @@ def _branch_points(run: Run, plan: Plan, segment: Segment | None) -> Iterator[Pa
 
 
 def _last_checkpoint(run: Run, segment: Segment) -> Path:
-    from curricula.model.checkpoints import step_folder
-
     return step_folder(run.branch(segment.branch) / "checkpoints", segment.stop)
 
 
 def validation_batches(run: Run, study: Study) -> dict[str, ValidationBatches]:
     """The validation batches of each source with enough held-out text for one."""
     from curricula.curriculum.stream.pretraining import ValidationBatches
-    from curricula.curriculum.tokens.shards import source_shards
-    from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 
     budget, vocabulary = study.budget, study.model.resolve().vocabulary
     _, tag = special_ids(load_tokenizer(run.tokenizer))

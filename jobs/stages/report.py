@@ -13,9 +13,11 @@ from curricula.curriculum.config import Tuning, point_label
 from curricula.curriculum.stages import BASE, model_name
 from curricula.curriculum.sweep import points_of
 from curricula.curriculum.tokens.shards import read_manifest
+from curricula.curriculum.tokens.tokenizer import load_tokenizer, token_bytes
 from curricula.durable import exclusive_lock, read_jsonl
 from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
+from curricula.eval.judges.registry import load_judge
 from curricula.eval.tasks import JUDGED, EvalTask
 from curricula.jobs.estimates import describe, described_size
 from curricula.jobs.plan import Plan
@@ -180,8 +182,6 @@ def _courses(study: Study) -> Iterator[Course]:
 
 def _rule_judges(run: Run) -> dict[str, Judge]:
     """The study's judges that decide by rules, by kind: they can judge answers that no merging job has seen yet."""
-    from curricula.eval.judges.registry import load_judge
-
     found: dict[str, Judge] = {}
     for kind in JUDGED:
         settings = run.study.evaluation.judge_of(kind)
@@ -239,8 +239,6 @@ def _held_out_losses(run: Run, study: Study) -> tuple[list[dict[str, Any]], str]
     """The last loss of each base model on the held-out text of each source, and that text's bytes a token; and why there are
     none, where what the bytes are counted from is gone. Losses of tagged sources that earlier versions recorded are left out,
     for the tags count in them."""
-    from curricula.curriculum.tokens.tokenizer import load_tokenizer, token_bytes
-
     losses = [
         {"arm": arm.name, "seed": arm.replicate.seed, "source": name, "loss": loss}
         for arm in study.trainings

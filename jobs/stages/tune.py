@@ -17,6 +17,7 @@ from curricula.curriculum.sources.conversations import POOLS
 from curricula.curriculum.stages import BASE, samples_of
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UserError
+from curricula.eval.identity import record_hash
 from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
@@ -25,7 +26,7 @@ from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_
 from curricula.jobs.stages.pretrain import batches_of, gpu_hours_of, shard_files, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
-from curricula.model.checkpoints import require_checkpoint
+from curricula.model.checkpoints.folder import INFO_FILE, read_info, require_checkpoint, step_folder
 from curricula.progress import Progress
 
 
@@ -51,8 +52,6 @@ class Tune(Stage):
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer and the checkpoint to go on from: its own, or that of the model that is trained further."""
-        from curricula.model.checkpoints.folder import INFO_FILE
-
         own = checkpoint_to_resume(work.run.tuning(work.key, work.element.kind))
         return [work.run.tokenizer / "tokenizer.json", (own or _source(work)) / INFO_FILE]
 
@@ -183,7 +182,6 @@ def _source(work: Work) -> Path:
 
 def export_model(work: Work, progress: Progress) -> None:
     """Write the element's model from the checkpoint that holds it."""
-    from curricula.eval.identity import record_hash
     from curricula.model.convert import export_hf
 
     run, arm, element = work.run, work.arm, work.element
@@ -203,8 +201,6 @@ def export_model(work: Work, progress: Progress) -> None:
 
 def checkpoint_of(work: Work) -> Path:
     """The checkpoint of the element's model."""
-    from curricula.model.checkpoints.folder import read_info, step_folder
-
     run, study, kind, point = work.run, work.study, work.element.kind, work.element.point
     along = study.along(kind) if point else None
     if kind == BASE:
@@ -220,8 +216,6 @@ def checkpoint_of(work: Work) -> Path:
 def base_checkpoint(run: Run, arm: Arm, at: float | None = None) -> Path:
     """The checkpoint at a fraction of an arm's pretraining, by default its end, whatever else is there: a damaged last one may
     have been deleted."""
-    from curricula.model.checkpoints import step_folder
-
     study = run.study.at(arm.replicate.variant)
     step = study.budget.step_at(1.0 if at is None else at)
     return step_folder(run.branch(study.segment_at(arm, step).branch) / "checkpoints", step)
