@@ -354,8 +354,6 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
     prompts: list[Prompt] = []
     for number, row in enumerate(Table.open(where).rows()):
         place = f"{where}: row {number + 1}"
-        if None in row:  # where Python's csv puts fields that the header does not name
-            raise UserError(f"{place} has more fields than the header; put texts with commas in quotation marks")
         parts = {part: column(row, part, entry, place, mend) for part in sorted({*entry.columns, *OPTIONAL})}
         if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
             continue
@@ -418,7 +416,7 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str, mend: s
         return ""
     if any(name in row for name in names):
         raise UserError(f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row, or {mend}")
-    raise UserError(f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(map(str, row))}; {mend}")
+    raise UserError(f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(row)}; {mend}")
 
 
 def text_of(value: Any, name: str, where: str) -> str:
