@@ -417,10 +417,6 @@ class EvalConfig(Settings, frozen=True):
         """Whether a judge is a model that the merging job loads itself."""
         return any(self.judge_of(kind).on_this_machine for kind in JUDGED)
 
-    def tasks_of(self, model_kind: ModelKind) -> list[Task]:
-        """The tasks of a model of this kind, in the order in which they run."""
-        return [TASKS[name] for name in getattr(self.task_lists, model_kind) if not self.leaves_out(TASKS[name])]
-
     def leaves_out(self, task: Task) -> bool:
         """Whether the settings of what the task measures are null."""
         return task.kind in ("gcg", "probes", "capability") and getattr(self, task.kind) is None
@@ -432,7 +428,7 @@ class EvalConfig(Settings, frozen=True):
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
         """The whole evaluation of one of the paper's models, in the order in which it runs and in which merged rows stand."""
-        return self.battery([task.name for task in self.tasks_of(model_kind)], model_kind == "base")
+        return self.battery(getattr(self.task_lists, model_kind), model_kind == "base")
 
     def battery(self, names: Iterable[str], raw: bool, most: int | None = None) -> list[EvalTask]:
         """The elements of the named tasks on a model that gets `raw` text or chats, with `most` prompts of each benchmark."""

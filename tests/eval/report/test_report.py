@@ -33,7 +33,7 @@ STUDY = {
         "trained_tokens": {"with_trunk_sharing": 10_000_000, "without": 14_000_000},
     },
     "provenance": {"git": {"sha": "abc", "changed_files": []}, "python": "3.11"},
-    "tasks": {kind: [task.name for task in EvalConfig().tasks_of(kind)] for kind in MODEL_KINDS},
+    "tasks": {kind: list(getattr(EvalConfig().tasks, kind)) for kind in MODEL_KINDS},
     "changed": {"advbench": "10 prompts, where 520 were published"},
 }
 
