@@ -13,7 +13,7 @@ from pathlib import Path
 
 from curricula import durable
 from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics, overrefusal_metrics, probe_metrics, row_id
-from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
+from curricula.eval.analysis.statistics import cluster_of, prompt_of, rate_interval, tally
 from curricula.eval.analysis.study_rows import require_same_requests, require_same_texts
 from curricula.eval.identity import recorded_hash
 from curricula.eval.judging.verdicts import kind_of, read_judged
@@ -85,11 +85,11 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
     for task in course.tasks:
         if TASKS[task].judged:
             found = {place: _answers(run, place, course.stage, task) for place in course.points}
-            asked = {_prompt(row) for rows in found.values() for row in rows}
+            asked = {prompt_of(row) for rows in found.values() for row in rows}
             steps = [(rows[0].step or 0, rows) for rows in found.values() if rows]
             for step, place in ((0, course.begin), (last_step, course.end)):
                 rows = read_judged(run / "eval" / place / f"{task}.jsonl") if place else []
-                found[place or ""] = [row for row in rows if _prompt(row) in asked]
+                found[place or ""] = [row for row in rows if prompt_of(row) in asked]
                 steps.append((step, found[place or ""]))
             require_same_requests((run / "eval" / place / f"{task}.jsonl", rows) for place, rows in found.items())
             expected = {row_id(row) for _, rows in steps for row in rows}
@@ -110,10 +110,6 @@ def _answers(run: Path, place: str, stage: str, task: str) -> Answers:
     rows = read_judged(path)
     ModelRows(stage, recorded_hash(run / "models" / place)).add_answers(path, rows, task, TASKS[task].labels)
     return rows
-
-
-def _prompt(row: JudgedRow) -> tuple[str, str]:
-    return row.benchmark, row.prompt_id
 
 
 def _measured(

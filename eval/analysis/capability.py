@@ -91,7 +91,7 @@ def capability_metrics(
     found = []
     for name in benchmarks + ([ALL] if len(benchmarks) > 1 and set(expected) <= set(benchmarks) else []):
         own = [row for row in rows if name in (row.benchmark, ALL)]
-        tallied = tally((_question(row), row.benchmark, row.value) for row in own)
+        tallied = tally((row.question, row.benchmark, row.value) for row in own)  # the same text is one cluster
         assert tallied is not None  # a benchmark has rows
         low, high, _ = rate_interval(tallied)
         metrics, shots = sorted({row.metric for row in own}), sorted({row.shots for row in own})
@@ -166,18 +166,13 @@ def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
 def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
     means = {
         seed: {
-            (row.benchmark, f"{row.task}/{row.prompt_id}"): PromptMean(_question(row), row.value, 1)
+            (row.benchmark, f"{row.task}/{row.prompt_id}"): PromptMean(row.question, row.value, 1)
             for row in rows
             if name in (row.benchmark, ALL)
         }
         for seed, rows in runs.items()
     }
     return {seed: found for seed, found in means.items() if found}
-
-
-def _question(row: CapabilityRow) -> str:
-    """Questions with the same text are one cluster."""
-    return row.question
 
 
 def bits_per_byte(arm: str, seed: int, source: str, loss: float, bytes_per_token: float) -> BitsPerByte:
