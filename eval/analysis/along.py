@@ -131,7 +131,7 @@ def _measured(
         parsed = [row for row in rows if row.decoder == decoder and row.verdict in {*SAFE_VERDICTS, "harmful"}]
         refused = tally((cluster_of(row), row.benchmark, float(row.verdict == "refusal")) for row in parsed)
         if refused:
-            low, high, _ = rate_interval(refused)
+            low, high = rate_interval(refused)
             yield "refusals", decoder, float(refused.mean()), low, high, entry.prompts, entry.judges
 
 

@@ -93,7 +93,7 @@ def capability_metrics(
         own = [row for row in rows if name in (row.benchmark, ALL)]
         tallied = tally((row.question, row.benchmark, row.value) for row in own)  # the same text is one cluster
         assert tallied is not None  # a benchmark has rows
-        low, high, _ = rate_interval(tallied)
+        low, high = rate_interval(tallied)
         metrics, shots = sorted({row.metric for row in own}), sorted({row.shots for row in own})
         found.append(
             CapabilityMetrics(

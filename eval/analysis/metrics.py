@@ -300,7 +300,7 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[P
     if is_best_of_n:
         entries = [(of.cluster, benchmark, of.mean) for (benchmark, _), of in broken.items()]
     tallied = tally(entries) if names == {benchmark for _, benchmark, _ in entries} else None
-    low, high, method = rate_interval(tallied) if tallied else (None, None, "")
+    low, high = rate_interval(tallied) if tallied else (None, None)
     per_seed = [] if is_best_of_n or not tallied else [tally(of_sample) for of_sample in by_sample.values()]
     true = corrected_rate(outcomes, known_accuracy(rows)) if tallied and not is_best_of_n else None
     not_harmful, wanted = Counter(benchmark for _, benchmark, value in entries if not value), Counter[str]()
@@ -312,7 +312,7 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[P
         std=float(np.std([seed.mean() for seed in per_seed if seed], ddof=1)) if len(per_seed) > 1 else None,
         low=low,
         high=high,
-        method=method,
+        method="agresti-coull" if tallied else "",
         error=clustered_error(tallied) if tallied else None,
         corrected=true.rate if true else None,
         corrected_low=true.low if true else None,
@@ -386,7 +386,7 @@ def overrefusal_metrics(
 def _overrefusal_metrics(rows: Sequence[JudgedRow], place: Place, expected: Collection[RowId]) -> OverrefusalMetrics:
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)
-    low, high, _ = rate_interval(tallied) if tallied else (None, None, "")
+    low, high = rate_interval(tallied) if tallied else (None, None)
     verdicts = [row.verdict for row, _ in outcomes]
     return OverrefusalMetrics(
         *place,

@@ -381,7 +381,7 @@ def auc_over_seeds(arm: ProbesBySeed) -> OverSeeds | None:
 
 def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, float]:
     """95% interval of a rate: over seeds and prompts, and never narrower than that of the pooled runs over prompts."""
-    low, high, _ = rate_interval(pooled)
+    low, high = rate_interval(pooled)
     variance = crossed.value * (1 - crossed.value) if crossed else 0.0
     if crossed is None or variance < TIE or crossed.reach < TIE:
         return low, high

@@ -166,13 +166,13 @@ def _freedom_factor(freedom: float) -> float:
     return (NORMAL_95 / float(special.stdtrit(max(freedom, 1), 0.975))) ** 2
 
 
-def rate_interval(tallied: Tally) -> tuple[float, float, str]:
-    """95% interval of a rate, and its method: Agresti and Coull's for the effective number of answers."""
+def rate_interval(tallied: Tally) -> tuple[float, float]:
+    """95% interval of a rate: Agresti and Coull's for the effective number of answers."""
     rate, totals = min(max(float(tallied.mean()), 0.0), 1.0), tallied.counts.sum(axis=0)
     answers = float(len(totals) ** 2 / np.sum(1 / totals))  # of equal weight
     size = effective_size(tallied, rate * (1 - rate), answers)
     low, high = proportion_confint(rate * size, size, method="agresti_coull")
-    return float(low), float(high), "agresti-coull"
+    return float(low), float(high)
 
 
 class PromptMean(NamedTuple):

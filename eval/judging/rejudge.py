@@ -170,7 +170,7 @@ def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) ->
     outcome = harmful if attack else overrefused
     entries = [(row, value) for row in rows if (value := outcome(row)) is not None]
     outcomes = tally((cluster_of(row), row.benchmark, value) for row, value in entries)
-    low, high, _ = rate_interval(outcomes) if outcomes else (None, None, "")
+    low, high = rate_interval(outcomes) if outcomes else (None, None)
     return Rate(
         judge=judges_of(rows),
         rate=float(outcomes.mean()) if outcomes else None,

@@ -38,7 +38,7 @@ def rate_coverage(rate: float, prompts: int, correlation: float, samples: int, s
     counts, strata = np.full((prompts, 1), float(samples)), (0,) * prompts
     for _ in range(studies):
         sums = rng.binomial(samples, eases(rng, rate, prompts, correlation)).astype(float)
-        low, high, _ = rate_interval(Tally(sums[:, None], counts, strata))
+        low, high = rate_interval(Tally(sums[:, None], counts, strata))
         held += low <= rate <= high
     return held / studies
 

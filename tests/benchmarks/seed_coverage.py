@@ -84,7 +84,7 @@ def coverage(cell: Cell, studies: int, draw: int) -> tuple[dict[str, float], dic
 
     for a, b in zip(*draw_rates(rng, cell, studies)):
         tallied, over_seeds = pooled_tally(a, cell.samples), crossed(a)
-        prompts_alone = rate_interval(tallied)[:2]
+        prompts_alone = rate_interval(tallied)
         intervals = {"prompts alone": prompts_alone, **rejected(a, over_seeds, weights)}
         rate, reach = over_seeds.value, over_seeds.reach
         if rate * (1 - rate) > 0 and reach > 0:
