@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-from curricula.eval.analysis.metrics import ALL
+from curricula.eval.analysis.metrics import ALL, Model
 from curricula.eval.analysis.seeds import BySeed, OverSeeds, rate_over_seeds
 from curricula.eval.analysis.statistics import PromptMean, StudentMean, clustered_error, rate_interval, tally
 from curricula.eval.analysis.study_rows import StudyRows
@@ -20,13 +20,9 @@ from curricula.eval.rows import CapabilityRow
 
 
 @dataclass(frozen=True)
-class CapabilityMetrics:
+class CapabilityMetrics(Model):
     """How one model did on one task; a share of questions, in 0..1."""
 
-    arm: str
-    seed: int
-    """The seed of the arm's training."""
-    stage: str
     benchmark: str
     """"all" is the average over all tasks that any arm has, each with the same weight; only where this run has them all."""
     metric: str

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -78,26 +77,28 @@ def is_own_suffix(decoder: str, benchmark: str, arm: str) -> bool:
     return decoder in TRANSFER and benchmark == arm
 
 
-class Place(NamedTuple):
-    """One model on one benchmark under one decoder: what metrics of answers begin with."""
-
-    arm: str
-    seed: int
-    stage: str
-    benchmark: str
-    decoder: str
-
-
 @dataclass(frozen=True)
-class AttackMetrics:
-    """Attack success of one model on one benchmark under one decoder. Rates are in 0..1, over parsed rows."""
+class Model:
+    """A model of the study, with which all metrics begin."""
 
     arm: str
     seed: int
     """The seed of the arm's training."""
     stage: str
+
+
+@dataclass(frozen=True)
+class Place(Model):
+    """One model on one benchmark under one decoder."""
+
     benchmark: str
     decoder: str
+
+
+@dataclass(frozen=True)
+class AttackMetrics(Place):
+    """Attack success of one model on one benchmark under one decoder. Rates are in 0..1, over parsed rows."""
+
     rate: float | None
     """ASR@1, the mean over rows; of best of N, ASR@N, as `any_of`. For "all", the mean of the benchmarks' means. None if no
     row was parsed (for "all", of one of the benchmarks)."""
@@ -141,15 +142,9 @@ class AttackMetrics:
 
 
 @dataclass(frozen=True)
-class OverrefusalMetrics:
+class OverrefusalMetrics(Place):
     """How one model treats benign requests under one decoder."""
 
-    arm: str
-    seed: int
-    """The seed of the arm's training."""
-    stage: str
-    benchmark: str
-    decoder: str
     shares: dict[str, float]
     """Share of the parsed answers in each of the five categories (for "all", the mean of the sets' shares); empty if no row was
     parsed (for "all", none of one of the sets)."""
@@ -168,13 +163,9 @@ class OverrefusalMetrics:
 
 
 @dataclass(frozen=True)
-class ProbeMetrics:
+class ProbeMetrics(Model):
     """Test AUC of linear probes on one layer of one model, over training subsets ("seeds")."""
 
-    arm: str
-    seed: int
-    """The seed of the arm's training."""
-    stage: str
     layer: str
     """"first", "middle" or "last", or the layer's number."""
     layer_index: int
@@ -199,15 +190,9 @@ class ProbeMetrics:
 
 
 @dataclass(frozen=True)
-class PruningMetrics:
+class PruningMetrics(Place):
     """What SafeBeam's pruning cost in the answers of one model to one benchmark."""
 
-    arm: str
-    seed: int
-    """The seed of the arm's training."""
-    stage: str
-    benchmark: str
-    decoder: str
     answers: int
     """Answers that say what pruning cost."""
     unrecorded: int
@@ -307,7 +292,7 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[P
     for (name, _), count in expected.items():
         wanted[name] += 1 if is_best_of_n else count
     return AttackMetrics(
-        *place,
+        **vars(place),
         rate=float(tallied.mean()) if tallied else None,
         std=float(np.std([seed.mean() for seed in per_seed if seed], ddof=1)) if len(per_seed) > 1 else None,
         low=low,
@@ -389,7 +374,7 @@ def _overrefusal_metrics(rows: Sequence[JudgedRow], place: Place, expected: Coll
     low, high = rate_interval(tallied) if tallied else (None, None)
     verdicts = [row.verdict for row, _ in outcomes]
     return OverrefusalMetrics(
-        *place,
+        **vars(place),
         shares={name: verdicts.count(name) / len(verdicts) for name in ANSWER_CATEGORIES} if verdicts else {},
         rate=float(tallied.mean()) if tallied else None,
         low=low,
@@ -459,7 +444,7 @@ def pruning_metrics(rows: Sequence[GenerationRow], arm: str, stage: str, seed: i
         if known := [cost for cost in costs if cost]:
             found.append(
                 PruningMetrics(
-                    *Place(arm, seed, stage, benchmark, decoder),
+                    *(arm, seed, stage, benchmark, decoder),
                     answers=len(known),
                     unrecorded=len(costs) - len(known),
                     logp=sum(cost.logp for cost in known) / len(known),
