@@ -6,7 +6,6 @@ docs/decoding.md says where it differs from nanoGCG; eval/attacks/losses.py has 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -43,12 +42,12 @@ def attacked_prompts(
 ) -> list[Prompt]:
     """The prompts with their suffixes, which are kept beside `path`; those missing there are optimised."""
     suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
-    draft = Draft.load(config.probe_sampling.draft, loaded) if config.probe_sampling else None
+    draft = load_draft(config.probe_sampling.draft, loaded) if config.probe_sampling else None
     neutral = NEUTRAL + (NEUTRAL_WHERE_EXACT if loaded.precision in EXACT else ())
     side_by_side = 1 if loaded.deterministic else config.batch_prompts
     settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
     if draft:
-        settings["probe_sampling"]["draft"] = draft.loaded.content_hash
+        settings["probe_sampling"]["draft"] = draft.content_hash
     keys = [
         row_key(
             task="gcg",
@@ -138,7 +137,7 @@ def optimise_suffixes(
     draws: Mapping[str, tuple[object, ...]],
     on_step: OnStep = lambda steps, loss: None,
     save: Path | None = None,
-    draft: Draft | None = None,
+    draft: LoadedModel | None = None,
 ) -> list[tuple[str, State]]:
     """Run the attack on requests side by side; returns each one's suffix, with its leading space, and its last state.
 
@@ -181,7 +180,9 @@ def first_state(attack: Attack) -> State:
     return State(step=0, current=ids, loss=loss, initial_loss=loss, best=ids, best_loss=loss, losses=[], buffer=buffer)
 
 
-def advance(attack: Attack, state: State, replacements: np.ndarray, rng: np.random.Generator, draft: Draft | None) -> None:
+def advance(
+    attack: Attack, state: State, replacements: np.ndarray, rng: np.random.Generator, draft: LoadedModel | None
+) -> None:
     """One step of the attack."""
     config = attack.config
     candidates = draw_candidates(state.current, replacements, config, rng)
@@ -240,35 +241,29 @@ def draw_candidates(current: Sequence[int], replacements: np.ndarray, config: Gc
     return candidates.tolist()
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A model that ranks candidates for another."""
+def load_draft(name: str, attacked: LoadedModel) -> LoadedModel:
+    """The model that ranks candidates for another."""
+    precision: Precision | None = "float64" if attacked.precision == "float64" else None
+    return load_model(name, "base", str(attacked.device), precision)
 
-    loaded: LoadedModel
 
-    @classmethod
-    def load(cls, name: str, attacked: LoadedModel) -> Draft:
-        precision: Precision | None = "float64" if attacked.precision == "float64" else None
-        return cls(load_model(name, "base", str(attacked.device), precision))
-
-    def losses(self, attack: Attack, suffixes: Sequence[Sequence[int]]) -> list[float]:
-        """The draft's loss of the target after the whole prompt with each suffix."""
-        start = list(self.loaded.beginning)
-        texts = [start + self.loaded.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.texts(suffixes)]
-        target = self.loaded.encode(attack.target)
-        room_after(self.loaded, [*max(texts, key=len), *target[1:]], 1)
-        width = attack.config.batch_candidates
-        return losses_after(self.loaded, DynamicCache(), texts, texts[0], target, width)[0]
+def draft_losses(draft: LoadedModel, attack: Attack, suffixes: Sequence[Sequence[int]]) -> list[float]:
+    """The draft's loss of the target after the whole prompt with each suffix."""
+    start = list(draft.beginning)
+    texts = [start + draft.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.texts(suffixes)]
+    target = draft.encode(attack.target)
+    room_after(draft, [*max(texts, key=len), *target[1:]], 1)
+    return losses_after(draft, DynamicCache(), texts, texts[0], target, attack.config.batch_candidates)[0]
 
 
 def sampled_losses(
-    attack: Attack, candidates: list[list[int]], current: list[int], draft: Draft, rng: np.random.Generator
+    attack: Attack, candidates: list[list[int]], current: list[int], draft: LoadedModel, rng: np.random.Generator
 ) -> tuple[list[float], list[bool]]:
     """As `Attack.losses`; infinite, and no hit, for candidates that were not computed."""
     sampling = attack.config.probe_sampling
     assert sampling is not None
     count = len(candidates)
-    by_draft = np.array(draft.losses(attack, [current, *candidates])[1:])
+    by_draft = np.array(draft_losses(draft, attack, [current, *candidates])[1:])
     losses, hits = np.full(count, np.inf), np.zeros(count, dtype=bool)
 
     def compute(places: np.ndarray) -> None:
