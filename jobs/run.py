@@ -26,7 +26,7 @@ from curricula.curriculum.stages import BASE
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.durable import NO_SPACE, exclusive_lock, make_folder, read_json, require_ours, team, write_json, write_text
 from curricula.errors import StorageError, UsageError, UserError
-from curricula.eval.analysis import ArmInfo, StudyRows, read_study_rows
+from curricula.eval.analysis import ArmInfo, read_study_rows
 from curricula.eval.tasks import JUDGED
 from curricula.jobs.study import SAVING, Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
@@ -156,17 +156,15 @@ class Run:
         `pandas.DataFrame` and the like.
         """
         arms = {arm.key: arm for arm in self.arms}
+        stages = dict.fromkeys(stage for one in self.study.variants.values() for stage in (BASE, *one.tree.stages))
+        found = read_study_rows(self.root, self.arms, stages=tuple(stages))
         return [
             {"arm": arm.name, "start": arm.start, "interventions": arm.interventions, "training_seed": arm.seed,
              "stage": stage, **msgspec.to_builtins(row)}
-            for (key, stage, _), rows in self._rows().generations.items()
+            for (key, stage, _), rows in found.generations.items()
             for arm in [arms[key]]
             for row in rows
         ]  # fmt: skip
-
-    def _rows(self) -> StudyRows:
-        stages = dict.fromkeys(stage for one in self.study.variants.values() for stage in (BASE, *one.tree.stages))
-        return read_study_rows(self.root, self.arms, stages=tuple(stages))
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
