@@ -116,7 +116,8 @@ class Shown:
                     one = runs[0]
                     yield Point(*place, rates[0][0], one.std, one.low, one.high, (), one.incoherent, corrected=corrected)
                 elif name != main:
-                    yield Point(*place, fmean(rate for rate, _ in rates), corrected=corrected)
+                    hollow = any(is_incoherent for _, is_incoherent in rates)
+                    yield Point(*place, fmean(rate for rate, _ in rates), hollow=hollow, corrected=corrected)
                 elif found := self._estimate(arm, stage, decoder, "attack success"):
                     yield replace(_over_seeds(place, found.rate, rates), corrected=corrected)
 

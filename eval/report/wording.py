@@ -39,11 +39,16 @@ def stage_title(stage: str) -> str:
 def arm_label(arm: ArmInfo) -> str:
     if arm.interventions == "none":
         return NO_INTERVENTIONS
-    return f"{PAPER_SETS.get(arm.interventions, arm.interventions)}, from {arm.start:.0%}"
+    return f"{PAPER_SETS.get(arm.interventions, arm.interventions)}, from {_percent_of(arm.start)}"
 
 
 def start_label(start: float) -> str:
-    return "never" if start >= 1 else f"{start:.0%}"
+    return "never" if start >= 1 else _percent_of(start)
+
+
+def _percent_of(start: float) -> str:
+    """As in the names of arms: rounded to whole percents, two starts could look like one."""
+    return f"{100 * start:g}%"
 
 
 def arm_labels(arms: Sequence[ArmInfo]) -> dict[str, str]:

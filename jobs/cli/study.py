@@ -333,7 +333,7 @@ def _stages(value: dict[str, Any], study: Study) -> RenderableType:
     nodes = {BASE: Tree("[bold]Stages after pretraining")}
     for stage in value["stages"]:
         said = [stage["kind"], f"lr {stage['lr']:g}"]
-        said += [f"from {stage['at']:.0%} of pretraining"] if stage["at"] else []
+        said += [f"from {100 * stage['at']:g}% of pretraining"] if stage["at"] else []
         said += [f"{stage['steps']:,} steps"] if stage["steps"] else []
         said += [", ".join(stage["arms"])] if len(stage["arms"]) < len(study.arms) else []
         said += [f"measured at {', '.join(stage['along'])}"] if stage["along"] else []

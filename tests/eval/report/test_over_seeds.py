@@ -109,6 +109,8 @@ def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
     changed = replace(shown, metrics=replace(shown.metrics, attacks=attacks))
     full, safe = (attacked(changed, "instruct")[name] for name in ("full-60", "safe-100"))
     assert full.hollow and [is_incoherent for _, is_incoherent in full.runs] == [False, True, False] and not safe.hollow
+    of_one_benchmark = attacked(changed, "instruct", benchmark="advbench")
+    assert of_one_benchmark["full-60"].hollow and not of_one_benchmark["safe-100"].hollow
     assert "Hollow: incoherent runs, and means that include one" in FIGURES[2].caption(changed)
     told = as_row(full)["runs"].split(", ")
     assert [run.endswith("*") for run in told] == [False, True, False] and float(told[0]) == round(full.runs[0][0], 3)

@@ -23,7 +23,7 @@ from curricula.eval.analysis import ArmInfo
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
 from curricula.eval.report.tables import cell
-from curricula.eval.report.wording import visible
+from curricula.eval.report.wording import arm_label, start_label, visible
 
 STUDY = {
     "plan": {
@@ -133,6 +133,13 @@ def test_generated_text_is_packed_and_reaches_no_markup(tmp_path):
 
 def test_plain_text_and_letters_of_all_scripts_are_unchanged():
     assert visible("Zürich, 東京\n\tعربي 👍") == "Zürich, 東京\n\tعربي 👍"
+
+
+def test_starts_that_round_to_the_same_percentage_look_different():
+    starts = {0.0: "0%", 0.005: "0.5%", 0.07: "7%", 0.125: "12.5%"}
+    assert {start: start_label(start) for start in starts} == starts
+    labels = [arm_label(ArmInfo(f"data-{100 * start:g}", start, "data")) for start in starts]
+    assert labels == [f"data, from {written}" for written in starts.values()]
 
 
 def test_unparsed_and_missing_answers_are_shown(built):
