@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from curricula.durable import read_json, require_ours
@@ -25,10 +26,11 @@ def report(args: argparse.Namespace) -> int:
     for run in runs if len(runs) > 1 else ():
         if run.study.sweep is not None:
             raise UsageError(f"{run.root}: a sweep has a report for each point and is compared with nothing; leave it out")
-    pages = {}
+    pages: dict[str, Path] = {}
     for run in runs:
         name = str(run.study.name)
-        pages[name if name not in pages else str(run.root)] = write_report(run, plan_study(run.study), out=_out(run))
+        out = _out(run, [page.parent for page in pages.values()])
+        pages[name if name not in pages else str(run.root)] = write_report(run, plan_study(run.study), out=out)
     for page in pages.values():
         print(f"Report: {page.resolve()}")
     if len(runs) > 1:
@@ -40,11 +42,13 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _out(run: Run) -> Path:
+def _out(run: Run, taken: Sequence[Path] = ()) -> Path:
+    """Where the report of a run is written; `taken` by those of other runs."""
     try:
         require_ours(run.root)
     except UserError:  # a colleague's: write nothing there
-        return Path("reports") / run.root.resolve().name
+        root, reports = run.root.resolve(), Path("reports")
+        return reports / root.name if reports / root.name not in taken else reports / "-".join(root.parts[1:])
     return run.report
 
 

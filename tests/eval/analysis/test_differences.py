@@ -81,7 +81,7 @@ def test_best_of_n_is_compared_by_the_requests_that_any_attempt_breaks():
     runs = answered(answers, "best-of-n+topk")
     assert [round(one.rate.value, 3) for one in arm_estimates(runs)] == [1.0, 0.1]  # of single attempts, 0.1 and 0.1
     (gap,) = arm_differences(runs)
-    assert gap.value == pytest.approx(0.9) and gap.p < 0.01
+    assert gap.value == pytest.approx(0.9) and gap.p < 0.01 and gap.test == "seeds"
 
 
 def test_a_request_with_fewer_attempts_than_others_had_does_not_count():
@@ -91,6 +91,15 @@ def test_a_request_with_fewer_attempts_than_others_had_does_not_count():
 
     runs = answered(answers, "best-of-n+topk")
     assert next(arm_estimates(runs)).rate.runs == {2: 0.5, 3: 0.5}
+
+
+def test_seeds_whose_runs_share_no_prompt_are_left_out():
+    def answers(arm):
+        first = 10 if (arm.name, arm.seed) == ("data-0", 1) else 0
+        return {("b", str(first + i)): ["harmful" if i < arm.seed and arm.name == "data-0" else "safe"] for i in range(10)}
+
+    (gap,) = arm_differences(answered(answers, "topk"))
+    assert gap.runs == {2: 0.2, 3: 0.3} and gap.seeds == 2 and gap.value == pytest.approx(0.25) and gap.prompts == 10
 
 
 def test_answers_without_a_verdict_do_not_bias_the_difference_of_best_of_n():
