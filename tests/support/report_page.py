@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
+import re
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -18,6 +20,7 @@ class Page(html.parser.HTMLParser):
         self.images: list[dict[str, str | None]] = []
         self.tags: set[str] = set()
         self.words: list[str] = []
+        self.html = text
         self.feed(text)
         assert self.stack == []
 
@@ -41,3 +44,16 @@ class Page(html.parser.HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
+
+
+def table(page: str, name: str) -> list[dict[str, str]]:
+    """The rows of a table of the page by what heads their cells, each cell as its text."""
+    text = page.split(f'<p class="caption" id="{name}">')[1].split("</table>")[0]
+    head, *rows = (
+        [
+            html.unescape(" ".join(re.sub("<[^>]*>", " ", cell).split()))
+            for cell in re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL)
+        ]
+        for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL)
+    )
+    return [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]

@@ -12,12 +12,12 @@ from statistics import fmean
 
 import msgspec
 import pytest
-from report_page import Page
+from report_page import Page, table
 from study_rows import ARMS, append_judged, attack_rows, trained, write_study
 
 from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.claim_tests import ClaimTest
-from curricula.eval.analysis.estimates import VarianceParts, arm_estimates, probe_estimates
+from curricula.eval.analysis.estimates import VarianceParts, arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics
 from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.report.figures import FIGURES
@@ -26,7 +26,7 @@ from curricula.eval.report.page import write_report
 from curricula.eval.report.points import COMPLIED, Point, Shown, comparable_estimates
 from curricula.eval.report.tables import as_row
 from curricula.eval.report.web.data import study_data
-from curricula.eval.report.wording import verdict
+from curricula.eval.report.wording import DECODERS, arm_label, verdict
 
 SEEDS = [42, 43, 44]
 FIRST = [replace(arm, seed=42) for arm in ARMS[-3:]]
@@ -265,8 +265,40 @@ def test_variance_is_told_in_shares_of_what_each_source_adds():
     assert row.seed == pytest.approx(0.005**0.5) and row.prompt == pytest.approx(0.5) and row.sample == pytest.approx(0.5)
     whole = 0.0025 + (0.09 + 0.08) / 50 + 0.05 / 2 / 50
     assert row.shares == pytest.approx((0.0025 / whole, 0.0034 / whole, 0.0005 / whole)) and sum(row.shares) == pytest.approx(1)
+    alone, gap = variance_rows([part, replace(part, reference="safe-100", seed=0.2)], FIRST)
+    assert (alone.what, gap.what) == ("an arm’s rate", "difference from “no interventions”")
+    assert (alone.seed, gap.seed) == pytest.approx((0.1, 0.2))
     (single,) = variance_rows([replace(part, sample=None, samples=1)], FIRST)
     assert single.sample is None and single.shares[2] == 0
+
+
+def test_the_tables_over_seeds_have_the_estimates_under_their_names(rows, shown, page):
+    labels = {arm_label(arm): arm.name for arm in FIRST}
+    for number, measure in enumerate(("attack success", "over-refusal"), start=1):
+        own = [one for one in shown.estimates if one.measure == measure]
+        told = {
+            (labels[row["Arm"]], title): cell
+            for row in table(page.html, f"t-estimates-{number}")
+            for title, cell in row.items()
+            if title != "Arm" and cell != "–"
+        }
+        assert len(told) == len(own) > 0
+        for one in own:
+            value, low, high, *runs = (
+                f"{100 * x:.1f}" for x in (one.rate.value, one.rate.low, one.rate.high, *one.rate.runs.values())
+            )
+            alone = ", prompts alone" if len(runs) == 1 else ""
+            cell = told[one.arm, f"{one.stage}, {DECODERS[one.decoder]}"]
+            assert cell == f"{value} {low} to {high}{alone} runs: {', '.join(runs)}"
+    variance = table(page.html, "t-variance")
+    for told, row in zip(variance, variance_rows(list(variance_parts(runs_of(rows))), FIRST), strict=True):
+        sample = "with prompts" if row.sample is None else f"{100 * row.sample:.1f}"
+        shares = [f"{share * 100:.0f}%" for share in row.shares]
+        assert list(told.values()) == [
+            f"{row.place} {row.what}", f"{100 * row.seed:.1f}", f"{100 * row.prompt:.1f}", sample,
+            *shares[:2], "–" if row.sample is None else shares[2],
+        ]  # fmt: skip
+    assert [title.split()[-1] for title in variance[0]] == ["what", *("seeds", "prompts", "samples") * 2]
 
 
 def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, shown, page):

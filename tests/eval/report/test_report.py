@@ -14,16 +14,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from report_page import Page
+from report_page import Page, table
 from study_rows import ARMS, append_judged, generation, write_study
 
 from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS, EvalConfig
-from curricula.eval.analysis import ArmInfo
+from curricula.eval.analysis import ArmInfo, read_study_rows
+from curricula.eval.analysis.differences import arm_differences
+from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
-from curricula.eval.report.tables import cell
-from curricula.eval.report.wording import arm_label, start_label, visible
+from curricula.eval.report.tables import as_row, cell
+from curricula.eval.report.wording import CATEGORIES, DECODERS, arm_label, p_value, percent, points, start_label, visible
 
 STUDY = {
     "plan": {
@@ -170,6 +172,86 @@ def test_csv_tables_hold_what_the_summary_holds(built):
         assert len(rows) == len(summary[name]) > 0
         assert not any("{" in text for text in rows[0].values())  # what is several values has a column for each
     assert float(rows[0]["difference"]) == summary["trends"][0]["difference"]
+
+
+LABELS = {arm.name: arm_label(arm) for arm in ARMS}
+
+
+def rate(row: dict) -> str:
+    """A rate with its interval, as a cell of the page has it."""
+    return "–" if row["rate"] is None else f"{percent(row['rate'])} {row['low'] * 100:.1f} to {row['high'] * 100:.1f}"
+
+
+def test_the_tables_of_the_page_have_the_numbers_of_the_analysis_under_their_names(built):
+    runs, page = runs_of(read_study_rows(built[0], ARMS)), built[1]
+    metrics = study_metrics(runs)
+    found = {"attacks": metrics.attacks, "overrefusal": metrics.overrefusals, "probes": metrics.probes}
+    found["differences"] = list(arm_differences(runs))
+    summary = {name: [as_row(one) for one in records] for name, records in found.items()}
+    assert table(page, "t-differences") == [
+        {
+            "Arm": LABELS[gap["arm"]],
+            "Model": gap["stage"],
+            "Decoder": DECODERS[gap["decoder"]],
+            "Measure": gap["measure"],
+            "Against": LABELS[gap["reference"]],
+            "Difference": f"{points(gap['value'], '')} {points(gap['low'], '')} to {points(gap['high'], '')}",
+            "p": p_value(gap["p"]),
+            "p (Holm)": p_value(gap["p_holm"]),
+            "prompts": str(gap["prompts"]),
+            "seeds": str(gap["seeds"]),
+        }
+        for gap in summary["differences"]
+    ]
+    places = {(row["stage"], row["decoder"]) for row in summary["attacks"]}
+    order = [(stage, decoder) for stage in MODEL_KINDS for decoder in DECODERS if (stage, decoder) in places]
+    for number, place in enumerate(order, start=1):
+        for shown in table(page, f"t-attack-{number}"):
+            own = [
+                row
+                for row in summary["attacks"]
+                if (row["stage"], row["decoder"]) == place and LABELS[row["arm"]] == shown["Arm"]
+            ]
+            for row in own:
+                assert shown["average" if row["benchmark"] == "all" else row["benchmark"]] == rate(row)
+            main = own[-1]
+            several = "prompts × samples" in shown
+            assert shown["unparsed, missing"] == f"{main['unparsed']}, {main['missing']}"
+            assert shown.get("worst case") in (None, percent(main["worst_case"]))
+            assert (
+                shown["prompts × samples" if several else "prompts"] == f"{main['prompts']}" + f" × {main['samples']}" * several
+            )
+            names = {"std over sampling seeds": "std", "any sample": "any_of", "flips": "flip_share"}
+            assert not several or all(shown[title] == percent(main[name]) for title, name in names.items())
+    for number, decoder in enumerate(("topk", "safebeam"), start=1):
+        own = [row for row in summary["overrefusal"] if row["decoder"] == decoder]
+        assert table(page, f"t-refusal-{number}") == [
+            {
+                "Arm": LABELS[row["arm"]],
+                "Over-refusal": rate(row),
+                **{title: percent(share) for title, share in zip(CATEGORIES, row["shares"].values(), strict=True)},
+                **{name: str(row[name]) for name in ("prompts", "unparsed", "missing")},
+            }
+            for row in own
+        ]
+    probes = {"std": "std", "standard error": "error", "text length alone": "length_auc"}
+    counts = {"seeds": "seeds", "training texts": "n_train", "test texts": "n_test"}
+    assert table(page, "t-probes") == [
+        {
+            "Arm": row["arm"],
+            "Model": row["stage"],
+            "Layer": row["layer"],
+            "AUC": f"{row['auc']:.3f} {row['low']:.3f} to {row['high']:.3f}",
+            **{title: f"{row[name]:.3f}" for title, name in probes.items()},
+            **{title: str(row[name]) for title, name in counts.items()},
+        }
+        for row in summary["probes"]
+    ]
+    lost = [row for row in (*summary["attacks"], *summary["overrefusal"]) if row["unparsed"] or row["missing"]]
+    told = [(row["Arm"], row["parsed"], row["unparsed"], row["missing"]) for row in table(page, "t-incomplete")]
+    assert told == [
+        tuple(str(row[name]) for name in ("arm", "rows", "unparsed", "missing")) for row in lost if row["benchmark"] != "all"
+    ]
 
 
 def test_a_run_without_evaluations_gives_a_page_that_says_so(tmp_path):
