@@ -137,6 +137,20 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     }
 
 
+def describe_point(plan: Plan, point: Study, shards: Path | None = None) -> dict[str, Any]:
+    """The same of one point of a sweep, with the arms and the training of that point, what it shares included."""
+    plain = {**describe(plan, shards), **described_size(point)}
+    arms, path = {arm.key for arm in point.trainings}, [one for arm in point.trainings for one in point.path(arm)]
+    names, branches = {one.name for one in path}, {one.branch for one in path}
+    tokens = sum(one["tokens"] for one in plain["segments"] if one["name"] in names)
+    return {
+        **plain,
+        "arms": [one for one in plain["arms"] if one["name"] in arms],
+        "segments": [one for one in plain["segments"] if one["branch"] in branches],
+        "trained_tokens": {"with_trunk_sharing": tokens},
+    }
+
+
 def described_size(study: Study) -> dict[str, Any]:
     """The model and the budget of a study, or of a point of its sweep, as plain values."""
     config, budget = study.model.resolve(), study.budget

@@ -59,7 +59,8 @@ def write_report(
 ) -> Path:
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
-    `study` may hold "plan" (as `jobs/estimates.py: describe` tells it), "provenance" and "hashes", which are only shown;
+    `study` may hold "plan" (as `jobs/estimates.py: describe_point` tells it), "provenance" and "hashes", which are only shown;
+    "sweep", the plan of all points, whose cost is told together;
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
     knows what is still missing; "parents", the stage that each one continues from, where both are asked in the same form;
     "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones; "judges", by kind, for answers
@@ -81,7 +82,8 @@ def write_report(
     costs = draw_capability(shown, tables["capability-estimates"], out / "figures")
     progress(len(arms) + 3, steps)
     write_tables(out, tables, arms)
-    record: dict[str, Sequence[Any]] = {"training": training_rows(shown.training), "cost": list(cost_rows(shown.training))}
+    spent = read_training(run, study["sweep"]) if study.get("sweep") else shown.training
+    record: dict[str, Sequence[Any]] = {"training": training_rows(shown.training), "cost": list(cost_rows(spent))}
     write_record(out, record)
     answers = Answers(rows)
     blocks = [Markup(block) for block in answers.blocks()]
@@ -91,6 +93,7 @@ def write_report(
         script=Markup(script),
         style=Markup(style),
         is_live=is_live,
+        is_swept=spent is not shown.training,
         data=embedded_json(study_data(shown, tables["points"], answers)),
         blocks=blocks,
         count=answers.count,
@@ -108,6 +111,7 @@ def write_report(
 def shown_of(run: Path, runs: Runs, study: Mapping[str, Any]) -> Shown:
     """What the figures are drawn from."""
     metrics = study_metrics(runs)
+    tuned = {f"{arm.holder(stage)}/{stage}" for arm in runs.study.arms for stage in runs.study.stages}
     return Shown(
         arms=runs.arms,
         seeds=runs.study.seeds,
@@ -115,7 +119,7 @@ def shown_of(run: Path, runs: Runs, study: Mapping[str, Any]) -> Shown:
         estimates=list(comparable_estimates(runs, metrics)),
         probes=list(probe_estimates(runs)),
         planned=study.get("tasks") or {},
-        training=read_training(run, study.get("plan") or {}),
+        training=read_training(run, study.get("plan") or {}, tuned),
         differences=list(arm_differences(runs)),
         curves=curve_points(run, study.get("courses", ())),
         met=list(attacks_met(runs)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -70,9 +70,20 @@ class Training:
         return max(0, branch.starts - max(1, begun)) if branch.starts else None
 
 
-def read_training(run: Path, plan: Mapping[str, Any]) -> Training:
-    found = [(path, False) for path in sorted(run.glob("pretrain/*/metrics.jsonl"))]
-    found += [(path, True) for path in sorted(run.glob("tune/*/*/metrics.jsonl"))]
+def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | None = None) -> Training:
+    """What is recorded of the plan's branches, and of the models that were `tuned`, as ARM/STAGE; of all where none are named.
+
+    The points of a sweep share a run folder.
+    """
+    planned = {segment["branch"] for segment in plan.get("segments", ())}
+    found = [
+        (path, False) for path in sorted(run.glob("pretrain/*/metrics.jsonl")) if path.parent.name in planned or not planned
+    ]
+    found += [
+        (path, True)
+        for path in sorted(run.glob("tune/*/*/metrics.jsonl"))
+        if tuned is None or "/".join(path.parts[-3:-1]) in tuned
+    ]
     branches = [branch for path, is_tuning in found if (branch := _branch(path, is_tuning))]
     seconds: dict[str, list[float]] = defaultdict(list)
     for job in plan.get("jobs", ()):

@@ -19,7 +19,7 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import difference
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.tasks import JUDGED, EvalTask
-from curricula.jobs.estimates import describe, described_size
+from curricula.jobs.estimates import describe, describe_point
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run, arm_infos, read_contamination
 from curricula.jobs.stages.base import Stage, Work, are_filled
@@ -92,14 +92,10 @@ def _point_report(
 
     stages = (BASE, *study.tree.stages)
     tasks = {name: list(dict.fromkeys(map(_planned_name, study.eval_tasks(name)))) for name in stages}
-    plain = {**describe(plan, run.shards), **described_size(study)}
-    own, path = {arm.key for arm in study.trainings}, {one.name for arm in study.trainings for one in study.path(arm)}
-    for key, names in (("arms", own), ("segments", path)):  # of this point alone
-        plain[key] = [one for one in plain[key] if one["name"] in names]
-    plain["trained_tokens"] = {"with_trunk_sharing": sum(one["tokens"] for one in plain["segments"])}
     losses, missing = _held_out_losses(run, study)
     described = {
-        "plan": plain,
+        "plan": describe_point(plan, study, run.shards),
+        "sweep": describe(plan, run.shards) if study.variant else None,
         "provenance": run.provenance,
         "tasks": tasks,
         "having": study.tree.arms,

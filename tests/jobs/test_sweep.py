@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import yaml
+from report_page import table
 from rich.console import Console
 from small_studies import by_job, demo, small_study, smaller_demo
 
@@ -14,7 +15,7 @@ from curricula.jobs.cli.local import run_elements
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.study import print_plan
 from curricula.jobs.completion import done_elements
-from curricula.jobs.estimates import describe
+from curricula.jobs.estimates import describe, describe_point
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
@@ -112,6 +113,16 @@ def test_points_that_differ_in_tuning_share_their_base_models():
     assert len(plan.by_name["evaluate-base-20"].elements) == len(ONE.by_name["evaluate-base-20"].elements)
     assert len(plan.by_name["instruct-20"].elements) == len(ONE.by_name["instruct-20"].elements)  # benign comes after it
     assert plan.needs["benign-20", "full-20.lr-0.002"] == [(("instruct-20", f"full-20.{first}"), True)]
+
+
+def test_a_point_is_described_with_what_it_shares_and_nothing_of_the_others():
+    plan, alone = swept({"curriculum.interventions.data.refuseweb": [12, 30]}), describe(ONE)
+    for name, shared in (("refuseweb-12", "refuseweb-12"), ("refuseweb-30", "refuseweb-12")):
+        found = describe_point(plan, plan.study.variants[name])
+        branches = {one["branch"].replace(f".{name}", "").replace(f".{shared}", "") for one in found["segments"]}
+        assert branches == {one["branch"] for one in alone["segments"]} and len(found["segments"]) == len(alone["segments"])
+        assert f"data-20.{name}" in {one["name"] for one in found["arms"]} and len(found["arms"]) == len(alone["arms"])
+        assert found["trained_tokens"]["with_trunk_sharing"] == alone["trained_tokens"]["with_trunk_sharing"]
 
 
 def test_points_that_differ_in_one_intervention_set_share_the_trunk_and_the_other_set():
@@ -251,7 +262,10 @@ def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_
     assert rates[first] == rates["refuseweb-12_lr-0.002"]  # one base model, measured once
     tokens = plan.study.budget.tokens * 3 // 2  # of the trunk and of half an arm: of the point alone, not of the sweep
     for name in points:
-        assert f"{tokens:,}, with a shared trunk" in (run.report / "points" / name / "index.html").read_text()
+        page = (run.report / "points" / name / "index.html").read_text()
+        assert f"{tokens:,}, with a shared trunk" in page and "at all points of the sweep together" in page
+        own = f"full-50.{name if name == other else first}"
+        assert [row["Run"] for row in table(page, "t-losses")] == [own, f"trunk.{first}"]
     models = sorted(folder.name for folder in (run.root / "models").iterdir() if (folder / "base").exists())
     assert models == sorted([f"full-50.{first}", f"full-50.{other}", f"safe-100.{first}"])
     rows = list(csv.DictReader((run.report / "tables" / "differences.csv").open()))

@@ -268,6 +268,8 @@ def test_variance_is_told_in_shares_of_what_each_source_adds():
     alone, gap = variance_rows([part, replace(part, reference="safe-100", seed=0.2)], FIRST)
     assert (alone.what, gap.what) == ("an arm’s rate", "difference from “no interventions”")
     assert (alone.seed, gap.seed) == pytest.approx((0.1, 0.2))
+    (still,) = variance_rows([replace(part, seed=0.0, prompt=0.0, interaction=0.0, sample=0.0)], FIRST)
+    assert still.shares is None
     (single,) = variance_rows([replace(part, sample=None, samples=1)], FIRST)
     assert single.sample is None and single.shares[2] == 0
 

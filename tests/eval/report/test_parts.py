@@ -151,6 +151,16 @@ def test_midtraining_is_not_counted_as_tuning(trained):
     assert (cost["midtrain"], cost["tune"]) == (pytest.approx(0.1), pytest.approx(0.01))
 
 
+def test_what_other_points_of_a_sweep_have_trained_is_left_out(trained):
+    for name in ("pretrain/data-20.other", "tune/data-20/instruct", "tune/data-20.other/instruct"):
+        (trained / name).mkdir(parents=True)
+        append_jsonl(trained / name / "metrics.jsonl", [{"step": 1, "tokens": 512, "loss": 2.0}])
+    plan = {"segments": [{"branch": name, "start_step": 0} for name in ("trunk", "data-20")]}
+    found = read_training(trained, plan, {"data-20/instruct"})
+    assert [one.name for one in found.branches] == ["data-20", "trunk", "data-20/instruct"]
+    assert len(read_training(trained, {}).branches) == 5
+
+
 def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
     training = read_training(trained, describe(plan_study(load_study(Path("demo")))))
     panels = {panel.title: panel for panel in curriculum_panels(training)}
