@@ -66,6 +66,7 @@ class Shown:
     metrics: StudyMetrics
     """Of every run."""
     estimates: Sequence[ArmEstimate] = ()
+    """As `comparable_estimates` gives them."""
     probes: Sequence[ProbeEstimate] = ()
     planned: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The planned tasks of each stage."""
@@ -95,15 +96,14 @@ class Shown:
     def _attack_points(self) -> Iterator[Point]:
         """Attack success; intervals over seeds are of the mean of the benchmarks alone.
 
-        That mean is left out of an arm that is `without_average`, and an arm's own suffixes out of the main curve.
+        That mean is left out of an arm that has none (`comparable_estimates`), and an arm's own suffixes out of the main curve.
         """
         for stage, decoder in dict.fromkeys((entry.stage, entry.decoder) for entry in self.metrics.attacks):
             entries = self.metrics.attacks_by(stage, decoder)
             names = sorted({entry.benchmark for entry in entries} - {ALL})
             main = ALL if len(names) > 1 else names[0]
-            partial = without_average(entries) if main == ALL else ()
             for name, arm in itertools.product(dict.fromkeys((main, *names)), self.arms):
-                if name == main and (arm.name in partial or is_own_suffix(decoder, name, arm.name)):
+                if name == main and is_own_suffix(decoder, name, arm.name):
                     continue
                 runs = [entry for entry in entries if (entry.arm, entry.benchmark) == (arm.name, name)]
                 rates = [(entry.rate, entry.incoherent) for entry in runs if entry.rate is not None]

@@ -153,7 +153,7 @@ def _families(training: Training) -> dict[str, Family]:
         trained = branch.name.partition("/")[0]
         suffix = next((f"-s{seed}" for seed in seeds if trained.endswith(f"-s{seed}")), "")
         name = trained.removesuffix(suffix)
-        name = trunk if name in ("trunk", *ends) else name
+        name = trunk if name.partition(".")[0] == "trunk" or name in ends else name  # "trunk.POINT" in a sweep
         found[branch.name] = Family(name, colours.setdefault(name, len(colours)), bool(suffix))
     return found
 

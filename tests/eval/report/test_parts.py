@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from figure_files import EVERY_FORMAT, written_as
-from report_page import Page
+from report_page import Page, table
 from rich.console import Console
 from small_studies import tree_study
 from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows, verdict_rows
@@ -44,7 +44,7 @@ from curricula.eval.report.training import (
     tree_panels,
     validation_panels,
 )
-from curricula.eval.report.web.compare import write_comparison
+from curricula.eval.report.web.compare import comparison_panels, write_comparison
 from curricula.eval.report.web.data import embedded_json
 from curricula.eval.report.web.serve import LivePage
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
@@ -197,6 +197,14 @@ def test_the_seeds_of_an_arm_share_a_colour_and_the_further_ones_are_faint_in_ev
     assert len({one.colour for one in (*pretraining.series, *tuning.series)}) == 2
 
 
+def test_the_trunk_of_a_point_is_that_of_its_arm_without_interventions():
+    arm = {"name": "safe-100.large", "interventions": "none", "phases": []}
+    plan = {"seeds": [42], "arms": [arm], "segments": [{"branch": "trunk.small"}, {"branch": "trunk.large"}]}
+    names = ("trunk.small", "trunk.large", "safe-100.large/instruct")
+    panels = loss_panels(Training([branch(name) for name in names], plan, {}))
+    assert {(one.label, one.colour) for panel in panels for one in panel.series} == {("trunk (= safe-100.large)", 0)}
+
+
 def test_a_single_validation_of_each_run_stands_in_the_table_alone():
     assert validation_panels(Training([branch("trunk"), branch("data-20")], {}, {})) == []
     (panel,) = validation_panels(Training([branch("trunk", 2), branch("data-20")], {}, {}))
@@ -243,15 +251,16 @@ def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_pat
 
 def test_published_rates_stand_beside_attack_success_and_beside_nothing_in_a_fictional_world(tmp_path):
     arm = ARMS[1]
-    append_judged(
-        tmp_path / f"eval/{arm.key}/instruct/attacks-topk.jsonl", attack_rows(arm, "instruct", "topk", 0.4, 2, {"tdc": 10})
-    )
+    for stage in ("instruct", "benign"):
+        rows = attack_rows(arm, stage, "topk", 0.4, 2, {"tdc": 10, "advbench": 10})
+        append_judged(tmp_path / f"eval/{arm.key}/{stage}/attacks-topk.jsonl", rows)
     append_judged(tmp_path / f"eval/{arm.key}/instruct/overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.9, 0.1), 10))
     write_report(tmp_path, [arm], {}, tmp_path / "report")
     summary = json.loads((tmp_path / "report/summary.json").read_text())
-    (success,) = (row["rate"] for row in summary["attacks"])
-    ours = {row["rate"] for row in summary["published"] if row["arm"] == arm.name}
-    assert ours == {success} and success < 0.9
+    success = {row["stage"]: row["rate"] for row in summary["attacks"] if row["benchmark"] == "all"}
+    ours = {row["stage"]: row["rate"] for row in summary["published"] if row["arm"] == arm.name}
+    assert ours == success and max(success.values()) < 0.9
+    assert {row["arm"] for row in summary["published"]} == {arm.name, ""}  # arms that the study lacks have no name here
     (tmp_path / "world").mkdir()
     text = write_report(tmp_path, [arm], {}, tmp_path / "report").read_text()
     assert "Published numbers" not in text
@@ -272,6 +281,37 @@ def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):
         assert float(row[name]) == own["value"] and float(row[f"{name}: high"]) == own["high"]
     assert "rash &lt;b&gt;" in page.read_text() and "rash <b>" not in page.read_text().split("study-data")[0]
     assert (tmp_path / "out/figures/comparison.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
+    starts = {"data-0": (0.0, "data"), "data-60": (0.6, "data"), "full-0": (0.0, "full"), "safe-100": (1.0, "none")}
+    place = {"judge": "", "measure": "attack success", "stage": "base", "place": "topk", "benchmark": ""}
+
+    def summary(values: list[float], *trends: tuple[str, str, float | None]) -> dict:
+        points = [
+            {**place, "arm": arm, "value": value, "low": value - 0.1, "high": value + 0.1} for arm, value in zip(starts, values)
+        ]
+        points += [{**one, "judge": "other", "value": 0.9} for one in points]
+        points += [{**points[0], "benchmark": "tdc", "value": 0.8}, {**points[0], "measure": "4_full_refusal", "value": 0.7}]
+        arms = [{"name": name, "start": start, "interventions": kind} for name, (start, kind) in starts.items()]
+        claims = [dict(zip(("sentence", "outcome", "difference"), test)) for test in trends]
+        return {"arms": arms[::-1], "points": points, "trends": claims}
+
+    first = summary([0.1, 0.2, 0.3, 0.4], ("<A>", "reproduced", -0.25), ("B", "not measured", None))
+    second = summary([0.5, 0.6, 0.65, 0.75], ("B", "inconclusive", 0.125))
+    page = write_comparison({"one": first, "two": second}, tmp_path).read_text()
+    assert [list(row.values()) for row in table(page, "t-claims")] == [
+        ["<A>", "✓ reproduced −25.0", "– not measured –"], ["B", "– not measured –", "~ inconclusive +12.5"],
+    ]  # fmt: skip
+    rates = {row["Arm"]: (row["one"], row["two"]) for row in table(page, "t-rates") if row["Measure"] == "attack success"}
+    assert rates["safe-100"] == ("40.0% 30.0% to 50.0%", "75.0% 65.0% to 85.0%") and len(rates) == 4
+    (panel,) = comparison_panels({"one": first, "two": second})
+    lines = {one.label: (one.x, one.y) for one in panel.series if one.kind == "line"}
+    assert lines == {
+        "one: data": ([0.0, 0.6, 1.0], [0.1, 0.2, 0.4]), "one: full": ([0.0, 1.0], [0.3, 0.4]),
+        "two: data": ([0.0, 0.6, 1.0], [0.5, 0.6, 0.75]), "two: full": ([0.0, 1.0], [0.65, 0.75]),
+    }  # fmt: skip
+    assert len({one.colour for one in panel.series}) == 4
 
 
 @pytest.fixture
@@ -421,8 +461,8 @@ def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):
     having = {"benign": ("data-20", "full-20")}
     html = write_report(tmp_path, arms, {"having": having, "tagged": True}, tmp_path / "report").read_text()
     text = Page(html).text
-    for table in ("t-differences", "t-of-differences"):
-        rows = html.split(f'id="{table}"')[1].split("</table>")[0]
+    for name in ("t-differences", "t-of-differences"):
+        rows = html.split(f'id="{name}"')[1].split("</table>")[0]
         assert {"data, from 20%", "no interventions"} <= set(re.findall(r'<td class="text">([^<]+)</td>', rows))
         assert "judged by different versions: world 1a2b, world 9z" in rows
     assert "An arm’s own suffixes are no transfer" in text and "is not of timing alone" in text
