@@ -136,11 +136,18 @@ def _measured(
 
 
 def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """One point for each arm, step and series: the mean over training seeds, with the interval where there is one run."""
+    """One point for each arm, step and series: the mean over training seeds, with the interval where there is one run.
+
+    None where a run of the arm has not been measured yet: a curve of means over other runs at every step would show changes
+    that no run has.
+    """
     groups: dict[tuple[str, int, str, str], list[CurvePoint]] = {}
+    seeds: dict[tuple[str, str, str], set[int]] = {}
     for point in points:
         groups.setdefault((point.arm, point.step, point.measure, point.series), []).append(point)
+        seeds.setdefault((point.arm, point.measure, point.series), set()).add(point.seed)
     return [
         of[0] if len(of) == 1 else replace(of[0], value=sum(one.value for one in of) / len(of), low=None, high=None)
-        for of in groups.values()
+        for (arm, _, measure, series), of in groups.items()
+        if {one.seed for one in of} == seeds[arm, measure, series]
     ]

@@ -325,7 +325,11 @@ class AlongFigure(Figure):
     def caption(self, shown: Shown) -> str:
         points = self._points(shown)
         seeds = len({point.seed for point in points})
-        how = "mean over the runs; faint: single runs" if seeds > 1 else "bars: 95% interval over prompts"
+        how = (
+            "mean over the runs, as far as all are measured; faint: single runs"
+            if seeds > 1
+            else "bars: 95% interval over prompts"
+        )
         decay = " Under warmup-stable-decay, undecayed checkpoints are compared with a decayed end." * (self.axis == "tokens")
         left_out = len(self._places(points)) - MOST_PANELS
         more = f" The table alone has the numbers of {left_out} more panel{'s' * (left_out > 1)}." if left_out > 0 else ""

@@ -150,7 +150,11 @@ def test_rows_of_another_stage_are_refused(tmp_path):
 def test_training_seeds_are_averaged_step_by_step(tmp_path):
     for seed, verdict in ((42, "harmful"), (43, "safe")):
         answers(tmp_path, f"{seed}/harmful@50", [verdict], step=4)
-    seeds = [course(seed=seed, points=(f"{seed}/harmful@50",), begin=None, end="none") for seed in (42, 43)]
+    answers(tmp_path, "42/harmful@75", ["harmful"], step=6)  # the other run is not there yet
+    seeds = [
+        course(seed=seed, points=(f"{seed}/harmful@50", f"{seed}/harmful@75"), begin=None, end="none") for seed in (42, 43)
+    ]
     points = curve_points(tmp_path, seeds)
     (mean,) = [point for point in mean_over_seeds(points) if point.measure == "attack success"]
-    assert mean.value == 0.5 and mean.low is None and len([point for point in points if point.measure == mean.measure]) == 2
+    assert (mean.step, mean.value, mean.low) == (4, 0.5, None)
+    assert len([point for point in points if point.measure == mean.measure]) == 3
