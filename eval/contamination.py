@@ -71,8 +71,6 @@ class PromptFinder:
         seen: dict[int, list[tuple[int, Gram]]] = defaultdict(list)
         found, hashed = numbers, 1  # the hashes of all runs of `hashed` words
         for length, keys in self._keys.items():
-            if len(words) < length:
-                break
             for place in range(hashed, length):
                 found = found[:-1] * np.uint64(_FACTOR) + numbers[place:]
             hashed = length

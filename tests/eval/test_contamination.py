@@ -50,6 +50,19 @@ def test_prompts_are_found_as_by_comparing_every_gram(prompts, pieces, data):
         assert near == {number for number, prompt in enumerate(prompts) if is_near_naively(prompt, text)}
 
 
+def test_long_prompts_with_gaps_are_found_as_by_comparing_every_gram():
+    chance, found = random.Random(2), set()
+    for _ in range(400):
+        prompt = chance.choices("abcdefgh", k=chance.randint(8, 24))
+        cut, gap = chance.randint(0, len(prompt)), chance.choices("abxy", k=chance.randint(0, 30))
+        text = " ".join([*gap[:3], *prompt[:cut], *gap, *prompt[cut - chance.randint(0, 3) :], *gap])
+        asked = " ".join(prompt)
+        overlapping, near = (bool(numbers) for numbers in PromptFinder([asked]).find(text))
+        assert (overlapping, near) == (overlaps_naively(asked, text), is_near_naively(asked, text)), (asked, text)
+        found.add((overlapping, near))
+    assert len(found) == 4
+
+
 def test_a_hash_that_collides_finds_nothing_that_is_not_there(monkeypatch):
     monkeypatch.setattr(contamination, "_FACTOR", 0)  # every run that ends in the same word has the same hash
     finder = PromptFinder(["one two three four five six seven eight"])
