@@ -68,11 +68,7 @@ def run_element(
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):
         raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
-    if isinstance(model, LoadedModel):
-        raw = model.raw
-    elif raw is None:
-        raw = model_kind == "base"
-    prompts = task_prompts(eval_task, config, data_root, rows_of, raw)
+    prompts = task_prompts(eval_task, config, data_root, rows_of)
     if isinstance(model, LoadedModel):
         loaded = model
     else:
@@ -100,12 +96,9 @@ def run_element(
 
 
 def task_prompts(
-    eval_task: EvalTask, config: EvalConfig, data_root: Path | None, rows_of: Callable[[str], Path] = Path, raw: bool = False
+    eval_task: EvalTask, config: EvalConfig, data_root: Path | None, rows_of: Callable[[str], Path] = Path
 ) -> list[Prompt]:
-    """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order.
-
-    `raw`: whether the model reads bare text.
-    """
+    """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
     name = eval_task.benchmark
     if not eval_task.has_prompts:
         return []
@@ -123,7 +116,7 @@ def task_prompts(
             accept_changed=config.accept_changed,
         )
         if found_on:
-            prompts = suffixed_prompts(name, rows_of(name), prompts, raw)
+            prompts = suffixed_prompts(name, rows_of(name), prompts)
     if eval_task.shards > 1:
         whole = row_key(prompts=[[one.id, one.text, one.behavior] for one in prompts])
         prompts = [msgspec.structs.replace(one, shard_of=whole) for one in prompts]

@@ -96,8 +96,7 @@ def attacked_prompts(
         )
     save.unlink(missing_ok=True)
     rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
-    requests = [prompt.text.rstrip() if loaded.raw else prompt.text for prompt in prompts]
-    return [msgspec.structs.replace(prompt, text=text + row.suffix) for prompt, text, row in zip(prompts, requests, rows)]
+    return [msgspec.structs.replace(prompt, text=prompt.text.strip() + row.suffix) for prompt, row in zip(prompts, rows)]
 
 
 class State(msgspec.Struct, kw_only=True):

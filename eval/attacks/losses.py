@@ -29,7 +29,7 @@ class Attack:
     def __init__(self, loaded: LoadedModel, request: str, config: Gcg) -> None:
         self.loaded, self.config = loaded, config
         raw = loaded.raw
-        self.request = request.rstrip() if raw else request.strip()
+        self.request = request.strip()
         self.opening, self.closing = (self.request, "") if raw else loaded.around_turn(self.request, MARK)
         self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
         """Whether the request quotes special entries, which are read as text."""

@@ -167,20 +167,15 @@ def _read(name: str, file: Path) -> Artifact:
         raise UserError(f"{file}: not in JailbreakBench's artifact format ({error}); fetch it again") from None
 
 
-def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt], raw: bool) -> list[Prompt]:
+def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt]) -> list[Prompt]:
     """`prompts` with the suffixes that GCG found on the model whose rows are in `folder`, as a benchmark called `source`.
 
-    Prompts without a suffix there are left out. `raw`: whether the model reads bare text, to which a suffix is joined without
-    what ends the text, as GCG does.
+    Prompts without a suffix there are left out.
     """
     rows = [row for path in sorted((folder / "gcg").glob("*.suffixes.jsonl")) for row in read_rows(path, SuffixRow)]
     suffixes = {(row.benchmark, row.prompt_id): row.suffix for row in rows}
     found = [
-        msgspec.structs.replace(
-            prompt,
-            benchmark=source,
-            text=(prompt.text.rstrip() if raw else prompt.text) + suffixes[prompt.benchmark, prompt.id],
-        )
+        msgspec.structs.replace(prompt, benchmark=source, text=prompt.text.strip() + suffixes[prompt.benchmark, prompt.id])
         for prompt in prompts
         if (prompt.benchmark, prompt.id) in suffixes
     ]

@@ -246,7 +246,7 @@ def _check(
     from curricula.eval.runner import task_prompts
 
     for task in tasks:
-        task_prompts(task, config, data, _rows_of(args), args.kind == "base")
+        task_prompts(task, config, data, _rows_of(args))
         if task.task.kind == "capability" and config.capability:
             check_task(task.benchmark, config.capability, config.prompts)
             if task.benchmark in config.prompts:
@@ -288,7 +288,7 @@ def _generate(
             "the prompt among them; give fewer"
         )
     for task in tasks:
-        check_lengths(loaded, task_prompts(task, config, data, _rows_of(args), args.kind == "base"))
+        check_lengths(loaded, task_prompts(task, config, data, _rows_of(args)))
     for task in tasks:
         line = bars.line(task.name)
         run_element(

@@ -179,14 +179,16 @@ def test_the_same_key_gives_the_same_suffix_and_another_key_another(loaded):
     assert first[1].losses != other[1].losses
 
 
-def test_a_base_model_is_attacked_in_the_raw_prompt_that_it_decodes(base, tmp_path):
-    prompts = [Prompt(benchmark="b", id="1", text=f"{REQUEST} ", behavior=REQUEST, category="")]
+@pytest.mark.parametrize(("kind", "aim"), [("base", " Sure"), ("instruct", "Sure")])
+def test_a_model_is_attacked_in_the_prompt_that_it_then_decodes(base, loaded, tmp_path, kind, aim):
+    model = base if kind == "base" else loaded
+    prompts = [Prompt(benchmark="b", id="1", text=f"\n {REQUEST} ", behavior=REQUEST, category="")]
     path = tmp_path / "gcg/b.jsonl"
-    (attacked,) = attacked_prompts(base, prompts, CONFIG, path, 0, silent)
+    (attacked,) = attacked_prompts(model, prompts, CONFIG, path, 0, silent)
     (row,) = read_rows(path.with_name("b.suffixes.jsonl"), SuffixRow)
     assert attacked.text == REQUEST + row.suffix
-    ids, target = base.prompt_ids(attacked.text), base.encode(" Sure")
-    logits = base.model(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1].float()
+    ids, target = model.prompt_ids(attacked.text), model.encode(aim)
+    logits = model.model(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1].float()
     assert row.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor(target))), abs=1e-4)
     assert row.loss < row.initial_loss
 

@@ -229,9 +229,9 @@ def suffix(prompt_id: str) -> SuffixRow:
 def test_suffixes_of_another_model_are_joined_to_the_same_requests(tmp_path):
     append_rows(tmp_path / "gcg/jailbreakbench.0-of-2.suffixes.jsonl", [suffix("0")])
     append_rows(tmp_path / "gcg/jailbreakbench.1-of-2.suffixes.jsonl", [suffix("2")])
-    prompts = [Prompt(id=str(i), benchmark="jailbreakbench", text=f"Ask {i} ", behavior="b") for i in range(3)]
-    tuned, raw = (suffixed_prompts("full-20", tmp_path, prompts, raw) for raw in (False, True))
-    assert [(prompt.id, prompt.benchmark) for prompt in tuned] == [("0", "full-20"), ("2", "full-20")]
-    assert tuned[0].text == "Ask 0  ! 0" and raw[0].text == "Ask 0 ! 0"
+    prompts = [Prompt(id=str(i), benchmark="jailbreakbench", text=f"\nAsk {i} ", behavior="b") for i in range(3)]
+    found = suffixed_prompts("full-20", tmp_path, prompts)
+    assert [(prompt.id, prompt.benchmark) for prompt in found] == [("0", "full-20"), ("2", "full-20")]
+    assert [prompt.text for prompt in found] == ["Ask 0 ! 0", "Ask 2 ! 2"]
     with pytest.raises(UserError, match=r"holds no GCG suffix for the prompts .* run the task gcg on that model first"):
-        suffixed_prompts("full-20", tmp_path / "none", prompts, False)
+        suffixed_prompts("full-20", tmp_path / "none", prompts)
