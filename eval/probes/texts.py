@@ -53,9 +53,15 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
 
 
 def check_texts(root: Path | None, config: Probes) -> None:
-    """Raises UserError where the texts are missing or too few. (With `match_length` only a tokenizer can tell; not here.)"""
-    for split, per_class in (("train", config.train_per_class), ("test", None)):
-        balanced(load_texts(root, split, config).unsafe, per_class)
+    """Raises UserError where texts are missing, too few (with `match_length` only a tokenizer can tell), or in both splits."""
+    train, test = (load_texts(root, split, config) for split in ("train", "test"))
+    balanced(train.unsafe, config.train_per_class)
+    balanced(test.unsafe, None)
+    if both := set(train.texts) & set(test.texts):
+        raise UserError(
+            f"{root}/probes: {len(both)} texts are in train and in test, such as {min(both)[:60]!r}; remove them from "
+            "one of the two, for a probe is tested on texts that it has not seen"
+        )
 
 
 def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledTexts:

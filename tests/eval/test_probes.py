@@ -14,7 +14,7 @@ from curricula.errors import UserError
 from curricula.eval.config import Probes
 from curricula.eval.models import load_model
 from curricula.eval.probes.probing import last_token_states, layers_of, run_probes
-from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
+from curricula.eval.probes.texts import LabelledTexts, balanced, check_texts, load_texts
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,19 @@ def test_texts_scored_between_safe_and_the_threshold_are_left_out(tmp_path, thre
     (tmp_path / "probes/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = load_texts(tmp_path, "train", Probes(unsafe_score=threshold))
     assert "".join(found.texts) == texts and found.unsafe.tolist() == [text != "a" for text in texts]
+
+
+def test_a_text_that_trains_and_tests_a_probe_is_refused(tmp_path):
+    config = Probes(train_per_class=1, unsafe_score=3)
+    (tmp_path / "probes").mkdir()
+    for split in ("train", "test"):
+        rows = [{"text": f"{split} {score}", "score": score} for score in (0, 4, 1)]
+        (tmp_path / f"probes/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_texts(tmp_path, config)
+    with open(tmp_path / "probes/train.jsonl", "a") as file:
+        file.write('{"text": "test 4", "score": 0}\n{"text": "test 1", "score": 0}\n')
+    with pytest.raises(UserError, match=r"/probes: 1 texts are in train and in test, such as 'test 4'; remove them from one"):
+        check_texts(tmp_path, config)
 
 
 @pytest.mark.parametrize(
