@@ -126,7 +126,8 @@ class Ablation(Settings, frozen=True):
     validation: Positive = 32
     """Prompts of each kind on which candidate directions are compared."""
     refusal_words: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("I",)
-    """How refusals begin; the first token of each counts. The authors choose them for each family of models."""
+    """How refusals begin; the first token of each counts, for base models with a space before it. The authors choose them for
+    each family of models."""
     most_divergence: Annotated[float, msgspec.Meta(ge=0)] = 0.1
     """Largest KL divergence, in nats, that ablating may cause in the first token of answers to harmless prompts."""
     least_induced: float = 0.0

@@ -106,6 +106,7 @@ def find_direction(
         precision=loaded.precision,
         settings=msgspec.to_builtins(settings),
         texts=texts,
+        **({"raw": True} if loaded.raw else {}),  # only there, so that keys of tuned models stay
     )
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
         found = decode(path.read_bytes(), Direction)
@@ -144,7 +145,9 @@ class Search:
     def __init__(self, loaded: LoadedModel, settings: Ablation, key: str) -> None:
         self.loaded, self.settings, self.key = loaded, settings, key
         self.blocks = blocks_of(loaded.model)
-        self.refusals = sorted({loaded.encode(word)[0] for word in settings.refusal_words})
+        # A raw text goes on after a space.
+        words = [f" {word.lstrip()}" if loaded.raw else word for word in settings.refusal_words]
+        self.refusals = sorted({loaded.encode(word)[0] for word in words})
         closing = [] if loaded.raw else loaded.encode(loaded.around_turn()[1])
         self.positions = range(-max(1, len(closing)), 0)
 

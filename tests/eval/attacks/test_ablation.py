@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -153,6 +154,10 @@ def test_a_refusal_is_an_answer_that_begins_with_any_of_the_words(loaded):
     assert min(shares) > 1e-4  # else the words say nothing
     score = Search(loaded, Ablation(refusal_words=words), "key").scores([ids]).item()
     assert score == pytest.approx(math.log(sum(shares) / (1 - sum(shares))), abs=1e-2)
+    raw = dataclasses.replace(loaded, kind="base", raw=True)  # it goes on after a space
+    word, share = next((word, share) for word, share in likely if word.startswith(" ") and len(loaded.encode(word)) == 1)
+    score = Search(raw, Ablation(refusal_words=(word.strip(),)), "key").scores([ids]).item()
+    assert score == pytest.approx(math.log(share / (1 - share)), abs=1e-2)
 
 
 def test_thresholds_choose_among_candidates_and_a_model_without_refusal_gets_the_best_of_all(loaded, tmp_path, caplog):
