@@ -181,14 +181,19 @@ class EvalTask:
         return out / f"{self.name}.jsonl"
 
 
-def row_files(out: Path, task: Task) -> list[Path]:
+def row_files(out: Path, task: Task, asked: Sequence[EvalTask] = ()) -> list[Path]:
     """The files of rows of a task in the folder of a model, by name, whichever command wrote them.
 
-    Shards of a benchmark that is also there whole are left out.
+    A benchmark is there as `asked` divides it; one that was not asked whole, if it is there both whole and in shards.
     """
     found = {path: match for path in (out / task.name).glob("*.jsonl") if (match := ROW_FILE.fullmatch(path.name))}
+    own, wanted = {one.benchmark for one in asked}, {one.path(out) for one in asked}
     whole = {match["benchmark"] for match in found.values() if not match["shard"]}
-    return sorted(path for path, match in found.items() if not match["shard"] or match["benchmark"] not in whole)
+    return sorted(
+        path
+        for path, match in found.items()
+        if (path in wanted if match["benchmark"] in own else not match["shard"] or match["benchmark"] not in whole)
+    )
 
 
 ROW_FILE = re.compile(r"(?P<benchmark>[^.]+)(?P<shard>\.\d+-of-\d+)?\.jsonl")

@@ -172,8 +172,14 @@ def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt]) -> li
 
     Prompts without a suffix there are left out.
     """
-    rows = [row for path in sorted((folder / "gcg").glob("*.suffixes.jsonl")) for row in read_rows(path, SuffixRow)]
-    suffixes = {(row.benchmark, row.prompt_id): row.suffix for row in rows}
+    suffixes: dict[tuple[str, str], str] = {}
+    for path in sorted((folder / "gcg").glob("*.suffixes.jsonl")):
+        for row in read_rows(path, SuffixRow):
+            if suffixes.setdefault((row.benchmark, row.prompt_id), row.suffix) != row.suffix:
+                raise UserError(
+                    f"{path}: has another suffix for prompt {row.prompt_id} of {row.benchmark} than a file beside it, of "
+                    "another number of shards; remove whichever is of earlier settings"
+                )
     found = [
         msgspec.structs.replace(prompt, benchmark=source, text=prompt.text.strip() + suffixes[prompt.benchmark, prompt.id])
         for prompt in prompts

@@ -144,7 +144,7 @@ class MergeAndJudge:
         for task, shards in shards_by_task(tasks).items():
             found = [shard.path(out) for shard in shards if shard.path(out).exists()]
             if whatever_is_there:
-                found = row_files(out, TASKS[task])
+                found = row_files(out, TASKS[task], shards)
             if not found:
                 continue
             kind, path = kind_of(task), merged_path(out, task)

@@ -153,6 +153,10 @@ def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path, mon
             for out in (whole, cut)
         ]
         assert ids[0] == ids[1]
+    earlier = (whole / "attacks-topk/advbench.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (cut / "attacks-topk/advbench.jsonl").write_bytes(earlier)  # not yet divided, with other settings
+    MergeAndJudge(cut, "instruct", msgspec.structs.replace(config, tasks=tasks), None, whatever_is_there=True)
+    assert len(read_judged(cut / "attacks-topk.jsonl")) == len(read_judged(whole / "attacks-topk.jsonl"))
 
 
 def test_shards_of_two_versions_of_a_table_are_not_merged(model_dir, data, tmp_path, monkeypatch):

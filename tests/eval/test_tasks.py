@@ -8,7 +8,7 @@ import pytest
 
 from curricula.eval.capability.settings import Capability
 from curricula.eval.config import Attacks, EvalConfig, Gcg
-from curricula.eval.tasks import ROW_FILE, TASKS, row_files
+from curricula.eval.tasks import ROW_FILE, TASKS, EvalTask, row_files
 
 CONFIG = EvalConfig(
     benchmarks=("harmbench",),
@@ -66,3 +66,6 @@ def test_shards_of_a_benchmark_that_is_there_whole_and_files_that_hold_no_answer
     for name in ("a", "a.0-of-2", "b.0-of-2", "b.1-of-2", "a.suffixes", "b.unused", "b.1-of-2.unused"):
         (folder / f"{name}.jsonl").touch()
     assert [path.stem for path in row_files(tmp_path, TASKS["gcg"])] == ["a", "b.0-of-2", "b.1-of-2"]
+    # What was asked now is not what the same benchmark gave as a whole before.
+    asked = [EvalTask(TASKS["gcg"], "a", shard=shard, shards=2) for shard in range(2)]
+    assert [path.stem for path in row_files(tmp_path, TASKS["gcg"], asked)] == ["a.0-of-2", "b.0-of-2", "b.1-of-2"]

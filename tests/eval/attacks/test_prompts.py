@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 
+import msgspec
 import pytest
 from tiny_llama import save_tiny_llama
 
@@ -233,5 +234,12 @@ def test_suffixes_of_another_model_are_joined_to_the_same_requests(tmp_path):
     found = suffixed_prompts("full-20", tmp_path, prompts)
     assert [(prompt.id, prompt.benchmark) for prompt in found] == [("0", "full-20"), ("2", "full-20")]
     assert [prompt.text for prompt in found] == ["Ask 0 ! 0", "Ask 2 ! 2"]
+    append_rows(
+        tmp_path / "gcg/jailbreakbench.suffixes.jsonl", [suffix("0"), msgspec.structs.replace(suffix("2"), suffix=" ?")]
+    )
+    with pytest.raises(
+        UserError, match=r"gcg/jailbreakbench.suffixes.jsonl: has another suffix for prompt 2 of jailbreakbench"
+    ):
+        suffixed_prompts("full-20", tmp_path, prompts)
     with pytest.raises(UserError, match=r"holds no GCG suffix for the prompts .* run the task gcg on that model first"):
         suffixed_prompts("full-20", tmp_path / "none", prompts)
