@@ -450,8 +450,10 @@ def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Promp
         def cell(column: str | None, row: dict = row, place: str = place) -> str:
             return "" if column is None or row.get(column) is None else text_of(row[column], column, place)
 
-        if not (text := cell(declared.column).strip()):
-            raise UserError(f"{place} has nothing in column {declared.column!r}; correct or remove the row")
+        text = cell(declared.column).strip()
+        for column in (declared.column, declared.target):
+            if column is not None and not cell(column).strip():
+                raise UserError(f"{place} has nothing in column {column!r}; correct or remove the row")
         behavior, context, cluster = cell(declared.behavior) or text, cell(declared.context), cell(declared.cluster)
         prompts.append(
             Prompt(
