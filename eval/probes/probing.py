@@ -61,6 +61,7 @@ def probe_rows(
             seed=seed,
             layer=layer,
             draw=draw,
+            **({"beginning": loaded.beginning} if loaded.beginning else {}),  # only there, so that other keys stay
         )
         for draw in range(config.seeds)
         for layer, _ in layers
@@ -217,7 +218,7 @@ def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels
 def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:
     """Token ids of each text, cut to its first tokens."""
     limit = min(config.max_tokens, loaded.context_length)
-    return [loaded.encode_turn("", text, "")[:limit] or [*loaded.end_ids, 0][:1] for text in texts]
+    return [loaded.raw_ids(text)[:limit] or [*loaded.end_ids, 0][:1] for text in texts]
 
 
 def text_id(ids: Sequence[int]) -> str:

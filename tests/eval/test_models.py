@@ -13,7 +13,9 @@ from tiny_llama import SPECIALS, TEXT, save_tiny_llama, tiny_tokenizer
 from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.errors import UserError
 from curricula.eval import models
+from curricula.eval.config import Probes
 from curricula.eval.models import load_model, locate
+from curricula.eval.probes.probing import encoded_texts
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,7 @@ def test_a_tokenizer_that_marks_the_beginning_of_texts_does_so_for_base_models(f
     marked, bare = load_model(copied, "base", "cpu"), load_model(folder, "base", "cpu")
     assert marked.prompt_ids("Explain why") == [1, *bare.prompt_ids("Explain why")]
     assert load_model(copied, "instruct", "cpu").prompt_ids("Explain why")[:2] != [1, 1]
+    assert encoded_texts(marked, ["Explain why"], Probes(max_tokens=2)) == [[1, bare.prompt_ids("Explain why")[0]]]
 
 
 def test_every_end_mark_that_model_or_tokenizer_names_ends_an_answer(copied):
