@@ -152,10 +152,9 @@ class Search:
         for line, stopped in enumerate(finished.tolist()):
             prompt, step = self.active[line], self.steps[line]
             if prompt >= 0 and (stopped or step == self.limits[prompt]):
-                best = int(self.score[line].argmax())
-                ids = self.history[line, best, :step].tolist()
+                ids = self.history[line, 0, :step].tolist()
                 cost = Pruning(
-                    logp=float(self.score[line, best]), lost=float(self.lost[line]), dropped=int(self.dropped[line]), steps=step
+                    logp=float(self.score[line, 0]), lost=float(self.lost[line]), dropped=int(self.dropped[line]), steps=step
                 )
                 self.results[prompt] = (ids, cost)
                 self.active[line] = -1
