@@ -74,8 +74,8 @@ class Benchmark:
     """Harmful requests, harmful beginnings for base models, or harmless requests; own sets may also hold questions."""
     file: str
     """Relative to the root folder."""
-    hub: str | None
-    """Repository on the hub; None if it is not there."""
+    hub: str
+    """Repository on the hub."""
     licence: str
     rows: int
     """Prompts of the published set, HarmBench's copyright rows among them."""
@@ -383,8 +383,6 @@ def find(name: str) -> Benchmark:
 def benchmark_downloads(name: str, root: Path) -> list[Download]:
     """One download for each configuration on the hub, in their order, into the folder beside the publishers' own file."""
     entry = find(name)
-    if entry.hub is None:
-        raise UserError(f"benchmark {name} is not on the Hugging Face hub; put its file at {root / entry.file}")
     out = entry.stem(root)
     # Where a dataset of the registry has the same place, both need the same columns of it.
     columns = {download.out: download.columns for other in DATASETS for download in downloads_of(other, root)}

@@ -53,7 +53,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
             rows = table.documents if isinstance(table, Source) else None
             found += _labelled(table.dataset, downloads_of(table.dataset, root, table.parts), "data", rows)
     for name in study.used_benchmarks:
-        if name in BENCHMARKS and BENCHMARKS[name].hub is not None:
+        if name in BENCHMARKS:
             found += _labelled(name, benchmark_downloads(name, root), "evaluation")
     for key, table in declared_in(study):
         if table.hub is not None:

@@ -349,7 +349,7 @@ def _unpinned(study: Study) -> Iterator[str]:
         return
     for name in study.used_benchmarks:
         entry = BENCHMARKS.get(name)
-        if entry and entry.hub and not entry.hub_revision and not entry.texts:
+        if entry and not entry.hub_revision and not entry.texts:
             yield f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
     for key, table in declared_in(study):
         if table.hub and not table.revision:

@@ -120,7 +120,7 @@ def _show(root: Path, as_json: bool) -> int:
         entry = dataset(name)
         rows.append(_row(name, "dataset", downloads_of(name, root), entry.hub, entry.tokens))
     for name, benchmark in BENCHMARKS.items():
-        if benchmark.hub is not None and name not in DATASETS:
+        if name not in DATASETS:
             rows.append(_row(name, "benchmark", benchmark_downloads(name, root), benchmark.hub, None))
     if as_json:
         print(json_text({"data": str(root.resolve()), "known": rows}))
