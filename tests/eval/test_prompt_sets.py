@@ -74,6 +74,11 @@ def test_a_wrong_file_is_named_with_key_and_column(tmp_path, text, columns, said
         prompts_of(tmp_path / "p.csv", **columns)
 
 
+def test_a_set_on_the_hub_needs_a_data_folder():
+    with pytest.raises(UserError, match="prompts.ours: o/n.* must first be fetched into a data folder; set CURRICULA_DATA"):
+        own_prompts("ours", PromptSet(hub="o/n"), None)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
