@@ -173,6 +173,13 @@ def test_the_loss_falls_and_the_result_is_the_lowest_of_all_steps(loaded):
     assert attack.losses([suffix_ids])[0][0] == pytest.approx(state.best_loss, abs=1e-5)
 
 
+def test_a_step_without_a_candidate_that_keeps_its_tokens_leaves_the_suffix(loaded):
+    config = Gcg(steps=12, search_width=1, topk=64, suffix="x x x")
+    _, state = optimise_suffix(loaded, REQUEST, config, (0, "a"))
+    stayed = sum(before == after for before, after in zip([state.initial_loss, *state.losses], state.losses, strict=False))
+    assert 0 < state.idle_steps <= stayed and state.step == len(state.losses) == 12
+
+
 def test_the_same_key_gives_the_same_suffix_and_another_key_another(loaded):
     first, again, other = (optimise_suffix(loaded, REQUEST, CONFIG, key) for key in [(0, "a"), (0, "a"), (1, "a")])
     assert first == again
