@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from curricula.durable import read_json, require_ours
@@ -28,8 +28,7 @@ def report(args: argparse.Namespace) -> int:
             raise UsageError(f"{run.root}: a sweep has a report for each point and is compared with nothing; leave it out")
     pages: dict[str, Path] = {}
     for run in runs:
-        name = str(run.study.name)
-        out = _out(run, [page.parent for page in pages.values()])
+        name, out = str(run.study.name), _out(run, [page.parent for page in pages.values()])
         pages[name if name not in pages else str(run.root)] = write_report(run, plan_study(run.study), out=out)
     for page in pages.values():
         print(f"Report: {page.resolve()}")
@@ -42,13 +41,13 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _out(run: Run, taken: Sequence[Path] = ()) -> Path:
-    """Where the report of a run is written; `taken` by those of other runs."""
+def _out(run: Run, taken: Collection[Path]) -> Path:
     try:
         require_ours(run.root)
     except UserError:  # a colleague's: write nothing there
-        root, reports = run.root.resolve(), Path("reports")
-        return reports / root.name if reports / root.name not in taken else reports / "-".join(root.parts[1:])
+        name = run.root.resolve().name
+        names = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 2)))
+        return next(out for one in names if (out := Path("reports") / one) not in taken)
     return run.report
 
 

@@ -1,10 +1,13 @@
 """`curricula report`: one run, several, and one that is served."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 from run_folders import new_run, report_progress
 from small_studies import demo
+from users import as_root
 
 from curricula.eval.report.web.serve import LivePage
 from curricula.jobs.cli.main import main
@@ -22,6 +25,21 @@ def test_several_runs_get_their_own_pages_and_one_that_compares_them(tmp_path, c
         assert "None of the 18 claims of Sam et al. has been measured." in (run.report / "index.html").read_text()
         assert json.loads((run.report / "summary.json").read_text())["attacks"] == []
     assert "Studies compared" in (tmp_path / "reports/one-and-two/index.html").read_text()
+
+
+@as_root
+def test_runs_of_colleagues_in_folders_of_one_name_keep_pages_of_their_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("curricula.eval.report.page.draw_figures", lambda shown, folder: {})
+    for user, name in ((64001, "ann"), (64002, "bob")):
+        run, _ = new_run(tmp_path / name / "demo")
+        (run.root / "study.yaml").write_text(study_yaml(parse_study({**demo(), "name": name}, "x")))
+        os.chown(run.root, user, user)
+    assert main(["report", "ann/demo", "bob/demo"]) == 0
+    pages = re.findall(r"Report: (\S+)/index.html", capsys.readouterr().out)
+    assert [Path(page).name for page in pages] == ["demo", "demo-2"]
+    titles = [re.search(r"<title>(\w+)", Path(page, "index.html").read_text()) for page in pages]
+    assert [title and title[1] for title in titles] == ["ann", "bob"]
 
 
 def test_a_sweep_is_compared_with_nothing(tmp_path, capsys):
