@@ -68,7 +68,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
                 f"{what}; a cluster takes it with --cluster slurm --profile P. Start it here all the same?",
                 UserError(
                     f"{what}; submit it to a cluster with --cluster slurm --profile P, select less with --stage, --job, --arm "
-                    "or --seeds, or give --yes"
+                    "or --seeds, or give `curricula submit` --yes"
                 ),
                 UserError("nothing was started"),
             )

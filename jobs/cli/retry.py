@@ -13,6 +13,7 @@ from rich.console import Console
 from curricula.errors import UserError
 from curricula.jobs.cli.local import run_here
 from curricula.jobs.cli.options import confirm
+from curricula.jobs.completion import done_elements
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
 from curricula.jobs.plan import Key, Plan
@@ -29,19 +30,23 @@ def retry(args: argparse.Namespace) -> int:
     plan = plan_study(run.study)
     chosen = set(select(plan, selection))
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    if run.submissions.exists() and not args.dry_run:
+    on_slurm = run.submissions.exists()
+    if on_slurm and not args.dry_run:
         with Run.locked(run.root):  # from the decision on: another command could change what it rests on
             again, left_alone = _submit(run, chosen, args.profile, console)
     else:
         again, left_alone = _decide(run, plan, chosen)
+        if again and not (on_slurm or selection):  # on this machine a run goes on as a whole
+            done = done_elements(run, plan)
+            again = [key for key in plan.needs if key not in done]
     if not again:
         console.print(f"{run.root}: nothing has failed, been cancelled or gone stale")
     elif args.dry_run:
         for job, label in again:
             console.print(f"{job}/{label}")
         console.print(f"{plural(len(again), 'element')} would run again")
-    elif not run.submissions.exists():
-        run_here(run.root, plan, again if selection else list(plan.needs))
+    elif not on_slurm:
+        run_here(run.root, plan, again if selection else list(plan.needs), yes=False)
     for job, label in left_alone:
         console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
     return 0

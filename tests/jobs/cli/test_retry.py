@@ -1,6 +1,7 @@
 """What runs again after a failure: what ended badly and what waits for it, no more; by `retry` and by resubmit.sh."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -307,6 +308,19 @@ def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch)
     monkeypatch.setattr("curricula.jobs.cli.local.run_plan", run_plan)
     assert main(["retry", str(run.root), "--arm", "data-20"]) == 0
     assert started == [("pretrain-20", "data-20")]
+
+
+def test_on_this_machine_a_run_goes_on_as_a_whole_and_not_for_days_unasked(tmp_path, monkeypatch, capsys):
+    run, jobs = new_run(tmp_path / "run", "paper")
+    fail(run, "tokenize", jobs["tokenize"].labels[0])
+    monkeypatch.setattr("curricula.jobs.cli.local.run_elements", pytest.fail)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["retry", str(run.root), "--dry-run"]) == 0
+    count = sum(len(job.labels) for job in jobs.values())
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == f"{count} elements would run again"  # what never began, too
+    assert main(["retry", str(run.root)]) == 1
+    assert f"{count} elements to run, about " in capsys.readouterr().err
 
 
 def test_a_profile_is_kept_in_the_run_as_it_was(tmp_path):
