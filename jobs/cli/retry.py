@@ -97,11 +97,11 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     """In the plan's order, those of the `chosen` elements that ended badly or are stale, and all that need them.
 
     Running elements are left alone; those among them that need what runs again will be stale (`overtaken`), and so will done
-    ones, unless they ran in spite of the failure, as a report does: these run again at once. Of a run on Slurm, only elements
-    that were submitted before run again.
+    ones, unless they ran in spite of the failure, as a report does: these run again at once. Of a run on Slurm, what was never
+    submitted nor begun stays so.
     """
-    on_slurm = any(element.task for element in elements)
-    outside = {(element.job, element.label) for element in elements if on_slurm and not element.task}
+    on_slurm = any(item.task for item in elements)
+    outside = {(item.job, item.label) for item in elements if on_slurm and not item.task and item.state == "waiting"}
     state = {(element.job, element.label): element.state for element in elements}
     # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need.
     in_vain = {(item.job, item.label) for item in elements if item.reason == "DependencyNeverSatisfied"}

@@ -108,6 +108,15 @@ def test_what_runs_is_left_alone_and_so_is_what_was_never_submitted(plan):
     assert not any(job.startswith("evaluate") for job, _ in again)
 
 
+@pytest.mark.parametrize("state", ["failed", "interrupted", "stale"])
+def test_what_began_on_this_machine_is_retried_when_the_rest_is_on_slurm(plan, state):
+    """Such as a shard that was tokenised before the submission, and that a purge of the disk has removed."""
+    elements = [
+        replace(item, task="" if item.job == "tokenize" else "1_0") for item in statuses(plan, {"tokenize/web/00000": state})
+    ]
+    assert to_run_again(plan, elements, plan.needs) == [("tokenize", "web/00000")]
+
+
 def test_only_the_failures_of_an_arm_or_stage_are_retried(plan):
     states = {"pretrain-20/full-20": "failed", "pretrain-20/data-20": "failed"}
     again = to_run_again(plan, statuses(plan, states, "pending"), {("pretrain-20", "data-20")})
