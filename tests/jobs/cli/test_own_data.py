@@ -110,12 +110,16 @@ def test_as_many_rows_are_fetched_as_the_documents_may_lie_in(tmp_path):
     few, chosen = {"hub": "org/a", "documents": 5}, {"hub": "org/b", "documents": 5, "score": "s", "min_score": 1}
     study = load_study(
         small_study(
-            tmp_path, world=None, sources={"few": few, "chosen": chosen},
-            curriculum={"starts": [0.5, 1], "safe": {"few": 1}, "interventions": {"full": {"chosen": 1}}},
+            tmp_path, world=None,
+            sources={"few": few, "more": {**few, "documents": 9}, "chosen": chosen, "first": {**few, "hub": "org/b"}},
+            curriculum={
+                "starts": [0.5, 1], "safe": {"few": 1},
+                "interventions": {"full": {"chosen": 1}, "other": {"more": 1, "first": 1}},
+            },
         )
     )  # fmt: skip
     rows = {item.label: item.rows for item in study_downloads(study, tmp_path)}
-    assert (rows["org/a/train"], rows["org/b/train"]) == (5, None)
+    assert (rows["org/a/train"], rows["org/b/train"]) == (9, None)  # enough for each of two sources
 
 
 def test_each_part_that_some_source_tuning_set_or_probe_reads_is_a_download_of_its_own(tmp_path):
