@@ -23,7 +23,7 @@ from curricula.jobs.run import Run, newest_run
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.submissions import elements_by_task, submissions
-from curricula.terminal import one_line
+from curricula.terminal import one_line, plural
 
 LOOK_EVERY_S = 0.5
 FIND_EVERY_S = 5.0
@@ -61,8 +61,7 @@ def show_logs(args: argparse.Namespace) -> int:
         folder = run.element(job, label)
         failure = last_failure(folder, str(ran[-1])) if ran and not (folder / "done.json").exists() else None
         if failure:
-            times = f"failed after {failure.restarts} restarts and starts again"
-            print(f"=== {job}/{label}: {times}; last failure: {one_line(failure.error)}\n")
+            print(f"=== {job}/{label}: last failure, after {plural(failure.restarts, 'restart')}: {one_line(failure.error)}\n")
     shown = [(name, [file for file in files if rank in (None, file.rank)]) for name, files in logs]
     if not any(files for _, files in shown):
         ranks = sorted({file.rank for _, files in logs for file in files})

@@ -365,7 +365,7 @@ def test_a_job_that_fails_and_starts_again_shows_its_last_failure_and_its_restar
     assert "pretrain-20/data-20: restarted 3x, last failure: no route to host" in table(run, capsys)
     assert main(["logs", str(run.root)]) == 0
     shown = capsys.readouterr().out
-    assert "pretrain-20/data-20: failed after 2 restarts and starts again; last failure: no route to host" in shown
+    assert "pretrain-20/data-20: last failure, after 2 restarts: no route to host" in shown
     assert "\x1b" not in shown
 
 
