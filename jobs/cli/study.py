@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,9 +31,9 @@ from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm.commands import (
     DependencyLost,
+    Task,
     batch_script,
     ignored_explained,
-    on_cluster,
     partition_minutes,
     require_slurm,
     tested,
@@ -145,21 +145,26 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
 
     run.check(plan.study)
     now = standing(run, plan, profile, console.print)
-    for one in _conflicts(run, plan, now) if now.live and plan.study != run.study else ():
-        raise UserError(f"{run.root}: {one}; submit it when that has ended, or `curricula cancel` it first")
+    _refuse_conflicts(run, plan, now.live)
     return now
 
 
-def _conflicts(run: Run, plan: Plan, now: Standing) -> Iterator[str]:
+def _refuse_conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> None:
+    """Raise UserError where what is `live` does not bear the plan's study."""
+    for one in _conflicts(run, plan, live) if live and plan.study != run.study else ():
+        raise UserError(f"{run.root}: {one}; submit it when that has ended, or `curricula cancel` it first")
+
+
+def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> Iterator[str]:
     """What is live and does not bear the plan's changed study."""
     cut = cut_branches(run.study, plan.study)
-    for job, label in sorted(now.live.keys() & plan.needs.keys()):
+    for job, label in sorted(live.keys() & plan.needs.keys()):
         _, element = plan.find(job, label)
         if element.segment and plan.segments[element.segment].branch in cut:  # two elements would write to its folder
             yield f"{job}/{label} is queued or running, and new arms would leave it before its end"
     # An older version might refuse keys that this one writes, and a job that cannot read its study ends for good.
     code = f"/code/{planned_snapshot(run.root).folder.name}"
-    for job_id in sorted({task.job_id for tasks in now.live.values() for task in tasks}, key=int):
+    for job_id in sorted({task.job_id for tasks in live.values() for task in tasks}, key=int):
         kept = run.slurm / f"{job_id}_submission.sh"
         script = kept.read_text() if os.access(kept, os.R_OK) else batch_script(job_id)
         if script and code not in script:
@@ -169,7 +174,7 @@ def _conflicts(run: Run, plan: Plan, now: Standing) -> Iterator[str]:
         old = plan_study(run.study, kept_profile(run.profile))
     except UsageError:  # an earlier version wrote a profile that this one refuses
         return
-    for job in sorted({job for job, _ in now.live} & old.by_name.keys() & plan.by_name.keys()):
+    for job in sorted({job for job, _ in live} & old.by_name.keys() & plan.by_name.keys()):
         requests = (old.by_name[job].request, plan.by_name[job].request)
         had, asked = (f"{plural(one.nodes, 'node')} of {plural(one.gpus_per_node, 'GPU')}" for one in requests)
         if had != asked:
@@ -193,17 +198,18 @@ def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -
 
 def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
-    from curricula.jobs.slurm.submit import preview
+    from curricula.jobs.slurm.submit import ask_cluster, preview
 
     if explained := ignored_explained(os.environ):
         console.print(explained)
-    on_cluster(profile.cluster)
     has_slurm, run = shutil.which("sbatch") is not None, Run(root)
+    ask_cluster(run, profile)
     if (root / "study.yaml").exists():
         run.check(plan.study)
     submitted = submissions(run)
-    live = live_elements(run, queued(run)) if submitted and has_slurm else latest_tasks(submitted)
-    check_needs(plan, chosen, done_elements(run, plan), live)
+    live = live_elements(run, queued(run)) if submitted and has_slurm else {}
+    _refuse_conflicts(run, plan, live)
+    check_needs(plan, chosen, done_elements(run, plan), live if has_slurm else latest_tasks(submitted))
     check_batches(plan, chosen)
     previews = preview(plan, chosen, profile, root)
     limits = partition_minutes() if has_slurm else {}

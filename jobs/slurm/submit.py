@@ -81,13 +81,7 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
     Raises UsageError where the run's jobs are on another cluster than the profile's.
     """
     commands.require_slurm()
-    earlier = kept_cluster(run.profile)
-    if submissions(run) and earlier != profile.cluster:
-        raise UsageError(
-            f"{run.root}: its jobs are on {_named(earlier)}, and the profile names {_named(profile.cluster)}; "
-            "keep the cluster, or give another run folder with --run"
-        )
-    commands.on_cluster(profile.cluster)
+    ask_cluster(run, profile)
     for attempt in patiently(say):
         with attempt:
             queue = queued(run)
@@ -96,6 +90,17 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
     cancel_hopeless(run, queue)
     live = live_elements(run, queue)
     return Standing(done_elements(run, plan) - live.keys(), live)
+
+
+def ask_cluster(run: Run, profile: Profile) -> None:
+    """Direct Slurm's commands to the profile's cluster; raises UsageError where the run's jobs are on another."""
+    earlier = kept_cluster(run.profile)
+    if submissions(run) and earlier != profile.cluster:
+        raise UsageError(
+            f"{run.root}: its jobs are on {_named(earlier)}, and the profile names {_named(profile.cluster)}; "
+            "keep the cluster, or give another run folder with --run"
+        )
+    commands.on_cluster(profile.cluster)
 
 
 def _named(cluster: str | None) -> str:

@@ -33,7 +33,7 @@ from curricula.jobs.slurm.commands import (
     why_not_requeued,
     within_array_limit,
 )
-from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages
+from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages, keep_profile
 from curricula.jobs.slurm.restarts import LIMIT, GaveUp, check_restarts
 from curricula.jobs.slurm.submissions import BadNode, contents_line, record_bad_nodes, submissions
 from curricula.jobs.slurm.submit import Array, ElementExecutor, Standing, standing, submit_plan
@@ -220,8 +220,14 @@ def test_a_dry_run_refuses_what_submit_refuses(slurm, tmp_path, monkeypatch, cap
     submitted(run, "prepare", "7", ["prepare"])
     slurm.queue(("7", "0", "RUNNING", "None", "n1", 0))
     assert main(words) == 0
+    write_text(run.slurm / "7_submission.sh", f"code={run_root}/code/0123456789ab")
+    assert main([*words, "--set", "resources.workers=7"]) == 1
+    assert "array 7 is queued or running with another version of the code" in capsys.readouterr().err
     slurm.queue()
     assert main(words) == 2 and refusal in capsys.readouterr().err
+    keep_profile(run.profile, Profile(cluster="blue"))
+    assert main(words) == 2 and "its jobs are on cluster blue, and the profile names" in capsys.readouterr().err
+    run.profile.unlink()
     slurm.remove("sbatch")
     monkeypatch.setenv("PATH", str(slurm.folder))
     assert main(words) == 0  # nobody can say that it is not queued any more
