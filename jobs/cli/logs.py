@@ -16,7 +16,7 @@ from curricula.durable import end_of_lines
 from curricula.errors import UsageError
 from curricula.jobs.completion import last_failure
 from curricula.jobs.graph import plan_study
-from curricula.jobs.monitor.logs import FirstError, LogFile, clean, find_logs, first_error, merged
+from curricula.jobs.monitor.logs import FirstError, LogFile, clean, find_logs, first_error, merged, of_latest
 from curricula.jobs.monitor.state import ENDED_BADLY, run_status
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run, newest_run
@@ -53,8 +53,8 @@ def show_logs(args: argparse.Namespace) -> int:
         return [(prefix(*key), files) for key, files in find_logs(run, tasks).items()]
 
     logs = find()
-    for name, files in logs:  # all ranks: any of them may have failed first
-        error = first_error(files)
+    for (name, files), ran in zip(logs, tasks.values()):  # all ranks: any of them may have failed first
+        error = first_error(of_latest(files, ran))
         if error:
             _print_error(name, error)
     for (job, label), ran in tasks.items():

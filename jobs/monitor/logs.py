@@ -97,6 +97,14 @@ def find_logs(run: Run, tasks: Mapping[Key, Sequence[Task]]) -> dict[Key, list[L
     return found
 
 
+def of_latest(logs: Sequence[LogFile], tasks: Sequence[Task]) -> list[LogFile]:
+    """Of an element's logs those of the latest of its `tasks` that has any; all where none has, as on this machine."""
+    for task in reversed(tasks):
+        if own := [log for log in logs if str(task) in dict(_TASK.findall(log.path.name))]:
+            return own
+    return list(logs)
+
+
 def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:
     """The lines of a log from byte `start` on."""
     time = ""

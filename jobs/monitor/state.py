@@ -18,7 +18,7 @@ from typing import Literal
 from curricula.durable import is_held
 from curricula.errors import StorageError, UserError
 from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
-from curricula.jobs.monitor.logs import find_logs, first_error
+from curricula.jobs.monitor.logs import find_logs, first_error, of_latest
 from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
@@ -131,7 +131,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         left_no_error = status.state == "failed" and not facts[key].error
         if slurm.task and left_no_error and logs_to_read:
             logs_to_read -= 1
-            logged = first_error(find_logs(run, {key: [slurm.task]})[key])
+            logged = first_error(of_latest(find_logs(run, {key: [slurm.task]})[key], [slurm.task]))
             status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
         found.append(status)
     return RunStatus(found, problem)

@@ -88,6 +88,18 @@ def test_errors_of_an_earlier_start_are_ignored(tmp_path):
     assert first_error([LogFile(tmp_path / "log", 0)]) is None
 
 
+def test_errors_of_an_earlier_submission_are_not_the_first(demo, capsys):
+    submitted(demo, "pretrain-0", "70", ["data-0", "full-0"])
+    submitted(demo, "pretrain-0", "71", ["full-0"])
+    submitted(demo, "pretrain-0", "72", ["full-0"])  # which has not begun
+    write_text(demo.element("pretrain-0", "full-0") / "log.txt", "2026-01-01 11:00:00 x\ncurricula: here\n")
+    rank_logs(demo, r0="2026-01-01 12:00:00 x\ncurricula: mended since\n")
+    rank_logs(demo, task="71_0", r0="2026-01-02 12:00:00 x\nfine\n", r1="2026-01-02 12:00:01 x\ncurricula: the disk is full\n")
+    error, _, lines = shown(capsys, demo.root, "pretrain-0", "full-0").partition("\n\n")
+    assert "rank 1 at 2026-01-02 12:00:01" in error and error.endswith("\n    curricula: the disk is full")
+    assert "mended since" in lines
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -80,6 +80,7 @@ def test_an_element_that_was_killed_is_explained_by_its_log(demo, slurm, capsys)
     submitted(run, "pretrain-0", "70", ["full-0"])
     slurm.queue(("70", "0", "FAILED", "NonZeroExitCode", "n1", 0))
     write_text(run.slurm / "70_0_3_log.out", "step 1\nFatal Python error: Segmentation fault\n")
+    write_text(run.element("pretrain-0", "full-0") / "log.txt", "2026-01-01 12:00:00 x\ncurricula: before, on this machine\n")
     error = elements(run, capsys)["pretrain-0/full-0"]["error"]
     assert error == "Slurm says FAILED; Fatal Python error: Segmentation fault"
 
