@@ -107,8 +107,11 @@ class FakeSlurm:
         path.chmod(0o755)
 
     def queue(self, *rows: tuple[str, str, str, str, str, int]) -> None:
-        """The rows that squeue lists: (array, index, state, reason, nodes, restarts)."""
-        self.answer("squeue", "".join(f"{squeue_line(*row, output=self.output)}\n" for row in rows))
+        """The rows that squeue lists, beside another job of the user's: (array, index, state, reason, nodes, restarts)."""
+        other = squeue_line("6", "N/A", "RUNNING", output="/home/me/slurm-6.out")
+        self.answer(
+            "squeue", "".join(f"{line}\n" for line in (other, *(squeue_line(*row, output=self.output) for row in rows)))
+        )
 
     def calls(self, command: str) -> list[list[str]]:
         path = self.folder / f"{command}.calls"

@@ -125,6 +125,7 @@ def test_the_cluster_of_the_run_is_asked(demo, slurm, monkeypatch):
     run, _ = demo
     monkeypatch.setattr(commands, "_cluster", None)
     keep_profile(run.profile, Profile(cluster="blue"))
+    slurm.answer("squeue", "CLUSTER: blue\n" + (slurm.folder / "squeue.out").read_text())  # so it begins then
     assert main(["status", str(run.root)]) == 0
     assert main(["cancel", str(run.root), "--yes"]) == 0
     calls = [call for name in ("squeue", "sacct", "scancel") for call in slurm.calls(name)]
