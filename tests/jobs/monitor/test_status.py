@@ -104,11 +104,13 @@ def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
     script = f"sbatch {run.slurm}/x.sh"
     slurm.answer(
         "sacct",
-        f"100_0|CANCELLED by 0|0:0|None assigned|{script}\n101_3|TIMEOUT|0:15|n3|{script}\n102_[0-5]|PENDING|0:0||{script}\n",
+        f"100_0|CANCELLED by 0|0:0|None assigned|{script}\n101_3|TIMEOUT|0:15|n3|{script}\n"
+        f"101_4|FAILED|3:0|n3|{script}\n102_[0-5]|PENDING|0:0||{script}\n",
     )
     found = elements(run, capsys)
     assert len(slurm.calls("squeue")) == 1 and len(slurm.calls("sacct")) == 1
-    assert found["prepare/prepare"]["state"] == "cancelled"
+    assert (found["prepare/prepare"]["state"], found["prepare/prepare"]["nodes"]) == ("cancelled", "")
+    assert found[f"tokenize/{jobs['tokenize'].elements[4].label}"]["error"] == "Slurm says FAILED (exit code 3)"
     timed_out = found[f"tokenize/{jobs['tokenize'].elements[3].label}"]
     assert timed_out["state"] == "failed" and timed_out["nodes"] == "n3"
     assert found["report/report"]["state"] == "interrupted" and "no longer knows" in found["report/report"]["error"]

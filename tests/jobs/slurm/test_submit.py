@@ -155,6 +155,8 @@ def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
 def test_a_budget_that_is_used_up_is_not_called_a_limit_of_gpus():
     assert "budget of GPU time is used up" in explained("AssocGrpGRESMinutes")
     assert "limit of GPUs" in explained("AssocGrpGRES")
+    assert explained("ReqNodeNotAvail, UnavailableNodes:n[1-3]").endswith(" (nodes it asks for are down, drained or reserved)")
+    assert explained("QOSNotAllowed") == "QOSNotAllowed"
 
 
 def test_a_site_may_have_sbatch_say_things_in_another_encoding(slurm):
@@ -297,13 +299,18 @@ def test_numbers_that_slurm_gave_again_are_told_apart(slurm, tmp_path):
     submitted(run, "report", "3", ["report"])
     outputs = {"1": "/others/slurm/log", "2": "/others/log", "3": slurm.output, "4": slurm.output}
     slurm.answer("squeue", "".join(squeue_line(n, "0", "PENDING", output=out) + "\n" for n, out in outputs.items()))
+    slurm.answer("scontrol", error="Unable to contact slurm controller", code=1)
+    with pytest.raises(ControllerAway):  # whose job 4 is, nobody knows now
+        standing(run, plan_study(run.study), Profile(), print)
+    slurm.answer("scontrol", error="job script retrieval failed: Invalid job id specified", code=1)  # it has just ended
+    assert standing(run, plan_study(run.study), Profile(), print).live == {("report", "report"): (Task("3", 0),)}
     tokenize = contents_line("tokenize", ["web/0"])  # its record was prevented by a kill
     slurm.answer("scontrol", f"{tokenize}\n")
     said: list[str] = []
     now = standing(run, plan_study(run.study), Profile(), said.append)
     assert now.live == {("report", "report"): (Task("3", 0),), ("tokenize", "web/0"): (Task("4", 0),)}
     assert [one.job for one in submissions(run)][3:] == ["tokenize"] and len(said) == 1
-    assert slurm.calls("scontrol") == [["write", "batch_script", "4", "-"]]
+    assert slurm.calls("scontrol") == [["write", "batch_script", "4", "-"]] * 3
 
 
 def test_squeue_is_asked_for_no_more_of_the_logs_paths_than_tells_whose_they_are(slurm, tmp_path):
