@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from curricula.durable import read_json, write_json
-from curricula.jobs.slurm.snapshot import take_snapshot
+from curricula.errors import UserError
+from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
 from curricula.provenance import running_commit
 
 
@@ -23,12 +26,16 @@ def test_a_snapshot_knows_its_commit_even_within_another_repository(tmp_path):
 
 
 def test_a_snapshot_is_the_code_and_is_what_runs(tmp_path):
-    folder = take_snapshot(tmp_path).folder
-    assert take_snapshot(tmp_path).folder == folder and [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
+    folder = planned_snapshot(tmp_path).folder
+    write_json(folder.with_name(f".{folder.name}.aside") / "curricula/left.py", "by a kill")
+    assert take_snapshot(tmp_path) == take_snapshot(tmp_path) == planned_snapshot(tmp_path)
+    assert [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
     # Told from the checkout by a change in it, and run from a folder that has a package of the same name.
     (folder / "curricula" / "jobs" / "element.py").write_text(
         "def main(words):\n    print('of the snapshot', *words)\n    return 0\n"
     )
+    with pytest.raises(UserError, match=f"{folder.name}: this copy of the code was changed; delete it"):
+        take_snapshot(tmp_path)
     (tmp_path / "curricula").mkdir()
     (tmp_path / "curricula" / "__init__.py").write_text("raise SystemExit('of the working folder')\n")
     ran = subprocess.run(
