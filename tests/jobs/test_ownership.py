@@ -187,12 +187,6 @@ def test_the_report_on_a_colleagues_run_is_written_in_ones_own_folder(tmp_path, 
     assert f"Report: {tmp_path}/reports/run/index.html" in capsys.readouterr().out.replace("\n", "")
     assert contents(run.root) == before
 
-    other, _ = new_run(tmp_path / "more/run")  # of the same name
-    give(other.root, ANN)
-    assert main(["report", str(run.root), str(other.root)]) == 0
-    second = "-".join(other.root.parts[1:])
-    assert {path.parent.name for path in tmp_path.glob("reports/*/index.html")} == {"run", second, "run-and-run"}
-
 
 @pytest.mark.parametrize(("name", "link"), [
     ("lock", os.symlink), (".value.json.aside", os.symlink), (".value.json.aside", os.link)
