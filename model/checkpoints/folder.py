@@ -209,7 +209,7 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
         remove(folder)
     os.rename(aside, folder)
     sync_folder(folder.parent)
-    if checkpoints_to_resume(folder.parent)[0] <= folder:  # otherwise it replaces a lost branch point
+    if not any(other > folder for other in checkpoints_to_resume(folder.parent)):  # otherwise it replaces a lost branch point
         point_at(folder)
 
 

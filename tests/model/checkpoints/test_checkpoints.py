@@ -347,6 +347,14 @@ def test_a_pointer_to_nothing_is_named_and_training_continues_from_an_older_chec
     assert latest_checkpoint(copy / "checkpoints").name == "step_00000005"
 
 
+def test_a_run_whose_only_checkpoint_was_deleted_begins_again(copy, whole):
+    """The message about a damaged one says to delete it; `latest` still names it."""
+    shutil.rmtree(copy / "checkpoints/step_00000004")
+    train(train_job(copy), RandomBatches())
+    assert latest_checkpoint(copy / "checkpoints").name == "step_00000012"
+    assert numbers(copy) == numbers(whole)
+
+
 @pytest.mark.parametrize("line", ["[]", "3", '{"loss": 1.0}', '{"step": "four"}'])
 def test_a_line_that_is_not_a_metrics_line_is_named(copy, line):
     with open(copy / "metrics.jsonl", "a") as file:
