@@ -19,6 +19,7 @@ For each key-value head, linear_qkv holds the query heads of its group, then the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
 from curricula.model.checkpoints.writer import save
 from curricula.model.config import ModelConfig
-from curricula.model.hugging_face import hugging_face_config, model_card, read_model
+from curricula.model.hugging_face import hugging_face_config, model_card, read_model, tensor_shapes
 from curricula.model.network.build import Backend, build_network
 from curricula.model.runtime.distributed import ALONE, started
 from curricula.progress import Progress, silent
@@ -108,12 +109,20 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
             model=model,
             precision=str(parallel.precision).removeprefix("torch."),
             full=False,
-            recipe={"imported from": source.name},
+            recipe={"imported from": source.name, "weights": _hash(weights, model)},
             versions=checkpoint.versions(),
         )
         folder = step_folder(out, 0)
         save(folder, network, None, info, parallel)
     return folder
+
+
+def _hash(weights: dict[str, torch.Tensor], model: ModelConfig) -> str:
+    """Tells a model from another of the same name and sizes, such as what stands in its place later."""
+    digest = hashlib.sha256()
+    for name, _ in tensor_shapes(model):
+        digest.update(weights[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def to_hugging_face(state: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:

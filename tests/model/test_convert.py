@@ -17,7 +17,7 @@ from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model import convert
 from curricula.model.checkpoints import checkpoint
-from curricula.model.checkpoints.folder import CheckpointInfo, latest_checkpoint, read_info
+from curricula.model.checkpoints.folder import CheckpointInfo, identity, latest_checkpoint, read_info
 from curricula.model.checkpoints.writer import save
 from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig
 from curricula.model.convert import export_hf, from_hugging_face, import_hf, to_hugging_face
@@ -184,6 +184,14 @@ def test_an_import_never_lands_in_the_folder_of_a_training_run(tmp_path, tokeniz
     with pytest.raises(UserError, match="holds the checkpoints of a training run"):
         import_hf(tmp_path / "hf", checkpoints)
     assert import_hf(tmp_path / "hf", tmp_path / "new") == import_hf(tmp_path / "hf", tmp_path / "new")
+
+
+def test_an_import_of_other_weights_under_the_same_name_is_another_beginning(tmp_path, exported):
+    first = identity(import_hf(exported, tmp_path / "first"))
+    assert identity(import_hf(exported, tmp_path / "again")) == first
+    changed = shutil.copytree(exported, tmp_path / exported.name)
+    spoil(changed, 1.5)
+    assert identity(import_hf(changed, tmp_path / "other")) != first
 
 
 @pytest.fixture(scope="module")
