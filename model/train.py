@@ -151,6 +151,7 @@ class Trainer:
             self.step = info.step
             if guard:
                 guard.resume(info)
+        self._begins = 0 if own else self.step  # where it branches off, the run before it has validated
         self.saver = Saver(network, self.optimizer, parallel)
         self.save_stall, self.data_wait = Stopwatch(), Stopwatch()
         self._saved_at = time.monotonic()
@@ -384,7 +385,7 @@ class Trainer:
         """Report the mean loss per token of each validation source, once for each step where it is due."""
         interval = self.job.config.validation_interval_steps
         due = self.step in (self.stop_step, *self.job.validate_steps)
-        due = due or bool(interval and self.step and self.step % interval == 0)
+        due = due or bool(interval and self.step > self._begins and self.step % interval == 0)
         if not (self.validation and due) or self._fills_gap:
             return
         if self.parallel.any(self.reports is not None and self.reports.is_validated(self.step)):

@@ -102,9 +102,9 @@ def _branch(path: Path, is_tuning: bool) -> Branch | None:
     tokens = {row["step"]: row["tokens"] for row in steps}
     validation: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        if isinstance(row.get("validation"), dict):
+        if isinstance(row.get("validation"), dict) and row["step"] in tokens:  # earlier versions validated before the first
             for name, loss in row["validation"].items():
-                validation[name].append((tokens.get(row["step"], 0), loss))
+                validation[name].append((tokens[row["step"]], loss))
     lots = [steps[i * len(steps) // POINTS : (i + 1) * len(steps) // POINTS] for i in range(POINTS)]
     lots = [lot for lot in lots if lot]
     timing = [row.get("timing") or {} for row in steps]

@@ -47,10 +47,12 @@ def test_training_learns_and_records_every_step(tmp_path):
 
 
 def test_branch_arm_equals_training_from_scratch(whole_run, tmp_path):
-    arm = RandomBatches(switch_step=6)
-    train(train_job(tmp_path / "scratch"), arm)
-    train(train_job(tmp_path / "branch", init_from=step_folder(whole_run / "checkpoints", 6)), arm)
-    assert numbers(whole_run)[:6] + numbers(tmp_path / "branch") == numbers(tmp_path / "scratch")
+    arm, held_out = RandomBatches(switch_step=6), {"held out": RandomBatches(key="held out", total_steps=1)}
+    for name, start in {"scratch": None, "branch": step_folder(whole_run / "checkpoints", 6)}.items():
+        train(train_job(tmp_path / name, init_from=start, validation_interval_steps=3), arm, validation=held_out)
+    scratch = numbers(tmp_path / "scratch")
+    assert numbers(whole_run)[:6] == [row for row in scratch if row["step"] <= 6 and "validation" not in row]
+    assert numbers(tmp_path / "branch") == [row for row in scratch if row["step"] > 6]
 
 
 def test_a_cooldown_on_other_data_and_another_schedule_equals_training_from_scratch(whole_run, tmp_path):

@@ -140,6 +140,14 @@ def test_the_loss_of_the_latest_step_is_its_own_and_no_mean(trained):
     assert next(one for one in training.branches if one.name == "long").loss[-1] == pytest.approx((9 + 3 * 2) / 4)
 
 
+def test_an_arms_validation_losses_are_those_of_its_own_steps(trained):
+    (tmp := trained / "pretrain/late").mkdir(parents=True)
+    losses = [{"step": step, "validation": {"web": float(step)}} for step in (5, 6)]
+    append_jsonl(tmp / "metrics.jsonl", [losses[0], {"step": 6, "tokens": 3072, "loss": 2.0}, losses[1]])
+    (late,) = (one for one in read_training(trained, {}).branches if one.name == "late")
+    assert late.validation == {"web": [(3072, 6.0)]}
+
+
 def test_midtraining_is_not_counted_as_tuning(trained):
     timing = {"seconds": 3.6, "tokens_per_second": 10.0, "tokens_per_second_per_device": 10.0}
     for stage, steps in (("mt", 100), ("instruct", 10)):
