@@ -25,7 +25,7 @@ from curricula.eval.judges.check import check_judge
 from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, study_downloads, used_pools
 from curricula.jobs.run import Run
-from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
+from curricula.jobs.stages.base import Stage, Work, are_filled, size_of, training_behind
 from curricula.model.checkpoints.folder import misfits, read_info, require_checkpoint
 from curricula.model.study import Model
 from curricula.packages import packaged_gguf
@@ -60,8 +60,11 @@ class Prepare(Stage):
         prepare(work.run)
 
     def is_complete(self, work: Work) -> bool:
+        """Imported weights may be moved away, but not their checkpoint alone: one that was found damaged is made again."""
         run = work.run
-        return are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else []))
+        if not are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else [])):
+            return False
+        return not (run.initial_checkpoint / "latest").exists() or training_behind(run.initial_checkpoint) is not None
 
 
 class Tokenize(Stage):
@@ -155,7 +158,7 @@ def _import_weights(model: Model, out: Path) -> None:
     from curricula.model.convert import import_hf
 
     ours = model.resolve()
-    if not (out / "latest").exists():
+    if training_behind(out) is None:
         import_hf(model_source(model.weights or ""), out, ours.sequence_length)
     if other := misfits(read_info(require_checkpoint(out)).model, ours):
         raise UserError(

@@ -23,10 +23,12 @@ from curricula.curriculum.world.datasets import write_world
 from curricula.errors import UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.downloads import study_downloads
+from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
-from curricula.jobs.stages.data import prepare
+from curricula.jobs.stages import Work
+from curricula.jobs.stages.data import Prepare, prepare
 from curricula.jobs.study import load_study
-from curricula.model.checkpoints.folder import latest_checkpoint, read_info
+from curricula.model.checkpoints.folder import latest_checkpoint, read_info, set_aside
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,20 @@ def test_weights_in_a_folder_say_the_models_sizes_once_for_the_run(tmp_path):
     assert Run.open(run.root).study.model.resolve().hidden == 32
     with pytest.raises(UserError, match="ffn must be given, and none was read from a config.json in weights 'hf'"):
         beside()
+
+
+def test_imported_weights_that_were_set_aside_as_damaged_are_imported_again(tmp_path):
+    save_tiny_llama(tmp_path / "hf", tied=True)
+    model = {"weights": "hf", "sequence_length": 128}
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, tokenizer={"folder": "hf"}, model=model)))
+    prepare(run)
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find("prepare", "prepare"))
+    assert Prepare().is_complete(work)
+    set_aside(latest_checkpoint(run.initial_checkpoint))
+    assert not Prepare().is_complete(work)
+    prepare(run)
+    assert Prepare().is_complete(work) and read_info(latest_checkpoint(run.initial_checkpoint)).step == 0
 
 
 def test_weights_that_come_later_change_no_run_of_sizes_that_the_study_gave(tmp_path):
