@@ -261,7 +261,7 @@ def remove(folder: Path) -> None:
 def retire(folder: Path) -> None:
     """Set aside a checkpoint whose bytes are damaged. One that `read_info` refuses already stays: its fault shows without
     reading all of it, or another version wrote it."""
-    with contextlib.suppress(UserError, FileNotFoundError):  # the latter: another process was faster
+    with contextlib.suppress(UserError, OSError):  # the latter: another process was faster, or the folder is another user's
         read_info(folder)
         set_aside(folder)
 

@@ -153,6 +153,18 @@ def test_a_flipped_bit_is_found(copy, name):
     assert not (copy / "checkpoints/step_00000004").exists()  # what trained it has to make it again
 
 
+def test_a_damaged_checkpoint_is_named_where_it_cannot_be_set_aside(copy, monkeypatch):
+    start = copy / "checkpoints/step_00000004"
+    flip_a_bit(start / "__0_0.distcp")
+
+    def of_another_user(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(start))
+
+    monkeypatch.setattr(os, "rename", of_another_user)
+    with pytest.raises(UserError, match="__0_0.distcp: damaged"):
+        train(train_job(copy / "new", init_from=start), RandomBatches())
+
+
 def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(copy, whole, caplog):
     train(train_job(copy, stop_step=6), RandomBatches())
     checkpoints = copy / "checkpoints"
