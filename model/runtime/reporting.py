@@ -11,6 +11,7 @@ and so were lost.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -123,7 +124,8 @@ class MetricsFile:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # it tries again to write a line whose writing has failed, which was reported then
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
