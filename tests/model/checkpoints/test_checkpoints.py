@@ -359,6 +359,16 @@ def test_a_pointer_to_nothing_is_named_and_training_continues_from_an_older_chec
     assert latest_checkpoint(copy / "checkpoints").name == "step_00000005"
 
 
+def test_a_run_that_was_set_back_replaces_what_it_had_saved_later(copy, whole):
+    train(train_job(copy, stop_step=6, save_interval_steps=1, keep_last=3), RandomBatches())
+    (copy / "checkpoints/latest").write_text("step_00000004\n")
+    for stop, kept in ((5, [4, 5]), (12, [5, 12])):
+        train(train_job(copy, stop_step=stop), RandomBatches())
+        assert [folder.step_of(path) for path in sorted((copy / "checkpoints").glob("step_*"))] == kept
+        assert read_info(latest_checkpoint(copy / "checkpoints")).step == stop
+    assert numbers(copy) == numbers(whole)
+
+
 def test_a_run_whose_only_checkpoint_was_deleted_begins_again(copy, whole):
     """The message about a damaged one says to delete it; `latest` still names it."""
     shutil.rmtree(copy / "checkpoints/step_00000004")
@@ -389,6 +399,25 @@ def test_without_space_for_a_metrics_line_training_says_so_and_goes_on_later(tmp
         train(train_job(tmp_path), RandomBatches())
     train(train_job(tmp_path), RandomBatches())
     assert numbers(tmp_path) == numbers(whole)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [(".metadata", "incomplete"), ("metadata.json", "incomplete"), ("__0_0.distcp", "__0_0.distcp: has 0 bytes of")],
+)
+def test_a_save_that_has_not_arrived_whole_is_not_published(copy, spoilt, said):
+    checkpoints = copy / "checkpoints"
+    aside = shutil.copytree(checkpoints / "step_00000004", checkpoints / ".step_00000006.aside")
+    info = read_info(aside)
+    (aside / "checkpoint.json").unlink()
+    if spoilt.endswith(".distcp"):  # as another machine's file system shows it
+        (aside / spoilt).write_bytes(b"")
+    else:
+        (aside / spoilt).unlink()
+    written = {name: file for name, file in info.files.items() if name.endswith(".distcp")}
+    with pytest.raises(UserError, match=said):
+        folder.publish(aside, checkpoints / "step_00000006", info, written)
+    assert latest_checkpoint(checkpoints).name == "step_00000004" and not (checkpoints / "step_00000006").exists()
 
 
 def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
