@@ -14,7 +14,14 @@ from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.study import Study
-from curricula.model.checkpoints.folder import checkpoints_to_resume, identity, read_info, require_checkpoint, step_folder
+from curricula.model.checkpoints.folder import (
+    checkpoints_to_resume,
+    identity,
+    read_info,
+    require_checkpoint,
+    step_folder,
+    step_of,
+)
 from curricula.model.study import Allocation
 from curricula.progress import Progress
 
@@ -138,11 +145,11 @@ class Stage(ABC):
         return request.gpus * request.total_hours
 
 
-def saved_steps(branch: Path) -> int:
-    """The step of the newest checkpoint from which a training run may go on, 0 without one. `latest` itself may name one that
-    was found damaged and set aside."""
-    newest = next(iter(checkpoints_to_resume(branch / "checkpoints")), None)
-    return int(newest.name.rpartition("_")[2]) if newest else 0
+def saved_steps(branch: Path, stop: int | None = None) -> int:
+    """The step of the newest checkpoint, at most at `stop`, from which a training run may go on, 0 without one. `latest` itself
+    may name one that was found damaged and set aside, or lie beyond a lost one at `stop` that is trained again."""
+    steps = map(step_of, checkpoints_to_resume(branch / "checkpoints"))
+    return next((step for step in steps if stop is None or step <= stop), 0)
 
 
 def checkpoint_to_resume(branch: Path) -> Path | None:

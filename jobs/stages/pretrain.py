@@ -85,7 +85,8 @@ class Pretrain(Stage):
         return [*files, start / INFO_FILE] if start else files
 
     def saved(self, work: Work) -> int:
-        return saved_steps(work.run.branch(work.plan.segments[work.element.segment].branch))
+        segment = work.plan.segments[work.element.segment]
+        return saved_steps(work.run.branch(segment.branch), segment.stop)
 
     def flops(self, study: Study, element: Element) -> float:
         return _tokens(study, element) * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)

@@ -100,3 +100,14 @@ def test_what_was_saved_is_counted_where_the_newest_checkpoint_was_set_aside(tmp
     assert saved_steps(tmp_path) == 4
     (checkpoints / "latest").write_text("step_00000008\n")  # damaged; set aside by a start that was killed before its next save
     assert saved_steps(tmp_path) == 6
+
+
+def test_what_a_lost_branch_point_costs_to_train_again_counts_as_progress(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    work = Work(run, plan := plan_study(run.study), *plan.find("pretrain-trunk-100", "trunk"))
+    checkpoints, stop = run.branch("trunk") / "checkpoints", plan.segments[work.element.segment].stop
+    for saved in (stop - 2, stop - 1, stop):
+        for step in (saved, stop + 5):
+            step_folder(checkpoints, step).mkdir(parents=True, exist_ok=True)
+        (checkpoints / "latest").write_text(f"step_{stop + 5:08d}\n")
+        assert STAGES["pretrain"].saved(work) == saved
