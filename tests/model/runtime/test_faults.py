@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import time
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
-from curricula.model.checkpoints.folder import latest_checkpoint
+from curricula.model.checkpoints.folder import latest_checkpoint, step_of
 from curricula.model.runtime import Interrupted, PeerLost
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.runtime.stopping import HANG_EXIT_CODE, lost_peers_named
@@ -234,6 +235,11 @@ def test_resuming_with_another_batch_is_refused(tmp_path, change, named):
         train(train_job(tmp_path), msgspec.structs.replace(RandomBatches(), **change))
 
 
-def test_checkpoints_are_also_saved_by_the_clock(tmp_path):
-    train(train_job(tmp_path, save_interval_minutes=1e-6, keep_last=50, stop_step=3), RandomBatches())
-    assert len(list((tmp_path / "checkpoints").glob("step_*"))) == 3
+def test_checkpoints_are_also_saved_by_the_clock(tmp_path, monkeypatch):
+    """A minute passes after each step, before what is due is saved."""
+    minutes = [0]
+    clock = types.SimpleNamespace(monotonic=lambda: 60.0 * minutes[-1], perf_counter=time.perf_counter)
+    monkeypatch.setattr("curricula.model.train.time", clock)
+    job = train_job(tmp_path, save_interval_minutes=2.5, keep_last=50)
+    train(job, RandomBatches(), lambda done, total, **figures: minutes.append(done))
+    assert [step_of(folder) for folder in sorted((tmp_path / "checkpoints").glob("step_*"))] == [4, 8, 12]
