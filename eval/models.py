@@ -290,9 +290,7 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         raise UserError(f"{folder}: no *.safetensors or pytorch_model*.bin; has the export finished?")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa"
-        )
+        model = read_weights(folder, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
         raise UserError(
             f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); check its config.json, or export the "
@@ -311,14 +309,23 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         with tempfile.TemporaryDirectory() as aside:
             import_gguf_tokenizer(file, Path(aside))
             tokenizer = AutoTokenizer.from_pretrained(aside, local_files_only=True, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, local_files_only=True, dtype=dtype, attn_implementation="sdpa"
-        )
+        model = read_weights(file.parent, gguf_file=file.name, local_files_only=True, dtype=dtype, attn_implementation="sdpa")
     except ImportError as error:
         raise UserError(f"{file}: GGUF files need `pip install safety-curricula[gguf]` ({one_line(error)})") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be loaded ({one_line(error)}); fetch the file again") from error
     return model, tokenizer
+
+
+def read_weights(pretrained_model_name_or_path: Path | str, **settings: Any) -> Any:
+    """The causal language model that `transformers` reads there.
+
+    Raises ValueError where its files lack weights, which `transformers` would draw at random.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **settings)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"its files lack {len(missing)} tensors, {missing[0]} among them")
+    return model
 
 
 def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:

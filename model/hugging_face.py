@@ -27,6 +27,10 @@ INDEX = "model.safetensors.index.json"
 PLAIN_TYPES = ("torch.bfloat16", "torch.float16", "torch.float32", "torch.float64")
 LARGEST_ROPE_BASE = 1e12
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+GGUF_TENSOR = re.compile(
+    r"(token_embd|output_norm|output|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_(norm|gate|up|down)))\.weight"
+)
+"""Those of a plain Llama model. Others are biases, experts, or the frequencies of scaled rotary positions."""
 
 
 def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -182,8 +186,10 @@ def _rounded(eps: Any) -> float:
 def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors.torch import load_file
 
-    config_file, index_file = source / "config.json", source / INDEX
-    if index_file.exists():
+    config_file, whole, index_file = source / "config.json", source / "model.safetensors", source / INDEX
+    if whole.exists():  # what transformers reads then, whatever lies beside it
+        files = [whole]
+    elif index_file.exists():
         index = _read_json(index_file)
         if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
             raise UserError(f"{index_file}: names no files of weights; fetch the model again")
@@ -201,8 +207,10 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{file}: cannot be read ({error}); fetch the model again") from error
     config = _read_json(config_file)
-    if config.get("tie_word_embeddings"):
-        weights.pop("lm_head.weight", None)
+    if config.get("tie_word_embeddings") and (output := weights.pop("lm_head.weight", None)) is not None:
+        embedding = weights.get("model.embed_tokens.weight")
+        if embedding is not None and not embedding.equal(output):  # transformers 5 leaves them untied, transformers 4 ties them
+            raise UserError(f"{source}: config.json ties lm_head.weight to the embeddings, and they differ; correct either")
     return config, weights
 
 
@@ -221,17 +229,28 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise UserError(f"{source}: no such file; name a GGUF file or a Hugging Face folder")
     try:
         import accelerate  # noqa: F401 (transformers needs it)
-        import gguf  # noqa: F401
+        import gguf
     except ImportError as error:
         raise UserError(f"{source}: reading GGUF needs the package {error.name}; pip install safety-curricula[gguf]") from None
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, output_loading_info=True
+        )
+        reader = gguf.GGUFReader(source)
+        scaling = reader.get_field("llama.rope.scaling.type")
+        rope_type = bytes(scaling.parts[-1]).decode() if scaling else "none"
     except Exception as error:  # the parser trusts its file: damage can raise anything
         raise UserError(f"{source}: cannot be read ({first_line(error):.200}); fetch the model again") from error
-    weights = dict(loaded.state_dict())
+    # What follows transformers passes over.
+    strange = next((tensor.name for tensor in reader.tensors if not GGUF_TENSOR.fullmatch(tensor.name)), None)
+    if strange or rope_type != "none":
+        why = f"it holds the tensor {strange}" if strange else f"its rope type is {rope_type!r}"
+        raise UserError(f"{source}: not a plain Llama model ({why}); import one that is")
+    drawn = report["missing_keys"]  # at random, as when the file is one part of several
+    weights = {name: weight for name, weight in loaded.state_dict().items() if name not in drawn}
     if loaded.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     return loaded.config.to_dict(), weights

@@ -66,14 +66,13 @@ class LocalClassifier(InProcess):
     def _model(self) -> Any:
         import torch
         from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
 
-        from curricula.eval.models import find_device
+        from curricula.eval.models import find_device, read_weights
 
         name, on_gpu = self.settings.model_name, find_device(None).type == "cuda"
         dtype = torch.bfloat16 if on_gpu else torch.float32
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(**hub_place(name), trust_remote_code=False, dtype=dtype)
+            model = read_weights(**hub_place(name), trust_remote_code=False, dtype=dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{name}: the judge cannot be loaded ({one_line(str(error), 160)}); name its folder as judge.model, or a "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_llama import SPECIALS, TEXT, save_tiny_llama, tiny_tokenizer
 
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -72,6 +73,14 @@ def test_missing_and_truncated_weights_are_user_errors(folder, tmp_path):
     weights.unlink()
     with pytest.raises(UserError, match="has the export finished"):
         load_model(broken, "base", "cpu")
+
+
+def test_weights_that_the_files_lack_are_not_drawn_at_random(copied):
+    weights = load_file(copied / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="cannot be loaded .*its files lack 1 tensors, model.norm.weight among them"):
+        load_model(copied, "base", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import functools
 import importlib.util
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from curricula.model.checkpoints.folder import CheckpointInfo, identity, latest_
 from curricula.model.checkpoints.writer import save
 from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig
 from curricula.model.convert import export_hf, from_hugging_face, import_hf, to_hugging_face
-from curricula.model.hugging_face import hugging_face_config, tensor_shapes
+from curricula.model.hugging_face import hugging_face_config, read_model, tensor_shapes
 from curricula.model.network.build import build_network, build_optimizer, initialize, wrap
 from curricula.model.runtime.distributed import started
 from curricula.model.train import train
@@ -219,6 +220,26 @@ def change(path: Path, **entries) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
+def test_weights_are_read_from_the_file_that_transformers_reads(tmp_path, exported):
+    shutil.copytree(exported, tmp_path / "hf")
+    weights = load_file(exported / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, tmp_path / "hf/model_before.safetensors")
+    _, found = read_model(tmp_path / "hf")
+    assert torch.equal(found["model.norm.weight"], weights["model.norm.weight"])
+
+
+def give_head(hf: Path, difference: float) -> None:
+    weights = load_file(hf / "model.safetensors")
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + difference}, hf / "model.safetensors")
+
+
+def test_a_tied_model_may_hold_its_embeddings_twice(tmp_path, exported):
+    shutil.copytree(exported, tmp_path / "hf")
+    give_head(tmp_path / "hf", 0.0)
+    assert read_model(tmp_path / "hf")[0] == SMALL
+    assert "lm_head.weight" not in read_model(tmp_path / "hf")[1]
+
+
 def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
     weights = load_file(hf / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
@@ -255,6 +276,7 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
         (lambda hf: change(hf / "config.json", max_position_embeddings=10**30), r"cannot be used .max_position_embed"),
         (lambda hf: change(hf / "config.json", rms_norm_eps=math.nan), r"cannot be used .rms_norm_eps is nan"),
         (lambda hf: (hf / "config.json").write_text("[" * 100_000), r"config.json: cannot be read"),
+        (lambda hf: give_head(hf, 1.0), r"config.json ties lm_head.weight to the embeddings, and they differ"),
         (lambda hf: spoil(hf, math.nan), r"tensor model.norm.weight holds NaN or infinity"),
         (lambda hf: spoil(hf, -math.inf), r"tensor model.norm.weight holds NaN or infinity"),
         (lambda hf: spoil(hf, 1e300, torch.float64), r"tensor model.norm.weight holds NaN or infinity in float32"),
@@ -277,6 +299,79 @@ def test_a_damaged_gguf_file_is_refused_in_a_sentence(tmp_path):
         (tmp_path / "model.gguf").write_bytes(content)
         with pytest.raises(UserError, match=r"model.gguf: cannot be read"):
             import_hf(tmp_path / "model.gguf", tmp_path / "new")
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(path: Path, hf: Path, more: tuple[str, ...] = (), less: str = "", scaling: str = "") -> None:
+    """The model SMALL in `hf` as a GGUF file, with some tensors more or without those that have `less` in their names."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(SMALL.layers)
+    writer.add_context_length(SMALL.sequence_length)
+    writer.add_embedding_length(SMALL.hidden)
+    writer.add_feed_forward_length(SMALL.ffn)
+    writer.add_head_count(SMALL.heads)
+    writer.add_head_count_kv(SMALL.kv_heads)
+    writer.add_layer_norm_rms_eps(SMALL.rms_norm_eps)
+    writer.add_rope_freq_base(SMALL.rope_base)
+    writer.add_vocab_size(SMALL.vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{number}" for number in range(SMALL.vocabulary)])
+    if scaling:
+        writer.add_string("llama.rope.scaling.type", scaling)
+    for name, weight in load_file(hf / "model.safetensors").items():
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        theirs = GGUF_NAMES[name.removeprefix(layer[0] if layer else "").removesuffix(".weight")] + ".weight"
+        theirs = f"blk.{layer[1]}.{theirs}" if layer else theirs
+        if "attn_q" in theirs or "attn_k" in theirs:  # pairs of rotary positions side by side
+            heads = SMALL.heads if "attn_q" in theirs else SMALL.kv_heads
+            weight = weight.view(heads, 2, -1, SMALL.hidden).transpose(1, 2).reshape(weight.shape)
+        if not less or less not in theirs:
+            writer.add_tensor(theirs, weight.contiguous().numpy())
+    for name in more:
+        writer.add_tensor(name, torch.ones(4).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_imported_as_the_model_it_was_made_of(tmp_path, exported):
+    write_gguf(tmp_path / "model.gguf", exported, scaling="none")
+    model, weights = read_model(tmp_path / "model.gguf")
+    expected = load_file(exported / "model.safetensors")
+    assert model == msgspec.structs.replace(SMALL, init_std=model.init_std) and weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"less": "blk.1."}, r"model.gguf: lacks the tensor model.layers.1.input_layernorm.weight"),
+        ({"more": ("rope_freqs.weight",)}, r"not a plain Llama model .it holds the tensor rope_freqs.weight.; import one"),
+        ({"more": ("blk.0.attn_v.bias",)}, r"not a plain Llama model .it holds the tensor blk.0.attn_v.bias"),
+        ({"scaling": "linear"}, r"not a plain Llama model .its rope type is 'linear'"),
+    ],
+    ids=["one of several parts", "frequencies", "biases", "scaled positions"],
+)
+def test_a_gguf_file_of_which_transformers_would_pass_over_a_part_is_refused(tmp_path, exported, change, said):
+    write_gguf(tmp_path / "model.gguf", exported, **change)
+    with pytest.raises(UserError, match=said):
+        read_model(tmp_path / "model.gguf")
 
 
 def test_a_large_model_is_written_in_several_files_and_read_from_them(tmp_path, tokenizer, exported, monkeypatch):

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 from judge_server import answer_row
+from safetensors.torch import load_file, save_file
 from tiny_llama import save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,6 +67,15 @@ def test_a_model_that_is_not_a_classifier_ends_the_work_before_anything_is_writt
 def test_a_missing_judge_is_named(tmp_path):
     with pytest.raises(UserError, match="no tokenizer for the judge"):
         verdicts_on(JudgeConfig(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)
+
+
+def test_a_judge_whose_files_lack_weights_is_refused(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    shutil.copytree(folder, tmp_path / "judge")
+    save_file(weights, tmp_path / "judge/model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="the judge cannot be loaded .its files lack 1 tensors, model.norm.weight among them"):
+        verdicts_on(JudgeConfig(name="harmbench", model=str(tmp_path / "judge")), [question_of(answer_row(1))], tmp_path)
 
 
 def test_a_judge_of_the_hub_is_taken_at_its_revision(folder, tmp_path, monkeypatch):
