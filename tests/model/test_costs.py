@@ -1,5 +1,6 @@
 import dataclasses
 
+import msgspec
 import pytest
 
 from curricula.errors import UsageError
@@ -11,6 +12,9 @@ BIG = PRESETS["smollm2-1.7b"]
 ON_ONE = Layout(micro_batch=8, sequence_length=2048)
 ON_32 = dataclasses.replace(ON_ONE, data_parallel=32)
 H100 = 79 * GIB
+
+LITTLE = ModelConfig(layers=4, hidden=64, heads=4, kv_heads=2, ffn=192, vocabulary=512)
+N, T = parameters(LITTLE), 2 * 32
 
 MEASURED = [
     (dataclasses.replace(ON_ONE, engine=EngineConfig(backend="te")), 60.8),
@@ -45,6 +49,29 @@ def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
 @pytest.mark.parametrize(("layout", "peak_gib"), MEASURED, ids=["te", "te fp8", "torch"])
 def test_the_estimate_is_within_five_percent_of_measured_peaks(layout, peak_gib):
     assert step_memory(BIG, layout).total / GIB == pytest.approx(peak_gib, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "activations", "loss"),
+    [
+        ({}, 2 * N, T * 4 * 2176, T * 1536),
+        ({"engine": EngineConfig(backend="te")}, 2 * N, T * 4 * 2048, T * 1536),
+        ({"engine": EngineConfig(fp8="delayed")}, 2 * N + 2 * (N - 512 * 64), T * 4 * 1792, T * 1536),
+        ({"engine": EngineConfig(recompute_layers=3)}, 2 * N, T * (2 * 2176 + 3 * 128), T * 1536),
+        ({"engine": EngineConfig(recompute_layers=9)}, 2 * N, T * (2176 + 4 * 128), T * 1536),
+        ({"tensor_parallel": 2}, N, T * 4 * 1088, T * 6 * (96 + 64)),
+        ({"tensor_parallel": 2, "engine": EngineConfig(recompute_layers=4)}, N, T * (1088 + 4 * 64), T * 6 * (96 + 64)),
+        ({"tensor_parallel": 2, "engine": EngineConfig(sequence_parallel=False)}, N, T * 4 * (512 + 832), T * 6 * (96 + 64)),
+    ],
+)
+def test_the_parts_of_the_estimate_are_those_of_the_formula(changes, weights, activations, loss):
+    estimate = step_memory(LITTLE, Layout(**{"micro_batch": 2, "sequence_length": 32} | changes))
+    assert (estimate.weights, estimate.activations, estimate.loss) == (weights, activations, loss)
+
+
+def test_the_logits_of_a_large_vocabulary_take_more_than_a_layers_gradients():
+    estimate = step_memory(msgspec.structs.replace(LITTLE, vocabulary=4096), Layout(2, 32, tensor_parallel=2))
+    assert estimate.loss == T * (2 * 4096 // 2 + 4 * 64)
 
 
 def test_weights_gradients_and_optimizer_take_18_bytes_a_parameter_and_the_optimizer_is_split():
