@@ -117,6 +117,15 @@ def test_a_step_that_cannot_fit_is_refused_with_its_numbers_and_what_would_fit()
     assert "more GPUs" in what_would_fit(BIG, ON_ONE, 10 * GIB)[0]
 
 
+@pytest.mark.parametrize("before", [0, 5])
+def test_as_few_layers_are_recomputed_as_fit_and_at_most_all(before):
+    layout = dataclasses.replace(ON_ONE, micro_batch=16, engine=EngineConfig(recompute_layers=before))
+    for layers in (7, BIG.layers):
+        enough = step_memory(BIG, dataclasses.replace(layout, engine=EngineConfig(recompute_layers=layers))).total
+        assert f"engine.recompute_layers {layers}" in what_would_fit(BIG, layout, enough)
+    assert not any("recompute" in change for change in what_would_fit(BIG, layout, enough - 1))
+
+
 def test_memory_that_others_hold_is_no_reason_to_change_the_study():
     needed = step_memory(BIG, ON_ONE).total
     with pytest.raises(GpuInUse, match=r"of whose 79.0 GiB only 39.0 are free; `nvidia-smi` on") as busy:
