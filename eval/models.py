@@ -322,7 +322,8 @@ def read_weights(pretrained_model_name_or_path: Path | str, **settings: Any) -> 
 
     Raises ValueError where its files lack weights, which `transformers` would draw at random.
     """
-    model, report = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **settings)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **settings)
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"its files lack {len(missing)} tensors, {missing[0]} among them")
     return model

@@ -236,9 +236,10 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, output_loading_info=True
         )
+        loaded, report = read
         reader = gguf.GGUFReader(source)
         scaling = reader.get_field("llama.rope.scaling.type")
         rope_type = bytes(scaling.parts[-1]).decode() if scaling else "none"
