@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from curricula.curriculum.config import VALIDATION, Midtrain, Tuning, point_label
+from curricula.curriculum.config import VALIDATION, AnyStage, Midtrain, Tuning, point_label
 from curricula.curriculum.plan import Arm
 from curricula.curriculum.sources.declared import declared_in
 from curricula.curriculum.sources.registry import dataset, local_root
@@ -303,13 +303,17 @@ def _unknown_sizes(arms: list[dict[str, Any]], sizes: dict[str, SourceSize]) -> 
 
 
 def _unfit(study: Study) -> Iterator[str]:
-    """A batch that is too large for the GPUs, and a warmup that is too long for the steps."""
-    memory, steps, schedule = _gpu_memory(study), study.budget.steps, study.pretraining.schedule
-    if memory["would_fit"]:
-        yield (
-            f"pretraining with micro_batch {study.pretraining.micro_batch} needs about {memory['needed_gib']:.0f} GiB of each "
-            f"GPU, which has {memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
-        )
+    """Batches that are too large for the GPUs, and a warmup that is too long for the steps."""
+    stages: dict[str, AnyStage | None] = {"pretraining": None, **study.tree.stages}
+    for name, stage in stages.items():
+        memory = _gpu_memory(study, stage)
+        if memory["would_fit"]:
+            micro_batch = (stage or study.pretraining).micro_batch
+            yield (
+                f"{name} with micro_batch {micro_batch} needs about {memory['needed_gib']:.0f} GiB of each GPU, which has "
+                f"{memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
+            )
+    steps, schedule = study.budget.steps, study.pretraining.schedule
     warmup, end = warmup_steps(steps, schedule), decay_start(steps, schedule) if schedule.kind != "cosine" else steps
     if warmup > end:
         yield (
@@ -324,8 +328,8 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     entry = dataset(source.dataset) if source.dataset else None
     names = [shard for shard in source.shard_names if shard != VALIDATION]
     tokens: int | None = None
-    if shards and all((shards / name / f"{shard}.json").exists() for shard in names):
-        with contextlib.suppress(UserError):  # what a damaged one describes is to be made again
+    if shards:
+        with contextlib.suppress(UserError):  # one is missing, or damaged: it is to be made
             tokens = sum(read_manifest(shards / name / shard)["tokens"] for shard in names)
     if tokens is not None:
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
@@ -462,12 +466,17 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
     return seconds / 3600
 
 
-def _gpu_memory(study: Study) -> dict[str, Any]:
-    """The memory that pretraining needs on each GPU, in GiB, and changes that would make it fit if it does not."""
+def _gpu_memory(study: Study, stage: AnyStage | None = None) -> dict[str, Any]:
+    """The memory that pretraining, or a stage after it, needs on each GPU, in GiB, and changes that would make it fit if it
+    does not."""
     resources, model = study.resources, study.model.resolve()
-    data_parallel = max(1, resources.pretraining.gpus // resources.tensor_parallel)
+    gpus = (resources.tuning if isinstance(stage, Tuning) else resources.pretraining).gpus
+    data_parallel = max(1, gpus // resources.tensor_parallel)
+    micro_batch, global_batch = study.pretraining.micro_batch, study.budget.global_batch
+    if stage is not None:
+        micro_batch, global_batch = stage.micro_batch or micro_batch, stage.global_batch or global_batch
     layout = costs.Layout(
-        min(study.pretraining.micro_batch, max(1, study.budget.global_batch // data_parallel)),
+        min(micro_batch, max(1, global_batch // data_parallel)),
         study.budget.sequence_length,
         resources.tensor_parallel,
         data_parallel,

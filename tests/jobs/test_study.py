@@ -411,6 +411,14 @@ def test_the_plan_warns_of_a_micro_batch_that_does_not_fit_the_gpu():
     assert any("which has 79; use micro_batch 16 or engine.recompute_layers" in warning for warning in value["warnings"])
 
 
+def test_the_plan_warns_of_a_stage_after_pretraining_that_does_not_fit_its_gpus():
+    raw = yaml.safe_load((STUDIES / "deep-ignorance.yaml").read_text())
+    assert not any("GPU" in warning for warning in described(parse_study(raw, "study.yaml"))["warnings"])
+    raw["resources"]["tuning"] = {"gpus_per_node": 2}  # among which the optimizer's state is split, not among pretraining's 128
+    (warning,) = (one for one in described(parse_study(raw, "study.yaml"))["warnings"] if "GPU" in one)
+    assert warning.startswith("instruct with micro_batch 1 needs about 89 GiB of each GPU, which has 79; use more GPUs")
+
+
 def test_the_plan_warns_of_a_learning_rate_that_falls_before_it_has_risen():
     schedule = {"kind": "warmup-stable-decay", "warmup_fraction": 0.9, "decay_fraction": 0.1}
     changes = {"pretraining__budget_tokens": 100 * 8 * 128, "pretraining__schedule": schedule}
