@@ -38,7 +38,7 @@ if varlen_attn is not None and "is_causal" in inspect.signature(varlen_attn).par
 class RMSNorm(torch.nn.Module):
     """Root-mean-square norm; under sequence parallelism its weight asks for its gradient to be summed over ranks."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **unused: Any) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
