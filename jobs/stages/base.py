@@ -172,6 +172,23 @@ def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
     return None
 
 
+def is_awaited(work: Work, training: Path) -> bool:
+    """Whether something has yet to begin from the last checkpoint of an element, whose folder is `training`: it neither is done
+    nor has saved anything of its own. Where no folder of checkpoints is left, only pretraining counts."""
+    run, plan, is_kept = work.run, work.plan, (training / "checkpoints").is_dir()
+    need = (work.job.name, work.element.label), True
+    for job in plan.jobs:
+        for element in job.elements if any(edge.job == work.job.name for edge in job.needs) else ():
+            if need not in plan.needs[job.name, element.label] or element.eval_task or not (is_kept or element.segment):
+                continue
+            one, segment = Work(run, plan, job, element), plan.segments.get(element.segment)
+            own = run.branch(segment.branch) if segment else run.tuning(one.key, element.kind)
+            has_begun = (segment or own != training) and any((own / "checkpoints").glob("step_*"))
+            if not has_begun and not (one.folder / "done.json").exists():
+                return True
+    return False
+
+
 def are_filled(*paths: Path) -> bool:
     return all(path.is_file() and path.stat().st_size for path in paths)
 

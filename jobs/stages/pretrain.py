@@ -25,7 +25,7 @@ from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps, training_behind
+from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, is_awaited, saved_steps, training_behind
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
 from curricula.model.checkpoints.folder import INFO_FILE, require_checkpoint, step_folder
@@ -60,16 +60,8 @@ class Pretrain(Stage):
 
         A folder of checkpoints that is gone as a whole was moved away: it is made again only for other segments.
         """
-        last = _last_checkpoint(work.run, work.plan.segments[work.element.segment])
-        if self.made(work):
-            return True
-        key, is_kept = (work.job.name, work.element.label), last.parent.is_dir()
-        for job in work.plan.jobs:
-            for element in job.elements if any(edge.job == work.job.name for edge in job.needs) else ():
-                begins_here = (key, True) in work.plan.needs[job.name, element.label] and (is_kept or element.segment)
-                if begins_here and _has_to_begin(Work(work.run, work.plan, job, element)):
-                    return False
-        return True
+        branch = work.run.branch(work.plan.segments[work.element.segment].branch)
+        return bool(self.made(work)) or not is_awaited(work, branch)
 
     def made(self, work: Work) -> str | None:
         segment = work.plan.segments[work.element.segment]
@@ -158,14 +150,6 @@ def sources_of(phases: Sequence[Phase]) -> list[str]:
 def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
     """The first shard of each source in `phases`."""
     return [run.shards / name / f"00000{suffix}" for name in sources_of(phases) for suffix in (".idx", ".bin")]
-
-
-def _has_to_begin(work: Work) -> bool:
-    """Whether an element that begins from a segment's last checkpoint neither is done nor has saved anything of its own."""
-    run, element = work.run, work.element
-    segment = work.plan.segments.get(element.segment)
-    own = run.branch(segment.branch) if segment else run.tuning(work.key, element.kind)
-    return not any((own / "checkpoints").glob("step_*")) and not (work.folder / "done.json").exists()
 
 
 def _branch_points(run: Run, plan: Plan, segment: Segment | None) -> Iterator[Path]:

@@ -22,7 +22,7 @@ from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, saved_steps, training_behind
+from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, is_awaited, saved_steps, training_behind
 from curricula.jobs.stages.pretrain import batches_of, gpu_hours_of, shard_files, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
@@ -43,6 +43,10 @@ class Tune(Stage):
         tune(work, progress)
         if read_ranks().rank == 0:
             export_model(work, progress)
+
+    def is_complete(self, work: Work) -> bool:
+        """Whether its last checkpoint is whole, or nothing has yet to begin from it."""
+        return bool(self.made(work)) or not is_awaited(work, work.run.tuning(work.key, work.element.kind))
 
     def made(self, work: Work) -> str | None:
         return training_behind(work.run.tuning(work.key, work.element.kind) / "checkpoints")
@@ -177,7 +181,19 @@ def _source(work: Work) -> Path:
     if tree.parent(kind) == BASE:
         return base_checkpoint(work.run, work.arm, tree.stages[kind].at)
     owner = work.plan.study.owners[work.key, tree.parent(kind)]
-    return require_checkpoint(work.run.tuning(owner, tree.parent(kind)) / "checkpoints")
+    return _end_of(work.run.tuning(owner, tree.parent(kind)))
+
+
+def _end_of(training: Path) -> Path:
+    """The checkpoint at the end of a stage's training. Raises UserError where it is lost and an earlier one is left: a child
+    or an export would take that for the finished model."""
+    from curricula.model.checkpoints.folder import read_info
+
+    last = require_checkpoint(training / "checkpoints")
+    info = read_info(last)
+    if info.step < (total := info.recipe["total_steps"]):
+        raise UserError(f"{last}: step {info.step:,} of {total:,}, and the last checkpoint is gone; run what trained it again")
+    return last
 
 
 def export_model(work: Work, progress: Progress) -> None:
@@ -207,9 +223,9 @@ def checkpoint_of(work: Work) -> Path:
         if along is None:
             return base_checkpoint(run, work.arm)
         return step_folder(run.branch(work.key) / "checkpoints", along.steps(study.budget.steps)[point])
-    last = require_checkpoint(run.tuning(work.key, kind) / "checkpoints")
     if along is None:
-        return last
+        return _end_of(run.tuning(work.key, kind))
+    last = require_checkpoint(run.tuning(work.key, kind) / "checkpoints")
     return step_folder(last.parent, along.steps(read_info(last).recipe["total_steps"])[point])
 
 

@@ -8,17 +8,21 @@ from types import MappingProxyType
 import msgspec
 import pytest
 from run_folders import finish, new_run
+from small_studies import demo
 
 from curricula.durable import write_json, write_text
 from curricula.errors import UserError
 from curricula.jobs.completion import is_done
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
+from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.tune import base_checkpoint
+from curricula.jobs.study import parse_study
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
 from curricula.model.config import PRESETS
+from curricula.progress import silent
 
 
 def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_path):
@@ -57,6 +61,31 @@ def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_t
     assert is_done(work)
 
 
+@pytest.mark.parametrize(("stage", "child"), [("instruct", "benign-20"), ("mt", "export-mt-20")])
+def test_the_last_checkpoint_of_a_stage_is_made_again_while_something_has_to_begin_from_it(tmp_path, stage, child):
+    raw = demo()
+    raw["stages"] = {"mt": {"kind": "midtrain", "mix": "full", "steps": 4, "lr": 1e-3}}
+    run = Run.create(tmp_path / "run", parse_study(raw, "here"))
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find(f"{stage}-20", "full-20"))
+    begins = Work(run, plan, *plan.find(child, "full-20"))
+    checkpoints = run.tuning("full-20", stage) / "checkpoints"
+    finish(run, work.job.name, "full-20")
+    for step in (2, 4):
+        _save(step_folder(checkpoints, step), {"total_steps": 4}, step)
+    write_text(checkpoints / "latest", "step_00000004")
+    assert is_done(work)
+    shutil.rmtree(step_folder(checkpoints, 4))
+    assert not is_done(work)
+    (checkpoints / "latest").unlink()
+    assert not is_done(work)
+    with pytest.raises(UserError, match="step_00000002: step 2 of 4, and the last checkpoint is gone"):
+        _ = STAGES[begins.job.stage].inputs(begins)  # never from the earlier one
+        STAGES[begins.job.stage].run(begins, silent)
+    finish(run, child, "full-20")
+    assert is_done(work)
+
+
 @pytest.mark.parametrize(("stage", "job"), [("pretrain", "pretrain-20"), ("tune", "instruct-20")])
 def test_a_checkpoint_of_another_training_is_not_taken_for_the_elements_own(tmp_path, monkeypatch, stage, job):
     run, _ = new_run(tmp_path / "run")
@@ -66,6 +95,7 @@ def test_a_checkpoint_of_another_training_is_not_taken_for_the_elements_own(tmp_
     monkeypatch.setattr(type(STAGES[stage]), "run", lambda *_: _save(last, {"seed": 42}))
     write_text(checkpoints / "latest", last.name)
     run_element(run.root, job, "full-20")
+    finish(run, "benign-20", "full-20")
     assert is_done(work)
     _save(last, {"seed": 43})
     assert not is_done(work)
@@ -77,7 +107,7 @@ def test_a_checkpoint_of_another_training_is_not_taken_for_the_elements_own(tmp_
     assert is_done(work)
 
 
-def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({})) -> None:
+def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({}), step: int = 1) -> None:
     """A checkpoint of one file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights").write_bytes(b"12345")
@@ -87,7 +117,7 @@ def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({})) -> Non
         "full": True,
         "files": {"weights": stored_file(folder / "weights")},
     }
-    record = CheckpointInfo(step=1, consumed_samples=0, consumed_tokens=0, recipe=dict(recipe), **held)
+    record = CheckpointInfo(step=step, consumed_samples=0, consumed_tokens=0, recipe=dict(recipe), **held)
     write_json(folder / "checkpoint.json", msgspec.to_builtins(record))
 
 

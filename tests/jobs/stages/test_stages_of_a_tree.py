@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from small_studies import tree_study
@@ -37,6 +38,8 @@ def trained(root, monkeypatch):
     monkeypatch.setattr("curricula.model.train.train", lambda job, batches, *_, **__: found.append((job, batches)))
     monkeypatch.setattr("curricula.jobs.stages.tune.export_model", lambda *_: None)
     monkeypatch.setattr("curricula.jobs.stages.tune.require_checkpoint", lambda path: path / "newest")
+    ended = SimpleNamespace(step=4, recipe={"total_steps": 4})
+    monkeypatch.setattr("curricula.model.checkpoints.folder.read_info", lambda _: ended)
 
     def run(job: str, label: str):
         opened = Run.open(root)
