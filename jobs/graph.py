@@ -74,9 +74,14 @@ class _Planner:
         benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
         made = [(name, arms, self._add_models(name, arms)) for name, arms in study.groups.items()]
         needs = tuple(map(Edge, benchmarks))
-        judged = [*self._add_pretraining_points(needs), *self._add_evaluations(made, needs)]
-        self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in judged))
-        return Plan(study, study.arms, {segment.name: segment for segment in segments}, tuple(self.jobs))
+        self._add_pretraining_points(needs)
+        self._add_evaluations(made, needs)
+        by_name = {segment.name: segment for segment in segments}
+        before = Plan(study, study.arms, by_name, tuple(self.jobs))
+        read = {need for needed in before.needs.values() for need, _ in needed}
+        ends = [job.name for job in self.jobs if any((job.name, label) not in read for label in job.labels)]
+        self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in ends))
+        return replace(before, jobs=tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         if any(job.name == name for job in self.jobs):
@@ -189,24 +194,23 @@ class _Planner:
             return self._job_of_segment[segment.name], segment.branch
         return self._made[self.study.owners[arm.key, parent], parent]
 
-    def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> list[str]:
-        """Add the evaluation of all models; returns the jobs that judge its rows."""
+    def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> None:
+        """Add the evaluation of all models."""
         measured: dict[str, list[Measured]] = {}
         tasks = [task for _, arms, made in groups for kind in made for arm in arms for task in self._tasks(kind, arm)]
         transfers = any(map(_is_transfer, tasks))
-        judged: list[str] = []
         for group in groups:
             name = group[0]
             measured[name] = self._add_measurements(group, needs)
-            judged += [] if transfers else self._add_merge(group, measured[name])
-            judged += self._add_points(group, needs)
+            if not transfers:
+                self._add_merge(group, measured[name])
+            self._add_points(group, needs)
         # An arm's suffixes are tried on every other, so no model's rows are whole before all are measured.
         sources = self.study.evaluation.attacks.suffixes_of
         suffixes = [one for name, arms, _ in groups if any(arm.name in sources for arm in arms) for one in measured[name]]
         for group in groups if transfers else ():
             tried = self._add_measurements(group, needs, suffixes)
-            judged += self._add_merge(group, [*measured[group[0]], *tried])
-        return judged
+            self._add_merge(group, [*measured[group[0]], *tried])
 
     def _tasks(self, kind: ModelKind, arm: Arm) -> list[EvalTask]:
         return self.study.at(arm.replicate.variant).eval_tasks(kind)
@@ -235,10 +239,9 @@ class _Planner:
                 found.append((kind, self._add(job, "evaluate", elements, Edge(made), *needs, *after)))
         return found
 
-    def _add_points(self, group: Group, needs: tuple[Edge, ...]) -> list[str]:
-        """Add the measurement of what the stages of a group pass; returns the jobs."""
+    def _add_points(self, group: Group, needs: tuple[Edge, ...]) -> None:
+        """Add the measurement of what the stages of a group pass."""
         name, arms, made_by = group
-        found: list[str] = []
         for kind, made in made_by.items():
             points = [
                 replace(model, label=f"{model.label}/{point}", point=point)
@@ -247,23 +250,21 @@ class _Planner:
                 for point in map(point_label, along.at)
             ]
             if points:
-                found.append(self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs))
-        return found
+                self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs)
 
-    def _add_merge(self, group: Group, measured: list[Measured]) -> list[str]:
-        """Add the job that merges the rows of these jobs, if there are any; returns its name."""
+    def _add_merge(self, group: Group, measured: list[Measured]) -> None:
+        """Add the job that merges the rows of these jobs, if there are any."""
         if not measured:
-            return []
+            return
         name, arms, _ = group
         # A failed evaluation does not hold back the others: the report says what is missing.
         after = [Edge(job, "afterany") for _, job in measured]
         kinds = dict.fromkeys(kind for kind, _ in measured)
         made = [replace(one, label=f"{one.label}/{kind}") for kind in kinds for one in _models(self._having(kind, arms), kind)]
-        return [self._add(f"merge-{name}", "merge", made, *after)]
+        self._add(f"merge-{name}", "merge", made, *after)
 
-    def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> list[str]:
+    def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> None:
         """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
-        found: list[str] = []
         jobs, segments = {job.name: job for job in self.jobs}, {one.name: one for one in self.study.segments}
         for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
             points = []
@@ -276,9 +277,7 @@ class _Planner:
                     if segment.start < step <= segment.stop
                 ]
             if points:
-                name = f"along-{job.name.removeprefix('pretrain-')}"
-                found.append(self._add(name, "along", points, Edge(job.name), *needs))
-        return found
+                self._add(f"along-{job.name.removeprefix('pretrain-')}", "along", points, Edge(job.name), *needs)
 
 
 def _is_transfer(task: EvalTask) -> bool:
