@@ -196,7 +196,7 @@ class Study(Settings, frozen=True, dict=True):
                     "set it to warmup-stable-decay"
                 )
             for phase in arm.blend_phases(self.budget):  # raises where one is too short for a step
-                if all(self.sources[name].loss == "none" for name, weight in phase.mix.items() if weight):
+                if self._trains_nothing(phase.mix):
                     raise ValueError(
                         f"arm {arm.name}: all sources of a phase have loss: none, so it would train nothing; mix in another"
                     )
@@ -205,6 +205,9 @@ class Study(Settings, frozen=True, dict=True):
                 raise ValueError(
                     f"arm {arm.name} starts so close to another arm that their job names coincide; move or merge them"
                 )
+
+    def _trains_nothing(self, mix: Any) -> bool:
+        return all(self.sources[name].loss == "none" for name, weight in mix.items() if weight)
 
     def _check_stages(self) -> None:
         for name in self.stages:
@@ -228,6 +231,8 @@ class Study(Settings, frozen=True, dict=True):
             for source in stage.mix if isinstance(stage, Midtrain) else ():
                 if source not in self.sources:
                     raise ValueError(f"{place}.mix names source {source!r}, which sources does not define")
+            if isinstance(stage, Midtrain) and self._trains_nothing(stage.mix):
+                raise ValueError(f"{place}.mix has only sources with loss: none, so it would train nothing; mix in another")
             at = None if stage.at is None else self.budget.step_at(stage.at)
             if at is not None and not 0 < at < self.budget.steps:
                 raise ValueError(f"{place}.at is {stage.at:g}, which is step {at:,} of {self.budget.steps:,}; move it")
@@ -277,6 +282,12 @@ class Study(Settings, frozen=True, dict=True):
         for name in evaluation.attacks.suffixes_of:
             if name not in arms:
                 raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
+            for stage, having in self.tree.arms.items():
+                if name not in having and any(TASKS[task].kind == "transfer" for task in self.tasks_of(stage)):
+                    raise ValueError(
+                        f"evaluation.attacks.suffixes_of names arm {name}, which has no stage {stage} to find suffixes for its "
+                        f"task transfer; name an arm that has it, or leave transfer out of {self.place_of(stage)}.tasks"
+                    )
         if "world" in (evaluation.judge_of("attack").name, evaluation.judge_of("overrefusal").name) and not self.world:
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
         for layer in self.used_probes.layers if self.used_probes else ():

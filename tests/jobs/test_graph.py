@@ -66,6 +66,17 @@ def test_the_report_comes_even_when_an_evaluation_failed():
     assert {edge.kind for edge in jobs_by_name()["report"].needs} == {"afterany"}
 
 
+def test_the_report_waits_for_models_that_nothing_measures():
+    raw = demo()
+    raw["evaluation"]["tasks"] = {"base": [], "instruct": ["attacks-topk"], "benign": []}
+    raw["tuning"]["instruct"]["arms"] = ["full-20"]
+    raw["stages"] = {"chat": {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": []}}
+    raw["stages"]["chatty"] = {**raw["stages"]["chat"], "from": "chat", "arms": ["data-20"], "tasks": ["attacks-topk"]}
+    plan = plan_study(parse_study(raw, "here"))
+    needed = {need for needs in plan.needs.values() for need, _ in needs}
+    assert {(job.name, one.label) for job, one in plan.elements()} - needed == {("report", "report")}
+
+
 def test_labels_are_unique_within_a_job_and_names_within_a_study():
     jobs = plan_study(load_study(STUDIES / "paper.yaml")).jobs
     assert len({job.name for job in jobs}) == len(jobs)
@@ -148,10 +159,12 @@ def test_suffixes_are_tried_on_every_arm_once_their_own_arms_have_found_them():
     [
         (["data-7"], ["gcg", "transfer-topk"], "suffixes_of names arm 'data-7'; choose from data-0, "),
         (["data-0"], ["transfer-topk"], "tasks.instruct names transfer without gcg, which finds the suffixes; add gcg"),
+        (["full-0", "data-0"], ["gcg", "transfer-topk"], "suffixes_of names arm data-0, which has no stage instruct to find"),
     ],
 )
 def test_suffixes_that_no_arm_finds_are_refused(arms, tasks, words):
     raw = msgspec.to_builtins(load_study(STUDIES / "paper.yaml"))
+    raw["tuning"]["instruct"]["arms"] = ["full-0", "full-20"]
     raw["evaluation"]["attacks"]["suffixes_of"] = arms
     raw["evaluation"]["tasks"]["instruct"] = tasks
     with pytest.raises(UsageError, match=words):

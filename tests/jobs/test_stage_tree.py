@@ -162,6 +162,13 @@ def test_a_tree_that_makes_no_sense_is_refused_in_one_sentence(place, value, sai
         parse_study(changed(place, value), "study.yaml")
 
 
+def test_a_stage_whose_sources_carry_no_loss_is_refused():
+    raw = changed("stages.mt.mix", {"web": 1, "math": 0})
+    raw["sources"]["web"]["loss"] = "none"
+    with pytest.raises(UsageError, match="stages.mt.mix has only sources with loss: none, so it would train nothing; mix in"):
+        parse_study(raw, "study.yaml")
+
+
 def test_what_only_a_stage_of_the_studys_own_asks_for_is_among_the_benchmarks():
     raw = changed("stages.harmful.tasks", ["attacks-topk", "prefill-topk"])
     raw["evaluation"]["attacks"] = {"benchmarks": ["advbench"]}
