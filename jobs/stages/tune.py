@@ -103,6 +103,7 @@ class Export(Stage):
 
 def tune(work: Work, progress: Progress) -> None:
     """Train the element's model. All its processes call this together."""
+    from curricula.curriculum.sources.hub import require_whole
     from curricula.curriculum.stream.tuning import TuningBatches
 
     run, arm = work.run, work.arm
@@ -117,6 +118,9 @@ def tune(work: Work, progress: Progress) -> None:
         tagged_share=tuning.tagged_share(arm.name, arm.interventions),
         declared=work.study.tuning_sets,
     )
+    for name in batches.identities:  # a source may have asked for the first rows alone, before this stage was added
+        for stem in (work.study.tuning_sets.get(name) or POOLS[name]).stems(run.data_root):
+            require_whole(stem, None)
     hold_to_sets(work, batches.identities)
     train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)
 

@@ -1,6 +1,7 @@
 """What the elements of a tree's stages train: from which checkpoint, on which data, and what they keep."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from small_studies import tree_study
 
 from curricula import durable
 from curricula.curriculum.plan import TRUNK
+from curricula.curriculum.sources.conversations import POOLS
 from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
@@ -151,6 +153,22 @@ def test_models_tuned_later_train_on_the_same_sets_or_are_refused(root, trained)
     finally:
         table.write_text(whole)
     trained("instruct-100", "safe-100")
+
+
+def test_a_tuning_set_of_which_a_source_had_the_first_rows_fetched_alone_is_refused(root, trained):
+    (stem,) = POOLS["ultrachat"].stems(root / "world")
+    said = {"hub": "a/b", "config": None, "split": "train", "asked": None, "columns": [], "constants": {}, "limit": 100}
+    record = {**said, "revision": "1", "licence": "", "files": 1, "rows": 100, "rows_of": {}, "complete": True}
+    plain = stem.with_suffix(".jsonl")
+    durable.write_json(stem / ".fetched.json", {**record, "upstream_rows": None})
+    plain.rename(stem / "00000-of-00001.jsonl")
+    try:
+        with pytest.raises(UserError, match=f"{stem}: only the first 100 rows were fetched, but all are needed"):
+            trained("instruct-50", "full-50")
+    finally:
+        (stem / "00000-of-00001.jsonl").rename(plain)
+        shutil.rmtree(stem)
+    trained("instruct-50", "full-50")
 
 
 def test_of_elements_that_read_a_tuning_set_first_at_once_all_hold_to_one(root):
