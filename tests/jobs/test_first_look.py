@@ -1,8 +1,13 @@
-"""The local launcher with several seeds: their order and the early report. Elements that do nothing stand in for real ones."""
+"""The local launcher: the order of several seeds, the early report, and failures. Elements that do nothing stand in for real
+ones."""
 
 import multiprocessing
+import os
+import signal
+import sys
 import time
 
+from run_folders import finish
 from small_studies import small_study, smaller_demo
 
 from curricula.jobs import local
@@ -37,3 +42,34 @@ def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_p
     seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
     first = [place for place, key in enumerate(watcher.ended) if seeds[key] == 42]
     assert max(first) < len(watcher.ended) * 2 / 3
+
+
+def test_failures_hold_back_what_needs_success_alone(tmp_path, monkeypatch):
+    failing = ("instruct-50", "full-50"), ("evaluate-base-100", "safe-100/attacks-topk/jb_completions")
+
+    def element(root, job, label):
+        if (job, label) == failing[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.exit((job, label) in failing)
+
+    monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(local, "_element_process", element)
+    tasks = {"base": ["attacks-topk"], "instruct": ["attacks-topk"], "benign": []}
+    study = small_study(tmp_path, evaluation={**smaller_demo()["evaluation"], "tasks": tasks})
+    run = Run.create(tmp_path / "run", load_study(study))
+    plan, watcher, done = plan_study(run.study), Watcher(), {("prepare", "prepare"), ("tokenize", "web/00000")}
+    chosen = [key for key in plan.needs if key != ("benign-100", "safe-100")]
+    for key in chosen:
+        finish(run, *key)
+    outcome = local.run_plan(run, plan, watcher, chosen, done, workers=2)
+    assert set(outcome.failed) == set(failing)
+    held = {("benign-50", "full-50"), *(key for key in plan.needs if key[0] == "evaluate-instruct-50")}
+    assert set(outcome.skipped) == held and set(outcome.done) == set(chosen) - held - set(failing)
+    assert outcome.done[:2] == [key for key in plan.needs if key in done] and outcome.done[-1] == ("report", "report")
+    started = {*watcher.ended}
+    assert started == set(chosen) - held - done and not watcher.looks
+    assert {key for key in chosen if (run.element(*key) / "done.json").exists()} == done  # elements make their marks themselves
+    assert "killed by SIGKILL" in (run.element(*failing[1]) / "log.txt").read_text()
+    for key, needs in plan.needs.items():
+        if key in started:
+            assert all(watcher.ended.index(need) < watcher.ended.index(key) for need, _ in needs if need in started)
