@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -175,18 +176,30 @@ def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
 def is_awaited(work: Work, training: Path) -> bool:
     """Whether something has yet to begin from the last checkpoint of an element, whose folder is `training`: it neither is done
     nor has saved anything of its own. Where no folder of checkpoints is left, only pretraining counts."""
-    run, plan, is_kept = work.run, work.plan, (training / "checkpoints").is_dir()
-    need = (work.job.name, work.element.label), True
-    for job in plan.jobs:
-        for element in job.elements if any(edge.job == work.job.name for edge in job.needs) else ():
-            if need not in plan.needs[job.name, element.label] or element.eval_task or not (is_kept or element.segment):
-                continue
-            one, segment = Work(run, plan, job, element), plan.segments.get(element.segment)
-            own = run.branch(segment.branch) if segment else run.tuning(one.key, element.kind)
-            has_begun = (segment or own != training) and any((own / "checkpoints").glob("step_*"))
-            if not has_begun and not (one.folder / "done.json").exists():
-                return True
+    is_kept = (training / "checkpoints").is_dir()
+    for one in waiting_for(work):
+        segment = work.plan.segments.get(one.element.segment)
+        own = work.run.branch(segment.branch) if segment else work.run.tuning(one.key, one.element.kind)
+        has_begun = (segment or own != training) and any((own / "checkpoints").glob("step_*"))
+        if not (one.element.eval_task or has_begun) and (is_kept or segment):
+            return True
     return False
+
+
+def is_model_awaited(work: Work) -> bool:
+    """Whether the element's model is gone, and something has yet to measure it."""
+    is_there = (work.model_folder / "config.json").exists()
+    return not is_there and any(one.element.eval_task for one in waiting_for(work))
+
+
+def waiting_for(work: Work) -> Iterator[Work]:
+    """The elements that need this one to succeed and are not marked as done."""
+    need = (work.job.name, work.element.label), True
+    for job in work.plan.jobs:
+        for element in job.elements if any(edge.job == work.job.name for edge in job.needs) else ():
+            one = Work(work.run, work.plan, job, element)
+            if need in work.plan.needs[job.name, element.label] and not (one.folder / "done.json").exists():
+                yield one
 
 
 def are_filled(*paths: Path) -> bool:

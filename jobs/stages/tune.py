@@ -22,7 +22,15 @@ from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, is_awaited, saved_steps, training_behind
+from curricula.jobs.stages.base import (
+    Stage,
+    Work,
+    checkpoint_to_resume,
+    is_awaited,
+    is_model_awaited,
+    saved_steps,
+    training_behind,
+)
 from curricula.jobs.stages.pretrain import batches_of, gpu_hours_of, shard_files, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
@@ -45,8 +53,11 @@ class Tune(Stage):
             export_model(work, progress)
 
     def is_complete(self, work: Work) -> bool:
-        """Whether its last checkpoint is whole, or nothing has yet to begin from it."""
-        return bool(self.made(work)) or not is_awaited(work, work.run.tuning(work.key, work.element.kind))
+        """Whether its last checkpoint is whole, or nothing has yet to begin from it. While it is whole, a model that was lost
+        before it was measured is written again; without it nothing is trained again for that."""
+        if self.made(work):
+            return not is_model_awaited(work)
+        return not is_awaited(work, work.run.tuning(work.key, work.element.kind))
 
     def made(self, work: Work) -> str | None:
         return training_behind(work.run.tuning(work.key, work.element.kind) / "checkpoints")
@@ -99,6 +110,9 @@ class Export(Stage):
 
     def run(self, work: Work, progress: Progress) -> None:
         export_model(work, progress)
+
+    def is_complete(self, work: Work) -> bool:
+        return not is_model_awaited(work)
 
 
 def tune(work: Work, progress: Progress) -> None:

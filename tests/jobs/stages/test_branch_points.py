@@ -74,6 +74,7 @@ def test_the_last_checkpoint_of_a_stage_is_made_again_while_something_has_to_beg
     for step in (2, 4):
         _save(step_folder(checkpoints, step), {"total_steps": 4}, step)
     write_text(checkpoints / "latest", "step_00000004")
+    write_json(work.model_folder / "config.json", {})
     assert is_done(work)
     shutil.rmtree(step_folder(checkpoints, 4))
     assert not is_done(work)
@@ -83,6 +84,26 @@ def test_the_last_checkpoint_of_a_stage_is_made_again_while_something_has_to_beg
         _ = STAGES[begins.job.stage].inputs(begins)  # never from the earlier one
         STAGES[begins.job.stage].run(begins, silent)
     finish(run, child, "full-20")
+    assert is_done(work)
+
+
+@pytest.mark.parametrize(("kind", "job"), [("base", "export-base-20"), ("instruct", "instruct-20")])
+def test_a_model_that_was_lost_before_it_was_measured_is_written_again(tmp_path, kind, job):
+    run, _ = new_run(tmp_path / "run")
+    work = Work(run, plan := plan_study(run.study), *plan.find(job, "full-20"))
+    checkpoints = run.tuning("full-20", kind) / "checkpoints"
+    _save(step_folder(checkpoints, 1))
+    write_text(checkpoints / "latest", "step_00000001")
+    finish(run, job, "full-20")
+    finish(run, "benign-20", "full-20")
+    assert not is_done(work)
+    write_json(work.model_folder / "config.json", {})
+    assert is_done(work)
+    shutil.rmtree(work.model_folder)
+    for one, need in ((one, (job, "full-20")) for one in plan.needs):
+        if need in [name for name, _ in plan.needs[one]]:
+            assert not is_done(work)
+            finish(run, *one)
     assert is_done(work)
 
 
@@ -96,6 +117,7 @@ def test_a_checkpoint_of_another_training_is_not_taken_for_the_elements_own(tmp_
     write_text(checkpoints / "latest", last.name)
     run_element(run.root, job, "full-20")
     finish(run, "benign-20", "full-20")
+    write_json(work.model_folder / "config.json", {})
     assert is_done(work)
     _save(last, {"seed": 43})
     assert not is_done(work)
