@@ -10,6 +10,7 @@ import pytest
 from judge_server import answer_row
 from run_folders import FakeSlurm, fail, finish, make, new_run, submitted
 from shard_folders import write_source
+from small_studies import tree_study
 
 from curricula.curriculum.world.fiction import World
 from curricula.durable import read_json, write_text
@@ -23,10 +24,12 @@ from curricula.jobs.completion import Done, done_elements, is_complete
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
+from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.submit import standing
 from curricula.jobs.stages import STAGES
 from curricula.jobs.stages.base import Work
+from curricula.jobs.study import parse_study
 
 REPORT = ("report", "report")
 
@@ -183,6 +186,26 @@ def test_a_model_that_an_earlier_version_of_the_judge_judged_is_judged_again(tmp
         verdict = VerdictRow(key=row.key, question=key_of_question(row, "world", version), **about)
         write_rows(verdicts_path(path), [verdict])
         assert is_complete(work, Done(seconds=1.0)) is (version == now)
+
+
+@pytest.mark.parametrize("version", ["now", "1"])
+def test_a_point_on_the_way_needs_the_rows_of_each_task_and_keeps_the_verdicts_that_it_has(tmp_path, version):
+    run = Run.create(tmp_path / "run", parse_study(tree_study(), "here"))
+    World.generate(run.study.world).save(run.world)
+    work, row = Work(run, plan := plan_study(run.study), *plan.find("along-50", "full-50/75")), answer_row(0)
+    rows = {task.task.name: task.path(work.rows_folder) for task in run.study.eval_tasks("base", on_the_way=True)}
+    merged = work.rows_folder / "attacks-topk.jsonl"
+    for path in (rows["attacks-topk"], rows["probes"], merged):
+        assert not is_complete(work, Done(seconds=1.0))
+        append_rows(path, [row])
+    assert not is_complete(work, Done(seconds=1.0))
+    now = load_judge(run.study.evaluation.judge_of("attack"), "attack", run.world).version
+    version = now if version == "now" else version
+    about = {"judge": "world", "version": version, "label": "safe", "tells_helpful": None}
+    write_rows(verdicts_path(merged), [VerdictRow(key=row.key, question=key_of_question(row, "world", version), **about)])
+    assert is_complete(work, Done(seconds=1.0, made=STAGES["along"].made(work)))
+    append_rows(rows["probes"], [row])
+    assert not is_complete(work, Done(seconds=1.0, made=f"{rows['attacks-topk'].stat().st_size} 1"))
 
 
 def test_an_evaluation_whose_rows_were_cut_at_the_end_of_a_line_runs_again(tmp_path, monkeypatch):
