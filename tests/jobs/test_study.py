@@ -175,6 +175,11 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"start 0.9 only 51,200 tokens are left; lower the set's weights or drop that start",
         ),
         ({"curriculum__interventions": {}}, r"curriculum: interventions is empty; name at least one set"),
+        (
+            {"curriculum__interventions": {"none": {"web": 1}}},
+            r"intervention set 'none' must be a plain word other than 'safe'",
+        ),
+        ({"curriculum__interventions": {"a/b": {"web": 1}}}, r"intervention set 'a/b' must be a plain word other than 'safe'"),
         ({"curriculum__starts": []}, r"curriculum: starts is empty and there are no arms"),
         ({"curriculum__arms": {"late": [{"until": 0.5, "mix": "full"}]}}, r"arm late: `until` must rise .* end at 1"),
         ({"curriculum__arms": {"late": [{"until": 1, "mix": "ful"}]}}, r"arm late: mix 'ful' is not known; choose one of"),
