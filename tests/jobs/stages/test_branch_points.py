@@ -40,7 +40,11 @@ def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_
     shutil.rmtree(point)
     for job, element in plan.elements():
         if element.segment and plan.segments[element.segment].parent == trunk.name:
-            finish(run, job.name, element.label)
+            assert not is_done(work)
+            if element.label == "full-20":  # has begun and goes on from there
+                _save(step_folder(run.branch(element.label) / "checkpoints", trunk.stop + 1))
+            else:
+                finish(run, job.name, element.label)
     assert is_done(work)
 
 
@@ -83,6 +87,10 @@ def test_the_last_checkpoint_of_a_stage_is_made_again_while_something_has_to_beg
     with pytest.raises(UserError, match="step_00000002: step 2 of 4, and the last checkpoint is gone"):
         _ = STAGES[begins.job.stage].inputs(begins)  # never from the earlier one
         STAGES[begins.job.stage].run(begins, silent)
+    own = step_folder(run.tuning("full-20", "benign") / "checkpoints", 1)
+    _save(own)
+    assert is_done(work) is (child == "benign-20")  # which goes on from there
+    shutil.rmtree(own)
     finish(run, child, "full-20")
     assert is_done(work)
 
