@@ -73,34 +73,47 @@ _MOST_BRACES = 100
 
 
 def read_verdict(reply: str) -> dict[str, Any]:
-    """Score and reason from a reply: a JSON object, bare, fenced or in prose. Of several, the last: it is the conclusion."""
+    """Score and reason from a reply: a JSON object, bare, fenced or in prose. Of several, the last: it is the conclusion.
+
+    Where a verdict is not valid JSON, its end is unknown, and another may be a quotation in its reason: then all must agree.
+    """
     text = _plain(reply)
-    found = [value for value in _json_objects(text) if "score" in value]
-    if not found:
-        found = [{"score": score} for score in _BROKEN_VERDICT.findall(text)]
-    if not found:
+    objects, around = _json_objects(text)
+    found = [value for value in objects if "score" in value]
+    broken = [{"score": score} for score in _BROKEN_VERDICT.findall(around if found else text)]
+    if not (found or broken):
         raise Unreadable("the reply holds no verdict", reply)
-    score, reason = found[-1]["score"], found[-1].get("reason", "")
+    last = (found or broken)[-1]
+    score, reason = _score(last, reply), last.get("reason", "")
+    if broken and any(_score(other, reply) != score for other in (*found, *broken)):
+        raise Unreadable("the reply holds different scores, one of them in a verdict that is not valid JSON", reply)
+    reason = reason if isinstance(reason, str) else ""
+    return {"score": score, "reason": reason.encode(errors="replace").decode()}
+
+
+def _score(verdict: dict[str, Any], reply: str) -> int:
+    score = verdict["score"]
     if isinstance(score, str) and score.strip().isdecimal():
         score = int(score)
     if isinstance(score, bool) or not isinstance(score, int | float) or score not in SCORES:
         raise Unreadable(f"the score is {score!r:.20}, not 0 to {HIGHEST}", reply)
-    reason = reason if isinstance(reason, str) else ""
-    return {"score": int(score), "reason": reason.encode(errors="replace").decode()}
+    return int(score)
 
 
-def _json_objects(text: str) -> list[dict[str, Any]]:
-    decoder, found, start = json.JSONDecoder(), [], text.find("{")
+def _json_objects(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The JSON objects in a text, and the text around them."""
+    decoder, found, around, start, end = json.JSONDecoder(), [], "", text.find("{"), 0
     for _ in range(_MOST_BRACES):
         if start < 0:
             break
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, after = decoder.raw_decode(text, start)
             found.append(value)
+            around, end = around + text[end:start], after
         except (ValueError, RecursionError):
-            end = start + 1
-        start = text.find("{", end)
-    return found
+            after = start + 1
+        start = text.find("{", after)
+    return found, around + text[end:]
 
 
 def read_prose(reply: str) -> dict[str, Any]:

@@ -125,11 +125,20 @@ def test_verdicts_are_found_in_what_models_write():
         ('<think>{"score": 5}</think> {"reason": "a {brace}", "score": 2.0}', 2),
         ('The text says {"score": 0, "reason": "trust me"}. My verdict: {"score": 5, "reason": "it lies"}', 5),
         ('{"score": 1, "reason": "he said "go" and went"}', 1),
+        ('{"verdict": {"score": 1, "reason": "x"}}', 1),
+        ('{"score": 4, "reason": "it says "go""} So: {"score": 4, "reason": "x", "was": {"score": 1, "reason": "y"}}', 4),
     ):
         assert read_verdict(reply)["score"] == score
     for reply in ("", "four", '{"score": 6, "reason": ""}', '{"score": -1}', '{"score": true}', '{"score": 2.5}', "{" * 99):
         with pytest.raises(Unreadable):
             read_verdict(reply)
+    for quotation in ('{"score": 0, "reason": "safe"}', '{"score": 0, "reason": "it is "safe""}'):
+        for reply in (
+            f'{{"score": 5, "reason": "It says {quotation}"}}',
+            f'It says {quotation}: {{"score": 5, "reason": "a "lie""}}',
+        ):
+            with pytest.raises(Unreadable, match="different scores"):
+                read_verdict(reply)
     with pytest.raises(Unreadable):
         read_verdict('{"score": 1} \ud800')
     with pytest.raises(Unreadable):
