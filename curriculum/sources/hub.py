@@ -124,6 +124,7 @@ def fetch(
     """
     index, elements = element or (0, 1)
     if record := _finished_record(download, limit):
+        download.begun.unlink(missing_ok=True)  # a kill between the two records left it, and readers refuse its folder
         progress(record["rows"], record["rows"])
         return record
     started = time.monotonic()
