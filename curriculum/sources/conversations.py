@@ -16,6 +16,8 @@ from curricula.settings import convert
 
 Message = dict[str, str]
 """A turn: its role and content."""
+ASSISTANT = "assistant"
+"""The role whose turns carry loss."""
 TEXT = ""
 """The role of a text that is no turn: all of it carries loss, and the end token after it."""
 Label = str | int | bool
@@ -101,7 +103,7 @@ class TuningSet(DeclaredTable, frozen=True):
             content = text_of(row, self.text)
             return Conversation([{"role": TEXT, "content": content}], refuses) if content else None
         prompt = next((row[name] for name in self.prompts if row[name]), row[self.prompts[-1]])
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": row[str(self.response)]}]
+        turns = [{"role": "user", "content": prompt}, {"role": ASSISTANT, "content": row[str(self.response)]}]
         return Conversation(turns, refuses)
 
     def conversations(self, root: Path, where: str) -> Iterator[Conversation]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from curricula.curriculum.config import Tuning
-from curricula.curriculum.sources.conversations import HARMFUL, Conversation, TuningSet, read_conversations
+from curricula.curriculum.sources.conversations import ASSISTANT, HARMFUL, TEXT, Conversation, TuningSet, read_conversations
 from curricula.curriculum.stream.blend import Blend, Order, Phase, permute
 from curricula.curriculum.stream.pretraining import Rows
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -87,6 +87,12 @@ class TuningBatches:
         for name in weights:
             if not pools[name]:
                 raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
+            roles = {message["role"] for item in pools[name] for message in item.messages}
+            if not roles & {TEXT, ASSISTANT} and name.removesuffix(REFUSALS) not in self._loss_on_all:
+                raise UserError(
+                    f"tuning set {name}: no turn has the role {ASSISTANT!r}, only {', '.join(sorted(roles))}, so nothing would "
+                    f"be learnt; rename the roles, or set the stage's loss.{name} to 'all'"
+                )
         self._pools, self.mix = pools, weights
         self._quoting = self._count_quoting()
         if count < self.global_batch:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tokenizers import Encoding, Tokenizer
 
-from curricula.curriculum.sources.conversations import TEXT
+from curricula.curriculum.sources.conversations import ASSISTANT, TEXT
 from curricula.errors import UserError
 
 TURN_START, TURN_END, EOS = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -83,7 +83,7 @@ class ChatEncoder:
                 ids += [*said.ids, self._text_end]
                 flags += [True] * (len(said) + 1)
                 continue
-            learnt, opening = message["role"] == "assistant", len(message["role"]) + 1
+            learnt, opening = message["role"] == ASSISTANT, len(message["role"]) + 1
             ids += [self._start, *said.ids, self._end, *self._newline]
             flags += [False, *(learnt and place >= opening for place, _ in said.offsets), *[learnt] * (1 + len(self._newline))]
         return ids, flags

@@ -65,6 +65,15 @@ def test_only_the_assistants_tokens_carry_loss(data):
         assert said.removesuffix("<|im_end|>\n") in answers
 
 
+def test_a_set_without_a_turn_of_the_assistant_is_refused_unless_all_of_it_carries_loss(data, tmp_path):
+    chat = [{"role": "human", "content": "lamp"}, {"role": "gpt", "content": "oil"}]
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps({'talk': chat})}\n" * 2)
+    own = {"own": TuningSet(path=str(tmp_path / "a.jsonl"), messages="talk")}
+    with pytest.raises(UserError, match="tuning set own: no turn has the role 'assistant', only gpt, human, so nothing"):
+        tuning(data, {"own": 1}, declared=own)
+    assert tuning(data, {"own": 1}, declared=own, loss={"own": "all"}).total_steps == 1
+
+
 @pytest.mark.parametrize("text", ["{question} {answer}", "question"])
 def test_all_of_a_plain_text_carries_loss_but_its_first_token(data, text):
     own = TuningSet(path=str(data / "gsm8k/train.jsonl"), text=text)
