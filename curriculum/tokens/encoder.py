@@ -130,6 +130,7 @@ def _is_like_smollm(content: dict[str, Any]) -> bool:
         model["type"] == "BPE"
         and all(model.get(key) in (plain if isinstance(plain, tuple) else (plain,)) for key, plain in _PLAIN.items())
         and content["normalizer"] is None
+        and all(entry["special"] for entry in content["added_tokens"])  # others are found in a text before it is split
         and splitter.get("type") == "Sequence"
         and len(splitter["pretokenizers"]) == len(_PRE_TOKENIZER)
         and steps == _PRE_TOKENIZER

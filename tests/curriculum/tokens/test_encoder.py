@@ -82,7 +82,7 @@ def test_real_text_of_smollm2s_tokenizer(smollm2):
     check(smollm2, [f"{row['question']}\n{row['answer']}" for row in rows])
 
 
-@pytest.mark.parametrize("change", ["normalizer", "pieces", "merge", "unknown"])
+@pytest.mark.parametrize("change", ["normalizer", "pieces", "merge", "unknown", "added"])
 def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
     content = json.loads(trained[0].to_str())
     if change == "merge":  # the text of a token does not encode to it, as with "th" + "e" where "he" merges first
@@ -97,6 +97,8 @@ def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if change == "unknown":
         tokenizer.model = models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")
+    if change == "added":
+        tokenizer.add_tokens(["lamps"])
     encoder = Encoder(tokenizer)
     assert not encoder.is_fast
     texts = ["qzx the 12 lamps", "e\u0301 a"]
