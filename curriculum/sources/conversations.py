@@ -10,7 +10,7 @@ from typing import Literal
 
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
 from curricula.curriculum.sources.registry import KNOWN
-from curricula.curriculum.sources.tables import Row, columns_of, text_of
+from curricula.curriculum.sources.tables import Row, columns_of, is_utf8, text_of
 from curricula.errors import UsageError, UserError
 from curricula.settings import convert
 
@@ -107,7 +107,10 @@ class TuningSet(DeclaredTable, frozen=True):
         return Conversation(turns, refuses)
 
     def conversations(self, root: Path, where: str) -> Iterator[Conversation]:
-        """All of them; raises UserError that begins with `where` for a row that is no conversation."""
+        """All of them but those whose text is not valid Unicode, which no tokenizer takes.
+
+        Raises UserError that begins with `where` for a row that is no conversation.
+        """
         for number, row in enumerate(self.open(root, where).rows()):
             try:
                 conversation = self.conversation(row)
@@ -119,13 +122,11 @@ class TuningSet(DeclaredTable, frozen=True):
                 conversation = Conversation([{}])
             if conversation is None:
                 continue
-            if not all(
-                isinstance(value, str)
-                for message in conversation.messages
-                for value in (*message.values(), message.get("role"))
-            ):
+            said = [value for message in conversation.messages for value in (*message.values(), message.get("role"))]
+            if not all(isinstance(value, str) for value in said):
                 raise UserError(f"{where}: row {number} has a message that is not text; fix the row")
-            yield conversation
+            if all(map(is_utf8, said)):
+                yield conversation
 
 
 def _turn(message: dict[str, str]) -> dict[str, str]:

@@ -96,10 +96,10 @@ def test_messages_of_another_form_are_named(tmp_path, row, said):
         list(read_conversations("mine", tmp_path, {"mine": TuningSet(path=str(path), messages="talk")}))
 
 
-def test_rows_without_messages_are_left_out_as_those_without_a_response_are(tmp_path):
+def test_rows_without_messages_or_with_bad_bytes_are_left_out_as_those_without_a_response_are(tmp_path):
     path = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    write_rows(path, {"talk": turns}, {"talk": []}, {"talk": None})
+    write_rows(path, {"talk": turns}, {"talk": []}, {"talk": None}, {"talk": [turns[0], {**turns[1], "content": "\ud800"}]})
     (found,) = read_conversations("mine", tmp_path, {"mine": TuningSet(path=str(path), messages="talk")})
     assert found.messages == turns
 
