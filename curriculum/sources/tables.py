@@ -155,7 +155,7 @@ def files_matching(pattern: str) -> list[Path]:
     for file in found:
         if not file.name.endswith(SUFFIXES):
             raise UserError(f"{file}: has none of the endings {', '.join(SUFFIXES)}; rename it or narrow the pattern")
-    return found
+    return _once(found)
 
 
 def head(file: Path, count: int) -> list[Row]:
@@ -182,7 +182,7 @@ def stem_files(stem: Path) -> list[Path]:
         found = sorted(path for path in stem.iterdir() if path.name.endswith(SUFFIXES) and path.name[0] != ".")
         if not found:
             raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
-        return found
+        return _once(found)
     paths = [path for suffix in SUFFIXES if (path := _with_suffix(stem, suffix)).is_file()]
     if not paths:
         raise UserError(
@@ -192,6 +192,17 @@ def stem_files(stem: Path) -> list[Path]:
     if len(paths) > 1:
         raise UserError(f"{paths[0]}: {paths[1].name} exists as well; keep the one that holds the dataset")
     return paths
+
+
+def _once(files: list[Path]) -> list[Path]:
+    """The files; raises UserError where two are one, by a link, or by their names hold the same rows in two formats."""
+    seen: dict[Path, Path] = {}
+    for file in files:
+        suffix = next(suffix for suffix in SUFFIXES if file.name.endswith(suffix))
+        for place in (file.resolve(), file.with_name(file.name.removesuffix(suffix))):
+            if (other := seen.setdefault(place, file)) != file:
+                raise UserError(f"{file}: {other} has the same rows by its name, or is the same file; keep one of them")
+    return files
 
 
 def count_rows(file: Path) -> int:
@@ -233,6 +244,8 @@ def _lines(file: Path) -> Iterator[bytes]:
                 if not line.isspace():
                     yield line
                     number += 1
+        if file.suffix == ".gz" and file.stat().st_size == 0:  # gzip itself writes 20 bytes for no rows
+            raise EOFError("empty file")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file}: damaged after row {number} ({error}); fetch or write the file again") from None
     except OSError as error:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.tables import Table
+from curricula.curriculum.sources.tables import Table, files_matching
 from curricula.errors import UserError
 
 
@@ -81,6 +81,7 @@ def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
         ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: damaged after row"),
         ("t.jsonl.gz", b"plain", "t.jsonl.gz: damaged after row 0"),
         ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9, "t.jsonl.gz: damaged after row"),
+        ("t.jsonl.gz", b"", "t.jsonl.gz: damaged after row 0"),
         ("t.jsonl", b'{"text": "a"}\n{"text"', "t.jsonl: row 1 is not JSON"),
         ("t.jsonl", b"[1]\n", r"t.jsonl: row 0 is \[1\], where an object is needed"),
         ("t.json", b"{}", "t.json: holds a dict, where a list of rows is needed"),
@@ -91,7 +92,7 @@ def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
         ("t.parquet", b"PAR1", "t.parquet: not a readable Parquet file"),
         ("t.parquet", b"", "t.parquet: not a readable Parquet file"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
@@ -148,6 +149,18 @@ def test_two_tables_of_one_name_are_refused(tmp_path, names):
         (tmp_path / name).write_text("")
     with pytest.raises(UserError, match="as well; keep the one that holds the dataset"):
         Table.open(tmp_path / "t")
+
+
+def test_rows_that_a_folder_holds_twice_are_not_read_twice(tmp_path):
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1/a.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "latest").symlink_to("v1")
+    with pytest.raises(UserError, match="v1/a.jsonl: .*latest/a.jsonl has the same rows by its name, or is the same file"):
+        files_matching(str(tmp_path / "*/*.jsonl"))
+    write(tmp_path / "v1/a.jsonl.gz", [{"text": "x"}])
+    for read in (lambda: Table.open(tmp_path / "v1"), lambda: files_matching(str(tmp_path / "v1/a.*"))):
+        with pytest.raises(UserError, match="v1/a.jsonl.gz: .*v1/a.jsonl has the same rows"):
+            read()
 
 
 @pytest.mark.parametrize("marker", [".fetching.json", ".0-standard-fetching.json", ".unfinished.json"])
