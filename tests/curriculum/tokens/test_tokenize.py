@@ -170,6 +170,23 @@ def test_shards_made_with_other_settings_are_refused_naming_the_setting(root, tm
         tokenize_source(web(root, tmp_path, **changes))
 
 
+@pytest.mark.parametrize("changes", [{}, {"documents": 30}])
+def test_a_manifest_records_only_what_its_source_has(root, tmp_path, changes):
+    """One more key, and a later version would refuse the finished shards of all users."""
+    tokenize_shard(web(root, tmp_path, **changes), "00000")
+    assert set(read_manifest(tmp_path / "web/00000")) == {
+        "source", "dataset", "parts", "source_documents", "source_files", "tag_rate", "named_speakers", "shards",
+        "validation_documents", "seed", "tokenizer", "documents", "tokens", "tags", "largest_id", "sha256", "empty_documents",
+        "not_utf8_documents",
+    }  # fmt: skip
+
+
+def test_a_vocabulary_of_more_entries_than_the_tokens_of_a_shard_can_name_is_refused(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize, "LARGEST_VOCABULARY", 399)
+    with pytest.raises(UserError, match="tokenizer: 400 entries do not fit 16-bit shards"):
+        tokenize_shard(web(root, tmp_path), "00000")
+
+
 def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
     rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
     write_rows(tmp_path, "fineweb_annotated/score_0", rows)
