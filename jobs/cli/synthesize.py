@@ -14,7 +14,7 @@ from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.synthesis.files import Log
-from curricula.curriculum.synthesis.kinds import KINDS
+from curricula.curriculum.synthesis.kinds import KINDS, SCORES
 from curricula.curriculum.synthesis.shard import (
     Estimate,
     OutputFolder,
@@ -145,8 +145,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--classifier-model {args.classifier_model}: needs --classifier with a server's address")
     if args.name is not None and judges:
         raise UsageError(f"--name {args.name}: scores go to score_0 to score_5; leave it out")
-    if args.name is not None and (Path(args.name).name != args.name or args.name in ("", ".", "..", "log")):
-        raise UsageError(f"--name {args.name!r}: not the name of a folder in OUT; give one such as train")
+    taken = ("", ".", "..", "log", "score", *(f"score_{score}" for score in SCORES))  # what scores in the same OUT have
+    if args.name is not None and (Path(args.name).name != args.name or args.name in taken):
+        raise UsageError(f"--name {args.name!r}: not the name of a folder for rewritten text; give one such as train")
     if args.scores and not args.dataset:
         raise UsageError(f"--scores {','.join(args.scores)}: chooses parts of a --dataset; leave it out")
     if not all(score.isdecimal() for score in args.scores):

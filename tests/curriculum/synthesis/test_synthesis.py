@@ -443,8 +443,9 @@ def test_wrong_inputs_are_reported(tmp_path, fake, monkeypatch):
             synthesize("score", source, out, url)
     with pytest.raises(UsageError, match="--classifier .*: only for the kind score"):
         synthesize("refuse", source, out, fake.url, "--classifier", tmp_path)
-    with pytest.raises(UsageError, match="not the name of a folder in OUT"):
-        synthesize("refuse", source, out, fake.url, "--name", "../x")
+    for name in ("../x", "score_3"):  # there the scored texts of the same OUT are
+        with pytest.raises(UsageError, match="not the name of a folder for rewritten text"):
+            synthesize("refuse", source, out, fake.url, "--name", name)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u00fc")
     with pytest.raises(UsageError, match="OPENAI_API_KEY: holds characters") as stopped:
         synthesize("score", source, out, fake.url)
