@@ -64,7 +64,7 @@ def _name(point: Point, number: int) -> str:
 
 
 def _shown(value: Any) -> str:
-    return re.sub(r"\.0$", "", f"{value:g}") if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:
