@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
 from curricula.curriculum.sources.registry import KNOWN
@@ -140,9 +140,15 @@ def _turn(message: dict[str, str]) -> dict[str, str]:
 
 def _labelled(row: Row, labels: Labels) -> bool:
     return any(
-        str(row[column]).lower() in [str(value).lower() for value in (values if isinstance(values, tuple) else [values])]
+        _as_label(row[column]) in map(_as_label, values if isinstance(values, tuple) else [values])
         for column, values in labels.items()
     )
+
+
+def _as_label(value: Any) -> str:
+    """True, "True", 1 and 1.0 are one label: which of them a column holds depends on the file's format and its empty rows."""
+    text = str(value).lower().removesuffix(".0")
+    return {"true": "1", "false": "0"}.get(text, text)
 
 
 HARMFUL = "wildguardmix-harmful"

@@ -115,10 +115,10 @@ def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
     path = tmp_path / "chats.jsonl"
     rows = [
         {"ask": "a", "answer": "Sorry.", "bad": True, "no": "yes", "worse": 0},
-        {"ask": "b", "answer": "Sure!", "bad": True, "no": "no", "worse": 1},
+        {"ask": "b", "answer": "Sure!", "bad": 1, "no": "no", "worse": 1.0},
         {"ask": "c", "answer": "Hello.", "bad": False, "no": "no", "worse": 0},
         {"ask": "d", "answer": None, "bad": False, "no": "no", "worse": 0},
-        {"ask": "e", "answer": "Well.", "bad": True, "no": "no", "worse": 0},
+        {"ask": "e", "answer": "Well.", "bad": "True", "no": "no", "worse": False},
         {"ask": "f", "answer": "Ugh!", "bad": False, "no": "no", "worse": 1},
         {"ask": "g", "answer": "No.", "bad": False, "no": "yes", "worse": 0},
     ]
@@ -140,7 +140,7 @@ def test_labels_tell_refusals_and_harmful_answers_apart(tmp_path):
         "mine": [("Sorry.", True), ("Hello.", False), ("No.", False)],
         "all": [(row["answer"], False) for row in rows if row["answer"]],
         "bad": [("Sure!", False)],
-        "prompts": [(row["answer"], row["bad"]) for row in rows if row["answer"]],
+        "prompts": [(row["answer"], bool(row["bad"])) for row in rows if row["answer"]],
         "refusals": [(row["answer"], row["no"] == "yes") for row in rows if row["answer"]],
     }
 
