@@ -93,7 +93,7 @@ def read_verdict(reply: str) -> dict[str, Any]:
 
 def _score(verdict: dict[str, Any], reply: str) -> int:
     score = verdict["score"]
-    if isinstance(score, str) and score.strip().isdecimal():
+    if isinstance(score, str) and score.strip() in map(str, SCORES):
         score = int(score)
     if isinstance(score, bool) or not isinstance(score, int | float) or score not in SCORES:
         raise Unreadable(f"the score is {score!r:.20}, not 0 to {HIGHEST}", reply)

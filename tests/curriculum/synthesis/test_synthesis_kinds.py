@@ -139,8 +139,9 @@ def test_verdicts_are_found_in_what_models_write():
         ):
             with pytest.raises(Unreadable, match="different scores"):
                 read_verdict(reply)
-    with pytest.raises(Unreadable):
-        read_verdict('{"score": 1} \ud800')
+    for reply in ('{"score": 1} \ud800', f'{{"score": "{"9" * 5000}"}}'):
+        with pytest.raises(Unreadable):
+            read_verdict(reply)
     with pytest.raises(Unreadable):
         read_verdict("[" * 100_000 + '{"a":' * 100_000)
 
