@@ -122,7 +122,7 @@ class TuningSet(DeclaredTable, frozen=True):
                 conversation = Conversation([{}])
             if conversation is None:
                 continue
-            said = [value for message in conversation.messages for value in (*message.values(), message.get("role"))]
+            said: list[Any] = [value for message in conversation.messages for value in (*message.values(), message.get("role"))]
             if not all(isinstance(value, str) for value in said):
                 raise UserError(f"{where}: row {number} has a message that is not text; fix the row")
             if all(map(is_utf8, said)):
