@@ -1,5 +1,6 @@
 """Tables that a study declares: their places, their rows, and what is said of wrong ones."""
 
+import contextlib
 import json
 import re
 
@@ -36,6 +37,23 @@ def test_a_row_of_a_csv_file_that_is_too_long_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("text\nfine\nnot, fine\n")
     with pytest.raises(UserError, match=r"a.csv: row 2 has more fields than the header; put texts with commas in quotation"):
         TextTable(path=str(tmp_path / "a.csv"), text="body").look(tmp_path, "sources.mine")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"prompt": ("ask", "asked"), "response": "answer"}, "mine.prompt: .* has no column 'asked'"),
+        ({"prompt": "ask", "response": "number"}, "mine.response: .*, row 0: column 'number' holds 3, where text is needed"),
+        ({"prompt": "ask", "response": "answer", "refusal": {"label": "no"}}, "mine.refusal: .* has no column 'label'"),
+        ({"text": "number"}, "mine.text: .*, row 0: column 'number' holds 3, where text is needed"),
+        ({"text": "{ask} {number}", "refusal": {"number": 3}}, ""),
+        ({"messages": "ask"}, "mine.messages: .*, row 0: column 'ask' holds 'a', where a list of messages is needed"),
+    ],
+)
+def test_a_wrong_column_of_a_tuning_set_is_named_with_its_key(tmp_path, keys, said):
+    write_rows(tmp_path / "a.jsonl", {"ask": "a", "answer": "b", "number": 3})
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        TuningSet(path=str(tmp_path / "a.jsonl"), **keys).look(tmp_path, "mine")
 
 
 def test_every_declared_table_is_found_under_its_key():

@@ -92,6 +92,7 @@ def test_shards_of_different_integer_types_can_share_a_stream(tmp_path):
         (".idx", lambda raw: raw[:9] + b"\x02" + raw[10:], "version 2"),
         (".idx", lambda raw: raw[:34] + b"\xff\xff\xff\xff" + raw[38:], "negative length"),
         (".idx", lambda raw: raw[:42] + b"\x01" + raw[43:], "without a gap"),
+        (".idx", lambda raw: raw[:-24] + b"\x01" + raw[-23:], "do not cover its 2 sequences"),
         (".idx", lambda raw: raw[:-8] + b"\x01" + raw[-7:], "do not cover its 2 sequences"),
     ],
 )
