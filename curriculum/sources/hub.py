@@ -334,11 +334,12 @@ def _refuse_difference(path: Path, recorded: dict[str, Any], wanted: dict[str, A
 
 
 def _begin(download: Download, record: dict[str, Any]) -> None:
-    """Record which commit the folder's files come from; raises UserError when they come from another."""
+    """Record which commit the folder's files come from; raises UserError when they come from another, or divide it otherwise,
+    as another version of `datasets` may."""
     with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S, shared=True):
         for path in (download.finished, download.begun):
             if path.exists():
-                _refuse_difference(path, read_record(path), record, ("revision",))
+                _refuse_difference(path, read_record(path), record, ("revision", "files"))
         if not (download.finished.exists() or download.begun.exists()):
             if found := sorted(download.out.glob(f"{download.prefix}[0-9]*.parquet")):
                 raise UserError(f"{found[0]}: of unknown origin; move it away, or name another data folder with --out")

@@ -328,6 +328,10 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     new = hub.commit("org/moving", {"README.md": card("a"), **shards("a", 2, 11)})
     error = worker(download=asked)["error"]
     assert old in error and new in error and "remove the folder" in error
+    begun = json.loads((out / ".fetching.json").read_text())
+    (out / ".fetching.json").write_text(json.dumps(begun | {"files": 3}))  # by a version of the library that divides otherwise
+    assert "was fetched with files 3, not files 2" in worker(download=asked | {"revision": old})["error"]
+    (out / ".fetching.json").write_text(json.dumps(begun))
     assert list(contents(out)) == ["00000-of-00002.parquet"]
     assert worker(download=asked | {"revision": old[:7]})["records"][0]["rows"] == 20  # pinned, it goes on
     assert "with asked" in worker(download=asked | {"revision": new[:7]})["error"]
