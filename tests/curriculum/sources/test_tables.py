@@ -157,6 +157,9 @@ def test_rows_that_a_folder_holds_twice_are_not_read_twice(tmp_path):
     (tmp_path / "latest").symlink_to("v1")
     with pytest.raises(UserError, match="v1/a.jsonl: .*latest/a.jsonl has the same rows by its name, or is the same file"):
         files_matching(str(tmp_path / "*/*.jsonl"))
+    (tmp_path / "v1/b.jsonl").symlink_to("a.jsonl")
+    with pytest.raises(UserError, match="v1/b.jsonl: .*v1/a.jsonl has the same rows"):
+        Table.open(tmp_path / "v1")
     write(tmp_path / "v1/a.jsonl.gz", [{"text": "x"}])
     for read in (lambda: Table.open(tmp_path / "v1"), lambda: files_matching(str(tmp_path / "v1/a.*"))):
         with pytest.raises(UserError, match="v1/a.jsonl.gz: .*v1/a.jsonl has the same rows"):
