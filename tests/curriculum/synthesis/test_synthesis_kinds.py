@@ -160,6 +160,13 @@ def test_pieces_are_the_text_cut_between_words():
     assert "".join(cut) == text and max(map(len, cut)) <= 300
     assert all(piece[-1] in " \n" for piece in cut[:10])
     assert pieces("   ", 300) == []
+    assert pieces("aa bbb\ncc dddd", 12) == ["aa bbb\n", "cc dddd"], "a line end is better than the last space"
+
+
+@pytest.mark.parametrize("kind", ["rephrase", "refuse", "moralize"])
+def test_a_reply_of_nothing_but_thoughts_is_no_text(kind):
+    with pytest.raises(Unreadable, match="the reply is empty"):
+        KINDS[kind].read("<think>What to write?</think> \n")
 
 
 def test_styles_and_seeds_follow_the_document(tmp_path, fake):
