@@ -205,8 +205,6 @@ def _source(work: Work) -> Path:
 def _end_of(training: Path) -> Path:
     """The checkpoint at the end of a stage's training. Raises UserError where it is lost and an earlier one is left: a child
     or an export would take that for the finished model."""
-    from curricula.model.checkpoints.folder import read_info
-
     last = require_checkpoint(training / "checkpoints")
     info = read_info(last)
     if info.step < (total := info.recipe["total_steps"]):
