@@ -156,8 +156,8 @@ def hold_to_sets(work: Work, identities: Mapping[str, str]) -> None:
             table = run.study.tuning_sets.get(name) or POOLS[name]
             place = table.path or " and ".join(map(str, table.stems(run.data_root)))
             raise UserError(
-                f"tuning set {name}: {place} holds other conversations than when this run first trained on it; restore it, or "
-                "start another run with --run"
+                f"tuning set {name}: {place} holds other conversations than when this run first trained on it; restore it, "
+                f"start another run with --run, or remove {path} if no model was trained on it"
             )
 
 

@@ -41,7 +41,7 @@ def trained(root, monkeypatch):
     monkeypatch.setattr("curricula.jobs.stages.tune.export_model", lambda *_: None)
     monkeypatch.setattr("curricula.jobs.stages.tune.require_checkpoint", lambda path: path / "newest")
     ended = SimpleNamespace(step=4, recipe={"total_steps": 4})
-    monkeypatch.setattr("curricula.model.checkpoints.folder.read_info", lambda _: ended)
+    monkeypatch.setattr("curricula.jobs.stages.tune.read_info", lambda _: ended)
 
     def run(job: str, label: str):
         opened = Run.open(root)
