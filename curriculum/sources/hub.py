@@ -124,7 +124,8 @@ def fetch(
     """
     index, elements = element or (0, 1)
     if record := _finished_record(download, limit):
-        download.begun.unlink(missing_ok=True)  # a kill between the two records left it, and readers refuse its folder
+        if download.begun.exists():  # a kill between the two records left it, and readers refuse its folder
+            download.begun.unlink(missing_ok=True)
         progress(record["rows"], record["rows"])
         return record
     started = time.monotonic()

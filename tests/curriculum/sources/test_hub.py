@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -174,7 +175,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(out.glob("*.parquet"))}
 
 
-def test_a_dataset_arrives_as_parquet_reads_back_as_documents_and_is_not_fetched_again(hub, worker, tmp_path):
+def test_a_dataset_arrives_as_parquet_reads_back_as_documents_and_is_not_fetched_again(hub, worker, tmp_path, monkeypatch):
     entry = DATASETS["refuseweb"]
     files = {"README.md": card(*entry.parts), **shards(entry.parts[0], 3, 2100), **shards(entry.parts[1], 1, 5)}
     commit = hub.commit(entry.hub, files, begins=entry.revision or "")
@@ -204,6 +205,12 @@ def test_a_dataset_arrives_as_parquet_reads_back_as_documents_and_is_not_fetched
     again = worker(name="refuseweb", root=str(tmp_path))
     assert again["records"] == answer["records"]
     assert hub.requests == [] and not (out / ".fetching.json").exists()
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # so it answers even of a file that is not there
+    assert [fetch(one)["rows"] for one in downloads_of("refuseweb", tmp_path)] == [6300, 5]
 
 
 def test_the_elements_of_an_array_job_fetch_the_whole(hub, worker, beside, tmp_path):
