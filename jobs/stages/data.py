@@ -60,11 +60,15 @@ class Prepare(Stage):
         prepare(work.run)
 
     def is_complete(self, work: Work) -> bool:
-        """Imported weights may be moved away, but not their checkpoint alone: one that was found damaged is made again."""
+        """Imported weights may be moved away, but not their checkpoint alone while something is to be pretrained: one that was
+        found damaged is made again."""
         run = work.run
         if not are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else [])):
             return False
-        return not (run.initial_checkpoint / "latest").exists() or training_behind(run.initial_checkpoint) is not None
+        if not (run.initial_checkpoint / "latest").exists() or training_behind(run.initial_checkpoint):
+            return True
+        trained = (run.element(job.name, one.label) for job, one in work.plan.elements() if one.segment)
+        return all((folder / "done.json").exists() for folder in trained)
 
 
 class Tokenize(Stage):

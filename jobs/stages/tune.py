@@ -6,6 +6,7 @@ its own. Export: the Hugging Face folder of a pretrained or midtrained model.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,12 @@ class Export(Stage):
         export_model(work, progress)
 
     def is_complete(self, work: Work) -> bool:
-        return not is_model_awaited(work)
+        """As for `Tune`: without the checkpoint it would fail, and then have the model trained again."""
+        if is_model_awaited(work):
+            with contextlib.suppress(UserError):
+                read_info(checkpoint_of(work))
+                return False
+        return True
 
 
 def tune(work: Work, progress: Progress) -> None:

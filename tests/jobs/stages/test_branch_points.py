@@ -99,9 +99,10 @@ def test_the_last_checkpoint_of_a_stage_is_made_again_while_something_has_to_beg
 def test_a_model_that_was_lost_before_it_was_measured_is_written_again(tmp_path, kind, job):
     run, _ = new_run(tmp_path / "run")
     work = Work(run, plan := plan_study(run.study), *plan.find(job, "full-20"))
-    checkpoints = run.tuning("full-20", kind) / "checkpoints"
-    _save(step_folder(checkpoints, 1))
-    write_text(checkpoints / "latest", "step_00000001")
+    own, step = (run.branch("full-20"), run.study.budget.steps) if kind == "base" else (run.tuning("full-20", kind), 1)
+    last = step_folder(own / "checkpoints", step)
+    _save(last, {"total_steps": step}, step)
+    write_text(last.parent / "latest", last.name)
     finish(run, job, "full-20")
     finish(run, "benign-20", "full-20")
     assert not is_done(work)
@@ -111,6 +112,9 @@ def test_a_model_that_was_lost_before_it_was_measured_is_written_again(tmp_path,
     for one, need in ((one, (job, "full-20")) for one in plan.needs):
         if need in [name for name, _ in plan.needs[one]]:
             assert not is_done(work)
+            aside = last.rename(last.with_name("aside"))
+            assert is_done(work)  # nothing is trained again for it
+            aside.rename(last)
             finish(run, *one)
     assert is_done(work)
 

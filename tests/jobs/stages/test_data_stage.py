@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import yaml
 from fake_hub import FakeHub
+from run_folders import finish
 from small_studies import small_study, smaller_demo
 from tiny_llama import save_tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -120,6 +121,12 @@ def test_imported_weights_that_were_set_aside_as_damaged_are_imported_again(tmp_
     assert not Prepare().is_complete(work)
     prepare(run)
     assert Prepare().is_complete(work) and read_info(latest_checkpoint(run.initial_checkpoint)).step == 0
+    set_aside(latest_checkpoint(run.initial_checkpoint))
+    for job, element in plan.elements():
+        if element.segment:
+            assert not Prepare().is_complete(work)
+            finish(run, job.name, element.label)
+    assert Prepare().is_complete(work)  # else all of a finished run would be stale
 
 
 def test_weights_that_come_later_change_no_run_of_sizes_that_the_study_gave(tmp_path):
