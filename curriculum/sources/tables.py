@@ -203,7 +203,10 @@ def _once(files: list[Path]) -> list[Path]:
         whole = file.resolve() if file.is_symlink() else folder / file.name  # resolving each of many files takes long
         for place in (whole, folder / file.name.removesuffix(suffix)):
             if (other := seen.setdefault(place, file)) != file:
-                raise UserError(f"{file}: {other} has the same rows by its name, or is the same file; keep one of them")
+                raise UserError(
+                    f"{file}: {other} has the same rows by its name, or is the same file; keep one of them, or rename one that "
+                    "has rows of its own"
+                )
     return files
 
 
