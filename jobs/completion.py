@@ -32,7 +32,8 @@ class Done(msgspec.Struct, frozen=True):
     seconds: float
     """How long its last process took."""
     started: float = 0.0
-    """When that process started, in Unix time. It identifies the mark: an element that is made again has another."""
+    """When that process started, in Unix time. It identifies the mark: an element that is made again has another, unless a
+    training only wrote its lost model again, from the checkpoint that was there."""
     read: dict[str, float] | None = None
     """`started` of each element that was needed when that process began, by JOB/LABEL; 0 if it was not done then. None in
     marks of earlier versions, which recorded none."""
@@ -109,7 +110,7 @@ def is_complete(work: Work, mark: Done) -> bool:
 
 def is_done(work: Work) -> bool:
     """Whether the element is marked as done, its outputs are still there, and none of what it read has been made again."""
-    mark = _whole_mark(work.folder)
+    mark = whole_mark(work.folder)
     if mark is None or not is_complete(work, mark):
         return False
     marks = _marks_of(work.run, mark.rests_on(work.plan, _key(work)))
@@ -140,7 +141,7 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
     """
     works = [Work(run, plan, job, element) for job, element in plan.elements()]
     with ThreadPoolExecutor(READERS) as pool:
-        marks = dict(zip(map(_key, works), pool.map(lambda work: _whole_mark(work.folder), works)))
+        marks = dict(zip(map(_key, works), pool.map(lambda work: whole_mark(work.folder), works)))
         complete = dict(zip(marks, pool.map(lambda work: (mark := marks[_key(work)]) and is_complete(work, mark), works)))
     done: set[Key] = set()
     for key, mark in marks.items():
@@ -156,10 +157,10 @@ def _key(work: Work) -> Key:
 
 
 def _marks_of(run: Run, keys: Iterable[Key]) -> dict[Key, Done | None]:
-    return {key: _whole_mark(run.element(*key)) for key in keys}
+    return {key: whole_mark(run.element(*key)) for key in keys}
 
 
-def _whole_mark(folder: Path) -> Done | None:
+def whole_mark(folder: Path) -> Done | None:
     """The element's mark of being done; a damaged one counts as none, so that the element runs again and replaces it."""
     try:
         return read_done(folder)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import msgspec
 import pytest
-from run_folders import finish, new_run
+from run_folders import finish, make, new_run
 from small_studies import demo
 
 from curricula.durable import write_json, write_text
@@ -117,6 +117,34 @@ def test_a_model_that_was_lost_before_it_was_measured_is_written_again(tmp_path,
             aside.rename(last)
             finish(run, *one)
     assert is_done(work)
+
+
+def test_what_was_trained_from_a_checkpoint_stays_done_when_only_the_lost_model_is_written_again(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    work = Work(run, plan := plan_study(run.study), *plan.find("instruct-20", "full-20"))
+    child = Work(run, plan, *plan.find("benign-20", "full-20"))
+    last = step_folder(run.tuning("full-20", "instruct") / "checkpoints", 4)
+
+    def tune(*_):
+        if not last.exists():
+            _save(last, {"total_steps": 4}, 4)
+            write_text(last.parent / "latest", last.name)
+        write_json(work.model_folder / "config.json", {})
+
+    monkeypatch.setattr(type(STAGES["tune"]), "run", tune)
+    run_element(run.root, "instruct-20", "full-20")
+    make(run, plan, ("benign-20", "full-20"), 2.0)
+    write_json(child.model_folder / "config.json", {})
+    for is_lost in (False, True):
+        shutil.rmtree(work.model_folder)
+        if is_lost:  # and is trained again, which may end with other weights
+            shutil.rmtree(last)
+            (child.folder / "done.json").rename(child.folder / "aside")
+        run_element(run.root, "instruct-20", "full-20")
+        if is_lost:
+            (child.folder / "aside").rename(child.folder / "done.json")
+        assert (work.model_folder / "config.json").exists() and is_done(work)
+        assert is_done(child) is not is_lost
 
 
 @pytest.mark.parametrize(("stage", "job"), [("pretrain", "pretrain-20"), ("tune", "instruct-20")])
