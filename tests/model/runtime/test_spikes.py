@@ -245,7 +245,7 @@ def test_a_branch_point_is_made_again_from_no_checkpoint_that_lacks_what_it_may_
     assert rewound(tmp_path / "arm")[21]["to_step"] == 8
 
 
-@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: (folder / "common.pt").write_bytes(b"")])
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: next(folder.glob("*.distcp")).write_bytes(b"")])
 def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(copy, harm):
     harm(step_folder(copy / "checkpoints", 8))
     with pytest.raises(UserError, match="step_00000008: missing or damaged, and step 17 has to go back to it; write the name"):
