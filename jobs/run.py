@@ -144,6 +144,13 @@ class Run:
                 raise
             raise UsageError(f"{error}; the run was made by the code of commit {made[:12]}, which can read it") from None
 
+    @cached_property
+    def tag(self) -> int:
+        """The id of the harmfulness tag in the run's tokenizer."""
+        from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
+
+        return special_ids(load_tokenizer(self.tokenizer))[1]
+
     @property
     def arms(self) -> list[ArmInfo]:
         """Every training of every arm, as the analysis of rows knows it."""

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from curricula.errors import UsageError
 from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings, Share
 
 Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -258,6 +259,12 @@ class TrainJob:
     """Folder that keeps compiled code, so that a restart does not compile again; by default a temporary one."""
     packed: bool = False
     """Whether rows hold several documents that must not see each other."""
+
+    def __post_init__(self) -> None:
+        try:
+            check_layout(self.model, self.execution.tensor_parallel, self.execution.engine)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.tokens.shards import source_shards
-from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 from curricula.durable import exclusive_lock, make_folder, require_ours
 from curricula.errors import UserError
 from curricula.jobs.estimates import check_epochs
@@ -139,8 +138,8 @@ def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int
 
     shards, length = near(run.shards, sources_of(phases)), study.budget.sequence_length
     loss = {name: source.loss for name, source in run.study.sources.items() if source.loss != "all"}
-    tag = special_ids(load_tokenizer(run.tokenizer))[1] if loss else None
-    return PretrainingBatches(phases, shards, length, rows, seed, study.model.resolve().vocabulary, begin, loss=loss, tag=tag)
+    vocabulary, tag = study.model.resolve().vocabulary, run.tag if loss else None
+    return PretrainingBatches(phases, shards, length, rows, seed, vocabulary, begin, loss=loss, tag=tag)
 
 
 def sources_of(phases: Sequence[Phase]) -> list[str]:
@@ -168,11 +167,10 @@ def validation_batches(run: Run, study: Study) -> dict[str, ValidationBatches]:
     from curricula.curriculum.stream.pretraining import ValidationBatches
 
     budget, vocabulary = study.budget, study.model.resolve().vocabulary
-    _, tag = special_ids(load_tokenizer(run.tokenizer))
     found = {}
     for name in study.sources:
         source_shards(run.shards / name)
-        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary, tag)
+        batches = ValidationBatches(run.shards / name, budget.sequence_length, budget.global_batch, vocabulary, run.tag)
         if batches.total_steps:
             found[name] = batches
     return found

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from curricula.errors import UsageError
-from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig, check_layout
+from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig
 from curricula.model.costs import GIB, Layout, check_fit
 from curricula.model.megatron import (
     DistributedDataParallel,
@@ -190,13 +190,9 @@ def check_memory(model: ModelConfig, parallel: Parallel, backend: Backend, micro
 def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | None = None) -> GPTModel:
     """The bare network on this process's device, weights not yet set. The one place that makes a `GPTModel`.
 
-    `backend` defaults to the best one on this machine. Raises UsageError when tensor parallelism does not divide the model.
+    `backend` defaults to the best one on this machine.
     """
     backend = backend or choose_backend(EngineConfig(), parallel)
-    try:
-        check_layout(model, parallel.tensor_parallel, backend.engine)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     use_quick_gradient_kernels()
     config = transformer_config(model, parallel, backend)
     with parallel.cuda_names():

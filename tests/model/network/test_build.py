@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -311,6 +312,5 @@ def test_two_steps_with_gradients_on_either_side_of_the_limit_equal_torchs_adamw
 
 
 def test_tensor_parallelism_that_does_not_divide_the_model_is_refused():
-    three = Parallel(Ranks(0, 3, 0, None), torch.device("cpu"), torch.float32, 3, 1, 0)
     with pytest.raises(UsageError, match="tensor_parallel is 3, which does not divide model.kv_heads 2"):
-        build_network(SMALL, three)
+        train_job(Path("run"), tensor_parallel=3)
