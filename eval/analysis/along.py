@@ -38,7 +38,6 @@ class Course:
     logs: tuple[tuple[str, int | None], ...]
     """Files of metrics, each with the last step that it tells for this training (None: all)."""
     step_tokens: int
-    """Tokens in one step."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ Answers = list[JudgedRow]
 
 
 def curve_points(run: Path, courses: Sequence[Course]) -> list[CurvePoint]:
-    """The points of all curves."""
     return [point for course in courses for point in _points(run, course)]
 
 

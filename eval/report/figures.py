@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import matplotlib
 
@@ -281,8 +281,11 @@ class AlongFigure(Figure):
     """What was measured along the training of one stage: a panel for each measure and a curve for each arm."""
 
     stage: str
-    axis: Literal["tokens", "steps"]
     section = "along"
+
+    @property
+    def axis(self) -> str:
+        return "tokens" if self.stage == "base" else "steps"
 
     def panels(self, shown: Shown) -> list[Panel]:
         points = self._points(shown)
@@ -465,9 +468,7 @@ def further_figures(shown: Shown) -> list[Figure]:
         if stage not in STAGES
     ]
     along = [
-        AlongFigure(0, f"along-{stage}", "Measured during pretraining", "", stage, "tokens")
-        if stage == "base"
-        else AlongFigure(0, f"along-{stage}", f"Measured during {stage}", "", stage, "steps")
+        AlongFigure(0, f"along-{stage}", f"Measured during {'pretraining' if stage == 'base' else stage}", "", stage)
         for stage in dict.fromkeys(point.stage for point in shown.curves)
     ]
     return [*attacks, *along]

@@ -44,10 +44,10 @@ from curricula.eval.report import over_seeds, wording
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
 from curricula.eval.report.figures import draw_figures
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
-from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_record, write_tables
+from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_each, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
 from curricula.eval.report.web.answers import Answers
-from curricula.eval.report.web.data import HERE, digest, drawn, embedded, embedded_json, hashes, program, study_data
+from curricula.eval.report.web.data import drawn, embedded, embedded_json, hashes, head, study_data
 from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
 
@@ -84,14 +84,11 @@ def write_report(
     write_tables(out, tables, arms)
     spent = read_training(run, study["sweep"]) if study.get("sweep") else shown.training
     record: dict[str, Sequence[Any]] = {"training": training_rows(shown.training), "cost": list(cost_rows(spent))}
-    write_record(out, record)
+    write_each(out / "record", record)  # times and restarts differ from run to run
     answers = Answers(rows)
     blocks = [Markup(block) for block in answers.blocks()]
-    script, style = program(), (HERE / "report.css").read_text()
     page = template("report.html.j2").render(
-        policy=policy(script, style, is_live),
-        script=Markup(script),
-        style=Markup(style),
+        **head(is_live=is_live),
         is_live=is_live,
         is_swept=spent is not shown.training,
         data=embedded_json(study_data(shown, tables["points"], answers)),
@@ -102,8 +99,7 @@ def write_report(
         **record,
         **_words(run, rows, shown, tables, study),
     )
-    with durable.open_atomically(out / "index.html") as file:
-        file.write(page.encode())
+    durable.write_text(out / "index.html", page)
     progress(steps, steps)
     return out / "index.html"
 
@@ -220,15 +216,6 @@ def _words(
         "hashes": [*(study.get("hashes") or []), *hashes(rows)],
         "study_text": frozen.read_text() if frozen.exists() else "",
     }
-
-
-def policy(script: str, style: str, is_live: bool = False) -> str:
-    """The Content-Security-Policy: this script, this style, pictures that the page holds itself, and nothing from elsewhere.
-
-    A page that is served while its study runs also asks its server whether there is something new.
-    """
-    rules = ["default-src 'none'", f"script-src {digest(script)}", f"style-src {digest(style)}", "img-src data:"]
-    return "; ".join([*rules, "base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if is_live else [])])
 
 
 def template(name: str) -> jinja2.Template:

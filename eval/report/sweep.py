@@ -53,8 +53,7 @@ def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
     page = template("sweep.html.j2").render(
         study=study, points=points, effects=effects, outcomes=outcomes, decoders=DECODERS, folder=POINTS
     )
-    with durable.open_atomically(out / "index.html") as file:
-        file.write(page.encode())
+    durable.write_text(out / "index.html", page)
     return out / "index.html"
 
 

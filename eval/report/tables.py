@@ -27,19 +27,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def write_tables(out: Path, tables: Mapping[str, Sequence[Any]], arms: Sequence[ArmInfo]) -> None:
     """Write each table as `tables/NAME.csv` and `.tex`, and all as `summary.json`: the same bytes for the same rows."""
-    plain_tables = {name: [plain(record) for record in records] for name, records in tables.items()}
-    write_each(out / "tables", plain_tables)
+    plain_tables = write_each(out / "tables", tables)
     durable.write_json(out / "summary.json", {"arms": [dataclasses.asdict(arm) for arm in arms], **plain_tables})
 
 
-def write_record(out: Path, tables: Mapping[str, Sequence[Any]]) -> None:
-    """Write tables of what happened as `record/NAME.csv` and `.tex`: times and restarts differ from run to run."""
-    write_each(out / "record", {name: [plain(record) for record in records] for name, records in tables.items()})
-
-
-def write_each(folder: Path, tables: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """Write each table of plain values as `NAME.csv` and `.tex`."""
-    for name, records in tables.items():
+def write_each(folder: Path, tables: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Write each table as `NAME.csv` and `.tex`; returns them as plain values."""
+    plain_tables = {name: [plain(record) for record in records] for name, records in tables.items()}
+    for name, records in plain_tables.items():
         table = [{key: value for key, value in row.items() if key != "shares"} | row.get("shares", {}) for row in records]
         columns = list(dict.fromkeys(key for row in table for key in row))
         text = io.StringIO()
@@ -47,8 +42,8 @@ def write_each(folder: Path, tables: Mapping[str, Sequence[dict[str, Any]]]) -> 
         writer.writeheader()
         writer.writerows({key: cell(value) for key, value in row.items()} for row in table)
         for suffix, written in ((".csv", text.getvalue()), (".tex", latex(columns, table))):
-            with durable.open_atomically(folder / f"{name}{suffix}") as file:
-                file.write(written.encode())
+            durable.write_text(folder / f"{name}{suffix}", written)
+    return plain_tables
 
 
 LATEX = str.maketrans(

@@ -105,8 +105,8 @@ def _branch(path: Path, is_tuning: bool) -> Branch | None:
         if isinstance(row.get("validation"), dict) and row["step"] in tokens:  # earlier versions validated before the first
             for name, loss in row["validation"].items():
                 validation[name].append((tokens[row["step"]], loss))
-    lots = [steps[i * len(steps) // POINTS : (i + 1) * len(steps) // POINTS] for i in range(POINTS)]
-    lots = [lot for lot in lots if lot]
+    cuts = [i * len(steps) // POINTS for i in range(POINTS + 1)]
+    lots = [steps[start:stop] for start, stop in zip(cuts, cuts[1:]) if start < stop]
     timing = [row.get("timing") or {} for row in steps]
     hours = [
         (one.get("seconds", 0.0) + one.get("save_stall_s", 0.0))

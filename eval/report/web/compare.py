@@ -13,14 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from curricula import durable
 from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
 from curricula.eval.report.figures import save_figure
-from curricula.eval.report.page import MARKS, policy, template
+from curricula.eval.report.page import MARKS, template
 from curricula.eval.report.tables import write_tables
-from curricula.eval.report.web.data import CHART_SCRIPTS, HERE, embedded, embedded_json, plain_data, program
+from curricula.eval.report.web.data import CHART_SCRIPTS, embedded, embedded_json, head, plain_data
 from curricula.eval.report.wording import DECODERS, START_AXIS
 
 Summary = Mapping[str, Any]
@@ -31,13 +29,10 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
     panels = comparison_panels(summaries)
     rows = side_by_side(summaries)
     write_tables(out, {"comparison": rows}, ())
-    script, style = program(CHART_SCRIPTS), (HERE / "report.css").read_text()
     page = template("compare.html.j2").render(
         names=list(summaries),
-        policy=policy(script, style),
-        script=Markup(script),
-        style=Markup(style),
-        data=embedded_json(plain_data("comparison", panels)),
+        **head(CHART_SCRIPTS),
+        data=embedded_json(plain_data(panels)),
         picture=embedded(save_figure("comparison", partial(draw_panels, panels), out / "figures")) if panels else "",
         rows=rows,
         claims=_claims(summaries),

@@ -207,9 +207,9 @@ def embedded_json(value: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def plain_data(name: str, panels: Sequence[Panel]) -> dict[str, Any]:
-    """The same for a page with one figure of plain panels."""
-    figures = {name: {"places": [], "panels": msgspec.to_builtins(panels)}} if panels else {}
+def plain_data(panels: Sequence[Panel]) -> dict[str, Any]:
+    """The data of the page that compares studies, which has one figure of plain panels."""
+    figures = {"comparison": {"places": [], "panels": msgspec.to_builtins(panels)}} if panels else {}
     points: dict[str, list[Any]] = {"columns": [], "rows": []}
     return {"arms": [], "curves": [], "several": False, "categories": {}, "decoders": {}, "figures": figures, "points": points}
 
@@ -217,6 +217,15 @@ def plain_data(name: str, panels: Sequence[Panel]) -> dict[str, Any]:
 def program(scripts: Sequence[str] = SCRIPTS) -> str:
     """Scripts of the page as one."""
     return "\n;\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
+
+
+def head(scripts: Sequence[str] = SCRIPTS, is_live: bool = False) -> dict[str, str]:
+    """The page's script and style, and its Content-Security-Policy: these, pictures that it holds itself, and nothing from
+    elsewhere. A page that is served while its study runs also asks its server whether there is something new."""
+    script, style = program(scripts), (HERE / "report.css").read_text()
+    rules = ["default-src 'none'", f"script-src {digest(script)}", f"style-src {digest(style)}", "img-src data:"]
+    rules += ["base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if is_live else [])]
+    return {"policy": "; ".join(rules), "script": Markup(script), "style": Markup(style)}
 
 
 def embedded(picture: Path) -> str:
