@@ -333,6 +333,15 @@ class ModelRows:
     _answered: dict[tuple[str, str, str, str, int], Path] = field(default_factory=dict)
     _divided: dict[tuple[str, str, bool], tuple[str, Path]] = field(default_factory=dict)
 
+    def read_answers(self, paths: Iterable[Path], task: str, decoders: Sequence[str]) -> list[GenerationRow]:
+        """The rows of several files, each checked as by `add_answers`."""
+        rows = []
+        for path in paths:
+            found = read_rows(path, GenerationRow)
+            self.add_answers(path, found, task, decoders)
+            rows += found
+        return rows
+
     def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: str, decoders: Sequence[str]) -> None:
         """Check the rows of `path`: of this model, the task and its `decoders`, each sample of a prompt once."""
         self._add(path, rows)

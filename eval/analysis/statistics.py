@@ -199,7 +199,6 @@ def prompt_of(row: JudgedRow) -> Prompt:
 def prompt_means(
     rows: Iterable[JudgedRow], outcome: Outcome, key: Callable[[JudgedRow], Prompt] = prompt_of
 ) -> dict[Prompt, PromptMean]:
-    """The mean of each prompt."""
     values: dict[Prompt, list[float]] = defaultdict(list)
     clusters = {}
     for row in rows:

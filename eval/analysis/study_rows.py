@@ -26,7 +26,7 @@ from curricula.eval.rows import (
     read_rows,
     require_different,
 )
-from curricula.eval.tasks import TASKS, Task, judged_tasks, row_files
+from curricula.eval.tasks import TASKS, judged_tasks, row_files
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))
@@ -47,7 +47,6 @@ class ArmInfo:
     """The intervention set: "data", "full" or "none"; the arm's own name where the study spells out its phases."""
 
     seed: int = 0
-    """The seed of this training."""
     key: str = ""
     """Names its folders, and its rows in `StudyRows`; by default the arm's name."""
     shared: tuple[tuple[str, str], ...] = ()
@@ -135,7 +134,7 @@ def read_study_rows(
                 answers, by_others = read_judges(path)
                 if answers:
                     model.add_answers(path, answers, task, TASKS[task].labels)
-                elif parts := _unmerged(folder, TASKS[task], model):
+                elif parts := model.read_answers(row_files(folder, TASKS[task]), task, TASKS[task].labels):
                     partial.add(place)
                     judge = judges.get(kind_of(task))
                     answers = judged_now(parts, judge) if judge else [judged(row, None) for row in parts]
@@ -187,12 +186,3 @@ def require_same_texts(files: Iterable[tuple[Path, Sequence[ProbeRow]]]) -> None
             f"{second}: its probes are of other texts than those in {first}; remove whichever file is of the older texts, and "
             "run the study again"
         )
-
-
-def _unmerged(folder: Path, task: Task, model: ModelRows) -> list[GenerationRow]:
-    rows = []
-    for path in row_files(folder, task):
-        found = read_rows(path, GenerationRow)
-        model.add_answers(path, found, task.name, task.labels)
-        rows += found
-    return rows

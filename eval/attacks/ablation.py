@@ -62,7 +62,6 @@ class Direction(msgspec.Struct, frozen=True, kw_only=True):
     prompts_filtered: bool
     """Whether the direction was found with harmful prompts that are refused and harmless ones that are not."""
     thresholds_met: bool
-    """Whether the direction met all thresholds."""
     vector: list[float]
     """The difference of means, not normalised."""
 

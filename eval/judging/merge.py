@@ -175,11 +175,7 @@ def _note_judges(out: Path, judges: Mapping[str, str] = MappingProxyType({})) ->
 
 def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list[GenerationRow]:
     """Make `path` the rows of `shards`, one file after another, unless it is that already. Returns the rows."""
-    rows = []
-    for shard in shards:
-        found = read_rows(shard, GenerationRow)
-        model.add_answers(shard, found, task.name, task.labels)
-        rows += found
+    rows = model.read_answers(shards, task.name, task.labels)
     data = _concatenated(shards)
     noted = read_stamp(path.parent).get(path.name)
     if not path.exists() or path.read_bytes() != data or (isinstance(noted, list) and noted[0] != len(data)):
