@@ -7,7 +7,6 @@ none, as on a CPU, they are not checked.
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import subprocess
 import threading
@@ -152,7 +151,3 @@ def within(patience_s: float, what: str, check: Callable[[], list[str]]) -> list
     thread.start()
     thread.join(patience_s)
     return found[0] if found else [f"{what}: no answer within {patience_s:.0f} s"]
-
-
-def temporary_folders() -> list[Path]:
-    return [Path(os.environ.get("TMPDIR", "/tmp"))]

@@ -22,7 +22,7 @@ import msgspec
 
 from curricula.errors import UserError, first_line
 from curricula.jobs.monitor.logs import note
-from curricula.jobs.preflight.node_checks import disk_problems, job_gpu_problems, reach_problems, temporary_folders, within
+from curricula.jobs.preflight.node_checks import disk_problems, job_gpu_problems, reach_problems, within
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import host_names, own_task
 from curricula.jobs.slurm.profile import Preflight
@@ -165,7 +165,7 @@ def examine(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The problems that this node can find alone: its own, and those with the disks it shares."""
     own = job_gpu_problems(environment)
-    own += disk_problems(temporary_folders(), settings.min_free_gb)
+    own += disk_problems([Path(os.environ.get("TMPDIR", "/tmp"))], settings.min_free_gb)
 
     def shared() -> list[str]:
         full = disk_problems([run.root], settings.min_free_gb)

@@ -193,7 +193,7 @@ def patiently(say: Callable[[str], object]) -> tenacity.Retrying:
     )
 
 
-def call(*command: str, patience_s: float | None = None) -> str:
+def call(*command: str, patience_s: float = PATIENCE_S) -> str:
     """What the command prints.
 
     Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
@@ -201,7 +201,6 @@ def call(*command: str, patience_s: float | None = None) -> str:
     name = command[0]
     if _cluster and name != "sacctmgr":  # it knows no such option: a database serves all clusters
         command = (name, f"--clusters={_cluster}", *command[1:])
-    patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         done = subprocess.run(
             command,
@@ -223,7 +222,7 @@ def call(*command: str, patience_s: float | None = None) -> str:
 
 
 def squeue(
-    job_ids: Iterable[str] | None = None, patience_s: float | None = None, output_bytes: int = COLUMNS["STDOUT"]
+    job_ids: Iterable[str] | None = None, patience_s: float = PATIENCE_S, output_bytes: int = COLUMNS["STDOUT"]
 ) -> dict[Task, TaskState]:
     """The array tasks in Slurm's queue: of these arrays, ended ones too, or else all of this user's.
 

@@ -22,7 +22,7 @@ from curricula.durable import append_jsonl, exclusive_lock, team, write_text
 from curricula.errors import UserError
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import Task, TaskState, batch_script, patiently, scancel, squeue
+from curricula.jobs.slurm.commands import PATIENCE_S, Task, TaskState, batch_script, patiently, scancel, squeue
 from curricula.settings import Kind, decode
 
 Queue = Mapping[Task, TaskState]
@@ -82,7 +82,7 @@ def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
     return {key: Task(one.job_id, number) for one in submitted for number, key in enumerate(one.keys)}
 
 
-def listed(run: Run, job_ids: Iterable[str] | None = None, patience_s: float | None = None) -> dict[Task, TaskState]:
+def listed(run: Run, job_ids: Iterable[str] | None = None, patience_s: float = PATIENCE_S) -> dict[Task, TaskState]:
     """What squeue says, with as much of the logs' paths as tells which jobs are the run's."""
     return squeue(job_ids, patience_s, len(os.fsencode(_logs(run))))
 
