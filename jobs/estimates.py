@@ -82,7 +82,6 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     sizes = _source_sizes(study, shards)
     seeds = list(dict.fromkeys(one.seed for one in study.replicates))
     described = [_arm(arm, study.at(arm.replicate.variant), sizes) for arm in arms]  # of any seed
-    midtrained = [one for variant in study.variants.values() for one in _midtrained(variant, sizes)]
     tokens = {s.name: (s.stop - s.start) * study.at(s.arm.replicate.variant).budget.step_tokens for s in segments}
     hours, unshared = plan.gpu_hours(), sum(study.at(arm.replicate.variant).budget.tokens for arm in study.trainings)
     return {
@@ -93,7 +92,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         "arms": described,
         "source_sizes": {name: size._asdict() for name, size in sizes.items()},
         "warnings": [
-            *_too_many_epochs([*described, *midtrained], study),
+            *_too_many_epochs(described, study, sizes),
             *_unknown_sizes(described, sizes),
             *dict.fromkeys(line for variant in study.variants.values() for line in _unfit(variant)),
             *_overlaps(study),
@@ -193,8 +192,7 @@ def check_epochs(plan: Plan, shards: Path) -> None:
     """Raise UserError when an arm reads a source more often than its `max_epochs`, by the sizes in the manifests."""
     sizes = _source_sizes(plan.study, shards)
     arms = [_arm(arm, plan.study.at(arm.replicate.variant), sizes) for arm in plan.arms]
-    midtrained = [one for variant in plan.study.variants.values() for one in _midtrained(variant, sizes)]
-    for problem in _too_many_epochs([*arms, *midtrained], plan.study):
+    for problem in _too_many_epochs(arms, plan.study, sizes):
         raise UserError(problem)
 
 
@@ -281,19 +279,18 @@ def _stage(name: str, study: Study) -> dict[str, Any]:
     }
 
 
-def _too_many_epochs(arms: list[dict[str, Any]], study: Study) -> list[str]:
-    """A sentence for each source that an arm reads more often than its `max_epochs`."""
-    found = []
+def _too_many_epochs(arms: list[dict[str, Any]], study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
+    """A sentence for each source that an arm reads more often than its `max_epochs`, by the end of pretraining or later."""
+    arms = [*arms, *(one for variant in study.variants.values() for one in _midtrained(variant, sizes))]
     for name, source in study.sources.items():
         epochs = {arm["name"]: arm["sources"][name]["epochs"] for arm in arms if name in arm["sources"]}
         known = {arm: count for arm, count in epochs.items() if count is not None}
         if known and max(known.values()) > source.max_epochs:
             arm = max(known, key=lambda name: known[name])
-            found.append(
+            yield (
                 f"source {name}: {known[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
                 "give it more documents or less weight, or raise its max_epochs"
             )
-    return found
 
 
 def _unknown_sizes(arms: list[dict[str, Any]], sizes: dict[str, SourceSize]) -> Iterator[str]:

@@ -88,7 +88,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     # A file without a name: however this process ends, the system removes it.
     with disk_full_explained(prefix), tempfile.TemporaryFile(dir=prefix.parent) as file:
         lengths, counts = _spool(work, tokenizer, chosen, total, file, progress)
-        contents = _write_shuffled(work, prefix, tokenizer, file, lengths)
+        contents = _write_shuffled(work, prefix, special_ids(tokenizer)[1], file, lengths)
     write_json(manifest_path(prefix), {**inputs, **contents, **counts})
 
 
@@ -198,14 +198,11 @@ def _encode(
         yield np.append(tokens, np.array(end, dtype="<u2"))
 
 
-def _write_shuffled(
-    work: Tokenization, prefix: Path, tokenizer: Tokenizer, spool: IO[bytes], lengths: np.ndarray
-) -> dict[str, Any]:
+def _write_shuffled(work: Tokenization, prefix: Path, tag: int, spool: IO[bytes], lengths: np.ndarray) -> dict[str, Any]:
     """Write the shard from the spooled documents in shuffled order; what the manifest says of its contents."""
     ends, count = np.cumsum(lengths), len(lengths)
     spooled = np.memmap(spool, "<u2", "r") if count else np.empty(0, "<u2")
     order = permute(np.arange(count), max(1, count), work.seed, "documents", work.name, prefix.name)
-    _, tag = special_ids(tokenizer)
     digest, tags, largest = hashlib.sha256(), 0, 0
 
     def shuffled() -> Iterator[np.ndarray]:

@@ -228,15 +228,14 @@ def _described(estimate: Estimate) -> str:
 
 
 def print_estimate(console: Console, shard: SynthesisShard, now: Estimate, all_parts: Estimate) -> None:
-    lines = [f"{shard.name}: left to ask {_described(now)}"]
+    say(console, f"{shard.name}: left to ask {_described(now)}")
     if shard.settings.parts > 1:
-        lines.append(f"all {shard.settings.parts} parts: {_described(all_parts)}")
-    lines.append(
-        f"(from the first documents of the part: {CHARACTERS_PER_TOKEN} characters a token in, "
-        f"{min(shard.settings.how.expected_tokens, shard.settings.max_tokens):,} tokens a reply)"
+        say(console, f"all {shard.settings.parts} parts: {_described(all_parts)}")
+    reply = min(shard.settings.how.expected_tokens, shard.settings.max_tokens)
+    say(
+        console,
+        f"(from the first documents of the part: {CHARACTERS_PER_TOKEN} characters a token in, {reply:,} tokens a reply)",
     )
-    for line in lines:
-        say(console, line)
 
 
 def print_dry_run(shard: SynthesisShard, now: Estimate, all_parts: Estimate, as_json: bool) -> None:
