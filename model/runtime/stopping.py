@@ -167,14 +167,11 @@ class Watchdog:
         self.step_begins(step + 1)
 
     def step_begins(self, step: int) -> None:
-        self._expect(self._step_limit_s(), f"step {step}")
+        self._expected = _Expected(f"step {step}", self._step_limit_s())
 
     def expect(self, what: str) -> None:
         """Something other than a step begins, such as a wait for a save, or one of its parts, such as a validation batch."""
-        self._expect(self._unknown_limit_s, what)
-
-    def _expect(self, limit_s: float, what: str) -> None:
-        self._expected = _Expected(what, limit_s)
+        self._expected = _Expected(what, self._unknown_limit_s)
 
     def _step_limit_s(self) -> float:
         if len(self._steps) < 3:
