@@ -326,7 +326,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in ("pathlib.PosixPath", "pathlib._local.PosixPath"):  # Python 3.13 calls it by the second name
-            return os.path.join
+            return _joined
         if full == "builtins.getattr":  # as Python before 3.11.4 names a member of an enumeration
             return _member
         if full in TENSOR_READERS and self._allowed is FP8_NAMES:
@@ -342,6 +342,11 @@ class _Unpickler(pickle.Unpickler):
         except pickle.UnpicklingError as error:
             named = REFUSED_BY_TORCH.search(str(error))
             raise _refusal(self._path, named[1] if named else "something unknown") from None
+
+
+def _joined(*parts: str) -> str:
+    """Stands for paths, in place of a function that the process uses itself: a pickle can set attributes of what it names."""
+    return os.path.join(*parts)
 
 
 def _member(kind: Any, name: str) -> Any:
