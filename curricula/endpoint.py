@@ -42,6 +42,10 @@ MOST_FILE_BYTES = 2**30
 """Of a file with the replies of a batch."""
 FILE_TIMEOUT_S = 3600.0
 """For sending or fetching such a file."""
+BROKEN_OFF = ("abort", "error")
+"""Reasons for the end of a reply that the server broke off. vLLM sends what there is, with status 200, when it shuts down."""
+CUT = ("length", "content_filter")
+"""Reasons for the end of a reply that would have gone on."""
 
 Value = TypeVar("Value")
 
@@ -56,7 +60,7 @@ class Reply:
 
     text: str
     cut: bool
-    """Whether it was cut short at max_tokens."""
+    """Whether it was cut short, at max_tokens or by a filter of the server."""
 
 
 def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
@@ -109,15 +113,19 @@ class Endpoint:
         choice = await self._choice(
             "/chat/completions", request, lambda choice: isinstance(choice["message"].get("content"), str | None)
         )
-        return Reply(choice["message"].get("content") or "", choice.get("finish_reason") == "length")
+        return Reply(choice["message"].get("content") or "", choice.get("finish_reason") in CUT)
 
     async def complete(self, request: dict[str, Any]) -> Reply:
         """The continuation of a prompt, without a chat template. Raises as `chat` does."""
         choice = await self._choice("/completions", request, lambda choice: isinstance(choice["text"], str))
-        return Reply(choice["text"], choice.get("finish_reason") == "length")
+        return Reply(choice["text"], choice.get("finish_reason") in CUT)
 
     async def _choice(self, path: str, request: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
-        value = await self._post(path, request, lambda value: is_valid(value["choices"][0]))
+        def is_whole(value: Any) -> bool:
+            choice = value["choices"][0]
+            return is_valid(choice) and choice.get("finish_reason") not in BROKEN_OFF
+
+        value = await self._post(path, request, is_whole)
         self.tokens_in += _token_count(value, "prompt_tokens")
         self.tokens_out += _token_count(value, "completion_tokens")
         return value["choices"][0]

@@ -25,7 +25,7 @@ STATUS = {
     "always_429": 429,
 }  # fmt: skip
 UNREADABLE = ("unreadable", "prose", "out_of_range", "empty", "null")
-PASSING = ("429", "500", "503", "hang", "half", "garbage", "no_json", "not_the_api", *UNREADABLE[1:])
+PASSING = ("429", "500", "503", "hang", "half", "garbage", "no_json", "not_the_api", "aborted", *UNREADABLE[1:])
 
 
 class FakeEndpoint:
@@ -175,8 +175,10 @@ class Handler(BaseHTTPRequestHandler):
             self._send(302, "", headers={"Location": "https://else.where/v1"})
         elif what in STATUS:
             self._error(STATUS[what], {"retry-after-ms": "20"})
-        elif what == "cut_short":
-            self._send(200, json.dumps(completion("It begins and", finish_reason="length")))
+        elif what == "aborted":  # as vLLM does with what is under way when it shuts down
+            self._send(200, json.dumps(completion(fake.reply_to(text, key)[:-2], finish_reason="abort")))
+        elif what in ("length", "content_filter"):
+            self._send(200, json.dumps(completion("It begins and", finish_reason=what)))
         elif what in UNREADABLE:
             said = {
                 "unreadable": "\x1b[31mI would say it is quite bad\x1b[0m",

@@ -186,11 +186,11 @@ def test_styles_and_seeds_follow_the_document(tmp_path, fake):
 
 
 def test_cut_texts_and_replies_are_marked(tmp_path, fake):
-    source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 200, "doc-1 short", "doc-2 short"])
-    fake.schedule["doc-1"] = ["cut_short"]
+    source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 200, "doc-1 short", "doc-2 short", "doc-3 short"])
+    fake.schedule |= {"doc-1": ["length"], "doc-3": ["content_filter"]}
     synthesize("moralize", source, tmp_path / "out", fake.url, "--piece-characters", 300)
     rows = [row["metadata"] for row in rows_of(tmp_path / "out", "train/*")]
-    assert [(row.get("cut"), row.get("source_cut")) for row in rows] == [(None, True), (True, None), (None, None)]
+    assert [(row.get("cut"), row.get("source_cut")) for row in rows] == [(None, True), (True, None), (None, None), (True, None)]
     assert max(len(body["messages"][0]["content"].partition("<text>\n")[2]) for body in fake.bodies) < 330
 
 

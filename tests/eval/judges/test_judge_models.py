@@ -25,7 +25,7 @@ from curricula.eval.judging.verdicts import JudgeRun, put_in_order, read_judged,
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 
 KEY = "sk-judge-secret-4711"
-MISBEHAVIOUR = ("429", "500", "503", "garbage", "half", "no_json", "not_the_api")
+MISBEHAVIOUR = ("429", "500", "503", "garbage", "half", "no_json", "not_the_api", "aborted")
 
 
 @pytest.fixture
