@@ -116,7 +116,8 @@ def evaluate(args: argparse.Namespace) -> int:
     data = args.data or local_root()
     world = data if "world" in (config.judge_of("attack").name, config.judge_of("overrefusal").name) else None
     path = Path(args.model)
-    out = args.out or Path("evaluations") / "-".join(path.resolve().parts[-3:] if path.exists() else path.parts)
+    path = path.resolve() if path.exists() else path
+    out = args.out or Path("evaluations") / "-".join(path.relative_to(path.anchor).parts[-3:])
     console = Console(stderr=True, highlight=False)
     check_judges = _check(args, config, tasks, data, world)
     if not stamp_path(out).exists():

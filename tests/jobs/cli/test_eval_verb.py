@@ -155,6 +155,13 @@ def test_a_judge_that_would_not_answer_is_named_before_the_answers(root, tmp_pat
     assert "it must be up" not in capsys.readouterr().err
 
 
+def test_the_rows_of_a_model_near_the_root_lie_below_evaluations_too(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["eval", "--model", "/no/model", "--benchmark", "advbench", "--data", str(root / "data")]
+    assert main([*words, "--accept-changed", "advbench"]) == 1
+    assert "/no/model" in capsys.readouterr().err and (tmp_path / "evaluations/no-model").is_dir()
+
+
 def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys):
     assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--prompts", 2) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
