@@ -148,14 +148,23 @@ def files_matching(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
         return stem_files(path)
-    found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    found = [file for file in found if not file.is_dir()]
+    found = [path] if path.is_file() else _matching(path)
     if not found:
         raise UserError(f"{pattern}: no such file, and no file matches it; correct the path")
     for file in found:
         if not file.name.endswith(SUFFIXES):
             raise UserError(f"{file}: has none of the endings {', '.join(SUFFIXES)}; rename it or narrow the pattern")
     return _once(found)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files that match. Folders above them that exist are taken as they are, even where their names have brackets."""
+    there = next(folder for folder in pattern.parents if folder.is_dir())
+    names = glob.glob(str(pattern.relative_to(there)), root_dir=there, recursive=True)
+    found = sorted(there / name for name in names if not (there / name).is_dir())
+    for folder in dict.fromkeys(file.parent for file in found):
+        _require_finished(folder)
+    return found
 
 
 def head(file: Path, count: int) -> list[Row]:
@@ -175,8 +184,7 @@ def _with_suffix(stem: Path, suffix: str) -> Path:
 def stem_files(stem: Path) -> list[Path]:
     """The files of one stem: those in its folder, or else the one file of that name."""
     if stem.is_dir():
-        if unfinished := sorted([*stem.glob(".*fetching.json"), *stem.glob(".unfinished.json")]):
-            raise UserError(f"{unfinished[0]}: this dataset is incomplete; run the command that was writing it again")
+        _require_finished(stem)
         if beside := [suffix for suffix in SUFFIXES if _with_suffix(stem, suffix).is_file()]:
             raise UserError(f"{stem}: {stem.name}{beside[0]} exists as well; keep the one that holds the dataset")
         found = sorted(path for path in stem.iterdir() if path.name.endswith(SUFFIXES) and path.name[0] != ".")
@@ -192,6 +200,11 @@ def stem_files(stem: Path) -> list[Path]:
     if len(paths) > 1:
         raise UserError(f"{paths[0]}: {paths[1].name} exists as well; keep the one that holds the dataset")
     return paths
+
+
+def _require_finished(folder: Path) -> None:
+    if unfinished := sorted([*folder.glob(".*fetching.json"), *folder.glob(".unfinished.json")]):
+        raise UserError(f"{unfinished[0]}: this dataset is incomplete; run the command that was writing it again")
 
 
 def _once(files: list[Path]) -> list[Path]:
@@ -280,7 +293,10 @@ def _whole(file: Path) -> list[Any]:
         else:
             csv.field_size_limit(sys.maxsize)
             with open(file, newline="", encoding="utf-8-sig") as lines:
-                rows = list(csv.DictReader(lines, strict=True))
+                rows = list(reader := csv.DictReader(lines, strict=True))
+                names = [name for name in reader.fieldnames or () if name]  # of empty ones there may be several
+                if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+                    raise UserError(f"{file}: two columns are named {twice!r}; rename one of them")
                 longer = next((number for number, row in enumerate(rows) if None in row), None)
                 if longer is not None:  # where Python's csv puts fields that the header does not name
                     raise UserError(

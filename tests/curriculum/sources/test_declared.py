@@ -24,10 +24,12 @@ def write_rows(path, *rows):
 
 
 def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
-    write_rows(tmp_path / "mine/b.jsonl", {"title": "C", "body": "c", "key": 3})
-    write_rows(tmp_path / "mine/a.jsonl", {"title": "A", "body": "a", "key": 1}, {"title": "B", "body": None, "key": 2})
+    folder = tmp_path / "run[12]"  # which is no pattern
+    write_rows(folder / "mine/b.jsonl", {"title": "C", "body": "c", "key": 3})
+    write_rows(folder / "mine/a.jsonl", {"title": "A", "body": "a", "key": 1}, {"title": "B", "body": None, "key": 2})
+    write_rows(tmp_path / "run1/mine/a.jsonl", {"title": "D", "body": "d", "key": 4})
     source = Source(path="mine/*.jsonl", text="{title}: {body}", id="key")
-    anchor({"sources": {"mine": source}}, tmp_path)
+    anchor({"sources": {"mine": source}}, folder)
     source.look(tmp_path, "sources.mine")
     documents = list(Documents.of("sources.mine", source, tmp_path).read())
     assert [(item.id, item.text, item.odd) for item in documents] == [("1", "A: a", ""), ("2", "", "empty"), ("3", "C: c", "")]
