@@ -76,7 +76,7 @@ def _run_first(work: Work, generation: int) -> None:
     earlier, was = whole_mark(folder), stage.made(work)
     (folder / "done.json").unlink(missing_ok=True)
     (folder / "failed.json").unlink(missing_ok=True)
-    started, read = time.time(), marks_read(work)
+    started, began, read = time.time(), time.monotonic(), marks_read(work)
     profile = Profile()
     try:
         profile = _profile(work.run)
@@ -88,7 +88,7 @@ def _run_first(work: Work, generation: int) -> None:
     except Exception as error:
         _note_failure(work.run, work.name, folder, error, profile)
         raise
-    seconds = round(time.time() - started, 3)
+    seconds = round(time.monotonic() - began, 3)
     made = stage.made(work)
     if stage.trains and made and earlier and (earlier.read, earlier.made, was) == (read, made, made):
         started = earlier.started  # it wrote a lost model again; what was trained from its checkpoint need not be

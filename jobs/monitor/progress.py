@@ -78,12 +78,12 @@ class ProgressFile:
         self._next = 0.0
 
     def __call__(self, done: int, total: int, **figures: Any) -> None:
-        now = time.time()
+        now = time.monotonic()  # the clock may be set back
         left_s = self._time_left(now, done, total)
         if now < self._next and done != total:
             return
         self._next = now + REWRITE_EVERY_S
-        reading = Reading(done, total, now, left_s, socket.gethostname(), self.seed, self._restarts, figures)
+        reading = Reading(done, total, time.time(), left_s, socket.gethostname(), self.seed, self._restarts, figures)
         with contextlib.suppress(OSError):  # a full disk must not end the work over its progress report
             aside = self.path.with_suffix(".aside")
             aside.write_text(json.dumps(msgspec.structs.asdict(reading)))

@@ -11,6 +11,7 @@ from curricula.errors import StorageError, UsageError, UserError
 from curricula.fencing import Superseded
 from curricula.jobs import element
 from curricula.jobs.element import main, run_element
+from curricula.jobs.monitor import progress
 from curricula.jobs.slurm.restarts import AlreadyRuns, GaveUp
 from curricula.jobs.slurm.submissions import exclusion
 from curricula.jobs.stages import STAGES
@@ -71,6 +72,22 @@ def test_a_start_leaves_no_mark_but_its_own(tmp_path, monkeypatch):
         monkeypatch.setattr(type(STAGES["prepare"]), "run", work)
         main([str(run.root), *KEY])
         assert [path.name for path in run.element(*KEY).glob("*.json")] == ([left] if left else [])
+
+
+def test_a_clock_that_is_set_back_neither_stops_the_progress_nor_counts_backwards(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    monkeypatch.setattr(progress, "REWRITE_EVERY_S", 0.0)
+
+    def work(_, __, report):
+        report(1, 10)
+        monkeypatch.setattr("time.time", lambda: 0.0)
+        report(2, 10)
+
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", work)
+    assert main([str(run.root), *KEY]) == 0
+    reading = progress.read_progress(run.element(*KEY) / "progress.json")
+    assert reading is not None and reading.done == 2 and (reading.left_s or 0) >= 0
+    assert read_json(run.element(*KEY) / "done.json")["seconds"] >= 0
 
 
 def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch, capfd):
