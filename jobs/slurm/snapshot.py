@@ -69,15 +69,18 @@ def planned_snapshot(run_root: Path) -> Snapshot:
 
 
 def _contents() -> dict[Path, bytes]:
-    """The files of a snapshot. Those of the package are relative to the folder that holds it; links in it are followed."""
-    return {**_read(PACKAGE, ROOT), Path(ENTRY): ENTRY_TEXT.encode()}
+    """The files of a snapshot. Those of the package are relative to the folder that holds it; links in it are followed.
+
+    Hidden files are no code: editors keep them beside what they have open, some as links that lead nowhere.
+    """
+    return {**_read(PACKAGE, ROOT, hidden=False), Path(ENTRY): ENTRY_TEXT.encode()}
 
 
-def _read(folder: Path, base: Path) -> dict[Path, bytes]:
+def _read(folder: Path, base: Path, hidden: bool = True) -> dict[Path, bytes]:
     found = []
     for place, names, files in os.walk(folder, followlinks=True):
-        names[:] = [name for name in names if name != "__pycache__"]
-        found += [Path(place, name) for name in files]
+        names[:] = [name for name in names if name != "__pycache__" and (hidden or name[0] != ".")]
+        found += [Path(place, name) for name in files if hidden or name[0] != "."]
     return {path.relative_to(base): path.read_bytes() for path in sorted(found)}
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from curricula.durable import read_json, write_json
 from curricula.errors import UserError
+from curricula.jobs.slurm import snapshot
 from curricula.jobs.slurm.snapshot import planned_snapshot, take_snapshot
 from curricula.provenance import running_commit
 
@@ -23,6 +24,19 @@ def test_a_snapshot_knows_its_commit_even_within_another_repository(tmp_path):
     assert running_commit(copy) == f"abc-dirty-{copy.name}"
     (copy / "commit.json").unlink()
     assert running_commit(copy) == ""  # never that of the repository around it
+
+
+def test_files_that_editors_leave_beside_the_code_are_no_part_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "PACKAGE", tmp_path / "curricula")
+    monkeypatch.setattr(snapshot, "ROOT", tmp_path)
+    (tmp_path / "curricula").mkdir()
+    (tmp_path / "curricula/a.py").write_text("")
+    before = planned_snapshot(tmp_path / "run")
+    (tmp_path / "curricula/.a.py.swp").write_bytes(b"b0VIM")
+    (tmp_path / "curricula/.#a.py").symlink_to("user@host.4711")
+    (tmp_path / "curricula/.ipynb_checkpoints").mkdir()
+    (tmp_path / "curricula/.ipynb_checkpoints/a.py").write_text("")
+    assert take_snapshot(tmp_path / "run") == before
 
 
 def test_a_snapshot_is_the_code_and_is_what_runs(tmp_path):
