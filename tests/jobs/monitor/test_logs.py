@@ -125,8 +125,9 @@ def test_a_chain_of_causes_ends_with_its_last_message(tmp_path):
 def test_lines_of_processes_are_merged_by_time_each_in_its_own_order(tmp_path):
     write_text(tmp_path / "0", "no time\n2026-01-01 12:00:01 a\nafter a\n2026-01-01 12:00:03 c\n2026-01-01 12:00:02 back\n")
     write_text(tmp_path / "1", "2026-01-01T12:00:02,5 b\n2026-01-01 12:00:04 d\n")
-    texts = [line.text for _, line in merged(LogFile(tmp_path / str(rank), rank) for rank in range(2))]
-    assert [text.rsplit(" ", 1)[-1] for text in texts] == ["time", "a", "a", "b", "c", "back", "d"]
+    write_text(tmp_path / "2", "2026-01-01 12:00:01 e\n")  # of rank 0 of another task
+    texts = [line.text for _, line in merged(LogFile(tmp_path / str(file), file % 2) for file in range(3))]
+    assert [text.rsplit(" ", 1)[-1] for text in texts] == ["time", "a", "a", "e", "b", "c", "back", "d"]
 
 
 @pytest.mark.parametrize(
