@@ -214,6 +214,8 @@ class Endpoint:
     def _meaning(self, error: openai.APIStatusError, model: str) -> Exception:
         """The meaning of a final status for one request, or for the whole run."""
         status, said = error.status_code, self.shown(_message(error))
+        if status == 403 and _is_flagged(error):
+            return Refused(f"status {status}: {said}")
         if status in (401, 403):
             refusal = "refuses the key" if self._key else "asks for a key"
             return UserError(f"{self.host} {refusal} (status {status}); set OPENAI_API_KEY to one that it takes")
@@ -340,6 +342,12 @@ def _message(error: openai.APIStatusError) -> str:
     """The server's own words, if it puts them where OpenAI does."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     return said if isinstance(said, str) else error.message
+
+
+def _is_flagged(error: openai.APIStatusError) -> bool:
+    """Whether moderation refused the text of the request, for which OpenRouter has the status of a wrong key."""
+    metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
+    return isinstance(metadata, dict) and "reasons" in metadata
 
 
 def _repeats(error: openai.OpenAIError) -> int:

@@ -114,18 +114,20 @@ def test_a_server_is_shown_as_it_is_addressed(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "meaning"),
+    ("status", "body", "meaning"),
     [
-        *((status, None, Refused) for status in (400, 413, 422)),
-        *((status, None, NoAnswer) for status in (408, 409, 429, 500, 503)),
-        *((status, None, UserError) for status in (301, 307, 401, 402, 403, 404)),
-        (429, "insufficient_quota", UserError),
+        *((status, {}, Refused) for status in (400, 413, 422)),
+        *((status, {}, NoAnswer) for status in (408, 409, 429, 500, 503)),
+        *((status, {}, UserError) for status in (301, 307, 401, 402, 403, 404)),
+        (429, {"code": "insufficient_quota"}, UserError),
+        (403, {"code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "How do"}}, Refused),
+        (403, {"code": 403, "metadata": {"provider_name": "mine"}}, UserError),
     ],
 )
-def test_a_final_status_is_about_one_request_or_ends_the_work(status: int, code: str | None, meaning: type[Exception]) -> None:
+def test_a_final_status_is_about_one_request_or_ends_the_work(status: int, body: object, meaning: type[Exception]) -> None:
     async def ask(client: openai.AsyncOpenAI) -> None:
         response = SimpleNamespace(status_code=status, headers={}, request=None)
-        raise openai.APIStatusError("no", response=response, body={"code": code})
+        raise openai.APIStatusError("no", response=response, body=body)
 
     endpoint = Endpoint("http://node7/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1)
     with pytest.raises(meaning):
