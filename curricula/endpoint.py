@@ -51,7 +51,7 @@ Value = TypeVar("Value")
 
 
 class BadBody(Exception):
-    """A good status with a body that is not what the API says."""
+    """A good status with a body that is not what the API says. Its text is that of an error in the body, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,9 @@ class Endpoint:
                 with attempt:
                     self.retries += attempt.retry_state.attempt_number > 1
                     return await self._post_once(path, body, is_valid)
-        except BadBody:
-            raise NoAnswer(f"{self.host} answers with something else than the API's JSON", 200) from None
+        except BadBody as error:
+            said = f" ({error})" if str(error) else ""
+            raise NoAnswer(f"{self.host} answers with something else than the API's JSON{said}", 200) from None
 
     async def _post_once(self, path: str, body: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
         async with self.window.place() as place:
@@ -187,13 +188,14 @@ class Endpoint:
                 raise meaning from None
             self.retries += raw.retries_taken
             place.turned_away = raw.retries_taken > 0
+        value = None
         try:
             value = json.loads(raw.http_response.content)
             is_good = is_valid(value)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             is_good = False
         if not is_good:
-            raise BadBody
+            raise BadBody(self.shown(_error_in(value)))
         return value
 
     def _translated(self, error: openai.OpenAIError, model: str) -> Exception:
@@ -342,6 +344,12 @@ def _message(error: openai.APIStatusError) -> str:
     """The server's own words, if it puts them where OpenAI does."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     return said if isinstance(said, str) else error.message
+
+
+def _error_in(value: Any) -> str:
+    """What a body with a good status says of an error: OpenRouter tells so what a model met while it wrote its reply."""
+    said = value.get("error") if isinstance(value, dict) else None
+    return str(said.get("message") if isinstance(said, dict) else said or "")
 
 
 def _is_flagged(error: openai.APIStatusError) -> bool:

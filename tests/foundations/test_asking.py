@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -134,6 +136,24 @@ def test_a_disk_that_is_full_ends_the_work_at_once():
     with pytest.raises(UserError, match="no space left"):
         asyncio.run(Asking(ask, Lenient(), write, 4, stop=lambda: None).run(range(10_000)))
     assert asked < 500
+
+
+def test_no_two_writes_are_under_way_at_once():
+    lock, written = threading.Lock(), []
+
+    async def ask(number: int) -> str:
+        await asyncio.sleep(0.01)
+        return "good"
+
+    def write(outcomes: list) -> None:
+        assert lock.acquire(blocking=False)
+        time.sleep(0.05)
+        written.extend(outcomes)
+        lock.release()
+
+    for count in (0, 3):
+        asyncio.run(Asking(ask, Lenient(), write, 1, stop=lambda: None).run(range(count)))
+        assert len(written) == count
 
 
 def test_with_a_pause_it_writes_that_often_even_nothing():

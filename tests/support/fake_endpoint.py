@@ -19,7 +19,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-FOREVER = ("too_long", "unreadable", "always_500", "always_429", "always_garbage", "key", "unknown_model")
+FOREVER = ("too_long", "unreadable", "always_500", "always_429", "always_garbage", "always_an_error", "key", "unknown_model")
 STATUS = {
     "429": 429, "500": 500, "503": 503, "too_long": 400, "key": 401, "unknown_model": 404, "always_500": 500,
     "always_429": 429,
@@ -167,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, '{"choices": [{"mess')
         elif what in ("no_json", "always_garbage"):
             self._send(200, "<html>a proxy's page</html>", kind="text/html")
-        elif what == "not_the_api":
+        elif what in ("not_the_api", "always_an_error"):
             self._send(200, json.dumps({"error": {"message": "later"}}))
         elif what == "429_second":
             self._error(429, {"Retry-After": "1"})
