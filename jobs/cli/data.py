@@ -24,7 +24,7 @@ from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, source_shards
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
-from curricula.curriculum.world.fiction import WorldConfig
+from curricula.curriculum.world.fiction import World, WorldConfig
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.contamination import PromptFinder, overlap_rows
@@ -46,9 +46,12 @@ SHOWN = 4096
 def world(args: argparse.Namespace) -> int:
     from curricula.curriculum.world.datasets import write_world
 
-    if args.out.is_dir() and any(args.out.iterdir()) and not (args.out / "world.json").exists():
+    config, is_there = WorldConfig(seed=args.seed), (args.out / "world.json").exists()
+    if args.out.is_dir() and any(args.out.iterdir()) and not is_there:
         raise UsageError(f"{args.out}: is not empty and holds no fictional world; name a new folder")
-    write_world(args.out, WorldConfig(seed=args.seed))
+    if is_there and World.load(args.out).config != config:  # one that a kill left mixed would pass for whole
+        raise UsageError(f"{args.out}: holds another fictional world; name a new folder")
+    write_world(args.out, config)
     print(f"The fictional world's datasets are in {args.out}; use them with CURRICULA_DATA={args.out}")
     return 0
 

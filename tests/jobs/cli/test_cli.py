@@ -19,6 +19,7 @@ from small_studies import small_study
 from curricula import __version__
 from curricula.curriculum.tokens.shards import Shard, write_shard
 from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, tokenizer_hash, train_tokenizer
+from curricula.curriculum.world.fiction import World, WorldConfig
 from curricula.errors import UserError
 from curricula.jobs.cli.main import build_parser, main
 from curricula.jobs.cli.options import Verb
@@ -80,6 +81,13 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, t
     *before, last = capsys.readouterr().err.splitlines()
     assert last.startswith("curricula: ") and said in last
     assert not any("Traceback" in line for line in before)
+
+
+def test_a_world_is_not_written_over_another(tmp_path, capsys):
+    World.generate(WorldConfig(seed=1)).save(tmp_path)
+    assert main(["data", "world", str(tmp_path)]) == 2
+    assert f"{tmp_path}: holds another fictional world; name a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["world.json"]
 
 
 def test_the_command_alone_shows_its_help(capsys):
