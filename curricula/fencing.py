@@ -207,7 +207,8 @@ def _this_process() -> dict[str, str | int | None]:
 def _start_of(pid: int) -> int | None:
     """When a process of this machine started, in ticks since the boot; None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The kernel cuts a process's name after 15 bytes, also within a letter.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])

@@ -21,6 +21,7 @@ from pathlib import Path
 from curricula.durable import exclusive_lock
 def flock(*_): raise OSError(errno.ENOSYS, "Function not implemented")
 fcntl.flock = flock
+Path("/proc/self/comm").write_bytes(bytes([0xe3, 0x83]))  # the beginning of a letter
 with exclusive_lock(Path(sys.argv[1])): print("held", flush=True); time.sleep(60)
 """
 TAKE_OVER = """
