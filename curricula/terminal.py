@@ -47,15 +47,17 @@ def json_text(value: Any) -> str:
 
 
 class _Guarded:
-    """A text stream that replaces what a terminal would obey and the passwords of URLs."""
+    """A text stream that replaces what a terminal would obey, what its encoding lacks, and the passwords of URLs."""
 
     def __init__(self, stream: Any):
         self._stream = stream
-        is_unicode = (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
-        self._replacement = "\N{REPLACEMENT CHARACTER}" if is_unicode else "?"
 
     def write(self, text: str) -> int:
-        self._stream.write(_OBEYED.sub(self._replacement, without_userinfo(text)))
+        shown = _OBEYED.sub("\N{REPLACEMENT CHARACTER}", without_userinfo(text))
+        try:
+            self._stream.write(shown)
+        except UnicodeEncodeError:
+            self._stream.write(shown.encode(self._stream.encoding, "replace").decode(self._stream.encoding))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

@@ -24,12 +24,12 @@ def test_nothing_that_a_terminal_obeys_reaches_it_whoever_prints(text, capsys):
         assert not set(stream.strip("\n")) & set("\x1b\x07\x9b\x85\x7f\u202e\u2066\u200f\u061c")
 
 
-def test_what_is_replaced_can_be_written_in_any_encoding(monkeypatch):
+def test_any_text_can_be_written_in_any_encoding(monkeypatch):
     latin = io.TextIOWrapper(io.BytesIO(), "latin-1", write_through=True)
     monkeypatch.setattr(sys, "stdout", latin)
     with guarded_output():
-        print("ring\x07")
-    assert latin.buffer.getvalue() == b"ring?\n"
+        print("ring\x07 \u2013 \u00e9 \ud800")
+    assert latin.buffer.getvalue() == b"ring? ? \xe9 ?\n"
 
 
 def test_json_is_ascii_without_controls_and_means_the_same():
