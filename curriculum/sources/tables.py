@@ -26,6 +26,8 @@ from curricula.errors import UserError, first_line
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
+_UNREAD = re.compile(r"\.(parquet|jsonl?|ndjson|csv)\.(gz|zst|bz2|xz|lz4|zip)$|\.ndjson$")
+"""Endings of tables that are not read, where they are not among `SUFFIXES`."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
 _EDGE_BYTES = 1 << 16
@@ -187,9 +189,13 @@ def stem_files(stem: Path) -> list[Path]:
         _require_finished(stem)
         if beside := [suffix for suffix in SUFFIXES if _with_suffix(stem, suffix).is_file()]:
             raise UserError(f"{stem}: {stem.name}{beside[0]} exists as well; keep the one that holds the dataset")
-        found = sorted(path for path in stem.iterdir() if path.name.endswith(SUFFIXES) and path.name[0] != ".")
+        there = sorted(path for path in stem.iterdir() if path.name[0] != ".")
+        found = [path for path in there if path.name.endswith(SUFFIXES)]
         if not found:
             raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
+        unread = (path for path in there if _UNREAD.search(path.name) and not path.name.endswith(SUFFIXES))
+        if other := next(unread, None):
+            raise UserError(f"{other}: is not read in this format, unlike {found[0].name}; convert it, or move it away")
         return _once(found)
     paths = [path for suffix in SUFFIXES if (path := _with_suffix(stem, suffix)).is_file()]
     if not paths:

@@ -177,6 +177,17 @@ def test_an_incomplete_dataset_is_not_read(tmp_path, marker):
             read()
 
 
+@pytest.mark.parametrize("name", ["b.jsonl.zst", "b.csv.gz", "b.ndjson"])
+def test_a_folder_is_not_read_in_part(tmp_path, name):
+    (tmp_path / "t").mkdir()
+    for one in ("a.jsonl", "README.md", "a.jsonl.sha256", ".b.json.gz"):
+        (tmp_path / "t" / one).write_text('{"text": "x"}\n')
+    assert len(Table.open(tmp_path / "t")) == 1
+    (tmp_path / "t" / name).write_text("x")
+    with pytest.raises(UserError, match=f"{name}: is not read in this format, unlike a.jsonl; convert it, or move it away"):
+        Table.open(tmp_path / "t")
+
+
 def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     """The safe score alone must not become every score because of a file that holds them all."""
     folder = tmp_path / "fineweb_annotated"
