@@ -26,7 +26,7 @@ from curricula.errors import UserError, first_line
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
-_UNREAD = re.compile(r"\.(parquet|jsonl?|ndjson|csv)\.(gz|zst|bz2|xz|lz4|zip)$|\.ndjson$")
+_UNREAD = re.compile(r"\.(parquet|jsonl?|ndjson|csv)(\.(gz|zst|bz2|xz|lz4|zip))?$", re.IGNORECASE)
 """Endings of tables that are not read, where they are not among `SUFFIXES`."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
@@ -195,7 +195,7 @@ def stem_files(stem: Path) -> list[Path]:
             raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
         unread = (path for path in there if _UNREAD.search(path.name) and not path.name.endswith(SUFFIXES))
         if other := next(unread, None):
-            raise UserError(f"{other}: is not read in this format, unlike {found[0].name}; convert it, or move it away")
+            raise UserError(f"{other}: is not read under this ending, unlike {found[0].name}; convert, rename or move it")
         return _once(found)
     paths = [path for suffix in SUFFIXES if (path := _with_suffix(stem, suffix)).is_file()]
     if not paths:

@@ -177,14 +177,14 @@ def test_an_incomplete_dataset_is_not_read(tmp_path, marker):
             read()
 
 
-@pytest.mark.parametrize("name", ["b.jsonl.zst", "b.csv.gz", "b.ndjson"])
+@pytest.mark.parametrize("name", ["b.jsonl.zst", "b.csv.gz", "b.ndjson", "b.JSONL"])
 def test_a_folder_is_not_read_in_part(tmp_path, name):
     (tmp_path / "t").mkdir()
     for one in ("a.jsonl", "README.md", "a.jsonl.sha256", ".b.json.gz"):
         (tmp_path / "t" / one).write_text('{"text": "x"}\n')
     assert len(Table.open(tmp_path / "t")) == 1
     (tmp_path / "t" / name).write_text("x")
-    with pytest.raises(UserError, match=f"{name}: is not read in this format, unlike a.jsonl; convert it, or move it away"):
+    with pytest.raises(UserError, match=f"{name}: is not read under this ending, unlike a.jsonl; convert, rename or move it"):
         Table.open(tmp_path / "t")
 
 
