@@ -32,6 +32,8 @@ NEUTRAL = ("benchmark", "prompts")
 """Settings that leave a suffix the same."""
 NEUTRAL_WHERE_EXACT = ("batch_prompts", "batch_candidates")
 """Settings that change a suffix by rounding alone."""
+NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts",)
+"""Settings without effect with `evaluation.deterministic`, where each prompt is attacked by itself."""
 SAVE_INTERVAL_STEPS = 10
 OnStep = Callable[[int, float], None]
 """(steps of all prompts so far, loss of the suffix just taken)"""
@@ -44,6 +46,7 @@ def attacked_prompts(
     suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
     draft = load_draft(config.probe_sampling.draft, loaded) if config.probe_sampling else None
     neutral = NEUTRAL + (NEUTRAL_WHERE_EXACT if loaded.precision in EXACT else ())
+    neutral += NEUTRAL_WHERE_DETERMINISTIC if loaded.deterministic else ()
     side_by_side = 1 if loaded.deterministic else config.batch_prompts
     settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
     if draft:
@@ -60,6 +63,7 @@ def attacked_prompts(
             settings=settings,
             seed=seed,
             **({"raw": True} if loaded.raw else {}),  # only there, so that keys of tuned models stay
+            **({"deterministic": True} if loaded.deterministic else {}),
         )
         for prompt in prompts
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import random
 import time
@@ -439,3 +441,14 @@ def test_how_many_prompts_go_side_by_side_leaves_suffixes_the_same(loaded, tmp_p
     for rows in others:
         assert [(row.key, row.suffix) for row in rows] == [(row.key, row.suffix) for row in one]
         assert [row.loss for row in rows] == pytest.approx([row.loss for row in one], abs=1e-5)
+
+
+def test_deterministic_takes_no_suffix_that_was_optimised_without_it(loaded, tmp_path):
+    prompts = [Prompt(benchmark="b", id=str(i), text=text, behavior=text, category="") for i, text in enumerate(REQUESTS)]
+    config, path = Gcg(steps=1, search_width=4, topk=16, suffix="x x x x"), tmp_path / "b.jsonl"
+    alone = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model).to(torch.bfloat16), deterministic=True)
+    found = []
+    for model, count in ((dataclasses.replace(alone, deterministic=False), 3), (alone, 3), (alone, 2)):
+        attacked_prompts(model, prompts, msgspec.structs.replace(config, batch_prompts=count), path, 0, silent)
+        found.append([row.key for row in read_rows(path.with_name("b.suffixes.jsonl"), SuffixRow)])
+    assert found[1] == found[2] and not set(found[0]) & set(found[1])
