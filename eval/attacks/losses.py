@@ -33,6 +33,8 @@ class Attack:
         self.opening, self.closing = (self.request, "") if raw else loaded.around_turn(self.request, MARK)
         self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
         """Whether the request quotes special entries, which are read as text."""
+        self.trims = not raw and f"{MARK} " not in loaded.chat(f"{self.request}{MARK} ")
+        """Whether the chat template takes a blank from the end of a turn, as Llama 3's does."""
         self.marks = self.opening.removesuffix(self.request)
         self.beginning = list(loaded.beginning) if raw else []
         """What the tokenizer puts before a raw text; a chat template spells it out."""
@@ -74,7 +76,9 @@ class Attack:
             encodings = self.loaded.tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
             whole = [encoding.ids for encoding in encodings]
         return [
-            text.startswith(" ") and ids == [*self.opening_ids, *suffix, *self.closing_ids]
+            text.startswith(" ")
+            and not (self.trims and text.endswith(" "))
+            and ids == [*self.opening_ids, *suffix, *self.closing_ids]
             for text, ids, suffix in zip(texts, whole, suffixes)
         ]
 
