@@ -40,6 +40,8 @@ class Evaluate(Stage):
         task = work.element.eval_task
         assert task is not None
         path = task.path(work.rows_folder)
+        if task.task.kind == "gcg" and are_filled(path) and not are_filled(path.with_suffix(".suffixes.jsonl")):
+            return False  # other arms may try the suffixes
         return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
 
     def made(self, work: Work) -> str:
