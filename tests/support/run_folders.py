@@ -58,7 +58,9 @@ def finish_evaluation(run: Run, job: Job, label: str) -> None:
     finish(run, job.name, label)
     element = next(item for item in job.elements if item.label == label)
     assert element.eval_task is not None
-    write_text(element.eval_task.path(run.evaluation(element.arm, element.kind)), "{}\n")
+    rows = element.eval_task.path(run.evaluation(element.arm, element.kind))
+    for path in (rows, rows.with_suffix(".suffixes.jsonl")):
+        write_text(path, "{}\n")
 
 
 def fail(run: Run, job: str, label: str, error: str = "the lamp fell over") -> None:
