@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from openai import NotFoundError
+
 from curricula.durable import read_json, write_json
 from curricula.endpoint import Endpoint
 from curricula.errors import UserError
@@ -138,8 +140,18 @@ class _Batches:
         """Wait until the batch is over, settle its verdicts, and take those questions out of `left`."""
         id = self.open[mark]
         assert id is not None
+
+        async def look(client: Any) -> Any:
+            try:
+                return await client.batches.retrieve(id)
+            except NotFoundError:
+                raise UserError(
+                    f"{self.endpoint.host}: has no batch {id}, which {self.path} names; give the address and the key that it "
+                    "was made with, or remove that file to ask, and pay, again"
+                ) from None
+
         while True:
-            batch = await self.endpoint.call(lambda client: client.batches.retrieve(id), self.model)
+            batch = await self.endpoint.call(look, self.model)
             if batch.status in OVER:
                 break
             await asyncio.sleep(POLL_S)

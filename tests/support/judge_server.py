@@ -123,6 +123,9 @@ class BatchHandler(Handler):
             self._send(200, json.dumps({"object": "list", "data": data, "has_more": False}))
         elif path.startswith("/v1/batches/"):
             name = path.rpartition("/")[2]
+            if name not in self.fake.batches:
+                self._send(404, json.dumps({"error": {"message": f"no batch {name}"}}))
+                return
             self.fake.batches[name]["polls"] += 1
             self._send(200, json.dumps(self._batch(name)))
         else:

@@ -478,6 +478,18 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
 
 
+def test_a_batch_that_was_made_with_another_key_is_not_paid_again_unasked(server, tmp_path):
+    path, settings = stored(tmp_path, 3), server.settings(batch_api=True)
+    notes = tmp_path / "attacks-topk.verdicts.batches.json"
+    noted = {"version": load_judge(settings, "attack", None).version, "open": {"a mark": "batch-9"}}
+    notes.write_text(json.dumps(noted))
+    with pytest.raises(UserError, match="has no batch batch-9, which .*batches.json names; give the address and the key"):
+        complete(path, settings)
+    assert not server.batches
+    notes.unlink()
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+
+
 @pytest.mark.parametrize("made", [True, False])
 def test_a_batch_of_questions_that_have_changed_is_not_the_judges_fault(server, tmp_path, made):
     path = stored(tmp_path, 3)
