@@ -33,7 +33,7 @@ class Attack:
         self.opening, self.closing = (self.request, "") if raw else loaded.around_turn(self.request, MARK)
         self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
         """Whether the request quotes special entries, which are read as text."""
-        self.trims = not raw and f"{MARK} " not in loaded.chat(f"{self.request}{MARK} ")
+        self.trims = not raw and loaded.chat(f"{self.request}{MARK} ") == loaded.chat(f"{self.request}{MARK}")
         """Whether the chat template takes a blank from the end of a turn, as Llama 3's does."""
         self.marks = self.opening.removesuffix(self.request)
         self.beginning = list(loaded.beginning) if raw else []
