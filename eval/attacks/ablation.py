@@ -23,7 +23,7 @@ import torch
 
 from curricula import durable
 from curricula.errors import UserError
-from curricula.eval.benchmarks import load_prompts
+from curricula.eval.benchmarks import Prompt, cluster_of, load_prompts
 from curricula.eval.config import Ablation, EvalConfig
 from curricula.eval.models import LoadedModel
 from curricula.eval.rows import row_key
@@ -122,13 +122,19 @@ def find_direction(
 def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
     """Prompts of a benchmark to find the direction with, drawn by key: none that is attacked, nor a near-copy of one."""
     settings, accepted = config.attacks.ablation, config.accept_changed
-    attacked = {
-        prompt.cluster
-        for benchmark in config.attacks.benchmarks
-        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
-    }
+
+    def clusters(one: Prompt) -> set[str]:
+        return {one.cluster, cluster_of(one.behavior)}  # an own set can have clusters of its own
+
+    attacked = set[str]().union(
+        *(
+            clusters(prompt)
+            for benchmark in config.attacks.benchmarks
+            for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
+        )
+    )
     found = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
-    own = [one for one in found if one.cluster not in attacked]
+    own = [one for one in found if attacked.isdisjoint(clusters(one))]
     count = settings.train + settings.validation
     if len(own) < count:
         raise UserError(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import msgspec
 import pytest
 import torch
 from tiny_llama import save_tiny_llama
@@ -14,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from curricula.errors import UserError
 from curricula.eval.attacks import ablation
 from curricula.eval.attacks.ablation import Search, Sets, blocks_of, find_direction, without_direction
+from curricula.eval.benchmarks import PromptSet
 from curricula.eval.config import Ablation, Attacks, EvalConfig
 from curricula.eval.models import load_model
 
@@ -179,6 +181,7 @@ def test_prompts_are_never_those_that_are_attacked(loaded, tmp_path):
     files = {
         "advbench/harmful_behaviors.csv": "goal,target\n" + "".join(f"{text},x\n" for text in HARMFUL),
         "jailbreakbench/harmful-behaviors.csv": f"Index,Goal,Category\n0,{HARMFUL[0]},c\n",
+        "mine/mine.csv": f"prompt,group\n{HARMFUL[0]},g\n",
         "stanford_alpaca/alpaca_instructions_noinput.json": json.dumps([{"instruction": text} for text in HARMLESS]),
     }
     for name, text in files.items():
@@ -187,10 +190,13 @@ def test_prompts_are_never_those_that_are_attacked(loaded, tmp_path):
     accepted = ("advbench", "jailbreakbench", "alpaca")
     config = EvalConfig(accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=2, pruned_layers=0)))
     place = (tmp_path / "refusal-direction.json", tmp_path / "scores.jsonl")
-    with pytest.raises(
-        UserError, match="advbench has 3 prompts that are not attacked themselves, and attacks.ablation asks for 4"
-    ):
+    refused = "advbench has 3 prompts that are not attacked themselves, and attacks.ablation asks for 4"
+    with pytest.raises(UserError, match=refused):
         find_direction(loaded, config, root, *place)
+    mine = {"mine": PromptSet(path=str(root / "mine/mine.csv"), cluster="group")}
+    attacks = msgspec.structs.replace(config.attacks, benchmarks=("mine",))
+    with pytest.raises(UserError, match=refused):
+        find_direction(loaded, EvalConfig(accept_changed=accepted, prompts=mine, attacks=attacks), root, *place)
     config = EvalConfig(accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=1, pruned_layers=0)))
     found = find_direction(loaded, config, root, *place)
     place[1].unlink()
