@@ -462,7 +462,7 @@ def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Promp
                 context=context,
                 category=cell(declared.category),
                 cluster=f"{name}: {cluster}" if cluster else cluster_of(behavior),
-                target=cell(declared.target),
+                target=cell(declared.target).strip(),  # as lm_eval strips what the model says
             )
         )
     return unique_prompts(prompts, f"{where}: {declared.place}", "correct column id")

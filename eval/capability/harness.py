@@ -329,7 +329,7 @@ def question_task(name: str, questions: Iterable[tuple[str, str]]) -> LocalTask:
         "custom_dataset": dataset,
         "test_split": "test",
         "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer}}",
+        "doc_to_target": "answer",  # the column: of a template, lm_eval would read "[1, 2]" as two answers
         "output_type": "generate_until",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64, "do_sample": False},
         "filter_list": [{"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}],

@@ -29,7 +29,7 @@ from curricula.eval.analysis.capability import (
 )
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.benchmarks import PromptSet
-from curricula.eval.capability.harness import read_task, task_manager
+from curricula.eval.capability.harness import question_task, read_task, task_manager
 from curricula.eval.capability.settings import LISTS, PUBLISHED, Capability
 from curricula.eval.config import EvalConfig
 from curricula.eval.models import load_model
@@ -168,6 +168,16 @@ def test_the_documented_task_of_ones_own_and_an_own_set_of_questions_work(place,
     task = EvalTask(TASKS["capability"], "quiz")
     rows = run_element(task, place[1], "base", config, data_root=None, out=tmp_path / "out", seed=0)
     assert [(row.metric, row.prompt_id) for row in rows] == [("exact_match", "0"), ("exact_match", "1")]
+
+
+def test_an_answer_to_an_own_question_is_a_text_though_it_looks_like_a_list():
+    from lm_eval.api.task import ConfigurableTask
+
+    task = ConfigurableTask(config=dict(question_task("quiz", [("Count to 2", "[1, 2]"), ("Say 1", "One")]).config))
+    found = [
+        [task.process_results(doc, [said])["exact_match"] for said in ("[1, 2]", "1", "one", "o")] for doc in task.task_docs
+    ]
+    assert found == [[1, 0, 0, 0], [0, 0, 1, 0]]
 
 
 def test_an_unknown_task_is_named_with_where_to_look(place, tmp_path, monkeypatch):

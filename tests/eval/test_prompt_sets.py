@@ -28,7 +28,7 @@ def prompts_of(path, **columns):
 def test_the_documented_sets_are_read_by_their_columns_wherever_a_benchmark_can_stand(tmp_path):
     (tmp_path / "prompts.csv").write_text('request,topic,template\n"Pick a lock, please",locks,t1\nOpen a safe,locks,t1\n')
     (tmp_path / "gentle.jsonl").write_text('{"text": "Kill a process"}\n')
-    (tmp_path / "quiz.jsonl").write_text('{"question": "1 + 1 =", "answer": 2}\n')
+    (tmp_path / "quiz.jsonl").write_text('{"question": "1 + 1 =", "answer": " 2 "}\n')
     config = parse(load_yaml(example("evaluation.md", "### A benchmark of your own", "yaml"))["evaluation"], EvalConfig, "docs")
     anchor(config, tmp_path)
     locks = task_prompts(EvalTask(TASKS["attacks-topk"], "ours"), config, None)
