@@ -32,8 +32,7 @@ class Done(msgspec.Struct, frozen=True):
     seconds: float
     """How long its last process took."""
     started: float = 0.0
-    """When that process started, in Unix time. It identifies the mark: an element that is made again has another, unless a
-    training only wrote its lost model again, from the checkpoint that was there."""
+    """When that process started, in Unix time. It identifies the mark: an element that is made again has another."""
     read: dict[str, float] | None = None
     """`started` of each element that was needed when that process began, by JOB/LABEL; 0 if it was not done then. None in
     marks of earlier versions, which recorded none."""

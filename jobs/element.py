@@ -24,7 +24,7 @@ from curricula import fencing
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
 from curricula.fencing import InUse, Superseded
-from curricula.jobs.completion import Done, Failure, is_done, marks_read, whole_mark
+from curricula.jobs.completion import Done, Failure, is_done, marks_read
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.monitor.progress import ProgressFile, announced, notify
@@ -73,7 +73,6 @@ def run_element(root: Path, job_name: str, label: str) -> None:
 
 def _run_first(work: Work, generation: int) -> None:
     stage, folder = STAGES[work.job.stage], work.folder
-    earlier, was = whole_mark(folder), stage.made(work)
     (folder / "done.json").unlink(missing_ok=True)
     (folder / "failed.json").unlink(missing_ok=True)
     started, began, read = time.time(), time.monotonic(), marks_read(work)
@@ -89,10 +88,7 @@ def _run_first(work: Work, generation: int) -> None:
         _note_failure(work.run, work.name, folder, error, profile)
         raise
     seconds = round(time.monotonic() - began, 3)
-    made = stage.made(work)
-    if stage.trains and made and earlier and (earlier.read, earlier.made, was) == (read, made, made):
-        started = earlier.started  # it wrote a lost model again; what was trained from its checkpoint need not be
-    mark = Done(seconds=seconds, started=started, read=read, generation=generation, made=made)
+    mark = Done(seconds=seconds, started=started, read=read, generation=generation, made=stage.made(work))
     write_json(folder / "done.json", msgspec.to_builtins(mark))
     if stage.ends_study:
         notify(profile.notify, "done", work.run.root, work.name, "")

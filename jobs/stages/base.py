@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from curricula.curriculum.plan import Arm
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.jobs.plan import Element, Job, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
@@ -168,9 +168,12 @@ def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
     """Which training made a run's checkpoint at `step`, by default the one that `latest` names; None where it is not whole."""
     if step is None and not (checkpoints / "latest").is_file():  # an older one that is left is not what the training made
         return None
-    with contextlib.suppress(UserError):
+    try:
         return identity(require_checkpoint(checkpoints) if step is None else step_folder(checkpoints, step))
-    return None
+    except StorageError:  # which says nothing about the checkpoint
+        raise
+    except UserError:
+        return None
 
 
 def is_awaited(work: Work, training: Path) -> bool:
@@ -184,12 +187,6 @@ def is_awaited(work: Work, training: Path) -> bool:
         if not (one.element.eval_task or has_begun) and (is_kept or segment):
             return True
     return False
-
-
-def is_model_awaited(work: Work) -> bool:
-    """Whether the element's model is gone, and something has yet to measure it."""
-    is_there = (work.model_folder / "config.json").exists()
-    return not is_there and any(one.element.eval_task for one in waiting_for(work))
 
 
 def waiting_for(work: Work) -> Iterator[Work]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curricula.durable import exclusive_lock
 from curricula.eval import EvalTask
 from curricula.jobs.estimates import GCG_TOKENS
 from curricula.jobs.plan import Element
@@ -21,6 +22,9 @@ from curricula.progress import Progress
 if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
 
+EXPORT_S = 1800.0
+"""How long another element may take to write the model that both measure."""
+
 
 class Evaluate(Stage):
     name, section = "evaluate", "evaluation"
@@ -33,6 +37,7 @@ class Evaluate(Stage):
             key = study.training(arm, element.seed).key
             return run.evaluation(study.whole.owners.get((key, element.kind), key), element.kind)
 
+        _require_model(work, progress)
         raw = study.tree.is_raw(element.kind)
         _measure(work, element.eval_task, work.model_folder, progress, rows_of=rows_of, raw=raw)
 
@@ -135,6 +140,15 @@ class Along(Evaluate):
 def _sizes(tasks: list[EvalTask], work: Work) -> str:
     """The bytes of the tasks' rows, which something may have cut at the end of a line."""
     return " ".join(str(path.stat().st_size) for task in tasks if (path := task.path(work.rows_folder)).is_file())
+
+
+def _require_model(work: Work, progress: Progress) -> None:
+    """Write a model again that was lost before it was measured, once for all elements that measure it."""
+    config = work.model_folder / "config.json"
+    if not config.exists():
+        with exclusive_lock(work.model_folder.with_name(f"{work.model_folder.name}.lock"), wait_s=EXPORT_S):
+            if not config.exists():
+                export_model(work, progress)
 
 
 def _measure(work: Work, task: EvalTask, model: Path | LoadedModel, progress: Progress, **more: Any) -> None:

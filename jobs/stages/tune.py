@@ -6,7 +6,6 @@ its own. Export: the Hugging Face folder of a pretrained or midtrained model.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,7 @@ from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import (
-    Stage,
-    Work,
-    checkpoint_to_resume,
-    is_awaited,
-    is_model_awaited,
-    saved_steps,
-    training_behind,
-)
+from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, is_awaited, saved_steps, training_behind
 from curricula.jobs.stages.pretrain import batches_of, gpu_hours_of, shard_files, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
@@ -54,11 +45,9 @@ class Tune(Stage):
             export_model(work, progress)
 
     def is_complete(self, work: Work) -> bool:
-        """Whether its last checkpoint is whole, or nothing has yet to begin from it. While it is whole, a model that was lost
-        before it was measured is written again; without it nothing is trained again for that."""
-        if self.made(work):
-            return not is_model_awaited(work)
-        return not is_awaited(work, work.run.tuning(work.key, work.element.kind))
+        """Whether its last checkpoint is whole, or nothing has yet to begin from it. Nothing is trained again for a lost model:
+        the evaluation writes it from that checkpoint."""
+        return bool(self.made(work)) or not is_awaited(work, work.run.tuning(work.key, work.element.kind))
 
     def made(self, work: Work) -> str | None:
         return training_behind(work.run.tuning(work.key, work.element.kind) / "checkpoints")
@@ -111,14 +100,6 @@ class Export(Stage):
 
     def run(self, work: Work, progress: Progress) -> None:
         export_model(work, progress)
-
-    def is_complete(self, work: Work) -> bool:
-        """As for `Tune`: without the checkpoint it would fail, and then have the model trained again."""
-        if is_model_awaited(work):
-            with contextlib.suppress(UserError):
-                read_info(checkpoint_of(work))
-                return False
-        return True
 
 
 def tune(work: Work, progress: Progress) -> None:

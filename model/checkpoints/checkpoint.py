@@ -47,6 +47,7 @@ from curricula.model.checkpoints.folder import (
     CheckpointInfo,
     checkpoints_to_resume,
     damaged_file,
+    instead,
     point_at,
     read_info,
     retire,
@@ -176,7 +177,7 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
     try:
         found = damaged_file(folder, read_info(folder), parallel.ranks.rank, parallel.ranks.size)
     except FileNotFoundError as error:
-        found = f"{error.filename}: missing; delete {folder.name} and run what trained it again"
+        found = f"{error.filename}: missing; {instead(folder)}"
     except StorageError as error:
         unread = str(error)
     except UserError as error:

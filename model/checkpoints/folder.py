@@ -146,24 +146,28 @@ def read_info(folder: Path) -> CheckpointInfo:
     Raises UserError when one does not; `damaged_file` checks the contents.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such checkpoint; has the job that writes it finished?")
+        raise UserError(f"{folder}: no such checkpoint; {instead(folder)}")
     path = folder / INFO_FILE
     try:
         info = convert(read_json(path), CheckpointInfo)
     except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(f"{path}: not a checkpoint record ({error}); {_instead(folder)}") from None
+        raise UserError(f"{path}: not a checkpoint record ({error}); {instead(folder)}") from None
     for name, file in info.files.items():
         try:
             found = (folder / name).stat().st_size
         except FileNotFoundError:
-            raise UserError(f"{folder / name}: missing; {_instead(folder)}") from None
+            raise UserError(f"{folder / name}: missing; {instead(folder)}") from None
         if found != file.size_bytes:
-            raise UserError(f"{folder / name}: has {found} bytes of {file.size_bytes}; {_instead(folder)}")
+            raise UserError(f"{folder / name}: has {found} bytes of {file.size_bytes}; {instead(folder)}")
     return info
 
 
-def _instead(folder: Path) -> str:
-    return f"delete {folder.name} if it is still there, and run what trained it again: it continues from an earlier checkpoint"
+def instead(folder: Path) -> str:
+    """What to do about a lost or damaged checkpoint. A training that has ended is done without those of its midst."""
+    return (
+        f"delete {folder.name} if it is still there, and run what trained it again: it continues from an earlier checkpoint; "
+        "if that counts as done, copy this one back, or delete all later ones beside it and that element's done.json"
+    )
 
 
 def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int = 1) -> str | None:
@@ -173,7 +177,7 @@ def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int
     """
     for name in sorted(info.files)[share::shares]:
         if stored_file(folder / name) != info.files[name]:
-            return f"{folder / name}: damaged, its bytes are not those that were written; {_instead(folder)}"
+            return f"{folder / name}: damaged, its bytes are not those that were written; {instead(folder)}"
     return None
 
 

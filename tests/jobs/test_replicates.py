@@ -510,7 +510,8 @@ def draws(data, monkeypatch, label: str, changes: dict):
     found = []
     monkeypatch.setattr("curricula.model.train.train", lambda job, batches, *_, **__: found.append((job, batches)))
     monkeypatch.setattr("curricula.jobs.stages.tune.require_checkpoint", lambda path: path)
-    monkeypatch.setattr("curricula.jobs.stages.tune.export_model", lambda *_: None)
+    for stages in ("tune", "evaluate"):
+        monkeypatch.setattr(f"curricula.jobs.stages.{stages}.export_model", lambda *_: None)
     monkeypatch.setattr("curricula.eval.runner.run_element", lambda *_, **given: found.append(given))
     arm = label.replace("trunk", "safe-100")
     tasks = [one for one in plan.by_name["evaluate-base-100"].labels if one.startswith(f"{arm}/")]

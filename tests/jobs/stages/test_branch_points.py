@@ -1,31 +1,34 @@
 """A checkpoint that was lost or damaged while something still begins from it is trained again; one that nobody needs is not."""
 
+import errno
 import shutil
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 import pytest
-from run_folders import finish, make, new_run
-from small_studies import demo
+from run_folders import finish, new_run
+from small_studies import demo, tree_study
 
 from curricula.durable import write_json, write_text
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.jobs.completion import is_done
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.stages.base import saved_steps
-from curricula.jobs.stages.tune import base_checkpoint
+from curricula.jobs.stages.tune import base_checkpoint, checkpoint_of
 from curricula.jobs.study import parse_study
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
 from curricula.model.config import PRESETS
 from curricula.progress import silent
 
 
-def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_path):
+def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     plan = plan_study(run.study)
     trunk = next(segment for segment in plan.segments.values() if segment.branch == "trunk")
@@ -35,6 +38,10 @@ def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_
     assert not is_done(work)
     _save(point)
     assert is_done(work)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda *_, **__: _fail_to_read())
+        with pytest.raises(StorageError):  # an unreadable one may be whole
+            is_done(work)
     (point / "weights").write_bytes(b"1234")
     assert not is_done(work)
     shutil.rmtree(point)
@@ -96,55 +103,36 @@ def test_the_last_checkpoint_of_a_stage_is_made_again_while_something_has_to_beg
 
 
 @pytest.mark.parametrize(("kind", "job"), [("base", "export-base-20"), ("instruct", "instruct-20")])
-def test_a_model_that_was_lost_before_it_was_measured_is_written_again(tmp_path, kind, job):
+def test_a_model_that_was_lost_before_it_was_measured_is_written_again_once_and_nothing_else_is_done_for_it(
+    tmp_path, monkeypatch, kind, job
+):
     run, _ = new_run(tmp_path / "run")
-    work = Work(run, plan := plan_study(run.study), *plan.find(job, "full-20"))
-    own, step = (run.branch("full-20"), run.study.budget.steps) if kind == "base" else (run.tuning("full-20", kind), 1)
+    plan, exported, measured = plan_study(run.study), [], []
+
+    def export(checkpoint, model, *_):
+        read_info(checkpoint)
+        time.sleep(0.1)
+        write_json(model / "config.json", {})
+        exported.append(checkpoint)
+
+    monkeypatch.setattr("curricula.model.convert.export_hf", export)
+    monkeypatch.setattr("curricula.eval.runner.run_element", lambda task, model, *_, **__: measured.append((task, model)))
+    own, step = (run.branch("full-20"), run.study.budget.steps) if kind == "base" else (run.tuning("full-20", kind), 4)
     last = step_folder(own / "checkpoints", step)
     _save(last, {"total_steps": step}, step)
     write_text(last.parent / "latest", last.name)
     finish(run, job, "full-20")
-    finish(run, "benign-20", "full-20")
-    assert not is_done(work)
-    write_json(work.model_folder / "config.json", {})
-    assert is_done(work)
-    shutil.rmtree(work.model_folder)
-    for one, need in ((one, (job, "full-20")) for one in plan.needs):
-        if need in [name for name, _ in plan.needs[one]]:
-            assert not is_done(work)
-            aside = last.rename(last.with_name("aside"))
-            assert is_done(work)  # nothing is trained again for it
-            aside.rename(last)
-            finish(run, *one)
-    assert is_done(work)
-
-
-def test_what_was_trained_from_a_checkpoint_stays_done_when_only_the_lost_model_is_written_again(tmp_path, monkeypatch):
-    run, _ = new_run(tmp_path / "run")
-    work = Work(run, plan := plan_study(run.study), *plan.find("instruct-20", "full-20"))
-    child = Work(run, plan, *plan.find("benign-20", "full-20"))
-    last = step_folder(run.tuning("full-20", "instruct") / "checkpoints", 4)
-
-    def tune(*_):
-        if not last.exists():
-            _save(last, {"total_steps": 4}, 4)
-            write_text(last.parent / "latest", last.name)
-        write_json(work.model_folder / "config.json", {})
-
-    monkeypatch.setattr(type(STAGES["tune"]), "run", tune)
-    run_element(run.root, "instruct-20", "full-20")
-    make(run, plan, ("benign-20", "full-20"), 2.0)
-    write_json(child.model_folder / "config.json", {})
-    for is_lost in (False, True):
-        shutil.rmtree(work.model_folder)
-        if is_lost:  # and is trained again, which may end with other weights
-            shutil.rmtree(last)
-            (child.folder / "done.json").rename(child.folder / "aside")
-        run_element(run.root, "instruct-20", "full-20")
-        if is_lost:
-            (child.folder / "aside").rename(child.folder / "done.json")
-        assert (work.model_folder / "config.json").exists() and is_done(work)
-        assert is_done(child) is not is_lost
+    assert is_done(Work(run, plan, *plan.find(job, "full-20")))
+    keys = [key for key in plan.needs if key[0] == f"evaluate-{kind}-20" and key[1].startswith("full-20/")]
+    works = [Work(run, plan, *plan.find(*key)) for key in keys]
+    with ThreadPoolExecutor(4) as several:
+        list(several.map(lambda work: STAGES["evaluate"].run(work, silent), works))
+    assert exported == [last] and len(measured) == len(works) > 1
+    assert {model for _, model in measured} == {run.model("full-20", kind)}
+    shutil.rmtree(run.model("full-20", kind))
+    shutil.rmtree(last)
+    with pytest.raises(UserError, match="no such checkpoint|latest: names"):
+        STAGES["evaluate"].run(works[0], silent)
 
 
 @pytest.mark.parametrize(("stage", "job"), [("pretrain", "pretrain-20"), ("tune", "instruct-20")])
@@ -169,6 +157,10 @@ def test_a_checkpoint_of_another_training_is_not_taken_for_the_elements_own(tmp_
     assert is_done(work)
 
 
+def _fail_to_read():
+    raise OSError(errno.EIO, "Input/output error")
+
+
 def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({}), step: int = 1) -> None:
     """A checkpoint of one file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,6 +173,29 @@ def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({}), step: 
     }
     record = CheckpointInfo(step=step, consumed_samples=0, consumed_tokens=0, recipe=dict(recipe), **held)
     write_json(folder / "checkpoint.json", msgspec.to_builtins(record))
+
+
+def test_a_lost_checkpoint_from_the_midst_of_a_training_is_made_again_by_what_its_message_says(tmp_path):
+    run = Run.create(tmp_path / "run", parse_study(tree_study(), "here"))
+    plan = plan_study(run.study)
+    training = Work(run, plan, *plan.find("pretrain-50", "full-50"))
+    for key in (("pretrain-50", "full-50"), ("export-base-50", "full-50"), ("instruct-50", "full-50")):
+        finish(run, *key)
+    checkpoints = run.branch("full-50") / "checkpoints"
+    for step in (15, 24):
+        _save(step_folder(checkpoints, step), step=step)
+    write_text(checkpoints / "latest", "step_00000024")
+    for job, label in (("along-50", "full-50/75"), ("mt-50", "full-50")):
+        one = Work(run, plan, *plan.find(job, label))
+        start = checkpoint_of(one) if one.element.point else base_checkpoint(run, one.arm, 0.75)
+        with pytest.raises(UserError, match="if that counts as done, copy this one back, or delete all later ones beside it"):
+            read_info(start)
+    assert is_done(training)
+    shutil.rmtree(step_folder(checkpoints, 24))
+    for job, label in (("along-50", "full-50/75"), ("mt-50", "full-50")):
+        assert not is_done(training)
+        finish(run, job, label)
+    assert is_done(training)
 
 
 def test_what_was_saved_is_counted_where_the_newest_checkpoint_was_set_aside(tmp_path):
