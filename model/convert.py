@@ -38,7 +38,7 @@ from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
 from curricula.model.checkpoints.writer import save
 from curricula.model.config import ModelConfig
-from curricula.model.hugging_face import hugging_face_config, model_card, read_model, tensor_shapes
+from curricula.model.hugging_face import hugging_face_config, is_exported, model_card, read_model, tensor_shapes
 from curricula.model.network.build import Backend, build_network
 from curricula.model.runtime.distributed import ALONE, started
 from curricula.progress import Progress, silent
@@ -57,8 +57,8 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     """
     info = read_info(folder)
     out = out.absolute()
-    if out.exists() and not (out / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not a Hugging Face model; name a new folder")
+    if out.exists() and not is_exported(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not a model that was exported there; name a new folder")
     entries = load_tokenizer(tokenizer)
     document_end, turn_end = (entries.token_to_id(mark) for mark in STOPS)
     with started(ranks=ALONE, may_use_gpu=False) as parallel:

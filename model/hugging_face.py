@@ -26,6 +26,8 @@ INDEX = "model.safetensors.index.json"
 """For a model in several files: which file holds which tensor."""
 PLAIN_TYPES = ("torch.bfloat16", "torch.float16", "torch.float32", "torch.float64")
 LARGEST_ROPE_BASE = 1e12
+CARD = "A language model trained by Curricula to study when safety data should enter pretraining."
+"""In the card of every model that is exported."""
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 GGUF_TENSOR = re.compile(
     r"(token_embd|output_norm|output|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_(norm|gate|up|down)))\.weight"
@@ -257,6 +259,12 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return loaded.config.to_dict(), weights
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether `folder` holds a model that was exported there: its card is still the one that `model_card` wrote."""
+    card = folder / "README.md"
+    return card.is_file() and CARD in card.read_text(encoding="utf-8", errors="replace")
+
+
 def model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> str:
     title = "/".join(str(provenance[key]) for key in ("study", "arm", "model") if key in provenance) or name
     if isinstance(git := provenance.get("git"), dict):
@@ -273,7 +281,7 @@ def model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> s
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
-        f"# {title}\n\nA language model trained by Curricula to study when safety data should enter pretraining.\n\n"
+        f"# {title}\n\n{CARD}\n\n"
         f"| | |\n| --- | --- |\n{rows}\n"
     )
 

@@ -15,6 +15,7 @@ from curricula.jobs.run import Run, current_provenance, newest_run, tokenizer_ne
 from curricula.jobs.stages.data import model_source
 from curricula.jobs.stages.report import report as write_report
 from curricula.model.checkpoints import require_checkpoint
+from curricula.model.checkpoints.folder import INFO_FILE
 
 
 def report(args: argparse.Namespace) -> int:
@@ -81,7 +82,7 @@ def export(args: argparse.Namespace) -> int:
     folder = args.checkpoint
     if not folder.exists() and len(folder.parts) == 1:  # a branch of the newest run
         folder = Run.open(newest_run()).branch(str(folder)) / "checkpoints"
-    checkpoint = require_checkpoint(folder) if (folder / "latest").exists() else folder
+    checkpoint = folder if (folder / INFO_FILE).exists() else require_checkpoint(folder)
     export_hf(checkpoint, args.out, args.tokenizer or tokenizer_near(checkpoint), current_provenance())
     print(f"Hugging Face model: {args.out}")
     return 0

@@ -32,6 +32,13 @@ def test_a_model_is_exported_by_its_name_or_folder_and_what_was_exported_is_impo
     assert weights[0] == weights[1] == weights[2]
     tokenizer = branch.parents[1] / "data/tokenizer"
     assert (tmp_path / "out/0/tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+    for number, text in enumerate(["# A model of somebody's\n", None]):  # whatever else is in the folder
+        card = tmp_path / f"out/{number}/README.md"
+        card.write_text(text) if text else card.unlink()
+        assert main(["export", "full-20", f"out/{number}"]) == 1
+        assert f"out/{number}: exists and is not a model that was exported there" in capsys.readouterr().err
+    (branch / "checkpoints/latest").unlink()
+    assert main(["export", "full-20", "out/2"]) == 0 and capsys.readouterr().out
 
     assert main(["import", "out/0", "imported"]) == 0
     imported = capsys.readouterr().out.removeprefix("Megatron checkpoint: ").strip()
