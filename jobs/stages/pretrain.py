@@ -6,6 +6,7 @@ disk. One process of a node copies, the others wait for it, for a while. A reque
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -20,6 +21,7 @@ from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.tokens.shards import source_shards
 from curricula.durable import exclusive_lock, make_folder, require_ours
 from curricula.errors import UserError
+from curricula.fencing import InUse
 from curricula.jobs.estimates import check_epochs
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
@@ -39,6 +41,8 @@ SPARE = 1.05
 """Free space that must be there, as a multiple of what is copied."""
 COPY_S = 20 * 60.0
 """How long a start may copy: the processes of other nodes wait for half an hour to begin."""
+UNUSED_S = 30 * 24 * 3600.0
+"""Copies of other runs are deleted when no start on the node has used them for so long: longer than a start may last."""
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +199,7 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
     require_ours(copies.parent)
     began, copied = time.monotonic(), 0
     with exclusive_lock(copies / "lock", 2 * COPY_S):
+        _drop_unused(copies)
         missing = [file for file in files if not _is_copied(file, copies / file.relative_to(shards))]
         needed, free = sum(file.stat().st_size for file in missing), shutil.disk_usage(copies).free
         if needed * SPARE > free:
@@ -219,6 +224,15 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
             _copy(file, copies / file.relative_to(shards))
             copied += size
     return copies
+
+
+def _drop_unused(copies: Path) -> None:
+    """Delete the copies of other runs that nothing reads any more. Each start writes the lock of those that it uses."""
+    for lock in copies.parent.glob("*/lock"):
+        with contextlib.suppress(InUse, FileNotFoundError):  # the latter: another process was faster
+            if lock.parent != copies and time.time() - lock.stat().st_mtime > UNUSED_S:
+                with exclusive_lock(lock):
+                    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _is_copied(file: Path, copy: Path) -> bool:

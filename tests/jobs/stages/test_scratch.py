@@ -7,6 +7,7 @@ import shutil
 import pytest
 from shard_folders import write_source
 
+from curricula.durable import exclusive_lock
 from curricula.errors import UserError
 from curricula.jobs.stages import pretrain
 from curricula.jobs.stages.pretrain import SCRATCH, near
@@ -53,6 +54,19 @@ def test_what_was_tokenised_anew_or_cut_short_is_copied_again_and_nothing_else(s
     assert contents(copies / "web") == contents(shards / "web")
     assert contents(copies / "safe") == contents(shards / "safe")
     assert (copies / "safe/00000.bin").stat().st_ino == untouched
+
+
+def test_copies_that_no_start_has_used_for_a_month_are_deleted(shards, disk, tmp_path):
+    old, recent, own = (near(shutil.copytree(shards, tmp_path / name / "shards"), ["web"]) for name in ("old", "recent", "own"))
+    for copies in (old, own):
+        os.utime(copies / "lock", (1.0, 1.0))
+    with exclusive_lock(old / "lock"):  # somebody is about to read them
+        os.utime(old / "lock", (1.0, 1.0))
+        assert near(tmp_path / "own/shards", ["web"]) == own
+    assert old.exists()
+    os.utime(old / "lock", (1.0, 1.0))
+    assert near(tmp_path / "own/shards", ["web"]) == own
+    assert not old.exists() and contents(recent / "web") == contents(own / "web") == contents(shards / "web")
 
 
 def test_processes_of_one_node_copy_once_and_all_read_the_copy(shards, disk):
