@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,11 +31,13 @@ from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm.commands import (
+    STARTS,
     DependencyLost,
     Task,
     batch_script,
     ignored_explained,
     partition_minutes,
+    qos_minutes,
     require_slurm,
     tested,
     too_long,
@@ -212,12 +215,16 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     check_needs(plan, chosen, done_elements(run, plan), live if has_slurm else latest_tasks(submitted))
     check_batches(plan, chosen)
     previews = preview(plan, chosen, profile, root)
-    limits = partition_minutes() if has_slurm else {}
+    limits = (partition_minutes(), qos_minutes()) if has_slurm else ({}, {})
+    refused = defaultdict[str, list[str]](list)
     for one in previews:
         console.rule(f"{one.job}: {plural(len(one.array.labels), 'element')}", characters="─", align="left")
         console.print(one.script)
         if has_slurm:
-            console.print(f"sbatch --test-only: {tested(one.script)}\n")
+            answer = tested(one.script)
+            console.print(f"sbatch --test-only: {answer}\n")
+            if STARTS not in answer:
+                refused[answer].append(one.job)
     rows = []
     for one in previews:
         first, *others = one.waits.split(",")
@@ -228,8 +235,10 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     headings = ("job", "elements", "nodes", "GPUs", "time limit", "waits for")
     _Rows("Arrays", headings, rows, left=(0, 5)).print(console)
     for one in previews:
-        if why := too_long(one.array.job.request, limits):
+        if why := too_long(one.array.job.request, *limits):
             console.print(f"\n{one.job}: {why}")
+    for answer, jobs in refused.items():
+        console.print(f"\n{', '.join(jobs)}: Slurm names no start ({answer or 'no answer'})")
     calls, hours = plural(len(previews), "sbatch call"), _gpu_hours(plan, chosen)
     console.print(f"\n{calls}; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted.")
     if not has_slurm:

@@ -59,6 +59,12 @@ REASONS = {
     "PartitionNodeLimit": "asks for more nodes than the partition allows",
     "BadConstraints": "no node can satisfy its request",
     "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
+    "AssocMaxJobsLimit": "your limit of running jobs is reached",
+    "QOSMaxWallDurationPerJobLimit": "asks for more time than its QOS allows",
+    "AssocMaxWallDurationPerJobLimit": "asks for more time than your account allows",
+    "QOSMaxGRESPerUser": "your limit of GPUs is reached",
+    "QOSGrpGRESMinutes": "its QOS's budget of GPU time is used up",
+    "QOSGrpGRES": "its QOS's limit of GPUs is reached",
     "AssocGrpGRESMinutes": "your account's budget of GPU time is used up",
     "AssocGrpGRES": "your account's limit of GPUs is reached",
 }
@@ -388,13 +394,25 @@ def partition_minutes() -> dict[str, float]:
     return found
 
 
-def too_long(request: Request, limits: dict[str, float]) -> str:
-    """Why a job will not start in any of its partitions, in a sentence; empty if it can, as far as the limits tell."""
-    names = (request.options.partition or "").split(",")
-    longest = max(limits.get(name, math.inf) for name in names)
+def qos_minutes() -> dict[str, float]:
+    """The longest time of each QOS. None where there is no accounting."""
+    try:
+        listing = call("sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,MaxWall")
+    except UserError:
+        return {}
+    return {name: _minutes(longest) for name, _, longest in (line.partition("|") for line in listing.splitlines())}
+
+
+def too_long(request: Request, partitions: Mapping[str, float], of_qos: Mapping[str, float]) -> str:
+    """Why a job will not start in any of its partitions or with its QOS, in a sentence; empty if it can, as far as their limits
+    tell."""
+    names, qos = (request.options.partition or "").split(","), request.options.qos or ""
+    where = f"partition {', '.join(names)}" if names != [""] else "the default partition"
+    limits = {where: max(partitions.get(name, math.inf) for name in names), f"QOS {qos}": of_qos.get(qos, math.inf)}
+    where = min(limits, key=limits.__getitem__)
+    longest = limits[where]
     if request.minutes <= longest:
         return ""
-    where = f"partition {', '.join(names)}" if names != [""] else "the default partition"
     return (
         f"it asks for {request.minutes / 60:g} h, and {where} allows {longest / 60:g} h, so it will not start; "
         f"set stages.{request.section}.hours to at most {longest / 60:g}"

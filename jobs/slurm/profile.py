@@ -176,13 +176,15 @@ class Profile(Settings, frozen=True):
     setup: tuple[OneLine, ...] = ()
     """Lines of bash to run before the work, such as "module load python/3.12". Where one fails, the job starts elsewhere."""
     environment: dict[str, OneLine | int] = {}
-    """Variables of the work, such as those of NCCL and the fabric, in capital letters (or `*_proxy`). No secrets."""
+    """Variables of the work, such as those of NCCL and the fabric, in capital letters (or `*_proxy`). No secrets. Values are
+    taken literally; for one with ~ or $NAME, write `export` in `setup`."""
     secrets_file: OneLine | None = None
     """A file of NAME=value lines that only you can read (chmod 600); the work gets them as its environment. Everything
-    after the `=` is the value, taken literally; quotes around the whole value are removed."""
+    after the `=` is the value, taken literally; quotes around the whole value are removed. In this path, and in those of
+    `python`, `image` and `mounts`, ~ and $NAME are expanded where you submit."""
     node_scratch: OneLine | None = None
     """A folder on each node's own disk, such as $SLURM_TMPDIR, to which pretraining copies its shards first; each node expands
-    $NAME. With a container, name it in `mounts` too."""
+    $NAME. With a container, name a folder that is the same in every job, in `mounts` too."""
     python: OneLine | None = None
     """The interpreter on the nodes. Default: the one that runs `curricula submit`."""
     container: Container | None = None
@@ -258,13 +260,10 @@ class Profile(Settings, frozen=True):
 
     def run_root(self, name: str) -> Path:
         """Raises UsageError where `runs` names a variable that is not set."""
-        folder = os.path.expandvars(os.path.expanduser(self.runs or "runs"))
-        if "$" in folder:
-            raise UsageError(f"runs: {self.runs} names a variable that is not set here; set it, or write the folder out")
-        return Path(folder) / name
+        return Path(expanded("runs", self.runs or "runs")) / name
 
     def interpreter(self) -> str:
-        return self.container.python if self.container else self.python or sys.executable
+        return self.container.python if self.container else expanded("python", self.python or sys.executable)
 
 
 @dataclass(frozen=True)
@@ -301,6 +300,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+
+def expanded(key: str, path: str) -> str:
+    """A path of a profile, with ~ and $NAME as they are here; raises UsageError where a variable is not set."""
+    found = os.path.expandvars(os.path.expanduser(path))
+    if re.search(r"\$\{?[A-Za-z_]", found):
+        raise UsageError(f"{key}: {path} names a variable that is not set here; set it, or write the path out")
+    return found
 
 
 def texts_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -343,13 +350,15 @@ def load_profile(path: Path) -> Profile:
 def with_secrets(profile: Profile, path: Path) -> Profile:
     """The profile of file `path`, after a check that this user, who is about to submit, can read its secrets.
 
-    A path becomes absolute, as it is read from other folders, too. One in `~` stays: a team's members have files of their own.
+    A path becomes absolute, as it is read from other folders, too. One with ~ or $NAME stays: a team's members have files of
+    their own.
     """
     if not profile.secrets_file:
         return profile
-    secrets = Path(os.path.expanduser(profile.secrets_file)).absolute()
+    found = expanded("secrets_file", profile.secrets_file)
+    secrets = Path(found).absolute()
     _check_secrets(path, secrets)
-    return profile if profile.secrets_file.startswith("~") else msgspec.structs.replace(profile, secrets_file=str(secrets))
+    return profile if found != profile.secrets_file else msgspec.structs.replace(profile, secrets_file=str(secrets))
 
 
 def keep_profile(path: Path, profile: Profile) -> None:

@@ -26,7 +26,7 @@ from curricula.fencing import Superseded
 from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
 from curricula.jobs.run import PATHS, Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
-from curricula.jobs.slurm.profile import RESERVE_S, Profile, texts_in
+from curricula.jobs.slurm.profile import RESERVE_S, Profile, expanded, texts_in
 from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import ENOUGH_NODES, REMEMBERED_S, contents_line, latest_tasks, submissions
@@ -135,12 +135,13 @@ def body(
     command = [profile.interpreter(), str(code.folder / ENTRY)]
     srun_words = list(profile.srun_options)
     container = profile.container
+    image = expanded("container.image", container.image) if container else ""
     if container and container.kind == "pyxis":
-        srun_words += [f"--container-image={container.image}", f"--container-mounts={','.join(_mounts(profile, root, study))}"]
+        srun_words += [f"--container-image={image}", f"--container-mounts={','.join(_mounts(profile, root, study))}"]
         srun_words += [*container.options, "--no-container-mount-home"]
     elif container:
         binds = [word for mount in _mounts(profile, root, study) for word in ("--bind", mount)]
-        command = ["apptainer", "exec", *binds, *container.options, container.image, *command]
+        command = ["apptainer", "exec", *binds, *container.options, image, *command]
     return (
         templates()
         .get_template("element.sh.j2")
@@ -153,7 +154,7 @@ def body(
             elements=str(root / "jobs" / job.name),
             profile=profile,
             request=job.request,
-            secrets_file=os.path.expanduser(profile.secrets_file or ""),
+            secrets_file=expanded("secrets_file", profile.secrets_file or ""),
             code=str(code.folder),
             seal=code.seal,
             record=RECORD,
@@ -193,7 +194,7 @@ def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
             raise UsageError(f"{path}: a container cannot mount a path with ':' or ',' in it; use one without them")
     mounts = [f"{path}:{path}:ro" for path in others]  # first: one may hold the run folder, which is mounted over it
     mounts += [f"{folder}:{folder}" for folder in folders]
-    return [*mounts, *(os.path.expandvars(mount) for mount in profile.container.mounts)]
+    return [*mounts, *(expanded("container.mounts", mount) for mount in profile.container.mounts)]
 
 
 def _named_paths(study: Study) -> Iterator[Path]:

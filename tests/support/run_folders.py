@@ -95,7 +95,7 @@ class FakeSlurm:
         """Where jobs in the queue write: in the folder of the run they belong to."""
         folder.mkdir()
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        for name in ("squeue", "sacct", "scontrol", "scancel", "sbatch"):
+        for name in ("squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sbatch"):
             self.answer(name)
 
     def answer(self, command: str, text: str = "", error: str = "", code: int = 0, script: str = "") -> None:

@@ -98,9 +98,10 @@ def test_the_batches_of_every_study_of_the_suite_suit_the_gpus_that_it_asks_for(
     check_batches(plan, plan.needs)
 
 
-def test_run_folders_in_a_variable_that_is_not_set_are_refused(monkeypatch):
+def test_paths_in_a_variable_that_is_not_set_are_refused(monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     assert parse(runs="$SCRATCH/runs").run_root("x") == Path("/scratch/me/runs/x")
+    assert parse(python="$SCRATCH/env/python").interpreter() == "/scratch/me/env/python"
     with pytest.raises(UsageError, match="runs: .NOSUCH/x names a variable that is not set"):
         parse(runs="$NOSUCH/x").run_root("x")
 
@@ -273,8 +274,9 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
     path.write_text(yaml.safe_dump({"secrets_file": "secrets"}))
     assert load_profile(path).secrets_file == str(secrets)  # jobs and `retry` begin in other folders
     monkeypatch.setenv("HOME", str(tmp_path))
-    path.write_text(yaml.safe_dump({"secrets_file": "~/secrets"}))
-    assert load_profile(path).secrets_file == "~/secrets"  # a colleague's `retry` reads the colleague's
+    for name in ("~/secrets", "$HOME/secrets"):
+        path.write_text(yaml.safe_dump({"secrets_file": name}))
+        assert load_profile(path).secrets_file == name  # a colleague's `retry` reads the colleague's
     secrets.write_text("# mine\nHF_TOKEN=hf_very_secret\nhf_very_secret\n")
     with pytest.raises(UsageError, match="line 3 is not NAME=value") as said:
         load_profile(path)

@@ -29,6 +29,7 @@ from curricula.jobs.slurm.commands import (
     explained,
     is_full,
     partition_minutes,
+    qos_minutes,
     too_long,
     why_not_requeued,
     within_array_limit,
@@ -154,7 +155,7 @@ def test_a_limit_that_waiting_does_not_lift_is_a_refusal():
 
 def test_a_budget_that_is_used_up_is_not_called_a_limit_of_gpus():
     assert "budget of GPU time is used up" in explained("AssocGrpGRESMinutes")
-    assert "limit of GPUs" in explained("AssocGrpGRES")
+    assert "limit of GPUs" in explained("AssocGrpGRES") and "more time" in explained("QOSMaxWallDurationPerJobLimit")
     assert explained("ReqNodeNotAvail, UnavailableNodes:n[1-3]").endswith(" (nodes it asks for are down, drained or reserved)")
     assert explained("QOSNotAllowed") == "QOSNotAllowed"
 
@@ -181,32 +182,39 @@ PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
 
 
 @pytest.mark.parametrize(
-    ("partition", "minutes", "said"),
+    ("partition", "qos", "minutes", "said"),
     [
-        (None, 12 * 60, ""),
-        (None, 13 * 60, "it asks for 13 h, and the default partition allows 12 h, so it will not start; set stages.all.hours"),
-        ("gpu", 49 * 60, "and partition gpu allows 48 h"),
-        ("cpu,gpu", 48 * 60, ""),
-        ("gpu,long", 999 * 60, ""),
-        ("unknown", 999 * 60, ""),
+        (None, None, 12 * 60, ""),
+        (None, "any", 13 * 60, "it asks for 13 h, and the default partition allows 12 h, so it will not start; set stages.all"),
+        ("gpu", None, 49 * 60, "and partition gpu allows 48 h"),
+        ("gpu", "short", 24 * 60, "and QOS short allows 8 h, so it will not start; set stages.all.hours to at most 8"),
+        ("gpu", "short", 8 * 60, ""),
+        ("cpu,gpu", "any", 48 * 60, ""),
+        ("gpu,long", "unknown", 999 * 60, ""),
+        ("unknown", None, 999 * 60, ""),
     ],
 )
-def test_jobs_longer_than_their_partition_allows_are_named(slurm, partition, minutes, said):
+def test_jobs_longer_than_their_partition_or_qos_allows_are_named(slurm, partition, qos, minutes, said):
     slurm.answer("scontrol", PARTITIONS)
-    request = Request(minutes=minutes, section="all", options=StageOptions(partition=partition))
-    told = too_long(request, partition_minutes())
+    slurm.answer("sacctmgr", "any|\nshort|08:00:00\n")
+    request = Request(minutes=minutes, section="all", options=StageOptions(partition=partition, qos=qos))
+    told = too_long(request, partition_minutes(), qos_minutes())
     assert said in told and bool(told) == bool(said)
 
 
 def test_a_dry_run_names_the_jobs_that_will_not_start(slurm, tmp_path, capsys):
     slurm.answer("scontrol", PARTITIONS)
+    refusal = "allocation failure: Invalid account"
+    slurm.answer("sbatch", script=f"grep -q job-name=report && echo {refusal!r} >&2 || echo 'to start at noon' >&2")
     profile = tmp_path / "p.yaml"
     profile.write_text("stages: {all: {partition: gpu, hours: 1}, data: {partition: cpu, hours: 13}}")
     words = ["submit", "demo", "--cluster", "slurm", "--profile", profile, "--run", tmp_path / "run", "--dry-run"]
     assert main(list(map(str, words))) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "will not start" in line]
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "will not start" in line or line.startswith("report: Slurm")]
     why = "it asks for 13 h, and partition cpu allows 12 h, so it will not start; set stages.data.hours to at most 12"
-    assert told == [f"prepare: {why}", f"tokenize: {why}"] and not (tmp_path / "run").exists()
+    assert told == [f"prepare: {why}", f"tokenize: {why}", f"report: Slurm names no start ({refusal})"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_refuses_what_submit_refuses(slurm, tmp_path, monkeypatch, capsys):
