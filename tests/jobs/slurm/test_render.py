@@ -119,6 +119,12 @@ def test_every_array_is_submitted_once_with_the_graphs_dependencies_and_recorded
         assert asked == ([",".join(f"{edge.kind}:{ids[edge.job]}" for edge in job.needs)] if job.needs else [])
     again = call(tmp_path, out / "submit_all.sh")
     assert again.returncode == 2 and "submitted before" in again.stderr and len(submissions(Run(run))) == len(jobs)
+    stand_in(tmp_path, "sbatch", "#!/bin/bash\nexit 1\n")
+    (run / "slurm/submissions.jsonl").unlink()
+    refused = call(tmp_path, out / "submit_all.sh")
+    assert (
+        refused.returncode == 1 and refused.stderr.startswith("prepare: sbatch refused it") and "resubmit.sh" in refused.stderr
+    )
 
 
 def test_plain_scripts_leave_the_record_to_the_whole_team_and_look_for_colleagues_jobs(rendered, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 scripts=$PWD
 mkdir -p "$slurm"
 if [ -s "$record" ]; then
-    echo "$record: this run was submitted before; go on with \`curricula submit\` or \`curricula retry\`" >&2
+    echo "$record: this run was submitted before; go on with \`curricula submit\`, \`curricula retry\` or $root/resubmit.sh" >&2
     exit 2
 fi
 
@@ -40,11 +40,17 @@ if [ -n "$found" ]; then
     exit 2
 fi
 
+refused() { # NAME
+    echo "$1: sbatch refused it, so it and all after it are not submitted. If you have too many jobs," \
+        "$root/resubmit.sh submits the rest when those in the queue have ended" >&2
+    exit 1
+}
+
 # Submit a script; sets `id`, reads `waits`. The log is named for sacct, which knows by the command line whose job it is.
 submit() { # NAME SCRIPT RECORD SBATCH_WORDS...
     local name=$1 script=$scripts/$2 line=$3 told
     shift 3
-    told=$(sbatch --parsable --output="$slurm/"%A_%a_0_log.out ${waits:+--dependency="$waits"} "$@" "$script")
+    told=$(sbatch --parsable --output="$slurm/"%A_%a_0_log.out ${waits:+--dependency="$waits"} "$@" "$script") || refused "$name"
     # A site may have sbatch print other lines. After the number comes the cluster's name, if any.
     id=$(grep -xE '[0-9]+(;.*)?' <<<"$told" | tail -n 1) || { echo "$name: sbatch printed no number, but: $told" >&2; exit 1; }
     id=${id%%;*}
