@@ -76,6 +76,13 @@ def about(minutes: float) -> str:
     return f"about {math.ceil(minutes)} minute{'s' if minutes > 1 else ''}"
 
 
+def gpu_hours_of(study: Study, tokens: int) -> float:
+    """The GPU-hours of training on so many tokens, at the utilisation that the study expects."""
+    resources = study.resources
+    flops = tokens * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
+    return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
+
+
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
     study, segments, arms = plan.study, plan.segments.values(), plan.arms
@@ -126,14 +133,20 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         "minutes_on_this_machine": minutes_here(plan),
         "gpu_hours": {
             "pretraining": hours["pretraining"],
+            "pretraining_days_an_arm": max(_arm_days(one) for one in study.variants.values()),
             "pretraining_days_on_its_gpus": hours["pretraining"] / study.resources.pretraining.gpus / 24,
             "tuning_at_most": hours["tuning"],
             "evaluation_at_most": hours["evaluation"],
         },
         "gpu_hours_by_seed": _hours_by(plan, map(str, seeds), lambda element: str(element.seed)),
         "evaluation_gpu_hours": _evaluation_hours(plan),
-        "gpu_memory": _gpu_memory(study),
+        "gpu_memory": max(map(_gpu_memory, study.variants.values()), key=lambda memory: memory["needed_gib"]),
     }
+
+
+def _arm_days(study: Study) -> float:
+    """How long an arm's pretraining takes on its GPUs, the trunk included."""
+    return gpu_hours_of(study, study.budget.tokens) / study.resources.pretraining.gpus / 24
 
 
 def describe_point(plan: Plan, point: Study, shards: Path | None = None) -> dict[str, Any]:

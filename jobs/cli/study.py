@@ -300,7 +300,6 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
 
 def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
     hours, asked = value["gpu_hours"], study.resources.pretraining
-    arm_days = hours["pretraining"] * value["budget"]["tokens"] / value["trained_tokens"]["with_trunk_sharing"]
     console.print(
         f"GPU-hours: {hours['pretraining']:,.1f} pretraining (at {study.resources.expected_mfu:.0%} of "
         f"{study.resources.peak_tflops:g} TFLOP/s), up to {hours['tuning_at_most']:,.0f} tuning and "
@@ -308,7 +307,7 @@ def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
     )
     console.print(
         f"Pretraining on {plural(asked.nodes, 'node')} of {plural(asked.gpus_per_node, 'GPU')}: "
-        f"{arm_days / asked.gpus / 24:,.1f} days an arm from first to last token, "
+        f"{'up to ' if value['points'] else ''}{hours['pretraining_days_an_arm']:,.1f} days an arm from first to last token, "
         f"{hours['pretraining_days_on_its_gpus']:,.1f} days for all arms one after another."
     )
     if study.seeds:

@@ -22,7 +22,7 @@ from curricula.curriculum.tokens.shards import source_shards
 from curricula.durable import exclusive_lock, make_folder, require_ours
 from curricula.errors import UserError
 from curricula.fencing import InUse
-from curricula.jobs.estimates import check_epochs
+from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
@@ -127,13 +127,6 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
         progress,
         validation=validation_batches(run, study) if validates else {},
     )
-
-
-def gpu_hours_of(study: Study, tokens: int) -> float:
-    """The GPU-hours of training on so many tokens, at the utilisation that the study expects."""
-    resources = study.resources
-    flops = tokens * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
-    return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
 def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int, begin: int = 0) -> PretrainingBatches:

@@ -18,12 +18,12 @@ from curricula.curriculum.stages import BASE, samples_of
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UserError
 from curricula.eval.identity import record_hash
-from curricula.jobs.estimates import check_epochs
+from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, is_awaited, saved_steps, training_behind
-from curricula.jobs.stages.pretrain import batches_of, gpu_hours_of, shard_files, validation_batches
+from curricula.jobs.stages.pretrain import batches_of, shard_files, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
 from curricula.model.checkpoints.folder import INFO_FILE, read_info, require_checkpoint, step_folder

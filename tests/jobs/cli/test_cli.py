@@ -332,9 +332,10 @@ def test_a_name_longer_than_the_terminal_is_still_whole(monkeypatch, capsys, tmp
 
 
 def test_a_plan_speaks_of_minutes_here_or_of_days_on_the_nodes(capsys):
-    demo, paper = (" ".join(lines_of(capsys, "plan", name)) for name in ("demo", "paper"))
+    demo, paper, ladder = (" ".join(lines_of(capsys, "plan", name)) for name in ("demo", "paper", "ladder"))
     assert re.search(r"On this machine: about \d+ minutes", demo) and "GPU" not in demo
     assert "Pretraining on 4 nodes of 8 GPUs: 6.0 days an arm" in paper and "On this machine" not in paper
+    assert "up to 1.7 days an arm" in ladder and "weights 3.2" in ladder  # of its largest model
 
 
 def test_the_demo_is_run_by_its_own_verb(monkeypatch):
