@@ -136,6 +136,10 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
         self.require_one("budget_tokens", "tokens_per_parameter")
 
 
+TUNING_SAVE_STEPS = 5000
+"""More than pretraining's 500, since steps of finetuning are short: the paper's would write 24 GB every minute."""
+
+
 class Finetuning(Settings, frozen=True):
     """Shorthand for the paper's two stages after pretraining: safety instruction tuning, then benign finetuning."""
 
@@ -143,7 +147,7 @@ class Finetuning(Settings, frozen=True):
     """Safety instruction tuning of the base model (section 4.4 of the paper)."""
     benign: Tuning | None
     """null leaves the stage out."""
-    save_interval_steps: Positive = 500
+    save_interval_steps: Positive = TUNING_SAVE_STEPS
     """Optimizer steps between saves; also of the finetuning stages in `stages`."""
     save_interval_minutes: PositiveNumber | None = 30.0
     """Save also when this many minutes have passed since the last save; also in `stages`."""
@@ -202,8 +206,11 @@ def train_config_of(stage: AnyStage, pretraining: Pretraining, tuning: Finetunin
     assert stage.micro_batch
     like: TrainConfig = pretraining
     if isinstance(stage, Tuning):
-        saves = tuning or TrainConfig()
-        like = TrainConfig(save_interval_steps=saves.save_interval_steps, save_interval_minutes=saves.save_interval_minutes)
+        like = TrainConfig(save_interval_steps=TUNING_SAVE_STEPS)
+        if tuning:
+            like = TrainConfig(
+                save_interval_steps=tuning.save_interval_steps, save_interval_minutes=tuning.save_interval_minutes
+            )
     optimizer = msgspec.structs.replace(like.optimizer, lr=stage.lr)
     if stage.weight_decay is not None:
         optimizer = msgspec.structs.replace(optimizer, weight_decay=stage.weight_decay)
