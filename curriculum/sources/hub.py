@@ -374,13 +374,24 @@ def _explained(hub: str, revision: str | None, file: str = "") -> Iterator[None]
         full = isinstance(error, OSError) and error.errno in NO_SPACE
         if full or not (sentence := _sentence(hub, revision, file, error)):
             raise
-        raise UserError(f"dataset {hub}: {sentence}") from error
+        raise (HubAway if isinstance(sentence, _Passing) else UserError)(f"dataset {hub}: {sentence}") from error
+
+
+class HubAway(UserError):
+    """The hub does not answer, or not to the end; it may when the work starts again, which keeps whole files."""
+
+    exit_code = os.EX_UNAVAILABLE
+    """69."""
+
+
+class _Passing(str):
+    """What may have passed when the work starts again."""
 
 
 def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -> str:
     """What went wrong and what to do about it; "" for an error not foreseen here.
 
-    Network errors are named only by their class: their text may quote a header.
+    Network errors are named only by their class: their text may quote a header. It is a `_Passing` where waiting may help.
     """
     import pyarrow
     from huggingface_hub import constants, errors, get_token
@@ -414,13 +425,13 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
     if caused_by(errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids the network; unset it"
     if status is not None:
-        return f"the hub answers {status}; try again later"
+        return _Passing(f"the hub answers {status}; try again later")
     if caused_by(ConnectionError, TimeoutError) or named("TransportError", "RequestException"):
         kind = type(error).__name__
         if file:
-            return f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept"
+            return _Passing(f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept")
         advice = "run this where there is a network, or set HF_ENDPOINT to a mirror"
-        return f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}"
+        return _Passing(f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}")
     if caused_by(pyarrow.ArrowException):
         return f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision"
     # No such configuration or split, or no files.

@@ -23,7 +23,7 @@ from fake_hub import FakeHub, Files
 from small_studies import small_study
 
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.hub import Download, downloads_of, fetch, require_whole
+from curricula.curriculum.sources.hub import Download, HubAway, downloads_of, fetch, require_whole
 from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table
 from curricula.errors import UserError
@@ -440,7 +440,7 @@ def test_a_hub_in_trouble_is_not_said_to_be_out_of_reach(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     download = Download("org/small", "a", "train", None, (), tmp_path / "out", "MIT")
-    with pytest.raises(UserError, match="^dataset org/small: the hub answers 503; try again later$"):
+    with pytest.raises(HubAway, match="^dataset org/small: the hub answers 503; try again later$"):
         fetch(download)
 
 
