@@ -218,7 +218,8 @@ def test_without_a_gpu_the_packages_are_checked_though_the_driver_is_missing(nod
 def test_the_command_prints_a_line_for_each_thing_and_fails_where_one_does_not_fit(node):
     another_nccl(node)
     node.write()
-    command = [sys.executable, str(GPU / "check"), str(node.folder), "--no-gpu"]
+    node.program("python3", "exit 1")  # too old
+    command = [str(GPU / "check"), str(node.folder), "--no-gpu"]
     ran = subprocess.run(command, env=node.environment, capture_output=True, text=True)
     assert ran.returncode == 1 and re.search("^WRONG NCCL +2.21.5, installed is 2.29.7 -> ", ran.stdout, re.MULTILINE)
     assert re.search("^ok    cuDNN +9.20.0$", ran.stdout, re.MULTILINE)
