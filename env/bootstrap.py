@@ -50,6 +50,9 @@ def choose_torch(folder, python):
 
 def make(folder, python):
     """The environment with its pip."""
+    # Python 3.10 is needed. Before anything is made: a newer Python would leave the older one's folder as it is.
+    if sys.version_info < (3, 10):  # noqa: UP036
+        sys.exit(f"bootstrap: Python {sys.version.split()[0]} is too old; name 3.10 or newer: make PYTHON=python3.12")
     has_pip = importlib.util.find_spec("ensurepip") is not None
     subprocess.run([sys.executable, "-m", "venv", folder] + ([] if has_pip else ["--without-pip"]), check=True)
     if has_pip:

@@ -69,3 +69,10 @@ def test_a_disk_that_is_too_small_stops_it(machine, monkeypatch):
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: usage(10e9, 8.6e9, 1.4e9))
     with pytest.raises(SystemExit, match=r"the disk has 1.4 GB free; free 1.6 more"):
         bootstrap.choose_torch(str(folder), str(folder / "bin/python"))
+
+
+def test_a_python_that_is_too_old_makes_nothing(tmp_path, monkeypatch):
+    with monkeypatch.context() as old, pytest.raises(SystemExit, match="is too old; name 3.10 or newer"):
+        old.setattr(bootstrap.sys, "version_info", (3, 9))
+        bootstrap.make(str(tmp_path / "venv"), "")
+    assert not (tmp_path / "venv").exists()
