@@ -164,6 +164,11 @@ def progress_line(done: int, total: int, left_s: float | None, figures: Mapping[
     return " ".join(parts)
 
 
+def words_of(command: str) -> list[str]:
+    """The words of a `notify` command, as a shell would split them; of its expansions there is only that of ~."""
+    return [os.path.expanduser(word) for word in shlex.split(command)]
+
+
 def notify(command: str | None, event: Event, run: Path, element: str, message: str) -> None:
     """Report an event of an element by `command`, if there is one; a failure is noted in the log.
 
@@ -176,7 +181,7 @@ def notify(command: str | None, event: Event, run: Path, element: str, message: 
     text = one_line(f"{run.name}: {element} {event}{': ' if message else ''}{message}")
     try:
         done = subprocess.run(
-            shlex.split(command), input=text + "\n", env={**plain, **facts}, stdout=subprocess.DEVNULL,
+            words_of(command), input=text + "\n", env={**plain, **facts}, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, timeout=NOTIFY_PATIENCE_S, check=False,
         )  # fmt: skip
         problem = one_line(done.stderr)[-200:] or f"exit code {done.returncode}" if done.returncode else ""

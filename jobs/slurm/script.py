@@ -23,6 +23,7 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.durable import team, write_text
 from curricula.errors import UsageError
 from curricula.fencing import Superseded
+from curricula.jobs.monitor.progress import words_of
 from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
 from curricula.jobs.run import PATHS, Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
@@ -173,7 +174,7 @@ def body(
             srun_words=srun_words,
             command=command,
             continues=continues,
-            notify=shlex.split(profile.notify or ""),
+            notify=words_of(profile.notify or ""),
             away=AWAY.pattern,
             starts=STARTS,
         )

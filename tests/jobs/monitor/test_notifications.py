@@ -168,7 +168,9 @@ def test_the_notify_command_gets_a_line_and_an_environment_without_secrets_and_n
     for name in ("OPENAI_API_KEY", "GH_PAT", "DATABASE_URL"):
         monkeypatch.setenv(name, "hunter2")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy")
-    notify(told[1], "failed", tmp_path / "run", "pretrain-0/full-0", "loss nan\nat \x1b[31mstep 3; $(id)")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = told[1].replace(f"'{tmp_path}", "'~")
+    notify(command, "failed", tmp_path / "run", "pretrain-0/full-0", "loss nan\nat \x1b[31mstep 3; $(id)")
     line, environment, words = json.loads(told[0].read_text())
     assert line == "run: pretrain-0/full-0 failed: loss nan at \ufffd[31mstep 3; $(id)\n"
     assert words[1:] == ["$(touch pwned)"]

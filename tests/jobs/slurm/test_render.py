@@ -533,11 +533,12 @@ def test_a_setup_line_that_fails_is_named_and_tried_on_two_other_nodes(tmp_path)
 def test_what_fails_before_the_work_on_three_nodes_has_failed_for_good_and_is_notified(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hunter2")
     monkeypatch.setenv("https_proxy", "http://me:hunter2@proxy")
+    monkeypatch.setenv("HOME", str(tmp_path))
     tell = tmp_path / "tell it"
     tell.write_text(f"#!/bin/bash\n(cat; echo \"$@\"; env) >'{tmp_path}/told'\n")
     tell.chmod(0o755)
     folder, ran = prepared_with(
-        tmp_path, ("n1", "n2", "n3"), setup=["false"], notify=f"'{tell}' \"two \\\" words\" '$(touch pwned)'"
+        tmp_path, ("n1", "n2", "n3"), setup=["false"], notify="'~/tell it' \"two \\\" words\" '$(touch pwned)'"
     )
     failure = read_failure(folder)
     assert ran.returncode == 93 and failure and failure.final and failure.error.endswith(": false") and failure.task == "7_0"
