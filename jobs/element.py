@@ -60,15 +60,22 @@ def run_element(root: Path, job_name: str, label: str) -> None:
     if _rank() != 0:  # only the first process marks the element
         _share(work)
         return
-    lock = work.folder / "lock"
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive_lock(lock, wait_s=DEAD_HOLDER_S))
-        except InUse as error:
-            raise AlreadyRuns(str(error)) from None
-        if not is_done(work):
-            with fencing.generation(lock) as taken:
-                _run_first(work, taken.number)
+        lock = _locked(stack, work.folder)
+        if is_done(work):
+            return
+        if shared := STAGES[work.job.stage].shared(work):
+            _locked(stack, shared)
+        _run_first(work, stack.enter_context(fencing.generation(lock)).number)
+
+
+def _locked(stack: contextlib.ExitStack, folder: Path) -> Path:
+    """The lock of `folder`, which is held until `stack` is closed."""
+    try:
+        stack.enter_context(exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S))
+    except InUse as error:
+        raise AlreadyRuns(str(error)) from None
+    return folder / "lock"
 
 
 def _run_first(work: Work, generation: int) -> None:

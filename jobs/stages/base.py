@@ -129,6 +129,10 @@ class Stage(ABC):
         """
         return None
 
+    def shared(self, work: Work) -> Path | None:
+        """A folder that other elements write to as well, so only one of them may run at a time."""
+        return None
+
     def inputs(self, work: Work) -> list[Path]:
         """Files that each of the element's nodes must be able to read: one of each dataset or folder that it uses."""
         return []

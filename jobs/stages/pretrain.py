@@ -70,6 +70,11 @@ class Pretrain(Stage):
         segment = work.plan.segments[work.element.segment]
         return training_behind(work.run.branch(segment.branch) / "checkpoints", segment.stop)
 
+    def shared(self, work: Work) -> Path:
+        """The branch's folder: a lost branch point may have to be made again while a later segment trains, whose checkpoints
+        each would take for leftovers of its own."""
+        return work.run.branch(work.plan.segments[work.element.segment].branch)
+
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer, the first shard of each source, and the checkpoint that the segment continues from."""
         run, segment = work.run, work.plan.segments[work.element.segment]

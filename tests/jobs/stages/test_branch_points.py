@@ -19,6 +19,7 @@ from curricula.jobs.completion import is_done
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
+from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.tune import base_checkpoint, checkpoint_of
@@ -53,6 +54,28 @@ def test_a_lost_branch_point_is_made_again_only_while_an_arm_begins_from_it(tmp_
             else:
                 finish(run, job.name, element.label)
     assert is_done(work)
+
+
+def test_a_lost_branch_point_is_not_made_again_beside_a_later_segment_that_trains_in_the_same_folder(tmp_path, monkeypatch):
+    """Each would delete the other's half-written checkpoints as leftovers of its own."""
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    keys = [(job.name, element.label) for job, element in plan.elements() if element.segment]
+    first, *_, last = (key for key in keys if key[1] == "trunk")
+    began = []
+
+    def train(stage, work, progress):
+        began.append((work.job.name, work.element.label))
+        if began == [last]:
+            with pytest.raises(AlreadyRuns, match="pretrain/trunk: in use"):
+                run_element(run.root, *first)
+            run_element(run.root, *keys[-1])  # of another branch
+
+    monkeypatch.setattr("curricula.jobs.element.DEAD_HOLDER_S", 0.0)
+    monkeypatch.setattr(type(STAGES["pretrain"]), "run", train)
+    for key in (last, first):
+        run_element(run.root, *key)
+    assert began == [last, keys[-1], first] and keys[-1][1] != "trunk"
 
 
 def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_tuned_or_exported(tmp_path):
