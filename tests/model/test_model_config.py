@@ -29,6 +29,8 @@ def test_warmup_stable_decay_warms_up_stays_and_falls_to_zero_over_the_last_tent
     assert rates[950] == pytest.approx(0.5)
     assert rates[999] == pytest.approx(0.01)
     assert learning_rate(1000, 1000, OptimizerConfig(lr=1.0), ScheduleConfig(warmup_steps=10)) == 0.0
+    constant = ScheduleConfig(warmup_steps=10, decay_fraction=0.0)  # as for midtraining, which brings it down
+    assert {learning_rate(s, 1000, OptimizerConfig(lr=0.5), constant) for s in (9, 10, 500, 999)} == {0.5}
 
 
 def test_the_rate_before_the_decay_does_not_depend_on_the_length_of_the_run():
