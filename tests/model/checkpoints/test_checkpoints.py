@@ -479,6 +479,8 @@ def test_ranges_of_a_parameter_are_stored_as_rectangles_that_cover_it_once(shape
                 assert (stored[place] == -1).all()
                 stored[place] = part.data
         assert torch.equal(stored[1], whole.view(shape)) and (stored[0] == -1).all()
+    for elsewhere in (-5, whole.numel() + 2):  # in the other half of gate and up
+        assert not list(_rectangles(piece, whole[:3], elsewhere, "w"))
 
 
 def test_an_intact_checkpoint_that_cannot_be_read_is_not_to_be_deleted(copy, monkeypatch):
