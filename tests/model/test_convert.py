@@ -240,6 +240,12 @@ def test_a_tied_model_may_hold_its_embeddings_twice(tmp_path, exported):
     assert "lm_head.weight" not in read_model(tmp_path / "hf")[1]
 
 
+def test_a_config_without_a_rope_base_means_llamas_own(tmp_path, exported):
+    shutil.copytree(exported, tmp_path / "hf")
+    change(tmp_path / "hf/config.json", rope_theta=None)
+    assert read_model(tmp_path / "hf")[0] == SMALL
+
+
 def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
     weights = load_file(hf / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
