@@ -33,9 +33,9 @@ def retry(args: argparse.Namespace) -> int:
     on_slurm = run.submissions.exists()
     if on_slurm and not args.dry_run:
         with Run.locked(run.root):  # from the decision on: another command could change what it rests on
-            again, left_alone = _submit(run, chosen, args.profile, console)
+            again = _submit(run, chosen, args.profile, console)
     else:
-        again, left_alone = _decide(run, plan, chosen)
+        again = _decide(run, plan, chosen, console)
         if again and not (on_slurm or selection):  # on this machine a run goes on as a whole
             done = done_elements(run, plan)
             again = [key for key in plan.needs if key not in done]
@@ -47,30 +47,30 @@ def retry(args: argparse.Namespace) -> int:
         console.print(f"{plural(len(again), 'element')} would run again")
     elif not on_slurm:
         run_here(run.root, plan, again if selection else list(plan.needs), yes=False)
-    for job, label in left_alone:
-        console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
     return 0
 
 
-def _decide(run: Run, plan: Plan, chosen: Collection[Key]) -> tuple[list[Key], list[Key]]:
-    """What is to run again, and what runs on its old results. Raises UserError where the state of the run is not known."""
+def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> list[Key]:
+    """What is to run again; says what runs on the old results. Raises UserError where the state of the run is not known."""
     status = run_status(run, plan)
     if status.problem:  # what waits or runs would look as if it had failed
         raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; give it again later")
     again = to_run_again(plan, status.elements, chosen)
-    return again, overtaken(plan, status.elements, again)
+    for job, label in overtaken(plan, status.elements, again):
+        console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
+    return again
 
 
-def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> tuple[list[Key], list[Key]]:
+def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> list[Key]:
     """Submit what is to run again, and cancel what waited for it; returns what `_decide` does."""
     from curricula.jobs.slurm.submit import Standing, standing, submit_plan
 
     used = load_profile(profile) if profile else with_secrets(kept_profile(run.profile), run.profile)
     plan = plan_study(run.study, used)
     now = standing(run, plan, used, console.print)
-    again, left_alone = _decide(run, plan, chosen)
+    again = _decide(run, plan, chosen, console)
     if not again:
-        return again, left_alone
+        return again
     left = Standing(now.done, {key: tasks for key, tasks in now.live.items() if key not in again})
     replaced = [task for key in reversed(again) for task in now.live.get(key, ())]
     before = len(submissions(run))
@@ -90,7 +90,7 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
             cancel_waiting(run, replaced, console.print)
     count = len({key for one in made for key in one.keys})  # some arrays may continue others
     console.print(f"{plural(count, 'element')} in {plural(len(made), 'array')}. Watch them with `curricula status {run.root}`.")
-    return again, left_alone
+    return again
 
 
 def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key]) -> list[Key]:

@@ -110,13 +110,11 @@ def _named(cluster: str | None) -> str:
 def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile, now: Standing, say: Say) -> list[Submission]:
     """Submit the `chosen` elements, none of them done or live, each after those it needs; returns the new submissions.
 
-    Where the user's limit of submitted jobs is reached, what fits is submitted, in the plan's order, and the same command
-    submits the rest later.
-
     Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen, or gets
     GPUs among which its batch does not divide.
-    Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues. It is a
-    DependencyLost where Slurm has forgotten one of the run's jobs, so that `now` is no longer true.
+    Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues. It is a QueueFull
+    where the user's limit of submitted jobs is reached and what fits is submitted, in the plan's order, and a DependencyLost
+    where Slurm has forgotten one of the run's jobs, so that `now` is no longer true.
     """
     check_needs(plan, chosen, now.done, now.live)
     check_batches(plan, chosen)
@@ -166,8 +164,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
             if not made:
                 raise full
             left = len(set(chosen).difference(*(one.keys for one in made)))
-            say(f"{full}; {plural(left, 'element')} left to submit: give the same command again when some jobs have ended")
-            break
+            raise QueueFull(f"{full}; {plural(left, 'element')} left to submit: give the same command again when some jobs end")
         if time.monotonic() - looked > LOOK_EVERY_S:
             for key in done_elements(run, plan):
                 numbering.tasks.pop(key, None)
