@@ -8,8 +8,9 @@ as zero; what the study does not measure is left out. The same metrics give the 
 from __future__ import annotations
 
 import abc
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -481,12 +482,18 @@ def figures_of(shown: Shown) -> list[Figure]:
 
 def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:
     """Write the figures that the study has to `folder`; returns the path of each one's SVG by the figure's name."""
-    found = {figure.name: save_figure(figure.name, partial(figure.draw, shown), folder) for figure in figures_of(shown)}
-    for figure in FIGURES:
-        if figure.name not in found:
-            for suffix in FORMATS:
-                (folder / (figure.name + suffix)).unlink(missing_ok=True)
-    return found
+    return {figure.name: save_figure(figure.name, partial(figure.draw, shown), folder) for figure in figures_of(shown)}
+
+
+def remove_stale(folder: Path, drawn: Collection[Any]) -> None:
+    """Remove the figures of an earlier report that are not among the SVGs that this one has `drawn`: what is named as a figure
+    and is there in all formats."""
+    named = re.compile("|".join([*(figure.name for figure in FIGURES), "capability", "stage-.+-asr", "along-.+"]))
+    for path in folder.glob("*.svg"):
+        files = [path.with_suffix(suffix) for suffix in FORMATS]
+        if path not in drawn and named.fullmatch(path.stem) and all(file.exists() for file in files):
+            for file in files:
+                file.unlink()
 
 
 def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:

@@ -42,7 +42,7 @@ from curricula.eval.judges.settings import caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report import over_seeds, wording
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
-from curricula.eval.report.figures import draw_figures
+from curricula.eval.report.figures import draw_figures, remove_stale
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
 from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_each, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
@@ -78,8 +78,10 @@ def write_report(
     progress(len(arms) + 1, steps)
     tables = tables_of(run, runs, shown, study)
     progress(len(arms) + 2, steps)
-    figures = drawn(shown, draw_figures(shown, out / "figures"))
+    pictures = draw_figures(shown, out / "figures")
+    figures = drawn(shown, pictures)
     costs = draw_capability(shown, tables["capability-estimates"], out / "figures")
+    remove_stale(out / "figures", {*pictures.values(), *(costs or ())})
     progress(len(arms) + 3, steps)
     write_tables(out, tables, arms)
     spent = read_training(run, study["sweep"]) if study.get("sweep") else shown.training
@@ -146,7 +148,7 @@ def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> 
         "capability-estimates": list(capability_estimates(rows)),
         "bits-per-byte": bits,
         "bits-estimates": list(bits_estimates(bits)),
-        **({"along": shown.curves} if shown.curves else {}),
+        "along": shown.curves,
     }
 
 

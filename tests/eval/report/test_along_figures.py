@@ -1,12 +1,13 @@
 """The page shows what was measured along the way, where there is any."""
 
 import msgspec
+from figure_files import written_as
 from report_page import Page
 from study_rows import ARMS, append_judged, attack_rows, generation
 
 from curricula.eval.analysis.along import Course, CurvePoint
 from curricula.eval.analysis.metrics import StudyMetrics
-from curricula.eval.report.figures import further_figures
+from curricula.eval.report.figures import further_figures, remove_stale
 from curricula.eval.report.page import write_report
 from curricula.eval.report.points import Shown
 
@@ -33,8 +34,20 @@ def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_pa
     assert (tmp_path / "out/tables/along.csv").read_text().count("attack success") == 4
     assert (tmp_path / "out/figures/along-benign.svg").exists()
     assert "stages" not in page.ids  # all are the paper's
-    without = Page(write_report(run, arms, {}, tmp_path / "without").read_text())
-    assert "along" not in without.ids and not (tmp_path / "without/tables/along.csv").exists()
+    without = Page(write_report(run, arms, {}, tmp_path / "out").read_text())
+    assert "along" not in without.ids and not (tmp_path / "out/tables/along.csv").read_text().strip()
+    assert not (tmp_path / "out/figures/along-benign.svg").exists()
+
+
+def test_a_report_removes_the_figures_that_only_an_earlier_one_drew(tmp_path):
+    earlier, drawn, others = ("along-a.b", "capability", "stage-harmful-asr", "fig6-gcg"), "along-base", ("mine", "along-mine")
+    for name in (*earlier, drawn, *others):
+        for suffix in (".svg", ".png") if name != "along-mine" else (".svg",):
+            (tmp_path / f"{name}{suffix}").touch()
+    with written_as(".svg", ".png"):
+        remove_stale(tmp_path, [tmp_path / f"{drawn}.svg"])
+    left = {f"{drawn}.svg", f"{drawn}.png", "mine.svg", "mine.png", "along-mine.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_a_stage_that_the_paper_does_not_have_has_tables_and_a_figure(tmp_path):
