@@ -204,14 +204,20 @@ class Along(Settings, frozen=True):
             raise ValueError(f"at {list(self.at)} repeats a point; name each once")
 
     def steps(self, total: int) -> dict[str, int]:
-        """The step of each point of a training of `total` steps, by its label. Raises ValueError for one that is not in it."""
-        found = {}
+        """The step of each point of a training of `total` steps, by its label. Raises ValueError for one that is not in it, and
+        for two that are one step."""
+        found: dict[int, float | int] = {}
         for place in self.at:
             step = place if isinstance(place, int) else round(place * total)
             if not 0 < step < total:
-                raise ValueError(f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there")
-            found[point_label(place)] = step
-        return found
+                raise ValueError(
+                    f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there; write fractions, "
+                    "or fewer steps"
+                )
+            if step in found:
+                raise ValueError(f"along.at names {found[step]} and {place}, which are both step {step:,} of {total:,}; name one")
+            found[step] = place
+        return {point_label(place): step for step, place in found.items()}
 
 
 def point_label(place: float | int) -> str:

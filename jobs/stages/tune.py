@@ -159,7 +159,7 @@ def train_stage(
     try:
         points = tuple(along.steps(batches.total_steps).values()) if along else ()
     except ValueError as error:
-        raise UserError(f"{study.place_of(kind)}.{error}; write fractions, or fewer steps") from None
+        raise UserError(f"{study.place_of(kind)}.{error}") from None
     train(
         TrainJob(
             out=run.tuning(work.key, kind),

@@ -134,6 +134,7 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
         ("stages.mt.at", 0.01, r"stages.mt.at is 0.01, which is step 0 of 24"),
         ("stages.mt.at", 1, r"stages.mt.at: expected `float` < 1.0; it is 1"),
         ("pretraining.along.at", [24], r"pretraining.along.at names 24, which is step 24 of 24: no checkpoint is kept there"),
+        ("pretraining.along.at", [0.5, 12], r"pretraining.along.at names 0.5 and 12, which are both step 12 of 24; name one"),
         ("pretraining.along.at", [1.0], r"pretraining.along: at names 1.0; write a fraction between 0 and 1"),
         ("pretraining.along.at", [0.5, 0.5], r"at \[0.5, 0.5\] repeats a point; name each once"),
         ("pretraining.along.tasks", ["attack"], r"pretraining.along.tasks names 'attack'; choose from attacks-topk"),
