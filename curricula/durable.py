@@ -40,12 +40,12 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def disk_full_explained(path: Path) -> Iterator[None]:
-    """Turn the system's errors about a full disk into a UserError that names `path`."""
+    """Turn the system's errors about a full disk into a StorageError that names `path`: there may be room at another start."""
     try:
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            raise UserError(
+            raise StorageError(
                 f"{path}: no space left on the device or quota reached; free some space and run it again"
             ) from error
         raise

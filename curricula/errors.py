@@ -23,7 +23,7 @@ class StorageError(UserError):
     """A file could not be read or written but may be whole: another start, perhaps on another machine, may succeed."""
 
     exit_code = os.EX_IOERR
-    """74."""
+    """74, of an element's process; a command exits 1."""
 
 
 class UsageError(UserError):

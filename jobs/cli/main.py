@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.options import Parser, Verb, add_json_flag, add_selection, add_verb, at_least, completion
 from curricula.terminal import folded, guarded_output, printable
 
@@ -33,7 +33,7 @@ def _exit_code(arguments: list[str]) -> int:
         return _carried_out(arguments)
     except UserError as error:
         print(folded(f"curricula: {printable(str(error))}", sys.__stderr__), file=sys.stderr)
-        return error.exit_code
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:  # one that no verb foresaw; name at least its file
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -64,7 +64,7 @@ def test_a_lock_on_a_full_disk_is_a_sentence(tmp_path):
         "with exclusive_lock(Path(sys.argv[1])): pass\n"
     )
     ran = subprocess.run([sys.executable, "-c", code, tmp_path / "lock"], stderr=subprocess.PIPE, text=True)
-    assert f"UserError: {tmp_path / 'lock'}: no space left" in ran.stderr
+    assert f"StorageError: {tmp_path / 'lock'}: no space left" in ran.stderr
 
 
 def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):

@@ -198,7 +198,7 @@ def test_nothing_runs_again_while_a_mark_cannot_be_read(failed, slurm, capsys, m
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert main(["retry", str(run.root)]) == 74
+    assert main(["retry", str(run.root)]) == 1
     assert f"{mark}: cannot be read (Stale file handle)" in capsys.readouterr().err
     assert main(["retry", str(run.root), "--dry-run"]) == 1
     assert f"{mark}: cannot be read (Stale file handle)" in capsys.readouterr().err

@@ -399,7 +399,7 @@ def test_without_space_nothing_half_written_stays_and_the_old_checkpoint_serves(
 
 
 def test_without_space_for_a_metrics_line_training_says_so_and_goes_on_later(tmp_path, whole):
-    with no_file_larger_than(1500), pytest.raises(UserError, match="metrics.jsonl: no space left on the device"):
+    with no_file_larger_than(1500), pytest.raises(StorageError, match="metrics.jsonl: no space left on the device"):
         train(train_job(tmp_path), RandomBatches())
     train(train_job(tmp_path), RandomBatches())
     assert numbers(tmp_path) == numbers(whole)
