@@ -211,11 +211,13 @@ class Along(Settings, frozen=True):
             step = place if isinstance(place, int) else round(place * total)
             if not 0 < step < total:
                 raise ValueError(
-                    f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there; write fractions, "
-                    "or fewer steps"
+                    f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there; write "
+                    "fractions, or fewer steps"
                 )
             if step in found:
-                raise ValueError(f"along.at names {found[step]} and {place}, which are both step {step:,} of {total:,}; name one")
+                raise ValueError(
+                    f"along.at names {found[step]} and {place}, which are both step {step:,} of {total:,}; name one"
+                )
             found[step] = place
         return {point_label(place): step for step, place in found.items()}
 

@@ -20,7 +20,7 @@ import msgspec
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch
 from curricula.curriculum.sources.registry import DATASETS
-from curricula.curriculum.sources.tables import Table, table_exists
+from curricula.curriculum.sources.tables import Place, Table, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.eval.capability.settings import PLAIN_TASK
 from curricula.randomness import key_seed
@@ -352,8 +352,9 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
         except UserError as error:
             raise UserError(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
     prompts: list[Prompt] = []
-    for number, row in enumerate(Table.open(where).rows()):
-        place = f"{where}: row {number + 1}"
+    table = Table.open(where)
+    for number, row in enumerate(table.rows()):
+        place = table.place(number)
         parts = {part: column(row, part, entry, place, mend) for part in sorted({*entry.columns, *OPTIONAL})}
         if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
             continue
@@ -404,7 +405,7 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
     ]
 
 
-def column(row: dict[str, Any], part: str, entry: Benchmark, where: str, mend: str) -> str:
+def column(row: dict[str, Any], part: str, entry: Benchmark, where: Place, mend: str) -> str:
     """The value of the first of the part's columns that `row` has; "" for a missing optional part."""
     names = entry.columns.get(part, ())
     for candidate in names:
@@ -417,7 +418,7 @@ def column(row: dict[str, Any], part: str, entry: Benchmark, where: str, mend: s
     raise UserError(f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(row)}; {mend}")
 
 
-def text_of(value: Any, name: str, where: str) -> str:
+def text_of(value: Any, name: str, where: str | Place) -> str:
     """A cell as the text of a prompt."""
     if not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; correct the row")
@@ -443,9 +444,9 @@ def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Promp
     declared.look(root or Path(), where)
     prompts = []
     for number, row in enumerate(table.rows()):
-        place = f"{where}: {table.place(number)}"
+        place = table.place(number, where)
 
-        def cell(column: str | None, row: dict = row, place: str = place) -> str:
+        def cell(column: str | None, row: dict = row, place: Place = place) -> str:
             return "" if column is None or row.get(column) is None else text_of(row[column], column, place)
 
         text = cell(declared.column).strip()

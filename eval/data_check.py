@@ -44,9 +44,9 @@ def documents_of(key: str, table: DeclaredTable, root: Path) -> Iterator[Documen
     if isinstance(table, TextTable):
         yield from Documents.of(key, table, root).read()
     elif isinstance(table, TuningSet):
-        for number, one in enumerate(table.conversations(root, key)):
+        for number, one in enumerate(table.read(root, key)):
             text = "\n\n".join(message["content"] for message in one.messages)
-            yield Document(number, str(number), text, "" if text.strip() else "empty")
+            yield Document(number, str(number), text, "not_utf8" if not one.is_utf8 else "" if text.strip() else "empty")
 
 
 def shard_documents(source: Path, tokenizer_folder: Path) -> Iterator[Document]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from curricula.curriculum.config import Source
-from curricula.curriculum.sources.conversations import HARMFUL, POOLS
+from curricula.curriculum.sources.conversations import HARMFUL, POOLS, read_conversations, require_learnable
 from curricula.curriculum.sources.declared import DeclaredTable, declared_in
 from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
 from curricula.curriculum.sources.registry import DATASETS, local_root
@@ -79,6 +79,13 @@ def read_tables(study: Study) -> dict[str, DeclaredTable]:
 def used_pools(study: Study) -> list[str]:
     """The tuning sets that some stage reads, a name as often as it is read."""
     return [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
+
+
+def check_pool(study: Study, name: str, root: Path) -> None:
+    """Raise UserError where a stage would learn nothing from a tuning set that it reads."""
+    for tuning in study.tunings:
+        if tuning.mix.get(name):
+            require_learnable(name, read_conversations(name, root, study.tuning_sets), tuning.loss.get(name) == "all")
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,9 @@ from curricula.curriculum.sources.registry import KNOWN
 from curricula.curriculum.sources.tables import Row, columns_of, is_utf8, text_of
 from curricula.errors import UsageError, UserError
 from curricula.settings import convert
+from curricula.terminal import plural
+
+log = logging.getLogger(__name__)
 
 Message = dict[str, str]
 """A turn: its role and content."""
@@ -30,6 +34,11 @@ class Conversation:
     messages: list[Message]
     is_refusal: bool = False
     """Whether the dataset labels it as a refusal of a harmful request."""
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether its text is valid Unicode. No tokenizer takes other text."""
+        return all(is_utf8(value) for message in self.messages for value in message.values())
 
 
 class TuningSet(DeclaredTable, frozen=True):
@@ -107,26 +116,38 @@ class TuningSet(DeclaredTable, frozen=True):
         return Conversation(turns, refuses)
 
     def conversations(self, root: Path, where: str) -> Iterator[Conversation]:
-        """All of them but those whose text is not valid Unicode, which no tokenizer takes.
+        """All of them but those that are not UTF-8, of which the log has the number.
 
         Raises UserError that begins with `where` for a row that is no conversation.
         """
-        for number, row in enumerate(self.open(root, where).rows()):
+        left_out = 0
+        for one in self.read(root, where):
+            if one.is_utf8:
+                yield one
+            else:
+                left_out += 1
+        if left_out:
+            log.info("%s: %s left out, not UTF-8", where, plural(left_out, "conversation"))
+
+    def read(self, root: Path, where: str) -> Iterator[Conversation]:
+        """The same with those that are not UTF-8."""
+        table = self.open(root, where)
+        for number, row in enumerate(table.rows()):
+            place = table.place(number, where)
             try:
                 conversation = self.conversation(row)
             except KeyError as missing:
-                raise UserError(f"{where}: row {number} has no column {missing}, only {sorted(row)}") from None
+                raise UserError(f"{place} has no column {missing}, only {sorted(row)}") from None
             except ValueError as error:
-                raise UserError(f"{where}: row {number}: {error}") from None
+                raise UserError(f"{place}: {error}") from None
             except (TypeError, AttributeError):
                 conversation = Conversation([{}])
             if conversation is None:
                 continue
             said: list[Any] = [value for message in conversation.messages for value in (*message.values(), message.get("role"))]
             if not all(isinstance(value, str) for value in said):
-                raise UserError(f"{where}: row {number} has a message that is not text; fix the row")
-            if all(map(is_utf8, said)):
-                yield conversation
+                raise UserError(f"{place} has a message that is not text; fix the row")
+            yield conversation
 
 
 def _turn(message: dict[str, str]) -> dict[str, str]:
@@ -154,6 +175,21 @@ def _as_label(value: Any) -> str:
 HARMFUL = "wildguardmix-harmful"
 POOLS: dict[str, TuningSet] = convert(KNOWN["tuning_sets"], dict[str, TuningSet])
 """The public tuning sets by name."""
+
+
+def require_learnable(pool: str, conversations: Iterable[Conversation], loss_on_all: bool) -> None:
+    """Raise UserError where a tuning set holds no conversation, or no turn of it carries loss."""
+    roles: set[str] = set()
+    for one in conversations:
+        roles |= {message["role"] for message in one.messages}
+        if loss_on_all or roles & {TEXT, ASSISTANT}:
+            return
+    if not roles:
+        raise UserError(f"tuning set {pool}: holds no conversation; give it rows or a weight of 0")
+    raise UserError(
+        f"tuning set {pool}: no turn has the role {ASSISTANT!r}, only {', '.join(sorted(roles))}, so nothing would be learnt; "
+        f"rename the roles, or set the stage's loss.{pool} to 'all'"
+    )
 
 
 def read_conversations(

@@ -23,6 +23,7 @@ import numpy as np
 
 from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import (
+    Place,
     Row,
     Table,
     column_names,
@@ -266,7 +267,7 @@ def _require_columns(where: str, file: Path, rows: list[Row], present: list[str]
         for number, row in enumerate(rows):
             if not _fits(row.get(column), wanted.kind):
                 raise UserError(
-                    f"{where}: {file}, row {number}: column {column!r} holds {row[column]!r:.60}, where "
+                    f"{where}: {Place(file, number)}: column {column!r} holds {row[column]!r:.60}, where "
                     f"{_NEEDED[wanted.kind]} needed; name another column or correct the rows"
                 )
     values = (row.get(column) for row in rows for column in wanted.columns)

@@ -20,7 +20,7 @@ import numpy as np
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.hub import upstream_rows
 from curricula.curriculum.sources.registry import dataset
-from curricula.curriculum.sources.tables import Row, Table, columns_of, is_utf8, text_of
+from curricula.curriculum.sources.tables import Place, Row, Table, columns_of, is_utf8, text_of
 from curricula.errors import UserError
 
 
@@ -84,8 +84,8 @@ class Documents:
         """Documents of each part."""
         return [len(span) for span in self.spans]
 
-    def place(self, number: int) -> str:
-        """File and row of document `number`, for messages."""
+    def place(self, number: int) -> Place:
+        """Where document `number` is, for messages."""
         return self.table.place(int(next(islice(chain.from_iterable(self.spans), number, None))))
 
     @property

@@ -18,7 +18,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,29 @@ _UNREAD = re.compile(r"\.(parquet|jsonl?|ndjson|csv)(\.(gz|zst|bz2|xz|lz4|zip))?
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
 _EDGE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row is, for messages: its line in JSON Lines or CSV (the last one of several), else its row, both from 1."""
+
+    file: Path
+    number: int
+    """Of the row in the file, from 0."""
+    key: str = ""
+    """The key in the study that names the file."""
+
+    def __str__(self) -> str:
+        name = f"{self.key}: {self.file}" if self.key else str(self.file)
+        if self.file.suffix in (".parquet", ".json"):
+            return f"{name}: row {self.number + 1}"
+        if self.file.suffix == ".csv":
+            with open(self.file, newline="", encoding="utf-8-sig") as lines:
+                reader = csv.DictReader(lines)
+                next(islice(reader, self.number, None))
+                return f"{name}: line {reader.line_num}"
+        line, _ = next(islice(_lines(self.file), self.number, None))
+        return f"{name}: line {line}"
 
 
 @dataclass(frozen=True)
@@ -70,10 +93,9 @@ class Table:
                     digest.update(content.read(_EDGE_BYTES))
         return digest.hexdigest()
 
-    def place(self, number: int) -> str:
-        """File and row of row `number`, for messages."""
-        file, row = self._find(number)
-        return f"{file}: row {row}"
+    def place(self, number: int, key: str = "") -> Place:
+        """Where row `number` is, for messages."""
+        return Place(*self._find(number), key)
 
     def columns(self, number: int, row: Row) -> list[str]:
         """All columns of the file that holds `row`, read or not."""
@@ -242,7 +264,7 @@ def _objects(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Ite
     """As `_read`; raises UserError for a row that is no object."""
     for number, row in zip(wanted, _read(file, wanted, columns)):
         if not isinstance(row, dict):
-            raise UserError(f"{file}: row {number} is {row!r:.60}, where an object is needed; fix the row")
+            raise UserError(f"{Place(file, number)} is {row!r:.60}, where an object is needed; fix the row")
         yield row
 
 
@@ -257,21 +279,20 @@ def _read(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterat
         yield from _json_rows(file, wanted)
 
 
-def _lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file that are not blank."""
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1."""
     number = 0
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
-            for line in lines:
-                if number == 0:
+            for number, line in enumerate(lines, start=1):
+                if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
-                if not line.isspace():
-                    yield line
-                    number += 1
+                if line and not line.isspace():
+                    yield number, line
         if file.suffix == ".gz" and file.stat().st_size == 0:  # gzip itself writes 20 bytes for no rows
             raise EOFError("empty file")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: damaged after row {number} ({error}); fetch or write the file again") from None
+        raise UserError(f"{file}: damaged after line {number} ({error}); fetch or write the file again") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions and its disk") from None
 
@@ -279,7 +300,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
     remaining = iter(wanted)
     sought = next(remaining, None)
-    for number, line in enumerate(_lines(file)):
+    for number, (place, line) in enumerate(_lines(file)):
         if sought is None:
             return
         if number == sought:
@@ -288,7 +309,7 @@ def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
                 # A byte that is not UTF-8 becomes a lone surrogate, so that only this document is skipped.
                 yield json.loads(line.decode(errors="surrogateescape"))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}: row {number} is not JSON ({error}); fix the file or fetch it again") from None
+                raise UserError(f"{file}: line {place} is not JSON ({error}); fix the file or fetch it again") from None
 
 
 def _whole(file: Path) -> list[Any]:
@@ -306,7 +327,7 @@ def _whole(file: Path) -> list[Any]:
                 longer = next((number for number, row in enumerate(rows) if None in row), None)
                 if longer is not None:  # where Python's csv puts fields that the header does not name
                     raise UserError(
-                        f"{file}: row {longer + 1} has more fields than the header; put texts with commas in quotation marks"
+                        f"{Place(file, longer)} has more fields than the header; put texts with commas in quotation marks"
                     )
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None

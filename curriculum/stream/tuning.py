@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from curricula.curriculum.config import Tuning
-from curricula.curriculum.sources.conversations import ASSISTANT, HARMFUL, TEXT, Conversation, TuningSet, read_conversations
+from curricula.curriculum.sources.conversations import HARMFUL, Conversation, TuningSet, read_conversations, require_learnable
 from curricula.curriculum.stream.blend import Blend, Order, Phase, permute
 from curricula.curriculum.stream.pretraining import Rows
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -85,14 +85,7 @@ class TuningBatches:
             weights[HARMFUL] = tagged_share
             pools[HARMFUL] = read[HARMFUL]
         for name in weights:
-            if not pools[name]:
-                raise UserError(f"tuning set {name}: holds no conversation; give it rows or a weight of 0")
-            roles = {message["role"] for item in pools[name] for message in item.messages}
-            if not roles & {TEXT, ASSISTANT} and name.removesuffix(REFUSALS) not in self._loss_on_all:
-                raise UserError(
-                    f"tuning set {name}: no turn has the role {ASSISTANT!r}, only {', '.join(sorted(roles))}, so nothing would "
-                    f"be learnt; rename the roles, or set the stage's loss.{name} to 'all'"
-                )
+            require_learnable(name, pools[name], name.removesuffix(REFUSALS) in self._loss_on_all)
         self._pools, self.mix = pools, weights
         self._quoting = self._count_quoting()
         if count < self.global_batch:

@@ -194,12 +194,15 @@ def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy 
 def read_labels(path: Path) -> dict[str, str]:
     """Human labels by the key of the answer, from a table with columns `key` and `label` ("harmful" or "safe")."""
     labels: dict[str, str] = {}
-    for number, row in enumerate(Table.of(files_matching(str(path))).rows(), start=1):
+    table = Table.of(files_matching(str(path)))
+    for number, row in enumerate(table.rows()):
         key, label = row.get("key"), row.get("label")
         if not isinstance(key, str) or label not in ("harmful", "safe"):
-            raise UserError(f"{path}: row {number} has key {key!r} and label {label!r}; write a key and harmful or safe")
+            raise UserError(f"{table.place(number)} has key {key!r} and label {label!r}; write a key and harmful or safe")
         if labels.setdefault(key, str(label)) != label:
-            raise UserError(f"{path}: row {number} calls {key} {label}, and an earlier row {labels[key]}; leave one of the two")
+            raise UserError(
+                f"{table.place(number)} calls {key} {label}, and an earlier row {labels[key]}; leave one of the two"
+            )
     if not labels:
         raise UserError(f"{path}: holds no labels; write rows with key and label")
     return labels

@@ -38,15 +38,16 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
     if root is None:
         raise UserError(NOT_FETCHED)
     path = root / "probes" / split
-    rows = list(Table.open(path).rows())
-    for number, row in enumerate(rows, start=1):
+    table = Table.open(path)
+    rows = list(table.rows())
+    for place, row in zip(map(table.place, range(len(rows))), rows):
         for column in ("text", "score"):
             if column not in row:
-                raise UserError(f"{path}: row {number} has no column {column!r}, only {sorted(row)}; add it")
+                raise UserError(f"{place} has no column {column!r}, only {sorted(row)}; add it")
         if not isinstance(row["text"], str) or not is_utf8(row["text"]):
-            raise UserError(f"{path}: row {number}: column 'text' is no UTF-8 text; correct the row")
+            raise UserError(f"{place}: column 'text' is no UTF-8 text; correct the row")
         if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
-            raise UserError(f"{path}: row {number}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)")
+            raise UserError(f"{place}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)")
     # Scores between safe and the threshold are neither.
     used = [row for row in rows if int(float(row["score"])) == 0 or int(float(row["score"])) >= config.unsafe_score]
     return LabelledTexts([row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool))

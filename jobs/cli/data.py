@@ -31,7 +31,7 @@ from curricula.eval.contamination import PromptFinder, overlap_rows
 from curricula.eval.data_check import SHOWN_CHARACTERS, documents_of, shard_documents, table_facts, text_facts
 from curricula.eval.probes.texts import check_texts
 from curricula.jobs.cli.local import run_elements, run_root
-from curricula.jobs.downloads import look_at_tables, read_study, read_tables, used_pools
+from curricula.jobs.downloads import check_pool, look_at_tables, read_study, read_tables, used_pools
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, tokenised, tokenizer_near, write_contamination
 from curricula.jobs.study import Study, load_study
@@ -146,6 +146,11 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
             tables.append(about | counts)
             if key in trained:
                 overlaps[key] = overlap
+            if isinstance(table, TuningSet) and counts["documents"]:
+                try:
+                    check_pool(study, key.removeprefix("tuning_sets."), root or Path())
+                except UserError as error:
+                    problems.append(str(error))
             if not counts["documents"] and isinstance(table, (TextTable, TuningSet)):
                 problems.append(f"{key}: {table.place}: no row of it is read; correct its scores or labels")
     rows = list(overlap_rows(overlaps, finder, [prompt.benchmark for prompt in prompts]))

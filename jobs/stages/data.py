@@ -23,7 +23,7 @@ from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.harness import check_task
 from curricula.eval.judges.check import check_judge
 from curricula.eval.probes.texts import check_texts
-from curricula.jobs.downloads import Wanted, study_downloads, used_pools
+from curricula.jobs.downloads import Wanted, check_pool, study_downloads, used_pools
 from curricula.jobs.run import Run
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of, training_behind
 from curricula.model.checkpoints.folder import misfits, read_info, require_checkpoint
@@ -142,6 +142,8 @@ def _check_data(run: Run) -> None:
         table.look(run.data_root, where)
         for stem in table.stems(run.data_root):
             require_whole(stem, rows)
+    for name in dict.fromkeys(used_pools(study)):
+        check_pool(study, name, run.data_root)
     for task in study.all_eval_tasks:
         if task.task.kind == "capability" and study.evaluation.capability:
             check_task(task.benchmark, study.evaluation.capability, study.evaluation.prompts)

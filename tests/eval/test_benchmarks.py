@@ -109,7 +109,7 @@ def test_a_limit_takes_the_same_prompts_from_every_file_of_a_set(root):
     [
         ("tdc", "tdc2023/test_behaviors.json", None, "tdc2023/test_behaviors: no such table"),
         ("tdc", "tdc2023/test_behaviors.json", "[]", "holds no prompt for benchmark tdc; fetch it again"),
-        ("advbench", "advbench/harmful_behaviors.csv", "aim\nx\n", r"row 1 has no column 'goal' or 'prompt', only \['aim'\]"),
+        ("advbench", "advbench/harmful_behaviors.csv", "aim\nx\n", r"line 2 has no column 'goal' or 'prompt', only \['aim'\]"),
         (
             "jailbreakbench",
             "jailbreakbench/harmful-behaviors.csv",
@@ -136,10 +136,10 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones(root):
     "content, words",
     [
         (b"goal,target\nWrite a l\xe9tter,Sure\n", r"not UTF-8 \(.* at byte 21\); save it as UTF-8"),
-        (b"goal,target\nWrite a letter, and send it,Sure\n", "row 1 has more fields than the header; put texts with"),
+        (b"goal,target\nWrite a letter, and send it,Sure\n", "line 2 has more fields than the header; put texts with"),
         (b'goal,target\n"Write', "not valid CSV"),
         (b"goal,target\n", "holds no prompt for benchmark advbench"),
-        (b"goal,target\n" + b"x" * 300_000 + b",Sure\n", "row 1: column 'goal' holds 300,000 characters"),
+        (b"goal,target\n" + b"x" * 300_000 + b",Sure\n", "line 2: column 'goal' holds 300,000 characters"),
     ],
     ids=["latin-1", "unquoted comma", "open quotation", "no rows", "huge field"],
 )
@@ -155,7 +155,7 @@ def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content
     [
         (b'{"a prompt": 1, "another": 2}', "holds a dict, where a list of rows is needed"),
         (b'"Write it"', "holds a str, where a list of rows is needed"),
-        (b"[1, 2]", "row 0 is 1, where an object is needed"),
+        (b"[1, 2]", "row 1 is 1, where an object is needed"),
         (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list, where text is needed; correct the row"),
         (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
         (b'[{"prompts": "x"}]', "row 1 has no column 'text' or 'prompt', only"),

@@ -89,7 +89,7 @@ def test_a_missing_column_or_file_is_named(tmp_path):
         load_texts(None, "train", Probes())
     (tmp_path / "probes").mkdir()
     (tmp_path / "probes/train.jsonl").write_text('{"text": "a", "score": 0}\n{"text": "b"}\n')
-    with pytest.raises(UserError, match="probes/train: row 2 has no column 'score'"):
+    with pytest.raises(UserError, match="probes/train.jsonl: line 2 has no column 'score'"):
         load_texts(tmp_path, "train", Probes())
 
 
@@ -118,10 +118,10 @@ def test_a_text_that_trains_and_tests_a_probe_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ('{"text": "a", "score": "high"}', "row 1: column 'score' is 'high'; a score is 0"),
-        ('{"text": "a", "score": 7}', "row 1: column 'score' is 7"),
-        ('{"text": ["a"], "score": 0}', "row 1: column 'text' is no UTF-8 text"),
-        ('{"text": "\\udc80", "score": 0}', "row 1: column 'text' is no UTF-8 text"),
+        ('{"text": "a", "score": "high"}', "line 1: column 'score' is 'high'; a score is 0"),
+        ('{"text": "a", "score": 7}', "line 1: column 'score' is 7"),
+        ('{"text": ["a"], "score": 0}', "line 1: column 'text' is no UTF-8 text"),
+        ('{"text": "\\udc80", "score": 0}', "line 1: column 'text' is no UTF-8 text"),
     ],
 )
 def test_a_text_or_score_of_the_wrong_type_is_refused(tmp_path, row, words):

@@ -59,11 +59,11 @@ def test_a_context_is_read_before_the_prompt_and_equal_prompts_are_one_cluster(t
     [
         ("prompt\nA\n", {"column": "request"}, r"evaluation.prompts.ours.column: .*p.csv has no column 'request', only prompt"),
         ("prompt,id\nA,1\nB,1\n", {"id": "id"}, r"1 prompts repeat the id of another \(such as '1'\); correct column id"),
-        ("prompt,x\nA,1\n,2\n", {}, r"evaluation.prompts.ours: .*p.csv: row 1 has nothing in column 'prompt'"),
+        ("prompt,x\nA,1\n,2\n", {}, r"evaluation.prompts.ours: .*p.csv: line 3 has nothing in column 'prompt'"),
         (
             "prompt,answer\n1 + 1 =,2\n2 + 2 =,\n",
             {"kind": "capability", "target": "answer"},
-            "p.csv: row 1 has nothing in column 'answer'",
+            "p.csv: line 3 has nothing in column 'answer'",
         ),
         ("prompt\n", {}, r"evaluation.prompts.ours: .*p.csv contains no rows"),
     ],

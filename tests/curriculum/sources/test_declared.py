@@ -37,7 +37,7 @@ def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
 
 def test_a_row_of_a_csv_file_that_is_too_long_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("text\nfine\nnot, fine\n")
-    with pytest.raises(UserError, match=r"a.csv: row 2 has more fields than the header; put texts with commas in quotation"):
+    with pytest.raises(UserError, match=r"a.csv: line 3 has more fields than the header; put texts with commas in quotation"):
         TextTable(path=str(tmp_path / "a.csv"), text="body").look(tmp_path, "sources.mine")
 
 
@@ -45,11 +45,11 @@ def test_a_row_of_a_csv_file_that_is_too_long_is_named(tmp_path):
     ("keys", "said"),
     [
         ({"prompt": ("ask", "asked"), "response": "answer"}, "mine.prompt: .* has no column 'asked'"),
-        ({"prompt": "ask", "response": "number"}, "mine.response: .*, row 0: column 'number' holds 3, where text is needed"),
+        ({"prompt": "ask", "response": "number"}, "mine.response: .*: line 1: column 'number' holds 3, where text is needed"),
         ({"prompt": "ask", "response": "answer", "refusal": {"label": "no"}}, "mine.refusal: .* has no column 'label'"),
-        ({"text": "number"}, "mine.text: .*, row 0: column 'number' holds 3, where text is needed"),
+        ({"text": "number"}, "mine.text: .*: line 1: column 'number' holds 3, where text is needed"),
         ({"text": "{ask} {number}", "refusal": {"number": 3}}, ""),
-        ({"messages": "ask"}, "mine.messages: .*, row 0: column 'ask' holds 'a', where a list of messages is needed"),
+        ({"messages": "ask"}, "mine.messages: .*: line 1: column 'ask' holds 'a', where a list of messages is needed"),
     ],
 )
 def test_a_wrong_column_of_a_tuning_set_is_named_with_its_key(tmp_path, keys, said):
@@ -68,9 +68,9 @@ def test_every_declared_table_is_found_under_its_key():
     [
         ([{"body": "x"}], {}, r"sources.mine.text: .*a.jsonl has no column 'text', only body; name one of these"),
         ([{"text": None}, {"text": ""}], {}, r"sources.mine.text: column 'text' is empty in the first 2 rows of .*a.jsonl"),
-        ([{"text": "a"}, {"text": 3}], {}, r"sources.mine.text: .*a.jsonl, row 1: column 'text' holds 3, where text is need"),
+        ([{"text": "a"}, {"text": 3}], {}, r"sources.mine.text: .*a.jsonl: line 2: column 'text' holds 3, where text is need"),
         ([{"text": "x"}], {"id": "key"}, r"sources.mine.id: .*a.jsonl has no column 'key', only text"),
-        ([{"text": "x", "s": 10**400}], {"score": "s"}, r"sources.mine.score: .*, row 0: column 's' holds 1000.*a number is"),
+        ([{"text": "x", "s": 10**400}], {"score": "s"}, r"sources.mine.score: .*: line 1: column 's' holds 1000.*a number is"),
         ([], {}, r"sources.mine: .*a.jsonl contains no rows; name another file or split"),
     ],
 )
@@ -103,10 +103,10 @@ def test_contradictory_keys_are_refused(keys, said):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"talk": [{"from": "human", "value": "Hi"}]}, "row 0: a message has no 'role', only from, value; rename its keys"),
-        ({"talk": [{"role": "user", "content": None}]}, "row 0 has a message that is not text"),
-        ({"talk": [{"role": "", "content": "Hi"}]}, "row 0: a message has an empty role; write who speaks"),
-        ({"talk": ["Hi"]}, "row 0 has a message that is not text"),
+        ({"talk": [{"from": "human", "value": "Hi"}]}, "line 1: a message has no 'role', only from, value; rename its keys"),
+        ({"talk": [{"role": "user", "content": None}]}, "line 1 has a message that is not text"),
+        ({"talk": [{"role": "", "content": "Hi"}]}, "line 1: a message has an empty role; write who speaks"),
+        ({"talk": ["Hi"]}, "line 1 has a message that is not text"),
     ],
 )
 def test_messages_of_another_form_are_named(tmp_path, row, said):
@@ -116,12 +116,13 @@ def test_messages_of_another_form_are_named(tmp_path, row, said):
         list(read_conversations("mine", tmp_path, {"mine": TuningSet(path=str(path), messages="talk")}))
 
 
-def test_rows_without_messages_or_with_bad_bytes_are_left_out_as_those_without_a_response_are(tmp_path):
+def test_rows_without_messages_or_with_bad_bytes_are_left_out_as_those_without_a_response_are(tmp_path, caplog):
     path = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    caplog.set_level("INFO", "curricula")
     write_rows(path, {"talk": turns}, {"talk": []}, {"talk": None}, {"talk": [turns[0], {**turns[1], "content": "\ud800"}]})
     (found,) = read_conversations("mine", tmp_path, {"mine": TuningSet(path=str(path), messages="talk")})
-    assert found.messages == turns
+    assert found.messages == turns and caplog.messages == ["tuning set mine: 1 conversation left out, not UTF-8"]
 
 
 def test_of_several_columns_of_prompts_the_first_that_is_not_empty_is_read(tmp_path):

@@ -434,7 +434,7 @@ def test_wrong_inputs_are_reported(tmp_path, fake, monkeypatch):
     with pytest.raises(UsageError, match="--scores 2: dataset safeweb has score_1_rephrased, "):
         synthesize("score", "safeweb", out, fake.url, "--data", tmp_path, "--scores", "2")
     (tmp_path / "rows.jsonl").write_text('{"id": 1, "content": "x"}\n')
-    with pytest.raises(UserError, match="row 0 of dataset .*rows has no column 'text'"):
+    with pytest.raises(UserError, match="line 1 of dataset .*rows has no column 'text'"):
         synthesize("score", tmp_path / "rows", out, fake.url)
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
     for url in ("node7:8000", "ftp://x/v1", "http://:80", "http://x:y/v1"):

@@ -250,10 +250,10 @@ def test_a_source_without_documents_is_named(root, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": ["x"]}', r"score_0.jsonl: row 0 of dataset fineweb-edu has \['x'\] for its text"),
-        ("[1]", r"row 0 is \[1\]"),
-        ('{"txt": "x"}', "row 0 of dataset fineweb-edu has no column 'text', only"),
-        ('{"text": "x"', "row 0 is not JSON"),
+        ('{"text": ["x"]}', r"score_0.jsonl: line 1 of dataset fineweb-edu has \['x'\] for its text"),
+        ("[1]", r"line 1 is \[1\]"),
+        ('{"txt": "x"}', "line 1 of dataset fineweb-edu has no column 'text', only"),
+        ('{"text": "x"', "line 1 is not JSON"),
     ],
 )
 def test_a_row_that_is_not_a_document_is_named(root, tmp_path, line, said):

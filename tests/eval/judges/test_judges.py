@@ -432,7 +432,7 @@ def test_two_different_labels_on_one_answer_are_refused(tmp_path):
     path.write_text("key,label\na,harmful\nb,safe\na,harmful\n")
     assert read_labels(path) == {"a": "harmful", "b": "safe"}
     path.write_text(path.read_text() + "a,safe\n")
-    with pytest.raises(UserError, match="row 4 calls a safe, and an earlier row harmful"):
+    with pytest.raises(UserError, match="line 5 calls a safe, and an earlier row harmful"):
         read_labels(path)
 
 

@@ -13,6 +13,7 @@ from small_studies import small_study, smaller_demo
 
 from curricula.curriculum.world.datasets import write_world
 from curricula.durable import read_json, write_json
+from curricula.errors import UserError
 from curricula.eval.benchmarks import load_prompts
 from curricula.eval.data_check import shard_documents
 from curricula.jobs.cli.main import main
@@ -21,6 +22,7 @@ from curricula.jobs.element import run_element
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, read_contamination
+from curricula.jobs.stages.data import prepare
 from curricula.jobs.study import load_study
 
 pytestmark = pytest.mark.usefixtures("svg_alone")
@@ -49,8 +51,8 @@ ROWS = [{"body": f"text {number}", "key": number, "safety": number % 5} for numb
     ("source", "said"),
     [
         ({"text": "txt"}, "sources.mine.text: {file} has no column 'txt', only body, key, safety; name one of these"),
-        ({"text": "key"}, "sources.mine.text: {file}, row 0: column 'key' holds 0, where text is needed"),
-        ({"text": "body", "score": "body"}, "sources.mine.score: {file}, row 0: column 'body' holds 'text 0', where a number"),
+        ({"text": "key"}, "sources.mine.text: {file}: line 1: column 'key' holds 0, where text is needed"),
+        ({"text": "body", "score": "body"}, "sources.mine.score: {file}: line 1: column 'body' holds 'text 0', where a number"),
         ({"path": "none/*.csv"}, "sources.mine: {folder}/none/*.csv: no such file, and no file matches it; correct the path"),
         ({"path": "study.yaml"}, "sources.mine: {folder}/study.yaml: has none of the endings"),
         ({"path": "empty.jsonl"}, "sources.mine: {folder}/empty.jsonl contains no rows; name another file or split"),
@@ -260,6 +262,20 @@ def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminate
     assert "sources.mine: " + str(tmp_path / "mine.jsonl") + ": no row of it is read" in "\n".join(
         checked(capsys, study)[1]["problems"]
     )
+
+
+def test_a_tuning_set_without_a_turn_of_the_assistant_is_refused_before_anything_is_trained(tmp_path, capsys):
+    chats = ([{"role": "human", "content": "lamp"}, {"role": "gpt", "content": said}] for said in ("oil", "\ud800"))
+    write_rows(tmp_path / "chats.jsonl", *({"talk": chat} for chat in chats))
+    sets = {"own": {"path": "chats.jsonl", "messages": "talk"}}
+    tuning = {"instruct": {"mix": {"own": 1}}, "benign": None}
+    evaluation = {"judge": "world", "gcg": None, "probes": None, "tasks": {"base": [], "instruct": [], "benign": []}}
+    study = small_study(tmp_path, tuning_sets=sets, tuning=tuning, evaluation=evaluation)
+    status, facts = checked(capsys, study)
+    assert status == 1 and [table["not_utf8"] for table in facts["tables"] if table["table"] == "tuning_sets.own"] == [1]
+    assert [one for one in facts["problems"] if one.startswith("tuning set own: no turn has the role 'assistant', only gpt")]
+    with pytest.raises(UserError, match="tuning set own: no turn has the role 'assistant'"):
+        prepare(Run.create(tmp_path / "run", load_study(study)))
 
 
 def test_a_check_of_a_study_without_a_benchmark_counts_no_documents_of_its_questions(tmp_path, capsys, monkeypatch):

@@ -107,7 +107,7 @@ def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):
     assert attack["second"]["corrected"]["rate"] == pytest.approx(0.5)
     labels.write_text("key,label\n1,bad\n")
     assert rejudge(folder, server, "--labels", str(labels)) == 1
-    assert "row 1 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
+    assert "line 2 has key '1' and label 'bad'; write a key and harmful or safe" in capsys.readouterr().err
 
 
 def test_answers_without_labels_are_not_corrected_by_errors_from_elsewhere(folder, server, capsys, tmp_path, monkeypatch):
