@@ -104,7 +104,8 @@ def _read(path: Path, kind: type[Mark]) -> Mark | None:
 def is_complete(work: Work, mark: Done) -> bool:
     """Whether the outputs of the element with `mark` are still there, and are those that it made."""
     stage = STAGES[work.job.stage]
-    return stage.is_complete(work) and (mark.made is None or stage.made(work) in (None, mark.made))
+    made = stage.made(work)
+    return stage.is_complete(work, made) and (mark.made is None or made in (None, mark.made))
 
 
 def is_done(work: Work) -> bool:

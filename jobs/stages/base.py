@@ -115,8 +115,8 @@ class Stage(ABC):
         """Rows of a step, which must divide among the element's processes; 0 where it trains nothing."""
         return 0
 
-    def is_complete(self, work: Work) -> bool:
-        """Whether a done element's outputs are still there; if not, they are made again.
+    def is_complete(self, work: Work, made: str | None) -> bool:
+        """Whether a done element's outputs are still there; if not, they are made again. `made`: what the method says now.
 
         True by default: models and checkpoints may be moved away without being trained again.
         """

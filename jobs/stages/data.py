@@ -45,7 +45,7 @@ class Fetch(Stage):
         wanted = _wanted(work).download
         return size_of(wanted.out, f"{wanted.prefix}[0-9]*.parquet")
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         return bool(work.run.data_folder) or _wanted(work).download.finished.exists()
 
 
@@ -59,7 +59,7 @@ class Prepare(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         prepare(work.run)
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         """Imported weights may be moved away, but not their checkpoint alone while something is to be pretrained: one that was
         found damaged is made again."""
         run = work.run
@@ -87,11 +87,11 @@ class Tokenize(Stage):
         )
         tokenize_shard(tokenization, work.element.shard, progress)
 
-    def is_complete(self, work: Work) -> bool:
-        return is_whole(_shard(work))
+    def is_complete(self, work: Work, made: str | None) -> bool:
+        return made is not None
 
     def made(self, work: Work) -> str | None:
-        return str(read_manifest(_shard(work))["sha256"]) if self.is_complete(work) else None
+        return str(read_manifest(_shard(work))["sha256"]) if is_whole(_shard(work)) else None
 
 
 def _shard(work: Work) -> Path:

@@ -41,7 +41,7 @@ class Evaluate(Stage):
         raw = study.tree.is_raw(element.kind)
         _measure(work, element.eval_task, work.model_folder, progress, rows_of=rows_of, raw=raw)
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         task = work.element.eval_task
         assert task is not None
         path = task.path(work.rows_folder)
@@ -93,7 +93,7 @@ class Merge(Stage):
     def saved(self, work: Work) -> int:
         return size_of(work.rows_folder, "**/*")
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         from curricula.eval.judging.merge import is_judged_as_now
 
         tasks = work.study.eval_tasks(work.element.kind)
@@ -128,7 +128,7 @@ class Along(Evaluate):
     def flops(self, study: Study, element: Element) -> float:
         return sum(self._flops_of(study, task) for task in study.eval_tasks(element.kind, on_the_way=True))
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         tasks = work.study.eval_tasks(work.element.kind, on_the_way=True)
         has_rows = are_filled(*(task.path(work.rows_folder) for task in tasks if task.shards == 1))
         return has_rows and _is_merged(work, tasks)

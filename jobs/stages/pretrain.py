@@ -58,13 +58,13 @@ class Pretrain(Stage):
     def global_batch(self, study: Study, element: Element) -> int:
         return study.budget.global_batch
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         """Whether the segment's last checkpoint is whole, by names and sizes of its files, or nothing has yet to begin from it.
 
         A folder of checkpoints that is gone as a whole was moved away: it is made again only for other segments.
         """
         branch = work.run.branch(work.plan.segments[work.element.segment].branch)
-        return bool(self.made(work)) or not is_awaited(work, branch)
+        return bool(made) or not is_awaited(work, branch)
 
     def made(self, work: Work) -> str | None:
         segment = work.plan.segments[work.element.segment]

@@ -42,7 +42,7 @@ class Report(Stage):
     def run(self, work: Work, progress: Progress) -> None:
         report(work.run, work.plan, progress)
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         return are_filled(work.run.report / "index.html")
 
 

@@ -44,10 +44,10 @@ class Tune(Stage):
         if read_ranks().rank == 0:
             export_model(work, progress)
 
-    def is_complete(self, work: Work) -> bool:
+    def is_complete(self, work: Work, made: str | None) -> bool:
         """Whether its last checkpoint is whole, or nothing has yet to begin from it. Nothing is trained again for a lost model:
         the evaluation writes it from that checkpoint."""
-        return bool(self.made(work)) or not is_awaited(work, work.run.tuning(work.key, work.element.kind))
+        return bool(made) or not is_awaited(work, work.run.tuning(work.key, work.element.kind))
 
     def made(self, work: Work) -> str | None:
         return training_behind(work.run.tuning(work.key, work.element.kind) / "checkpoints")

@@ -252,3 +252,12 @@ def test_a_shard_that_another_was_put_in_place_of_is_not_done(tmp_path, monkeypa
     shutil.rmtree(shards)
     write_source(shards, [9])
     assert states(run, plan)["tokenize", label][0] == "interrupted"
+
+
+def test_what_a_training_has_made_is_read_once(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    plan, read = plan_study(run.study), []
+    work = Work(run, plan, *plan.find("instruct-20", "full-20"))
+    write_text(work.model_folder / "config.json", "{}")
+    monkeypatch.setattr("curricula.jobs.stages.tune.training_behind", lambda folder: read.append(folder) or "it")
+    assert is_complete(work, Done(seconds=1.0, made="it")) and len(read) == 1

@@ -116,17 +116,17 @@ def test_imported_weights_that_were_set_aside_as_damaged_are_imported_again(tmp_
     prepare(run)
     plan = plan_study(run.study)
     work = Work(run, plan, *plan.find("prepare", "prepare"))
-    assert Prepare().is_complete(work)
+    assert Prepare().is_complete(work, None)
     set_aside(latest_checkpoint(run.initial_checkpoint))
-    assert not Prepare().is_complete(work)
+    assert not Prepare().is_complete(work, None)
     prepare(run)
-    assert Prepare().is_complete(work) and read_info(latest_checkpoint(run.initial_checkpoint)).step == 0
+    assert Prepare().is_complete(work, None) and read_info(latest_checkpoint(run.initial_checkpoint)).step == 0
     set_aside(latest_checkpoint(run.initial_checkpoint))
     for job, element in plan.elements():
         if element.segment:
-            assert not Prepare().is_complete(work)
+            assert not Prepare().is_complete(work, None)
             finish(run, job.name, element.label)
-    assert Prepare().is_complete(work)  # else all of a finished run would be stale
+    assert Prepare().is_complete(work, None)  # else all of a finished run would be stale
 
 
 def test_weights_that_come_later_change_no_run_of_sizes_that_the_study_gave(tmp_path):

@@ -37,7 +37,7 @@ def test_a_suffix_comes_from_the_named_arm_of_the_same_training_seed(tmp_path):
         if not run.model(work.arm.key, "instruct").exists():
             save_tiny_llama(run.model(work.arm.key, "instruct"), seed=len(work.arm.key) + work.arm.replicate.seed)
         STAGES["evaluate"].run(work, silent)
-        assert STAGES["evaluate"].is_complete(work)
+        assert STAGES["evaluate"].is_complete(work, None)
         return work
 
     for key in ("data-0", "data-0-s43"):
