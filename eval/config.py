@@ -6,14 +6,18 @@ settings are in `eval/decoding/settings.py`, the tasks in `eval/tasks.py`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from curricula.curriculum.sources.declared import TextTable, anchor_keys
-from curricula.errors import UsageError
+from curricula.curriculum.sources.registry import local_root
+from curricula.curriculum.world.fiction import WorldConfig
+from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, PromptSet, Use, check_names, check_use
 from curricula.eval.capability.settings import Capability
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
@@ -27,6 +31,9 @@ from curricula.settings import NonNegative, Positive, Settings, Share, convert, 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 PlainName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 """A name that becomes a file's and a column's."""
+UNKNOWN_PROMPTS = 100
+"""Assumed, without a limit, of sets that are not read before they are asked: the user's own that are elsewhere, replayed
+jailbreaks, and another arm's suffixes."""
 Layer = Literal["first", "middle", "last", "all"] | Positive
 Baseline = Literal["words", "untrained"]
 
@@ -238,7 +245,7 @@ FULL = Tasks(
 """The whole battery, which `tasks: full` stands for."""
 
 
-class EvalConfig(Settings, frozen=True):
+class EvalConfig(Settings, frozen=True, dict=True):
     """All that is measured on each model of a study."""
 
     benchmarks: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("harmbench", "advbench", "jailbreakbench", "tdc")
@@ -412,6 +419,31 @@ class EvalConfig(Settings, frozen=True):
         if any(task.task.kind == "ablation" for task in tasks):
             found += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
         return list(dict.fromkeys(found))
+
+    def prompts_in(self, benchmark: str, limit: int | None, world: WorldConfig | None) -> int:
+        """About how many prompts of a benchmark are asked. Of a set of unknown size, `limit` are."""
+        if benchmark in self.own_sets:
+            size = self.own_sets[benchmark]
+        elif benchmark not in BENCHMARKS:
+            return limit or UNKNOWN_PROMPTS
+        elif world is None:
+            entry = BENCHMARKS[benchmark]
+            size = entry.rows - (0 if self.harmbench_copyright else entry.copyright_rows)
+        elif benchmark == "alpaca":
+            size = world.alpaca_prompts
+        else:
+            size = world.prompts_per_benchmark * (4 if benchmark == "jb_completions" else 1)  # one for each other
+        return min(size, limit or size)
+
+    @cached_property
+    def own_sets(self) -> dict[str, int]:
+        """The rows of the user's own prompt sets, of those that are on this machine."""
+        found: dict[str, int] = {}
+        for name, declared in self.prompts.items():
+            with contextlib.suppress(UserError, OSError):  # what is wrong with a file is said before it is asked
+                if declared.is_here(root := local_root()):
+                    found[name] = len(declared.open(root or Path(), name))
+        return found
 
     @property
     def judged_on_gpu(self) -> bool:

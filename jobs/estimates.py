@@ -454,7 +454,7 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
     if kind == "capability" and config.capability:
         known = PUBLISHED.get(task.benchmark)
         if known is None:
-            questions = study.whole.own_sets.get(task.benchmark, UNKNOWN_QUESTIONS)
+            questions = study.whole.evaluation.own_sets.get(task.benchmark, UNKNOWN_QUESTIONS)
             return reading(min(questions, config.capability.limit or questions) * 4 * PROMPT_TOKENS) / 3600
         questions = min(known.questions, config.capability.limit or known.questions)
         seconds = reading(questions * known.requests * known.prompt_tokens)

@@ -35,7 +35,9 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     rows = table(design, sum(plan.gpu_hours().values()) / seeds, len(CLAIMS), components)
     return {
         **dataclasses.asdict(design),
-        "prompts_assumed": {name: number for name, number in prompts.items() if name not in {*BENCHMARKS, *study.own_sets}},
+        "prompts_assumed": {
+            name: number for name, number in prompts.items() if name not in {*BENCHMARKS, *study.evaluation.own_sets}
+        },
         "claims": len(CLAIMS),
         "components": {"source": str(summary) if measured else "assumed", **dataclasses.asdict(components)},
         "minutes_a_seed": minutes_here(plan) / seeds,

@@ -5,7 +5,6 @@ Nothing here imports torch, so that a login node can read and plan a study.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -38,12 +37,9 @@ from curricula.curriculum.plan import (
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
 from curricula.curriculum.sources.declared import anchor, anchor_keys, declared_in
-from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.stages import BASE, StageTree, is_taken, stage_tree, written_out
 from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.world.fiction import WorldConfig
-from curricula.errors import UserError
-from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import TrackingConfig, TrainConfig, costs
@@ -56,9 +52,6 @@ STUDIES = PACKAGE / "jobs" / "studies"
 """The folder of the studies that come with the suite."""
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
 """Settings of pretraining on which no weight depends."""
-UNKNOWN_PROMPTS = 100
-"""Assumed, without a limit, of sets that are not read before they are asked: the user's own that are elsewhere, replayed
-jailbreaks, and another arm's suffixes."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
 
@@ -374,29 +367,8 @@ class Study(Settings, frozen=True, dict=True):
         return self.evaluation.probes if any(task.task.kind == "probes" for task in self.all_eval_tasks) else None
 
     def prompts_in(self, benchmark: str, limit: int | None) -> int:
-        """About how many prompts of a benchmark are asked. Of a set of unknown size, `limit` are."""
-        if benchmark in self.whole.own_sets:
-            size = self.whole.own_sets[benchmark]
-        elif benchmark not in BENCHMARKS:
-            return limit or UNKNOWN_PROMPTS
-        elif self.world is None:
-            entry = BENCHMARKS[benchmark]
-            size = entry.rows - (0 if self.evaluation.harmbench_copyright else entry.copyright_rows)
-        elif benchmark == "alpaca":
-            size = self.world.alpaca_prompts
-        else:
-            size = self.world.prompts_per_benchmark * (4 if benchmark == "jb_completions" else 1)  # one for each other
-        return min(size, limit or size)
-
-    @cached_property
-    def own_sets(self) -> dict[str, int]:
-        """The rows of the user's own prompt sets, of those that are on this machine."""
-        found: dict[str, int] = {}
-        for name, declared in self.evaluation.prompts.items():
-            with contextlib.suppress(UserError, OSError):  # what is wrong with a file is said before it is asked
-                if declared.is_here(root := local_root()):
-                    found[name] = len(declared.open(root or Path(), name))
-        return found
+        """About how many prompts of a benchmark are asked, at every point of a sweep."""
+        return self.whole.evaluation.prompts_in(benchmark, limit, self.world)
 
     @property
     def used_benchmarks(self) -> list[str]:
