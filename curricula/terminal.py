@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from decimal import ROUND_HALF_UP, Decimal
 from typing import IO, TYPE_CHECKING, Any
 
 from curricula.secrets import without_userinfo
@@ -99,6 +100,14 @@ def clock(seconds: float) -> str:
     if days:
         return f"{days}d {hours_of_day:02d}:{minutes:02d}"
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def fixed(value: float, digits: int, sign: str = "") -> str:
+    """A number with so many decimals, ties away from zero, as JavaScript and most people round them; Python's formats round
+    them to even digits. With the `sign` "+", positive numbers have one, too."""
+    if not math.isfinite(value):
+        return f"{value:{sign}}"
+    return f"{Decimal(float(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP):{sign}f}"
 
 
 def plural(number: int, thing: str) -> str:

@@ -76,7 +76,7 @@ class BitsEstimate:
     """Lower end of Student's 95% interval over training seeds; None for a single run."""
     high: float | None
     seeds: int
-    runs: Mapping[int, float] = field(metadata={"form": ".4f"})
+    runs: Mapping[int, float] = field(metadata={"form": (4, "")})
 
 
 def capability_metrics(

@@ -50,7 +50,7 @@ class ArmDifference:
     """Shared prompts."""
     seeds: int
     """Shared training seeds."""
-    runs: Mapping[int, float] = field(default_factory=dict, metadata={"form": "+.3f"})
+    runs: Mapping[int, float] = field(default_factory=dict, metadata={"form": (3, "+")})
     """Each training seed's difference, to three decimals."""
     note: str = ""
     """Whether the verdicts are of different judges, or of different versions of one."""

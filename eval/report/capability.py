@@ -20,6 +20,7 @@ from curricula.eval.report.figures import save_figure
 from curricula.eval.report.over_seeds import EstimateCell, EstimateTable, percent_cell
 from curricula.eval.report.points import Point, Shown
 from curricula.eval.report.wording import DECODERS, arm_label, left_out, stage_title, start_label
+from curricula.terminal import fixed
 
 NAME = "capability"
 """Of the figure's files."""
@@ -133,8 +134,8 @@ def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> Es
     sources = list(dict.fromkeys(one.source for one in estimates))
     cells = {}
     for one in estimates:
-        interval = "one run" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
-        runs = ", ".join(f"{value:.3f}" for value in one.runs.values())
-        cells[one.arm, one.source] = EstimateCell(f"{one.value:.3f}", interval, f"runs: {runs}")
+        interval = "one run" if one.low is None or one.high is None else f"{fixed(one.low, 3)} to {fixed(one.high, 3)}"
+        runs = ", ".join(fixed(value, 3) for value in one.runs.values())
+        cells[one.arm, one.source] = EstimateCell(fixed(one.value, 3), interval, f"runs: {runs}")
     rows = [(arm_label(arm), [cells.get((arm.name, source)) for source in sources]) for arm in arms]
     return EstimateTable("Bits per byte of held-out text, base models", sources, rows) if sources else None

@@ -10,16 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from curricula.eval.judges.settings import caveats, vague
-from curricula.terminal import say
+from curricula.terminal import fixed, say
 
 
 def percent(value: float | None) -> str:
     """A share in percent, without the sign, which the tables have in their titles."""
-    return "–" if value is None else f"{value * 100:.1f}"
+    return "–" if value is None else fixed(value * 100, 1)
 
 
 def interval(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low * 100:.1f}–{high * 100:.1f}"
+    return "–" if low is None or high is None else f"{percent(low)}–{percent(high)}"
 
 
 def new_table(title: str, *columns: str, left: int = 1) -> Table:
@@ -70,7 +70,7 @@ def _pruning(metrics: Sequence[Any]) -> Table:
     columns = ["decoder", "benchmark", "answers", "log-p", "lost to\npruning", "likeliest\ndropped"]
     table = new_table("SafeBeam's pruning: nats per answer, and percent of the steps", *columns, left=2)
     for entry in metrics:
-        figures = [f"{entry.logp:.1f}", f"{entry.logp_lost:.1f}", percent(entry.likeliest_dropped)]
+        figures = [fixed(entry.logp, 1), fixed(entry.logp_lost, 1), percent(entry.likeliest_dropped)]
         table.add_row(entry.decoder, entry.benchmark, str(entry.answers), *figures)
     return table
 
@@ -123,5 +123,5 @@ def _probes(metrics: Sequence[Any]) -> Table:
     table = new_table("Linear probes, safe against unsafe text, 95% interval", "layer", *shown)
     for entry in metrics:
         values = (getattr(entry, name) for name in shown.values())
-        table.add_row(entry.layer, *("–" if value is None else f"{value:.3f}" for value in values))
+        table.add_row(entry.layer, *("–" if value is None else fixed(value, 3) for value in values))
     return table

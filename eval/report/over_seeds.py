@@ -18,6 +18,7 @@ from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.probes.representations import Representation
 from curricula.eval.report.points import Shown
 from curricula.eval.report.wording import DECODERS, arm_label, p_value, points, stage_title
+from curricula.terminal import fixed
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
     if shown.probes:
         probed = dict.fromkeys((found.stage, found.layer) for found in shown.probes)
         cells = {
-            (found.arm, found.stage, found.layer): _cell(found.auc, "{:.3f}".format, "no interval") for found in shown.probes
+            (found.arm, found.stage, found.layer): _cell(found.auc, lambda auc: fixed(auc, 3), "no interval")
+            for found in shown.probes
         }
         columns = [f"{stage}, {layer} layer" for stage, layer in probed]
         rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in probed]) for arm in shown.arms]
@@ -145,12 +147,12 @@ def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInf
 
 def _transfer(pairs: Sequence[Representation]) -> EstimateCell:
     cosine = fmean(one.direction_cosine for one in pairs)
-    return EstimateCell(f"{fmean(one.transfer_auc for one in pairs):.3f}", f"cosine {cosine:.3f}")
+    return EstimateCell(fixed(fmean(one.transfer_auc for one in pairs), 3), f"cosine {fixed(cosine, 3)}")
 
 
 def percent_cell(found: OverSeeds, alone: str) -> EstimateCell:
     """A share in percent; `alone`: what is told beside the interval of a single run."""
-    return _cell(found, lambda share: f"{share * 100:.1f}", alone)
+    return _cell(found, lambda share: fixed(share * 100, 1), alone)
 
 
 def _cell(found: OverSeeds, form: Callable[[float], str], alone: str) -> EstimateCell:

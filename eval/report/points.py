@@ -46,7 +46,7 @@ class Point:
     low: float | None = None
     """Lower end of the whisker, the 95% interval."""
     high: float | None = None
-    runs: tuple[tuple[float, bool], ...] = field(default=(), metadata={"form": ".3f"})
+    runs: tuple[tuple[float, bool], ...] = field(default=(), metadata={"form": (3, "")})
     """The single runs, where there are several training seeds: each one's value, and whether it is incoherent."""
     hollow: bool = False
     """Whether the model is incoherent, or one of the models behind an estimate."""

@@ -20,6 +20,7 @@ from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.wording import DECODERS, arm_labels
 from curricula.eval.tasks import judged_tasks
+from curricula.terminal import fixed
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a cell that a spreadsheet would run as a formula."""
@@ -58,7 +59,7 @@ def latex(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
     def written(value: Any) -> str:
         if isinstance(value, float):
-            return f"{value:.3f}" if value >= 0 else f"$-${-value:.3f}"
+            return fixed(value, 3).replace("-", "$-$")
         return "--" if value in (None, "") else str(value).translate(LATEX)
 
     numeric = [all(isinstance(row.get(name), (int, float, type(None))) for row in rows) for name in kept]
@@ -97,11 +98,11 @@ def as_row(record: Any) -> dict[str, Any]:
     return row
 
 
-def _in_words(runs: Mapping[int, float] | Sequence[tuple[float, bool]], form: str = ".3f") -> str:
+def _in_words(runs: Mapping[int, float] | Sequence[tuple[float, bool]], form: tuple[int, str] = (3, "")) -> str:
     """Such as "42: 0.147, 43: 0.357"; behind a point "0.108, 0.431*", with a star for an incoherent run."""
     if isinstance(runs, Mapping):
-        return ", ".join(f"{seed}: {value:{form}}" for seed, value in runs.items())
-    return ", ".join(f"{value:{form}}{'*' if is_incoherent else ''}" for value, is_incoherent in runs)
+        return ", ".join(f"{seed}: {fixed(value, *form)}" for seed, value in runs.items())
+    return ", ".join(f"{fixed(value, *form)}{'*' if is_incoherent else ''}" for value, is_incoherent in runs)
 
 
 def plain(record: Any) -> dict[str, Any]:

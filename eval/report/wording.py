@@ -16,6 +16,7 @@ from curricula.eval.analysis.metrics import AttackMetrics, OverrefusalMetrics, S
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.settings import caveats
 from curricula.eval.tasks import decoder_titles
+from curricula.terminal import fixed
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
 """The paper's stages."""
@@ -148,24 +149,24 @@ def visible(text: Any) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value * 100:.1f}%"
+    return "–" if value is None else f"{fixed(value * 100, 1)}%"
 
 
 def points(value: float | None, measure: str) -> str:
     """A difference in percentage points, or in AUC as it is."""
     if value is None:
         return "–"
-    text = f"{value:+.3f}" if measure == AUC.name else f"{value * 100:+.1f}"
+    text = fixed(value, 3, "+") if measure == AUC.name else fixed(value * 100, 1, "+")
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def p_value(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "–" if value is None else "< 0.001" if value < 0.001 else fixed(value, 3)
 
 
 def number(value: float | int | None) -> str:
     """A count with thousands separators, or a loss with four decimals."""
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else fixed(value, 4)
 
 
 def amount(value: float | None) -> str:

@@ -2,13 +2,14 @@
 
 import io
 import json
+import math
 import sys
 
 import pytest
 from rich.console import Console
 
 from curricula.secrets import is_secret, secret_in, without_userinfo
-from curricula.terminal import folded, guarded_output, json_text, one_line, printable, say
+from curricula.terminal import fixed, folded, guarded_output, json_text, one_line, printable, say
 
 OBEYED = ["\x1b]0;title\x07", "\x9b2J", "\x85", "\x7f", "\u202e", "\u2066", "\u200f", "\u061c"]
 
@@ -113,3 +114,11 @@ def test_an_error_breaks_between_words_on_a_terminal_and_stays_whole_elsewhere(m
     assert (max(map(len, lines)) <= 30) is is_terminal
     say(Console(file=screen), said)
     assert screen.getvalue().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("value", "written", "said"),
+    [(6.25, (1,), "6.3"), (12.5, (0,), "13"), (-0.0625, (3, "+"), "-0.063"), (0.2, (1, "+"), "+0.2"), (math.nan, (1,), "nan")],
+)
+def test_ties_are_rounded_as_the_scripts_of_the_page_round_them(value, written, said):
+    assert fixed(value, *written) == said

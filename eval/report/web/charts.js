@@ -8,7 +8,7 @@ const STARTS = Object.fromEntries(study.arms.map((arm) => [arm.name, arm.start])
 const SYMBOLS = ["circle", "square", "triangle", "star", "cross", "wye"];
 const CATEGORIES = Object.keys(study.categories);
 const choice = { judge: "", benchmark: "", decoder: "" };
-const percent = (value) => `${(value * 100).toFixed(1)}%`;
+const percent = (value) => `${(value * 100).toFixed(1)}%`; // rounds ties as the tables do
 const colour = (index) => (index < 0 ? "currentColor" : `var(--c${index % 9})`);
 const TICKS = Object.fromEntries(study.arms.map((arm) => [arm.start, arm.tick]));
 const DARK = matchMedia("(prefers-color-scheme: dark)");

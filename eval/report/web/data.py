@@ -35,6 +35,7 @@ from curricula.eval.report.wording import (
     stage_title,
     start_label,
 )
+from curricula.terminal import fixed
 
 HERE = Path(__file__).parent
 SCRIPTS = ("../vendor/d3.min.js", "../vendor/plot.min.js", "page.js", "charts.js", "answers.js")
@@ -132,7 +133,7 @@ def _panels_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[st
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}"
+    return fixed(value, 3)
 
 
 def study_data(shown: Shown, points: Sequence[Point], answers: Answers) -> dict[str, Any]:
