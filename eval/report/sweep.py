@@ -38,7 +38,7 @@ def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
     summaries = {point.name: durable.read_json(point.page.parent / "summary.json") for point in points}
     tables: dict[str, list[dict[str, Any]]] = {}
     for point in points:
-        own = {"point": point.name, "parameters": point.parameters, "tokens": point.tokens}
+        own = {"point": point.name, "parameters": point.parameters, "budget_tokens": point.tokens}
         for name, rows in summaries[point.name].items():
             if name != "arms":
                 tables.setdefault(name, []).extend({**own, **row} for row in rows)

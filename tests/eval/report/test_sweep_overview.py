@@ -16,6 +16,7 @@ def point(out, name, value, settings):
     over["note"] = gap["note"] = f"judged by different versions: {HOSTILE}"
     gaps = [{**one, "value": value, "low": value - 0.1, "high": value + 0.1} for one in (gap, over)]
     effects = {"differences": gaps, "estimates": [{"arm": "data-0", "rate": value}, {"arm": "=1+1", "rate": 0}]}
+    effects["along"] = [{"arm": "data-0", "tokens": 20}]  # of its checkpoint
     write_json(folder / "summary.json", {"arms": [{"name": "data-0"}], "trends": [{"outcome": "inconclusive"}] * 2, **effects})
     return SweptPoint(name, settings, 852_864, 1000, folder / "index.html")
 
@@ -32,5 +33,9 @@ def test_the_overview_joins_the_points_and_escapes_what_it_shows(tmp_path):
         ("small", "852864", "-0.2"), ("small", "852864", "0"), ("large", "852864", "-0.3"), ("large", "852864", "0"),
     ]  # fmt: skip
     assert rows[1]["arm"] == "'=1+1"
+    (row, _) = csv.DictReader((tmp_path / "tables" / "along.csv").open())
+    assert (row["budget_tokens"], row["tokens"]) == ("1000", "20")
     written = {path.name for path in (tmp_path / "tables").iterdir()}
-    assert written == {f"{name}{suffix}" for name in ("differences", "estimates", "trends") for suffix in (".csv", ".tex")}
+    assert written == {
+        f"{name}{suffix}" for name in ("along", "differences", "estimates", "trends") for suffix in (".csv", ".tex")
+    }
