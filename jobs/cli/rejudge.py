@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import string
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,10 +67,11 @@ def rejudge(args: argparse.Namespace) -> int:
     found = work.comparisons(args.by_model, labels)
     if args.json:
         print(json_text([asdict(one) for one in found]))
-        return 0
-    _print(found, Console(highlight=False))
+    else:
+        _print(found, Console(highlight=False))
     if work.left_alone:
-        print(f"{work.left_alone:,} answers were left alone: judge {settings.name} cannot judge answers of their kind.")
+        said = f"{work.left_alone:,} answers were left alone: judge {settings.name} cannot judge answers of their kind."
+        print(said, file=sys.stderr if args.json else sys.stdout)
     return 0
 
 

@@ -206,6 +206,9 @@ def test_a_judge_of_attacks_alone_leaves_other_answers_alone(folder, server, cap
     args = ["eval", "rejudge", str(folder), "--judge", "harmbench", "--judge-model", "cls", "--judge-url", server.url]
     assert main([*args, "--judge-set", "clip_tokens=null"]) == 0
     assert "4 answers were left alone" in capsys.readouterr().out
+    assert main([*args, "--judge-set", "clip_tokens=null", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) and "4 answers were left alone" in err
     assert all("prompt" in body for body in server.bodies)
 
 
