@@ -133,20 +133,19 @@ class TuningSet(DeclaredTable, frozen=True):
         """The same with those that are not UTF-8."""
         table = self.open(root, where)
         for number, row in enumerate(table.rows()):
-            place = table.place(number, where)
             try:
                 conversation = self.conversation(row)
             except KeyError as missing:
-                raise UserError(f"{place} has no column {missing}, only {sorted(row)}") from None
+                raise UserError(f"{table.place(number, where)} has no column {missing}, only {sorted(row)}") from None
             except ValueError as error:
-                raise UserError(f"{place}: {error}") from None
+                raise UserError(f"{table.place(number, where)}: {error}") from None
             except (TypeError, AttributeError):
                 conversation = Conversation([{}])
             if conversation is None:
                 continue
             said: list[Any] = [value for message in conversation.messages for value in (*message.values(), message.get("role"))]
             if not all(isinstance(value, str) for value in said):
-                raise UserError(f"{place} has a message that is not text; fix the row")
+                raise UserError(f"{table.place(number, where)} has a message that is not text; fix the row")
             yield conversation
 
 

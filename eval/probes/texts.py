@@ -40,7 +40,8 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
     path = root / "probes" / split
     table = Table.open(path)
     rows = list(table.rows())
-    for place, row in zip(map(table.place, range(len(rows))), rows):
+    for number, row in enumerate(rows):
+        place = table.place(number)
         for column in ("text", "score"):
             if column not in row:
                 raise UserError(f"{place} has no column {column!r}, only {sorted(row)}; add it")

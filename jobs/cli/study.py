@@ -292,7 +292,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     )
     if value["minutes_on_this_machine"] < MOST_HERE:
         console.print(
-            f"On this machine: {about(value['minutes_on_this_machine'])}, {study.resources.workers} elements at once."
+            f"On this machine: {about(value['minutes_on_this_machine'])}, {plural(study.resources.workers, 'element')} at once."
         )
     else:
         _print_gpus(value, study, console)
