@@ -50,6 +50,7 @@ from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.web.data import drawn, embedded, embedded_json, hashes, head, study_data
 from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
+from curricula.terminal import fixed
 
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "~", "single run": "1", "not measured": "–"}
 
@@ -229,7 +230,7 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     forms = ("number", "amount", "percent", "visible", "points", "p_value")
-    environment.filters.update({form: getattr(wording, form) for form in forms}, start=wording.start_label)
+    environment.filters.update({form: getattr(wording, form) for form in forms}, start=wording.start_label, fixed=fixed)
     return environment.get_template(name)
 
 

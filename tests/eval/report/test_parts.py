@@ -30,8 +30,8 @@ from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
-from curricula.eval.report.page import write_report
-from curricula.eval.report.points import Shown, judges_points
+from curricula.eval.report.page import template, write_report
+from curricula.eval.report.points import Point, Shown, judges_points
 from curricula.eval.report.tables import as_row, latex
 from curricula.eval.report.training import (
     Branch,
@@ -47,6 +47,7 @@ from curricula.eval.report.training import (
 from curricula.eval.report.web.compare import comparison_panels, write_comparison
 from curricula.eval.report.web.data import embedded_json
 from curricula.eval.report.web.serve import LivePage
+from curricula.eval.report.wording import percent, points
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
@@ -229,6 +230,13 @@ def test_a_table_for_latex_escapes_what_latex_would_take_for_a_command():
     text = latex(["arm", "rate", "empty"], rows)
     assert r"full\_20 \& 5\% \textbackslash{}input\{x\} & $-$0.250 \\" in text and "a & -- \\\\" in text
     assert text.startswith("\\begin{tabular}{lr}\n\\toprule\narm & rate \\\\\n\\midrule") and "empty" not in text
+
+
+def test_the_page_and_its_tables_round_a_tie_alike():
+    point = Point("", "attack success", "base", "topk", "", "data-0", 0.0625, runs=((0.0625, True),))
+    assert as_row(point)["runs"] == "0.063*" and "0.063" in latex(["x"], [{"x": 0.0625}])
+    page = template("report.html.j2").environment.from_string("{{ 12.5|fixed(0) }}").render()
+    assert (page, percent(0.0625), points(-0.0625, "")) == ("13", "6.3%", "−6.3")
 
 
 def test_no_row_holds_two_numbers_over_seeds_in_one_column():

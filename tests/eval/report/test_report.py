@@ -179,7 +179,7 @@ LABELS = {arm.name: arm_label(arm) for arm in ARMS}
 
 def rate(row: dict) -> str:
     """A rate with its interval, as a cell of the page has it."""
-    return "–" if row["rate"] is None else f"{percent(row['rate'])} {row['low'] * 100:.1f} to {row['high'] * 100:.1f}"
+    return "–" if row["rate"] is None else f"{percent(row['rate'])} {percent(row['low'])[:-1]} to {percent(row['high'])[:-1]}"
 
 
 def test_the_tables_of_the_page_have_the_numbers_of_the_analysis_under_their_names(built):
