@@ -8,9 +8,18 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from curricula.eval.rows import OVERREFUSAL_VERDICTS, row_key
+from curricula.errors import UsageError
+from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, row_key
 
 UNPARSED = "unparsed"
+LABELS = {"attack": ATTACK_VERDICTS[:3], "overrefusal": OVERREFUSAL_VERDICTS[:4]}
+"""What a judge can say of an answer, by the answer's kind. Short-circuits are seen from the answer itself and never judged."""
+
+
+def no_verdict(where: str, labels: str, kind: str) -> UsageError:
+    """The setting `where` names `labels` that are no verdict on answers of `kind`."""
+    other = "; or name another judge as evaluation.overrefusal_judge" if kind == "overrefusal" else ""
+    return UsageError(f"{where} holds {labels}, no verdict on {kind} answers; choose from {', '.join(LABELS[kind])}{other}")
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):

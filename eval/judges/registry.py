@@ -17,7 +17,7 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
     if settings.name == "refusal-phrases":
         return RefusalPhrases()
     if settings.name == "python":
-        return PythonJudge(settings)
+        return PythonJudge(settings, kind)
     if settings.name == "world":
         if world_root is None:
             raise UsageError(

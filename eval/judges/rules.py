@@ -11,7 +11,7 @@ from pathlib import Path
 
 from curricula.curriculum.world import fiction, grammar, lexicon
 from curricula.errors import UserError
-from curricula.eval.judges.question import Question, Settle, Verdict, can_tell_helpful
+from curricula.eval.judges.question import LABELS, Question, Settle, Verdict, can_tell_helpful, no_verdict
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.packages import load_plugin, plugin_version
 from curricula.terminal import one_line
@@ -149,10 +149,12 @@ class PythonJudge(RuleJudge):
 
     at_once = 16
 
-    def __init__(self, settings: JudgeConfig) -> None:
+    def __init__(self, settings: JudgeConfig, kind: str) -> None:
         self.name = settings.full_name
         self._label = load_plugin(JUDGE_PLUGINS, settings.model, f"judge.model: {settings.model}")
         labels = getattr(self._label, "labels", ())
+        if labels and not set(LABELS[kind]) & set(labels):
+            raise no_verdict(f"judge.model: {settings.model}: `labels`", ", ".join(labels), kind)
         self.tells_helpful = can_tell_helpful(labels)
         own = getattr(self._label, "version", "")
         if labels:  # whether it can tell helpful from unhelpful is stored with each verdict

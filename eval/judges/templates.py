@@ -14,13 +14,11 @@ from functools import cached_property
 from pathlib import Path
 
 from curricula.errors import UsageError
-from curricula.eval.judges.question import UNPARSED, Question, can_tell_helpful
+from curricula.eval.judges.question import LABELS, UNPARSED, Question, can_tell_helpful, no_verdict
 from curricula.eval.judges.settings import JudgeConfig
-from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS
 
 FOLDER = Path(__file__).parent / "templates"
-CATEGORIES = OVERREFUSAL_VERDICTS[:4]
-"""Without the fifth, short-circuit, which is seen from the answer itself and never judged."""
+CATEGORIES = LABELS["overrefusal"]
 COMPLIED_OR_REFUSED = (CATEGORIES[1], CATEGORIES[3])
 """The cautious labels of a judge that tells compliance from refusal and no more."""
 
@@ -239,10 +237,9 @@ def find_template(settings: JudgeConfig, kind: str) -> Template:
 
 def _own_template(settings: JudgeConfig, kind: str) -> Template:
     """The user's text. A reply counts if it, or its last line, is one of the replies that were given."""
-    labels = CATEGORIES if kind == "overrefusal" else ATTACK_VERDICTS[:3]
     for label in settings.replies.values():
-        if label not in labels:
-            raise UsageError(f"judge.replies holds {label!r}, no verdict on {kind} answers; choose from {', '.join(labels)}")
+        if label not in LABELS[kind]:
+            raise no_verdict("judge.replies", repr(label), kind)
     meanings = {_bare(reply): label for reply, label in settings.replies.items()}
     if "" in meanings or len(meanings) < len(settings.replies):
         raise UsageError("judge.replies has a reply that is empty or equals another but for case; make each a word of its own")

@@ -309,9 +309,13 @@ def test_a_report_that_was_written_before_a_new_seed_was_measured_is_stale(grown
         ),
     ],
 )  # fmt: skip
-def test_a_run_refuses_every_other_change_and_keeps_its_study(tmp_path, new, said):
+def test_a_run_refuses_every_other_change_and_keeps_its_study(tmp_path, capsys, new, said):
     run = Run.create(tmp_path / "run", study("demo", seeds=[42, 43]))
     frozen = (run.root / "study.yaml").read_bytes()
+    (tmp_path / "new.yaml").write_text(study_yaml(study("demo", **new)))
+    assert main(["submit", str(tmp_path / "new.yaml"), "--run", str(run.root)]) == 1
+    printed = capsys.readouterr()
+    assert said in printed.err and not printed.out, "it promises no work before it refuses"
     with pytest.raises(UserError) as caught:
         Run.create(run.root, study("demo", **new))
     assert said in str(caught.value) and "\n" not in str(caught.value)
