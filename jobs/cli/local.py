@@ -56,6 +56,8 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     Without `yes` it asks before work that is meant for GPUs; raises UserError if the answer is no or nobody can answer.
     """
     console = Console(highlight=False, markup=False)
+    if (root / "study.yaml").exists():
+        Run(root).check(plan.study)
     done_before = done_elements(Run(root), plan) if root.exists() else set()
     check_needs(plan, chosen, done_before, ())
     started = time.monotonic()
