@@ -343,7 +343,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "checkpoint",
         type=Path,
         metavar="CKPT",
-        help="a step folder, a checkpoints folder (its latest), or a branch of the newest run, such as full-20",
+        help="a step folder, the folder of a training (its latest), or a branch of the newest run, such as full-20",
     )
     export.add_argument("out", type=Path, metavar="OUT", help="the Hugging Face folder to make")
     export.add_argument(

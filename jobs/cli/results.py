@@ -81,7 +81,9 @@ def export(args: argparse.Namespace) -> int:
 
     folder = args.checkpoint
     if not folder.exists() and len(folder.parts) == 1:  # a branch of the newest run
-        folder = Run.open(newest_run()).branch(str(folder)) / "checkpoints"
+        folder = Run.open(newest_run()).branch(str(folder))
+    if (folder / "checkpoints").is_dir():
+        folder /= "checkpoints"
     checkpoint = folder if (folder / INFO_FILE).exists() else require_checkpoint(folder)
     export_hf(checkpoint, args.out, args.tokenizer or tokenizer_near(checkpoint), current_provenance())
     print(f"Hugging Face model: {args.out}")

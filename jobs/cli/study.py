@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from curricula.curriculum.config import Mix
 from curricula.curriculum.plan import Segment, intervention_share
 from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError, UserError
@@ -279,18 +280,20 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         table.print(console)
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
+    is_small = value["minutes_on_this_machine"] < MOST_HERE
     for point in value["points"]:
         added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
+        adds = "" if is_small else f"; it adds {added} GPU-hours of pretraining and up to {other} of all else"
         console.print(
             f"Point {point['name']}: {point['model']}, {point['parameters']:,} parameters, {count(point['tokens'])} "
-            f"tokens an arm; it adds {added} GPU-hours of pretraining and up to {other} of all else"
+            f"tokens an arm{adds}"
         )
     sharing = value["trained_tokens"]
     console.print(
         f"Trained tokens: {count(sharing['with_trunk_sharing'])} with the shared trunk, "
         f"{count(sharing['without'])} without ({sharing['with_trunk_sharing'] / sharing['without'] - 1:+.0%})."
     )
-    if value["minutes_on_this_machine"] < MOST_HERE:
+    if is_small:
         console.print(
             f"On this machine: {about(value['minutes_on_this_machine'])}, {plural(study.resources.workers, 'element')} at once."
         )
@@ -387,10 +390,21 @@ class _Rows(NamedTuple):
         return table
 
 
+def _mixes(study: Study) -> dict[str, Mix]:
+    """The mixes by name, followed by the point's where the points of a sweep have different ones."""
+    found = {}
+    for point, variant in study.variants.items():
+        for name, mix in variant.curriculum.mixes().items():
+            is_common = all(other.curriculum.mixes().get(name) == mix for other in study.variants.values())
+            found[name if is_common else f"{name}.{point}"] = mix
+    return found
+
+
 def _arm_tables(value: dict[str, Any], study: Study) -> list[_Rows]:
     mixes, arms, sources = [], [], []
+    named = _mixes(study)
     for name in study.sources:
-        shares = [mix.get(name, 0) / sum(mix.values()) for mix in study.curriculum.mixes().values()]
+        shares = [mix.get(name, 0) / sum(mix.values()) for mix in named.values()]
         mixes.append((name, *(f"{share:.1%}" if share else "–" for share in shares)))
     for arm in value["arms"]:
         once = [arm["name"], count(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
@@ -410,9 +424,9 @@ def _arm_tables(value: dict[str, Any], study: Study) -> list[_Rows]:
         is_unknown = value["source_sizes"][name]["tokens"] is None
         unknown = unknown or is_unknown
         sources.append((f"{name} *" if is_unknown else name, *row))
-    title = "Tokens (epochs) per source" + ("; *: size unknown, so without epochs" if unknown else "")
+    title = "Tokens (epochs) per source in pretraining" + ("; *: size unknown, so without epochs" if unknown else "")
     return [
-        _Rows("Mixes: share of tokens", ("source", *study.curriculum.mixes()), mixes),
+        _Rows("Mixes: share of tokens", ("source", *named), mixes),
         _Rows("Phases", ("arm", "steps", "tokens", "interventions", "in all", "snapped by"), arms),
         _Rows(title, ("source", *(arm["name"] for arm in value["arms"])), sources),
     ]
