@@ -27,6 +27,11 @@ CAVEATS = {
     ),
 }
 """What must be said beside every number of a judge, by its name."""
+ON_OVERREFUSAL = {
+    **CAVEATS,
+    "refusal-phrases": "Over-refusal is counted by refusal phrases, a baseline whose errors have not been measured there.",
+}
+"""The same where it judges benign requests alone."""
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"
 NEEDED_MODEL = {
     "llm": "the name that the server knows it by",
@@ -35,10 +40,19 @@ NEEDED_MODEL = {
 }
 
 
-def caveats(judges: str) -> str:
-    """What must be said beside numbers of `judges`, names with versions; "" for judges that need no word."""
-    names = {judge.split()[0] for judge in judges.split(",") if judge.strip()}
-    return " ".join(words for name, words in CAVEATS.items() if name in names)
+def caveats(attacks: str, overrefusal: str = "") -> str:
+    """What must be said beside numbers of these judges, names with versions, of attacks and of over-refusal.
+
+    "" for judges that need no word.
+    """
+    of_attacks, others = _names(attacks), _names(overrefusal)
+    said = [words for name, words in CAVEATS.items() if name in of_attacks]
+    said += [words for name, words in ON_OVERREFUSAL.items() if name in others - of_attacks]
+    return " ".join(said)
+
+
+def _names(judges: str) -> set[str]:
+    return {judge.split()[0] for judge in judges.split(",") if judge.strip()}
 
 
 VAGUE = 0.5

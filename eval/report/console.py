@@ -38,7 +38,7 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
     for entry in metrics["attacks"]:
         if words := vague(f"{entry.decoder} on {entry.benchmark}", entry.corrected_low, entry.corrected_high):
             say(console, words, "yellow")
-    if words := caveats(", ".join(entry.judges for kind in ("attacks", "overrefusal") for entry in metrics[kind])):
+    if words := caveats(*(", ".join(entry.judges for entry in metrics[kind]) for kind in ("attacks", "overrefusal"))):
         say(console, words, "dim")
 
 

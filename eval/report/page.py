@@ -209,7 +209,7 @@ def _words(
         "rewritten": sum(row.changed for answers in rows.generations.values() for row in answers),
         "caveats": " ".join(
             [
-                caveats(wording.judge_names([*metrics.attacks, *metrics.overrefusals])),
+                caveats(wording.judge_names(metrics.attacks), wording.judge_names(metrics.overrefusals)),
                 *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
             ]
         ).strip(),

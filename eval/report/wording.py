@@ -111,8 +111,9 @@ def basis(
 
 def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
     """How many prompts and which judge are behind a figure: "120 prompts per model. Judge: world 1a2b."."""
-    judges = judge_names(shown)
-    return f"{span([metrics.prompts for metrics in shown])} prompts per model. Judge: {judges}. {caveats(judges)}".rstrip()
+    by_kind = [judge_names([one for one in shown if isinstance(one, kind)]) for kind in (AttackMetrics, OverrefusalMetrics)]
+    prompts = span([metrics.prompts for metrics in shown])
+    return f"{prompts} prompts per model. Judge: {judge_names(shown)}. {caveats(*by_kind)}".rstrip()
 
 
 def left_out(arms: Sequence[ArmInfo], names: Collection[str], what: str, where: str) -> list[str]:

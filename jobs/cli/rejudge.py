@@ -95,6 +95,8 @@ def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
 
 
 def _print(found: list, console: Console) -> None:
+    from curricula.eval.judging.verdicts import kind_of
+
     rates = [rate for one in found for rate in (one.first, one.second) if rate is not None]
     letters = dict(zip(dict.fromkeys(rate.judge for rate in rates), string.ascii_uppercase))
     console.print(Text("\n".join(f"{letter}: {judge}" for judge, letter in letters.items())), soft_wrap=True)
@@ -128,7 +130,10 @@ def _print(found: list, console: Console) -> None:
             agreed.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
     if agreed.row_count:
         console.print(agreed)
-    if words := caveats(", ".join(letters.keys())):
+    by_kind: dict[str, list[str]] = {"attack": [], "overrefusal": []}
+    for one in found:
+        by_kind[kind_of(Path(one.where).name)] += [rate.judge for rate in (one.first, one.second) if rate]
+    if words := caveats(*map(", ".join, by_kind.values())):
         say(console, words, "dim")
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):
         say(console, f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")

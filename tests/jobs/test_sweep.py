@@ -228,7 +228,8 @@ def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
     assert "Point lr-0.002: tiny, 852,864 parameters" in printed and "GPU-hours" not in printed, "it runs on a laptop"
     mixed = swept({"curriculum.interventions.full.refuseweb": [12, 30]})
     print_plan(describe(mixed), mixed.study, Console(width=300))
-    (headings,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" source") and "safe " in line]
+    mixes = capsys.readouterr().out.partition("Mixes: ")[2]
+    (headings,) = [line.split() for line in mixes.splitlines() if line.startswith(" source") and "safe " in line]
     assert headings == ["source", "safe", "data", "full.refuseweb-12", "full.refuseweb-30"]
     second = by_job(select(plan, Selection(points=("lr-0.002",)), with_needs=True))
     assert second["instruct-20"] == ["data-20.lr-0.002", "full-20.lr-0.002"] and "report" in second

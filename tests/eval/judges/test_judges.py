@@ -219,7 +219,9 @@ def test_only_what_continues_a_bare_text_is_judged_with_its_beginning():
 
 
 def test_numbers_of_a_baseline_come_with_its_errors():
-    assert "sensitivity .79" in caveats(f"refusal-phrases {JUDGE.version}, world 1a2b")
+    phrases = f"refusal-phrases {JUDGE.version}"
+    assert "sensitivity .79" in caveats(f"{phrases}, world 1a2b") == caveats(f"{phrases}, world 1a2b", phrases)
+    assert "attack success" not in caveats("llm:m 1a2b", phrases) != "", "it judges benign requests alone"
     assert "300 answers labelled by a language model" in caveats("world 1a2b")
     assert caveats("harmbench 1a2b") == ""
 
