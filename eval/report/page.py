@@ -253,12 +253,16 @@ def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]], having: 
 def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], list[str]]]:
     """The tables of the last losses: id, caption, rows, and the sources of validation in their columns."""
     rows = list(zip(training.branches, training_rows(training), strict=True))
-    sources = sorted({name for branch in training.branches if not branch.is_tuning for name in branch.validation})
+    sources, later = (
+        sorted({name for branch in training.branches if branch.is_tuning is is_tuning for name in branch.validation})
+        for is_tuning in (False, True)
+    )
     pretrained = "The latest step of each pretraining run; branches leave the trunk where their interventions start."
     pretrained += " Validation losses are on held-out documents, in nats per token." if sources else ""
+    tuned = "The latest step of each stage after pretraining."
     return [
         ("t-losses", pretrained, [row for branch, row in rows if not branch.is_tuning], sources),
-        ("t-tuning", "The latest step of each tuning.", [row for branch, row in rows if branch.is_tuning], []),
+        ("t-tuning", tuned, [row for branch, row in rows if branch.is_tuning], later),
     ]
 
 

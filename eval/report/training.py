@@ -159,20 +159,23 @@ def _families(training: Training) -> dict[str, Family]:
 
 
 def loss_panels(training: Training) -> list[Panel]:
-    """The training loss of every run, with the starts of interventions marked."""
+    """The training loss of every run, with the starts of interventions marked; a panel for each stage after pretraining."""
     families, panels = _families(training), []
-    for is_tuning, title in ((False, "Pretraining"), (True, "Tuning")):
-        branches = [branch for branch in training.branches if branch.is_tuning == is_tuning]
+    by_stage: dict[str, list[Branch]] = {stage: [] for stage in ("", *(one["name"] for one in training.plan.get("stages", ())))}
+    for branch in training.branches:
+        by_stage.setdefault(branch.name.partition("/")[2] if branch.is_tuning else "", []).append(branch)
+    for stage, branches in by_stage.items():
         lines = []
         for branch in branches:
             own = families[branch.name]
             lines.append(Series(own.name, "line", branch.tokens, branch.loss, colour=own.colour, faint=own.is_further))
         phases = [phase for arm in training.plan.get("arms") or () for phase in arm["phases"]]
         steps = sorted({phase["start_step"] for phase in phases} - {0})
-        if steps and not is_tuning:
+        if steps and not stage:
             switches = [step * training.step_tokens for step in steps]
             lines.append(Series("interventions start", "rule", switches, colour=INK, faint=True))
         if branches:
+            title = f"After pretraining: {stage}" if stage else "Pretraining"
             panels.append(Panel(title, "tokens", "loss, nats per token", lines))
     return panels
 

@@ -198,8 +198,11 @@ def test_the_seeds_of_an_arm_share_a_colour_and_the_further_ones_are_faint_in_ev
         ],
         "segments": [{"branch": name} for name in ("trunk", "data-20", "trunk-s43")],
     }
-    names = ["data-20", "trunk", "trunk-s43", "data-20/instruct", "safe-100/instruct", "safe-100-s43/instruct"]
-    pretraining, tuning = loss_panels(Training([branch(name) for name in names], plan, {}))
+    plan["stages"] = [{"name": "mt"}, {"name": "instruct"}]
+    names = ["data-20", "trunk", "trunk-s43", "data-20/instruct", "safe-100/instruct", "safe-100-s43/instruct", "data-20/mt"]
+    pretraining, midtraining, tuning = loss_panels(Training([branch(name) for name in names], plan, {}))
+    assert [one.title for one in (midtraining, tuning)] == ["After pretraining: mt", "After pretraining: instruct"]
+    assert [one.label for one in midtraining.series] == ["data-20"]
     trunk = "trunk (= safe-100)"
     assert [(one.label, one.faint) for one in pretraining.series] == [("data-20", False), (trunk, False), (trunk, True)]
     assert [(one.label, one.faint) for one in tuning.series] == [("data-20", False), (trunk, False), (trunk, True)]
