@@ -82,6 +82,8 @@ def export(args: argparse.Namespace) -> int:
     folder = args.checkpoint
     if not folder.exists() and len(folder.parts) == 1:  # a branch of the newest run
         folder = Run.open(newest_run()).branch(str(folder))
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name that of a step or of a training, or a branch of the newest run")
     if (folder / "checkpoints").is_dir():
         folder /= "checkpoints"
     checkpoint = folder if (folder / INFO_FILE).exists() else require_checkpoint(folder)
