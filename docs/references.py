@@ -76,7 +76,8 @@ FILES_INTRO = """[The run folder](../architecture.md#the-run-folder) lists every
 - `models/ARM/KIND/`: a Hugging Face folder, which `transformers` loads as it is, and `curricula.json` with the hash of its
   contents.
 - `checkpoints/step_N/`: Megatron-core's `torch_dist` format, and `checkpoint.json`.
-- `report/tables/*.csv`, `report/summary.json`: the numbers of every figure and table of the page.
+- `report/tables/*.csv`, `report/summary.json`: the numbers of every figure and table of the page. What a study
+  does not measure has a table without rows or columns: a file of one empty line, which pandas refuses (`EmptyDataError`).
 """
 
 
