@@ -88,7 +88,7 @@ def export(args: argparse.Namespace) -> int:
         folder /= "checkpoints"
     checkpoint = folder if (folder / INFO_FILE).exists() else require_checkpoint(folder)
     export_hf(checkpoint, args.out, args.tokenizer or tokenizer_near(checkpoint), current_provenance())
-    print(f"Hugging Face model: {args.out}")
+    print(f"Hugging Face model: {args.out}, from {checkpoint}")
     return 0
 
 
