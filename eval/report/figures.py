@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import matplotlib
 
@@ -282,11 +282,8 @@ class AlongFigure(Figure):
     """What was measured along the training of one stage: a panel for each measure and a curve for each arm."""
 
     stage: str
+    axis: Literal["tokens", "steps"]
     section = "along"
-
-    @property
-    def axis(self) -> str:
-        return "tokens" if self.stage == "base" else "steps"
 
     def panels(self, shown: Shown) -> list[Panel]:
         points = self._points(shown)
@@ -469,7 +466,9 @@ def further_figures(shown: Shown) -> list[Figure]:
         if stage not in STAGES
     ]
     along = [
-        AlongFigure(0, f"along-{stage}", f"Measured during {'pretraining' if stage == 'base' else stage}", "", stage)
+        AlongFigure(0, f"along-{stage}", "Measured during pretraining", "", stage, "tokens")
+        if stage == "base"
+        else AlongFigure(0, f"along-{stage}", f"Measured during {stage}", "", stage, "steps")
         for stage in dict.fromkeys(point.stage for point in shown.curves)
     ]
     return [*attacks, *along]

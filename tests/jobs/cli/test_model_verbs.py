@@ -27,7 +27,8 @@ def test_a_model_is_exported_by_its_name_or_folder_and_what_was_exported_is_impo
     latest = branch / "checkpoints/step_00000001"
     for number, named in enumerate(["full-20", str(branch), str(branch / "checkpoints"), str(latest)]):
         assert main(["export", named, f"out/{number}"]) == 0
-        assert re.fullmatch(rf"Hugging Face model: out/{number}, from (/.*/)?runs/a-newest/.*/{latest.name}\n", capsys.readouterr().out)
+        said = capsys.readouterr().out
+        assert said.startswith(f"Hugging Face model: out/{number}, from ") and said.endswith("/checkpoints/step_00000001\n")
     weights = [(tmp_path / f"out/{number}/model.safetensors").read_bytes() for number in range(4)]
     assert len(set(weights)) == 1
     tokenizer = branch.parents[1] / "data/tokenizer"
