@@ -94,7 +94,7 @@ def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
         ("t.parquet", b"PAR1", "t.parquet: not a readable Parquet file"),
         ("t.parquet", b"", "t.parquet: not a readable Parquet file"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)

@@ -367,6 +367,7 @@ def test_bash_completes_verbs_and_options(typed, offered, tmp_path, capsys):
 def test_a_checkpoint_outside_a_run_has_no_tokenizer_to_find(tmp_path, capsys):
     (tmp_path / "data/tokenizer").mkdir(parents=True)  # somebody's, but no run's
     (tmp_path / "step_10").mkdir()
+    (tmp_path / "step_10/checkpoint.json").write_text("{}")
     assert main(["export", str(tmp_path / "step_10"), str(tmp_path / "out")]) == 2
     assert "lies in no run folder with a tokenizer; name one with --tokenizer" in capsys.readouterr().err
 
