@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 
 from curricula.curriculum.tokens.tokenizer import STOPS, load_tokenizer
 from curricula.durable import sync_folder
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.fencing import check_fences
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
@@ -87,7 +87,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
         progress(3, 3)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"{out}: the model could not be written ({error}); fix the cause and run it again") from error
+        raise StorageError(f"{out}: the model could not be written ({error}); fix the cause and run it again") from error
 
 
 def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Path:

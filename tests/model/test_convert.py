@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_batches import SMALL, RandomBatches, train_job
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, train_tokenizer
 from curricula.durable import read_jsonl
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.model import convert
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, identity, latest_checkpoint, read_info
@@ -144,6 +145,18 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     card = (out / "README.md").read_text()
     assert "# demo/full-20/base\n" in card and "| git | abc, with 1 changed files |" in card
     assert "| arm | full-20 |" in card and '{"web": 0.7}' in card and "| training steps | 4 |" in card
+
+
+def test_an_export_onto_a_full_disk_may_start_again(tmp_path, tokenizer, trained, monkeypatch):
+    """It leaves nothing behind."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("curricula.model.convert.save_torch_state_dict", full)
+    with pytest.raises(StorageError, match="hf: the model could not be written .*No space left"):
+        export_hf(trained(SMALL), tmp_path / "hf", tokenizer, {})
+    assert not list(tmp_path.glob("*hf*"))
 
 
 def test_a_model_that_is_not_llama_is_refused(tmp_path, tokenizer, trained):
