@@ -305,7 +305,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 def expanded(key: str, path: str) -> str:
     """A path of a profile, with ~ and $NAME as they are here; raises UsageError where a variable is not set."""
     found = os.path.expandvars(os.path.expanduser(path))
-    if re.search(r"\$\{?[A-Za-z_]", found):
+    if re.search(r"\$\{?[A-Za-z_]\w*(?![\w@])", found):  # $oauthtoken@ is a user of a registry
         raise UsageError(f"{key}: {path} names a variable that is not set here; set it, or write the path out")
     return found
 

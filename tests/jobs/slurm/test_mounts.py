@@ -49,12 +49,13 @@ def test_an_image_sees_the_data_folder_that_the_run_was_made_with(tmp_path, monk
 def test_an_image_is_wrapped_around_the_work_alone(tmp_path, monkeypatch):
     """The batch script, with Slurm's commands, runs outside; the run folder is seen inside under its own name."""
     monkeypatch.setenv("IMAGES", "/images")
-    for kind, expected in {
-        "apptainer": "apptainer exec --bind {run}:{run} --nv /images/c.sif python3 {run}/code/",
-        "pyxis": "--container-image=/images/c.sif --container-mounts={run}:{run} --nv --no-container-mount-home",
-    }.items():
+    ngc = "docker://$oauthtoken@nvcr.io#nvidia/pytorch"  # NGC's user of this name, no variable
+    for kind, image, expected in (
+        ("apptainer", "$IMAGES/c.sif", "apptainer exec --bind {run}:{run} --nv /images/c.sif python3 {run}/code/"),
+        ("pyxis", ngc, f"'--container-image={ngc}' --container-mounts={{run}}:{{run}} --nv --no-container-mount-home"),
+    ):
         profile = tmp_path / f"{kind}.yaml"
-        profile.write_text(yaml.safe_dump({"container": {"kind": kind, "image": "$IMAGES/c.sif", "options": ["--nv"]}}))
+        profile.write_text(yaml.safe_dump({"container": {"kind": kind, "image": image, "options": ["--nv"]}}))
         run, out = tmp_path / f"run-{kind}", tmp_path / f"out-{kind}"
         assert main(["render", str(demo_file(tmp_path)), str(out), "--profile", str(profile), "--run", str(run)]) == 0
         text = (out / "00-prepare.sbatch").read_text()
