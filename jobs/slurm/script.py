@@ -205,10 +205,13 @@ def _named_paths(study: Study) -> Iterator[Path]:
         if WITH_PATHS.isdisjoint(key.split(".")[-2:]) or not os.path.isabs(text):
             continue
         path = Path(text)
-        if wild := next((place for place, part in enumerate(path.parts) if re.search(r"[*?[]", part)), 0):
-            path = Path(*path.parts[:wild])
+        there = next(above for above in (path, *path.parents) if above.exists())
+        pattern = path.relative_to(there)
+        if re.search(r"[*?[]", "".join(pattern.parts[:1])):
+            path = there
             if Path.home().is_relative_to(path):  # which the runtime mounts itself, writable
-                yield from (Path(file) for file in glob.glob(text, recursive=True) if os.path.isfile(file))
+                names = glob.glob(str(pattern), root_dir=there, recursive=True)
+                yield from (there / name for name in names if (there / name).is_file())
                 continue
         caches = (above.parent for above in (path, *path.parents) if above.name == "snapshots")
         path = next((cache for cache in caches if (cache / "blobs").is_dir()), path)

@@ -91,11 +91,12 @@ def test_an_image_sees_read_only_what_the_study_names_elsewhere(tmp_path):
         ("me/[ab].jsonl", ["me/a.jsonl", "me/b.jsonl"]),  # the home folder itself stays writable
         ("*/a.jsonl", ["me/a.jsonl"]),
         ("me/tables/*.jsonl", ["me/tables"]),
+        ("me/tables[1]/*.jsonl", ["me/tables[1]"]),  # brackets in the name of a folder are no pattern
     ],
 )
 def test_an_image_sees_where_the_files_of_a_path_lie_and_no_more(tmp_path, monkeypatch, path, mounted):
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    for name in ("hub/models--x/snapshots/abc", "hub/models--x/blobs", "snapshots/abc", "me/tables"):
+    for name in ("hub/models--x/snapshots/abc", "hub/models--x/blobs", "snapshots/abc", "me/tables", "me/tables[1]"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (tmp_path / "me" / name).touch()
@@ -104,7 +105,7 @@ def test_an_image_sees_where_the_files_of_a_path_lie_and_no_more(tmp_path, monke
     study = parse_study(raw, "study.yaml")
     job, profile = plan_study(study).jobs[0], Profile(container=Container(kind="apptainer", image="a.sif"))
     text = body(job, list(job.labels), study, profile, tmp_path / "run", Snapshot(tmp_path / "code", "0" * 64))
-    mounts = re.findall(r"--bind (\S+):\1:ro", text)
+    mounts = re.findall(r"--bind '?(\S+):\1:ro", text)
     assert sorted(mounts) == [str(tmp_path / name) for name in mounted]
 
 
