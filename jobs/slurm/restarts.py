@@ -28,7 +28,7 @@ class GaveUp(UserError):
 
 
 class AlreadyRuns(UserError):
-    """Another job runs the element: Slurm started one twice, or processes of an earlier start live on."""
+    """Another job runs the element (Slurm started one twice, or an earlier start lives on), or trains in its folder."""
 
     exit_code = 251
     """Requeued and not counted: what waits for this job goes on when the other has finished. Above the codes of signals, as
