@@ -372,9 +372,9 @@ def _explained(hub: str, revision: str | None, file: str = "") -> Iterator[None]
         raise
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if full or not (sentence := _sentence(hub, revision, file, error)):
+        if full or not (meaning := _meaning(hub, revision, file, error)):
             raise
-        raise (HubAway if isinstance(sentence, _Passing) else UserError)(f"dataset {hub}: {sentence}") from error
+        raise meaning from error
 
 
 class HubAway(UserError):
@@ -384,14 +384,10 @@ class HubAway(UserError):
     """69."""
 
 
-class _Passing(str):
-    """What may have passed when the work starts again."""
+def _meaning(hub: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
+    """What went wrong and what to do about it; None for an error not foreseen here.
 
-
-def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -> str:
-    """What went wrong and what to do about it; "" for an error not foreseen here.
-
-    Network errors are named only by their class: their text may quote a header. It is a `_Passing` where waiting may help.
+    Network errors are named only by their class: their text may quote a header.
     """
     import pyarrow
     from huggingface_hub import constants, errors, get_token
@@ -402,6 +398,12 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
     status = answers[0].status_code if answers else None
     text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
+    def final(sentence: str) -> UserError:
+        return UserError(f"dataset {hub}: {sentence}")
+
+    def passing(sentence: str) -> HubAway:
+        return HubAway(f"dataset {hub}: {sentence}")
+
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
 
@@ -409,35 +411,35 @@ def _sentence(hub: str, revision: str | None, file: str, error: BaseException) -
         return any(base.__name__ in names for link in chain for base in type(link).__mro__)
 
     if caused_by(UnicodeEncodeError) and not file:
-        return "the token holds a character that no header can hold; copy it into HF_TOKEN again"
+        return final("the token holds a character that no header can hold; copy it into HF_TOKEN again")
     if caused_by(errors.GatedRepoError):
         why = "the token's account has not accepted its licence" if get_token() else "there is no token"
-        return f"gated, and {why}; accept its licence at {page} and set HF_TOKEN"
+        return final(f"gated, and {why}; accept its licence at {page} and set HF_TOKEN")
     if status == 401 and get_token():
         tokens = "https://huggingface.co/settings/tokens"
-        return f"the hub does not know the token (401); set HF_TOKEN to a valid one, see {tokens}, or unset it"
+        return final(f"the hub does not know the token (401); set HF_TOKEN to a valid one, see {tokens}, or unset it")
     if status == 403:
-        return f"the token may not read it (403); let it read gated repositories in its settings, and see {page}"
+        return final(f"the token may not read it (403); let it read gated repositories in its settings, and see {page}")
     if caused_by(errors.RevisionNotFoundError):
-        return f"no revision {revision!r} on the hub; choose one from {page}/commits/main"
+        return final(f"no revision {revision!r} on the hub; choose one from {page}/commits/main")
     if status in (401, 404) or named("DatasetNotFoundError"):  # without a token the answer is 401 whether it exists or not
-        return f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours"
+        return final(f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours")
     if caused_by(errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids the network; unset it"
+        return final("HF_HUB_OFFLINE forbids the network; unset it")
     if status is not None:
-        return _Passing(f"the hub answers {status}; try again later")
+        return passing(f"the hub answers {status}; try again later")
     if caused_by(ConnectionError, TimeoutError) or named("TransportError", "RequestException"):
         kind = type(error).__name__
         if file:
-            return _Passing(f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept")
+            return passing(f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept")
         advice = "run this where there is a network, or set HF_ENDPOINT to a mirror"
-        return _Passing(f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}")
+        return passing(f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}")
     if caused_by(pyarrow.ArrowException):
-        return f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision"
+        return final(f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision")
     # No such configuration or split, or no files.
     if caused_by(ValueError) or named("DataFilesNotFoundError", "EmptyDatasetError"):
-        return f"{text}; see {page}"
-    return ""
+        return final(f"{text}; see {page}")
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
