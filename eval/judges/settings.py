@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from curricula.secrets import has_password, without_userinfo
 from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings
+from curricula.terminal import fixed
 
 JudgeName = Literal["refusal-phrases", "world", "harmbench", "llm", "local", "python"]
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
@@ -63,9 +64,10 @@ def vague(what: str, low: float | None, high: float | None) -> str:
     """A sentence where the correction of `what` says nothing, else ""."""
     if low is None or high is None or high - low < VAGUE:
         return ""
+    span = " to ".join(f"{fixed(end, 1, times=100)}%" for end in (low, high))
     return (
-        f"The corrected rate of {what} could be anything from {low:.1%} to {high:.1%}: the judge's errors are too great, or "
-        "known from too few labels, to correct it. Label more answers, or take a better judge."
+        f"The corrected rate of {what} could be anything from {span}: the judge's errors are too great, or known from too few "
+        "labels, to correct it. Label more answers, or take a better judge."
     )
 
 

@@ -15,7 +15,7 @@ from curricula.terminal import fixed, say
 
 def percent(value: float | None) -> str:
     """A share in percent, without the sign, which the tables have in their titles."""
-    return "–" if value is None else fixed(value * 100, 1)
+    return "–" if value is None else fixed(value, 1, times=100)
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -152,7 +152,7 @@ def _transfer(pairs: Sequence[Representation]) -> EstimateCell:
 
 def percent_cell(found: OverSeeds, alone: str) -> EstimateCell:
     """A share in percent; `alone`: what is told beside the interval of a single run."""
-    return _cell(found, lambda share: fixed(share * 100, 1), alone)
+    return _cell(found, lambda share: fixed(share, 1, times=100), alone)
 
 
 def _cell(found: OverSeeds, form: Callable[[float], str], alone: str) -> EstimateCell:

@@ -150,14 +150,14 @@ def visible(text: Any) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{fixed(value * 100, 1)}%"
+    return "–" if value is None else f"{fixed(value, 1, times=100)}%"
 
 
 def points(value: float | None, measure: str) -> str:
     """A difference in percentage points, or in AUC as it is."""
     if value is None:
         return "–"
-    text = fixed(value, 3, "+") if measure == AUC.name else fixed(value * 100, 1, "+")
+    text = fixed(value, 3, "+") if measure == AUC.name else fixed(value, 1, "+", times=100)
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -118,7 +118,15 @@ def test_an_error_breaks_between_words_on_a_terminal_and_stays_whole_elsewhere(m
 
 @pytest.mark.parametrize(
     ("value", "written", "said"),
-    [(6.25, (1,), "6.3"), (12.5, (0,), "13"), (-0.0625, (3, "+"), "-0.063"), (0.2, (1, "+"), "+0.2"), (math.nan, (1,), "nan")],
+    [
+        (6.25, (1,), "6.3"),
+        (12.5, (0,), "13"),
+        (-0.0625, (3, "+"), "-0.063"),
+        (0.2, (1, "+"), "+0.2"),
+        (math.nan, (1,), "nan"),
+        (0.4124999999999999, (1, "", 100), "41.3"),
+        (2.0**100, (1,), f"{2**100}.0"),
+    ],
 )
 def test_ties_are_rounded_as_the_scripts_of_the_page_round_them(value, written, said):
     assert fixed(value, *written) == said

@@ -37,7 +37,9 @@ def draw_overrefusal(shown: Shown, stage: str, decoder: str) -> Canvas:
             share = found[arm.name, name].value
             panel.barh(y, share, left=left, color=colour, height=0.74, edgecolor="white", linewidth=0.8)
             if share >= 0.045:
-                panel.text(left + share / 2, y, f"{fixed(share * 100, 0)}%", ha="center", va="center", color=ink, fontsize=8.5)
+                panel.text(
+                    left + share / 2, y, f"{fixed(share, 0, times=100)}%", ha="center", va="center", color=ink, fontsize=8.5
+                )
             left += share
         if complied := found.get((arm.name, COMPLIED)):
             draw_whisker(panel, y, complied)

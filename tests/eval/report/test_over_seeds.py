@@ -296,7 +296,7 @@ def test_the_tables_over_seeds_have_the_estimates_under_their_names(rows, shown,
     variance = table(page.html, "t-variance")
     for told, row in zip(variance, variance_rows(list(variance_parts(runs_of(rows))), FIRST), strict=True):
         sample = "with prompts" if row.sample is None else f"{100 * row.sample:.1f}"
-        shares = [f"{fixed(share * 100, 0)}%" for share in row.shares]
+        shares = [f"{fixed(share, 0, times=100)}%" for share in row.shares]
         assert list(told.values()) == [
             f"{row.place} {row.what}", f"{100 * row.seed:.1f}", f"{100 * row.prompt:.1f}", sample,
             *shares[:2], "–" if row.sample is None else shares[2],
