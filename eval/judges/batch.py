@@ -17,7 +17,7 @@ from typing import Any
 from openai import NotFoundError
 
 from curricula.durable import read_json, write_json
-from curricula.endpoint import Endpoint
+from curricula.endpoint import BROKEN_OFF, Endpoint
 from curricula.errors import UserError
 from curricula.eval.judges.model_judge import ModelJudge
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict, question_key
@@ -146,7 +146,7 @@ class _Batches:
                 return await client.batches.retrieve(id)
             except NotFoundError:
                 raise UserError(
-                    f"{self.endpoint.host}: has no batch {id}, which {self.path} names; give the address and the key that it "
+                    f"{self.endpoint.host} has no batch {id}, which {self.path} names; give the address and the key that it "
                     "was made with, or remove that file to ask, and pay, again"
                 ) from None
 
@@ -183,7 +183,7 @@ class _Batches:
         return (await self.endpoint.call(lambda client: client.files.content(file), self.model)).content
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
-        """The verdicts in a file of replies. Requests that expired or met a server error are left out."""
+        """The verdicts in a file of replies. Requests that expired, met a server error or were broken off are left out."""
         for line in content.splitlines():
             try:
                 row = json.loads(line)
@@ -191,6 +191,8 @@ class _Batches:
                 status, body = response.get("status_code"), response.get("body") or {}
                 if status == 200:
                     choice = body["choices"][0]
+                    if choice.get("finish_reason") in BROKEN_OFF:
+                        continue
                     text = choice["text"] if self.judge.completes else choice["message"].get("content") or ""
                     yield key, self.judge.read(self.endpoint.without_key(text))
                 elif status in (400, 413, 422):

@@ -70,6 +70,8 @@ class JudgeServer(FakeEndpoint):
         """What all its requests get: "prose", or "refused"."""
         self.lost: set[str] = set()
         """Keys of requests that expire in a batch."""
+        self.broken_off: set[str] = set()
+        """Keys of requests whose reply ends early in a batch."""
 
     def key_of(self, text: str) -> str:
         return re.findall(r"ask-\d+", text)[-1]
@@ -106,7 +108,12 @@ class BatchHandler(Handler):
         elif self.path == "/v1/batches":
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             name = f"batch-{len(self.fake.batches)}"
-            fate = {"error": self.fake.batch_error, "reply": self.fake.batch_reply, "lost": set(self.fake.lost)}
+            fate = {
+                "error": self.fake.batch_error,
+                "reply": self.fake.batch_reply,
+                "lost": set(self.fake.lost),
+                "broken_off": set(self.fake.broken_off),
+            }
             self.fake.batches[name] = {**asked, "id": name, "polls": 0, **fate}
             self._send(200, json.dumps(self._batch(name)))
         else:
@@ -159,6 +166,10 @@ class BatchHandler(Handler):
             key = self.fake.key_of(text)
             if key in batch["lost"]:
                 lines.append({"custom_id": asked["custom_id"], "response": None, "error": {"code": "batch_expired"}})
+                continue
+            if key in batch["broken_off"]:
+                body = {"choices": [{"message": {"content": self.fake.reply_to(text, key)}, "finish_reason": "error"}]}
+                lines.append({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}})
                 continue
             if batch["reply"]:
                 refused = {"status_code": 400, "body": {"error": {"message": "Unsupported parameter: max_tokens"}}}

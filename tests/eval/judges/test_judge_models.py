@@ -443,14 +443,15 @@ def test_a_batch_brings_the_same_verdicts_in_any_order(server, tmp_path):
     assert not list(tmp_path.glob("*.batches.json"))
 
 
-def test_questions_that_expire_in_a_batch_are_asked_again(server, tmp_path):
+@pytest.mark.parametrize("fate", ["lost", "broken_off"])
+def test_questions_without_a_whole_reply_in_a_batch_are_asked_again(server, tmp_path, fate):
     path = stored(tmp_path, 4)
-    server.lost = {"ask-2"}
+    setattr(server, fate, {"ask-2"})
     settings = server.settings(batch_api=True)
     with pytest.raises(UserError, match="came back without a reply"):
         complete(path, settings)
     assert len(read_rows(verdicts_path(path), VerdictRow)) == 3
-    server.lost = set()
+    setattr(server, fate, set())
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2
     assert server.good == {f"ask-{number}": 1 for number in range(4)}
 
