@@ -51,7 +51,7 @@ Value = TypeVar("Value")
 
 
 class BadBody(Exception):
-    """A good status with a body that is not what the API says. Its text is that of an error in the body, if there is one."""
+    """A good status with a body that is not what the API says. Its text is what the body says of an error, if anything."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ class Endpoint:
     async def _choice(self, path: str, request: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
         def is_whole(value: Any) -> bool:
             choice = value["choices"][0]
-            return is_valid(choice) and choice.get("finish_reason") not in BROKEN_OFF
+            if (end := choice.get("finish_reason")) in BROKEN_OFF:
+                raise BadBody(self.shown(f"a reply that ends with {end}: {_error_in(choice)}".removesuffix(": ")))
+            return is_valid(choice)
 
         value = await self._post(path, request, is_whole)
         self.tokens_in += _token_count(value, "prompt_tokens")

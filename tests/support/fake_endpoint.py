@@ -19,7 +19,10 @@ from typing import Any
 
 from typing_extensions import Self
 
-FOREVER = ("too_long", "unreadable", "always_500", "always_429", "always_garbage", "always_an_error", "key", "unknown_model")
+FOREVER = (
+    "too_long", "unreadable", "always_500", "always_429", "always_garbage", "always_an_error", "always_aborted", "key",
+    "unknown_model",
+)  # fmt: skip
 STATUS = {
     "429": 429, "500": 500, "503": 503, "too_long": 400, "key": 401, "unknown_model": 404, "always_500": 500,
     "always_429": 429,
@@ -175,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(302, "", headers={"Location": "https://else.where/v1"})
         elif what in STATUS:
             self._error(STATUS[what], {"retry-after-ms": "20"})
-        elif what == "aborted":  # as vLLM does with what is under way when it shuts down
+        elif what in ("aborted", "always_aborted"):  # as vLLM does with what is under way when it shuts down
             self._send(200, json.dumps(completion(fake.reply_to(text, key)[:-2], finish_reason="abort")))
         elif what in ("length", "content_filter"):
             self._send(200, json.dumps(completion("It begins and", finish_reason=what)))
