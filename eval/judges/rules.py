@@ -154,7 +154,7 @@ class PythonJudge(RuleJudge):
         self._label = load_plugin(JUDGE_PLUGINS, settings.model, f"judge.model: {settings.model}")
         labels = getattr(self._label, "labels", ())
         if labels and not set(LABELS[kind]) & set(labels):
-            raise no_verdict(f"judge.model: {settings.model}: `labels`", ", ".join(labels), kind)
+            raise no_verdict(f"judge.model: {settings.model}: `labels`", str(tuple(labels)), kind)
         self.tells_helpful = can_tell_helpful(labels)
         own = getattr(self._label, "version", "")
         if labels:  # whether it can tell helpful from unhelpful is stored with each verdict

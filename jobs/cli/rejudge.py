@@ -95,8 +95,6 @@ def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
 
 
 def _print(found: list, console: Console) -> None:
-    from curricula.eval.judging.verdicts import kind_of
-
     rates = [rate for one in found for rate in (one.first, one.second) if rate is not None]
     letters = dict(zip(dict.fromkeys(rate.judge for rate in rates), string.ascii_uppercase))
     console.print(Text("\n".join(f"{letter}: {judge}" for judge, letter in letters.items())), soft_wrap=True)
@@ -132,7 +130,7 @@ def _print(found: list, console: Console) -> None:
         console.print(agreed)
     by_kind: dict[str, list[str]] = {"attack": [], "overrefusal": []}
     for one in found:
-        by_kind[kind_of(Path(one.where).name)] += [rate.judge for rate in (one.first, one.second) if rate]
+        by_kind[one.kind] += [rate.judge for rate in (one.first, one.second) if rate]
     if words := caveats(*map(", ".join, by_kind.values())):
         say(console, words, "dim")
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):

@@ -196,7 +196,7 @@ def test_the_documented_python_judge_is_found_by_its_entry_point(monkeypatch, tm
     judge.rule([ASKED, msgspec.structs.replace(ASKED, response="DO IT")], found.update, tmp_path / "notes", False)
     assert [verdict.label for verdict in found.values()] == ["safe", "harmful"]
     assert judge.name == "python:shouting" and len(judge.version) == 12
-    with pytest.raises(UsageError, match="shouting: `labels` holds harmful, safe, no verdict on overrefusal answers; choose"):
+    with pytest.raises(UsageError, match=r"`labels` holds \('harmful', 'safe'\), no verdict on overrefusal answers; choose"):
         load_judge(JudgeConfig(name="python", model="shouting"), "overrefusal", None)
 
 
