@@ -147,7 +147,7 @@ class _Batches:
             except NotFoundError:
                 raise UserError(
                     f"{self.endpoint.host} has no batch {id}, which {self.path} names; give the address and the key that it "
-                    "was made with, or remove that file to ask, and pay, again"
+                    "was made with, or remove that file to ask and pay again"
                 ) from None
 
         while True:
