@@ -147,7 +147,7 @@ class _LocalRun:
             self.outcome.done.append(key)
         else:
             if exit_code < 0:  # killed, which it could not say itself
-                with open(self.run.element(*key) / "log.txt", "a") as log:
+                with open(self.run.element(*key) / "log.txt", "a", encoding="utf-8") as log:
                     log.write(f"--- killed by {signal.Signals(-exit_code).name}\n")
             self.outcome.failed.append(key)
 
@@ -165,7 +165,7 @@ def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.conte
     context.set_forkserver_preload(["curricula.jobs.preload"] if preload else ["curricula.jobs.element"])
     kept = os.dup(2)
     try:
-        with open(log, "w") as file:
+        with open(log, "w", encoding="utf-8") as file:
             os.dup2(file.fileno(), 2)
         multiprocessing.forkserver.ensure_running()
     finally:

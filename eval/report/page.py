@@ -217,7 +217,7 @@ def _words(
         "decoders": wording.DECODERS,
         "provenance": list(wording.flattened(study.get("provenance") or {})),
         "hashes": [*(study.get("hashes") or []), *hashes(rows)],
-        "study_text": frozen.read_text() if frozen.exists() else "",
+        "study_text": frozen.read_text(encoding="utf-8") if frozen.exists() else "",
     }
 
 

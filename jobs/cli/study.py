@@ -170,7 +170,7 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
     code = f"/code/{planned_snapshot(run.root).folder.name}"
     for job_id in sorted({task.job_id for tasks in live.values() for task in tasks}, key=int):
         kept = run.slurm / f"{job_id}_submission.sh"
-        script = kept.read_text() if os.access(kept, os.R_OK) else batch_script(job_id)
+        script = kept.read_text(encoding="utf-8") if os.access(kept, os.R_OK) else batch_script(job_id)
         if script and code not in script:
             yield f"array {job_id} is queued or running with another version of the code, which might not read that study"
     # Jobs keep the nodes and GPUs that they were submitted with, among which the changed work might not divide.

@@ -210,7 +210,7 @@ def track_report(project: str, root: Path, folder: Path) -> None:
     import wandb
 
     for path in sorted(folder.glob("tables/*.csv")):
-        with open(path, newline="") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             head, *rows = list(csv.reader(file)) or [[]]
         if rows:
             tracked.log({f"tables/{path.stem}": wandb.Table(columns=head, data=rows)})

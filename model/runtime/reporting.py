@@ -105,7 +105,7 @@ class MetricsFile:
         append_jsonl(path.with_name("starts.jsonl"), [start])
         self._path = path
         self._validated = {row["step"] for row in kept if "validation" in row}
-        self._file = open(path, "a")  # noqa: SIM115 (open as long as the run)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand a line to the operating system: it survives this process now, and a power cut after the next `sync`."""

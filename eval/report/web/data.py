@@ -223,7 +223,7 @@ def program(scripts: Sequence[str] = SCRIPTS) -> str:
 def head(scripts: Sequence[str] = SCRIPTS, is_live: bool = False) -> dict[str, str]:
     """The page's script and style, and its Content-Security-Policy: these, pictures that it holds itself, and nothing from
     elsewhere. A page that is served while its study runs also asks its server whether there is something new."""
-    script, style = program(scripts), (HERE / "report.css").read_text()
+    script, style = program(scripts), (HERE / "report.css").read_text(encoding="utf-8")
     rules = ["default-src 'none'", f"script-src {digest(script)}", f"style-src {digest(style)}", "img-src data:"]
     rules += ["base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if is_live else [])]
     return {"policy": "; ".join(rules), "script": Markup(script), "style": Markup(style)}
