@@ -93,7 +93,7 @@ class Endpoint:
     ):
         self.host = host_of(base_url)
         if not (key.isascii() and key.isprintable()):
-            raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to nothing but the key")
+            raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
         self._key, self._limit, self._tries = key, retries, tries
         self._client = openai.AsyncOpenAI(
             base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries, http_client=BoundedClient()
@@ -222,7 +222,7 @@ class Endpoint:
             return Refused(f"status {status}: {said}")
         if status in (401, 403):
             refusal = "refuses the key" if self._key else "asks for a key"
-            return UserError(f"{self.host} {refusal} (status {status}); set OPENAI_API_KEY to one that it takes")
+            return UserError(f"{self.host} {refusal} (status {status}); set OPENAI_API_KEY to one that it accepts")
         if 300 <= status < 400:
             there = self.shown(error.response.headers.get("location", "another address"))
             return UserError(f"{self.host} redirects to {there} (status {status}); give the address that it leads to")

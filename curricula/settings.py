@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         defaults = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__)))
         for name in names if getattr(self, key) is None else ():
             if (value := getattr(self, name)) != defaults[name]:
-                raise ValueError(f"{name} is {value!r}, which counts only with `{key}`; leave it out")
+                raise ValueError(f"{name} is {value!r}, which has an effect only with `{key}`; leave it out")
 
 
 @functools.cache

@@ -107,17 +107,17 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
         parent = stage.parent or BASE
         if parent in (path := (*path, name)):
             circle = " from ".join([*path[path.index(parent) :], parent])
-            raise ValueError(f"{place[name]}: the stages go in a circle ({circle}); let one of them be from base")
+            raise ValueError(f"{place[name]}: the stages go in a circle ({circle}); start one of them from base")
         if parent != BASE and parent not in stages:
             known = ", ".join([BASE, *stages])
-            raise ValueError(f"{place[name]}.from is {parent!r}, which is no stage; choose one of {known}")
+            raise ValueError(f"{place[name]}.from is {parent!r}, which is not a stage; choose one of {known}")
         if parent not in having:
             add(parent, path)
         if stage.at is not None and parent != BASE:
             raise ValueError(f"{place[name]}.at is {stage.at:g}, but it is from {parent}; only `from: base` has points")
         for arm in stage.arms or ():
             if arm not in arms:
-                raise ValueError(f"{place[name]}.arms names {arm!r}, which is no arm; choose from {', '.join(arms)}")
+                raise ValueError(f"{place[name]}.arms names {arm!r}, which is not an arm; choose from {', '.join(arms)}")
             if arm not in having[parent]:
                 raise ValueError(f"{place[name]}.arms names {arm!r}, which has no stage {parent}; add it to that one's arms")
         ordered[name] = stage

@@ -482,6 +482,6 @@ def check_use(key: str, name: str, wanted: Use, own: PromptSets) -> None:
     kinds = {} if wanted == "capability" else {known: entry.use for known, entry in BENCHMARKS.items()}
     kinds |= {known: declared.kind for known, declared in own.items()}
     if kinds.get(name, "capability") != wanted:
-        problem = f"which is of kind {kinds[name]}, not {wanted}" if name in kinds else "which is no benchmark"
+        problem = f"which is of kind {kinds[name]}, not {wanted}" if name in kinds else "which is not a benchmark"
         fitting = ", ".join(known for known, kind in kinds.items() if kind == wanted) or "lm_eval's tasks"
         raise ValueError(f"{key} names {name!r}, {problem}; choose from {fitting}")

@@ -306,14 +306,14 @@ class EvalConfig(Settings, frozen=True, dict=True):
             raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
         self._check_attacks()
         if self.deterministic and self.topk.backend == "vllm":
-            raise ValueError("deterministic is true, which vLLM does not promise; set topk.backend to transformers")
+            raise ValueError("deterministic is true, which vLLM does not guarantee; set topk.backend to transformers")
         self.check_tasks(self._task_names())
 
     def check_tasks(self, tasks: Collection[str]) -> None:
         """Raise ValueError where one of `tasks` needs an unknown benchmark, or a model judge without a template."""
         for name in self.benchmarks_of(self.battery(tasks, raw=False)):
             if name not in (known := [*self.prompts, *BENCHMARKS]):
-                raise ValueError(f"attacks names {name!r}, which is no benchmark; choose from {', '.join(known)}")
+                raise ValueError(f"attacks names {name!r}, which is not a benchmark; choose from {', '.join(known)}")
         judged = {TASKS[name].judged for name in tasks}
         for kind in JUDGED:
             if kind == "attack" or kind in judged:
@@ -338,7 +338,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
         for name in self.decoders:
             if name not in DECODERS or name in OWN:
                 others = ", ".join(DECODERS.keys() - set(OWN)) or "none is installed"
-                raise ValueError(f"decoders names {name!r}, which is no decoder of another package ({others})")
+                raise ValueError(f"decoders names {name!r}, which is not a decoder from another package ({others})")
         for name in self._task_names():
             for _, decoder in TASKS[name].labelled_decoders():
                 if decoder.problem:
@@ -368,7 +368,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
                     check_use(key, name, kind, self.prompts)
         for name in self.accept_changed:
             if name not in (known := [*self.prompts, *BENCHMARKS]):
-                raise ValueError(f"accept_changed names {name!r}, which is no benchmark; choose from {', '.join(known)}")
+                raise ValueError(f"accept_changed names {name!r}, which is not a benchmark; choose from {', '.join(known)}")
 
     def _task_names(self) -> set[str]:
         tasks = self.task_lists

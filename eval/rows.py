@@ -263,11 +263,11 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
         except msgspec.ValidationError as error:
             raise UserError(
                 f"{path}: line {number} is not a {row_type.__name__} ({error}); remove the line and run the job again, or "
-                "take another folder where a whole file is of another version"
+                "use another folder if the whole file is from another version"
             ) from None
         except UnicodeEncodeError:
             raise UserError(
-                f"{path}: line {number} holds text that is no UTF-8 (half of a surrogate pair); remove the line and run "
+                f"{path}: line {number} holds text that is not UTF-8 (half of a surrogate pair); remove the line and run "
                 "the job again"
             ) from None
         rows.append(row)
@@ -351,7 +351,7 @@ class ModelRows:
                 raise _foreign(path, number, found, f"the file is for {task} ({', '.join(decoders)})")
             whole, file = self._divided.setdefault((task, row.benchmark, bool(row.shard_of)), (row.shard_of, path))
             if row.shard_of != whole:
-                instead = f"{file} of a shard of other prompts, for the table has changed in between"
+                instead = f"{file} of a shard of other prompts, since the table has changed in between"
                 raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the one of the older table")
             answered = (row.task, row.decoder, row.benchmark, row.prompt_id, row.sample)
             if answered in self._answered:

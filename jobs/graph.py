@@ -49,7 +49,7 @@ def check_batches(plan: Plan, chosen: Collection[Key]) -> None:
         where = f"the nodes and GPUs in the study's resources.{stage.section} or in the profile's stages"
         if batch and processes % split:
             raise UsageError(
-                f"{job.name}: {processes} processes are no multiple of tensor_parallel {split}; change {where}, or "
+                f"{job.name}: {processes} processes are not a multiple of tensor_parallel {split}; change {where}, or "
                 "resources.tensor_parallel"
             )
         if batch and batch % (processes // split):

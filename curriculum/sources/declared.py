@@ -81,7 +81,7 @@ class DeclaredTable(Settings, frozen=True):
         if self.path == "":
             raise ValueError("path is empty; name a file, a folder or a pattern")
         if self.hub is not None and not _HUB_NAME.fullmatch(self.hub):
-            raise ValueError(f"hub {self.hub!r} is no name on the hub; write it as org/name")
+            raise ValueError(f"hub {self.hub!r} is not a name on the hub; write it as org/name")
         for name in ("config", "split"):
             if (value := getattr(self, name)) is not None and not _PLAIN.fullmatch(value):
                 raise ValueError(f"{name} {value!r} must be a plain name on the hub")

@@ -129,7 +129,7 @@ class Log:
             verdict = row.get("verdict") if isinstance(row, dict) else None
             if not (isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)):
                 raise UserError(
-                    f"{self._pieces}: line {count} is no row of this log; remove that line and run the command again"
+                    f"{self._pieces}: line {count} is not a row of this log; remove that line and run the command again"
                 )
             if row.get("number") in left:
                 verdicts = found.setdefault((row["number"], row["text_hash"]), [])

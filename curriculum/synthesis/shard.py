@@ -110,7 +110,7 @@ class OutputFolder:
         if not isinstance(stored, dict):
             raise UserError(
                 f"{path}: holds a {type(stored).__name__}, where the settings of this output are needed; "
-                "delete the file and give the command that the output was begun with"
+                "delete the file and repeat the command that began the output"
             )
         for key, value in given.items():
             if stored.get(key) != value:

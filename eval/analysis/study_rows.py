@@ -171,9 +171,9 @@ def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]])
             first, file = found.setdefault((row.task, row.benchmark, row.prompt_id), (asked, path))
             if asked != first:
                 raise UserError(
-                    f"{path}: prompt {row.prompt_id} of {row.benchmark} is another request than in {file}; remove "
-                    f"{row.benchmark}*.jsonl in {path.with_suffix('')} or in {file.with_suffix('')}, whichever is of the older "
-                    "table of prompts, and run the study again"
+                    f"{path}: prompt {row.prompt_id} of {row.benchmark} is a different request from that in {file}; remove "
+                    f"{row.benchmark}*.jsonl in {path.with_suffix('')} or in {file.with_suffix('')}, whichever has the older "
+                    "prompts, and run the study again"
                 )
 
 
@@ -183,6 +183,6 @@ def require_same_texts(files: Iterable[tuple[Path, Sequence[ProbeRow]]]) -> None
     if len(found) > 1:
         first, second, *_ = found.values()
         raise UserError(
-            f"{second}: its probes are of other texts than those in {first}; remove whichever file is of the older texts, and "
+            f"{second}: its probes read other texts than those in {first}; remove whichever file has the older texts, and "
             "run the study again"
         )

@@ -178,7 +178,7 @@ def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt]) -> li
             if suffixes.setdefault((row.benchmark, row.prompt_id), row.suffix) != row.suffix:
                 raise UserError(
                     f"{path}: has another suffix for prompt {row.prompt_id} of {row.benchmark} than a file beside it, of "
-                    "another number of shards; remove whichever is of earlier settings"
+                    "another number of shards; remove whichever comes from earlier settings"
                 )
     found = [
         msgspec.structs.replace(prompt, benchmark=source, text=prompt.text.strip() + suffixes[prompt.benchmark, prompt.id])

@@ -88,7 +88,7 @@ def capability_rows(
     rows = list(_rows(results, name, key, loaded, asked.cut))
     if cut := sum(row.cut for row in rows):
         log.warning(
-            "capability task %s: %d of %d questions lost their beginning, for they do not fit the model's context of %d tokens",
+            "capability task %s: %d of %d questions lost their beginning, as they exceed the model's context of %d tokens",
             *(name, cut, len(rows), loaded.context_length),
         )
     write_rows(path, rows)

@@ -48,7 +48,7 @@ def _check_model(name: str) -> None:
     except Exception as error:  # offline, the client raises its transport's own errors
         raise UserError(
             f"judge.model {name}: no such folder, not in the hub's cache, and the hub does not provide it "
-            f"({type(error).__name__}: {one_line(str(error), 160)}); name its folder, or fetch it with `hf download` before"
+            f"({type(error).__name__}: {one_line(str(error), 160)}); name its folder, or fetch it with `hf download` first"
         ) from None
 
 

@@ -49,7 +49,7 @@ class InProcess(ModelJudge):
         if held:
             raise UserError(
                 f"{self.settings.model_name}: replied {held[-1][1].reply!r}, or something similar, to all {len(held)} "
-                f"questions, which is no verdict; is it a classifier for the template {self.template.name}?"
+                f"questions, which is not a verdict; is it a classifier for the template {self.template.name}?"
             )
 
 

@@ -123,9 +123,7 @@ class JudgeConfig(Settings, frozen=True):
         if self.name in NEEDED_MODEL and not self.model:
             raise ValueError(f"judge {self.name} needs a model: {NEEDED_MODEL[self.name]}")
         if self.name == "local" and (self.url or self.temperature or self.request):
-            raise ValueError(
-                "judge local answers greedily in this process; leave url, temperature and request out, or take llm"
-            )
+            raise ValueError("judge local answers greedily in this process; leave url, temperature and request out, or use llm")
         if bool(self.text) != bool(self.replies):
             raise ValueError("judge.text and judge.replies belong together; give both, or neither")
         if self.text and (self.template or "{generation}" not in self.text):

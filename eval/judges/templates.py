@@ -226,7 +226,7 @@ def find_template(settings: JudgeConfig, kind: str) -> Template:
         raise UsageError(f"judge template {name!r} is not one for {kind} answers; choose from {', '.join(fitting)}")
     template = TEMPLATES[name]
     if judge == "harmbench" and template.max_tokens:
-        raise UsageError(f"judge harmbench replies with one word, which template {name} does not ask for; take llm or local")
+        raise UsageError(f"judge harmbench replies with one word, which template {name} does not ask for; use llm or local")
     if settings.max_tokens < template.max_tokens:
         raise UsageError(
             f"judge.max_tokens is {settings.max_tokens}, and a reply to template {name} has up to {template.max_tokens} "

@@ -46,7 +46,7 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
             if column not in row:
                 raise UserError(f"{place} has no column {column!r}, only {sorted(row)}; add it")
         if not isinstance(row["text"], str) or not is_utf8(row["text"]):
-            raise UserError(f"{place}: column 'text' is no UTF-8 text; correct the row")
+            raise UserError(f"{place}: column 'text' is not UTF-8 text; correct the row")
         if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
             raise UserError(f"{place}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)")
     # Scores between safe and the threshold are neither.
@@ -62,7 +62,7 @@ def check_texts(root: Path | None, config: Probes) -> None:
     if both := set(train.texts) & set(test.texts):
         raise UserError(
             f"{root}/probes: {len(both)} texts are in train and in test, such as {min(both)[:60]!r}; remove them from "
-            "one of the two, for a probe is tested on texts that it has not seen"
+            "one of the two, since a probe is tested on texts that it has not seen"
         )
 
 

@@ -59,7 +59,7 @@ def fetch_data(args: argparse.Namespace) -> int:
             raise UsageError("--list shows everything; give it without names and --study")
         return _show(root, args.json)
     if args.rows and args.part:
-        raise UsageError(f"--rows {args.rows}: give no --part: the first rows are in one file")
+        raise UsageError(f"--rows {args.rows}: leave out --part: the first rows are in one file")
     wanted = [item for name in args.names for item in named_downloads(name, root)]
     if args.study:
         study = load_study(args.study)

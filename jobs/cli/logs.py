@@ -65,7 +65,7 @@ def show_logs(args: argparse.Namespace) -> int:
     shown = [(name, [file for file in files if rank in (None, file.rank)]) for name, files in logs]
     if not any(files for _, files in shown):
         ranks = sorted({file.rank for _, files in logs for file in files})
-        print(f"(no log of rank {rank}; there are ranks {ranks})" if ranks else "(no log yet: nothing of this has started)")
+        print(f"(no log of rank {rank}; there are ranks {ranks})" if ranks else "(no log yet: none of this has started)")
     ends = {}
     for path in (file.path for _, files in shown for file in files):
         with open(path, "rb") as opened:

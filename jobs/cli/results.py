@@ -22,11 +22,11 @@ def report(args: argparse.Namespace) -> int:
     runs = [Run.open(folder) for folder in args.run]
     if args.serve:
         if len(runs) > 1:
-            raise UsageError(f"--serve shows one run, and {len(runs)} are named; leave the others out")
+            raise UsageError(f"--serve shows one run, and {len(runs)} were given; leave the others out")
         return _serve(runs[0], args.port)
     for run in runs if len(runs) > 1 else ():
         if run.study.sweep is not None:
-            raise UsageError(f"{run.root}: a sweep has a report for each point and is compared with nothing; leave it out")
+            raise UsageError(f"{run.root}: a sweep has a report for each point and cannot be compared; leave it out")
     pages: dict[str, Path] = {}
     for run in runs:
         name, out = str(run.study.name), _out(run, [page.parent for page in pages.values()])
@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> int:
     if not folder.exists() and len(folder.parts) == 1:  # a branch of the newest run
         folder = Run.open(newest_run()).branch(str(folder))
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; name that of a step or of a training, or a branch of the newest run")
+        raise UsageError(f"{folder}: no such folder; name the folder of a step or of a training, or a branch of the newest run")
     if (folder / "checkpoints").is_dir():
         folder /= "checkpoints"
     checkpoint = folder if (folder / INFO_FILE).exists() else require_checkpoint(folder)

@@ -54,7 +54,7 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> 
     """What is to run again; says what runs on the old results. Raises UserError where the state of the run is not known."""
     status = run_status(run, plan)
     if status.problem:  # what waits or runs would look as if it had failed
-        raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; give it again later")
+        raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; try again later")
     again = to_run_again(plan, status.elements, chosen)
     for job, label in overtaken(plan, status.elements, again):
         console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
@@ -125,12 +125,12 @@ def cancel(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
     chosen = set(select(plan_study(run.study), Selection.from_args(args)))
     if not run.slurm.exists():
-        raise UserError(f"{run.root}: nothing of it was submitted to Slurm; end a run on this machine with Ctrl-C")
+        raise UserError(f"{run.root}: none of it was submitted to Slurm; end a run on this machine with Ctrl-C")
     on_cluster(kept_cluster(run.profile))
     with Run.locked(run.root):  # else a `submit` that is at work would go on with what needs the cancelled
         live = _live(run, chosen)
     if not live:
-        print(f"{run.root}: nothing of this is in Slurm's queue")
+        print(f"{run.root}: none of this is in Slurm's queue")
         return 0
     if not args.yes:
         question = f"Cancel {_told(live)} of {run.root}?"

@@ -189,7 +189,7 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
         return shards
     scratch = Path(os.path.expandvars(named))
     if not scratch.is_dir():
-        raise UserError(f"node_scratch: {scratch} is no folder on {os.uname().nodename}; name one, or leave the key out")
+        raise UserError(f"node_scratch: {scratch} is not a folder on {os.uname().nodename}; name one, or leave the key out")
     folders = [shards / name for name in sources if (shards / name).is_dir()]
     files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
     copies = scratch / f"curricula-{os.geteuid()}" / hashlib.sha256(os.fsencode(shards.resolve())).hexdigest()[:16]

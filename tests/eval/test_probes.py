@@ -120,8 +120,8 @@ def test_a_text_that_trains_and_tests_a_probe_is_refused(tmp_path):
     [
         ('{"text": "a", "score": "high"}', "line 1: column 'score' is 'high'; a score is 0"),
         ('{"text": "a", "score": 7}', "line 1: column 'score' is 7"),
-        ('{"text": ["a"], "score": 0}', "line 1: column 'text' is no UTF-8 text"),
-        ('{"text": "\\udc80", "score": 0}', "line 1: column 'text' is no UTF-8 text"),
+        ('{"text": ["a"], "score": 0}', "line 1: column 'text' is not UTF-8 text"),
+        ('{"text": "\\udc80", "score": 0}', "line 1: column 'text' is not UTF-8 text"),
     ],
 )
 def test_a_text_or_score_of_the_wrong_type_is_refused(tmp_path, row, words):

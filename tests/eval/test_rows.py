@@ -27,8 +27,8 @@ def test_rows_are_read_back_as_they_were_written_losses_that_are_no_numbers_too(
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (b'" x"', b'"\\ud800"', "line 2 holds text that is no UTF-8"),
-        (b'" x"', b'"\xed\xa0\x80"', "line 2 holds text that is no UTF-8"),
+        (b'" x"', b'"\\ud800"', "line 2 holds text that is not UTF-8"),
+        (b'" x"', b'"\xed\xa0\x80"', "line 2 holds text that is not UTF-8"),
         (b'" x"', b'"\xff"', "line 2 is not JSON"),
         (b'"seed": 1', b'"seed": "1"', r"line 2 is not a SuffixRow \(Expected `int`"),
         (b'"seed"', b'"sead"', "line 2 is not a SuffixRow"),

@@ -127,8 +127,12 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
     [
         ("stages.mt.from", "mt-instruct", r"stages.mt-instruct: the stages go in a circle \(mt from mt-instruct from mt\)"),
         ("stages.instruct.from", "instruct", r"stages.instruct: the stages go in a circle \(instruct from instruct\)"),
-        ("stages.harmful.from", "instrct", r"stages.harmful.from is 'instrct', which is no stage; choose one of base, instr"),
-        ("stages.harmful.arms", ["full-20"], r"stages.harmful.arms names 'full-20', which is no arm; choose from full-50"),
+        (
+            "stages.harmful.from",
+            "instrct",
+            r"stages.harmful.from is 'instrct', which is not a stage; choose one of base, instr",
+        ),
+        ("stages.harmful.arms", ["full-20"], r"stages.harmful.arms names 'full-20', which is not an arm; choose from full-50"),
         ("stages.instruct.arms", ["safe-100"], r"stages.harmful.arms names 'full-50', which has no stage instruct"),
         ("stages.harmful.at", 0.5, r"stages.harmful.at is 0.5, but it is from instruct; only `from: base` has points"),
         ("stages.mt.at", 0.01, r"stages.mt.at is 0.01, which is step 0 of 24"),

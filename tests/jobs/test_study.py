@@ -65,7 +65,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"tokenizer__train": 4096},
             r"tokenizer.train makes 4096 entries, where the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
         ),
-        ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is True, which counts only with"),
+        ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is True, which has an effect only with"),
         ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
         (
             {"resources__engine": {"backend": "gpu"}},
@@ -150,17 +150,17 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tuning__benign__mix": {"gms8k": 1}}, r"tuning.benign: the mix names unknown tuning set 'gms8k'"),
         ({"tuning__benign__lr": -1}, r"tuning.benign.lr: expected `float` > 0.0; it is -1"),
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
-        ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation: benchmarks names 'harmbnch', which is no benchmark; choose"),
+        ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation: benchmarks names 'harmbnch', which is not a benchmark"),
         (
             {
                 "evaluation__attacks": {"ablation": {"harmless": "alpacca"}},
                 "stages": {"more": {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": ["ablation-topk"]}},
             },
-            r"attacks names 'alpacca', which is no benchmark; choose from",
+            r"attacks names 'alpacca', which is not a benchmark; choose from",
         ),
         (
             {"evaluation__accept_changed": ["tcd"]},
-            r"evaluation: accept_changed names 'tcd', which is no benchmark; choose from",
+            r"evaluation: accept_changed names 'tcd', which is not a benchmark; choose from",
         ),
         ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
         ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] repeats 'score_4'"),
@@ -328,7 +328,7 @@ def test_what_the_hub_may_change_is_warned_of(monkeypatch, tmp_path):
     monkeypatch.setenv("CURRICULA_DATA", str(tmp_path))
     assert not warnings()
     raw["tokenizer"] = {"train": 2048, "revision": "0123abc"}
-    with pytest.raises(UserError, match="revision is '0123abc', which counts only with `hub`"):
+    with pytest.raises(UserError, match="revision is '0123abc', which has an effect only with `hub`"):
         warnings()
 
 

@@ -85,8 +85,8 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
     [
         ({}, "give one of dataset, path and hub"),
         ({"path": "x", "hub": "org/name"}, "path and hub exclude each other; keep one of them"),
-        ({"path": "x", "split": "test"}, "split is 'test', which counts only with `hub`"),
-        ({"hub": "../etc"}, "hub '../etc' is no name on the hub"),
+        ({"path": "x", "split": "test"}, "split is 'test', which has an effect only with `hub`"),
+        ({"hub": "../etc"}, "hub '../etc' is not a name on the hub"),
         ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
         ({"dataset": "gsm8k", "text": "question"}, "text is 'question', but a known dataset has its own"),
         ({"path": "x", "parts": ("a",)}, "part 'a' is not in x; it has no parts"),

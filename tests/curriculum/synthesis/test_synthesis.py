@@ -109,7 +109,7 @@ def test_a_wrong_key_stops_at_once_and_is_shown_nowhere(tmp_path, fake, capsys):
     assert main(["data", "synthesize", *args]) == 1
     said = capsys.readouterr()
     assert said.err.splitlines()[-1] == (
-        f"curricula: {fake.root} refuses the key (status 401); set OPENAI_API_KEY to one that it takes"
+        f"curricula: {fake.root} refuses the key (status 401); set OPENAI_API_KEY to one that it accepts"
     )
     assert "Traceback" not in said.err and f"Bearer {KEY}" in fake.keys and sum(fake.requests.values()) < 60
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -481,7 +481,7 @@ def test_damaged_settings_are_named(tmp_path, fake):
     source = write_documents(tmp_path / "web.jsonl", numbered(3))
     synthesize("score", source, tmp_path / "out", fake.url)
     (tmp_path / "out/log/score/settings.json").write_text("[]\n")
-    with pytest.raises(UserError, match="settings.json: holds a list, where the settings .* delete the file and give"):
+    with pytest.raises(UserError, match="settings.json: holds a list, where the settings .* delete the file and repeat"):
         synthesize("score", source, tmp_path / "out", fake.url)
 
 

@@ -28,10 +28,10 @@ def asked(run, decoder: str, **changes: str):
 
 @pytest.mark.parametrize("changes", [{"behavior": "another"}, {"context": "another"}, {"prompt": "another"}])
 def test_arms_that_were_asked_different_requests_under_one_name_are_refused(tmp_path, changes):
-    with pytest.raises(UserError, match=r"safe-100.*prompt 3 of ours is another request than in .*data-0") as refused:
+    with pytest.raises(UserError, match=r"safe-100.*prompt 3 of ours is a different request from that in .*data-0") as refused:
         asked(tmp_path, "topk", **changes)
     first, second = (tmp_path / "eval" / arm.key / "instruct/attacks-topk" for arm in TWO)  # the folders of the answers
-    assert f"remove ours*.jsonl in {second} or in {first}, whichever is of the older table" in str(refused.value)
+    assert f"remove ours*.jsonl in {second} or in {first}, whichever has the older prompts" in str(refused.value)
 
 
 def test_stages_that_were_asked_different_requests_under_one_name_are_refused(tmp_path):
@@ -39,7 +39,7 @@ def test_stages_that_were_asked_different_requests_under_one_name_are_refused(tm
         rows = attack_rows(ARMS[0], stage, "topk", 0.5, 1, {"ours": 5})
         rows[3] = msgspec.structs.replace(rows[3], behavior=behavior)
         append_judged(tmp_path / f"eval/{ARMS[0].key}/{stage}/attacks-topk.jsonl", rows)
-    with pytest.raises(UserError, match=r"benign/.*prompt 3 of ours is another request than in .*instruct/"):
+    with pytest.raises(UserError, match=r"benign/.*prompt 3 of ours is a different request from that in .*instruct/"):
         read_study_rows(tmp_path, [ARMS[0]])
 
 
@@ -55,7 +55,7 @@ def test_arms_whose_probes_name_other_texts_are_refused(tmp_path):
         return read_study_rows(tmp_path, TWO)
 
     assert [len(read(*texts).probes) for texts in (("a", "a"), ("", "a"))] == [2, 2]  # "": of an earlier version
-    with pytest.raises(UserError, match=r"safe-100.*: its probes are of other texts than those in .*data-0.*; remove"):
+    with pytest.raises(UserError, match=r"safe-100.*: its probes read other texts than those in .*data-0.*; remove"):
         read("a", "b")
 
 

@@ -368,7 +368,7 @@ OPENAI = JudgeConfig(name="llm", model="m", url="https://api.openai.com/v1")
             JudgeConfig(name="local", model="/nowhere/judge"),
             "judge.model /nowhere/judge: no such folder, not in the hub's cache",
         ),
-        (JudgeConfig(name="harmbench", model="org/other"), "judge.model org/other: .*fetch it with `hf download` before"),
+        (JudgeConfig(name="harmbench", model="org/other"), "judge.model org/other: .*fetch it with `hf download` first"),
         (OPENAI, "api.openai.com needs a key, and OPENAI_API_KEY holds none"),
         (JudgeConfig(name="llm", model="m"), "name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL"),
         (JudgeConfig(name="python", model="nothing"), "no installed package offers this in the entry point group"),

@@ -60,7 +60,7 @@ def test_a_clip_that_cuts_nothing_changes_nothing(folder, tmp_path):
 
 def test_a_model_that_is_not_a_classifier_ends_the_work_before_anything_is_written(folder, tmp_path):
     judge = load_judge(JudgeConfig(name="harmbench", model=str(folder)), "attack", None)
-    with pytest.raises(UserError, match="which is no verdict; is it a classifier for the template harmbench-llama2?"):
+    with pytest.raises(UserError, match="which is not a verdict; is it a classifier for the template harmbench-llama2?"):
         judge.rule([question_of(answer_row(1))], lambda _: pytest.fail("settled"), tmp_path / "x", False)
 
 

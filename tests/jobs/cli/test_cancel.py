@@ -116,7 +116,7 @@ def test_an_error_of_scancel_is_passed_on(demo, slurm, capsys):
 def test_an_empty_queue_is_no_error_and_a_local_run_explains_how_to_end_it(demo, slurm, tmp_path, capsys):
     slurm.queue()
     assert main(["cancel", str(demo[0].root), "--yes"]) == 0
-    assert "nothing of this is in Slurm's queue" in capsys.readouterr().out
+    assert "none of this is in Slurm's queue" in capsys.readouterr().out
     assert main(["cancel", str(new_run(tmp_path / "local")[0].root), "--yes"]) == 1
     assert "with Ctrl-C" in capsys.readouterr().err
 

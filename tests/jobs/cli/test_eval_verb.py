@@ -246,11 +246,11 @@ def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loa
     [
         (["--decoder", "greedy", "--overrefusal", "alpaca"], "is measured under topk and safebeam, and --decoder is greedy"),
         (["--decoder", "beam"], "--decoder beam: not known; choose from topk, safebeam, greedy"),
-        (["--benchmark", "advbensh"], "--benchmark names 'advbensh', which is no benchmark; choose from"),
+        (["--benchmark", "advbensh"], "--benchmark names 'advbensh', which is not a benchmark; choose from"),
         (["--benchmark", "alpaca"], "--benchmark names 'alpaca', which is of kind overrefusal, not attack; choose from"),
         (["--benchmark", "tdc", "--kind", "base"], "which is of kind attack, not completion; choose from jb_completions"),
         (["--overrefusal", "advbench"], "--overrefusal names 'advbench', which is of kind attack, not overrefusal"),
-        (["--overrefusal", "alpacca"], "--overrefusal names 'alpacca', which is no benchmark; choose from"),
+        (["--overrefusal", "alpacca"], "--overrefusal names 'alpacca', which is not a benchmark; choose from"),
         (["--kind", "base"], "base models take one benchmark of beginnings"),
         (["--judge", "llm", "--judge-model", "m"], "judge.url: name the judge's server"),
         (["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"], "judge.url is 'node7:8000'; give one such as"),

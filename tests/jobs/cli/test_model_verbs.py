@@ -46,6 +46,6 @@ def test_a_model_is_exported_by_its_name_or_folder_and_what_was_exported_is_impo
     assert main(["export", imported, "out/again"]) == 2
     assert "lies in no run folder with a tokenizer; name one with --tokenizer" in capsys.readouterr().err
     assert main(["export", f"{branch}-x", "out/again"]) == 2
-    assert "full-20-x: no such folder; name that of a step" in capsys.readouterr().err
+    assert "full-20-x: no such folder; name the folder of a step" in capsys.readouterr().err
     assert main(["export", imported, "out/again", "--tokenizer", str(tokenizer)]) == 0
     assert (tmp_path / "out/again/model.safetensors").read_bytes() == weights[0]

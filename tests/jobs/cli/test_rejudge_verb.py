@@ -229,7 +229,7 @@ def test_the_price_is_shown_first_and_must_be_confirmed(folder, server, capsys, 
 def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
     server.every, server.every_from = "key", 8
     assert rejudge(folder, server) == 1
-    assert "refuses the key (status 401); set OPENAI_API_KEY to one that it takes" in capsys.readouterr().err
+    assert "refuses the key (status 401); set OPENAI_API_KEY to one that it accepts" in capsys.readouterr().err
     server.every = None
     assert rejudge(folder, server) == 0
     # The two tasks ask different questions about the same numbers.

@@ -88,7 +88,9 @@ def test_gpus_among_which_a_batch_does_not_divide_are_refused():
     check_batches(shared, of_jobs(shared, "instruct-0"))
     split = msgspec.structs.replace(PAPER, resources=msgspec.structs.replace(PAPER.resources, tensor_parallel=32))
     plan = plan_study(split, Profile())
-    with pytest.raises(UsageError, match=r"instruct-0: \d+ processes are no multiple of tensor_parallel 32; change the nodes"):
+    with pytest.raises(
+        UsageError, match=r"instruct-0: \d+ processes are not a multiple of tensor_parallel 32; change the nodes"
+    ):
         check_batches(plan, of_jobs(plan, "instruct-0"))
 
 

@@ -114,5 +114,5 @@ def test_a_missing_folder_and_one_made_by_another_user_are_refused(shards, disk,
     with pytest.raises(UserError, match="others than its owner may write there"):
         near(shards, ["web"])
     monkeypatch.setenv(SCRATCH, "/no/such/disk")
-    with pytest.raises(UserError, match="node_scratch: /no/such/disk is no folder on"):
+    with pytest.raises(UserError, match="node_scratch: /no/such/disk is not a folder on"):
         near(shards, ["web"])
