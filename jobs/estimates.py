@@ -18,6 +18,7 @@ from curricula.curriculum.plan import Arm
 from curricula.curriculum.sources.declared import declared_in
 from curricula.curriculum.sources.registry import dataset, local_root
 from curricula.curriculum.sources.tables import table_exists
+from curricula.curriculum.stages import samples_of
 from curricula.curriculum.stream.blend import Blend
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
@@ -120,7 +121,11 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             for s in segments
         ],
         "stages": [_stage(name, study) for name in study.tree.stages],
-        "trained_tokens": {"with_trunk_sharing": sum(tokens.values()), "without": unshared},
+        "trained_tokens": {
+            "with_trunk_sharing": sum(tokens.values()),
+            "without": unshared,
+            "midtraining": _midtraining_tokens(study.variants.values()),
+        },
         "jobs": [
             {
                 "name": job.name,
@@ -144,6 +149,18 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     }
 
 
+def _midtraining_tokens(variants: Iterable[Study]) -> int:
+    """Of all midtraining stages, each counted once where models share it."""
+    found = {
+        (one.whole.owners[arm.key, name], name): samples_of(stage) * one.budget.sequence_length
+        for one in variants
+        for name, stage in one.tree.stages.items()
+        for arm in one.trainings
+        if isinstance(stage, Midtrain) and arm.name in one.tree.arms[name]
+    }
+    return sum(found.values())
+
+
 def _arm_days(study: Study) -> float:
     """How long an arm's pretraining takes on its GPUs, the trunk included."""
     return gpu_hours_of(study, study.budget.tokens) / study.resources.pretraining.gpus / 24
@@ -159,7 +176,7 @@ def describe_point(plan: Plan, point: Study, shards: Path | None = None) -> dict
         **plain,
         "arms": [one for one in plain["arms"] if one["name"] in arms],
         "segments": [one for one in plain["segments"] if one["branch"] in branches],
-        "trained_tokens": {"with_trunk_sharing": tokens},
+        "trained_tokens": {"with_trunk_sharing": tokens, "midtraining": _midtraining_tokens([point])},
     }
 
 

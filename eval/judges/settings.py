@@ -33,6 +33,8 @@ ON_OVERREFUSAL = {
     "refusal-phrases": "Over-refusal is counted by refusal phrases, a baseline whose errors have not been measured there.",
 }
 """The same where it judges benign requests alone."""
+COARSE = "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."
+"""What must be said beside categories of answers to benign requests from such a judge."""
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"
 NEEDED_MODEL = {
     "llm": "the name that the server knows it by",

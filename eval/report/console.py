@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from curricula.eval.judges.settings import caveats, vague
+from curricula.eval.judges.settings import COARSE, caveats, vague
 from curricula.terminal import fixed, say
 
 
@@ -83,6 +83,8 @@ def _overrefusals(metrics: Sequence[Any]) -> Table:
         *("decoder", "requests", "n", "over-\nrefusal", "95%\ninterval", *names, "un-\nparsed"),
         left=2,
     )
+    if not all(entry.tells_helpful for entry in metrics):
+        table.caption = Text(COARSE, justify="left")
     for entry in metrics:
         shares = [percent(share) for share in entry.shares.values()] or ["–"] * len(names)
         rate = [percent(entry.rate), interval(entry.low, entry.high)]

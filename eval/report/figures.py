@@ -27,6 +27,7 @@ from matplotlib.ticker import PercentFormatter
 from curricula import durable
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, without_average
+from curricula.eval.judges.settings import COARSE
 from curricula.eval.report.drawing.bars import draw_overrefusal
 from curricula.eval.report.drawing.curves import curves_of, draw_attacks, draw_probes, finish_panels, side_by_side
 from curricula.eval.report.drawing.panels import INK, PALETTE, Panel, Series, draw_panels
@@ -196,9 +197,7 @@ class OverrefusalFigure(Figure):
             sentences += over_seeds(points, "over seeds and prompts", entries, "intervals over prompts alone")
         sentences += left_out(shown.arms, without_average(entries), "verdicts on a set of requests", "here")
         if not all(entry.tells_helpful for entry in entries):
-            sentences.append(
-                "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."
-            )
+            sentences.append(COARSE)
         return " ".join(sentences + ([prompts_and_judge(entries)] if entries else []))
 
 

@@ -38,7 +38,7 @@ from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetri
 from curricula.eval.analysis.runs import Runs, runs_of, study_metrics
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
-from curricula.eval.judges.settings import caveats, vague
+from curricula.eval.judges.settings import COARSE, caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report import over_seeds, wording
 from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
@@ -189,6 +189,7 @@ def _words(
         "strength_tables": list(over_seeds.strength_tables(tables["worst-case"], shown.met, arms)),
         "overrefusal_tables": list(overrefusal_tables(metrics, rows.arms)),
         "categories": wording.CATEGORIES,
+        "coarse": "" if all(one.tells_helpful for one in metrics.overrefusals) else COARSE,
         "probes": metrics.probes,
         "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)],
         "representation_tables": list(over_seeds.representation_tables(tables["representations"], arms)),

@@ -98,7 +98,12 @@ def basis(
         detail = f"{budget['steps']:,} steps of {budget['global_batch']:,} × {budget['sequence_length']:,} tokens"
         found.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
     if "trained_tokens" in plan:
-        found.append(("Tokens trained in total", f"{plan['trained_tokens']['with_trunk_sharing']:,}, with a shared trunk"))
+        trained_tokens, later = plan["trained_tokens"], ""
+        if trained_tokens.get("midtraining"):
+            later = f"; and {trained_tokens['midtraining']:,} of midtraining"
+        found.append(
+            ("Pretraining of all arms", f"{trained_tokens['with_trunk_sharing']:,} tokens, with a shared trunk{later}")
+        )
     prompts: dict[tuple[object, ...], int] = {}
     for entry in entries:  # of single benchmarks and of all together
         if entry.rows:

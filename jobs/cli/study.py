@@ -290,8 +290,9 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         )
     sharing = value["trained_tokens"]
     console.print(
-        f"Trained tokens: {count(sharing['with_trunk_sharing'])} with the shared trunk, "
+        f"Tokens of pretraining: {count(sharing['with_trunk_sharing'])} with the shared trunk, "
         f"{count(sharing['without'])} without ({sharing['with_trunk_sharing'] / sharing['without'] - 1:+.0%})."
+        + (f" Of midtraining: {count(sharing['midtraining'])}." if sharing["midtraining"] else "")
     )
     if is_small:
         console.print(

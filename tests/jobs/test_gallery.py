@@ -32,6 +32,8 @@ def test_what_a_study_of_the_gallery_costs(name, arms, tokens, trained, hours):
     found = [len(value["arms"]), round(value["budget"]["tokens"] / 1e9, 1)]
     found += [round(value["trained_tokens"]["with_trunk_sharing"] / 1e9, 1), round(value["gpu_hours"]["pretraining"])]
     assert found == [arms, tokens, trained, hours]
+    midtrained = {"spp": 50.0, "finetuners-fallacy": 15.0, "deep-ignorance": 1.3}
+    assert round(value["trained_tokens"]["midtraining"] / 1e9, 1) == midtrained.get(name, 0)
 
 
 @pytest.mark.slow  # a minute or two each on two cores

@@ -8,18 +8,20 @@ Reads the `summary.json` of each report, so the numbers are those of the single 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from curricula import durable
+from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import MARKS, template
+from curricula.eval.report.points import COMPLIED
 from curricula.eval.report.tables import write_tables
 from curricula.eval.report.web.data import CHART_SCRIPTS, embedded, embedded_json, head, plain_data
-from curricula.eval.report.wording import DECODERS, START_AXIS
+from curricula.eval.report.wording import CATEGORIES, DECODERS, START_AXIS
 
 Summary = Mapping[str, Any]
 
@@ -35,6 +37,7 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
         data=embedded_json(plain_data(panels)),
         picture=embedded(save_figure("comparison", partial(draw_panels, panels), out / "figures")) if panels else "",
         rows=rows,
+        words=dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
         claims=_claims(summaries),
         marks=MARKS,
     )
@@ -49,8 +52,8 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     for name, summary in summaries.items():
         arms = {arm["name"]: arm for arm in summary["arms"]}
         curves: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-        for point in summary["points"]:
-            if not point["judge"] and not point["benchmark"] and point["measure"] in ("attack success", "probe AUC"):
+        for point in _points(summary):
+            if point["measure"] in ("attack success", "probe AUC"):
                 place = (point["measure"], point["stage"], point["place"])
                 curves[place][arms[point["arm"]]["interventions"]].append(point)
         for place, by_set in curves.items():
@@ -87,12 +90,27 @@ def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
     """A row for each measure, stage, decoder and arm; for each study its value and interval."""
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, summary in summaries.items():
-        for point in summary["points"]:
-            if not point["judge"] and not point["benchmark"]:
-                key = {field: point[field] for field in ("measure", "stage", "place", "arm")}
-                row = rows.setdefault(tuple(key.values()), key)
-                row |= {name: point["value"], f"{name}: low": point["low"], f"{name}: high": point["high"]}
+        for point in _points(summary):
+            key = {field: point[field] for field in ("measure", "stage", "place", "arm")}
+            row = rows.setdefault(tuple(key.values()), key)
+            row |= {name: point["value"], f"{name}: low": point["low"], f"{name}: high": point["high"]}
     return [rows[key] for key in sorted(rows)]
+
+
+def _points(summary: Summary) -> Iterator[Mapping[str, Any]]:
+    """What the study's own judge says of all benchmarks together, and the probes. Answers to benign requests are told apart by
+    category only where the judge can tell helpful from unhelpful ones."""
+    coarse = {(one["stage"], one["decoder"]) for one in summary["overrefusal"] if not one["tells_helpful"]}
+    for point in summary["points"]:
+        is_vague = point["measure"] in ANSWER_CATEGORIES and (point["stage"], point["place"]) in coarse
+        if not point["judge"] and not point["benchmark"] and not is_vague:
+            yield point
+    if len({one["seed"] for one in summary["overrefusal"]}) == 1:  # else the points have the share over seeds
+        last = {(one["stage"], one["decoder"], one["arm"]): one for one in summary["overrefusal"]}  # over all sets of requests
+        for (stage, decoder, arm), one in last.items():
+            if one["rate"] is not None:
+                told = {"value": 1 - one["rate"], "low": 1 - one["high"], "high": 1 - one["low"]}
+                yield {"measure": COMPLIED, "stage": stage, "place": decoder, "arm": arm, **told}
 
 
 def _claims(summaries: Mapping[str, Summary]) -> list[tuple[str, list[tuple[str, float | None]]]]:

@@ -28,6 +28,7 @@ from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
 from curricula.eval.judges.rules import RefusalPhrases
+from curricula.eval.judges.settings import COARSE
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.page import template, write_report
@@ -314,7 +315,7 @@ def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
         points += [{**points[0], "benchmark": "tdc", "value": 0.8}, {**points[0], "measure": "4_full_refusal", "value": 0.7}]
         arms = [{"name": name, "start": start, "interventions": kind} for name, (start, kind) in starts.items()]
         claims = [dict(zip(("sentence", "outcome", "difference"), test)) for test in trends]
-        return {"arms": arms[::-1], "points": points, "trends": claims}
+        return {"arms": arms[::-1], "points": points, "trends": claims, "overrefusal": []}
 
     first = summary([0.1, 0.2, 0.3, 0.4], ("<A>", "reproduced", -0.25), ("B", "not measured", None))
     second = summary([0.5, 0.6, 0.65, 0.75], ("B", "inconclusive", 0.125))
@@ -331,6 +332,26 @@ def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
         "two: data": ([0.0, 0.6, 1.0], [0.5, 0.6, 0.75]), "two: full": ([0.0, 1.0], [0.65, 0.75]),
     }  # fmt: skip
     assert len({one.colour for one in panel.series}) == 4
+
+
+def test_answers_to_benign_requests_are_compared_as_finely_as_their_judge_can_tell(tmp_path):
+    summaries = {}
+    for name, tells in (("fine", True), ("coarse", False)):
+        run = write_answers(tmp_path / name)
+        for arm in TWO:
+            rows = [
+                msgspec.structs.replace(row, tells_helpful=tells)
+                for row in overrefusal_rows(arm, "topk", (0.0, 0.75, 0.0, 0.25), 20)
+            ]
+            append_judged(run / "eval" / arm.key / "instruct/overrefusal-topk.jsonl", rows)
+        page = write_report(run, TWO, {}, run / "report").read_text()
+        assert tells != (f'<p class="note">{COARSE}</p>' in page)
+        summaries[name] = json.loads((run / "report/summary.json").read_text())
+    rows = [row for row in table(write_comparison(summaries, tmp_path).read_text(), "t-rates") if row["Arm"] == "safe-100"]
+    found = {row["Measure"]: (row["fine"], row["coarse"]) for row in rows}
+    (rate, *same) = {row["rate"] for one in summaries.values() for row in one["overrefusal"] if row["arm"] == "safe-100"}
+    assert not same and found["not over-refused"][0].startswith(percent(1 - rate)) and " to " in found["not over-refused"][1]
+    assert found["compliant, helpful"] == ("0.0%", "–") and found["full refusal"] == (percent(rate), "–")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ STUDY = {
         "study": "demo",
         "model": {"name": "tiny, hidden 96", "parameters": 1_000_000},
         "budget": {"tokens": 2_000_000, "steps": 100, "global_batch": 32, "sequence_length": 625},
-        "trained_tokens": {"with_trunk_sharing": 10_000_000, "without": 14_000_000},
+        "trained_tokens": {"with_trunk_sharing": 10_000_000, "without": 14_000_000, "midtraining": 3_000},
     },
     "provenance": {"git": {"sha": "abc", "changed_files": []}, "python": "3.11"},
     "tasks": {kind: list(getattr(EvalConfig().tasks, kind)) for kind in MODEL_KINDS},
@@ -73,7 +73,10 @@ def test_a_spread_over_sampling_seeds_is_not_taken_for_one_over_training_seeds(b
 def test_what_the_verdict_rests_on_is_said_once(built):
     text = Page(built[1]).text
     assert text.count("1,000,000 parameters") == 1 and "Models tiny, hidden 96, 1,000,000 parameters each" in text
-    assert "2,000,000 tokens, 100 steps of 32 × 625 tokens" in text and "10,000,000, with a shared trunk" in text
+    assert (
+        "2,000,000 tokens, 100 steps of 32 × 625 tokens" in text
+        and "10,000,000 tokens, with a shared trunk; and 3,000 of midtraining" in text
+    )
 
 
 def test_the_page_is_well_formed_and_self_contained(built):
