@@ -77,7 +77,7 @@ FILES_INTRO = """[The run folder](../architecture.md#the-run-folder) lists every
   contents.
 - `checkpoints/step_N/`: Megatron-core's `torch_dist` format, and `checkpoint.json`.
 - `report/tables/*.csv`, `report/summary.json`: the numbers of every figure and table of the page. What a study
-  does not measure has a table without rows or columns: a file of one empty line, which pandas refuses (`EmptyDataError`).
+  does not measure has no table, and an empty list in `summary.json`.
 """
 
 

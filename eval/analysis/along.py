@@ -38,6 +38,8 @@ class Course:
     logs: tuple[tuple[str, int | None], ...]
     """Files of metrics, each with the last step that it tells for this training (None: all)."""
     step_tokens: int
+    steps: int | None = None
+    """Where the finished model stands, if the study alone says it; else at the last step of the metrics."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def curve_points(run: Path, courses: Sequence[Course]) -> list[CurvePoint]:
 
 def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
     logs = [row for name, last in course.logs for row in durable.read_jsonl(run / name) if last is None or row["step"] <= last]
-    last_step = max((row["step"] for row in logs), default=0)
+    last_step = course.steps or max((row["step"] for row in logs), default=0)
+    end = course.end if last_step else None  # without metrics nobody may know where it stands
 
     def at(step: int, measure: str, series: str, *more: float | str | None) -> CurvePoint:
         place = (course.stage, course.arm, course.seed, step, step * course.step_tokens)
@@ -85,7 +88,7 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
             found = {place: _answers(run, place, course.stage, task) for place in course.points}
             asked = {prompt_of(row) for rows in found.values() for row in rows}
             steps = [(rows[0].step or 0, rows) for rows in found.values() if rows]
-            for step, place in ((0, course.begin), (last_step, course.end)):
+            for step, place in ((0, course.begin), (last_step, end)):
                 rows = read_judged(run / "eval" / place / f"{task}.jsonl") if place else []
                 found[place or ""] = [row for row in rows if prompt_of(row) in asked]
                 steps.append((step, found[place or ""]))
@@ -95,7 +98,7 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
                 for measured in _measured(rows, task, expected) if rows else ():
                     yield at(step, *measured)
         elif TASKS[task].kind == "probes":
-            files = [run / "eval" / place / "probes.jsonl" for place in (*course.points, course.end)]
+            files = [run / "eval" / place / "probes.jsonl" for place in (*course.points, end) if place]
             probed = [(path, read_rows(path, ProbeRow)) for path in files]
             require_same_texts(probed)
             for _, probes in probed:

@@ -33,9 +33,14 @@ def write_tables(out: Path, tables: Mapping[str, Sequence[Any]], arms: Sequence[
 
 
 def write_each(folder: Path, tables: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Write each table as `NAME.csv` and `.tex`; returns them as plain values."""
+    """Write each table that has rows as `NAME.csv` and `.tex`, and remove those of an earlier report that have none now; returns
+    all as plain values."""
     plain_tables = {name: [plain(record) for record in records] for name, records in tables.items()}
     for name, records in plain_tables.items():
+        if not records:
+            for suffix in (".csv", ".tex"):
+                (folder / f"{name}{suffix}").unlink(missing_ok=True)
+            continue
         table = [{key: value for key, value in row.items() if key != "shares"} | row.get("shares", {}) for row in records]
         columns = list(dict.fromkeys(key for row in table for key in row))
         text = io.StringIO()
@@ -67,7 +72,7 @@ def latex(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     head = " & ".join(name.translate(LATEX) for name in kept) + r" \\"
     alignment = "".join("r" if is_number else "l" for is_number in numeric)
     body = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(body if kept else ["% no rows"]) + "\n"
+    return "\n".join(body) + "\n"
 
 
 def cell(value: Any) -> Any:

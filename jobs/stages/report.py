@@ -147,20 +147,21 @@ def _courses(study: Study) -> Iterator[Course]:
             if along is None or arm.name not in study.tree.arms[stage]:
                 continue
             if stage == BASE:
-                steps = along.steps(study.budget.steps)
+                marks = along.steps(study.budget.steps)
                 places = tuple(
-                    f"{study.segment_at(arm, step).branch}/{model_name(BASE, point)}" for point, step in steps.items()
+                    f"{study.segment_at(arm, step).branch}/{model_name(BASE, point)}" for point, step in marks.items()
                 )
                 *parts, end = study.path(arm)
                 logs = {**{one.branch: one.stop for one in parts}, end.branch: None}
                 files = tuple((f"pretrain/{branch}/metrics.jsonl", last) for branch, last in logs.items())
-                batch, begin = study.budget.global_batch, None
+                batch, begin, steps = study.budget.global_batch, None, study.budget.steps
             else:
                 config = study.tree.stages[stage]
                 key = study.whole.owners[arm.key, stage]
                 places = tuple(f"{key}/{model_name(stage, point)}" for point in map(point_label, along.at))
                 files = ((f"tune/{key}/{stage}/metrics.jsonl", None),)
                 batch = config.global_batch or 0
+                steps = config.total_steps if isinstance(config, Tuning) else config.steps
                 parent = study.tree.parent(stage)
                 begin = None if config.at else f"{study.whole.owners[arm.key, parent]}/{parent}"
             yield Course(
@@ -173,6 +174,7 @@ def _courses(study: Study) -> Iterator[Course]:
                 end=f"{study.whole.owners[arm.key, stage]}/{stage}",
                 logs=files,
                 step_tokens=batch * study.budget.sequence_length,
+                steps=steps,
             )
 
 
@@ -211,9 +213,8 @@ def track_report(project: str, root: Path, folder: Path) -> None:
 
     for path in sorted(folder.glob("tables/*.csv")):
         with open(path, encoding="utf-8", newline="") as file:
-            head, *rows = list(csv.reader(file)) or [[]]
-        if rows:
-            tracked.log({f"tables/{path.stem}": wandb.Table(columns=head, data=rows)})
+            head, *rows = csv.reader(file)
+        tracked.log({f"tables/{path.stem}": wandb.Table(columns=head, data=rows)})
     for path in sorted(folder.glob("figures/*.png")):
         tracked.log({f"figures/{path.stem}": wandb.Image(str(path))})
     tracked.finish()

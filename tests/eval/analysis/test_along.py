@@ -99,6 +99,16 @@ def test_points_that_are_not_there_yet_are_left_out(tmp_path):
     assert rates(curve_points(tmp_path, [course()])) == {4: 1.0}
 
 
+@pytest.mark.parametrize(("steps", "last"), [(None, {}), (8, {8: 0.5})])
+def test_a_finished_model_whose_metrics_are_gone_stands_where_the_study_says_or_is_left_out(tmp_path, steps, last):
+    for place, step in (("full-20/harmful@50", 4), ("full-20/harmful", None)):
+        answers(tmp_path, place, ["harmful", "safe"], step)
+        (probe,) = probe_rows(ARM, "harmful", "last", 0.5, seeds=1)
+        append_rows(tmp_path / "eval" / place / "probes.jsonl", [msgspec.structs.replace(probe, step=step)])
+    points = curve_points(tmp_path, [course(tasks=("attacks-topk", "probes"), steps=steps)])
+    assert rates(points) == {4: 0.5, **last} and rates(points, "probe AUC").keys() == {4, *last}
+
+
 def test_arms_share_the_points_and_the_losses_of_the_trunk(tmp_path):
     log(tmp_path, "pretrain/trunk/metrics.jsonl", 20, validated=(5, 15))
     log(tmp_path, "pretrain/full-20/metrics.jsonl", 20, validated=(15, 20))

@@ -28,14 +28,14 @@ def test_a_stage_that_was_measured_along_the_way_has_a_figure_and_a_table(tmp_pa
     points = tuple(f"{arms[0].key}/benign@step{step}" for step in (2, 4))
     ends = {"begin": f"{arms[0].key}/instruct", "end": f"{arms[0].key}/benign"}
     log = (("tune/none/metrics.jsonl", None),)
-    course = Course(arms[0].name, 0, "benign", ("attacks-topk",), points, **ends, logs=log, step_tokens=10)
+    course = Course(arms[0].name, 0, "benign", ("attacks-topk",), points, **ends, logs=log, step_tokens=10, steps=8)
     page = Page(write_report(run, arms, {"courses": [course]}, tmp_path / "out").read_text())
     assert "along-benign" in page.ids and "Measured along the way" in page.text
     assert (tmp_path / "out/tables/along.csv").read_text().count("attack success") == 4
     assert (tmp_path / "out/figures/along-benign.svg").exists()
     assert "stages" not in page.ids  # all are the paper's
     without = Page(write_report(run, arms, {}, tmp_path / "out").read_text())
-    assert "along" not in without.ids and not (tmp_path / "out/tables/along.csv").read_text().strip()
+    assert "along" not in without.ids and not list((tmp_path / "out/tables").glob("along.*"))
     assert not (tmp_path / "out/figures/along-benign.svg").exists()
 
 
