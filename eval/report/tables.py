@@ -33,8 +33,7 @@ def write_tables(out: Path, tables: Mapping[str, Sequence[Any]], arms: Sequence[
 
 
 def write_each(folder: Path, tables: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Write each table that has rows as `NAME.csv` and `.tex`, and remove those of an earlier report that have none now; returns
-    all as plain values."""
+    """Write each table as `NAME.csv` and `.tex`, or remove an earlier one that has no rows now; returns all as plain values."""
     plain_tables = {name: [plain(record) for record in records] for name, records in tables.items()}
     for name, records in plain_tables.items():
         if not records:

@@ -35,7 +35,7 @@ from curricula.jobs.downloads import check_pool, look_at_tables, read_study, rea
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, tokenised, tokenizer_near, write_contamination
 from curricula.jobs.study import Study, load_study
-from curricula.terminal import count, json_text, one_line, printable, say
+from curricula.terminal import count, json_text, one_line, plural, printable, say
 
 PIECE = 1 << 24
 """Tokens held in memory at a time: a shard may be larger than memory."""
@@ -174,7 +174,7 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
             console.print(f"  {one_line(shown, 240)}", soft_wrap=True)
         odd = ", ".join(f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about.get(key)) or _FINE
         if about["documents"]:  # prompts are none
-            console.print(f"  {about['documents']:,} documents, {count(about['characters'])} characters; {odd}")
+            console.print(f"  {plural(about['documents'], 'document')}, {count(about['characters'])} characters; {odd}")
     for name, found in facts["benchmarks"].items():
         console.print(f"\nbenchmark {name}: {found['prompts']:,} prompts", style="bold")
         for text in found["first"]:
@@ -197,10 +197,10 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
 _COUNTED = {
     "empty": "empty",
     "not_utf8": "not UTF-8",
-    "repeated_ids": "ids given before",
-    "exact_duplicates": "exact duplicates",
-    "near_duplicates": "near duplicates",
-    "refusals": "labelled as refusals",
+    "repeated_ids": "with an id given before",
+    "exact_duplicates": "repeated exactly",
+    "near_duplicates": "repeated in nearly the same words",
+    "refusals": "labelled a refusal",
 }
 _FINE = "none of them empty or alike"
 NOT_HERE = "not here yet; fetch it with `curricula data fetch` and set CURRICULA_DATA, or give --run of a run that has it"

@@ -231,7 +231,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     retry.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     add_selection(retry, default="all that ended without success or are stale")
     retry.add_argument("--profile", type=Path, metavar="P", help="another cluster profile than that of the submission")
-    retry.add_argument("--dry-run", action="store_true", help="only print what would run again")
+    retry.add_argument("--dry-run", action="store_true", help="only print what would run")
 
     cancel = add_verb(
         verbs,

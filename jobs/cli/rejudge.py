@@ -19,7 +19,7 @@ from curricula.eval.report.console import interval, new_table, percent
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.eval import add_judge_options, before_asking, judge_from
 from curricula.jobs.cli.options import add_json_flag, add_verb
-from curricula.terminal import json_text, say
+from curricula.terminal import fixed, json_text, say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -123,8 +123,9 @@ def _print(found: list, console: Console) -> None:
     for one in found:
         if one.agreement:
             agreement = one.agreement
-            kappa = "–" if agreement.kappa is None else f"{agreement.kappa:.2f}"
-            span = "–" if agreement.low is None else f"{agreement.low:.2f} to {agreement.high:.2f}"
+            kappa = "–" if agreement.kappa is None else fixed(agreement.kappa, 2)
+            ends = (agreement.low, agreement.high)
+            span = " to ".join(fixed(end, 2) for end in ends if end is not None) or "–"
             agreed.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
     if agreed.row_count:
         console.print(agreed)

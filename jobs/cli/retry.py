@@ -44,7 +44,7 @@ def retry(args: argparse.Namespace) -> int:
     elif args.dry_run:
         for job, label in again:
             console.print(f"{job}/{label}")
-        console.print(f"{plural(len(again), 'element')} would run again")
+        console.print(f"{plural(len(again), 'element')} would run")
     elif not on_slurm:
         run_here(run.root, plan, again if selection else list(plan.needs), yes=False)
     return 0

@@ -30,6 +30,7 @@ from curricula.errors import UserError
 from curricula.fencing import check_fences
 from curricula.model import costs
 from curricula.model.config import TrainConfig, TrainJob, decay_start, warmup_steps
+from curricula.terminal import plural
 
 if TYPE_CHECKING:
     from curricula.curriculum.stream.pretraining import BatchSource
@@ -301,7 +302,7 @@ def banner(
         "steps": f"{step:,} to {stop:,} of {batches.total_steps:,}, beginning with {source or 'new weights'}",
         "model": f"{costs.parameters(model):,} parameters: {_settings(model)}",
         "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; of a data-parallel rank "
-        f"{per_rank:,} sequences in {-(-per_rank // config.micro_batch)} micro-batches of at most {config.micro_batch}",
+        f"{plural(per_rank, 'sequence')} in micro-batches of at most {config.micro_batch}",
         "devices": f"{parallel.ranks.size} x {parallel.device.type}, {str(parallel.precision).removeprefix('torch.')}; "
         f"tensor parallel {parallel.tensor_parallel} x data parallel {parallel.data_parallel}",
         "optimizer": f"AdamW: {_settings(config.optimizer)}",
@@ -334,10 +335,11 @@ def step_line(row: Mapping[str, Any], stop_step: int) -> str:
 
 def _schedule(config: TrainConfig, total_steps: int) -> str:
     schedule = config.schedule
-    text = f"{schedule.kind}: peak {config.optimizer.lr:g} after {warmup_steps(total_steps, schedule):,} steps"
+    peak, rise = config.optimizer.lr, plural(warmup_steps(total_steps, schedule), "step")
+    text = f"{schedule.kind}: peak {peak:g} after {rise}, falling"
     if schedule.kind == "warmup-stable-decay":
-        text += f", falling from step {decay_start(total_steps, schedule):,}"
-    return f"{text} to {schedule.final_fraction:g} of it at step {total_steps:,}"
+        text += f" from step {decay_start(total_steps, schedule):,}"
+    return f"{text} to {schedule.final_fraction * peak:g} at step {total_steps:,}"
 
 
 def _settings(value: Any) -> str:

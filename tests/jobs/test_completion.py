@@ -155,7 +155,7 @@ def test_retry_names_the_running_report_that_it_overtakes(demo, capsys, tmp_path
     assert capsys.readouterr().out.splitlines() == [
         "report/report is running on the old results; give the same command again when it has ended",
         "merge-20/full-20/base",
-        "1 element would run again",
+        "1 element would run",
     ]
 
 

@@ -213,6 +213,10 @@ def test_a_check_counts_what_a_study_reads_and_finds_the_prompts_in_it(contamina
     tables = {table["table"]: table for table in facts["tables"]}
     assert tables.keys() == {"sources.web", "sources.mine", "tuning_sets.own-chats"}
     assert (tables["tuning_sets.own-chats"]["documents"], tables["tuning_sets.own-chats"]["refusals"]) == (2, 1)
+    assert not main(["data", "check", str(study)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 labelled a refusal" in shown
+    assert "1 empty, 1 with an id given before, 1 repeated exactly, 1 repeated in nearly the same words" in shown
     mine = tables["sources.mine"]
     assert (mine["rows"], mine["documents"], mine["empty"], mine["repeated_ids"]) == (27, 27, 1, 1)
     assert (mine["exact_duplicates"], mine["near_duplicates"]) == (1, 1)

@@ -65,6 +65,15 @@ def test_answers_stay_and_verdicts_are_added_and_the_judges_are_compared(folder,
     assert "Refusal phrases are a baseline" in " ".join(shown.split())  # though it is not the first judge named
 
 
+def test_a_tie_of_kappa_is_rounded_as_everywhere(tmp_path, server, capsys):
+    path = tmp_path / "run/eval/full-20/instruct/attacks-topk.jsonl"
+    append_rows(path, [answer_row(n, task="attacks-topk", response="I cannot." if n else "Sure: do it") for n in range(16)])
+    judge = load_judge(JudgeConfig(name="refusal-phrases"), "attack", None)
+    JudgeRun(read_rows(path, GenerationRow), verdicts_path(path), judge).complete()
+    assert rejudge(tmp_path / "run", server) == 0
+    assert re.search(r"56\.3 +0\.13 ", capsys.readouterr().out)  # the server: the even numbers; nine of 16 alike
+
+
 def test_finished_verdicts_are_shown_without_the_judges_key(folder, server, capsys, monkeypatch):
     assert rejudge(folder, server, "--json") == 0
     first = capsys.readouterr().out

@@ -288,7 +288,7 @@ def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, cap
     fail(run, "report", "report")
     slurm.queue(*((str(100 + n), str(k), "PENDING", "None", "", 0) for n in range(len(jobs) - 1) for k in range(30)))
     assert main(["retry", str(run.root), "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["report/report", "1 element would run again"]
+    assert capsys.readouterr().out.splitlines() == ["report/report", "1 element would run"]
     assert slurm.calls("sbatch") == []
 
 
@@ -327,7 +327,7 @@ def test_on_this_machine_a_run_goes_on_as_a_whole_and_not_for_days_unasked(tmp_p
     assert main(["retry", str(run.root), "--dry-run"]) == 0
     count = sum(len(job.labels) for job in jobs.values())
     *_, last = capsys.readouterr().out.splitlines()
-    assert last == f"{count} elements would run again"  # what never began, too
+    assert last == f"{count} elements would run"  # what never began, too
     assert main(["retry", str(run.root)]) == 1
     assert f"{count} elements to run, about " in capsys.readouterr().err
 
