@@ -94,6 +94,7 @@ def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
             key = {field: point[field] for field in ("measure", "stage", "place", "arm")}
             row = rows.setdefault(tuple(key.values()), key)
             row |= {name: point["value"], f"{name}: low": point["low"], f"{name}: high": point["high"]}
+            row[f"{name}: incoherent"] = point["hollow"]
     return [rows[key] for key in sorted(rows)]
 
 
@@ -109,15 +110,15 @@ def _points(summary: Summary) -> Iterator[Mapping[str, Any]]:
         last = {(one["stage"], one["decoder"], one["arm"]): one for one in summary["overrefusal"]}  # over all sets of requests
         for (stage, decoder, arm), one in last.items():
             if one["rate"] is not None:
-                told = {"value": 1 - one["rate"], "low": 1 - one["high"], "high": 1 - one["low"]}
+                told = {"value": 1 - one["rate"], "low": 1 - one["high"], "high": 1 - one["low"], "hollow": False}
                 yield {"measure": COMPLIED, "stage": stage, "place": decoder, "arm": arm, **told}
 
 
-def _claims(summaries: Mapping[str, Summary]) -> list[tuple[str, list[tuple[str, float | None]]]]:
-    """Each claim with its outcome and difference in every study."""
-    found: dict[str, dict[str, tuple[str, float | None]]] = defaultdict(dict)
+def _claims(summaries: Mapping[str, Summary]) -> list[tuple[str, list[tuple[str, float | None, str]]]]:
+    """Each claim with its outcome and difference in every study, and of what that is."""
+    found: dict[str, dict[str, tuple[str, float | None, str]]] = defaultdict(dict)
     for name, summary in summaries.items():
         for test in summary["trends"]:
-            found[test["sentence"]][name] = (test["outcome"], test["difference"])
-    nothing = ("not measured", None)
+            found[test["sentence"]][name] = (test["outcome"], test["difference"], test["measure"])
+    nothing = ("not measured", None, "")
     return [(sentence, [by_study.get(name, nothing) for name in summaries]) for sentence, by_study in found.items()]

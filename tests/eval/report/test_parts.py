@@ -305,26 +305,29 @@ def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):
 
 def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
     starts = {"data-0": (0.0, "data"), "data-60": (0.6, "data"), "full-0": (0.0, "full"), "safe-100": (1.0, "none")}
-    place = {"judge": "", "measure": "attack success", "stage": "base", "place": "topk", "benchmark": ""}
+    place = {"judge": "", "measure": "attack success", "stage": "base", "place": "topk", "benchmark": "", "hollow": False}
 
-    def summary(values: list[float], *trends: tuple[str, str, float | None]) -> dict:
+    def summary(values: list[float], *trends: tuple[str, str, float | None, str]) -> dict:
         points = [
             {**place, "arm": arm, "value": value, "low": value - 0.1, "high": value + 0.1} for arm, value in zip(starts, values)
         ]
         points += [{**one, "judge": "other", "value": 0.9} for one in points]
         points += [{**points[0], "benchmark": "tdc", "value": 0.8}, {**points[0], "measure": "4_full_refusal", "value": 0.7}]
         arms = [{"name": name, "start": start, "interventions": kind} for name, (start, kind) in starts.items()]
-        claims = [dict(zip(("sentence", "outcome", "difference"), test)) for test in trends]
+        claims = [dict(zip(("sentence", "outcome", "difference", "measure"), test)) for test in trends]
         return {"arms": arms[::-1], "points": points, "trends": claims, "overrefusal": []}
 
-    first = summary([0.1, 0.2, 0.3, 0.4], ("<A>", "reproduced", -0.25), ("B", "not measured", None))
-    second = summary([0.5, 0.6, 0.65, 0.75], ("B", "inconclusive", 0.125))
+    first = summary(
+        [0.1, 0.2, 0.3, 0.4], ("<A>", "reproduced", -0.25, "attack success"), ("B", "not measured", None, "probe AUC")
+    )
+    second = summary([0.5, 0.6, 0.65, 0.75], ("B", "inconclusive", 0.125, "probe AUC"))
+    second["points"][3]["hollow"] = True
     page = write_comparison({"one": first, "two": second}, tmp_path).read_text()
     assert [list(row.values()) for row in table(page, "t-claims")] == [
-        ["<A>", "✓ reproduced −25.0", "– not measured –"], ["B", "– not measured –", "~ inconclusive +12.5"],
+        ["<A>", "✓ reproduced −25.0", "– not measured –"], ["B", "– not measured –", "~ inconclusive +0.125"],
     ]  # fmt: skip
     rates = {row["Arm"]: (row["one"], row["two"]) for row in table(page, "t-rates") if row["Measure"] == "attack success"}
-    assert rates["safe-100"] == ("40.0% 30.0% to 50.0%", "75.0% 65.0% to 85.0%") and len(rates) == 4
+    assert rates["safe-100"] == ("40.0% 30.0% to 50.0%", "75.0%* 65.0% to 85.0%") and len(rates) == 4
     (panel,) = comparison_panels({"one": first, "two": second})
     lines = {one.label: (one.x, one.y) for one in panel.series if one.kind == "line"}
     assert lines == {
@@ -506,6 +509,7 @@ def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):
         assert {"data, from 20%", "no interventions"} <= set(re.findall(r'<td class="text">([^<]+)</td>', rows))
         assert "judged by different versions: world 1a2b, world 9z" in rows
     assert "An arm’s own suffixes are no transfer" in text and "is not of timing alone" in text
+    assert "Their tuning differs, too" in text
     assert "judged by different versions: world 1a2b, world 9z" in text and "the study lacks data-0" in text
     assert "(benign: data-20, instruct: safe-100)" in text or "(instruct: safe-100, benign: data-20)" in text
     with open(tmp_path / "report/tables/points.csv", newline="") as file:

@@ -158,6 +158,12 @@ def test_unparsed_and_missing_answers_are_shown(built):
     assert 'id="t-incomplete"' in text
 
 
+def test_a_claim_says_of_what_its_n_is(built):
+    tests, text = json.loads((built[0] / "report/summary.json").read_text())["trends"], Page(built[1]).text
+    told = {"training subsets" if test["measure"] == "probe AUC" else "prompts": test["n"] for test in tests if test["n"]}
+    assert len(told) == 2 and all(f"{what} {count} seeds" in text for what, count in told.items())
+
+
 @pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\tx", "\rx"])
 def test_a_spreadsheet_computes_no_text_of_a_table(text):
     assert cell(text) == f"'{text}"
@@ -237,8 +243,8 @@ def test_the_tables_of_the_page_have_the_numbers_of_the_analysis_under_their_nam
             }
             for row in own
         ]
-    probes = {"std": "std", "standard error": "error", "text length alone": "length_auc"}
-    counts = {"seeds": "seeds", "training texts": "n_train", "test texts": "n_test"}
+    probes = {"std over subsets": "std", "standard error over subsets": "error", "text length alone": "length_auc"}
+    counts = {"training subsets": "seeds", "training texts": "n_train", "test texts": "n_test"}
     assert table(page, "t-probes") == [
         {
             "Arm": row["arm"],
