@@ -141,6 +141,7 @@ def _courses(study: Study) -> Iterator[Course]:
     """What is measured along the way, by arm and stage."""
     from curricula.eval.analysis.along import Course
 
+    steps: int | None
     for stage in (BASE, *study.tree.stages):
         along = study.along(stage)
         for arm in study.trainings:

@@ -98,7 +98,7 @@ def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
     return [rows[key] for key in sorted(rows)]
 
 
-def _points(summary: Summary) -> Iterator[Mapping[str, Any]]:
+def _points(summary: Summary) -> Iterator[dict[str, Any]]:
     """What the study's own judge says of all benchmarks together, and the probes. Answers to benign requests are told apart by
     category only where the judge can tell helpful from unhelpful ones."""
     coarse = {(one["stage"], one["decoder"]) for one in summary["overrefusal"] if not one["tells_helpful"]}

@@ -127,6 +127,7 @@ def test_stages_are_compared_with_their_parents_where_both_are_asked_in_the_same
     report(run, plan_study(run.study))
     # The others add the chat template, or leave base before its end.
     assert found[0]["parents"] == {"harmful": "instruct", "more": "base"}
+    assert {one.stage: one.steps for one in found[0]["courses"]} == {"base": 24, "mt": 8, "harmful": None}  # of epochs
 
 
 def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_training(root, trained):
