@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from curricula.curriculum.sources.hub import download_model
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START, PlainText
 from curricula.curriculum.tokens.tokenizer import STOPS, TAG, import_gguf_tokenizer
 from curricula.errors import UsageError, UserError
@@ -265,18 +266,9 @@ def locate(source: Path | str) -> Path:
 
 def download(name: str) -> Path:
     """The folder of a model on the Hugging Face hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, in the hub's own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     repository, _, revision = name.partition("@")
     wanted = ["*.json", "*.safetensors", "*.bin", "*.jinja", "*.model"]
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{name}: no such folder, and the Hugging Face hub does not provide it ({type(error).__name__}: "
-            f"{one_line(error)}); check the name, HF_TOKEN for a gated model, and the network, or name a folder"
-        ) from error
+    return download_model(f"model {name}, which is no folder here", repository, revision or None, wanted)
 
 
 def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -129,7 +129,7 @@ def fetch(
         progress(record["rows"], record["rows"])
         return record
     started = time.monotonic()
-    with disk_full_explained(download.out), _explained(download.hub, download.revision):
+    with disk_full_explained(download.out), _explained_of(download):
         commit, stream, known = _open(download)  # before anything is written, so that a refusal leaves no folder
     with disk_full_explained(download.out):
         count = 1 if limit is not None else stream.num_shards
@@ -157,7 +157,7 @@ def fetch(
             with exclusive_lock(lock, wait_s=_FILE_S, shared=True):
                 rows = _rows_in(file)  # another fetch may have written it meanwhile
                 if rows is None:
-                    with _explained(download.hub, download.revision, file.name):
+                    with _explained_of(download, file.name):
                         shard = stream.take(limit) if limit else stream.shard(count, number, contiguous=True)
                         rows = _write(file, shard, download, report)
                 lock.unlink(missing_ok=True)  # whoever waits for it, or creates it again, finds the file
@@ -360,11 +360,24 @@ def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[
     return record
 
 
-@contextlib.contextmanager
-def _explained(hub: str, revision: str | None, file: str = "") -> Iterator[None]:
-    """Turn what the hub's libraries raise about a dataset, or while `file` is transferred, into a UserError.
+def download_model(what: str, repository: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder, in the hub's own cache, of those files of a model that match. Errors begin with `what`."""
+    from huggingface_hub import constants, snapshot_download
 
-    The error of a full disk passes through.
+    with disk_full_explained(Path(constants.HF_HUB_CACHE)), hub_explained(what, repository, revision):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+def _explained_of(download: Download, file: str = "") -> contextlib.AbstractContextManager[None]:
+    return hub_explained(f"dataset {download.hub}", f"datasets/{download.hub}", download.revision, file)
+
+
+@contextlib.contextmanager
+def hub_explained(what: str, place: str, revision: str | None, file: str = "") -> Iterator[None]:
+    """Turn what the hub's libraries raise, perhaps while `file` is transferred, into a UserError that begins with `what` and
+    names the page at `place`; into a HubAway where it may pass.
+
+    The error of a full disk passes through, and so does one not foreseen here.
     """
     try:
         yield
@@ -372,7 +385,7 @@ def _explained(hub: str, revision: str | None, file: str = "") -> Iterator[None]
         raise
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if full or not (meaning := _meaning(hub, revision, file, error)):
+        if full or not (meaning := _meaning(what, place, revision, file, error)):
             raise
         raise meaning from error
 
@@ -384,7 +397,7 @@ class HubAway(UserError):
     """69."""
 
 
-def _meaning(hub: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
+def _meaning(what: str, place: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
     """What went wrong and what to do about it; None for an error not foreseen here.
 
     Network errors are named only by their class: their text may quote a header.
@@ -393,16 +406,16 @@ def _meaning(hub: str, revision: str | None, file: str, error: BaseException) ->
     from huggingface_hub import constants, errors, get_token
 
     chain = list(_causes(error))
-    page = f"https://huggingface.co/datasets/{hub}"
-    answers = [answer for link in chain if (answer := getattr(link, "response", None)) is not None]
-    status = answers[0].status_code if answers else None
+    page = f"https://huggingface.co/{place}"
+    answered: list[Any] = [link for link in chain if getattr(link, "response", None) is not None]
+    status = answered[0].response.status_code if answered else None
     text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
     def final(sentence: str) -> UserError:
-        return UserError(f"dataset {hub}: {sentence}")
+        return UserError(f"{what}: {sentence}")
 
     def passing(sentence: str) -> HubAway:
-        return HubAway(f"dataset {hub}: {sentence}")
+        return HubAway(f"{what}: {sentence}")
 
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
@@ -422,10 +435,12 @@ def _meaning(hub: str, revision: str | None, file: str, error: BaseException) ->
         return final(f"the token may not read it (403); let it read gated repositories in its settings, and see {page}")
     if caused_by(errors.RevisionNotFoundError):
         return final(f"no revision {revision!r} on the hub; choose one from {page}/commits/main")
+    if answered and isinstance(answered[0], errors.EntryNotFoundError):  # a file, not the repository
+        return final(f"{text}; see {page}")
     if status in (401, 404) or named("DatasetNotFoundError"):  # without a token the answer is 401 whether it exists or not
         return final(f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours")
     if caused_by(errors.OfflineModeIsEnabled):
-        return final("HF_HUB_OFFLINE forbids the network; unset it")
+        return final("HF_HUB_OFFLINE forbids the network; fetch it beforehand, or unset the variable")
     if status is not None:
         return passing(f"the hub answers {status}; try again later")
     if caused_by(ConnectionError, TimeoutError) or named("TransportError", "RequestException"):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from curricula.curriculum.sources.hub import hub_explained
 from curricula.errors import UserError
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
@@ -40,15 +41,19 @@ def _check_model(name: str) -> None:
     if Path(name).exists() or packaged_gguf(name):
         return
     repository, _, revision = name.partition("@")
+    what = f"judge.model {name}: no such folder, not in the hub's cache"
     try:
         config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
         if isinstance(config, str) and any(path.suffix in (".safetensors", ".bin") for path in Path(config).parent.iterdir()):
             return
-        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
+        with hub_explained(what, repository, revision or None):
+            get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
+    except UserError:
+        raise
     except Exception as error:  # offline, the client raises its transport's own errors
         raise UserError(
-            f"judge.model {name}: no such folder, not in the hub's cache, and the hub does not provide it "
-            f"({type(error).__name__}: {one_line(str(error), 160)}); name its folder, or fetch it with `hf download` first"
+            f"{what}, and the hub does not provide it ({type(error).__name__}: {one_line(str(error), 160)}); name its folder, "
+            "or fetch it with `hf download` first"
         ) from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from curricula.errors import UserError
 from curricula.eval.decoding.settings import Greedy
-from curricula.eval.judges.model_judge import ModelJudge, hub_place, load_tokenizer
+from curricula.eval.judges.model_judge import ModelJudge, hub_errors, hub_place, load_tokenizer
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict
 from curricula.terminal import one_line
 
@@ -72,7 +72,8 @@ class LocalClassifier(InProcess):
         name, on_gpu = self.settings.model_name, find_device(None).type == "cuda"
         dtype = torch.bfloat16 if on_gpu else torch.float32
         try:
-            model = read_weights(**hub_place(name), trust_remote_code=False, dtype=dtype)
+            with hub_errors(name):
+                model = read_weights(**hub_place(name), trust_remote_code=False, dtype=dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{name}: the judge cannot be loaded ({one_line(str(error), 160)}); name its folder as judge.model, or a "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from curricula.curriculum.sources.hub import hub_explained
 from curricula.errors import UserError
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.settings import JudgeConfig
@@ -85,11 +87,18 @@ def hub_place(name: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": repository, "revision": revision or "main"}
 
 
+def hub_errors(name: str) -> contextlib.AbstractContextManager[None]:
+    """Explains what the hub's libraries raise while a judge of this name is loaded, unless it is a folder."""
+    repository, _, revision = name.partition("@")
+    return contextlib.nullcontext() if Path(name).exists() else hub_explained(f"judge {name}", repository, revision or None)
+
+
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(**hub_place(name), trust_remote_code=False)
+        with hub_errors(name):
+            return AutoTokenizer.from_pretrained(**hub_place(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name}: no tokenizer for the judge ({one_line(str(error), 160)}); "

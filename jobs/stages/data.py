@@ -9,7 +9,7 @@ from pathlib import Path
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
 from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.hub import fetch, require_whole
+from curricula.curriculum.sources.hub import download_model, fetch, require_whole
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.tokens import tokenizer as make
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -30,7 +30,6 @@ from curricula.model.checkpoints.folder import misfits, read_info, require_check
 from curricula.model.study import Model
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
-from curricula.terminal import one_line
 
 
 class Fetch(Stage):
@@ -195,16 +194,7 @@ def _make_tokenizer(run: Run) -> None:
     elif choice.gguf:
         make.import_gguf_tokenizer(model_source(choice.gguf), run.tokenizer, choice.reserve)
     elif choice.hub:
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.json", "*.txt", "*.model"]
-        try:
-            folder = Path(snapshot_download(choice.hub, revision=choice.revision, allow_patterns=wanted))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"tokenizer.hub {choice.hub}, revision {choice.revision or 'newest'}: cannot be read "
-                f"({one_line(str(error), 200)}); correct the names, or name a folder in tokenizer.folder"
-            ) from error
+        folder = download_model(f"tokenizer.hub {choice.hub}", choice.hub, choice.revision, ["*.json", "*.txt", "*.model"])
         write_json(run.tokenizer / "source.json", {"hub": choice.hub, "asked": choice.revision, "commit": folder.name})
         make.reserve_tag(folder, run.tokenizer, choice.reserve)
 

@@ -6,13 +6,16 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from tiny_llama import SPECIALS, TEXT, save_tiny_llama, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
+from curricula.curriculum.sources.hub import HubAway
 from curricula.curriculum.tokens.chat import ChatEncoder
 from curricula.errors import UserError
 from curricula.eval import models
@@ -238,19 +241,33 @@ def test_an_unknown_model_name_is_refused_with_what_names_may_be(name, words):
         locate(name)
 
 
-def test_a_hub_failure_is_reported_in_one_sentence(monkeypatch):
-    import huggingface_hub
+@pytest.mark.parametrize(
+    ("kind", "status", "raised", "said"),
+    [
+        (ConnectionError, None, HubAway, "the hub at .* cannot be reached"),
+        (errors.HfHubHTTPError, 503, HubAway, "the hub answers 503; try again later"),
+        (errors.GatedRepoError, 401, UserError, "gated, and .*; accept its licence at https://huggingface.co/org/model "),
+        (errors.RepositoryNotFoundError, 404, UserError, "not on the Hugging Face hub, or private"),
+        (
+            errors.RevisionNotFoundError,
+            404,
+            UserError,
+            "no revision 'v2' on the hub; .*https://huggingface.co/org/model/commits",
+        ),
+        (errors.OfflineModeIsEnabled, None, UserError, "HF_HUB_OFFLINE forbids the network"),
+    ],
+)
+def test_what_the_hub_answers_is_reported_in_one_sentence_and_what_may_pass_as_such(monkeypatch, kind, status, raised, said):
+    """By the hub's own library, which wraps some of these errors in another."""
 
-    asked = []
+    def repo_info(*_, **__):
+        answer = {"response": SimpleNamespace(status_code=status, headers={}, request=None)} if status else {}
+        raise kind("no", **answer)
 
-    def no_network(repository, revision=None, **_):
-        asked.append((repository, revision))
-        raise OSError("Connection refused")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
-    with pytest.raises(UserError, match="the Hugging Face hub does not provide it .*refused.* or name a folder"):
-        locate("locuslab/safelm-1.7b@main")
-    assert asked == [("locuslab/safelm-1.7b", "main")]
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    with pytest.raises(UserError, match=f"^model org/model@v2, which is no folder here: {said}") as caught:
+        locate("org/model@v2")
+    assert type(caught.value) is raised
 
 
 def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused(copied):

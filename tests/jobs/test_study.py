@@ -15,6 +15,7 @@ from rich.console import Console
 from run_folders import new_run
 
 from curricula.curriculum.config import Tokenizer
+from curricula.curriculum.sources.hub import HubAway
 from curricula.curriculum.tokens.tokenizer import TAG, train_tokenizer
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
@@ -350,6 +351,13 @@ def test_the_tokenizer_is_read_at_its_revision_and_the_commit_is_recorded(monkey
     assert asked == [("some/tokenizer", "0123abc")]
     recorded = json.loads((run.tokenizer / "source.json").read_text())
     assert recorded == {"hub": "some/tokenizer", "asked": "0123abc", "commit": "0123abcdef"}
+
+    def away(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", away)
+    with pytest.raises(HubAway, match="^tokenizer.hub some/tokenizer: the hub at .* cannot be reached"):
+        data._make_tokenizer(SimpleNamespace(study=SimpleNamespace(tokenizer=choice), tokenizer=run.tokenizer))
 
 
 def test_a_size_that_is_unknown_is_said_and_a_published_one_is_scaled_to_its_documents(capsys):

@@ -14,6 +14,7 @@ from paths import STUDIES
 from plugin_package import install
 
 from curricula import durable
+from curricula.curriculum.sources.hub import HubAway
 from curricula.curriculum.world.fiction import World
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import accuracy_of, known
@@ -368,7 +369,7 @@ OPENAI = JudgeConfig(name="llm", model="m", url="https://api.openai.com/v1")
             JudgeConfig(name="local", model="/nowhere/judge"),
             "judge.model /nowhere/judge: no such folder, not in the hub's cache",
         ),
-        (JudgeConfig(name="harmbench", model="org/other"), "judge.model org/other: .*fetch it with `hf download` first"),
+        (JudgeConfig(name="harmbench", model="org/other"), "judge.model org/other: .*: HF_HUB_OFFLINE forbids the network"),
         (OPENAI, "api.openai.com needs a key, and OPENAI_API_KEY holds none"),
         (JudgeConfig(name="llm", model="m"), "name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL"),
         (JudgeConfig(name="python", model="nothing"), "no installed package offers this in the entry point group"),
@@ -390,6 +391,16 @@ def test_what_a_judge_lacks_is_known_before_it_is_needed(tmp_path, monkeypatch, 
     durable.write_text(tmp_path / "models--org--other/refs/main", "1a2b")
     with pytest.raises((UserError, UsageError), match=said) if said else contextlib.nullcontext():
         check_judge(settings, "attack", None)
+
+
+def test_a_judges_model_on_a_hub_that_does_not_answer_may_be_there_at_another_start(tmp_path, monkeypatch):
+    def away(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", away)
+    with pytest.raises(HubAway, match="judge.model org/judge: .* cannot be reached"):
+        check_judge(JudgeConfig(name="harmbench", model="org/judge"), "attack", None)
 
 
 def test_a_judges_address_in_the_environment_that_is_none_is_refused_in_one_sentence(monkeypatch):

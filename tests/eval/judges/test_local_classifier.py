@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from tiny_llama import save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curricula import durable
+from curricula.curriculum.sources.hub import HubAway
 from curricula.errors import UserError
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
@@ -87,3 +89,14 @@ def test_a_judge_of_the_hub_is_taken_at_its_revision(folder, tmp_path, monkeypat
     questions = [question_of(answer_row(1, response="bread and a letter " * 9))]
     here, there = (JudgeConfig(name="harmbench", model=name, clip_tokens=12) for name in (str(folder), "org/judge@v2"))
     assert verdicts_on(there, questions, tmp_path) == verdicts_on(here, questions, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [AutoTokenizer, AutoModelForCausalLM])
+def test_a_hub_that_is_away_while_a_judge_is_loaded_may_answer_another_start(tmp_path, monkeypatch, kind):
+    def away(*_, **__):
+        raise OSError("We couldn't connect") from ConnectionError()
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", Mock())
+    monkeypatch.setattr(kind, "from_pretrained", away)
+    with pytest.raises(HubAway, match="^judge org/judge: the hub at .* cannot be reached"):
+        verdicts_on(JudgeConfig(name="harmbench", model="org/judge", clip_tokens=None), [question_of(answer_row(1))], tmp_path)
