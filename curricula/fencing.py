@@ -45,7 +45,12 @@ class Superseded(UserError):
 
 
 class InUse(UserError):
-    """A live process holds the lock."""
+    """A live process holds the lock: another job runs the element (Slurm started one twice, or an earlier start lives on),
+    trains in its folder, or writes what it needs."""
+
+    exit_code = 251
+    """Of an element's process; it is requeued and not counted: what waits for this job goes on when the other has finished.
+    Above the codes of signals, as that of `Superseded`."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import msgspec
 from curricula import fencing
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
-from curricula.fencing import InUse, Superseded
+from curricula.fencing import Superseded
 from curricula.jobs.completion import Done, Failure, is_done, marks_read
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
@@ -31,7 +31,7 @@ from curricula.jobs.monitor.progress import ProgressFile, announced, notify
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import own_task, restart_count
 from curricula.jobs.slurm.profile import Profile, kept_profile
-from curricula.jobs.slurm.restarts import LIMIT, AlreadyRuns, GaveUp, check_restarts
+from curricula.jobs.slurm.restarts import LIMIT, GaveUp, check_restarts
 from curricula.jobs.stages import STAGES, Work
 from curricula.model.runtime import Interrupted
 from curricula.progress import silent
@@ -61,21 +61,13 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         _share(work)
         return
     with contextlib.ExitStack() as stack:
-        lock = _locked(stack, work.folder)
+        lock = work.folder / "lock"
+        stack.enter_context(exclusive_lock(lock, wait_s=DEAD_HOLDER_S))
         if is_done(work):
             return
         if shared := STAGES[work.job.stage].shared(work):
-            _locked(stack, shared)
+            stack.enter_context(exclusive_lock(shared / "lock", wait_s=DEAD_HOLDER_S))
         _run_first(work, stack.enter_context(fencing.generation(lock)).number)
-
-
-def _locked(stack: contextlib.ExitStack, folder: Path) -> Path:
-    """The lock of `folder`, which is held until `stack` is closed."""
-    try:
-        stack.enter_context(exclusive_lock(folder / "lock", wait_s=DEAD_HOLDER_S))
-    except InUse as error:
-        raise AlreadyRuns(str(error)) from None
-    return folder / "lock"
 
 
 def _run_first(work: Work, generation: int) -> None:

@@ -27,14 +27,6 @@ class GaveUp(UserError):
     """NVIDIA's resiliency extension uses 93 in the same sense: do not start this job again."""
 
 
-class AlreadyRuns(UserError):
-    """Another job runs the element (Slurm started one twice, or an earlier start lives on), or trains in its folder."""
-
-    exit_code = 251
-    """Requeued and not counted: what waits for this job goes on when the other has finished. Above the codes of signals, as
-    that of `Superseded`."""
-
-
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
     """Record this start; raises GaveUp when as many starts as the environment allows ended by themselves and saved nothing new.
 

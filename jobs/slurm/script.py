@@ -22,13 +22,12 @@ import msgspec
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import team, write_text
 from curricula.errors import UsageError
-from curricula.fencing import Superseded
+from curricula.fencing import InUse, Superseded
 from curricula.jobs.monitor.progress import words_of
 from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
 from curricula.jobs.run import PATHS, Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
 from curricula.jobs.slurm.profile import RESERVE_S, Profile, expanded, texts_in
-from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import ENOUGH_NODES, REMEMBERED_S, contents_line, latest_tasks, submissions
 from curricula.jobs.study import Study
@@ -160,7 +159,7 @@ def body(
             seal=code.seal,
             record=RECORD,
             superseded=Superseded.exit_code,
-            in_use=AlreadyRuns.exit_code,
+            in_use=InUse.exit_code,
             enough_nodes=ENOUGH_NODES,
             remembered_s=round(REMEMBERED_S),
             team=team(),

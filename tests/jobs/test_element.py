@@ -8,11 +8,11 @@ from run_folders import new_run
 
 from curricula.durable import exclusive_lock, read_json, write_text
 from curricula.errors import StorageError, UsageError, UserError
-from curricula.fencing import Superseded
+from curricula.fencing import InUse, Superseded
 from curricula.jobs import element
 from curricula.jobs.element import main, run_element
 from curricula.jobs.monitor import progress
-from curricula.jobs.slurm.restarts import AlreadyRuns, GaveUp
+from curricula.jobs.slurm.restarts import GaveUp
 from curricula.jobs.slurm.submissions import exclusion
 from curricula.jobs.stages import STAGES
 from curricula.model.runtime import Interrupted, PeerLost
@@ -57,7 +57,7 @@ def test_an_element_that_another_job_works_on_ends_without_marks_and_with_a_code
     run, _ = new_run(tmp_path / "run")
     monkeypatch.setattr(element, "DEAD_HOLDER_S", 0.0)
     with exclusive_lock(run.element(*KEY) / "lock"):
-        assert main([str(run.root), *KEY]) == AlreadyRuns.exit_code == 251
+        assert main([str(run.root), *KEY]) == InUse.exit_code == 251
     assert not list(run.element(*KEY).glob("*.json"))
 
 

@@ -13,13 +13,13 @@ import pytest
 from run_folders import finish, new_run
 from small_studies import demo, tree_study
 
-from curricula.durable import write_json, write_text
+from curricula.durable import exclusive_lock, read_json, write_json, write_text
 from curricula.errors import StorageError, UserError
+from curricula.fencing import InUse
 from curricula.jobs.completion import is_done
-from curricula.jobs.element import run_element
+from curricula.jobs.element import main, run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.restarts import AlreadyRuns
 from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.tune import base_checkpoint, checkpoint_of
@@ -67,7 +67,7 @@ def test_a_lost_branch_point_is_not_made_again_beside_a_later_segment_that_train
     def train(stage, work, progress):
         began.append((work.job.name, work.element.label))
         if began == [last]:
-            with pytest.raises(AlreadyRuns, match="pretrain/trunk: in use"):
+            with pytest.raises(InUse, match="pretrain/trunk: in use"):
                 run_element(run.root, *first)
             run_element(run.root, *keys[-1])  # of another branch
 
@@ -153,6 +153,10 @@ def test_a_model_that_was_lost_before_it_was_measured_is_written_again_once_and_
     assert exported == [last] and len(measured) == len(works) > 1
     assert {model for _, model in measured} == {run.model("full-20", kind)}
     shutil.rmtree(run.model("full-20", kind))
+    monkeypatch.setattr("curricula.jobs.stages.evaluate.EXPORT_S", 0.0)
+    with exclusive_lock(run.model("full-20", kind).with_name(f"{kind}.lock")):  # another is still writing it
+        assert main([str(run.root), *keys[0]]) == InUse.exit_code
+    assert not read_json(run.element(*keys[0]) / "failed.json")["final"]
     shutil.rmtree(last)
     with pytest.raises(UserError, match="no such checkpoint|latest: names"):
         STAGES["evaluate"].run(works[0], silent)
