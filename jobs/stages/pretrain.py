@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.tokens.shards import source_shards
-from curricula.durable import exclusive_lock, make_folder, require_ours
-from curricula.errors import UserError
-from curricula.fencing import InUse
+from curricula.durable import disk_full_explained, exclusive_lock, is_held, make_folder, require_ours
+from curricula.errors import StorageError, UserError
 from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
@@ -190,14 +189,23 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
     scratch = Path(os.path.expandvars(named))
     if not scratch.is_dir():
         raise UserError(f"node_scratch: {scratch} is not a folder on {os.uname().nodename}; name one, or leave the key out")
+    try:
+        with disk_full_explained(scratch):
+            return _copied(shards, sources, scratch)
+    except StorageError as full:  # not even a folder or a lock, or others have filled it meanwhile
+        log.warning("node_scratch: %s; this node reads the shared shards", full)
+        return shards
+
+
+def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
     folders = [shards / name for name in sources if (shards / name).is_dir()]
     files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
     copies = scratch / f"curricula-{os.geteuid()}" / hashlib.sha256(os.fsencode(shards.resolve())).hexdigest()[:16]
-    make_folder(copies)
+    make_folder(copies.parent)
     require_ours(copies.parent)
+    _drop_unused(copies)  # first: on a full disk it makes the room
     began, copied = time.monotonic(), 0
     with exclusive_lock(copies / "lock", 2 * COPY_S):
-        _drop_unused(copies)
         missing = [file for file in files if not _is_copied(file, copies / file.relative_to(shards))]
         needed, free = sum(file.stat().st_size for file in missing), shutil.disk_usage(copies).free
         if needed * SPARE > free:
@@ -227,10 +235,10 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
 def _drop_unused(copies: Path) -> None:
     """Delete the copies of other runs that nothing reads any more. Each start writes the lock of those that it uses."""
     for lock in copies.parent.glob("*/lock"):
-        with contextlib.suppress(InUse, FileNotFoundError):  # the latter: another process was faster
-            if lock.parent != copies and time.time() - lock.stat().st_mtime > UNUSED_S:
-                with exclusive_lock(lock):
-                    shutil.rmtree(lock.parent, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            is_old = lock.parent != copies and time.time() - lock.stat().st_mtime > UNUSED_S
+            if is_old and is_held(lock) is False:  # taking it would write to it, for which there may be no room
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _is_copied(file: Path, copy: Path) -> bool:

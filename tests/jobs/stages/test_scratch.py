@@ -1,5 +1,6 @@
 """Shards on a node's own disk: the copy holds what the shared folder holds, at any time and whoever copies."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pytest
 from shard_folders import write_source
 
+from curricula import durable
 from curricula.durable import exclusive_lock
 from curricula.errors import UserError
 from curricula.jobs.stages import pretrain
@@ -106,6 +108,22 @@ def test_a_disk_that_is_too_small_is_left_alone(shards, disk, monkeypatch, caplo
     monkeypatch.setattr(pretrain.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     assert near(shards, ["web"]) == shards
     assert "this node reads the shared ones" in caplog.text
+
+
+def test_on_a_full_disk_old_copies_make_room_and_where_there_are_none_the_shared_shards_are_read(
+    shards, disk, tmp_path, monkeypatch, caplog
+):
+    old, make = near(shutil.copytree(shards, tmp_path / "old/shards"), ["web"]), durable.make_folder
+
+    def make_if_there_is_room(folder, *shared):
+        if old.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        make(folder, *shared)
+
+    monkeypatch.setattr(durable, "make_folder", make_if_there_is_room)
+    assert near(shards, ["web"]) == shards and "no space left" in caplog.text
+    os.utime(old / "lock", (1.0, 1.0))
+    assert contents(near(shards, ["web"]) / "web") == contents(shards / "web") and not old.exists()
 
 
 def test_a_missing_folder_and_one_made_by_another_user_are_refused(shards, disk, monkeypatch):
