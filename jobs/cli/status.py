@@ -267,7 +267,8 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         if count_all > ERRORS_SHOWN:
             notes.append(Text(f"and {count_all - ERRORS_SHOWN} {what}; --json shows all", "dim"))
     if first := next((element for element in status.elements if element.state in ENDED_BADLY), None):
-        notes.append(Text(f"see `curricula logs {run.root} {first.job}`; `curricula retry {run.root}` runs it again", "dim"))
-    elif any(element.state == "stale" for element in status.elements):
+        again = "" if status.problem else f"; `curricula retry {run.root}` runs it again"  # it would refuse
+        notes.append(Text(f"see `curricula logs {run.root} {first.job}`{again}", "dim"))
+    elif not status.problem and any(element.state == "stale" for element in status.elements):
         notes.append(Text(f"`curricula retry {run.root}` runs again what is stale", "dim"))
     return [Text(""), *notes] if notes else []

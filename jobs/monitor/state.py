@@ -105,6 +105,8 @@ class _OnSlurm:
     """None where Slurm does not know the task."""
     is_asked: bool = False
     """Whether Slurm answered at all."""
+    unaccounted: str = ""
+    """Why its accounting did not answer; empty if it did, or was not asked."""
 
 
 def run_status(run: Run, plan: Plan) -> RunStatus:
@@ -117,16 +119,17 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         listing = pool.submit(listed, run, [one.job_id for one in submitted], SLURM_PATIENCE_S) if latest else None
         facts = _read_all(run.root, works)
     known: Mapping[Key, Mapping[Task, TaskState]] = {}
+    unaccounted = ""
     problem, is_asked = next((fact.error for fact in facts.values() if not fact.is_readable), ""), bool(listing)
     try:
         if listing:
             unfinished = [key for key in latest if key in facts and not facts[key].done and not facts[key].error]
-            known = _known(run, submitted, listing.result(), unfinished)
+            known, unaccounted = _known(run, submitted, listing.result(), unfinished)
     except UserError as error:
         is_asked, problem = False, f"{error}; only what the run folder tells is known"
     stale, found, logs_to_read = _stale(plan, facts), [], LOGS_READ
     for key, work in works.items():
-        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), is_asked=is_asked)
+        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), is_asked, unaccounted)
         status = _status(work, facts[key], stale.get(key, ""), slurm)
         left_no_error = status.state == "failed" and not facts[key].error
         if slurm.task and left_no_error and logs_to_read:
@@ -139,16 +142,20 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
 
 def _known(
     run: Run, submitted: list[Submission], queue: Queue, unfinished: Iterable[Key]
-) -> Mapping[Key, Mapping[Task, TaskState]]:
-    """What Slurm knows of each element's tasks: its queue, and its accounting if that has forgotten one of `unfinished`."""
+) -> tuple[Mapping[Key, Mapping[Task, TaskState]], str]:
+    """What Slurm knows of each element's tasks: its queue, and its accounting if that has forgotten one of `unfinished`. And
+    why the accounting did not answer, if it did not."""
     known, latest = known_tasks(run, submitted, queue), latest_tasks(submitted)
     if all(latest[key] in known.get(key, ()) for key in unfinished):
-        return known
+        return known, ""
+    try:
+        accounted = sacct([one.job_id for one in submitted], SLURM_PATIENCE_S)
+    except UserError as error:
+        return known, str(error)
     # A controller that was killed forgets jobs that the accounting still has as waiting or running.
-    accounted = sacct([one.job_id for one in submitted], SLURM_PATIENCE_S).items()
-    ended = {task: state for task, state in accounted if not (state.is_waiting or state.is_running)}
+    ended = {task: state for task, state in accounted.items() if not (state.is_waiting or state.is_running)}
     in_accounting = known_tasks(run, submitted, ended)
-    return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}
+    return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}, ""
 
 
 def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
@@ -263,7 +270,11 @@ def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
     if known:
         return "failed", known.state, _ending(known)
     if slurm.task and slurm.is_asked:
-        return "interrupted", "", fact.why or f"Slurm no longer knows task {slurm.task}, which left no mark"
+        lost = f"Slurm no longer knows task {slurm.task}, which left no mark"
+        if slurm.unaccounted:
+            why = f"the accounting did not answer ({slurm.unaccounted})"
+            lost = f"task {slurm.task} is not in Slurm's queue and left no mark, and {why}"
+        return "interrupted", "", fact.why or lost
     is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # and its lock may not be seen from here
     if fact.beats and (slurm.task or is_elsewhere):
         return "running", "", ""

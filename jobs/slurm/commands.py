@@ -261,14 +261,17 @@ def _squeue_row(line: str) -> tuple[Task, TaskState] | None:
 
 
 def sacct(job_ids: Iterable[str], patience_s: float) -> dict[Task, TaskState]:
-    """The tasks of these arrays in Slurm's accounting; none where a cluster has no accounting."""
+    """The tasks of these arrays in Slurm's accounting; none where a cluster has no accounting. Raises UserError where it does
+    not answer."""
     try:
         listing = call(
             "sacct", "--allocations", "--array", "--noheader", "--parsable2", f"--jobs={','.join(dict.fromkeys(job_ids))}",
             "--format=JobID,State,ExitCode,NodeList,SubmitLine", patience_s=patience_s,
         )  # fmt: skip
-    except UserError:
-        return {}
+    except UserError as error:
+        if "accounting storage is disabled" in str(error):
+            return {}
+        raise
     return dict(row for line in listing.splitlines() if (row := _sacct_row(line)))
 
 

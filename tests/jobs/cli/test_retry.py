@@ -203,6 +203,9 @@ def test_nothing_runs_again_while_a_mark_cannot_be_read(failed, slurm, capsys, m
     assert main(["retry", str(run.root), "--dry-run"]) == 1
     assert f"{mark}: cannot be read (Stale file handle)" in capsys.readouterr().err
     assert slurm.calls("scancel") == slurm.calls("sbatch") == [] and mark.exists()
+    assert main(["status", str(run.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "curricula logs" in shown and "curricula retry" not in shown
 
 
 def test_retry_decides_when_no_other_command_changes_the_run(failed, slurm, capsys):

@@ -187,6 +187,10 @@ def test_jobs_that_slurm_forgot_are_no_problem(demo, slurm, capsys):
     submitted(run, "pretrain-0", "8", ["data-0"])
     slurm.answer("sacct", error="Slurm accounting storage is disabled", code=1)
     assert "sacct" not in table(run, capsys) and elements(run, capsys)["pretrain-0/data-0"]["state"] == "interrupted"
+    slurm.answer("sacct", error="sacct: error: Problem talking to the database: Connection refused", code=1)
+    item = elements(run, capsys)["pretrain-0/data-0"]
+    assert item["state"] == "interrupted" and "task 8_0 is not in Slurm's queue" in item["error"]
+    assert "the accounting did not answer (sacct: sacct: error: Problem talking to the database" in item["error"]
 
 
 @pytest.mark.parametrize(("state", "shown"), [("PENDING", "interrupted"), ("RUNNING", "interrupted"), ("TIMEOUT", "failed")])
