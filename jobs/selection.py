@@ -48,7 +48,7 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[K
     first = next((place for place, job in enumerate(plan.jobs) if _is_named(job, selection.start)), 0)
     training = _training_of(plan, selection.arms) if with_needs else set()
     of_points = {(job.name, one.label) for job, one in plan.elements() if one.variant in selection.points}
-    made_for = _needed_by(plan, of_points) if with_needs else set()
+    made_for = needed_by(plan, of_points) if with_needs else set()
 
     def is_wanted(job: Job, element: Element) -> bool:
         if with_needs and not element.arm:
@@ -91,10 +91,10 @@ def _training_of(plan: Plan, arms: Sequence[str]) -> set[Key]:
     """The pretraining from which the models of `arms` come: their own branches, and the trunk up to these."""
     training = {(job.name, element.label) for job, element in plan.elements() if element.segment}
     own = [(job.name, element.label) for job, element in plan.elements() if element.arm in arms]
-    return training.intersection(own) | _needed_by(plan, own, training)
+    return training.intersection(own) | needed_by(plan, own, training)
 
 
-def _needed_by(plan: Plan, keys: Iterable[Key], among: Collection[Key] | None = None) -> set[Key]:
+def needed_by(plan: Plan, keys: Iterable[Key], among: Collection[Key] | None = None) -> set[Key]:
     """All that these elements wait for, directly or through others; with `among`, through these alone."""
     found: set[Key] = set()
     todo = list(keys)

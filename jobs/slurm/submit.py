@@ -25,7 +25,7 @@ from curricula.jobs.completion import done_elements
 from curricula.jobs.graph import check_batches
 from curricula.jobs.plan import Job, Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.selection import check_needs
+from curricula.jobs.selection import check_needs, needed_by
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import ControllerAway, DependencyLost, QueueFull, Task, patiently
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster
@@ -41,6 +41,7 @@ from curricula.jobs.slurm.submissions import (
     recover,
     submissions,
 )
+from curricula.jobs.stages import STAGES, Work
 from curricula.terminal import plural
 
 Say = Callable[[str], None]
@@ -113,13 +114,15 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen, or gets
     GPUs among which its batch does not divide.
     Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues. It is a QueueFull
-    where the user's limit of submitted jobs is reached and what fits is submitted, in the plan's order, and a DependencyLost
-    where Slurm has forgotten one of the run's jobs, so that `now` is no longer true.
+    where the user's limit of submitted jobs is reached and what fits is submitted, in the plan's order, perhaps with fewer
+    arrays that continue one; and a DependencyLost where Slurm has forgotten one of the run's jobs, so that `now` is no longer
+    true.
     """
     check_needs(plan, chosen, now.done, now.live)
     check_batches(plan, chosen)
     if explained := commands.ignored_explained(os.environ):
         say(explained)
+    _say_what_is_held_up(run, plan, chosen, now, say)
     root = check_root(run.root)
     make_folder(run.slurm)
     code = take_snapshot(root)
@@ -128,6 +131,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     write_resubmit(run, plan, profile, chosen)
     executor = ElementExecutor(root / "slurm")
     made: list[Submission] = []
+    cut_off: list[str] = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
 
@@ -150,8 +154,9 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
             with _unmarked(run, array):
                 first = send(options)
             made.append(first)
-        further = _continuations(run, array, first, options, profile, send, say)
+        further, is_whole = _continuations(run, array, first, options, profile, send, say)
         made.extend(further)
+        cut_off.extend([] if is_whole else [array.job.name])
         numbering.add(array, [first, *further][-1].job_id)
         if again := taken & {one.job_id for one in (first, *further)}:  # the array is recorded; what had its number is gone
             raise DependencyLost(f"Slurm has forgotten array {again.pop()} of this run; give the same command again")
@@ -169,7 +174,23 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
             for key in done_elements(run, plan):
                 numbering.tasks.pop(key, None)
             looked = time.monotonic()
+    if cut_off:
+        raise QueueFull(f"fewer arrays than needed continue {', '.join(cut_off)}, as said above")
     return made
+
+
+def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Standing, say: Say) -> None:
+    """Name those of the `chosen` elements that cannot begin before a live one has ended that needs what they make, such as a
+    lost branch point beside a later segment of its branch: both write to one folder."""
+    works = {(job.name, element.label): Work(run, plan, job, element) for job, element in plan.elements()}
+    folders = {key: folder for key, work in works.items() if (folder := STAGES[work.job.stage].shared(work))}
+    for other in folders.keys() & now.live.keys():
+        for key in needed_by(plan, [other]).intersection(chosen):
+            if folders.get(key) == folders[other]:
+                say(
+                    f"{'/'.join(key)} can begin only when {'/'.join(other)} has ended, which is queued or running and writes "
+                    "to the same folder; to have it first, `curricula cancel` that and give the same command again"
+                )
 
 
 def _also(options: Options, name: str, value: str) -> Options:
@@ -201,11 +222,11 @@ def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
 
 def _continuations(
     run: Run, array: Array, first: Submission, options: Options, profile: Profile, send: Callable[..., Submission], say: Say
-) -> list[Submission]:
+) -> tuple[list[Submission], bool]:
     """If Slurm will not requeue the array, submit arrays that continue it, each after the end of the one before.
 
     They also wait for all that the first waits for: it ends, too, when Slurm cancels it because something it needs failed. What
-    needs the array waits for the last.
+    needs the array waits for the last. Returns them, and whether they are all: a limit of submitted jobs may leave some out.
     """
     made: list[Submission] = []
     followers = run.slurm / f"{first.job_id}.continued"  # read by the batch scripts
@@ -215,7 +236,7 @@ def _continuations(
             reason = commands.why_not_requeued(first.job_id)
     write_text(followers, "")
     if not reason:
-        return made
+        return made, True
     request = array.job.request
     needed = math.ceil(request.total_hours * 60 / request.minutes)
     count = needed if profile.continuations is None else profile.continuations
@@ -225,14 +246,17 @@ def _continuations(
         try:
             made.append(send(_also(options, "dependency", f"afterany:{before}"), first.job_id))
         except QueueFull as full:
-            say(f"{full}; {len(made)} of these {count} are submitted")
-            break
+            say(
+                f"{full}; only {len(made)} of the {count} arrays that continue {array.job.name} are submitted: if they end "
+                f"before it is done, what needs it is cancelled, and `curricula retry {run.root}` goes on from what it saved"
+            )
+            return made, False
         except DependencyLost:
             if not made:
                 followers.unlink()  # the next submission asks again
             raise
         write_text(followers, "".join(f"{one.job_id}\n" for one in made))
-    return made
+    return made, True
 
 
 def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFull | None:

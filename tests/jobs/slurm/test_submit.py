@@ -579,3 +579,10 @@ def test_an_array_is_continued_as_often_as_its_hours_need(slurm, tmp_path):
     request = plan.by_name["prepare"].request
     made = submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), lambda _: None)
     assert len(made) == 1 + math.ceil(request.total_hours * 60 / request.minutes) > 2
+    (tmp_path / "count").write_text("0")
+    limit = LIMITED.format(count=tmp_path / "count", limit=2, reason="AssocMaxSubmitJobLimit", policy=POLICY)
+    slurm.answer("sbatch", script=limit)
+    said: list[str] = []
+    with pytest.raises(QueueFull, match="fewer arrays than needed continue prepare"):
+        submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), said.append)
+    assert re.search(f"only 1 of the {len(made) - 1} arrays that continue prepare are submitted.*`curricula retry", said[-1])
