@@ -166,8 +166,6 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     looked = time.monotonic()
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
-            if not made:
-                raise full
             left = len(set(chosen).difference(*(one.keys for one in made)))
             raise QueueFull(f"{full}; {plural(left, 'element')} left to submit: give the same command again when some jobs end")
         if time.monotonic() - looked > LOOK_EVERY_S:

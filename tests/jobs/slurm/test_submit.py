@@ -136,7 +136,7 @@ def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
         submit_plan(run, plan, of_jobs(plan, job.name), Profile(), Standing(done, {}), print)
     marks = [(run.element(job.name, label) / "done.json").exists() for label in job.labels]
     assert marks == [False] + [True] * (len(marks) - 1)
-    with pytest.raises(QueueFull, match="Slurm takes no more of your jobs now .AssocGrpSubmitJobsLimit; Batch"):
+    with pytest.raises(QueueFull, match=r"takes no more of your jobs now \(AssocGrpSubmitJobsLimit; Batch.*left to submit"):
         submit_plan(run, plan, of_jobs(plan, job.name)[1:], Profile(), Standing(done, {}), print)
 
 
