@@ -268,7 +268,7 @@ def download(name: str) -> Path:
     """The folder of a model on the Hugging Face hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, in the hub's own cache."""
     repository, _, revision = name.partition("@")
     wanted = ["*.json", "*.safetensors", "*.bin", "*.jinja", "*.model"]
-    return download_model(f"model {name}, which is no folder here", repository, revision or None, wanted)
+    return download_model(f"model {name}, which is not a folder here", repository, revision or None, wanted)
 
 
 def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:

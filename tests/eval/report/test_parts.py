@@ -509,7 +509,7 @@ def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):
         assert {"data, from 20%", "no interventions"} <= set(re.findall(r'<td class="text">([^<]+)</td>', rows))
         assert "judged by different versions: world 1a2b, world 9z" in rows
     assert "An arm’s own suffixes are no transfer" in text and "is not of timing alone" in text
-    assert "Their tuning differs, too" in text
+    assert "in how much of their tuning is tagged" in text
     assert "judged by different versions: world 1a2b, world 9z" in text and "the study lacks data-0" in text
     assert "(benign: data-20, instruct: safe-100)" in text or "(instruct: safe-100, benign: data-20)" in text
     with open(tmp_path / "report/tables/points.csv", newline="") as file:
