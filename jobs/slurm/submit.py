@@ -178,16 +178,16 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
 
 
 def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Standing, say: Say) -> None:
-    """Name those of the `chosen` elements that cannot begin before a live one has ended that needs what they make, such as a
-    lost branch point beside a later segment of its branch: both write to one folder."""
+    """Name those of the `chosen` elements that cannot run beside a live one that needs what they make, such as a lost branch
+    point beside a later segment of its branch: both write to one folder."""
     works = {(job.name, element.label): Work(run, plan, job, element) for job, element in plan.elements()}
     folders = {key: folder for key, work in works.items() if (folder := STAGES[work.job.stage].shared(work))}
     for other in folders.keys() & now.live.keys():
         for key in needed_by(plan, [other]).intersection(chosen):
             if folders.get(key) == folders[other]:
                 say(
-                    f"{'/'.join(key)} can begin only when {'/'.join(other)} has ended, which is queued or running and writes "
-                    "to the same folder; to have it first, `curricula cancel` that and give the same command again"
+                    f"{'/'.join(key)} waits while {'/'.join(other)} runs, which is queued or running and writes to the same "
+                    "folder; to have it first, `curricula cancel` that and give the same command again"
                 )
 
 

@@ -7,6 +7,7 @@ disk. One process of a node copies, the others wait for it, for a while. A reque
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.tokens.shards import source_shards
-from curricula.durable import disk_full_explained, exclusive_lock, is_held, make_folder, require_ours
+from curricula.durable import disk_full_explained, exclusive_lock, make_folder, require_ours
 from curricula.errors import StorageError, UserError
 from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element, Plan
@@ -235,10 +236,11 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
 def _drop_unused(copies: Path) -> None:
     """Delete the copies of other runs that nothing reads any more. Each start writes the lock of those that it uses."""
     for lock in copies.parent.glob("*/lock"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            is_old = lock.parent != copies and time.time() - lock.stat().st_mtime > UNUSED_S
-            if is_old and is_held(lock) is False:  # taking it would write to it, for which there may be no room
-                shutil.rmtree(lock.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process holds it, or was faster
+            if lock.parent != copies and time.time() - lock.stat().st_mtime > UNUSED_S:
+                with open(lock, "r+") as held:  # `exclusive_lock` would write to it, for which there may be no room
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _is_copied(file: Path, copy: Path) -> bool:
@@ -259,6 +261,10 @@ def _copy(file: Path, copy: Path) -> None:
     """Appears only when it is complete, with the time of the original."""
     make_folder(copy.parent)
     partial = copy.with_name(f".{copy.name}.partial")
-    shutil.copyfile(file, partial)
+    try:
+        shutil.copyfile(file, partial)
+    except OSError:  # a disk that is full now must not stay so
+        partial.unlink(missing_ok=True)
+        raise
     shutil.copystat(file, partial)
     os.replace(partial, copy)

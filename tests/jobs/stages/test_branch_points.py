@@ -91,10 +91,10 @@ def test_a_submission_says_what_a_lost_branch_point_waits_for(tmp_path, monkeypa
     for again, live in ((last, first), (keys[-1], last), (first, keys[-1])):  # follows it, or trains elsewhere
         now = Standing(set(plan.needs) - {again, live}, {live: (Task("5", 0),)})
         submit_plan(run, plan, [again], Profile(), now, said.append)
-    assert not any("can begin only" in line for line in said)
+    assert not any("to the same folder" in line for line in said)
     now = Standing(set(plan.needs) - {first, last}, {last: (Task("5", 0),)})
     submit_plan(run, plan, [first], Profile(), now, said.append)
-    assert any(f"{'/'.join(first)} can begin only when {'/'.join(last)} has ended" in line for line in said)
+    assert any(f"{'/'.join(first)} waits while {'/'.join(last)} runs" in line for line in said)
 
 
 def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_tuned_or_exported(tmp_path):

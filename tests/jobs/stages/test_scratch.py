@@ -11,6 +11,7 @@ from shard_folders import write_source
 from curricula import durable
 from curricula.durable import exclusive_lock
 from curricula.errors import UserError
+from curricula.fencing import InUse
 from curricula.jobs.stages import pretrain
 from curricula.jobs.stages.pretrain import SCRATCH, near
 
@@ -58,7 +59,7 @@ def test_what_was_tokenised_anew_or_cut_short_is_copied_again_and_nothing_else(s
     assert (copies / "safe/00000.bin").stat().st_ino == untouched
 
 
-def test_copies_that_no_start_has_used_for_a_month_are_deleted(shards, disk, tmp_path):
+def test_copies_that_no_start_has_used_for_a_month_are_deleted(shards, disk, tmp_path, monkeypatch):
     old, recent, own = (near(shutil.copytree(shards, tmp_path / name / "shards"), ["web"]) for name in ("old", "recent", "own"))
     for copies in (old, own):
         os.utime(copies / "lock", (1.0, 1.0))
@@ -67,6 +68,14 @@ def test_copies_that_no_start_has_used_for_a_month_are_deleted(shards, disk, tmp
         assert near(tmp_path / "own/shards", ["web"]) == own
     assert old.exists()
     os.utime(old / "lock", (1.0, 1.0))
+    remove = shutil.rmtree
+
+    def remove_alone(folder, **options):
+        with pytest.raises(InUse), exclusive_lock(old / "lock"):  # nobody begins to read what is being deleted
+            pass
+        remove(folder, **options)
+
+    monkeypatch.setattr(pretrain.shutil, "rmtree", remove_alone)
     assert near(tmp_path / "own/shards", ["web"]) == own
     assert not old.exists() and contents(recent / "web") == contents(own / "web") == contents(shards / "web")
 
@@ -124,6 +133,16 @@ def test_on_a_full_disk_old_copies_make_room_and_where_there_are_none_the_shared
     assert near(shards, ["web"]) == shards and "no space left" in caplog.text
     os.utime(old / "lock", (1.0, 1.0))
     assert contents(near(shards, ["web"]) / "web") == contents(shards / "web") and not old.exists()
+
+
+def test_a_disk_that_fills_up_while_shards_are_copied_gets_its_room_back(shards, disk, monkeypatch):
+    def fill(source, target):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(pretrain.shutil, "copyfile", fill)
+    assert near(shards, ["web"]) == shards
+    assert [path.name for path in disk.rglob("*") if path.is_file()] == ["lock"]
 
 
 def test_a_missing_folder_and_one_made_by_another_user_are_refused(shards, disk, monkeypatch):
