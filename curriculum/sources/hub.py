@@ -451,8 +451,9 @@ def _meaning(what: str, place: str, revision: str | None, file: str, error: Base
         return passing(f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}")
     if caused_by(pyarrow.ArrowException):
         return final(f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision")
-    # No such configuration or split, or no files.
-    if caused_by(ValueError) or named("DataFilesNotFoundError", "EmptyDatasetError"):
+    # Of a dataset: no such configuration or split, or no files. Of a model, most mean that its files cannot be used.
+    invalid = (ValueError,) if place.startswith("datasets/") else (errors.HFValidationError, errors.LocalEntryNotFoundError)
+    if caused_by(*invalid) or named("DataFilesNotFoundError", "EmptyDatasetError"):
         return final(f"{text}; see {page}")
     return None
 

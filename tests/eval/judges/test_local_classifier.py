@@ -100,3 +100,10 @@ def test_a_hub_that_is_away_while_a_judge_is_loaded_may_answer_another_start(tmp
     monkeypatch.setattr(kind, "from_pretrained", away)
     with pytest.raises(HubAway, match="^judge org/judge: the hub at .* cannot be reached"):
         verdicts_on(JudgeConfig(name="harmbench", model="org/judge", clip_tokens=None), [question_of(answer_row(1))], tmp_path)
+
+    def unreadable(*_, **__):
+        raise ValueError("Couldn't instantiate the backend tokenizer")
+
+    monkeypatch.setattr(kind, "from_pretrained", unreadable)
+    with pytest.raises(UserError, match="^org/judge: .*Couldn't instantiate.*; name its folder as judge"):
+        verdicts_on(JudgeConfig(name="harmbench", model="org/judge", clip_tokens=None), [question_of(answer_row(1))], tmp_path)
