@@ -265,7 +265,7 @@ def test_what_the_hub_answers_is_reported_in_one_sentence_and_what_may_pass_as_s
         raise kind("no", **answer)
 
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
-    with pytest.raises(UserError, match=f"^model org/model@v2, which is no folder here: {said}") as caught:
+    with pytest.raises(UserError, match=f"^model org/model@v2, which is not a folder here: {said}") as caught:
         locate("org/model@v2")
     assert type(caught.value) is raised
 
