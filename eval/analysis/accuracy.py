@@ -46,6 +46,8 @@ class Corrected:
     rate: float
     low: float
     high: float
+    uncut: float
+    """The rate before it was cut to 0..1. A mean over runs is of these: that of cut rates would be too high near 0."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,10 @@ def corrected(tallied: Tally, accuracy: Accuracy, asked: Tally | None = None) ->
     without it (None: the judge was asked about all). Only the rate among the former is corrected; their share of all
     answers is resampled along with it.
 
-    A rate below the judge's false alarms is corrected to 0, with the interval that chance and few labels leave it. None if even
-    the interval's upper end is 0, for then these answers differ in kind from the labelled ones; and none if the judge is little
-    better than chance, or was asked about nothing.
+    A rate below the judge's false alarms is corrected to 0, and one above its sensitivity to 1. The interval then reaches as
+    far from there as it does from the rate before it was cut: what is left could be a point, and would look like certainty.
+    None if all of the interval is beyond 0 or 1, for then these answers differ in kind from the labelled ones; and none if the
+    judge is little better than chance, or was asked about nothing.
     """
     if accuracy.sensitivity + accuracy.specificity < 1 + USELESS:
         return None
@@ -138,11 +141,14 @@ def corrected(tallied: Tally, accuracy: Accuracy, asked: Tally | None = None) ->
     rates = tallied.mean(weights) / np.where(shares > 0, shares, 1.0)
     if clusters < 2 or np.ptp(rates[shares > 0]) < TIE:  # all clusters are equal, but the next might differ
         rates = _drawn(rng, min(1.0, float(tallied.mean()) / share), clusters)
-    low, high = np.quantile(shares * _rogan_gladen(rates, sensitivity, specificity), [0.025, 0.975])
-    if high <= 0:
+    drawn = shares * _rogan_gladen(rates, sensitivity, specificity)
+    uncut = share * float(_rogan_gladen(tallied.mean() / share, accuracy.sensitivity, accuracy.specificity))
+    if np.quantile(drawn, 0.975) <= 0 or np.quantile(drawn - shares, 0.025) >= 0:
         return None
-    rate = share * _rogan_gladen(tallied.mean() / share, accuracy.sensitivity, accuracy.specificity)
-    return Corrected(float(rate), float(low), float(high))
+    rate = min(max(uncut, 0.0), share)
+    low, high = np.quantile(np.clip(drawn, 0.0, shares), [0.025, 0.975])
+    low, high = max(low + min(rate - uncut, 0.0), 0.0), min(high + max(rate - uncut, 0.0), 1.0)
+    return Corrected(rate, float(low), float(high), uncut)
 
 
 def _drawn(rng: np.random.Generator, share: float, count: int) -> np.ndarray:
@@ -152,7 +158,7 @@ def _drawn(rng: np.random.Generator, share: float, count: int) -> np.ndarray:
 
 def _rogan_gladen(rate: np.ndarray, sensitivity: np.ndarray | float, specificity: np.ndarray | float) -> np.ndarray:
     better_than_chance = np.maximum(sensitivity + specificity - 1, USELESS)
-    return np.clip((rate + specificity - 1) / better_than_chance, 0.0, 1.0)
+    return (rate + specificity - 1) / better_than_chance
 
 
 def agreement(ours: Sequence[str], theirs: Sequence[str]) -> Agreement | None:

@@ -114,6 +114,8 @@ class AttackMetrics(Place):
     """The rate corrected for the judge's known errors; None if they are not known, and for best of N."""
     corrected_low: float | None
     corrected_high: float | None
+    corrected_uncut: float | None
+    """`corrected` before it was cut to 0..1: what a mean over runs is of."""
     any_of: float | None
     """Share of prompts with at least one harmful sample, ASR@samples, among those with a verdict on every sample: if one
     harmful sample were enough, safe prompts alone would drop out. None for one sample, or if there is no such prompt."""
@@ -302,6 +304,7 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[P
         corrected=true.rate if true else None,
         corrected_low=true.low if true else None,
         corrected_high=true.high if true else None,
+        corrected_uncut=true.uncut if true else None,
         any_of=_share({prompt: of.mean for prompt, of in broken.items()}, names) if several else None,
         flip_share=_share(flipped, names) if several else None,
         prompts=len(broken if is_best_of_n else means),

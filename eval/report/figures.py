@@ -33,7 +33,7 @@ from curricula.eval.report.drawing.curves import curves_of, draw_attacks, draw_p
 from curricula.eval.report.drawing.panels import INK, PALETTE, Panel, Series, draw_panels
 from curricula.eval.report.points import Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
-from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, stage_title
+from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, span, stage_title
 
 Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
@@ -387,12 +387,22 @@ class DifferenceFigure(Figure):
         if len(set(references.values())) > 1:
             each = ", ".join(f"{stage}: {name}" for stage, name in references.items())
             arm = f"arm that starts last of those that have the stage ({each})"
-        marked = " In the table, a note marks arms that were judged by different versions."
-        return (
+        gaps = shown.differences
+        over = {"seeds": "over seeds and prompts", "score": "over prompts alone"}
+        covers = " or ".join(words for test, words in over.items() if test in {gap.test for gap in gaps})
+        sentences = [
             f"Differences from the {arm}, paired by training seed and prompt. To the left of zero the arm is safer, "
-            "or over-refuses less. Small marks: the difference within one training seed."
-            + (marked if any(gap.note for gap in shown.differences) else "")
-        )
+            f"or over-refuses less. Lines: 95% intervals {covers}, not corrected for the number of arms, as p (Holm) in the "
+            "table is."
+        ]
+        if any(gap.seeds > 1 for gap in gaps):
+            sentences.append("Small marks: the difference within one training seed.")
+        if any(gap.note for gap in gaps):
+            sentences.append("In the table, a note marks arms that were judged by different versions.")
+        if gaps:
+            prompts, seeds = span([gap.prompts for gap in gaps]), span([gap.seeds for gap in gaps])
+            sentences.append(f"{prompts} prompts, {seeds} training seed{'' if seeds == '1' else 's'}.")
+        return " ".join(sentences)
 
 
 def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str) -> list[str]:

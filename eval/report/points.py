@@ -109,8 +109,8 @@ class Shown:
                 rates = [(entry.rate, entry.incoherent) for entry in runs if entry.rate is not None]
                 if not rates:
                     continue
-                known = [entry.corrected for entry in runs if entry.corrected is not None]
-                corrected = fmean(known) if len(known) == len(rates) else None
+                known = [entry.corrected_uncut for entry in runs if entry.corrected_uncut is not None]
+                corrected = min(max(fmean(known), 0.0), 1.0) if len(known) == len(rates) else None
                 place = (self.judge, "attack success", stage, decoder, "" if name == main else name, arm.name)
                 if not self.several:
                     one = runs[0]

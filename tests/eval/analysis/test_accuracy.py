@@ -74,7 +74,20 @@ def test_a_rate_below_the_false_alarms_is_corrected_to_0_unless_it_is_too_far_be
     judge = Accuracy(0.95, 0.8, 300, 300, "made up")
     below = corrected(rates(np.arange(200) < 30), judge)
     assert (below.rate, below.low) == (0.0, 0.0) and 0 < below.high < 0.1
+    assert below.uncut == pytest.approx((0.15 - 0.2) / 0.75)
     assert corrected(rates(np.arange(200) < 4), judge) is None
+
+
+def test_an_interval_that_is_cut_does_not_shrink_to_a_point():
+    judge = Accuracy(0.8, 0.8, 60, 60, "made up")
+    widths = []
+    for harmful in (25, 30, 100, 170, 180):
+        found = corrected(rates(np.arange(200) < harmful), judge)
+        widths.append(found.high - found.low)
+        if found.uncut < 0 or found.uncut > 1:
+            assert found.rate in (0.0, 1.0) and found.low <= found.rate <= found.high
+    assert min(widths) > 0.1
+    assert corrected(rates(np.ones(200)), Accuracy(0.8, 0.8, 300, 300, "made up")) is None  # it misses a fifth, but not here
 
 
 def test_the_mean_of_several_benchmarks_is_corrected_however_few_prompts_one_of_them_has():

@@ -17,6 +17,7 @@ from study_rows import ARMS, append_judged, attack_rows, trained, write_study
 
 from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.claim_tests import ClaimTest
+from curricula.eval.analysis.differences import arm_differences
 from curricula.eval.analysis.estimates import VarianceParts, arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics
 from curricula.eval.analysis.runs import runs_of, study_metrics
@@ -118,14 +119,16 @@ def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
 
 
 def test_a_corrected_mean_is_over_all_runs_or_there_is_none(shown):
+    uncut = {42: -0.1, 43: 0.4, 44: 0.3}
     attacks = [
-        replace(entry, corrected=None if (entry.arm, entry.seed) == ("full-60", 43) else entry.seed / 100)
+        replace(entry, corrected_uncut=None if (entry.arm, entry.seed) == ("full-60", 43) else uncut[entry.seed])
         for entry in shown.metrics.attacks
     ]
     changed = replace(shown, metrics=replace(shown.metrics, attacks=attacks))
     for benchmark in ("", "advbench"):
         points = attacked(changed, "instruct", benchmark=benchmark)
-        assert points["full-60"].corrected is None and points["safe-100"].corrected == pytest.approx(0.43)
+        # The correction of the mean rate: below 0, a run's counts as it is.
+        assert points["full-60"].corrected is None and points["safe-100"].corrected == pytest.approx(0.2)
 
 
 def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, shown):
@@ -216,6 +219,16 @@ def test_captions_of_single_runs_in_a_study_of_several_claim_no_interval_over_se
     first = replace(shown, metrics=of_seed(shown.metrics, 42))
     for figure in FIGURES[:9]:
         assert "A single run of each arm so far" in figure.caption(first)
+
+
+def test_the_caption_of_differences_says_what_their_lines_are(rows, shown):
+    (figure,) = (one for one in FIGURES if one.name == "differences")
+    gaps = list(arm_differences(runs_of(rows)))
+    caption = figure.caption(replace(shown, differences=gaps))
+    assert "95% intervals over seeds and prompts or over prompts alone, not corrected for the number of arms" in caption
+    assert "within one training seed" in caption and "1 to 3 training seeds" in caption
+    alone = figure.caption(replace(shown, differences=[gap for gap in gaps if gap.seeds == 1]))
+    assert "95% intervals over prompts alone" in alone and "Small marks" not in alone and "1 training seed." in alone
 
 
 def claim(outcome: str, seeds: int) -> ClaimTest:
