@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from curricula.eval.analysis.metrics import helpful_if_compliant
-from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
+from curricula.eval.analysis.statistics import cluster_of, equal_clusters, rate_interval, tally
 from curricula.eval.analysis.study_rows import OVERREFUSAL_TASKS, StudyRows
 from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import TASKS, judged_tasks
@@ -39,7 +39,8 @@ class Competence:
     share: float
     """Helpful answers among those that comply."""
     high: float
-    """Upper end of its 95% interval, over prompts."""
+    """Upper end of its 95% interval, over prompts; exact (Clopper and Pearson's) where no answer is helpful, since Agresti and
+    Coull's is so wide there that a model with a few helpful answers could be incoherent, and one with none not."""
 
     @property
     def is_incoherent(self) -> bool:
@@ -50,7 +51,10 @@ def competence(benign: Iterable[JudgedRow]) -> Competence | None:
     """The competence of one cell from its answers to benign requests; None if they do not show it."""
     judged = [(row, value) for row in benign if (value := helpful_if_compliant(row)) is not None]
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in judged)
-    return Competence(float(tallied.mean()), rate_interval(tallied)[1]) if tallied else None
+    if tallied is None:
+        return None
+    exact = 1 - 0.025 ** (1 / equal_clusters(tallied)) if not tallied.sums.any() else 1.0
+    return Competence(float(tallied.mean()), min(rate_interval(tallied)[1], exact))
 
 
 def study_competence(study: StudyRows) -> dict[tuple[str, str, str], Competence]:

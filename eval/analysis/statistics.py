@@ -146,14 +146,18 @@ def cluster_parts(tallied: Tally) -> np.ndarray:
     return np.mean(deviations / totals, axis=1)
 
 
+def equal_clusters(tallied: Tally) -> float:
+    """How many clusters of equal weight would give the mean the same error, if each cluster were one observation."""
+    return 1 / float(np.sum(np.mean(tallied.counts / tallied.counts.sum(axis=0), axis=1) ** 2))
+
+
 def effective_size(tallied: Tally, variance: float, most: float) -> float:
     """How many independent observations of this `variance` give the mean its clustered error.
 
     At least as many as if each cluster were one observation, at most `most`. Reduced for the degrees of freedom of the
     error, as Korn and Graubard do: those of the clusters, or fewer where a few clusters make up the error.
     """
-    totals = tallied.counts.sum(axis=0)
-    least = 1 / float(np.sum(np.mean(tallied.counts / totals, axis=1) ** 2))
+    least = equal_clusters(tallied)
     squares, error = cluster_parts(tallied) ** 2, clustered_error(tallied)
     floor = least * _freedom_factor(tallied.clusters - 1)
     if not error or error**2 < TIE:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from judge_server import answer_row, wildguard_of_refusals
+from statsmodels.stats.proportion import proportion_confint
 from study_rows import ARMS, attack_rows, overrefusal_rows, trained
 
 from curricula.errors import UserError
@@ -82,6 +84,15 @@ def test_a_model_that_refuses_everything_is_not_incoherent():
 def test_few_prompts_are_no_evidence_of_a_lost_language():
     few = competence(overrefusal_rows(ARMS[0], "topk", (0.0, 1.0), prompts=20))
     assert few.share == 0 and not few.is_incoherent
+
+
+def test_a_model_without_any_helpful_answer_is_incoherent_where_one_with_a_few_is():
+    unhelpful = overrefusal_rows(ARMS[0], "topk", (0.0, 1.0), prompts=40)
+    answers = [msgspec.structs.replace(row, sample=sample) for row in unhelpful for sample in range(5)]
+    helpful = [msgspec.structs.replace(row, verdict="1_compliant_and_helpful") for row in answers[::40]]
+    some, none = competence([*(row for i, row in enumerate(answers) if i % 40), *helpful]), competence(answers)
+    assert some.share == 5 / 200 and some.is_incoherent and none.share == 0 and none.is_incoherent
+    assert none.high == pytest.approx(proportion_confint(0, 40, method="beta")[1])
 
 
 def judged_study(run: Path, judge: Judge) -> StudyRows:
