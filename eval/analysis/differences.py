@@ -51,7 +51,7 @@ class ArmDifference:
     seeds: int
     """Shared training seeds."""
     runs: Mapping[int, float] = field(default_factory=dict, metadata={"form": (3, "+")})
-    """Each training seed's difference, to three decimals."""
+    """Each training seed's difference on the benchmarks that all of them have, to three decimals."""
     note: str = ""
     """Whether the verdicts are of different judges, or of different versions of one."""
 
@@ -116,11 +116,5 @@ def _family(sides: Mapping[ArmInfo, Sides]) -> Iterator[tuple[ArmInfo, dict[str,
         times = len(sides[arm][0])  # `compare` is of means over the rates of a side
         found: dict[str, Any] = {name: getattr(gap, name) * times for name in ("value", "low", "high")}
         found |= {"p": gap.p, "p_holm": p_holm, "test": "seeds" if one.crossed else "score", "prompts": gap.n}
-        yield arm, {**found, "seeds": one.seeds, "runs": _by_seed(*sides[arm])}
-
-
-def _by_seed(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> dict[int, float]:
-    """The same within each training seed, on the prompts that all rates have there."""
-    seeds = sorted(set.intersection(*map(set, (*plus, *minus))))
-    alone = {seed: compare(*([{seed: rates[seed]} for rates in side] for side in (plus, minus))) for seed in seeds}
-    return {seed: round(one.evidence.value * len(plus), 3) for seed, one in alone.items() if one}
+        alone = {seed: round(value * times, 3) + 0.0 for seed, value in one.runs.items()}  # no -0.0
+        yield arm, {**found, "seeds": one.seeds, "runs": alone}

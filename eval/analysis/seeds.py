@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -221,6 +221,8 @@ class Compared:
     """Shared prompts; for probes, training subsets."""
     crossed: Crossed | None
     """None where nothing can be said about seeds: for one, and for runs without a benchmark that all have answered."""
+    runs: Mapping[int, float] = field(default_factory=dict)
+    """Each seed's own difference of rates, on the same benchmarks; where it is `crossed`, its value is their mean."""
 
     @property
     def difference(self) -> Difference:
@@ -247,7 +249,16 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         for means in paired.values()
     )
     evidence = Both(crossed, pooled) if crossed else pooled
-    return Compared(evidence, len(runs), len(by_prompt), crossed)
+    alone = {seed: _difference_of_means(paired.values()) for seed, paired in runs.items()}
+    return Compared(evidence, len(runs), len(by_prompt), crossed, alone)
+
+
+def _difference_of_means(paired: Iterable[PairedMean]) -> float:
+    """The mean of the benchmarks' mean differences."""
+    gaps: dict[str, list[float]] = defaultdict(list)
+    for means in paired:
+        gaps[means.benchmark].append(means.a - means.b)
+    return _mean(_mean(of_benchmark) for of_benchmark in gaps.values())
 
 
 def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:

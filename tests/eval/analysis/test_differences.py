@@ -102,6 +102,16 @@ def test_seeds_whose_runs_share_no_prompt_are_left_out():
     assert gap.runs == {2: 0.2, 3: 0.3} and gap.seeds == 2 and gap.value == pytest.approx(0.25) and gap.prompts == 10
 
 
+def test_each_seeds_difference_is_on_the_benchmarks_behind_their_mean():
+    def answers(arm):
+        names = ("a", "b") if (arm.name, arm.seed) != ("data-0", 1) else ("a",)
+        often = {"a": 1, "b": 9} if arm.name == "data-0" else {"a": arm.seed, "b": 0}
+        return {(name, str(i)): ["harmful" if i < often[name] else "safe"] for name in names for i in range(10)}
+
+    (gap,) = arm_differences(answered(answers, "topk"))
+    assert gap.runs == {1: 0.0, 2: -0.1, 3: -0.2} and gap.value == pytest.approx(-0.1) and gap.prompts == 10
+
+
 def test_answers_without_a_verdict_do_not_bias_the_difference_of_best_of_n():
     rng = np.random.default_rng(7)
 
