@@ -509,6 +509,7 @@ def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
     with matplotlib.rc_context(STYLE):
         canvas = draw()
         if engine := canvas.get_layout_engine():
+            canvas.set_dpi(DPI)  # at matplotlib's 100 dpi, texts are narrower than in the files, which cut them off
             engine.execute(canvas)
             canvas.set_layout_engine(None)  # the layout is done: with an engine, each format would be drawn twice
         for suffix, options in FORMATS.items():

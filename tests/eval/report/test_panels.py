@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from figure_files import written_as
 from matplotlib import pyplot
 from study_rows import ARMS, probe_rows
 
 from curricula.eval.analysis.along import CurvePoint
 from curricula.eval.analysis.metrics import StudyMetrics, probe_metrics
 from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
-from curricula.eval.report.figures import FIGURES, figures_of
+from curricula.eval.report.figures import FIGURES, figures_of, save_figure
 from curricula.eval.report.points import Shown
 
 (LAYERS,) = (figure for figure in FIGURES if figure.name == "layers")
@@ -77,3 +78,14 @@ def test_arms_have_the_colours_of_their_sets_from_layer_to_layer_too(probed):
         label: colour for label, (colour, _) in found.items()
     }
     assert len(set(found.values())) == len(found) == len(ARMS)  # arms of one set differ in strength
+
+
+def test_no_label_reaches_over_the_edge_of_a_figures_file(tmp_path):
+    def draw():
+        canvas, axes = pyplot.subplots(figsize=(8.4, 3), layout="constrained")
+        axes.set_yticks([0, 1], ["data and tags, from 20%", "no interventions"])
+        return canvas
+
+    with written_as(".png"):
+        drawn = pyplot.imread(save_figure("labels", draw, tmp_path).with_suffix(".png"))
+    assert (drawn[:, 0, :3] == 1).all() and (drawn[:, :400, :3] < 1).any()
