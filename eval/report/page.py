@@ -31,7 +31,7 @@ from curricula.eval.analysis.capability import (
     study_capability,
 )
 from curricula.eval.analysis.claim_tests import run_claim_tests
-from curricula.eval.analysis.claims import AUC
+from curricula.eval.analysis.claims import AUC, TOPK
 from curricula.eval.analysis.differences import arm_changes, arm_differences
 from curricula.eval.analysis.estimates import probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
@@ -184,6 +184,7 @@ def _words(
         "variance": list(over_seeds.variance_rows(tables["variance"], arms)),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
         "auc": AUC.name,
+        "margins": {"rate": TOPK, "auc": AUC},
         "labels": labels,
         "attack_tables": list(attack_tables(metrics, rows.arms)),
         "strength_tables": list(over_seeds.strength_tables(tables["worst-case"], shown.met, arms)),

@@ -162,6 +162,7 @@ def test_a_claim_says_of_what_its_n_is(built):
     tests, text = json.loads((built[0] / "report/summary.json").read_text())["trends"], Page(built[1]).text
     told = {"training subsets" if test["measure"] == "probe AUC" else "prompts": test["n"] for test in tests if test["n"]}
     assert len(told) == 2 and all(f"{what} {count} seeds" in text for what, count in told.items())
+    assert "a difference of 5 points is ruled out" in text and "below 2 points (of AUC: 0.005)" in text
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\tx", "\rx"])
