@@ -183,6 +183,7 @@ def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
         mean, low, high = fmean(runs.values()), None, None
         if len(runs) > 1:
             low, high = StudentMean(mean, stdev(runs.values()) / math.sqrt(len(runs)), len(runs) - 1).interval()
+            low = max(low, 0.0)
         yield BitsEstimate(arm, source, mean, low, high, len(runs), dict(sorted(runs.items())))
 
 

@@ -299,7 +299,9 @@ def test_bits_per_byte_are_over_the_bytes_of_the_tokens_that_the_loss_is_of(tmp_
     (alone,) = bits_estimates([one])
     assert (alone.value, alone.low, alone.seeds) == (one.value, None, 1)
     (several,) = bits_estimates([one, bits_per_byte("full-0", 2, "web", 2.2, 4.0)])
-    assert several.low < one.value < several.high and several.seeds == 2
+    assert 0 < several.low < one.value < several.high and several.seeds == 2
+    (wide,) = bits_estimates([one, bits_per_byte("full-0", 2, "web", 3.0, 4.0)])
+    assert wide.low == 0 and wide.high > 3  # Student's interval would reach below 0, where no text is
 
 
 def test_every_byte_of_a_text_belongs_to_one_token(tmp_path):
