@@ -121,10 +121,11 @@ def corrected(tallied: Tally, accuracy: Accuracy, asked: Tally | None = None) ->
     without it (None: the judge was asked about all). Only the rate among the former is corrected; their share of all
     answers is resampled along with it.
 
-    A rate below the judge's false alarms is corrected to 0, and one above its sensitivity to 1. The interval then reaches as
-    far from there as it does from the rate before it was cut: what is left could be a point, and would look like certainty.
-    None if all of the interval is beyond 0 or 1, for then these answers differ in kind from the labelled ones; and none if the
-    judge is little better than chance, or was asked about nothing.
+    A rate below the judge's false alarms is corrected to 0, one above its sensitivity to 1. Draws of the rate and of the errors
+    that would need less than 0 or more than 1 say nothing about the opposite end of the interval: counted there, they made
+    it end next to 0 where only a few more than 2.5% of the draws were possible at all. If fewer are, these answers differ in
+    kind from the labelled ones, and there is no corrected rate; nor is there one if the judge is little better than chance, or
+    was asked about nothing.
     """
     if accuracy.sensitivity + accuracy.specificity < 1 + USELESS:
         return None
@@ -142,13 +143,13 @@ def corrected(tallied: Tally, accuracy: Accuracy, asked: Tally | None = None) ->
     if clusters < 2 or np.ptp(rates[shares > 0]) < TIE:  # all clusters are equal, but the next might differ
         rates = _drawn(rng, min(1.0, float(tallied.mean()) / share), clusters)
     drawn = shares * _rogan_gladen(rates, sensitivity, specificity)
-    uncut = share * float(_rogan_gladen(tallied.mean() / share, accuracy.sensitivity, accuracy.specificity))
-    if np.quantile(drawn, 0.975) <= 0 or np.quantile(drawn - shares, 0.025) >= 0:
+    below, above = drawn < shares, drawn > 0
+    if min(below.mean(), above.mean()) < 0.025:
         return None
-    rate = min(max(uncut, 0.0), share)
-    low, high = np.quantile(np.clip(drawn, 0.0, shares), [0.025, 0.975])
-    low, high = max(low + min(rate - uncut, 0.0), 0.0), min(high + max(rate - uncut, 0.0), 1.0)
-    return Corrected(rate, float(low), float(high), uncut)
+    cut = np.clip(drawn, 0.0, shares)
+    low, high = np.quantile(cut[below], 0.025), np.quantile(cut[above], 0.975)
+    uncut = share * float(_rogan_gladen(tallied.mean() / share, accuracy.sensitivity, accuracy.specificity))
+    return Corrected(min(max(uncut, 0.0), share), float(low), float(high), uncut)
 
 
 def _drawn(rng: np.random.Generator, share: float, count: int) -> np.ndarray:

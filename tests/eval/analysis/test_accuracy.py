@@ -78,16 +78,22 @@ def test_a_rate_below_the_false_alarms_is_corrected_to_0_unless_it_is_too_far_be
     assert corrected(rates(np.arange(200) < 4), judge) is None
 
 
-def test_an_interval_that_is_cut_does_not_shrink_to_a_point():
+def test_an_interval_that_is_cut_holds_the_rate_that_is_cut():
     judge = Accuracy(0.8, 0.8, 60, 60, "made up")
-    widths = []
-    for harmful in (25, 30, 100, 170, 180):
-        found = corrected(rates(np.arange(200) < harmful), judge)
-        widths.append(found.high - found.low)
-        if found.uncut < 0 or found.uncut > 1:
-            assert found.rate in (0.0, 1.0) and found.low <= found.rate <= found.high
-    assert min(widths) > 0.1
-    assert corrected(rates(np.ones(200)), Accuracy(0.8, 0.8, 300, 300, "made up")) is None  # it misses a fifth, but not here
+    found = [corrected(rates(np.arange(200) < harmful), judge) for harmful in (25, 30, 100, 170, 180)]
+    assert [one.rate for one in found if not 0 <= one.uncut <= 1] == [0.0, 0.0, 1.0, 1.0]
+    assert all(one.low <= one.rate <= one.high for one in found)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_rate_that_the_errors_barely_allow_does_not_look_certain(mirrored):
+    """Where few draws of the rate and of the errors can be true together, the interval used to end next to 0."""
+    judge = Accuracy(0.8, 0.95, 300, 300, "made up") if mirrored else Accuracy(0.95, 0.8, 300, 300, "made up")
+    found = [corrected(rates((np.arange(500) < seen) ^ mirrored), judge) for seen in range(60, 80)]
+    assert found[0] is None  # too far beyond the errors
+    for one in filter(None, found):
+        low, high = (1 - one.high, 1 - one.low) if mirrored else (one.low, one.high)
+        assert low == 0 and high > 0.02
 
 
 def test_the_mean_of_several_benchmarks_is_corrected_however_few_prompts_one_of_them_has():
