@@ -67,8 +67,8 @@ def write_report(
     "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones; "judges", by kind, for answers
     that are not merged yet; "courses", what was measured along the way; "papers", the stages that are the paper's, of which its
     claims speak; "bits_per_byte", the losses of base models on held-out text, and "bits_missing", why there are none;
-    "contamination", how many prompts of each benchmark occur in the training text; and "tagged", whether arms are tuned with
-    different shares of tagged conversations.
+    "contamination", how many prompts of each benchmark occur in the training text; "tagged", whether arms are tuned with
+    different shares of tagged conversations; and "cooled", whether their learning rates fall from different steps on.
     `is_live`: the page looks again whether its server has a newer one.
     """
     steps = len(arms) + 4
@@ -205,6 +205,7 @@ def _words(
         "unfinished": study.get("unfinished") or [],
         "incomplete": incomplete(metrics),
         "tagged": study.get("tagged", False),
+        "cooled": study.get("cooled", False),
         "planned": " ".join(name for names in tasks.values() for name in names),
         "changed": study.get("changed") or {},
         "contamination": {row["benchmark"]: row for row in study.get("contamination") or ()},

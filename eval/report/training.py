@@ -137,6 +137,8 @@ class Family:
 
     name: str
     colour: int
+    seed: int | None
+    """None where no plan tells it."""
     is_further: bool
     """Whether a branch is trained with another seed than the first."""
 
@@ -151,10 +153,11 @@ def _families(training: Training) -> dict[str, Family]:
     colours: dict[str, int] = {}
     for branch in training.branches:
         trained = branch.name.partition("/")[0]
-        suffix = next((f"-s{seed}" for seed in seeds if trained.endswith(f"-s{seed}")), "")
-        name = trained.removesuffix(suffix)
+        further = next((seed for seed in seeds if trained.endswith(f"-s{seed}")), None)
+        name = trained if further is None else trained.removesuffix(f"-s{further}")
         name = trunk if name.partition(".")[0] == "trunk" or name in ends else name  # "trunk.POINT" in a sweep
-        found[branch.name] = Family(name, colours.setdefault(name, len(colours)), bool(suffix))
+        seed = next(iter(seeds), None) if further is None else further
+        found[branch.name] = Family(name, colours.setdefault(name, len(colours)), seed, further is not None)
     return found
 
 
@@ -293,9 +296,11 @@ def cost_rows(training: Training) -> Iterator[CostRow]:
 
 def training_rows(training: Training) -> list[dict[str, Any]]:
     """The last step and validation of each run."""
+    families = _families(training)
     return [
         {
             "run": branch.name,
+            "seed": families[branch.name].seed,
             "step": branch.step,
             "tokens": branch.tokens[-1],
             "loss": branch.last_loss,

@@ -26,6 +26,7 @@ from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.stages.pretrain import validation_batches
 from curricula.jobs.study import Study
 from curricula.model import costs
+from curricula.model.config import decay_start
 from curricula.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _point_report(
         "contamination": [row for row in read_contamination(run) if row["text"] == "all"],
         "judges": _rule_judges(run),
         "tagged": _are_tuned_apart(study),
+        "cooled": _are_cooled_apart(study),
         "hashes": _hashes(run),
         "unfinished": unfinished,
     }
@@ -131,6 +133,11 @@ def _are_tuned_apart(study: Study) -> bool:
         for name, stage in study.tree.stages.items()
         if isinstance(stage, Tuning)
     )
+
+
+def _are_cooled_apart(study: Study) -> bool:
+    """Whether the learning rates of arms fall from different steps on, as where some have a cooldown."""
+    return len({decay_start(study.budget.steps, study.pretraining_of(arm).schedule) for arm in study.arms}) > 1
 
 
 def _planned_name(task: EvalTask) -> str:

@@ -42,6 +42,9 @@ def run(tmp_path_factory) -> Path:
     run = write_study(tmp_path_factory.mktemp("run"), arms=REPLICATES, one_in=4)
     for seed in SEEDS[1:]:
         shutil.rmtree(run / f"eval/data-60-s{seed}/benign")
+    for branch in ("trunk", "trunk-s43"):
+        (run / "pretrain" / branch).mkdir(parents=True)
+        (run / "pretrain" / branch / "metrics.jsonl").write_text('{"step": 7, "tokens": 4096, "loss": 2.5}\n')
     return run
 
 
@@ -62,7 +65,7 @@ def shown_of(rows: StudyRows) -> Shown:
 
 @pytest.fixture(scope="module")
 def page(run) -> Page:
-    return Page(write_report(run, REPLICATES, {}, run / "report").read_text())
+    return Page(write_report(run, REPLICATES, {"plan": {"seeds": SEEDS}}, run / "report").read_text())
 
 
 def attacked(shown: Shown, stage: str, decoder: str = "topk", benchmark: str = "") -> dict[str, Point]:
@@ -270,6 +273,10 @@ def test_estimates_come_first_and_single_runs_are_folded_below(page):
     assert places == sorted(places)
     assert "One training run per arm" not in text and "Few training runs per arm" in text
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_training_losses_are_those_of_a_seed(page):
+    assert [(row["Run"], row["seed"]) for row in table(page.html, "t-losses")] == [("trunk", "42"), ("trunk-s43", "43")]
 
 
 def test_variance_is_told_in_shares_of_what_each_source_adds():

@@ -502,14 +502,14 @@ def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):
         tuned = [msgspec.structs.replace(row, judge_version=version) for row in tuned]
         append_judged(tmp_path / "eval" / arm.key / "benign" / "attacks-topk.jsonl", tuned)
     having = {"benign": ("data-20", "full-20")}
-    html = write_report(tmp_path, arms, {"having": having, "tagged": True}, tmp_path / "report").read_text()
+    html = write_report(tmp_path, arms, {"having": having, "tagged": True, "cooled": True}, tmp_path / "report").read_text()
     text = Page(html).text
     for name in ("t-differences", "t-of-differences"):
         rows = html.split(f'id="{name}"')[1].split("</table>")[0]
         assert {"data, from 20%", "no interventions"} <= set(re.findall(r'<td class="text">([^<]+)</td>', rows))
         assert "judged by different versions: world 1a2b, world 9z" in rows
     assert "An arm’s own suffixes are no transfer" in text and "is not of timing alone" in text
-    assert "in how much of their tuning is tagged" in text
+    assert "in when their learning rate falls, and in how much of their tuning is tagged" in text
     assert "judged by different versions: world 1a2b, world 9z" in text and "the study lacks data-0" in text
     assert "(benign: data-20, instruct: safe-100)" in text or "(instruct: safe-100, benign: data-20)" in text
     with open(tmp_path / "report/tables/points.csv", newline="") as file:

@@ -119,6 +119,17 @@ def test_the_report_says_that_arms_are_tuned_apart_only_where_they_are(tmp_path,
     assert [one["tagged"] for one in found] == [True, False, False]
 
 
+def test_the_report_says_that_learning_rates_fall_apart_only_where_they_do(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr("curricula.eval.report.page.write_report", lambda root, arms, described, *_: found.append(described))
+    for cooled in (True, False):
+        raw = tree_study()
+        raw["curriculum"]["arms"] = {"end": [{"until": 0.75, "mix": "safe"}, {"until": 1, "mix": "full", "cooldown": cooled}]}
+        run = Run.create(tmp_path / str(cooled), parse_study(raw, "study.yaml"))
+        report(run, plan_study(run.study))
+    assert [one["cooled"] for one in found] == [True, False]
+
+
 def test_stages_are_compared_with_their_parents_where_both_are_asked_in_the_same_form(tmp_path, monkeypatch):
     found, raw = [], tree_study()
     monkeypatch.setattr("curricula.eval.report.page.write_report", lambda root, arms, described, *_: found.append(described))
