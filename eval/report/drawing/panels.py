@@ -42,6 +42,8 @@ class Series:
     faint: bool = False
     strength: float = 1.0
     """The opacity of a line; it tells apart lines of one colour."""
+    hollow: bool = False
+    """Of dots: those of incoherent models."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
         if series.kind == "line":
             handle = axes.plot(series.x, series.y, lw=1.0 if series.faint else 1.6, **look)[0]
         elif series.kind == "dots":
-            handle = axes.plot(series.x, series.y, "o", ms=3 if series.faint else 5, mec="white", mew=0.6, **look)[0]
+            face = {"mfc": "white", "mew": 1.4} if series.hollow else {"mec": "white", "mew": 0.6}
+            handle = axes.plot(series.x, series.y, "o", ms=3 if series.faint else 5, **face, **look)[0]
         elif series.kind == "rule":
             for x in series.x:
                 handle = axes.axvline(x, lw=1, ls=(0, (4, 3)), **look)

@@ -141,6 +141,7 @@ function plainPanel(panel) {
     for (const one of data) { one.label = series.label; rows.push(one); }
     const look = { stroke: colour(series.colour), strokeOpacity: (series.faint ? faintly(0.4, 0.6) : 1) * series.strength };
     if (series.kind === "line") marks.push(Plot.line(data, { x: "x", y: "y", ...look, strokeWidth: series.faint ? 1 : 2 }));
+    else if (series.kind === "dots" && series.hollow) marks.push(Plot.dot(data, { x: "x", y: "y", r: 4, ...look, strokeWidth: 1.4, fill: "var(--paper)" }));
     else if (series.kind === "dots") marks.push(Plot.dot(data, { x: "x", y: "y", r: series.faint ? 2 : 4, fill: colour(series.colour), fillOpacity: series.faint ? faintly(0.6, 0.85) : 1 }));
     else if (series.kind === "rule") marks.push(Plot.ruleX(data, { x: "x", ...look, strokeDasharray: "4,3" }));
     else if (series.kind === "span") marks.push(Plot.ruleY(data, { x1: "low", x2: "high", y: "y", ...look, strokeWidth: 2 }));

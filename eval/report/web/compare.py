@@ -76,14 +76,18 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
 
 
 def _curve(label: str, points: Sequence[dict[str, Any]], arms: Mapping[str, Any], colour: int) -> list[Series]:
-    x, y = [arms[point["arm"]]["start"] for point in points], [point["value"] for point in points]
+    def column(of: Sequence[dict[str, Any]], field: str) -> list[float]:
+        return [arms[point["arm"]]["start"] if field == "start" else point[field] for point in of]
+
     sure = [point for point in points if point["low"] is not None]
-    at, low, high = ([arms[one["arm"]]["start"] for one in sure], [one["low"] for one in sure], [one["high"] for one in sure])
-    return [
-        Series(label, "line", x, y, colour=colour),
-        Series("", "dots", x, y, colour=colour),
-        Series("", "whisker", at, (), low, high, colour=colour, faint=True),
+    found = [
+        Series(label, "line", column(points, "start"), column(points, "value"), colour=colour),
+        Series("", "whisker", column(sure, "start"), (), column(sure, "low"), column(sure, "high"), colour=colour, faint=True),
     ]
+    for hollow in (False, True):
+        if own := [point for point in points if point["hollow"] is hollow]:
+            found.append(Series("", "dots", column(own, "start"), column(own, "value"), colour=colour, hollow=hollow))
+    return found
 
 
 def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:

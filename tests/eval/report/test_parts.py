@@ -335,6 +335,9 @@ def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
         "two: data": ([0.0, 0.6, 1.0], [0.5, 0.6, 0.75]), "two: full": ([0.0, 1.0], [0.65, 0.75]),
     }  # fmt: skip
     assert len({one.colour for one in panel.series}) == 4
+    hollow = [(one.x, one.y) for one in panel.series if one.hollow]
+    assert hollow == [([1.0], [0.75])] * 2  # each curve of the second study ends there
+    assert sum(len(one.x) for one in panel.series if one.kind == "dots" and not one.hollow) == 10 - 2
 
 
 def test_answers_to_benign_requests_are_compared_as_finely_as_their_judge_can_tell(tmp_path):
