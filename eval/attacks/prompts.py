@@ -185,6 +185,10 @@ def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt]) -> li
         for prompt in prompts
         if (prompt.benchmark, prompt.id) in suffixes
     ]
+    if 0 < len(found) < len(prompts):
+        log.warning(
+            "%s: %d of %d prompts have no GCG suffix there and are left out", folder, len(prompts) - len(found), len(prompts)
+        )
     if not found:
         raise UserError(
             f"{folder}: holds no GCG suffix for the prompts of evaluation.gcg, which evaluation.attacks.suffixes_of asks for "

@@ -45,8 +45,10 @@ class Evaluate(Stage):
         task = work.element.eval_task
         assert task is not None
         path = task.path(work.rows_folder)
-        if task.task.kind == "gcg" and are_filled(path) and not are_filled(path.with_suffix(".suffixes.jsonl")):
-            return False  # other arms may try the suffixes
+        if task.task.kind == "gcg" and are_filled(path):  # other arms may try the suffixes, of which each prompt has one
+            answers = sum(getattr(one, "samples", 1) for one in work.study.evaluation.decoder_settings(task.task))
+            if _lines(path.with_suffix(".suffixes.jsonl")) * answers < _lines(path):
+                return False
         return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
 
     def made(self, work: Work) -> str:
@@ -135,6 +137,10 @@ class Along(Evaluate):
 
     def made(self, work: Work) -> str:
         return _sizes(work.study.eval_tasks(work.element.kind, on_the_way=True), work)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def _sizes(tasks: list[EvalTask], work: Work) -> str:

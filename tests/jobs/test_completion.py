@@ -236,10 +236,12 @@ def test_an_evaluation_without_rows_is_complete_only_where_it_is_a_shard_that_ma
     task = replace(element.eval_task, shards=shards)
     work = Work(run, plan, job, replace(element, eval_task=task))
     rows, found = task.path(work.rows_folder), [is_complete(work, Done(seconds=1.0))]
-    for path, text in ((rows, ""), (rows, "{}\n"), (rows.with_suffix(".suffixes.jsonl"), "{}\n")):
+    suffixes, evaluation = rows.with_suffix(".suffixes.jsonl"), run.study.evaluation
+    two = "{}\n" * 2 * (evaluation.topk.samples + 1)  # answers to two prompts, under top-k and under SafeBeam
+    for path, text in ((rows, ""), (rows, two), (suffixes, "{}\n"), (suffixes, "{}\n{}\n")):
         write_text(path, text)
         found.append(is_complete(work, Done(seconds=1.0)))
-    assert found == [False, shards > 1, False, True]  # other arms may try the suffixes
+    assert found == [False, shards > 1, False, False, True]  # other arms may try the suffixes, also one that a cut lost
 
 
 def test_a_shard_that_another_was_put_in_place_of_is_not_done(tmp_path, monkeypatch):
