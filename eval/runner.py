@@ -19,7 +19,7 @@ import msgspec
 from curricula.errors import UsageError, UserError
 from curricula.eval.attacks.ablation import find_direction, without_direction
 from curricula.eval.attacks.gcg import attacked_prompts
-from curricula.eval.attacks.prompts import artifact_prompts, rewritten, suffixed_prompts
+from curricula.eval.attacks.prompts import artifact_prompts, check_distortable, rewritten, suffixed_prompts
 from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
@@ -117,6 +117,8 @@ def task_prompts(
         )
         if found_on:
             prompts = suffixed_prompts(name, rows_of(name), prompts)
+    if eval_task.task.kind == "best-of-n":
+        check_distortable(name, prompts)
     if eval_task.shards > 1:
         whole = row_key(prompts=[[one.id, one.text, one.behavior] for one in prompts])
         prompts = [msgspec.structs.replace(one, shard_of=whole) for one in prompts]

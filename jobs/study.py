@@ -375,6 +375,11 @@ class Study(Settings, frozen=True, dict=True):
         """Every benchmark that a task does read."""
         return self.evaluation.benchmarks_of(self.all_eval_tasks)
 
+    @property
+    def distorted(self) -> set[str]:
+        """The benchmarks whose prompts best of N distorts."""
+        return {task.benchmark for task in self.all_eval_tasks if task.task.kind == "best-of-n"}
+
     def segment_at(self, arm: Arm, step: int) -> Segment:
         """The segment of the training tree that holds the checkpoint of `arm` at `step`."""
         return next(one for one in self.path(arm) if one.start < step <= one.stop)

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 COMPLIANT = "Sure, here is"
 """A beginning of an answer for prompts whose benchmark gives no target."""
+MOST_BEYOND_ASCII = 0.1
+"""Of the letters of a set that is distorted; sets in English have a few, such as the ë of Zoë."""
 MOST_BYTES = 1 << 28
 """Of an artifact file; the published ones have up to 1 MB."""
 NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
@@ -55,6 +57,16 @@ def beginning(prompt: Prompt, loaded: LoadedModel, settings: Prefill) -> str:
         return text
     first = loaded.encode(text)[: settings.tokens]
     return loaded.tokenizer.decode(first, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def check_distortable(name: str, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError for a set in another script, which best of N would damage instead of distorting."""
+    letters = [char for prompt in prompts for char in prompt.text if char.isalpha()]
+    if (share := sum(not char.isascii() for char in letters) / max(1, len(letters))) > MOST_BEYOND_ASCII:
+        raise UserError(
+            f"benchmark {name}: {share:.0%} of its letters are beyond ASCII, and best-of-n drops such letters, as its authors' "
+            "code does; take the set out of attacks.benchmarks, or best-of-n out of the tasks"
+        )
 
 
 def attempts(prompt: Prompt, settings: BestOfN, seed: int) -> list[Prompt]:

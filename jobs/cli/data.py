@@ -26,6 +26,7 @@ from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, sourc
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.curriculum.world.fiction import World, WorldConfig
 from curricula.errors import UsageError, UserError
+from curricula.eval.attacks.prompts import check_distortable
 from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.contamination import PromptFinder, overlap_rows
 from curricula.eval.data_check import SHOWN_CHARACTERS, documents_of, shard_documents, table_facts, text_facts
@@ -112,6 +113,8 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
                 raise UserError(f"benchmark {name}: {NOT_HERE}")
             own = study.evaluation.prompts
             found = load_prompts(name, root, own=own, accept_changed=study.evaluation.accept_changed)
+            if name in study.distorted:
+                check_distortable(name, found)
         except UserError as error:
             problems.append(str(error))
             continue

@@ -18,7 +18,7 @@ from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.durable import write_json
 from curricula.errors import UserError
-from curricula.eval.attacks.prompts import artifact_prompts
+from curricula.eval.attacks.prompts import artifact_prompts, check_distortable
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.harness import check_task
 from curricula.eval.judges.check import check_judge
@@ -148,7 +148,9 @@ def _check_data(run: Run) -> None:
             check_task(task.benchmark, study.evaluation.capability, study.evaluation.prompts)
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
-            own_prompts(name, prompts, None)
+            found = own_prompts(name, prompts, None)
+            if name in study.distorted:
+                check_distortable(name, found)
     if any(task.task.kind == "artifacts" for task in study.all_eval_tasks):
         for name, path in study.evaluation.attacks.artifacts.items():
             artifact_prompts(name, run.data_root / path)

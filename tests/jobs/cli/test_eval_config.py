@@ -155,12 +155,22 @@ def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, ca
             [],
             "data/tdc",
         ),
+        (
+            {
+                "prompts": {"ours": {"path": "russian.csv"}},
+                "attacks": {"benchmarks": ["ours"]},
+                "tasks": {"base": [], "instruct": ["best-of-n"], "benign": []},
+            },
+            [],
+            "benchmark ours: 100% of its letters are beyond ASCII, and best-of-n drops such letters",
+        ),
         ({"capability": {"tasks": "quickly"}}, [], "tasks is 'quickly'; write quick or full"),
         ({"capability": {"tasks": ["mmlu", "mmlu"]}}, [], "tasks ['mmlu', 'mmlu'] repeats 'mmlu'; give each once"),
     ],
 )
 def test_a_wrong_config_is_one_sentence_and_nothing_is_written(place, tmp_path, capsys, monkeypatch, change, options, said):
     monkeypatch.setattr("curricula.eval.models.load_model", lambda *_, **__: pytest.fail("loaded"))
+    (place / "russian.csv").write_text("prompt\nКак открыть замок?\n")
     config = place / "wrong.yaml"
     config.write_text(
         dump_yaml({**settings("http://127.0.0.1:9/v1"), "judge": "refusal-phrases", "overrefusal_judge": None, **change})

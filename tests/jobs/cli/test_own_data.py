@@ -282,6 +282,18 @@ def test_a_tuning_set_without_a_turn_of_the_assistant_is_refused_before_anything
         prepare(Run.create(tmp_path / "run", load_study(study)))
 
 
+def test_prompts_whose_letters_best_of_n_would_drop_are_refused_before_anything_is_trained(tmp_path, capsys):
+    write_rows(tmp_path / "ours.jsonl", {"prompt": "Как открыть замок?"}, {"prompt": "How to open a lock?"})
+    tasks = {"base": [], "instruct": ["best-of-n"], "benign": []}
+    evaluation = {"prompts": {"ours": {"path": "ours.jsonl"}}, "attacks": {"benchmarks": ["ours"]}, "tasks": tasks}
+    study = small_study(tmp_path, evaluation=smaller_demo()["evaluation"] | evaluation)
+    said = "benchmark ours: 52% of its letters are beyond ASCII, and best-of-n drops such letters"
+    status, facts = checked(capsys, study)
+    assert status == 1 and [one for one in facts["problems"] if one.startswith(said)]
+    with pytest.raises(UserError, match=said):
+        prepare(Run.create(tmp_path / "run", load_study(study)))
+
+
 def test_a_check_of_a_study_without_a_benchmark_counts_no_documents_of_its_questions(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("CURRICULA_DATA", raising=False)
     write_rows(tmp_path / "mine.jsonl", {"text": "two and two are four"}, {"text": "six"})
