@@ -108,6 +108,7 @@ def run_probes(
     layers = layers_of(config.layers, loaded.layers)
     indices = [index for _, index in layers]
     train_ids, test_ids = (encoded_texts(loaded, texts.texts, config) for texts in (train, test))
+    train, train_ids = without_tested(train, train_ids, test_ids)
     lengths = [np.array([len(ids) for ids in of], dtype=np.float32) for of in (train_ids, test_ids)]
     match = lengths if config.match_length else (None, None)
     held_out = balanced(test.unsafe, None, seed, "test", lengths=match[1])
@@ -219,6 +220,22 @@ def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> 
     """Token ids of each text, cut to its first tokens."""
     limit = min(config.max_tokens, loaded.context_length)
     return [loaded.raw_ids(text)[:limit] or [*loaded.end_ids, 0][:1] for text in texts]
+
+
+def without_tested(
+    train: LabelledTexts, ids: list[list[int]], tested: Sequence[Sequence[int]]
+) -> tuple[LabelledTexts, list[list[int]]]:
+    """The training texts, as token ids too, without those that the model reads as it reads a test text: cut to their first
+    tokens, different texts may be equal."""
+    held_out = set(map(tuple, tested))
+    kept = [place for place, of in enumerate(ids) if tuple(of) not in held_out]
+    if len(kept) == len(ids):
+        return train, ids
+    log.warning(
+        "probes: %d training texts are left out, since a test text begins with the same tokens (probes.max_tokens)",
+        len(ids) - len(kept),
+    )
+    return LabelledTexts([train.texts[place] for place in kept], train.unsafe[kept]), [ids[place] for place in kept]
 
 
 def text_id(ids: Sequence[int]) -> str:

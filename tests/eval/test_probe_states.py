@@ -198,8 +198,9 @@ def test_texts_of_matched_length_leave_nothing_to_length(loaded, tmp_path):
     unsafe = np.arange(400) % 2 == 1
     words = np.random.default_rng(0).integers(2, 20, size=400) + 6 * unsafe
     texts = LabelledTexts([f"{i} " + "bread rises " * count for i, count in enumerate(words)], unsafe)
+    train = LabelledTexts([f"now {text}" for text in texts.texts], unsafe)
     plain, matched = (
-        run_probes(loaded, texts, texts, Probes(train_per_class=60, seeds=2, match_length=on), 0, tmp_path)[0]
+        run_probes(loaded, train, texts, Probes(train_per_class=60, seeds=2, match_length=on), 0, tmp_path)[0]
         for on in (False, True)
     )
     assert min(result.baseline_length_auc for result in plain) > 0.7

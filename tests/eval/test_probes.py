@@ -66,10 +66,27 @@ def test_balanced_subsets_differ_by_seed_and_hold_both_classes_equally():
         balanced(unsafe, 26, "train")
 
 
+def reworded(texts: LabelledTexts) -> LabelledTexts:
+    return LabelledTexts([f"Now {text}" for text in texts.texts], texts.unsafe)
+
+
+def test_a_text_whose_first_tokens_are_those_of_a_test_text_trains_no_probe(loaded, tmp_path, caplog):
+    unsafe = np.arange(80) % 2 == 1
+    test = LabelledTexts([f"bread {'never ' * int(bad)}{i}" for i, bad in enumerate(unsafe)], unsafe)
+    alike = LabelledTexts([f"{text} and more" for text in test.texts], unsafe)
+    both = LabelledTexts(alike.texts + reworded(test).texts, np.concatenate([unsafe, unsafe]))
+    config = Probes(train_per_class=20, seeds=2, max_tokens=min(len(loaded.raw_ids(text)) for text in test.texts))
+    cut = [loaded.raw_ids(text)[: config.max_tokens] for text in alike.texts]
+    assert all(ids in [loaded.raw_ids(text)[: config.max_tokens] for text in test.texts] for ids in cut)
+    found, _ = run_probes(loaded, both, test, config, 0, tmp_path / "both")
+    assert found == run_probes(loaded, reworded(test), test, config, 0, tmp_path / "reworded")[0]
+    assert "80 training texts are left out, since a test text begins with the same tokens" in caplog.text
+
+
 def test_the_baseline_shows_labels_that_length_explains(loaded, tmp_path):
     unsafe = np.arange(80) % 2 == 1
     texts = LabelledTexts([("bread rises " * (12 if bad else 2)) + str(i) for i, bad in enumerate(unsafe)], unsafe)
-    results, _ = run_probes(loaded, texts, texts, Probes(train_per_class=20, seeds=2), 0, tmp_path)
+    results, _ = run_probes(loaded, reworded(texts), texts, Probes(train_per_class=20, seeds=2), 0, tmp_path)
     assert len(results) == 6
     assert all(result.baseline_length_auc == 1.0 for result in results)
 
@@ -80,7 +97,7 @@ def test_the_baseline_shows_labels_that_length_explains(loaded, tmp_path):
 def test_subsets_that_overlap_because_texts_are_few_are_warned_of(loaded, tmp_path, caplog, per_class, said):
     unsafe = np.arange(80) % 2 == 1
     texts = LabelledTexts([f"bread rises {'never ' * int(bad)}{i}" for i, bad in enumerate(unsafe)], unsafe)
-    run_probes(loaded, texts, texts, Probes(train_per_class=per_class, seeds=2), 0, tmp_path)
+    run_probes(loaded, reworded(texts), texts, Probes(train_per_class=per_class, seeds=2), 0, tmp_path)
     assert bool(said) == ("training subsets" in caplog.text) and re.search(said or "", caplog.text)
 
 
