@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import math
 import os
 import re
@@ -30,6 +31,8 @@ from curricula.eval.identity import content_hash, weight_files
 from curricula.eval.packed import pack_linears
 from curricula.eval.rows import ModelKind, Precision
 from curricula.packages import packaged_gguf
+
+log = logging.getLogger(__name__)
 
 MARK = "\u2063TEXT\u2063"
 """Stands for a text where a chat template is cut around it."""
@@ -307,10 +310,18 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             import_gguf_tokenizer(file, Path(aside))
             tokenizer = AutoTokenizer.from_pretrained(aside, local_files_only=True, trust_remote_code=False)
         model = read_weights(file.parent, gguf_file=file.name, local_files_only=True, dtype=dtype, attn_implementation="sdpa")
+        import gguf
+
+        packed = {tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors} - {"F64", "F32", "F16", "BF16"}
     except ImportError as error:
         raise UserError(f"{file}: GGUF files need `pip install safety-curricula[gguf]` ({one_line(error)})") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be loaded ({one_line(error)}); fetch the file again") from error
+    if packed:
+        types = ", ".join(sorted(packed))
+        log.warning(
+            "%s: holds quantised weights (%s), which are expanded; the unquantised model may answer otherwise", file, types
+        )
     return model, tokenizer
 
 

@@ -22,7 +22,7 @@ from curricula.eval import models
 from curricula.eval.config import Probes
 from curricula.eval.decoding.sampling import search_greedy
 from curricula.eval.decoding.settings import Greedy
-from curricula.eval.models import load_model, locate
+from curricula.eval.models import load_model, locate, read_gguf
 from curricula.eval.probes.probing import encoded_texts
 
 
@@ -291,6 +291,23 @@ def test_a_model_that_sees_a_window_gets_no_more_than_fits_in_it(copied):
     assert answer.tokens == 3 and answer.finish == "length"
     with pytest.raises(UserError, match=r"a prompt has 8 tokens, and the context of .* holds 8"):
         search_greedy(loaded, [list(range(5, 13))], Greedy())
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F16"])
+def test_quantised_weights_are_named_for_the_numbers_are_theirs(tmp_path, monkeypatch, caplog, kind):
+    gguf = pytest.importorskip("gguf")
+    writer, dtype = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "llama"), gguf.GGMLQuantizationType[kind]
+    values = torch.zeros(2, 32).numpy()
+    writer.add_tensor("output_norm.weight", values)
+    writer.add_tensor("output.weight", gguf.quants.quantize(values, dtype), raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for name in ("import_gguf_tokenizer", "AutoTokenizer.from_pretrained", "read_weights"):
+        monkeypatch.setattr(f"curricula.eval.models.{name}", lambda *_, **__: None)
+    read_gguf(tmp_path / "model.gguf", torch.float32)
+    assert ("model.gguf: holds quantised weights (Q8_0), which are expanded" in caplog.text) == (kind == "Q8_0")
 
 
 @pytest.mark.slow
