@@ -53,6 +53,8 @@ ELEMENT_S = 2.5
 CPU_FLOPS = 5e10
 """Of one core, in training as in decoding; measured with SmolLM2-135M and with the demo's model."""
 
+LEAST_LEFT = 0.9
+"""Of the peak, at the end of a warm-up: by default, midtraining's rate falls over all steps, so a short one overlaps anyway."""
 MOST_HERE = 24 * 60.0
 """Minutes: a study that takes this machine longer is meant for GPUs."""
 
@@ -330,7 +332,7 @@ def _unknown_sizes(arms: list[dict[str, Any]], sizes: dict[str, SourceSize]) -> 
 
 
 def _unfit(study: Study) -> Iterator[str]:
-    """Batches that are too large for the GPUs, and a warmup that is too long for the steps."""
+    """Batches that are too large for the GPUs, and a warmup that is too long for the steps or reaches far into the decay."""
     stages: dict[str, AnyStage | None] = {"pretraining": None, **study.tree.stages}
     for name, stage in stages.items():
         memory = _gpu_memory(study, stage)
@@ -339,6 +341,11 @@ def _unfit(study: Study) -> Iterator[str]:
             yield (
                 f"{name} with micro_batch {micro_batch} needs about {memory['needed_gib']:.0f} GiB of each GPU, which has "
                 f"{memory['available_gib']:g}; use {' or '.join(memory['would_fit'])}"
+            )
+        if stage and stage.decay_fraction and (left := (1 - stage.warmup_fraction) / stage.decay_fraction) < LEAST_LEFT:
+            yield (
+                f"{name}'s learning rate drops to {left:.0%} of its peak where the warm-up ends, since the decay began before; "
+                f"lower its warmup_fraction or decay_fraction"
             )
     steps, schedule = study.budget.steps, study.pretraining.schedule
     warmup, end = warmup_steps(steps, schedule), decay_start(steps, schedule) if schedule.kind != "cosine" else steps

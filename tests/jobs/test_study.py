@@ -441,6 +441,16 @@ def test_the_plan_warns_of_a_learning_rate_that_falls_before_it_has_risen():
     assert any("learning rate rises for 91 steps, and may rise for 90 of 100 before it falls" in one for one in warnings)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "decay", "left"), [(0.02, 1.0, None), (0.5, 0.5, None), (0.5, 1.0, "50%"), (0.9, 0.4, "25%")]
+)
+def test_the_plan_warns_of_a_stage_whose_warm_up_ends_far_down_the_decay(warmup, decay, left):
+    raw = small_studies.tree_study()
+    raw["stages"]["mt"] |= {"warmup_fraction": warmup, "decay_fraction": decay}
+    found = [one for one in described(parse_study(raw, "s"))["warnings"] if "learning rate" in one]
+    assert [one.partition(" of its peak")[0] for one in found] == ([f"mt's learning rate drops to {left}"] if left else [])
+
+
 def test_a_stage_whose_jobs_would_have_the_names_of_others_is_refused():
     tuned = {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": ["gcg", "transfer-topk"]}
     changes = {"evaluation__attacks": {"suffixes_of": ["full-20"]}, "stages": {"sft": tuned}}
