@@ -350,7 +350,8 @@ def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
             for download in benchmark_downloads(name, _hub_cache(name)):
                 fetch(download)
         except UserError as error:
-            raise UserError(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
+            # Its class holds the exit code: a hub that is away may answer another start.
+            raise type(error)(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
     prompts: list[Prompt] = []
     table = Table.open(where)
     for number, row in enumerate(table.rows()):

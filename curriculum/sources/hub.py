@@ -439,7 +439,8 @@ def _meaning(what: str, place: str, revision: str | None, file: str, error: Base
         return final(f"{text}; see {page}")
     if status in (401, 404) or named("DatasetNotFoundError"):  # without a token the answer is 401 whether it exists or not
         return final(f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours")
-    if caused_by(errors.OfflineModeIsEnabled):
+    is_offline = constants.HF_HUB_OFFLINE and caused_by(errors.LocalEntryNotFoundError)  # as transformers notices it
+    if is_offline or caused_by(errors.OfflineModeIsEnabled):
         return final("HF_HUB_OFFLINE forbids the network; fetch it beforehand, or unset the variable")
     if status is not None:
         return passing(f"the hub answers {status}; try again later")

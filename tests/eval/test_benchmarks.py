@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from curricula.curriculum.sources.hub import HubAway
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, PromptSet, difference, load_prompts
 from curricula.eval.config import EvalConfig
@@ -311,10 +312,14 @@ def test_without_a_data_folder_a_benchmark_is_fetched_into_the_hubs_cache(name, 
     assert [prompt.text for prompt in prompts if prompt.copyright] == ["Describe the copyright clock."] * (rows == 3)
 
 
-def test_a_benchmark_that_the_hub_does_not_give_may_come_from_a_data_folder(monkeypatch):
+@pytest.mark.parametrize("kind", [UserError, HubAway])
+def test_a_benchmark_that_the_hub_does_not_give_may_come_from_a_data_folder(monkeypatch, kind):
     def refuse(download):
-        raise UserError(f"dataset {download.hub}: gated; set HF_TOKEN")
+        raise kind(f"dataset {download.hub}: gated; set HF_TOKEN")
 
     monkeypatch.setattr("curricula.eval.benchmarks.fetch", refuse)
-    with pytest.raises(UserError, match="walledai/AdvBench: gated; set HF_TOKEN, or put advbench/.* name it in CURRICULA_DATA"):
+    with pytest.raises(
+        UserError, match="walledai/AdvBench: gated; set HF_TOKEN, or put advbench/.* in CURRICULA_DATA"
+    ) as found:
         load_prompts("advbench", None)
+    assert found.type is kind  # a hub that is away may answer another start

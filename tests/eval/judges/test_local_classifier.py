@@ -8,6 +8,7 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from judge_server import answer_row
 from safetensors.torch import load_file, save_file
 from tiny_llama import save_tiny_llama
@@ -99,6 +100,14 @@ def test_a_hub_that_is_away_while_a_judge_is_loaded_may_answer_another_start(tmp
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", Mock())
     monkeypatch.setattr(kind, "from_pretrained", away)
     with pytest.raises(HubAway, match="^judge org/judge: the hub at .* cannot be reached"):
+        verdicts_on(JudgeConfig(name="harmbench", model="org/judge", clip_tokens=None), [question_of(answer_row(1))], tmp_path)
+
+    def offline(*_, **__):
+        raise OSError("We couldn't connect") from LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(kind, "from_pretrained", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="^judge org/judge: HF_HUB_OFFLINE forbids the network; fetch it beforehand"):
         verdicts_on(JudgeConfig(name="harmbench", model="org/judge", clip_tokens=None), [question_of(answer_row(1))], tmp_path)
 
     def unreadable(*_, **__):
