@@ -224,7 +224,8 @@ def _continuations(
     """If Slurm will not requeue the array, submit arrays that continue it, each after the end of the one before.
 
     They also wait for all that the first waits for: it ends, too, when Slurm cancels it because something it needs failed. What
-    needs the array waits for the last. Returns them, and whether they are all: a limit of submitted jobs may leave some out.
+    needs the array waits for the last. Returns them, and whether they are all: a limit of submitted jobs may leave some
+    out, and so may a job that they wait for and that Slurm has forgotten.
     """
     made: list[Submission] = []
     followers = run.slurm / f"{first.job_id}.continued"  # read by the batch scripts
@@ -243,16 +244,17 @@ def _continuations(
         before = (made or [first])[-1].job_id
         try:
             made.append(send(_also(options, "dependency", f"afterany:{before}"), first.job_id))
-        except QueueFull as full:
+        except (QueueFull, DependencyLost) as error:
+            is_lost = isinstance(error, DependencyLost)
+            if is_lost and not made:
+                followers.unlink()  # the next submission asks again
+                raise
+            why = "Slurm has forgotten a job that they wait for" if is_lost else error
             say(
-                f"{full}; only {len(made)} of the {count} arrays that continue {array.job.name} are submitted: if they end "
+                f"{why}; only {len(made)} of the {count} arrays that continue {array.job.name} are submitted: if they end "
                 f"before it is done, what needs it is cancelled, and `curricula retry {run.root}` goes on from what it saved"
             )
             return made, False
-        except DependencyLost:
-            if not made:
-                followers.unlink()  # the next submission asks again
-            raise
         write_text(followers, "".join(f"{one.job_id}\n" for one in made))
     return made, True
 

@@ -586,3 +586,9 @@ def test_an_array_is_continued_as_often_as_its_hours_need(slurm, tmp_path):
     with pytest.raises(QueueFull, match="fewer arrays than needed continue prepare"):
         submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), said.append)
     assert re.search(f"only 1 of the {len(made) - 1} arrays that continue prepare are submitted.*`curricula retry", said[-1])
+    (tmp_path / "count").write_text("0")
+    lost = LIMITED.format(count=tmp_path / "count", limit=2, reason="gone", policy="Job dependency problem")
+    slurm.answer("sbatch", script=lost)
+    with pytest.raises(QueueFull, match="fewer arrays than needed continue prepare"):
+        submit_plan(run, plan, [PREPARE], profile, Standing(set(), {}), said.append)
+    assert said[-1].startswith(f"Slurm has forgotten a job that they wait for; only 1 of the {len(made) - 1} arrays that")
