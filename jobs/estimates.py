@@ -459,6 +459,38 @@ def _evaluation_hours(plan: Plan) -> dict[str, float]:
     return found
 
 
+class Answers(NamedTuple):
+    """What one element generates with one decoder, as if every answer had its full length."""
+
+    count: float
+    """Every beam of an answer counts."""
+    at_once: float
+    tokens: float
+    """Of each."""
+
+
+def answers_of(task: EvalTask, study: Study) -> Iterator[Answers]:
+    """For each decoder of an evaluation of the study's models."""
+    prompts, attempts = _asked(task, study)
+    for settings in study.evaluation.decoder_settings(task.task):
+        count = prompts * (attempts or getattr(settings, "samples", 1)) * getattr(settings, "candidates", 1)
+        yield Answers(count, getattr(settings, "rows", 64), getattr(settings, "max_new_tokens", 256))
+
+
+def gcg_tokens(task: EvalTask, study: Study) -> float:
+    """The tokens of the candidates of one element's searches."""
+    config = study.evaluation.gcg
+    return (
+        _asked(task, study)[0] * config.steps * config.search_width * GCG_TOKENS if task.task.kind == "gcg" and config else 0.0
+    )
+
+
+def _asked(task: EvalTask, study: Study) -> tuple[float, int]:
+    """The prompts of one element, and the attempts at each; 0 where a prompt is given as it is."""
+    attempts = study.evaluation.attacks.best_of_n.attempts if task.task.kind == "best-of-n" else 0
+    return study.prompts_in(task.benchmark, task.limit) / task.shards, attempts
+
+
 def _task_gpu_hours(task: EvalTask, study: Study) -> float:
     """GPU-hours of one element of an evaluation of the study's models: an estimate from counts of tokens.
 
@@ -485,18 +517,13 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
         if known.answer_tokens:
             seconds += generating(questions, config.capability.batch, known.answer_tokens)
         return seconds / 3600
-    prompts = study.prompts_in(task.benchmark, task.limit) / task.shards
-    attempts = config.attacks.best_of_n.attempts if kind == "best-of-n" else 0
-    seconds = 0.0
-    for settings in config.decoder_settings(task.task):
-        beams = getattr(settings, "candidates", 1)
-        answers = prompts * (attempts or getattr(settings, "samples", 1)) * beams
-        seconds += reading(prompts * max(attempts, 1) * PROMPT_TOKENS)
-        seconds += generating(answers, getattr(settings, "rows", 64), getattr(settings, "max_new_tokens", 256))
+    (prompts, attempts), seconds = _asked(task, study), 0.0
+    for answers in answers_of(task, study):
+        seconds += reading(prompts * max(attempts, 1) * PROMPT_TOKENS) + generating(*answers)
     if kind == "ablation":
         seconds += reading(ABLATION_CANDIDATES * 3 * config.attacks.ablation.validation * PROMPT_TOKENS)
     if kind == "gcg" and config.gcg:
-        seconds += prompts * config.gcg.steps * (reading(config.gcg.search_width * GCG_TOKENS) + 2 * STEP_S)
+        seconds += reading(gcg_tokens(task, study)) + prompts * config.gcg.steps * 2 * STEP_S
     return seconds / 3600
 
 

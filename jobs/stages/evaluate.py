@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from curricula.durable import exclusive_lock
 from curricula.eval import EvalTask
-from curricula.jobs.estimates import GCG_TOKENS
+from curricula.jobs.estimates import answers_of, gcg_tokens
 from curricula.jobs.plan import Element
 from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
@@ -66,15 +66,8 @@ class Evaluate(Stage):
         return 0.0 if element.eval_task is None else self._flops_of(study, element.eval_task)
 
     def _flops_of(self, study: Study, task: EvalTask) -> float:
-        evaluation, model = study.evaluation, study.model.resolve()
-        asked = study.prompts_in(task.benchmark, task.limit) / task.shards
-        attempts = evaluation.attacks.best_of_n.attempts if task.task.kind == "best-of-n" else 0
-        tokens = 0.0
-        for settings in evaluation.decoder_settings(task.task):
-            rows = (attempts or getattr(settings, "samples", 1)) * getattr(settings, "candidates", 1)
-            tokens += asked * rows * getattr(settings, "max_new_tokens", 0)
-        if task.task.kind == "gcg" and evaluation.gcg:
-            tokens += asked * evaluation.gcg.steps * evaluation.gcg.search_width * GCG_TOKENS
+        model = study.model.resolve()
+        tokens = gcg_tokens(task, study) + sum(answers.count * answers.tokens for answers in answers_of(task, study))
         return tokens * costs.flops_per_token(model, model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:
