@@ -95,7 +95,7 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
         if series.kind == "line":
             handle = axes.plot(series.x, series.y, lw=1.0 if series.faint else 1.6, **look)[0]
         elif series.kind == "dots":
-            face = {"mfc": "white", "mew": 1.4} if series.hollow else {"mec": "white", "mew": 0.6}
+            face: Any = {"mfc": "white", "mew": 1.4} if series.hollow else {"mec": "white", "mew": 0.6}
             handle = axes.plot(series.x, series.y, "o", ms=3 if series.faint else 5, **face, **look)[0]
         elif series.kind == "rule":
             for x in series.x:
