@@ -49,9 +49,11 @@ def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folde
 
     picture = save_figure(NAME, draw, folder)
     over = "training seeds and questions or prompts" if shown.several else "questions or prompts"
+    hollow = " Hollow: incoherent models, or means that include one, which are never on the front."
     return picture, (
         f"Attack success under {DECODERS[decoder]} against capability. Right and low is better. The line joins the arms on the "
         f"Pareto front: no other arm is better in one and not worse in the other. Whiskers: 95% intervals over {over}."
+        + hollow * any(attack.hollow for points in drawn.values() for *_, attack in points)
         + "".join(f" {sentence}" for sentence in _left_out(shown, by_stage, drawn, decoder))
     )
 
@@ -102,9 +104,10 @@ def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, OverSeeds, Point]]) -> No
             panel.hlines(attack.value, capability.low, capability.high, color=colour, lw=1, alpha=0.6)
         if attack.low is not None and attack.high is not None:
             panel.vlines(capability.value, attack.low, attack.high, color=colour, lw=1, alpha=0.6)
-        panel.plot(capability.value, attack.value, marker=marker, color=colour, ms=6, mec="white", ls="none", zorder=4)
+        face: Any = {"mfc": "white", "mew": 1.4} if attack.hollow else {"mec": "white"}
+        panel.plot(capability.value, attack.value, marker=marker, color=colour, ms=6, ls="none", zorder=4, **face)
         panel.annotate(start_label(arm.start), (capability.value, attack.value), (4, 4), textcoords="offset points", fontsize=8)
-    places = [(capability.value, attack.value) for _, capability, attack in points]
+    places = [(capability.value, attack.value) for _, capability, attack in points if not attack.hollow]
     front = [places[place] for place in pareto_front(places)]
     panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)
     for axis in (panel.xaxis, panel.yaxis):

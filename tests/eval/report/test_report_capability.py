@@ -7,18 +7,24 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from msgspec import structs
 from report_page import Page
 from rich.console import Console
-from study_rows import ARMS, append_judged, attack_rows, trained
+from study_rows import ARMS, append_judged, attack_rows, overrefusal_rows, trained
 
 from curricula.eval.analysis.along import Course
-from curricula.eval.analysis.capability import capability_metrics
+from curricula.eval.analysis.capability import CapabilityEstimate, capability_metrics
+from curricula.eval.analysis.runs import runs_of, study_metrics
+from curricula.eval.analysis.seeds import OverSeeds
+from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.judges.settings import vague
+from curricula.eval.report.capability import draw_capability
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.page import write_report
+from curricula.eval.report.points import Shown
 from curricula.eval.rows import CapabilityRow, append_rows
 from curricula.randomness import keyed_rng
 
@@ -61,6 +67,22 @@ def test_the_page_shows_attack_success_against_capability_and_escapes_names(buil
     assert (run / "report/figures/capability.svg").stat().st_size > 5_000
     assert "data-0-s1 instruct capability arc_easy" in read.text and "data-0-s1 base capability mmlu" in read.text
     assert "data-0-s1 base capability arc_easy" not in read.text
+
+
+def test_an_incoherent_model_is_hollow_and_not_on_the_pareto_front(monkeypatch):
+    arms, answers, canvases = ARMS[:2], {}, []
+    for arm, harm, helpful in ((arms[0], 0.0, 0.0), (arms[1], 0.5, 1.0)):
+        answers[arm.key, "instruct", "attacks-topk"] = attack_rows(arm, "instruct", "topk", harm, 1, {"tdc": 30})
+        shares = (helpful, 1 - helpful, 0.0, 0.0)
+        answers[arm.key, "instruct", "overrefusal-topk"] = overrefusal_rows(arm, "topk", shares)
+    shown = Shown(arms, [0], study_metrics(runs_of(StudyRows(tuple(arms), answers, {}))))
+    estimates = [CapabilityEstimate("instruct", "arc", arm.name, OverSeeds(0.6, 0.5, 0.7, None, {0: 0.6})) for arm in arms]
+    monkeypatch.setattr("curricula.eval.report.capability.save_figure", lambda name, draw, folder: canvases.append(draw()))
+    _, caption = draw_capability(shown, estimates, Path())
+    lost, fluent, front = canvases[0].axes[0].get_lines()
+    assert (lost.get_markerfacecolor() == "white") and (fluent.get_markerfacecolor() != "white")
+    assert list(front.get_ydata()) == list(fluent.get_ydata())
+    assert "Hollow: incoherent models" in caption
 
 
 def test_the_page_of_a_study_that_measures_capability_alone_has_its_name_and_says_nothing_of_safety(built, tmp_path):
