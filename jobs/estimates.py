@@ -462,7 +462,7 @@ def _evaluation_hours(plan: Plan) -> dict[str, float]:
 class Answers(NamedTuple):
     """What one element generates with one decoder, as if every answer had its full length."""
 
-    count: float
+    number: float
     """Every beam of an answer counts."""
     at_once: float
     tokens: float

@@ -67,7 +67,7 @@ class Evaluate(Stage):
 
     def _flops_of(self, study: Study, task: EvalTask) -> float:
         model = study.model.resolve()
-        tokens = gcg_tokens(task, study) + sum(answers.count * answers.tokens for answers in answers_of(task, study))
+        tokens = gcg_tokens(task, study) + sum(answers.number * answers.tokens for answers in answers_of(task, study))
         return tokens * costs.flops_per_token(model, model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:

@@ -57,11 +57,13 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
                 place = (point["measure"], point["stage"], point["place"])
                 curves[place][arms[point["arm"]]["interventions"]].append(point)
         for place, by_set in curves.items():
-            end = by_set.pop("none", []) if len(by_set) > 1 else []  # every curve ends in the safe-only arm
+            sets = by_set.keys() - arms.keys() - {"none"}  # an arm whose phases the study spells out is a set of its own name
+            end = by_set.pop("none", []) if sets else []  # every curve of a set ends in the safe-only arm
             for kind, own in by_set.items():
                 label = f"{name}: {kind}"
                 colour = colours.setdefault(label, len(colours))
-                found[place] += _curve(label, sorted([*own, *end], key=lambda one: arms[one["arm"]]["start"]), arms, colour)
+                points = own + end if kind in sets else own
+                found[place] += _curve(label, sorted(points, key=lambda one: arms[one["arm"]]["start"]), arms, colour)
     return [
         Panel(
             f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",
