@@ -161,6 +161,19 @@ def _families(training: Training) -> dict[str, Family]:
     return found
 
 
+def _switches(training: Training) -> dict[str, list[int]]:
+    """The steps at which some arm's interventions start, and those at which one whose phases the study spells out goes on to
+    another blend."""
+    starts, others = set[int](), set[int]()
+    for arm in training.plan.get("arms") or ():
+        steps = {phase["start_step"] for phase in arm["phases"]} - {0}
+        others |= steps
+        if steps and 0 < arm["start"] < 1:
+            starts.add(min(steps, key=lambda step: abs(step - arm["start"] * arm["phases"][-1]["stop_step"])))
+    found = {"interventions start": sorted(starts), "the blend changes": sorted(others - starts)}
+    return {label: steps for label, steps in found.items() if steps}
+
+
 def loss_panels(training: Training) -> list[Panel]:
     """The training loss of every run, with the starts of interventions marked; a panel for each stage after pretraining."""
     families, panels = _families(training), []
@@ -172,11 +185,8 @@ def loss_panels(training: Training) -> list[Panel]:
         for branch in branches:
             own = families[branch.name]
             lines.append(Series(own.name, "line", branch.tokens, branch.loss, colour=own.colour, faint=own.is_further))
-        phases = [phase for arm in training.plan.get("arms") or () for phase in arm["phases"]]
-        steps = sorted({phase["start_step"] for phase in phases} - {0})
-        if steps and not stage:
-            switches = [step * training.step_tokens for step in steps]
-            lines.append(Series("interventions start", "rule", switches, colour=INK, faint=True))
+        for label, steps in () if stage else _switches(training).items():
+            lines.append(Series(label, "rule", [step * training.step_tokens for step in steps], colour=INK, faint=True))
         if branches:
             title = f"After pretraining: {stage}" if stage else "Pretraining"
             panels.append(Panel(title, "tokens", "loss, nats per token", lines))

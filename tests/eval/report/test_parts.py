@@ -183,7 +183,18 @@ def test_the_curriculum_and_the_tree_are_those_of_the_plan(trained):
     done = [series for series in tree.series if series.label == "trained" and series.y[0] == lane]
     assert [series.x for series in done] == [[51_200, 153_600]]
     (losses,) = loss_panels(training)
-    assert [series.x for series in losses.series if series.kind == "rule"] == [[51_200]]
+    assert [(one.label, one.x) for one in losses.series if one.kind == "rule"] == [("interventions start", [51_200])]
+
+
+def test_a_dose_that_ends_is_no_start_of_interventions():
+    raw = tree_study()
+    dose = [{"until": 0.25, "mix": "safe"}, {"until": 0.75, "mix": "full"}, {"until": 1, "mix": "safe"}]
+    raw["curriculum"]["arms"] = {"dose": dose}
+    plan = describe(plan_study(parse_study(raw, "study.yaml")))
+    (losses, *_) = loss_panels(Training([branch("trunk")], plan, {}))
+    steps = {one.label: [x / plan["budget"]["step_tokens"] for x in one.x] for one in losses.series if one.kind == "rule"}
+    assert steps == {"interventions start": [plan["budget"]["steps"] * share for share in (0.25, 0.5)],
+                     "the blend changes": [plan["budget"]["steps"] * 0.75]}  # fmt: skip
 
 
 def branch(name: str, validation: int = 1) -> Branch:
