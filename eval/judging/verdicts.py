@@ -21,17 +21,8 @@ import msgspec
 from curricula import durable
 from curricula.durable import exclusive_lock
 from curricula.errors import UserError
-from curricula.eval.judges.question import UNPARSED, Estimate, Judge, Question, Verdict, question_key
-from curricula.eval.rows import (
-    ATTACK_VERDICTS,
-    OVERREFUSAL_VERDICTS,
-    GenerationRow,
-    JudgedRow,
-    VerdictRow,
-    append_rows,
-    read_rows,
-    write_rows,
-)
+from curricula.eval.judges.question import LABELS, UNPARSED, Estimate, Judge, Question, Verdict, question_key
+from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, append_rows, read_rows, write_rows
 from curricula.eval.tasks import Judged, find_task
 from curricula.progress import Progress, silent
 
@@ -172,14 +163,17 @@ def _shifted(progress: Progress, finished: int, whole: int) -> Progress:
 
 def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdict | VerdictRow | None) -> VerdictRow:
     """A judge's verdict on an answer; None for a short-circuit."""
-    is_benign = kind_of(row.task) == "overrefusal"
-    allowed = OVERREFUSAL_VERDICTS if is_benign else ATTACK_VERDICTS
-    given = verdict or Verdict(label="5_shortcircuit" if is_benign else "shortcircuit")
+    kind = kind_of(row.task)
+    is_benign = kind == "overrefusal"
+    if verdict is None:
+        given: Verdict | VerdictRow = Verdict(label="5_shortcircuit" if is_benign else "shortcircuit")
+    else:
+        given = verdict if verdict.label in LABELS[kind] else Verdict(label=UNPARSED, reply=verdict.reply)
     return VerdictRow(
         key=row.key,
         judge=judge.name,
         version=judge.version,
-        label=given.label if given.label in allowed else UNPARSED,
+        label=given.label,
         question=question,
         reply=given.reply,
         tells_helpful=judge.tells_helpful if is_benign else None,

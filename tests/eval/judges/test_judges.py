@@ -165,10 +165,11 @@ def test_judges_with_two_and_four_categories_are_compared_on_what_both_can_say(t
     assert found.agreement is not None and found.agreement.share == 1.0 and found.agreement.kappa == 1.0
 
 
-def test_a_label_that_is_not_known_counts_as_unparsed_whether_it_is_stored_or_not(tmp_path):
+@pytest.mark.parametrize("label", ["perhaps", "5_shortcircuit"])
+def test_a_label_that_is_not_known_counts_as_unparsed_whether_it_is_stored_or_not(tmp_path, label):
     class Unsure(FourCategories):
         def rule(self, questions, settle, notes, proven):
-            settle([(each, Verdict(label="perhaps")) for each in questions])
+            settle([(each, Verdict(label=label)) for each in questions])
 
     path = tmp_path / "overrefusal-topk.jsonl"
     rows = [answer_row(0, task="overrefusal-topk"), answer_row(1, task="overrefusal-topk", finish="tag")]
