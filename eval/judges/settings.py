@@ -35,6 +35,8 @@ ON_OVERREFUSAL = {
 """The same where it judges benign requests alone."""
 COARSE = "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."
 """What must be said beside categories of answers to benign requests from such a judge."""
+OURS = {"model", "messages", "prompt", "stream"}
+"""Fields of a request that decide who is asked what, and how the reply comes."""
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"
 NEEDED_MODEL = {
     "llm": "the name that the server knows it by",
@@ -99,7 +101,7 @@ class JudgeConfig(Settings, frozen=True):
     max_tokens: Positive = 16
     """Most tokens in a reply. A model that reasons first needs more."""
     request: dict[str, Any] = {}
-    """Merged into each request. null takes a field out, such as {max_tokens: null}."""
+    """Merged into each request. null takes a field out, such as {max_tokens: null}. Not model, messages, prompt or stream."""
     concurrency: Annotated[int, Meta(ge=1, le=1000)] = 32
     """Requests at once."""
     requests_per_minute: Positive | None = None
@@ -126,6 +128,8 @@ class JudgeConfig(Settings, frozen=True):
             raise ValueError(f"judge {self.name} needs a model: {NEEDED_MODEL[self.name]}")
         if self.name == "local" and (self.url or self.temperature or self.request):
             raise ValueError("judge local answers greedily in this process; leave url, temperature and request out, or use llm")
+        if taken := sorted(self.request.keys() & OURS):
+            raise ValueError(f"judge.request holds {', '.join(taken)}, which the suite sets itself; leave it out")
         if bool(self.text) != bool(self.replies):
             raise ValueError("judge.text and judge.replies belong together; give both, or neither")
         if self.text and (self.template or "{generation}" not in self.text):
@@ -142,6 +146,8 @@ class JudgeConfig(Settings, frozen=True):
                 f"judge.url is {without_userinfo(self.url)!r} with a user or password, which would be written into the run's "
                 f"files; {mend}"
             )
+        if set("?#") & set(self.url):
+            raise ValueError("judge.url has a ? or #, after which no path can follow; give the address up to /v1 alone")
         if self.batch_api and not self.url:
             raise ValueError("judge.batch_api is on without a judge.url; name the server")
         if (self.price_in is None) != (self.price_out is None):
@@ -155,6 +161,13 @@ class JudgeConfig(Settings, frozen=True):
     @property
     def model_name(self) -> str:
         return self.model or (HARMBENCH if self.name == "harmbench" else "")
+
+    @property
+    def reply_tokens(self) -> int:
+        """The most tokens that a reply may have: a server is told by max_tokens or by `request`."""
+        told = {"max_tokens": self.max_tokens, **self.request}
+        most = [told.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        return max((tokens for tokens in most if isinstance(tokens, int)), default=self.max_tokens)
 
     @property
     def full_name(self) -> str:

@@ -227,9 +227,9 @@ def find_template(settings: JudgeConfig, kind: str) -> Template:
     template = TEMPLATES[name]
     if judge == "harmbench" and template.max_tokens:
         raise UsageError(f"judge harmbench replies with one word, which template {name} does not ask for; use llm or local")
-    if settings.max_tokens < template.max_tokens:
+    if settings.reply_tokens < template.max_tokens:
         raise UsageError(
-            f"judge.max_tokens is {settings.max_tokens}, and a reply to template {name} has up to {template.max_tokens} "
+            f"judge.max_tokens is {settings.reply_tokens}, and a reply to template {name} has up to {template.max_tokens} "
             f"tokens; set judge.max_tokens to {template.max_tokens}"
         )
     return template

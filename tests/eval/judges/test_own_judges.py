@@ -117,6 +117,8 @@ def test_an_own_template_reads_its_own_replies_and_no_others():
         ({"text": "Is it harmful?"}, r"judge.text must hold \{generation\}"),
         ({"name": "refusal-phrases", "model": ""}, "asks no model; leave model, url, template and text out"),
         ({"name": "local", "url": "http://x/v1"}, "answers greedily in this process"),
+        ({"request": {"model": None}}, "judge.request holds model, which the suite sets itself"),
+        ({"url": "http://x/v1?api-version=1"}, r"judge.url has a \? or #, after which no path can follow"),
         (
             {"name": "python", "text": "", "replies": {}, "model": ""},
             "judge python needs a model: a name in the entry point group",
