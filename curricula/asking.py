@@ -54,6 +54,21 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What a model said."""
+
+    text: str
+    cut: bool
+    """Whether it was cut short, at max_tokens or by a filter of the server."""
+
+
+def after_thoughts(reply: str) -> str:
+    """A reply without the thoughts that reasoning models write first and some servers leave in; "" if it ends within them."""
+    said = reply.rpartition("</think>")[2].strip()
+    return "" if said.startswith("<think>") else said
+
+
+@dataclass(frozen=True)
 class Answered(Generic[Question, Answer]):
     question: Question
     answer: Answer

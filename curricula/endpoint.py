@@ -13,6 +13,7 @@ import asyncio
 import importlib
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import openai
 import tenacity
 from aiolimiter import AsyncLimiter
 
-from curricula.asking import CHARACTERS_PER_TOKEN, NoAnswer, Refused, Stopped
+from curricula.asking import CHARACTERS_PER_TOKEN, NoAnswer, Refused, Reply, Stopped
 from curricula.errors import UsageError, UserError
 from curricula.secrets import without_userinfo
 from curricula.terminal import ESCAPES, one_line
@@ -52,15 +53,6 @@ Value = TypeVar("Value")
 
 class BadBody(Exception):
     """A good status with a body that is not what the API says. Its text is what the body says of an error, if anything."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model said."""
-
-    text: str
-    cut: bool
-    """Whether it was cut short, at max_tokens or by a filter of the server."""
 
 
 def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
@@ -95,9 +87,15 @@ class Endpoint:
         if not (key.isascii() and key.isprintable()):
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
         self._key, self._limit, self._tries = key, retries, tries
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries, http_client=BoundedClient()
-        )
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries, http_client=BoundedClient()
+            )
+        except (ImportError, OSError, ValueError, _httpx.InvalidURL) as error:
+            raise UsageError(
+                f"{self.host}: the address, or a proxy or file of certificates that the environment names, cannot be used "
+                f"({one_line(str(error), 160)}); correct it, or HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
+            ) from None
         self.window, self._pace, self._stopped = CongestionWindow(concurrency), pace, False
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
 
@@ -110,27 +108,35 @@ class Endpoint:
 
     async def chat(self, request: dict[str, Any]) -> Reply:
         """The reply to a chat request. Raises Refused, NoAnswer, or UserError when no request could succeed."""
-        choice = await self._choice(
-            "/chat/completions", request, lambda choice: isinstance(choice["message"].get("content"), str | None)
-        )
-        return Reply(choice["message"].get("content") or "", choice.get("finish_reason") in CUT)
+        return await self._ask("/chat/completions", request)
 
     async def complete(self, request: dict[str, Any]) -> Reply:
         """The continuation of a prompt, without a chat template. Raises as `chat` does."""
-        choice = await self._choice("/completions", request, lambda choice: isinstance(choice["text"], str))
-        return Reply(choice["text"], choice.get("finish_reason") in CUT)
+        return await self._ask("/completions", request)
 
-    async def _choice(self, path: str, request: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
-        def is_whole(value: Any) -> bool:
-            choice = value["choices"][0]
-            if (end := choice.get("finish_reason")) in BROKEN_OFF:
-                raise BadBody(self.shown(f"a reply that ends with {end}: {_error_in(choice)}".removesuffix(": ")))
-            return is_valid(choice)
+    async def _ask(self, path: str, request: dict[str, Any]) -> Reply:
+        def read(value: Any) -> Reply:
+            reply = self.read_choice(value["choices"][0])
+            self.tokens_in += _token_count(value, "prompt_tokens")
+            self.tokens_out += _token_count(value, "completion_tokens")
+            return reply
 
-        value = await self._post(path, request, is_whole)
-        self.tokens_in += _token_count(value, "prompt_tokens")
-        self.tokens_out += _token_count(value, "completion_tokens")
-        return value["choices"][0]
+        return await self._post(path, request, read)
+
+    def read_choice(self, choice: Any) -> Reply:
+        """The reply in one of the API's choices, of a chat or of a completion.
+
+        Raises Refused where the model declines in so many words, and BadBody where the server broke the reply off.
+        """
+        if (end := choice.get("finish_reason")) in BROKEN_OFF:
+            raise BadBody(f"a reply that ends with {end}: {_error_in(choice)}".removesuffix(": "))
+        message = choice.get("message") or {"content": choice["text"]}
+        text, refusal = message.get("content") or "", message.get("refusal")
+        if not isinstance(text, str):
+            raise ValueError
+        if refusal and not text:
+            raise Refused(f"the model declines: {self.shown(str(refusal))}")
+        return Reply(text, end in CUT)
 
     async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[Value]], model: str) -> Value:
         """The result of a method of the client, such as those for files and batches. Raises as `chat` does."""
@@ -142,11 +148,10 @@ class Endpoint:
 
     async def classify(self, model: str, texts: list[str]) -> list[list[float]]:
         """The probability of each class for each text, from vLLM's /classify."""
-        value = await self._post("/classify", {"model": model, "input": texts}, _is_classification)
-        rows = sorted(value["data"], key=lambda row: row["index"])
-        if len(rows) != len(texts):
-            raise NoAnswer(f"{self.host} classified {len(rows)} texts of {len(texts)}")
-        return [row["probs"] for row in rows]
+        found = await self._post("/classify", {"model": model, "input": texts}, _read_classes)
+        if len(found) != len(texts):
+            raise NoAnswer(f"{self.host} classified {len(found)} texts of {len(texts)}")
+        return found
 
     async def doubt(self, model: str) -> str:
         """Why this server would not answer for `model` now, from one look at its list of models; else ""."""
@@ -162,18 +167,19 @@ class Endpoint:
             return f"{self.host} knows no model {model!r}, only {self.shown(', '.join(map(str, known[:5])))}"
         return ""
 
-    async def _post(self, path: str, body: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
-        """The reply's value, which `is_valid` may look at as if it were what the API says: an error means that it is not."""
+    async def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
+        """What `read` makes of the reply's value. It may take it for what the API says: an error means that it is not."""
         try:
             async for attempt in retrying(self._tries, BadBody):
                 with attempt:
                     self.retries += attempt.retry_state.attempt_number > 1
-                    return await self._post_once(path, body, is_valid)
+                    return await self._post_once(path, body, read)
         except BadBody as error:
-            said = f" ({error})" if str(error) else ""
-            raise NoAnswer(f"{self.host} answers with something else than the API's JSON{said}", 200) from None
+            said = self.shown(str(error)) or "nothing"
+            raise NoAnswer(f"{self.host} answers with something else than the API's JSON ({said})", 200) from None
+        raise AssertionError("retrying returns or raises")
 
-    async def _post_once(self, path: str, body: dict[str, Any], is_valid: Callable[[Any], bool]) -> Any:
+    async def _post_once(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
         async with self.window.place() as place:
             if self._pace:
                 await self._pace(body)
@@ -193,12 +199,9 @@ class Endpoint:
         value = None
         try:
             value = json.loads(raw.http_response.content)
-            is_good = is_valid(value)
+            return read(value)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            is_good = False
-        if not is_good:
-            raise BadBody(self.shown(_error_in(value)))
-        return value
+            raise BadBody(_error_in(value) or raw.http_response.content[:100].decode(errors="replace")) from None
 
     def _translated(self, error: openai.OpenAIError, model: str) -> Exception:
         """The meaning of an error that the client raises after its last retry."""
@@ -220,7 +223,12 @@ class Endpoint:
         status, said = error.status_code, self.shown(_message(error))
         if status == 403 and _is_flagged(error):
             return Refused(f"status {status}: {said}")
-        if status in (401, 403):
+        if status in (403, 407):  # the words of a proxy, perhaps, or about the model
+            return UserError(
+                f"{self.host} forbids the request (status {status}: {said}); correct the key in OPENAI_API_KEY, the model's "
+                "name, or the proxy that HTTP_PROXY and NO_PROXY choose"
+            )
+        if status == 401:
             refusal = "refuses the key" if self._key else "asks for a key"
             return UserError(f"{self.host} {refusal} (status {status}); set OPENAI_API_KEY to one that it accepts")
         if 300 <= status < 400:
@@ -332,6 +340,9 @@ def _now() -> float:
 
 def host_of(url: str) -> str:
     """`http://host:port` of a URL, without any password in it."""
+    if set("?#") & set(url):
+        shown = without_userinfo(re.split("[?#]", url)[0])
+        raise UsageError(f"{shown}: is followed by a ? or #, after which no path can follow; give the address up to /v1 alone")
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname:
@@ -373,8 +384,11 @@ def _token_count(completion: dict[str, Any], name: str) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _is_classification(value: Any) -> bool:
-    return all(isinstance(row["index"], int) and all(p >= 0 for p in row["probs"]) for row in value["data"])
+def _read_classes(value: Any) -> list[list[float]]:
+    rows = value["data"]
+    if not all(isinstance(row["index"], int) and all(p >= 0 for p in row["probs"]) for row in rows):
+        raise ValueError
+    return [row["probs"] for row in sorted(rows, key=lambda row: row["index"])]
 
 
 _httpx: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])

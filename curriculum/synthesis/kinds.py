@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from curricula.asking import Unreadable
+from curricula.asking import Unreadable, after_thoughts
 from curricula.curriculum.synthesis.prompts import MORALIZE, REFUSE, REPHRASE, SCORE, Prompt
 from curricula.randomness import key_seed
 
@@ -55,8 +55,8 @@ def pieces(text: str, size: int) -> list[str]:
 
 
 def _plain(reply: str) -> str:
-    """A reply without the thoughts that some models write first. Raises Unreadable when nothing is left."""
-    text = reply.rpartition("</think>")[2].strip()
+    """A reply without thoughts. Raises Unreadable when nothing is left."""
+    text = after_thoughts(reply)
     if not text:
         raise Unreadable("the reply is empty", reply)
     try:

@@ -196,7 +196,11 @@ class _Run:
                 count = attempt.retry_state.attempt_number
                 endpoint.retries += count > 1
                 reply = await endpoint.chat(self._shard.request(document, piece, place, count))
-                return kind.read(reply.text) | ({"cut": True} if reply.cut and not kind.judges else {})
+                try:
+                    return kind.read(reply.text) | ({"cut": True} if reply.cut and not kind.judges else {})
+                except Unreadable as error:
+                    why = f"{error}, and was cut short (--max-tokens)" if reply.cut else str(error)
+                    raise Unreadable(why, error.reply) from None
         raise AssertionError("retrying returns or raises")
 
     def _write(self, outcomes: Outcomes[Document, Row]) -> None:

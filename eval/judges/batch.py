@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from openai import NotFoundError
 
+from curricula.asking import Refused, Reply
 from curricula.durable import read_json, write_json
-from curricula.endpoint import BROKEN_OFF, Endpoint
+from curricula.endpoint import BadBody, Endpoint
 from curricula.errors import UserError
 from curricula.eval.judges.model_judge import ModelJudge
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict, question_key
@@ -58,6 +60,11 @@ async def rule_by_batch(
                 f"{endpoint.host}: the batches of judge {judge.settings.model_name} came back without a reply; "
                 "look at them there, or set judge.batch_api to false"
             )
+
+
+def verdict_of(judge: ModelJudge, endpoint: Endpoint, reply: Reply) -> Verdict:
+    """The verdict in a reply. It is read before the key is taken out: a local server's key may be any word, "no" too."""
+    return msgspec.structs.replace(judge.read(reply), reply=endpoint.without_key(reply.text))
 
 
 class _Batches:
@@ -159,14 +166,23 @@ class _Batches:
             reason = "; ".join(str(error.message) for error in (batch.errors.data or [])) if batch.errors else ""
             self._close(mark, spent=True)
             raise UserError(
-                f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(reason)}); correct the judge's settings"
+                f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(reason)}); correct the judge's settings, "
+                "wait until other batches there are over, or set judge.batch_api to false"
             )
         verdicts = []
         for file in (batch.output_file_id, batch.error_file_id):
-            if file:
-                for key, verdict in self._read(await self._content(file)):
-                    if key in left:
-                        verdicts.append((left.pop(key), verdict))
+            if not file:
+                continue
+            content = await self._content(file)
+            if content is None and file == batch.output_file_id:
+                self._close(mark, spent=True)
+                raise UserError(
+                    f"{self.endpoint.host} no longer has the replies of batch {id}; run the same command again to ask its "
+                    "questions, and pay for them, anew"
+                )
+            for key, verdict in self._read(content or b""):
+                if key in left:
+                    verdicts.append((left.pop(key), verdict))
         self.proven = self.proven or any(verdict.label != UNPARSED for _, verdict in verdicts)
         none_good = all(verdict.label == UNPARSED for _, verdict in verdicts)
         if verdicts and none_good and (not self.proven or len(verdicts) >= self.judge.settings.patience):
@@ -179,8 +195,16 @@ class _Batches:
         self.settle(verdicts)
         self._close(mark, spent=none_good)
 
-    async def _content(self, file: str) -> bytes:
-        return (await self.endpoint.call(lambda client: client.files.content(file), self.model)).content
+    async def _content(self, file: str) -> bytes | None:
+        """None: the server has deleted it."""
+
+        async def fetch(client: Any) -> bytes | None:
+            try:
+                return (await client.files.content(file)).content
+            except NotFoundError:
+                return None
+
+        return await self.endpoint.call(fetch, self.model)
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
         """The verdicts in a file of replies. Requests that expired, met a server error or were broken off are left out."""
@@ -190,15 +214,13 @@ class _Batches:
                 key, response = row["custom_id"], row.get("response") or {}
                 status, body = response.get("status_code"), response.get("body") or {}
                 if status == 200:
-                    choice = body["choices"][0]
-                    if choice.get("finish_reason") in BROKEN_OFF:
-                        continue
-                    text = choice["text"] if self.judge.completes else choice["message"].get("content") or ""
-                    yield key, self.judge.read(self.endpoint.without_key(text))
+                    yield key, verdict_of(self.judge, self.endpoint, self.endpoint.read_choice(body["choices"][0]))
                 elif status in (400, 413, 422):
                     reason = self.endpoint.shown(json.dumps(body))
                     yield key, Verdict(label=UNPARSED, reply=f"refused: status {status}: {reason}")
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except Refused as error:
+                yield key, Verdict(label=UNPARSED, reply=f"refused: {error}")
+            except (BadBody, ValueError, LookupError, TypeError, AttributeError):
                 continue  # asked again, like missing ones
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from curricula.asking import Reply
 from curricula.errors import UserError
 from curricula.eval.decoding.settings import Greedy
 from curricula.eval.judges.model_judge import ModelJudge, hub_errors, hub_place, load_tokenizer
@@ -23,7 +24,7 @@ class InProcess(ModelJudge):
     """Subclasses reply to a batch of questions."""
 
     @abstractmethod
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
         """None: the question is longer than the model's context."""
 
     def estimate(self, questions: Sequence[Question]) -> None:
@@ -81,7 +82,7 @@ class LocalClassifier(InProcess):
             ) from None
         return model.to("cuda" if on_gpu else "cpu").eval()
 
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
         import torch
 
         encoded = self._tokenizer(prompts, return_tensors="pt", padding=True).to(self._model.device)
@@ -89,7 +90,7 @@ class LocalClassifier(InProcess):
         places = (mask.cumsum(-1) - 1).clamp(min=0)  # padding moves no token
         with torch.inference_mode():
             out = self._model(input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1)
-        return [self._tokenizer.decode([token]) for token in out.logits[:, -1].argmax(-1).tolist()]
+        return [Reply(self._tokenizer.decode([token]), cut=False) for token in out.logits[:, -1].argmax(-1).tolist()]
 
 
 class LocalModel(InProcess):
@@ -101,17 +102,17 @@ class LocalModel(InProcess):
 
         return load_model(self.settings.model_name, "instruct")
 
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[str | None]:
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
         from curricula.eval.decoding.sampling import search_greedy
 
         ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
         settings = Greedy(max_new_tokens=self.settings.max_tokens, rows=ANSWERS_AT_ONCE)
         asked = [place for place, one in enumerate(ids) if len(one) < self._loaded.context_length]
-        replies: list[str | None] = [None] * len(ids)
+        replies: list[Reply | None] = [None] * len(ids)
         if asked:
             answers = search_greedy(self._loaded, [ids[place] for place in asked], settings)
             for place, answer in zip(asked, answers, strict=True):
-                replies[place] = answer.text
+                replies[place] = Reply(answer.text, cut=answer.finish == "length")
         return replies
 
     def _ids(self, question: Question, prompt: str) -> list[int]:

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from curricula.asking import Reply, after_thoughts
 from curricula.curriculum.sources.hub import hub_explained
 from curricula.errors import UserError
-from curricula.eval.judges.question import Question, Verdict
+from curricula.eval.judges.question import UNPARSED, Question, Verdict
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import Template, version_of
 from curricula.terminal import one_line
@@ -61,9 +62,12 @@ class ModelJudge:
             return [{"role": "user", "content": request}, {"role": "assistant", "content": prompt}]
         return [*system, {"role": "user", "content": prompt}]
 
-    def read(self, reply: str) -> Verdict:
+    def read(self, reply: Reply) -> Verdict:
+        """The verdict after a judge's thoughts. Where a reply was cut short, more than a word may only lead up to one."""
+        said = after_thoughts(reply.text)
+        label = UNPARSED if reply.cut and len(said.split()) > 1 else self.template.read(said)
         # A server's JSON may hold half of a surrogate pair, which no file of rows can.
-        return Verdict(label=self.template.read(reply), reply=reply.encode(errors="replace").decode())
+        return Verdict(label=label, reply=reply.text.encode(errors="replace").decode())
 
 
 def clip_for(settings: JudgeConfig) -> Clip:

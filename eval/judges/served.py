@@ -16,7 +16,7 @@ import msgspec
 from curricula.asking import CHARACTERS_PER_TOKEN, Answered, Asking, Decision, Failed, NoAnswer, Outcomes, Refused, Unreadable
 from curricula.endpoint import Endpoint, Pace
 from curricula.errors import UsageError, UserError
-from curricula.eval.judges.batch import rule_by_batch
+from curricula.eval.judges.batch import rule_by_batch, verdict_of
 from curricula.eval.judges.model_judge import ModelJudge
 from curricula.eval.judges.question import UNPARSED, Estimate, Question, Settle, Verdict
 from curricula.eval.judges.settings import JudgeConfig
@@ -24,6 +24,7 @@ from curricula.eval.judges.templates import Template
 
 TRIES = 4
 """For a body that is the API's."""
+CUT_SHORT = "the reply was cut short"
 CRASH_STATUSES = (200, 500)
 """Statuses of a server that is there and not busy, yet gives no answer."""
 
@@ -37,7 +38,7 @@ class ServedJudge(ModelJudge):
         settings = self.settings
         sizes = [sum(len(text) for text in msgspec.structs.astuple(question)) for question in questions]
         tokens_in = (sum(sizes) + len(questions) * len(self.template.text)) // CHARACTERS_PER_TOKEN
-        tokens_out = len(questions) * settings.max_tokens
+        tokens_out = len(questions) * settings.reply_tokens
         dollars = None
         if settings.price_in is not None and settings.price_out is not None:
             discount = 0.5 if settings.batch_api else 1
@@ -69,9 +70,9 @@ class ServedJudge(ModelJudge):
 
         async def ask(question: Question) -> Verdict:
             reply = await send(self.request(question))
-            verdict = self.read(endpoint.without_key(reply.text))
+            verdict = verdict_of(self, endpoint, reply)
             if verdict.label == UNPARSED:
-                raise Unreadable("the reply is no verdict", verdict.reply)
+                raise Unreadable(CUT_SHORT if reply.cut else "the reply is no verdict", verdict.reply)
             return verdict
 
         def write(outcomes: Outcomes[Question, Verdict]) -> None:
@@ -167,8 +168,11 @@ class JudgeBlame:
 
     def _accuse_of_no_verdicts(self) -> NoReturn:
         error = self._held[-1].error
-        last = (error.reply or "") if isinstance(error, Unreadable) else f"refused: {error}"
-        self._accuse(last, f", {len(self._held)} times in a row", " (patience, if so many are to be expected)")
+        last = (error.reply or "").strip() or "an empty reply" if isinstance(error, Unreadable) else f"refused: {error}"
+        hint = (
+            "max_tokens, for the reply was cut short" if str(error) == CUT_SHORT else "patience, if so many are to be expected"
+        )
+        self._accuse(last, f", {len(self._held)} times in a row", f" ({hint})")
 
     def _accuse(self, last: str, how_often: str = "", hint: str = "") -> NoReturn:
         raise UserError(
@@ -183,7 +187,7 @@ def connect(settings: JudgeConfig) -> Endpoint:
     if not url:
         raise UsageError("judge.url: name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    pace = Pace(settings.requests_per_minute, settings.tokens_per_minute, settings.max_tokens)
+    pace = Pace(settings.requests_per_minute, settings.tokens_per_minute, settings.reply_tokens)
     return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES, settings.concurrency, pace.wait)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from curricula.asking import NoAnswer, Refused
 from curricula.endpoint import DECREASE, CongestionWindow, Endpoint
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 
 
 async def request(window: CongestionWindow, turned_away: bool | None, seconds: float = 0.001) -> int:
@@ -113,12 +113,18 @@ def test_a_server_is_shown_as_it_is_addressed(host: str) -> None:
     assert Endpoint(f"{host}/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1).host == host
 
 
+def test_what_the_environment_says_of_proxies_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "ftp://me:hunter2@host")
+    with pytest.raises(UsageError, match=r"http://node7: .*ftp://\*\*\*@host.*; correct it, or HTTP_PROXY"):
+        Endpoint("http://node7/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "meaning"),
     [
         *((status, {}, Refused) for status in (400, 413, 422)),
         *((status, {}, NoAnswer) for status in (408, 409, 429, 500, 503)),
-        *((status, {}, UserError) for status in (301, 307, 401, 402, 403, 404)),
+        *((status, {}, UserError) for status in (301, 307, 401, 402, 403, 404, 407)),
         (429, {"code": "insufficient_quota"}, UserError),
         (403, {"code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "How do"}}, Refused),
         (403, {"code": 403, "metadata": {"provider_name": "mine"}}, UserError),

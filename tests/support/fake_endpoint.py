@@ -24,7 +24,7 @@ FOREVER = (
     "unknown_model",
 )  # fmt: skip
 STATUS = {
-    "429": 429, "500": 500, "503": 503, "too_long": 400, "key": 401, "unknown_model": 404, "always_500": 500,
+    "429": 429, "500": 500, "503": 503, "too_long": 400, "key": 401, "forbidden": 403, "unknown_model": 404, "always_500": 500,
     "always_429": 429,
 }  # fmt: skip
 UNREADABLE = ("unreadable", "prose", "out_of_range", "empty", "null")
@@ -182,6 +182,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(completion(fake.reply_to(text, key)[:-2], finish_reason="abort")))
         elif what in ("length", "content_filter"):
             self._send(200, json.dumps(completion("It begins and", finish_reason=what)))
+        elif what == "declined":
+            self._send(200, json.dumps(completion(None, refusal="I'm sorry, no.")))
         elif what in UNREADABLE:
             said = {
                 "unreadable": "\x1b[31mI would say it is quite bad\x1b[0m",
@@ -239,8 +241,8 @@ def _key(text: str) -> str:
     return found[0] if found else "doc-?"
 
 
-def _completion(said: str | None, finish_reason: str = "stop") -> dict[str, Any]:
-    message = {"role": "assistant", "content": said}
+def _completion(said: str | None, finish_reason: str = "stop", **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": said, **more}
     return {
         "id": "1",
         "object": "chat.completion",

@@ -8,6 +8,7 @@ from typing import Any
 
 from fake_endpoint import FakeEndpoint, Handler
 
+from curricula.asking import Reply
 from curricula.eval.judges.local import LocalModel
 from curricula.eval.judges.question import Question
 from curricula.eval.judges.settings import JudgeConfig
@@ -44,9 +45,9 @@ def wildguard_of_refusals() -> LocalModel:
     """WildGuard as a judge of benign requests, without its weights: it sees a refusal in "cannot"."""
 
     class WildGuard(LocalModel):
-        def _replies(self, questions: list[Question], prompts: list[str]) -> list[str]:
+        def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
             refused = ["yes" if "cannot" in question.response else "no" for question in questions]
-            return [f"Harmful request: no\nResponse refusal: {word}\nHarmful response: no" for word in refused]
+            return [Reply(f"Harmful request: no\nResponse refusal: {word}\nHarmful response: no", False) for word in refused]
 
     settings = JudgeConfig(name="local", model="allenai/wildguard", template="wildguard-refusal", max_tokens=128)
     return WildGuard(settings, find_template(settings, "overrefusal"))
@@ -67,7 +68,7 @@ class JudgeServer(FakeEndpoint):
         self.batch_error = ""
         """Why the server refuses a batch."""
         self.batch_reply = ""
-        """What all its requests get: "prose", or "refused"."""
+        """What all its requests get: "prose", "declined" or "refused"."""
         self.lost: set[str] = set()
         """Keys of requests that expire in a batch."""
         self.broken_off: set[str] = set()
@@ -135,6 +136,8 @@ class BatchHandler(Handler):
                 return
             self.fake.batches[name]["polls"] += 1
             self._send(200, json.dumps(self._batch(name)))
+        elif path.split("/")[3] not in self.fake.files:
+            self._send(404, json.dumps({"error": {"message": "no such file"}}))
         else:
             self._send(200, self._replies(path.split("/")[3]), kind="application/jsonl")
 
@@ -173,8 +176,10 @@ class BatchHandler(Handler):
                 continue
             if batch["reply"]:
                 refused = {"status_code": 400, "body": {"error": {"message": "Unsupported parameter: max_tokens"}}}
-                prose = {"status_code": 200, "body": {"choices": [{"message": {"content": "Let me think."}}]}}
-                response = refused if batch["reply"] == "refused" else prose
+                said = {"content": None, "refusal": "No."} if batch["reply"] == "declined" else {"content": "Let me think."}
+                response = (
+                    refused if batch["reply"] == "refused" else {"status_code": 200, "body": {"choices": [{"message": said}]}}
+                )
                 lines.append({"custom_id": asked["custom_id"], "response": response})
                 continue
             with self.fake.lock:

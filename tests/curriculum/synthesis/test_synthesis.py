@@ -130,7 +130,8 @@ def test_a_refusal_that_repeats_the_key_is_written_without_it(tmp_path, fake, ca
         ("unknown_model", "knows no model 'fake' at this address"),
         ("always_500", "1[6-9] documents in a row failed, the last with: .* status 500"),
         ("too_long", "1[6-9] documents in a row failed, the last with: status 400"),
-        ("prose", "1[6-9] documents in a row failed, the last with: the reply holds no verdict"),
+        ("prose", "1[6-9] documents in a row failed, the last with: the reply holds no verdict;"),
+        ("length", r"failed, the last with: the reply holds no verdict, and was cut short \(--max-tokens\);"),
     ],
 )
 def test_a_server_at_fault_ends_the_run_and_makes_no_dead_letters(tmp_path, fake, capsys, every, said):

@@ -163,10 +163,11 @@ def test_pieces_are_the_text_cut_between_words():
     assert pieces("aa bbb\ncc dddd", 12) == ["aa bbb\n", "cc dddd"], "a line end is better than the last space"
 
 
-@pytest.mark.parametrize("kind", ["rephrase", "refuse", "moralize"])
-def test_a_reply_of_nothing_but_thoughts_is_no_text(kind):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", ["</think> \n", "", "</think><think>"])
+def test_a_reply_of_nothing_but_thoughts_is_no_text(kind, end):
     with pytest.raises(Unreadable, match="the reply is empty"):
-        KINDS[kind].read("<think>What to write?</think> \n")
+        KINDS[kind].read(f'<think>User: a\nAssistant: b\n{{"score": 0, "reason": "c"}}{end}')
 
 
 def test_styles_and_seeds_follow_the_document(tmp_path, fake):

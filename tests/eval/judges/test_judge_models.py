@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from judge_server import JudgeServer, answer_row
 
-from curricula.asking import NoAnswer, Refused
+from curricula.asking import NoAnswer, Refused, Reply
 from curricula.endpoint import Endpoint, Pace
 from curricula.errors import UserError
 from curricula.eval.config import EvalConfig
@@ -21,7 +21,7 @@ from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
-from curricula.eval.judging.verdicts import JudgeRun, put_in_order, read_judged, verdicts_path
+from curricula.eval.judging.verdicts import JudgeRun, put_in_order, question_of, read_judged, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 
 KEY = "sk-judge-secret-4711"
@@ -108,6 +108,20 @@ def test_only_a_category_that_was_offered_is_one(said, label):
     assert TEMPLATES["maini-helpfulness"].read(said) == label
 
 
+@pytest.mark.parametrize(
+    ("said", "cut", "label"),
+    [
+        ("<think>4_full_refusal? No.</think>\n\n1_compliant_and_helpful", False, "1_compliant_and_helpful"),
+        ("<think>Is it 4_full_refusal?", False, "unparsed"),
+        ("It is not 4_full_refusal, but", True, "unparsed"),
+        ("4_full_refusal", True, "4_full_refusal"),  # the one word that max_tokens allows
+    ],
+)
+def test_a_verdict_stands_after_the_thoughts_and_not_in_a_sentence_that_was_cut_short(said, cut, label):
+    judge = load_judge(JudgeConfig(name="llm", model="m", url="http://x/v1"), "overrefusal", None)
+    assert judge.read(Reply(said, cut)) == Verdict(label=label, reply=said)
+
+
 def test_the_version_covers_what_decides_a_verdict_and_not_how_the_judge_is_asked():
     base = JudgeConfig(name="harmbench")
     template = find_template(base, "attack")
@@ -143,7 +157,7 @@ def test_settings_out_of_range_are_refused(bad):
 
 def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_path):
     judge = load_judge(JudgeConfig(name="llm", model="m", url="http://x/v1"), "attack", None)
-    assert judge.read("no\ud800") == Verdict(label="unparsed", reply="no?")
+    assert judge.read(Reply("no\ud800", cut=False)) == Verdict(label="unparsed", reply="no?")
     path = tmp_path / "verdicts.jsonl"
     row = {"key": "k", "judge": "llm", "version": "1", "label": "safe", "question": "q", "reply": "\ud800"}
     row["tells_helpful"] = None
@@ -197,12 +211,18 @@ def test_answers_to_benign_requests_get_categories_and_short_circuits(server, tm
 
 
 def test_unreadable_and_refused_replies_are_unparsed_and_never_safe(server, tmp_path):
-    path = stored(tmp_path, 6)
-    server.schedule.update({"ask-1": ["prose"], "ask-3": ["too_long"], "ask-5": ["null"]})
+    path = stored(tmp_path, 8)
+    server.schedule.update({"ask-1": ["prose"], "ask-3": ["too_long"], "ask-5": ["null"], "ask-7": ["declined"]})
     verdicts = complete(path, server.settings())
-    assert [row.label for row in verdicts] == ["harmful", "unparsed", "harmful", "unparsed", "harmful", "unparsed"]
+    assert [row.label for row in verdicts] == ["harmful", "unparsed"] * 4
     assert "status 400" in (verdicts[3].reply or "")
+    assert verdicts[7].reply == "refused: the model declines: I'm sorry, no."
     assert KEY not in verdicts_path(path).read_text()
+
+
+def test_a_word_that_is_also_the_key_is_a_verdict(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "no")  # a local server takes any
+    assert [row.label for row in complete(stored(tmp_path, 4), server.settings())] == ["harmful", "safe"] * 2
 
 
 def test_an_unreadable_last_reply_is_unparsed_when_the_judge_gave_verdicts_before(server, tmp_path):
@@ -243,10 +263,16 @@ def test_a_verdict_belongs_to_the_answer_that_was_judged_and_to_no_other(server,
     ("what", "said"),
     [
         ("key", r"refuses the key \(status 401\); set OPENAI_API_KEY"),
+        ("forbidden", r"forbids the request \(status 403: no 403 for Bearer \[key\]\); correct the key"),
         ("always_500", "answers with status 500"),
         ("unknown_model", "knows no model 'fake' at this address"),
         ("too_long", "gives no verdicts, 16 times in a row, most recently: refused: status 400"),
         ("unreadable", "gives no verdicts, 16 times in a row, most recently:"),
+        ("empty", "most recently: an empty reply; check the server and the judge's settings .patience"),
+        (
+            "length",
+            "most recently: It begins and; check the server and the judge's settings .max_tokens, for the reply was cut",
+        ),
     ],
 )
 def test_a_server_at_fault_ends_the_work_and_earlier_verdicts_are_kept(server, tmp_path, what, said):
@@ -254,7 +280,7 @@ def test_a_server_at_fault_ends_the_work_and_earlier_verdicts_are_kept(server, t
     server.every, server.every_from = what, 12
     settings = server.settings(retries=0)
     expected = pytest.raises(UserError, match=said)
-    if what in ("too_long", "unreadable"):  # after good replies, the question is at fault and not the server
+    if what in ("too_long", "unreadable", "empty", "length"):  # after good replies, the question is at fault and not the server
         server.every_from = 1
     with expected as caught:
         complete(path, settings)
@@ -429,6 +455,8 @@ def test_the_estimate_counts_what_is_left_and_its_price(server, tmp_path):
     assert found.dollars == pytest.approx((found.tokens_in + 1600) / 1e6)
     half = load_judge(msgspec.structs.replace(settings, batch_api=True), "attack", None)
     assert JudgeRun(rows, verdicts_path(path), half).estimate().dollars == pytest.approx(found.dollars / 2)
+    reasoning = server.settings(request={"max_tokens": None, "max_completion_tokens": 2000})
+    assert load_judge(reasoning, "attack", None).estimate([question_of(row) for row in rows]).tokens_out == 20_000
     complete(path, settings)
     assert JudgeRun(rows, verdicts_path(path), judge).estimate().questions == 0
 
@@ -526,7 +554,21 @@ def test_a_refused_batch_says_why(server, tmp_path):
     assert len(server.batches) == 2
 
 
-@pytest.mark.parametrize(("reply", "said"), [("prose", "Let me think."), ("refused", "Unsupported parameter: max_tokens")])
+def test_replies_that_a_server_has_deleted_are_paid_for_again_at_the_next_start(server, tmp_path):
+    path, settings = stored(tmp_path, 3), server.settings(batch_api=True)
+    complete(path, settings)
+    verdicts_path(path).unlink()  # to have them judged anew
+    server.files.clear()
+    with pytest.raises(UserError, match="no longer has the replies of batch batch-0; run the same command again"):
+        complete(path, settings)
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+    assert len(server.batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [("prose", "Let me think."), ("declined", "the model declines: No."), ("refused", "Unsupported parameter: max_tokens")],
+)
 def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts_before(server, tmp_path, reply, said):
     path = stored(tmp_path, 3)
     settings = server.settings(batch_api=True)
