@@ -60,9 +60,15 @@ class JudgeRun:
         """`path` is the file of verdicts. `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until
         another replaces it."""
         self.path, self.judge, self.rows = path, judge, rows
+        self._ask_unparsed_again = ask_unparsed_again
+        self._look()
+
+    def _look(self) -> None:
+        """Find out what is left to ask."""
+        path, judge, rows = self.path, self.judge, self.rows
 
         def is_given(row: VerdictRow) -> bool:
-            return not (ask_unparsed_again and row.label == UNPARSED)
+            return not (self._ask_unparsed_again and row.label == UNPARSED)
 
         mine = [row for row in read_rows(path, VerdictRow) if self._is_mine(row)]
         found = [row for row in mine if is_given(row)]
@@ -105,6 +111,7 @@ class JudgeRun:
         Raises UserError when another process is at work on the same file, or when the judge cannot go on.
         """
         with _alone_with(self.path):
+            self._look()  # again: another process may have judged since, while a person was asked about the cost
             self._complete(progress)
 
     def _complete(self, progress: Progress) -> None:

@@ -247,6 +247,15 @@ def test_equal_questions_are_asked_once(server, tmp_path):
     assert server.requests == {"ask-7": 1}
 
 
+def test_what_another_process_has_asked_meanwhile_is_not_asked_again(server, tmp_path):
+    path = stored(tmp_path, 3)
+    judge, rows = load_judge(server.settings(), "attack", None), read_rows(path, GenerationRow)
+    waiting = JudgeRun(rows, verdicts_path(path), judge)
+    complete(path, server.settings())
+    waiting.complete()
+    assert set(server.requests.values()) == {1} and len(read_rows(verdicts_path(path), VerdictRow)) == 3
+
+
 def test_a_verdict_belongs_to_the_answer_that_was_judged_and_to_no_other(server, tmp_path):
     path = stored(tmp_path, 2)
     complete(path, server.settings())
