@@ -201,7 +201,8 @@ class Endpoint:
             value = json.loads(raw.http_response.content)
             return read(value)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            raise BadBody(_error_in(value) or raw.http_response.content[:100].decode(errors="replace")) from None
+            page = raw.http_response.content.decode(errors="replace")
+            raise BadBody(_error_in(value) or one_line(self.shown(page), 100)) from None  # half a key would be shown
 
     def _translated(self, error: openai.OpenAIError, model: str) -> Exception:
         """The meaning of an error that the client raises after its last retry."""
@@ -232,7 +233,7 @@ class Endpoint:
             refusal = "refuses the key" if self._key else "asks for a key"
             return UserError(f"{self.host} {refusal} (status {status}); set OPENAI_API_KEY to one that it accepts")
         if 300 <= status < 400:
-            there = self.shown(error.response.headers.get("location", "another address"))
+            there = self.shown(error.response.headers.get("location", "another address")).partition("?")[0]  # signatures
             return UserError(f"{self.host} redirects to {there} (status {status}); give the address that it leads to")
         if status == 402 or error.code == "insufficient_quota":
             return UserError(f"{self.host} says that the account is used up ({said}); top it up and run the command again")

@@ -169,13 +169,13 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "garbage":
             self._send(200, '{"choices": [{"mess')
         elif what in ("no_json", "always_garbage"):
-            self._send(200, "<html>a proxy's page</html>", kind="text/html")
+            self._send(200, f"<html>{'a page of a proxy ' * 4}{self.headers['Authorization']}</html>", kind="text/html")
         elif what in ("not_the_api", "always_an_error"):
             self._send(200, json.dumps({"error": {"message": "later"}}))
         elif what == "429_second":
             self._error(429, {"Retry-After": "1"})
         elif what == "redirect":
-            self._send(302, "", headers={"Location": "https://else.where/v1"})
+            self._send(302, "", headers={"Location": "https://else.where/v1?signature=9"})
         elif what in STATUS:
             self._error(STATUS[what], {"retry-after-ms": "20"})
         elif what in ("aborted", "always_aborted"):  # as vLLM does with what is under way when it shuts down
