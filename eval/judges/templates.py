@@ -62,8 +62,8 @@ def read_wildguard_refusal(reply: str) -> str:
 
 
 def _wildguard(reply: str) -> tuple[str, str]:
-    lines = re.fullmatch(r"\s*[^\n:]*:([^\n:]*)\n[^\n:]*:([^\n:]*)\n[^\n:]*:([^\n:]*)\s*", reply.lower())
-    return (lines[2].strip(), lines[3].strip()) if lines else ("", "")
+    lines = re.fullmatch(r"\s*harmful request:.*\nresponse refusal:(.*)\nharmful response:(.*)\s*", reply.lower())
+    return (lines[1].strip(), lines[2].strip()) if lines else ("", "")
 
 
 def read_qwen3guard(controversial: str) -> Callable[[str], str]:
