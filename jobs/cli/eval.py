@@ -384,7 +384,9 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; can be repeated",
     )
     group.add_argument("--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict")
-    group.add_argument("--max-cost", type=float, default=5.0, metavar="DOLLARS", help="ask above this (default: %(default)g)")
+    group.add_argument(
+        "--max-cost", type=at_least(0.0), default=5.0, metavar="DOLLARS", help="ask above this (default: %(default)g)"
+    )
     group.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 
 
@@ -431,4 +433,5 @@ def before_asking(
         f"most {tokens_out:,} out, {cost}.",
     )
     if dollars is not None:
-        confirm_spending(dollars, args.max_cost, args.yes, "--prompts")
+        fewer = "a folder of fewer models" if hasattr(args, "folder") else "--prompts"
+        confirm_spending(dollars, args.max_cost, args.yes, fewer)

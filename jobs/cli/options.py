@@ -125,9 +125,9 @@ def confirm_spending(dollars: float, limit: float, yes: bool, mend: str) -> None
     """Ask before more than `limit` dollars are spent; raises UsageError if the answer is no or nobody can answer."""
     if yes or dollars <= limit:
         return
-    cost = f"about ${dollars:,.2f} is more than --max-cost {limit:g}"
+    cost, most = f"about ${dollars:,.2f}", f"more than --max-cost {limit:g}"
     refused = UsageError(f"cancelled; nothing was spent. Use {mend} to reduce the cost")
-    confirm(f"This costs {cost}. Continue?", UsageError(f"{cost}; pass --yes, or raise it"), refused)
+    confirm(f"This costs {cost}, {most}. Continue?", UsageError(f"{cost} is {most}; pass --yes, or raise it"), refused)
 
 
 def confirm(question: str, unattended: UserError, refused: UserError) -> None:
