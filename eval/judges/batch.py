@@ -220,7 +220,7 @@ class _Batches:
                     yield key, Verdict(label=UNPARSED, reply=f"refused: status {status}: {reason}")
             except Refused as error:
                 yield key, Verdict(label=UNPARSED, reply=f"refused: {error}")
-            except (BadBody, ValueError, LookupError, TypeError, AttributeError):
+            except (BadBody, ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue  # asked again, like missing ones
 
 

@@ -186,4 +186,5 @@ class BatchHandler(Handler):
                 self.fake.good[key] += 1
             body = {"choices": [{"message": {"content": self.fake.reply_to(text, key)}}]}
             lines.append({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}})
-        return "".join(json.dumps(line) + "\n" for line in lines)
+        nonsense = "[" * 100_000 + "\n"
+        return nonsense + "".join(json.dumps(line) + "\n" for line in lines)
