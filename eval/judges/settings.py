@@ -5,6 +5,7 @@ Imports neither torch nor a client: studies are read on login nodes.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -35,6 +36,10 @@ ON_OVERREFUSAL = {
 """The same where it judges benign requests alone."""
 COARSE = "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."
 """What must be said beside categories of answers to benign requests from such a judge."""
+FILLED = ("behavior", "generation", "context")
+"""What a text of the user's can hold in braces."""
+MISTAKEN = ("behaviour", "request", "prompt", "question", "instruction", "response", "answer", "completion", "output")
+"""What is easily written instead: a judge that saw no request would still give verdicts."""
 OURS = {"model", "messages", "prompt", "stream"}
 """Fields of a request that decide who is asked what, and how the reply comes."""
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"
@@ -136,6 +141,11 @@ class JudgeConfig(Settings, frozen=True):
             raise ValueError(
                 "judge.text must hold {generation}, and stands in place of judge.template; correct or leave out one"
             )
+        for name in re.findall(r"\{(\w+)\}", self.text):
+            if name not in FILLED and name.lower() in (*FILLED, *MISTAKEN):
+                raise ValueError(
+                    f"judge.text holds {{{name}}}, which nothing fills; write {{behavior}}, {{generation}} or {{context}}"
+                )
         if self.url and not _is_http(self.url):
             raise ValueError(f"judge.url is {without_userinfo(self.url)!r}; give one such as http://node7:8000/v1")
         if has_password(self.url):

@@ -116,6 +116,7 @@ def test_an_own_template_reads_its_own_replies_and_no_others():
         ({"replies": {"yes": "harmful", "YES": "safe"}}, "equals another but for case"),
         ({"replies": {}}, "judge.text and judge.replies belong together"),
         ({"text": "Is it harmful?"}, r"judge.text must hold \{generation\}"),
+        ({"text": "{behaviour}: {generation} {x}"}, r"judge.text holds \{behaviour\}, which nothing fills; write \{behavior\}"),
         ({"name": "refusal-phrases", "model": ""}, "asks no model; leave model, url, template and text out"),
         ({"name": "local", "url": "http://x/v1"}, "answers greedily in this process"),
         ({"request": {"model": None}}, "judge.request holds model, which the suite sets itself"),
