@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Unaskable, Unreadable
+from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Refused, Unaskable, Unreadable
 from curricula.curriculum.sources.documents import Document
 from curricula.curriculum.synthesis.classifier import Classifier
 from curricula.curriculum.synthesis.files import Log, Row, answered, document_id, mark_unfinished, text_hash, write_tables
@@ -27,6 +27,10 @@ PAUSE_S = 0.5
 """Seconds between two writes to the log."""
 PATIENCE = 16
 """Failures in a row until the server is to blame; at least one for each request under way."""
+
+
+REFUSED_IN_A_ROW = 200
+"""So many refusals are no accident, even after good replies: an account may be used up, for which some have status 400."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,24 @@ class DocumentBlame:
         self._proven = proven
         """Whether this server and model gave a good reply in this run or an earlier one."""
         self._good_now = False
+        self._refused = 0
+        """In a row."""
         self._failures: list[Failed[Document]] = []
         self._asked_again: set[int] = set()
 
     def succeeded(self) -> Decision[Document]:
         self._proven = self._good_now = True
+        self._refused = 0
         return self._clear_server()
 
     def failed(self, failure: Failed[Document]) -> Decision[Document]:
         self._failures.append(failure)
+        self._refused = self._refused + 1 if isinstance(failure.error, Refused) else 0
+        if self._refused >= REFUSED_IN_A_ROW:
+            raise UserError(
+                f"{self._refused} documents in a row were refused, the last with: {failure.error}; check the server and the "
+                "account, then run the same command again, with --retry-dead if these documents are well"
+            )
         if self._proven and not self._any_by_server():
             return self._clear_server()
         if len(self._failures) >= self._patience:

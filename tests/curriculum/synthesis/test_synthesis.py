@@ -157,6 +157,18 @@ def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_agai
     assert set(fake.good.values()) == {1}
 
 
+def test_an_account_that_is_used_up_midway_does_not_bury_the_rest(tmp_path, fake, capsys, monkeypatch):
+    monkeypatch.setattr("curricula.curriculum.synthesis.run.REFUSED_IN_A_ROW", 20)
+    source = write_documents(tmp_path / "web.jsonl", numbered(60))
+    fake.every, fake.every_from = "too_long", 11
+    with pytest.raises(
+        UserError, match="20 documents in a row were refused, .* status 400: .*; check the server and the account"
+    ):
+        synthesize("score", source, tmp_path / "out", fake.url)
+    fake.every = None
+    assert summary(capsys, "score", source, tmp_path / "out", fake.url, "--retry-dead")["done"] == 60
+
+
 def test_a_short_outage_makes_no_dead_letters_but_two_requests_without_a_reply_make_one(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(40))
     for number in range(30):
