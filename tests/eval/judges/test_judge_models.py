@@ -108,20 +108,6 @@ def test_only_a_category_that_was_offered_is_one(said, label):
     assert TEMPLATES["maini-helpfulness"].read(said) == label
 
 
-@pytest.mark.parametrize(
-    ("said", "cut", "label"),
-    [
-        ("<think>4_full_refusal? No.</think>\n\n1_compliant_and_helpful", False, "1_compliant_and_helpful"),
-        ("<think>Is it 4_full_refusal?", False, "unparsed"),
-        ("It is not 4_full_refusal, but", True, "unparsed"),
-        ("4_full_refusal", True, "4_full_refusal"),  # the one word that max_tokens allows
-    ],
-)
-def test_a_verdict_stands_after_the_thoughts_and_not_in_a_sentence_that_was_cut_short(said, cut, label):
-    judge = load_judge(JudgeConfig(name="llm", model="m", url="http://x/v1"), "overrefusal", None)
-    assert judge.read(Reply(said, cut)) == Verdict(label=label, reply=said)
-
-
 def test_the_version_covers_what_decides_a_verdict_and_not_how_the_judge_is_asked():
     base = JudgeConfig(name="harmbench")
     template = find_template(base, "attack")
