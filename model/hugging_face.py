@@ -125,7 +125,7 @@ def model_config(
 
     Where there are `weights`, these say how large the vocabulary is and whether the output projection is tied to it.
     """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # of both, transformers takes the former
     if not isinstance(rope, dict):
         raise UserError(f"{source}: config.json cannot be used (its RoPE entry is {rope!r}); fetch the model again")
     rope_base = rope.get("rope_theta", config.get("rope_theta"))
@@ -137,13 +137,14 @@ def model_config(
             ("hidden_act", config.get("hidden_act", "silu"), "silu"),
             ("attention_bias", bool(config.get("attention_bias")), False),
             ("mlp_bias", bool(config.get("mlp_bias")), False),
+            ("quantization_config", bool(config.get("quantization_config")), False),
         )
         if value != plain
     ]
     if unsupported:
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
     tied = bool(config.get("tie_word_embeddings")) if weights is None else "lm_head.weight" not in weights
-    if config.get("tie_word_embeddings") is False and tied:
+    if tied and not config.get("tie_word_embeddings"):
         raise UserError(f"{source}: the weights lack 'lm_head.weight', though config.json ties none; fetch the model again")
     kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
@@ -256,7 +257,7 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     weights = {name: weight for name, weight in loaded.state_dict().items() if name not in drawn}
     if loaded.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    return loaded.config.to_dict(), weights
+    return loaded.config.to_dict() | {"quantization_config": None}, weights  # the numbers are plain now
 
 
 def is_exported(folder: Path) -> bool:

@@ -266,6 +266,10 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
     save_file(weights, hf / "model.safetensors")
 
 
+TWO_ROPES = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+QUANTISED = {"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear"}}
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -278,6 +282,9 @@ def spoil(hf: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
         (lambda hf: change(hf / "config.json", hidden_size="big"), r"config.json cannot be used"),
         (lambda hf: change(hf / "config.json", rope_scaling="odd"), r"its RoPE entry is 'odd'"),
         (lambda hf: change(hf / "config.json", tie_word_embeddings=False), r"the weights lack 'lm_head.weight'"),
+        (lambda hf: change(hf / "config.json", tie_word_embeddings=None), r"the weights lack 'lm_head.weight'"),
+        (lambda hf: change(hf / "config.json", **TWO_ROPES), r"not a plain Llama model .rope type is 'linear'"),
+        (lambda hf: change(hf / "config.json", **QUANTISED), r"not a plain Llama model .quantization_config is True"),
         (lambda hf: change(hf / "config.json", num_key_value_heads=3), r"4 is not a multiple of kv_heads 3"),
         (lambda hf: change(hf / "config.json", num_hidden_layers=3), r"lacks the tensor model.layers.2.input_layernorm"),
         (lambda hf: change(hf / "config.json", intermediate_size=63), r"gate_proj.weight has the shape \(64, 32\), where"),
