@@ -88,7 +88,19 @@ class LoadedModel:
         window, as Mistral's first ones, gets no more than fit in it."""
         config = self.model.config
         window = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
-        return int(min(config.max_position_embeddings, window or math.inf))
+        return int(min(self.positions, window or math.inf))
+
+    @property
+    def positions(self) -> int:
+        """Most tokens of a text. LongRoPE, that of Phi-3's long models, gives the positions of longer texts other frequencies.
+        A cache would mix both kinds, and a long text change the short ones beside it; so these models get short texts alone."""
+        config = self.model.config
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        longest = config.max_position_embeddings
+        if rope.get("rope_type", rope.get("type")) == "longrope":
+            short = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", longest)
+            longest = min(longest, short)
+        return int(longest)
 
     @property
     def precision(self) -> str:
@@ -339,6 +351,9 @@ def read_weights(pretrained_model_name_or_path: Path | str, **settings: Any) -> 
 
 def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
     """Raise UserError for a model that does not fit its tokenizer, or whose cache is not plain keys and values."""
+    trained_as = next((name for name in model.config.architectures or () if re.search("MaskedLM|Classification", name)), None)
+    if trained_as:
+        raise UserError(f"{source}: config.json says {trained_as}, which is no causal language model; name one that is")
     embeddings = model.get_input_embeddings().num_embeddings
     if embeddings < len(tokenizer):
         raise UserError(
@@ -353,6 +368,8 @@ def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
             f"{source}: has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}; the decoders here support full "
             "attention only, as in Llama and SmolLM2"
         )
+    if getattr(model.config, "alibi", False):  # Falcon's: computed from the cache's length, not from positions
+        raise UserError(f"{source}: config.json has alibi, and the decoders here support rotary and learned positions only")
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -39,6 +39,8 @@ BATCH_PROMPTS = 32
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
 """Names that published models give to the two parts of a block that write to the residual stream."""
+NORMS_BEHIND = (("post_self_attn_layernorm", "post_attention_layernorm"), ("post_feedforward_layernorm", "post_mlp_layernorm"))
+"""Names of the norms behind these parts. Where the second is missing, Llama's post_attention_layernorm is none of them."""
 Hook = Callable[..., Any]
 
 
@@ -303,5 +305,13 @@ def blocks_of(model: Any) -> list[Any]:
 
 def parts_of(block: Any) -> list[Any]:
     """The parts of a block that write to the residual stream; empty for a module that is no such block."""
-    found = [[getattr(block, name) for name in names if hasattr(block, name)][:1] for names in (ATTENTION, FEED_FORWARD)]
-    return sum(found, []) if all(found) else []
+
+    def first(names: Sequence[str]) -> Any:
+        return next((part for name in names if (part := getattr(block, name, None)) is not None), None)
+
+    # Where a norm stands behind the feed-forward part, as in OLMo 2, one stands behind attention, and they write.
+    norms = [first(names) for names in NORMS_BEHIND]
+    found = [first(names) for names in (ATTENTION, FEED_FORWARD)]
+    if None in found:
+        return []
+    return found if norms[1] is None else norms

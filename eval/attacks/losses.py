@@ -191,13 +191,22 @@ def gradients(
 ) -> torch.Tensor:
     """Gradients [rows, length, vocabulary] of the target's loss by each one-hot suffix, between known[row] and `closing`."""
     # By the chain rule, through the embeddings: one-hot rows select rows of the embedding matrix.
-    embed = loaded.model.get_input_embeddings()
-    embeds = embed.weight[torch.tensor([list(ids) for ids in suffixes], device=loaded.device)].detach()
+    table = embeddings(loaded)
+    embeds = table[torch.tensor([list(ids) for ids in suffixes], device=loaded.device)].detach()
     embeds.requires_grad_()
     with torch.enable_grad():
         losses, _ = losses_of_embeddings(loaded, known, embeds, closing, target)
         (gradient,) = torch.autograd.grad(losses.sum(), [embeds])
-    return (gradient @ embed.weight.T).float()
+    return (gradient @ table.T).float()
+
+
+@torch.no_grad()
+def embeddings(loaded: LoadedModel) -> torch.Tensor:
+    """What each token is looked up as, [vocabulary, hidden]: not the weights themselves where these are scaled, as Gemma's."""
+    embed = loaded.model.get_input_embeddings()
+    if type(embed) is torch.nn.Embedding:
+        return embed.weight
+    return embed(torch.arange(embed.num_embeddings, device=loaded.device))
 
 
 def losses_of_embeddings(

@@ -89,7 +89,7 @@ def capability_rows(
     if cut := sum(row.cut for row in rows):
         log.warning(
             "capability task %s: %d of %d questions lost their beginning, as they exceed the model's context of %d tokens",
-            *(name, cut, len(rows), loaded.context_length),
+            *(name, cut, len(rows), loaded.positions),
         )
     write_rows(path, rows)
     kept.unlink(missing_ok=True)
@@ -225,7 +225,9 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
             return bool(text and rest) and sum(map(len, self._encode_pair(text, rest))) > self.max_length + 1
 
     loaded.model.tie_weights = lambda *_, **__: None  # lm_eval would tie them anew, which packed layers do not bear
-    asked = Resumed(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch)
+    asked = Resumed(
+        pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch, max_length=loaded.positions
+    )
     asked.cut = set()
     return asked
 

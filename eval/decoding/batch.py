@@ -110,7 +110,7 @@ class Decoding:
 
 
 class SlabLayer(DynamicLayer):
-    """One layer's keys and values, [rows, heads, capacity, head size]."""
+    """One layer's keys and values, [rows, heads, capacity, size]."""
 
     keys: Any
     """None before the first write."""
@@ -121,7 +121,7 @@ class SlabLayer(DynamicLayer):
         self.cache = cache
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-        self.allocate(key_states)
+        self.allocate(key_states, value_states)
         lines, columns, width = self.cache.lines, self.cache.columns, self.cache.width
         self.keys[lines, :, columns] = key_states.transpose(1, 2)
         self.values[lines, :, columns] = value_states.transpose(1, 2)
@@ -129,13 +129,14 @@ class SlabLayer(DynamicLayer):
             return self.keys[lines[:, 0], :, :width], self.values[lines[:, 0], :, :width]
         return self.keys[:, :, :width], self.values[:, :, :width]
 
-    def allocate(self, like: torch.Tensor) -> None:
+    def allocate(self, *like: torch.Tensor) -> None:
         if self.keys is None:
-            _, heads, _, size = like.shape
-            # Zeros: a masked column still takes part in the product, and uninitialised memory may hold NaN.
-            self.keys = like.new_zeros(self.cache.rows, heads, self.cache.capacity, size)
-            self.values = torch.zeros_like(self.keys)
-            self.dtype, self.device = like.dtype, like.device
+            # Zeros: a masked column still takes part in the product, and uninitialised memory may hold NaN. Keys and values
+            # may differ in size, as DeepSeek's do.
+            self.keys, self.values = (
+                part.new_zeros(self.cache.rows, part.shape[1], self.cache.capacity, part.shape[3]) for part in like
+            )
+            self.dtype, self.device = like[0].dtype, like[0].device
             self.is_initialized = True
 
     def get_seq_length(self, *_: Any) -> int:
@@ -170,7 +171,7 @@ class SlabCache(Cache):
         """Begin row rows[i] with what line which[i] of `read` holds."""
         layers: list[Any] = read.layers
         for slab, layer in zip(self.slabs, layers):
-            slab.allocate(layer.keys)
+            slab.allocate(layer.keys, layer.values)
             slab.keys[rows, :, : layer.keys.shape[2]] = layer.keys[which]
             slab.values[rows, :, : layer.keys.shape[2]] = layer.values[which]
 
@@ -197,7 +198,7 @@ class SlabCache(Cache):
                 continue
             old = slab.tensors()
             slab.keys = slab.values = None
-            slab.allocate(old[0])
+            slab.allocate(*old)
             for tensor, previous in zip(slab.tensors(), old):
                 tensor[:, :, : columns.shape[1]] = previous[lines, :, columns].transpose(1, 2)
 

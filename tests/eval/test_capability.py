@@ -81,13 +81,14 @@ def test_rows_means_and_standard_errors_equal_lm_evals_own(place, tmp_path, name
         assert 0 < found.value < 1  # else the test says little
 
 
-@pytest.mark.parametrize("name", ["choices", "words"])
-def test_questions_that_do_not_fit_the_context_are_counted(place, tmp_path, name, caplog):
-    folder, loaded = place
+@pytest.mark.parametrize(("name", "rope"), [("choices", "default"), ("words", "default"), ("choices", "longrope")])
+def test_questions_that_do_not_fit_the_context_are_counted(place, tmp_path, name, rope, caplog, monkeypatch):
+    _, loaded = place
+    monkeypatch.setattr(loaded.model.config, "rope_parameters", {"rope_type": rope, "original_max_position_embeddings": 128})
     write_tasks(tmp_path / "tasks", questions=6)
     table = tmp_path / f"tasks/{name}.jsonl"
     first, *others = map(json.loads, table.read_text().splitlines())
-    first["question"] = "A long story. " * loaded.context_length + first["question"]
+    first["question"] = "a " * loaded.context_length + first["question"]
     table.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
     rows = measure((tmp_path, loaded), tmp_path / "out", name)
     assert [row.cut for row in rows] == [True] + [False] * len(others)
