@@ -143,10 +143,10 @@ class LoadedModel:
 
     @cached_property
     def beginning(self) -> tuple[int, ...]:
-        """The token that the tokenizer itself puts before a text, if any; SmolLM2's puts none."""
+        """The tokens that the tokenizer itself puts before a text, if any; SmolLM2's puts none, Llama's one, GLM's two."""
         bare, whole = self.encode("a"), self.tokenizer("a")["input_ids"]
-        start = self.tokenizer.bos_token_id
-        return (start,) if start is not None and whole[:1] == [start] and bare[:1] != [start] else ()
+        places = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+        return tuple(whole[: next(places, 0)])
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt: `text` itself for a model of raw text, the rendered chat turn for a tuned one.

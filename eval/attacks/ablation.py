@@ -152,9 +152,10 @@ class Search:
     def __init__(self, loaded: LoadedModel, settings: Ablation, key: str) -> None:
         self.loaded, self.settings, self.key = loaded, settings, key
         self.blocks = blocks_of(loaded.model)
-        # A raw text goes on after a space.
-        words = [f" {word.lstrip()}" if loaded.raw else word for word in settings.refusal_words]
-        self.refusals = sorted({loaded.encode(word)[0] for word in words})
+        # A raw text goes on after a space; Llama 2's tokenizer puts one before any text of its own.
+        before = "a" if loaded.raw else ""
+        words = [f"{before} {word.lstrip()}" if loaded.raw else word for word in settings.refusal_words]
+        self.refusals = sorted({loaded.encode(word)[len(loaded.encode(before))] for word in words})
         closing = [] if loaded.raw else loaded.encode(loaded.around_turn()[1])
         self.positions = range(-max(1, len(closing)), 0)
 

@@ -176,19 +176,25 @@ def test_a_template_that_changes_a_text_gets_the_text_that_it_shows(folder, copi
     ).prompt_ids(QUOTING)
 
 
-def test_a_tokenizer_that_marks_the_beginning_of_texts_does_so_for_base_models(folder, copied):
+@pytest.mark.parametrize(
+    ("single", "bos"), [("<|im_start|> $A", "<|im_start|>"), ("<|im_start|> <|im_end|> $A <|endoftext|>", None)]
+)
+def test_a_tokenizer_that_marks_the_beginning_of_texts_does_so_for_base_models(folder, copied, single, bos):
+    """As Llama's does, and as GLM's, which has two marks and calls neither the beginning of a text."""
     from tokenizers import processors
 
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+        single=single, special_tokens=[(mark, place) for place, mark in enumerate(SPECIALS)]
     )
-    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.bos_token = bos
     tokenizer.save_pretrained(copied)
     marked, bare = load_model(copied, "base", "cpu"), load_model(folder, "base", "cpu")
-    assert marked.prompt_ids("Explain why") == [1, *bare.prompt_ids("Explain why")]
+    marks = [1] if bos else [1, 2]
+    assert marked.prompt_ids("Explain why") == [*marks, *bare.prompt_ids("Explain why")]
     assert load_model(copied, "instruct", "cpu").prompt_ids("Explain why")[:2] != [1, 1]
-    assert encoded_texts(marked, ["Explain why"], Probes(max_tokens=2)) == [[1, bare.prompt_ids("Explain why")[0]]]
+    first = bare.prompt_ids("Explain why")[0]
+    assert encoded_texts(marked, ["Explain why"], Probes(max_tokens=len(marks) + 1)) == [[*marks, first]]
 
 
 def test_every_end_mark_that_model_or_tokenizer_names_ends_an_answer(copied):

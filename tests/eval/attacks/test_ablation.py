@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 import torch
 from tiny_llama import save_tiny_llama
+from tokenizers import normalizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from curricula.errors import UserError
@@ -158,8 +160,11 @@ def test_a_refusal_is_an_answer_that_begins_with_any_of_the_words(loaded):
     assert score == pytest.approx(math.log(sum(shares) / (1 - sum(shares))), abs=1e-2)
     raw = dataclasses.replace(loaded, kind="base", raw=True)  # it goes on after a space
     word, share = next((word, share) for word, share in likely if word.startswith(" ") and len(loaded.encode(word)) == 1)
-    score = Search(raw, Ablation(refusal_words=(word.strip(),)), "key").scores([ids]).item()
-    assert score == pytest.approx(math.log(share / (1 - share)), abs=1e-2)
+    for spaced in (False, True):  # whether the tokenizer puts a space before a text, as Llama 2's does
+        tokenizer = copy.deepcopy(raw.tokenizer)
+        tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(" ") if spaced else None
+        search = Search(dataclasses.replace(raw, tokenizer=tokenizer), Ablation(refusal_words=(word.strip(),)), "key")
+        assert search.scores([ids]).item() == pytest.approx(math.log(share / (1 - share)), abs=1e-2)
 
 
 def test_thresholds_choose_among_candidates_and_a_model_without_refusal_gets_the_best_of_all(loaded, tmp_path, caplog):
