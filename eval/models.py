@@ -304,6 +304,11 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = read_weights(folder, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
+        if (attention := "scaled_dot_product_attention") in str(error):
+            raise UserError(
+                f"{folder}: the decoders here need torch's {attention}, which transformers does not offer for this "
+                "architecture; evaluate another model"
+            ) from error
         raise UserError(
             f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); check its config.json, or export the "
             "model again"

@@ -245,7 +245,9 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         loaded, report = read
         reader = gguf.GGUFReader(source)
         scaling = reader.get_field("llama.rope.scaling.type")
-        rope_type = bytes(scaling.parts[-1]).decode() if scaling else "none"
+        is_scaled = any(reader.get_field(f"llama.rope.{key}") for key in ("scaling.factor", "scale_linear"))
+        # What a factor alone means to llama.cpp, where files come from.
+        rope_type = bytes(scaling.parts[-1]).decode() if scaling else "linear" if is_scaled else "none"
     except Exception as error:  # the parser trusts its file: damage can raise anything
         raise UserError(f"{source}: cannot be read ({first_line(error):.200}); fetch the model again") from error
     # What follows transformers passes over.

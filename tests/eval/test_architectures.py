@@ -138,11 +138,16 @@ def test_no_block_writes_the_direction_whatever_norms_stand_behind_its_parts(tmp
     assert len(written) == 2 and max(float((states @ direction).abs().max()) for states in written) < 1e-4
 
 
-def test_positions_that_a_cache_does_not_have_are_refused(tmp_path):
-    sizes = {"multi_query": False, "new_decoder_architecture": False, "num_kv_heads": 4}
-    load(tmp_path / "rotary", "falcon", **sizes)
-    with pytest.raises(UserError, match="config.json has alibi, and the decoders here support rotary and learned"):
-        load(tmp_path / "alibi", "falcon", **sizes, alibi=True)
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("falcon", {"alibi": True, "multi_query": False}, "config.json has alibi, and the decoders here support rotary and"),
+        ("bloom", {}, "the decoders here need torch's scaled_dot_product_attention, which transformers does not offer for"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_in_a_sentence(tmp_path, kind, changes, said):
+    with pytest.raises(UserError, match=said):
+        load(tmp_path, kind, **changes)
 
 
 @pytest.mark.parametrize(("model", "config"), [(BertForMaskedLM, BertConfig), (Qwen2ForSequenceClassification, Qwen2Config)])

@@ -342,7 +342,7 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(path: Path, hf: Path, more: tuple[str, ...] = (), less: str = "", scaling: str = "") -> None:
+def write_gguf(path: Path, hf: Path, more: tuple[str, ...] = (), less: str = "", scaling: str = "", factor: str = "") -> None:
     """The model SMALL in `hf` as a GGUF file, with some tensors more or without those that have `less` in their names."""
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -359,6 +359,8 @@ def write_gguf(path: Path, hf: Path, more: tuple[str, ...] = (), less: str = "",
     writer.add_token_list([f"t{number}" for number in range(SMALL.vocabulary)])
     if scaling:
         writer.add_string("llama.rope.scaling.type", scaling)
+    if factor:
+        writer.add_float32(factor, 4.0)
     for name, weight in load_file(hf / "model.safetensors").items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         theirs = GGUF_NAMES[name.removeprefix(layer[0] if layer else "").removesuffix(".weight")] + ".weight"
@@ -391,8 +393,10 @@ def test_a_gguf_file_is_imported_as_the_model_it_was_made_of(tmp_path, exported)
         ({"more": ("rope_freqs.weight",)}, r"not a plain Llama model .it holds the tensor rope_freqs.weight.; import one"),
         ({"more": ("blk.0.attn_v.bias",)}, r"not a plain Llama model .it holds the tensor blk.0.attn_v.bias"),
         ({"scaling": "linear"}, r"not a plain Llama model .its rope type is 'linear'"),
+        ({"factor": "llama.rope.scaling.factor"}, r"not a plain Llama model .its rope type is 'linear'"),
+        ({"factor": "llama.rope.scale_linear"}, r"not a plain Llama model .its rope type is 'linear'"),
     ],
-    ids=["one of several parts", "frequencies", "biases", "scaled positions"],
+    ids=["one of several parts", "frequencies", "biases", "scaled positions", "a factor alone", "an older file's factor"],
 )
 def test_a_gguf_file_of_which_transformers_would_pass_over_a_part_is_refused(tmp_path, exported, change, said):
     write_gguf(tmp_path / "model.gguf", exported, **change)
