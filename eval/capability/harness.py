@@ -181,6 +181,11 @@ def _headline(name: str, task: str, samples: Sequence[Mapping[str, Any]]) -> tup
 
 def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Progress) -> Any:
     """The model as lm_eval asks it, with its replies kept in `kept`."""
+    if loaded.tokenizer("a")["input_ids"] != [*loaded.beginning, *loaded.encode("a")]:
+        raise UserError(
+            f"{loaded.name}: its tokenizer puts a mark behind every text, and lm_eval would put it between question and "
+            "answer; set add_eos_token to false in tokenizer_config.json"
+        )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs

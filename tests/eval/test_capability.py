@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from docs_examples import example
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_llama import save_tiny_llama
+from tokenizers.processors import TemplateProcessing
 
 from curricula.curriculum.stream.pretraining import ValidationBatches
 from curricula.curriculum.tokens.shards import write_shard
@@ -93,6 +96,17 @@ def test_questions_that_do_not_fit_the_context_are_counted(place, tmp_path, name
     rows = measure((tmp_path, loaded), tmp_path / "out", name)
     assert [row.cut for row in rows] == [True] + [False] * len(others)
     assert f"capability task {name}: 1 of {len(rows)} questions lost their beginning" in caplog.text
+
+
+def test_a_tokenizer_that_ends_every_text_with_a_mark_is_refused(place, tmp_path):
+    """lm_eval takes the tokens of question and answer, less as many as the question alone has, for those of the answer."""
+    folder, loaded = place
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    with pytest.raises(UserError, match="puts a mark behind every text, .*; set add_eos_token to false"):
+        measure((folder, dataclasses.replace(loaded, tokenizer=tokenizer)), tmp_path)
 
 
 def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_the_same_bytes(place, tmp_path, monkeypatch):
