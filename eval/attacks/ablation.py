@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Version of the procedure, part of the direction's key."""
 BATCH_PROMPTS = 32
+MOST_LEFT = 0.1
+"""Share of a direction that may stay in the residual stream: more than rounding leaves in any precision."""
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
 """Names that published models give to the two parts of a block that write to the residual stream."""
@@ -160,6 +162,7 @@ class Search:
         self.positions = range(-max(1, len(closing)), 0)
 
     def run(self, train: Sets, validation: Sets, path: Path, progress: Progress) -> Direction:
+        self.check_blocks(train.harmful[0])
         filtered = [self.filtered(one) for one in (train, validation)]
         train, validation = (one for one, _ in filtered)
         means = [self.mean_states(prompts) for prompts in (train.harmful, train.harmless)]
@@ -196,6 +199,32 @@ class Search:
             thresholds_met=bool(passing),
             vector=directions[best.position, best.layer].tolist(),
         )
+
+    @torch.inference_mode()
+    def check_blocks(self, prompt: Sequence[int]) -> None:
+        """Raise UserError where the blocks write to the residual stream by more than the parts that are known here."""
+        model = self.loaded.model
+        vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(model.device)
+
+        def largest() -> float:
+            found: list[float] = []
+
+            def note(states: torch.Tensor) -> torch.Tensor:
+                found.append(float((states.float() @ vector).abs().max()))
+                return states
+
+            with hooked([], self.blocks, note):
+                model(input_ids=torch.tensor([list(prompt)], device=model.device), use_cache=False)
+            return max(found)
+
+        before = largest()
+        with without_direction(model, vector.tolist()):
+            after = largest()
+        if after > MOST_LEFT * before:
+            raise UserError(
+                f"{self.loaded.name}: a direction cannot be removed from the residual stream of {type(model).__name__}, whose "
+                "blocks do more than add attention and MLP to it; leave the task ablation out for this model"
+            )
 
     def filtered(self, sets: Sets) -> tuple[Sets, bool]:
         """The harmful prompts that are refused and the harmless ones that are not, and True; all and False if none is left."""

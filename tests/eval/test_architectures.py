@@ -19,12 +19,13 @@ from transformers import (
 )
 
 from curricula.errors import UserError
-from curricula.eval.attacks.ablation import blocks_of, without_direction
+from curricula.eval.attacks.ablation import Search, Sets, blocks_of, without_direction
 from curricula.eval.attacks.losses import Attack, gradients
-from curricula.eval.config import Gcg
+from curricula.eval.config import Ablation, Gcg
 from curricula.eval.decoding.sampling import generate, likeliest
 from curricula.eval.decoding.settings import Greedy
 from curricula.eval.models import LoadedModel, load_model
+from curricula.progress import silent
 
 SIZES = dict(
     vocab_size=400,
@@ -136,6 +137,14 @@ def test_no_block_writes_the_direction_whatever_norms_stand_behind_its_parts(tmp
     with without_direction(model, direction.tolist()):
         model(torch.tensor([PROMPTS[1]]), use_cache=False)
     assert len(written) == 2 and max(float((states @ direction).abs().max()) for states in written) < 1e-4
+
+
+def test_ablation_is_refused_where_blocks_do_more_than_add_their_parts(tmp_path):
+    loaded = load(tmp_path, "doge")  # it also scales the stream itself
+    search = Search(loaded, Ablation(train=2, validation=1, pruned_layers=0), "key")
+    sets = Sets(PROMPTS, PROMPTS)
+    with pytest.raises(UserError, match="cannot be removed from the residual stream of DogeForCausalLM, .*; leave the task"):
+        search.run(sets, sets, tmp_path / "scores.jsonl", silent)
 
 
 @pytest.mark.parametrize(
