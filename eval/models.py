@@ -359,6 +359,8 @@ def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
     trained_as = next((name for name in model.config.architectures or () if re.search("MaskedLM|Classification", name)), None)
     if trained_as:
         raise UserError(f"{source}: config.json says {trained_as}, which is no causal language model; name one that is")
+    if not getattr(model.config, "is_causal", True):
+        raise UserError(f"{source}: config.json sets is_causal to false, so tokens see what follows; name a causal model")
     embeddings = model.get_input_embeddings().num_embeddings
     if embeddings < len(tokenizer):
         raise UserError(

@@ -137,6 +137,7 @@ def model_config(
             ("hidden_act", config.get("hidden_act", "silu"), "silu"),
             ("attention_bias", bool(config.get("attention_bias")), False),
             ("mlp_bias", bool(config.get("mlp_bias")), False),
+            ("is_causal", bool(config.get("is_causal", True)), True),
             ("quantization_config", bool(config.get("quantization_config")), False),
         )
         if value != plain

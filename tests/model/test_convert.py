@@ -283,6 +283,7 @@ QUANTISED = {"quantization_config": {"quant_method": "bitnet", "linear_class": "
         (lambda hf: change(hf / "config.json", rope_scaling="odd"), r"its RoPE entry is 'odd'"),
         (lambda hf: change(hf / "config.json", tie_word_embeddings=False), r"the weights lack 'lm_head.weight'"),
         (lambda hf: change(hf / "config.json", tie_word_embeddings=None), r"the weights lack 'lm_head.weight'"),
+        (lambda hf: change(hf / "config.json", is_causal=False), r"not a plain Llama model .is_causal is False"),
         (lambda hf: change(hf / "config.json", **TWO_ROPES), r"not a plain Llama model .rope type is 'linear'"),
         (lambda hf: change(hf / "config.json", **QUANTISED), r"not a plain Llama model .quantization_config is True"),
         (lambda hf: change(hf / "config.json", num_key_value_heads=3), r"4 is not a multiple of kv_heads 3"),
