@@ -25,7 +25,8 @@ class Selection:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Selection:
-        return cls(args.stages, args.jobs, args.arms, args.seeds, args.points, args.start)
+        named = (args.stages, args.jobs, args.arms, args.seeds, args.points)
+        return cls(*(tuple(names or ()) for names in named), args.start)
 
     def __bool__(self) -> bool:
         return self != Selection()

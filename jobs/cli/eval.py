@@ -26,7 +26,7 @@ from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
 from curricula.eval.rows import CapabilityRow, GenerationRow, Precision, ProbeRow, read_rows
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, row_files, tasks_with
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
-from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending, names
+from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending
 from curricula.settings import changed, convert, parse, read_yaml
 from curricula.terminal import json_text, say
 
@@ -64,30 +64,25 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="a YAML file with what a study has under `evaluation`: tasks, own benchmarks, judges, decoders, capability, GCG, "
         "probes; in place of the options that choose benchmarks and decoders",
     )
-    parser.add_argument(
-        "--benchmark", metavar="B,...", type=names, help=f"names (default: {','.join(EvalConfig().benchmarks)})"
-    )
-    parser.add_argument("--decoder", metavar="D,...", type=names, help=f"names (default: {','.join(OWN)})")
-    parser.add_argument(
-        "--overrefusal", metavar="B,...", type=names, help="also measure over-refusal, on these benign requests, such as alpaca"
-    )
-    parser.add_argument(
-        "--capability", metavar="T,...", type=names, help="also measure capability, by tasks of lm_eval or `quick` or `full`"
-    )
+    add_names(parser, "--benchmark", "B", f"names (default: {','.join(EvalConfig().benchmarks)})")
+    add_names(parser, "--decoder", "D", f"names (default: {','.join(OWN)})")
+    add_names(parser, "--overrefusal", "B", "also measure over-refusal, on these benign requests, such as alpaca")
+    add_names(parser, "--capability", "T", "also measure capability, by tasks of lm_eval or `quick` or `full`")
     parser.add_argument(
         "--suffixes",
+        type=_folder_of_rows,
         action="append",
         default=[],
         metavar="NAME=FOLDER",
         help="where the rows of a model named in attacks.suffixes_of are; its GCG suffixes are tried on this model",
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
-    parser.add_argument(
+    add_names(
+        parser,
         "--accept-changed",
-        metavar="B,...",
-        type=names,
-        default=(),
-        help="benchmarks whose prompts may differ from the published set, which is an error otherwise",
+        "B",
+        "benchmarks whose prompts may differ from the published set, which is an error otherwise",
+        default=[],
     )
     parser.add_argument("--prompts", type=at_least(1), metavar="N", help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", type=at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
@@ -147,11 +142,26 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _folder_of_rows(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, such as full-0=evaluations/full-0")
+    return name, folder
+
+
 def _config(args: argparse.Namespace) -> EvalConfig:
     if not args.model:
         raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
-    if args.config:
-        return _config_from_file(args)
+    config = _config_from_file(args) if args.config else _config_from_options(args)
+    for name, _ in args.suffixes:
+        if name not in config.attacks.suffixes_of:
+            raise UsageError(
+                f"--suffixes {name}: is not named in attacks.suffixes_of of a --config; name it there, or leave it out"
+            )
+    return config
+
+
+def _config_from_options(args: argparse.Namespace) -> EvalConfig:
     decoders, benchmarks = args.decoder or OWN, args.benchmark or EvalConfig().benchmarks
     if unknown := sorted(set(decoders) - set(DECODERS)):
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
@@ -221,7 +231,7 @@ def _config_from_file(args: argparse.Namespace) -> EvalConfig:
 
 def _rows_of(args: argparse.Namespace) -> Callable[[str], Path]:
     """The folder of rows of another model, by the name that the settings give it."""
-    folders = dict(pair.split("=", 1) for pair in args.suffixes if "=" in pair)
+    folders = dict(args.suffixes)
 
     def folder(name: str) -> Path:
         if name not in folders:

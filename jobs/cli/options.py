@@ -17,13 +17,24 @@ from curricula.errors import UsageError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Has the verb itself report options that it does not know, in place of `curricula`."""
+    """Has the verb itself report options that it does not know, in place of `curricula`, and takes no empty path."""
+
+    def __init__(self, *args: Any, **named: Any):
+        super().__init__(*args, **named)
+        self.register("type", Path, _path)
 
     def parse_known_args(self, *args: Any, **named: Any) -> Any:
         known, unknown = super().parse_known_args(*args, **named)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown
+
+
+def _path(text: str) -> Path:
+    """An argument of type `Path`. None may be empty, as an unset variable of a script is: it would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or folder, or leave it out")
+    return Path(text)
 
 
 def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
@@ -47,24 +58,24 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def add_names(parser: argparse._ActionsContainer, option: str, letter: str, help: str, **more: Any) -> None:
+    """An option that takes names; given several times it takes them all."""
+    parser.add_argument(option, metavar=f"{letter},...", type=names, action="extend", help=help, **more)
+
+
 def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None:
     """The flags that `jobs.selection.Selection` reads."""
     group = parser.add_argument_group(f"which elements (default: {default})")
-    group.add_argument(
-        "--stage", dest="stages", metavar="S,...", type=names, default=(),
-        help="only these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
-        "or one that the study names, such as instruct",
-    )  # fmt: skip
-    group.add_argument(
-        "--job", dest="jobs", metavar="J,...", type=names, default=(),
-        help="only these jobs, as `curricula status` names them",
-    )  # fmt: skip
-    group.add_argument(
-        "--arm", dest="arms", metavar="A,...", type=names, default=(),
-        help="only these arms, such as full-20; trunk is the shared start of pretraining",
-    )  # fmt: skip
-    group.add_argument("--seeds", metavar="N,...", type=names, default=(), help="only these training seeds, such as 43,44")
-    group.add_argument("--point", dest="points", metavar="P,...", type=names, default=(), help="only these points of the sweep")
+    stages = (
+        "only these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
+        "or one that the study names, such as instruct"
+    )
+    add_names(group, "--stage", "S", stages, dest="stages")
+    add_names(group, "--job", "J", "only these jobs, as `curricula status` names them", dest="jobs")
+    arms = "only these arms, such as full-20; trunk is the shared start of pretraining"
+    add_names(group, "--arm", "A", arms, dest="arms")
+    add_names(group, "--seeds", "N", "only these training seeds, such as 43,44")
+    add_names(group, "--point", "P", "only these points of the sweep", dest="points")
     group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")
 
 

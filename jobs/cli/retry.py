@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here
 from curricula.jobs.cli.options import confirm
 from curricula.jobs.completion import done_elements
@@ -31,6 +31,11 @@ def retry(args: argparse.Namespace) -> int:
     chosen = set(select(plan, selection))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     on_slurm = run.submissions.exists()
+    if args.profile and not on_slurm:  # it would go on here, whatever that profile says
+        raise UsageError(
+            f"--profile {args.profile}: {run.root} was never submitted to Slurm; leave it out, or give `curricula submit` "
+            f"--cluster slurm --profile {args.profile} --run {run.root}"
+        )
     if on_slurm and not args.dry_run:
         with Run.locked(run.root):  # from the decision on: another command could change what it rests on
             again = _submit(run, chosen, args.profile, console)

@@ -28,7 +28,7 @@ from curricula.curriculum.synthesis.shard import (
 )
 from curricula.errors import UsageError
 from curricula.jobs.cli.bars import Bars
-from curricula.jobs.cli.options import add_json_flag, add_verb, at_least, confirm_spending, names
+from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
@@ -56,7 +56,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
     which.add_argument("--input", type=Path, metavar="STEM", help="any table (a file or folder) with columns id and text")
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
-    source.add_argument("--scores", metavar="N,...", type=names, default=(), help="only these scores, such as 4,5")
+    add_names(source, "--scores", "N", "only these scores, such as 4,5", default=[])
     source.add_argument(
         "--limit", type=at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
     )

@@ -73,6 +73,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere: No such file or directory; use another path"),
         (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
         (["eval", "--model", "nowhere", "--decoder", "beam"], 2, "--decoder beam: not known"),
+        (["eval", "--model", "nowhere", "--suffixes", "full=out"], 2, "--suffixes full: is not named in attacks.suffixes_of"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, tmp_path, monkeypatch):
@@ -159,6 +160,22 @@ def test_an_empty_name_is_refused_and_not_taken_for_everything(words, capsys):
         main(words)
     said = " ".join(capsys.readouterr().err.split())
     assert raised.value.code == 2 and f"argument {words[-2]}: {words[-1]!r} holds an empty name; separate names" in said
+
+
+@pytest.mark.parametrize("words", [
+    ["plan", ""], ["submit", "demo", "--run", ""], ["eval", "rejudge", "", "--judge", "world"], ["data", "world", ""],
+])  # fmt: skip
+def test_an_empty_path_is_refused_and_not_taken_for_the_current_folder(words, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    assert raised.value.code == 2 and "is empty; name a file or folder, or leave it out" in capsys.readouterr().err
+
+
+def test_names_may_be_given_in_several_options(tmp_path, capsys):
+    run, _ = new_run(tmp_path / "run")
+    words = ["--job", "export-base-0,export-base-20", "--arm", "full-0", "--arm", "data-20"]
+    assert main(["status", str(run.root), "--json", *words]) == 0
+    assert [element["label"] for element in json.loads(capsys.readouterr().out)] == ["full-0", "data-20"]
 
 
 @pytest.mark.parametrize("words", ["submit demo --clutser slurm", "data fetch --lits", "eval rejudge run --judge rules --no"])

@@ -318,6 +318,7 @@ def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch)
     for module in ("completion", "monitor.state"):
         monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", lambda *_: True)
     monkeypatch.setattr("curricula.jobs.cli.local.run_plan", run_plan)
+    assert main(["retry", str(run.root), "--arm", "data-20", "--profile", "h100-4x8"]) == 2 and not started
     assert main(["retry", str(run.root), "--arm", "data-20"]) == 0
     assert started == [("pretrain-20", "data-20")]
 
