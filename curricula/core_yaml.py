@@ -29,7 +29,7 @@ FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.
 
 
 def load_yaml(text: str) -> Any:
-    """The value in `text`: null, a boolean, a number, a text, or a list or a mapping of such. Keys are texts.
+    """The value in `text`: null, a boolean, a number but not .nan, a text, or a list or a mapping of such. Keys are texts.
 
     Raises yaml.YAMLError for anything else, and for texts that would take long or much memory to read.
     """
@@ -110,7 +110,10 @@ class _CoreLoader(_base()):  # type: ignore[misc]
         return value
 
     def _float(self, node: yaml.ScalarNode) -> float:
-        return float(self._matching(node, FLOAT).lower().replace(".inf", "inf").replace(".nan", "nan"))
+        text = self._matching(node, FLOAT).lower()
+        if text == ".nan":  # which is not even equal to itself: a file could not be compared with its copy
+            raise _refused(node, ".nan is not a number")
+        return float(text.replace(".inf", "inf"))
 
     def _text(self, node: yaml.ScalarNode) -> str:
         text = self.construct_scalar(node)

@@ -17,7 +17,7 @@ import functools
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -89,10 +89,18 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def allow_only_with(self, key: str, *names: str) -> None:
         """Raise ValueError where one of the fields `names` is not what it is by default, and the field `key` is not given."""
-        defaults = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__)))
-        for name in names if getattr(self, key) is None else ():
-            if (value := getattr(self, name)) != defaults[name]:
-                raise ValueError(f"{name} is {value!r}, which has an effect only with `{key}`; leave it out")
+        if getattr(self, key) is None:
+            self.require_default(names, f"with `{key}`")
+
+    def require_default(self, names: Iterable[str], otherwise: str) -> None:
+        """Raise ValueError where one of the fields `names`, which have an effect only as `otherwise` says, is not what it is by
+        default."""
+        fields = {field.name: field for field in msgspec.structs.fields(self)}
+        for name in names:
+            field, value = fields[name], getattr(self, name)
+            default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            if value != default:
+                raise ValueError(f"{name} is {value!r}, which has an effect only {otherwise}; leave it out")
 
 
 @functools.cache

@@ -18,6 +18,11 @@ LARGEST_VOCABULARY = 2**16
 RESERVED = "<empty_output>"
 """SmolLM's entry for notebook cells without output."""
 
+MOST_TOKENS = 10**17
+"""That pretraining, or a stage after it, reads in each arm."""
+MOST = 10**9
+"""Steps of a stage after pretraining, rows of one of its batches, its conversations or its epochs."""
+
 Mix = dict[str, float]
 """Relative weights of sources, by name."""
 
@@ -44,6 +49,8 @@ class Tokenizer(Settings, frozen=True):
         self.require_one("train", "folder", "hub", "gguf")
         self.allow_only_with("train", "tuning")
         self.allow_only_with("hub", "revision")
+        if self.train:
+            self.require_default(["reserve"], "with a published tokenizer")
 
 
 class Source(TextTable, frozen=True):
@@ -105,6 +112,8 @@ class PhaseConfig(Settings, frozen=True):
     def applied(self, mix: Mix) -> Mix:
         """`mix` with this phase's changes; raises ValueError where they do not fit it."""
         for name in (*self.drop, *self.replace):
+            if name in self.drop and name in self.replace:
+                raise ValueError(f"drop and replace both name {name!r}; keep one of them")
             if not mix.get(name):
                 raise ValueError(f"drop and replace may name {', '.join(mix)}, the sources of the mix, not {name!r}")
         if sum(self.add.values()) >= 1:
@@ -250,9 +259,9 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
 
     mix: Mix
     """Relative weights of tuning sets, counted in conversations."""
-    conversations: Positive | None = None
+    conversations: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
     """Conversations in total; by default as many as the sets hold."""
-    epochs: PositiveNumber | None = None
+    epochs: Annotated[float, msgspec.Meta(gt=0, le=MOST)] | None = None
     """Conversations in total, as a multiple of what the sets hold; 1 by default."""
     examples: dict[str, Positive] = {}
     """Use only so many conversations of a tuning set, by its name: drawn once by the seed, and repeated over the epochs."""
@@ -265,7 +274,7 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     """Share of refusals among the other conversations; by default as many as the mix holds."""
     packing: bool = False
     """Put several conversations in a row, with attention within each; otherwise a row is one padded conversation."""
-    global_batch: Positive = 4
+    global_batch: Annotated[int, msgspec.Meta(ge=1, le=MOST)] = 4
     """Rows in one optimizer step; the paper's is 4."""
     micro_batch: Positive = 4
     """Rows in one forward and backward pass of a device; it divides the global batch."""
@@ -287,6 +296,8 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
         self.require_one("conversations", "epochs", "steps", or_none=True)
+        if (self.steps or 0) > MOST:
+            raise ValueError(f"steps is {self.steps:,}, more than {MOST:,}; give fewer")
         if self.packing and self.steps:
             raise ValueError(f"steps is {self.steps} with packing, where rows hold as many as fit; give conversations")
         if self.total_steps == 0:
@@ -312,7 +323,7 @@ class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="mi
 
     mix: str | Mix
     """The name "safe", that of an intervention set, or weights of sources."""
-    tokens: Annotated[int, msgspec.Meta(ge=1, le=10**17)] | None = None
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)] | None = None
     """Tokens to read, rounded to whole steps. Give these or `steps`."""
     lr: PositiveNumber
     """Peak learning rate."""
@@ -322,7 +333,7 @@ class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="mi
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
     weight_decay: NonNegativeNumber | None = None
     """Of AdamW. Null: as in pretraining, like every setting that is not listed here."""
-    global_batch: Positive | None = None
+    global_batch: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
     """Sequences in one optimizer step; null: as in pretraining."""
     micro_batch: Positive | None = None
     """Sequences in one forward and backward pass of a device; null: as in pretraining."""

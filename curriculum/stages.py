@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from curricula.curriculum.config import AnyStage, Midtrain, Mix, Tuning
+from curricula.curriculum.config import MOST_TOKENS, AnyStage, Midtrain, Mix, Tuning
 from curricula.curriculum.plan import TRUNK, Arm, Budget
 from curricula.curriculum.stream.blend import Phase
 
@@ -145,6 +145,8 @@ def written_out(
     steps = stage.steps or round((stage.tokens or 0) / (batch * sequence_length))
     if not steps:
         raise ValueError(f"stages.{name}.tokens {stage.tokens} is less than one step; raise it")
+    if (tokens := steps * batch * sequence_length) > MOST_TOKENS:
+        raise ValueError(f"stages.{name} would read {tokens:.1e} tokens, more than {MOST_TOKENS:.0e}; give it fewer steps")
     if isinstance(stage.mix, str) and stage.mix not in mixes:
         raise ValueError(f"stages.{name}.mix is {stage.mix!r}; choose from {', '.join(mixes)}, or write weights")
     mix = mixes[stage.mix] if isinstance(stage.mix, str) else stage.mix

@@ -209,6 +209,8 @@ class Probes(Settings, frozen=True):
     def check(self) -> None:
         require_distinct("probes.layers", self.layers)
         require_distinct("probes.baselines", self.baselines)
+        if self.texts:
+            self.require_default(["unsafe_score"], "without `texts`, whose scores have bounds of their own")
 
     @property
     def tables(self) -> tuple[TextTable, ...]:

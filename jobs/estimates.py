@@ -26,7 +26,7 @@ from curricula.eval.benchmarks import BENCHMARKS
 from curricula.eval.capability.settings import PUBLISHED
 from curricula.eval.probes.texts import NOT_FETCHED
 from curricula.eval.tasks import EvalTask
-from curricula.jobs.downloads import study_downloads
+from curricula.jobs.downloads import study_downloads, used_pools
 from curricula.jobs.plan import Element, Key, Plan
 from curricula.jobs.study import Study
 from curricula.model import costs
@@ -105,6 +105,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             *_too_many_epochs(described, study, sizes),
             *_unknown_sizes(described, sizes),
             *dict.fromkeys(line for variant in study.variants.values() for line in _unfit(variant)),
+            *_unused(study),
             *_overlaps(study),
             *_unpinned(study),
             *_licences(study),
@@ -377,6 +378,22 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
         return SourceSize(None, "unknown")
     share = min(1.0, source.documents / entry.documents)
     return SourceSize(round(entry.tokens * share), "published, scaled to its documents")
+
+
+def _unused(study: Study) -> Iterator[str]:
+    """What the study defines and neither trains on nor measures. Of a source it always measures the held-out text."""
+    config, tasks = study.evaluation, study.all_eval_tasks
+    asked = [*study.used_benchmarks, *(task.benchmark for task in tasks)]
+    uses: dict[str, tuple[Iterable[str], list[str]]] = {
+        "tuning_sets": (study.tuning_sets, used_pools(study)),
+        "evaluation.prompts": (config.prompts, asked),
+        "evaluation.attacks.artifacts": (config.attacks.artifacts, asked),
+        "evaluation.attacks.suffixes_of": (config.attacks.suffixes_of, asked),
+        "evaluation.shards": (config.shards, [task.task.name for task in tasks]),
+    }
+    for key, (names, used) in uses.items():
+        if unused := [name for name in names if name not in used]:
+            yield f"{key}: no stage and no task uses {', '.join(unused)}; name it where it is to be used, or remove it"
 
 
 def _unpinned(study: Study) -> Iterator[str]:

@@ -17,7 +17,17 @@ from typing import Annotated, Any
 import msgspec
 
 from curricula.core_yaml import dump_yaml
-from curricula.curriculum.config import Along, AnyStage, Curriculum, Midtrain, ReplicateDraws, Source, Tokenizer, Tuning
+from curricula.curriculum.config import (
+    MOST_TOKENS,
+    Along,
+    AnyStage,
+    Curriculum,
+    Midtrain,
+    ReplicateDraws,
+    Source,
+    Tokenizer,
+    Tuning,
+)
 from curricula.curriculum.plan import (
     DEFAULT_SEED,
     TRUNK,
@@ -44,7 +54,7 @@ from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
 from curricula.model import TrackingConfig, TrainConfig, costs
 from curricula.model.config import ModelConfig, check_layout, decay_start, warmup_steps
-from curricula.model.study import MOST_TOKENS, Finetuning, Model, Pretraining, Resources, sized, train_config_of
+from curricula.model.study import Finetuning, Model, Pretraining, Resources, sized, train_config_of
 from curricula.provenance import PACKAGE
 from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml, require_distinct
 
@@ -170,6 +180,11 @@ class Study(Settings, frozen=True, dict=True):
         if self.budget.steps < 1:
             raise ValueError(
                 f"budget_tokens {self.budget.requested_tokens} is less than one step of {self.budget.step_tokens} tokens"
+            )
+        if (interval := pretraining.validation_interval_steps) and not self.validation_documents:
+            raise ValueError(
+                f"pretraining.validation_interval_steps is {interval}, but validation_documents is 0, so that nothing is held "
+                "out to validate on; change one of them"
             )
         if pretraining.global_batch % pretraining.micro_batch:
             raise ValueError(
@@ -511,8 +526,8 @@ class Study(Settings, frozen=True, dict=True):
         pretraining, steps = self.pretraining, self.budget.steps
         schedule, warmup = pretraining.schedule, warmup_steps(steps, pretraining.schedule)
         decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else warmup
-        fixed = msgspec.structs.replace(schedule, decay_fraction=0.0, warmup_fraction=None, warmup_steps=warmup)
-        recipe = {**msgspec.to_builtins(pretraining), "schedule": msgspec.to_builtins(fixed)}
+        fixed = {"decay_fraction": 0.0, "warmup_fraction": None, "warmup_steps": warmup}
+        recipe = {**msgspec.to_builtins(pretraining), "schedule": msgspec.to_builtins(schedule) | fixed}
         for key in ("budget_tokens", "tokens_per_parameter", *SAVING):
             del recipe[key]
         points = pretraining.along.steps(steps) if pretraining.along else None  # their labels are folders' names

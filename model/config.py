@@ -110,6 +110,10 @@ class ScheduleConfig(Settings, frozen=True):
     final_fraction: Share = 0.0
     """Learning rate at the end, as a share of the peak."""
 
+    def check(self) -> None:
+        if self.kind == "cosine":
+            self.require_default(["decay_fraction"], "with kind warmup-stable-decay")
+
 
 def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
     """The rate of optimizer step `step`, counted from 0, in a run of `total_steps`.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from curricula.curriculum.config import LARGEST_VOCABULARY, Along, AnyStage, Tuning
+from curricula.curriculum.config import LARGEST_VOCABULARY, MOST_TOKENS, Along, AnyStage, Tuning
 from curricula.model.checkpoints.folder import NOT_IN_WEIGHTS
 from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, ScheduleConfig, Size, TrainConfig
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings
@@ -18,8 +18,6 @@ SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn")
 """What a model cannot do without."""
 LARGEST_HEAD = 256
 """Up to which, and in multiples of 8, FlashAttention and cuDNN take heads."""
-MOST_TOKENS = 10**17
-"""Of an arm's budget."""
 
 
 class Model(Settings, frozen=True):

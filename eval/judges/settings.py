@@ -127,12 +127,16 @@ class JudgeConfig(Settings, frozen=True):
     """Dollars per million tokens written, for the estimate."""
 
     def check(self) -> None:
-        if not self.has_template and (self.url or self.template or self.text or (self.model and self.name != "python")):
-            raise ValueError(f"judge {self.name} asks no model; leave model, url, template and text out")
+        if not self.has_template:
+            own = ("name", "model") if self.name == "python" else ("name",)
+            others = [name for name in self.__struct_fields__ if name not in own]
+            self.require_default(others, f"with judges that are models, not {self.name}")
         if self.name in NEEDED_MODEL and not self.model:
             raise ValueError(f"judge {self.name} needs a model: {NEEDED_MODEL[self.name]}")
         if self.name == "local" and (self.url or self.temperature or self.request):
             raise ValueError("judge local answers greedily in this process; leave url, temperature and request out, or use llm")
+        if self.name == "harmbench" and not self.url:  # these would be recorded as if the verdicts came from them
+            self.require_default(["temperature", "max_tokens", "request"], "with a `url`: here the likeliest token is taken")
         if taken := sorted(self.request.keys() & OURS):
             raise ValueError(f"judge.request holds {', '.join(taken)}, which the suite sets itself; leave it out")
         if bool(self.text) != bool(self.replies):

@@ -62,6 +62,7 @@ def test_a_phase_reads_a_mix_with_some_sources_dropped_replaced_or_added(changes
 @pytest.mark.parametrize(
     ("phases", "said"),
     [
+        ([{"until": 1, "mix": "safe", "drop": ["web"], "replace": {"web": "math"}}], "drop and replace both name 'web'; keep"),
         ([{"until": 1, "mix": "safe", "drop": ["refusals"]}], "drop and replace may name web, math, .* not 'refusals'"),
         ([{"until": 1, "mix": "safe", "replace": {"refusals": "web"}}], "arm mine, phase 0: drop and replace may name web"),
         ([{"until": 1, "mix": "safe", "drop": ["web", "math"]}], "phase 0: the weights of its mix must be .* not all zero"),

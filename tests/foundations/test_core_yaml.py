@@ -93,6 +93,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("nodes: " + "9" * 30, "not valid YAML: the integer 99999999999999999999 has more than 64 bits (line 1)"),
         ("nodes: " + "9" * 9000, "not valid YAML: the integer 99999999999999999999 has more than 64 bits (line 1)"),
         ("a: !!timestamp 2026-01-01", "not valid YAML: !!timestamp is not a type of YAML's core schema (line 1)"),
+        ("nodes: [1, .NaN]", "not valid YAML: .nan is not a number (line 1)"),
         ("a: !!int x", "not valid YAML: 'x' is not of the type !!int (line 1)"),
         ("a: &a {b: 1}\nc:\n  <<: *a", "the job: unknown key"),
         ("a: 1\n---\nb: 2", "not valid YAML: expected a single document"),

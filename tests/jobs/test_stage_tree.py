@@ -146,6 +146,11 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
         ("stages.instruct.along", {"at": [9]}, r"stages.instruct.along.at names 9, which is step 9 of 4"),
         ("stages.mt.tokens", None, r"stages.mt: give one of tokens and steps"),
         ("stages.mt.tokens", 100, r"stages.mt.tokens 100 is less than one step; raise it"),
+        (
+            "stages.mt",
+            {"kind": "midtrain", "mix": "safe", "steps": 2**62, "lr": 1},
+            r"stages.mt would read .* tokens, more than",
+        ),
         ("stages.mt.mix", "fll", r"stages.mt.mix is 'fll'; choose from safe, full, or write weights"),
         ("stages.mt.mix", {"webb": 1}, r"stages.mt.mix names source 'webb', which sources does not define"),
         ("stages.mt.kind", "midtraining", r"stages.mt.kind: 'midtraining' is not known; choose one of sft, midtrain"),

@@ -229,6 +229,23 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tuning__instruct__tasks": ["probes", "probes"]}, r"tuning.instruct.tasks \['probes', 'probes'\] repeats 'probes'"),
         ({"evaluation__probes__layers": [1, 4]}, r"evaluation.probes.layers names layer 4, and the model has 3"),
         ({"pretraining__global_batch": 7, "pretraining__micro_batch": 4}, r"global_batch 7 is not a multiple of micro_batch"),
+        ({"tokenizer__reserve": "<x>"}, r"tokenizer: reserve is '<x>', which has an effect only with a published tokenizer"),
+        (
+            {"pretraining__schedule": {"kind": "cosine", "decay_fraction": 0.2}},
+            r"schedule: decay_fraction is 0.2, which has an effect only with kind warmup-stable-decay; leave it out",
+        ),
+        (
+            {"pretraining__validation_interval_steps": 5, "validation_documents": 0},
+            r"validation_interval_steps is 5, but validation_documents is 0, so that nothing is held out to validate on",
+        ),
+        (
+            {"evaluation__probes": {"texts": {"safe": {"path": "x"}, "unsafe": {"path": "y"}}, "unsafe_score": 3}},
+            r"evaluation.probes: unsafe_score is 3, which has an effect only without `texts`",
+        ),
+        (
+            {"tuning__instruct__conversations": None, "tuning__instruct__steps": 2**62},
+            r"tuning.instruct: steps is [\d,]+, more",
+        ),
     ],
 )
 def test_an_error_names_the_key_its_value_and_the_correction(changes, said):
@@ -430,6 +447,17 @@ def test_the_plan_warns_of_a_stage_after_pretraining_that_does_not_fit_its_gpus(
     raw["resources"]["tuning"] = {"gpus_per_node": 2}  # among which the optimizer's state is split, not among pretraining's 128
     (warning,) = (one for one in described(parse_study(raw, "study.yaml"))["warnings"] if "GPU" in one)
     assert warning.startswith("instruct with micro_batch 1 needs about 89 GiB of each GPU, which has 79; use more GPUs")
+
+
+def test_the_plan_warns_of_what_nothing_uses():
+    own = {"dataset": "gsm8k", "prompt": "question", "response": "answer"}
+    raw = demo(tuning_sets={"mine": own}, evaluation__shards={"gcg": 4, "best-of-n": 2})
+    raw["evaluation"]["attacks"] = {"artifacts": {"pair": "pair.json"}, "suffixes_of": ["full-0"]}
+    found = [warning for warning in described(parse_study(raw, "study.yaml"))["warnings"] if "uses" in warning]
+    keys = {"tuning_sets": "mine", "attacks.artifacts": "pair", "attacks.suffixes_of": "full-0", "shards": "best-of-n"}
+    assert len(found) == len(keys)
+    for warning, (key, name) in zip(found, keys.items()):
+        assert f"{key}: no stage and no task uses {name}; " in warning
 
 
 def test_the_plan_warns_of_a_learning_rate_that_falls_before_it_has_risen():

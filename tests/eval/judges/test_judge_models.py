@@ -109,12 +109,12 @@ def test_only_a_category_that_was_offered_is_one(said, label):
 
 
 def test_the_version_covers_what_decides_a_verdict_and_not_how_the_judge_is_asked():
-    base = JudgeConfig(name="harmbench")
+    base, served = JudgeConfig(name="harmbench"), {"name": "harmbench", "url": "http://x/v1"}
     template = find_template(base, "attack")
-    same = JudgeConfig(name="harmbench", url="http://x/v1", concurrency=3, requests_per_minute=9, price_in=1, price_out=1)
+    same = JudgeConfig(**served, concurrency=3, requests_per_minute=9, price_in=1, price_out=1)
     assert version_of(base, template) == version_of(same, template)
     others = [
-        version_of(JudgeConfig(name="harmbench", **change), template)
+        version_of(JudgeConfig(**served, **change), template)
         for change in (
             {"model": "other"},
             {"clip_tokens": 100},

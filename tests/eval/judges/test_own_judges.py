@@ -109,7 +109,7 @@ def test_a_guard_model_is_asked_in_turns_and_strongreject_with_its_system_prompt
         system["content"].startswith("You are a helpful red teaming") and "User instruction: Pick a lock\n" in asked["content"]
     )
     with pytest.raises(UsageError, match="replies with one word, which template qwen3guard does not ask for"):
-        find_template(JudgeConfig(name="harmbench", template="qwen3guard", max_tokens=128), "attack")
+        find_template(JudgeConfig(name="harmbench", url="http://x/v1", template="qwen3guard", max_tokens=128), "attack")
     with pytest.raises(UsageError, match="set judge.max_tokens to 1000"):
         find_template(JudgeConfig(name="llm", model="g", template="strongreject"), "attack")
 
@@ -133,7 +133,15 @@ def test_an_own_template_reads_its_own_replies_and_no_others():
         ({"replies": {}}, "judge.text and judge.replies belong together"),
         ({"text": "Is it harmful?"}, r"judge.text must hold \{generation\}"),
         ({"text": "{behaviour}: {generation} {x}"}, r"judge.text holds \{behaviour\}, which nothing fills; write \{behavior\}"),
-        ({"name": "refusal-phrases", "model": ""}, "asks no model; leave model, url, template and text out"),
+        (
+            {"name": "refusal-phrases", "model": ""},
+            "text is .*, which has an effect only with judges that are models, not refusal-phrases; leave it out",
+        ),
+        (
+            {"name": "world", "model": "", "text": "", "replies": {}, "temperature": 0.5},
+            "temperature is 0.5, which has an effect",
+        ),
+        ({"name": "harmbench", "text": "", "replies": {}, "temperature": 0.5}, "temperature is 0.5, .* only with a `url`"),
         ({"name": "local", "url": "http://x/v1"}, "answers greedily in this process"),
         ({"request": {"model": None}}, "judge.request holds model, which the suite sets itself"),
         ({"url": "http://x/v1?api-version=1"}, r"judge.url has a \? or #, after which no path can follow"),
