@@ -190,9 +190,11 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     status.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     add_selection(status)
-    status.add_argument("--watch", action="store_true", help="refresh until everything is done or you press Ctrl-C")
-    status.add_argument("--interval", type=at_least(0.1), metavar="S", help="seconds between looks (default: 2; 15 with Slurm)")
-    status.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
+    shown = status.add_mutually_exclusive_group()
+    shown.add_argument("--watch", action="store_true", help="refresh until everything is done or you press Ctrl-C")
+    shown.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
+    seconds = at_least(0.1, 86400)
+    status.add_argument("--interval", type=seconds, metavar="S", help="seconds between looks (default: 2; 15 with Slurm)")
 
     logs = add_verb(
         verbs,

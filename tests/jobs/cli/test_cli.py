@@ -190,6 +190,8 @@ def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
     ("words", "said"),
     [
         ("logs runs/demo -n 0", "argument -n/--lines: 0: give 1 or more"),
+        ("status --watch --interval inf", "argument --interval: inf: give 0.1 to 86400"),
+        ("status --watch --json", "argument --json: not allowed with argument --watch"),
         ("eval --model m --samples -1", "argument --samples: -1: give 1 or more"),
         ("data synthesize score --concurrency 0", "argument --concurrency: 0: give 1 to 1000"),
         ("data synthesize score --temperature 2.5", "argument --temperature: 2.5: give 0 to 2"),
