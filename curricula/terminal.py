@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -48,22 +49,36 @@ def json_text(value: Any) -> str:
 
 
 class _Guarded:
-    """A text stream that replaces what a terminal would obey, what its encoding lacks, and the passwords of URLs."""
+    """A text stream that replaces what a terminal would obey, what its encoding lacks, and the passwords of URLs. It ends the
+    process without an error when its reader, such as `head`, has seen enough."""
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
         shown = _OBEYED.sub("\N{REPLACEMENT CHARACTER}", without_userinfo(text))
-        try:
-            self._stream.write(shown)
-        except UnicodeEncodeError:
-            self._stream.write(shown.encode(self._stream.encoding, "replace").decode(self._stream.encoding))
+        with self._until_the_reader_leaves():
+            try:
+                self._stream.write(shown)
+            except UnicodeEncodeError:
+                self._stream.write(shown.encode(self._stream.encoding, "replace").decode(self._stream.encoding))
         return len(text)
+
+    def flush(self) -> None:
+        with self._until_the_reader_leaves():
+            self._stream.flush()
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
             self.write(line)
+
+    @contextlib.contextmanager
+    def _until_the_reader_leaves(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what is left to be written
+            sys.exit(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -72,6 +87,11 @@ class _Guarded:
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
     """Guard standard output and standard error, whoever writes: texts of servers, models and datasets may hold anything."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as `>&-` does: the next file would take its place
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if not os.environ.get("COLUMNS", "1").strip("0"):  # a terminal of unknown width, on which `rich` would print nothing
+        del os.environ["COLUMNS"]
     with contextlib.redirect_stdout(_Guarded(sys.stdout)), contextlib.redirect_stderr(_Guarded(sys.stderr)):
         yield
 

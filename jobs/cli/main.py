@@ -6,7 +6,6 @@ Exit codes: 0 success, 1 something outside is wrong or a job failed, 2 the comma
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,14 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _exit_code(arguments: list[str]) -> int:
     """Carry out the command and return the exit code; an error becomes a sentence."""
     try:
-        return _carried_out(arguments)
+        code = _carried_out(arguments)
+        sys.stdout.flush()  # while an error can still be told
+        return code
     except UserError as error:
         print(folded(f"curricula: {printable(str(error))}", sys.__stderr__), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:  # one that no verb foresaw; name at least its file
-        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         place = f"{printable(str(error.filename))}: " if error.filename else ""
         print(f"curricula: {place}{error.strerror or error}; use another path, or correct this one", file=sys.stderr)
         return 1

@@ -23,8 +23,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **named)
         self.register("type", Path, _path)
 
-    def parse_known_args(self, *args: Any, **named: Any) -> Any:
-        known, unknown = super().parse_known_args(*args, **named)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in args or ():
+            if word.startswith("-") and word.endswith("=--"):  # for which argparse makes an empty list before Python 3.13
+                self.error(f"argument {word[:-3]}: '--' is no value")
+        known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown

@@ -190,6 +190,7 @@ def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
     ("words", "said"),
     [
         ("logs runs/demo -n 0", "argument -n/--lines: 0: give 1 or more"),
+        ("status --stage=--", "argument --stage: '--' is no value"),
         ("status --watch --interval inf", "argument --interval: inf: give 0.1 to 86400"),
         ("status --watch --json", "argument --json: not allowed with argument --watch"),
         ("eval --model m --samples -1", "argument --samples: -1: give 1 or more"),
@@ -299,11 +300,21 @@ def test_inspect_refuses_tokens_that_are_not_what_the_shard_says(shard, capsys):
     assert "00000.json: no such file; without a manifest there is nothing to verify" in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_early_is_no_error():
-    words = [sys.executable, "-m", "curricula.jobs.cli.main", "plan", "jobs/studies/paper.yaml", "--json"]
-    plan = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("words", [["plan", "jobs/studies/paper.yaml", "--json"], ["plan", "demo"], ["--version"]])
+def test_a_reader_that_leaves_early_is_no_error(words):
+    command = [sys.executable, "-m", "curricula.jobs.cli.main", *words]
+    plan = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     plan.stdout.close()
     assert plan.stderr.read() == "" and plan.wait() == 0
+
+
+def test_output_that_is_closed_or_of_no_width_is_no_error(tmp_path, monkeypatch, capsys):
+    run, _ = new_run(tmp_path / "run")
+    monkeypatch.setenv("COLUMNS", "0")
+    assert main(["status", str(run.root)]) == 0 and "prepare" in capsys.readouterr().out
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["status", str(run.root)]) == 0 and main(["submit", "paper", "--run", str(tmp_path / "paper")]) == 1
 
 
 def test_help_and_mistakes_need_no_package_that_takes_long_to_import():
