@@ -25,8 +25,10 @@ class Selection:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Selection:
-        named = (args.stages, args.jobs, args.arms, args.seeds, args.points)
-        return cls(*(tuple(names or ()) for names in named), args.start)
+        stages, jobs, arms, seeds, points = (
+            tuple(names or ()) for names in (args.stages, args.jobs, args.arms, args.seeds, args.points)
+        )
+        return cls(stages, jobs, arms, seeds, points, args.start)
 
     def __bool__(self) -> bool:
         return self != Selection()
