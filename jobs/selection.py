@@ -47,7 +47,7 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[K
     _check("arm", selection.arms, [element.arm for _, element in plan.elements()])
     _check("seed", selection.seeds, [str(one.seed) for one in plan.study.replicates])
     _check("point", selection.points, list(plan.study.variants))
-    _check("stage or job", [selection.start] if selection.start else [], stages, names)
+    _check("stage or job", [] if selection.start is None else [selection.start], stages, names)
     first = next((place for place, job in enumerate(plan.jobs) if _is_named(job, selection.start)), 0)
     training = _training_of(plan, selection.arms) if with_needs else set()
     of_points = {(job.name, one.label) for job, one in plan.elements() if one.variant in selection.points}

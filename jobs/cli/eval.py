@@ -418,7 +418,7 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
             return judge_config(given["name"])
     except ValueError as error:
         raise UsageError(f"--judge {args.judge}: {error}") from None
-    return parse(given, JudgeConfig, f"--judge {args.judge}")
+    return parse(given, JudgeConfig, f"--judge {args.judge or given['name']}")
 
 
 def before_asking(

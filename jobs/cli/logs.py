@@ -93,11 +93,11 @@ def _run(args: argparse.Namespace) -> Run:
 def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
     """The selected elements; by default those that failed, are running or start again after a failure."""
     selection = Selection.from_args(args)
-    if args.job:
+    if args.job is not None:
         selection = replace(selection, jobs=(*selection.jobs, args.job))
     plan = plan_study(run.study)
     chosen = select(plan, selection)
-    if args.element:
+    if args.element is not None:
         labels = [label for job, label in chosen if job == args.job]
         if args.element not in labels:
             raise UsageError(f"element of {args.job} {args.element!r} is not in this study; choose one of {', '.join(labels)}")
@@ -112,7 +112,7 @@ def _rank(text: str) -> int | None:
     """The rank to show; None for all."""
     if text == "all":
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise UsageError(f"--rank {text}: give a number from 0 on, or all")
     return int(text)
 

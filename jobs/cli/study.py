@@ -68,6 +68,8 @@ def demo(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace) -> int:
     study = read_study(args.study, args.set)
     planned, run = plan_study(study), Run(run_root(study, args.run))
+    if args.run and not run.root.is_dir():  # its sizes would silently not be taken
+        raise UsageError(f"{run.root}: no such run folder; name the one to take sizes from, or leave --run out")
     value = describe(planned, run.shards)
     if args.power:
         from curricula.jobs.power import power_lines, study_power

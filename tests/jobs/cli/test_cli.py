@@ -60,6 +60,8 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     ("words", "code", "said"),
     [
         (["plan", "nowhere.yaml"], 2, "nowhere.yaml: no such study file"),
+        (["plan", "demo", "--run", "nowhere"], 2, "nowhere: no such run folder"),
+        (["submit", "demo", "--from", ""], 2, "stage or job '' is not in this study; choose one of prepare, "),
         (["status", "nowhere"], 2, "nowhere: not a run folder"),
         (["logs", "nowhere", "prepare"], 2, "nowhere: not a run folder"),
         (["report", "nowhere"], 2, "nowhere: not a run folder"),
