@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Literal
 
 from curricula.curriculum.config import Source
-from curricula.curriculum.sources.conversations import HARMFUL, POOLS, read_conversations, require_learnable
+from curricula.curriculum.sources.conversations import HARMFUL, POOLS, read_conversations, require_examples, require_learnable
 from curricula.curriculum.sources.declared import DeclaredTable, declared_in
 from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
 from curricula.curriculum.sources.registry import DATASETS, local_root
@@ -82,10 +82,12 @@ def used_pools(study: Study) -> list[str]:
 
 
 def check_pool(study: Study, name: str, root: Path) -> None:
-    """Raise UserError where a stage would learn nothing from a tuning set that it reads."""
+    """Raise UserError where a stage would learn nothing from a tuning set that it reads, or asks for more than it holds."""
     for tuning in study.tunings:
         if tuning.mix.get(name):
             require_learnable(name, read_conversations(name, root, study.tuning_sets), tuning.loss.get(name) == "all")
+            if most := tuning.examples.get(name):
+                require_examples(name, most, sum(1 for _ in islice(read_conversations(name, root, study.tuning_sets), most)))
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:

@@ -223,19 +223,25 @@ class Study(Settings, frozen=True, dict=True):
                 raise ValueError(f"stage {name!r} is not a valid name, or is already taken; choose another")
             if self.tuning and name in self.tuning.stages:
                 raise ValueError(f"stages and tuning both define {name}; keep one of them")
-        sets = dict.fromkeys([*self.curriculum.interventions, *self.curriculum.arms, *(arm.name for arm in self.arms)])
-        pools = [*self.tuning_sets, *POOLS]
+        arms = dict.fromkeys([*self.curriculum.interventions, *self.curriculum.arms, *(arm.name for arm in self.arms)])
+        sets = {**self.tuning_sets, **POOLS, **self.tuning_sets}
         for name, stage in self.tree.stages.items():
             place = self.place_of(name)
             for pool in stage.mix if isinstance(stage, Tuning) else ():
-                if pool not in pools:
+                if pool not in sets:
                     raise ValueError(
-                        f"{place}: the mix names unknown tuning set {pool!r}; choose from {', '.join(pools)}, or declare it "
+                        f"{place}: the mix names unknown tuning set {pool!r}; choose from {', '.join(sets)}, or declare it "
                         "under tuning_sets"
                     )
+            mixed = [sets[pool] for pool, weight in stage.mix.items() if weight] if isinstance(stage, Tuning) else []
+            if isinstance(stage, Tuning) and stage.refusals and not any(one.may_refuse for one in mixed):
+                raise ValueError(
+                    f"{place}.refusals is {stage.refusals:g}, but no set of its mix ({', '.join(stage.mix)}) has labels of "
+                    "refusals; leave it out, or mix in another"
+                )
             for chosen in stage.tagged_harmful if isinstance(stage, Tuning) else ():
-                if chosen not in sets:
-                    raise ValueError(f"{place}.tagged_harmful names {chosen!r}; choose a set or an arm: {', '.join(sets)}")
+                if chosen not in arms:
+                    raise ValueError(f"{place}.tagged_harmful names {chosen!r}; choose a set or an arm: {', '.join(arms)}")
             for source in stage.mix if isinstance(stage, Midtrain) else ():
                 if source not in self.sources:
                     raise ValueError(f"{place}.mix names source {source!r}, which sources does not define")

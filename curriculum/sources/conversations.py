@@ -75,6 +75,11 @@ class TuningSet(DeclaredTable, frozen=True):
             raise ValueError("answers is 'harmful', which needs the labels harmful_prompt and harmful_response")
 
     @property
+    def may_refuse(self) -> bool:
+        """Whether some of its conversations can be refusals, as far as its labels say."""
+        return self.answers == "good" and bool(self.harmful_prompt or self.refusal)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
@@ -189,6 +194,12 @@ def require_learnable(pool: str, conversations: Iterable[Conversation], loss_on_
         f"tuning set {pool}: no turn has the role {ASSISTANT!r}, only {', '.join(sorted(roles))}, so nothing would be learnt; "
         f"rename the roles, or set the stage's loss.{pool} to 'all'"
     )
+
+
+def require_examples(pool: str, wanted: int, held: int) -> None:
+    """Raise UserError where a stage asks for more conversations of a tuning set than it holds."""
+    if wanted > held:
+        raise UserError(f"tuning set {pool}: examples asks for {wanted:,} of its {held:,} conversations; ask for fewer")
 
 
 def read_conversations(

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from curricula.curriculum.config import Tuning
-from curricula.curriculum.sources.conversations import HARMFUL, Conversation, TuningSet, read_conversations, require_learnable
+from curricula.curriculum.sources.conversations import (
+    HARMFUL,
+    Conversation,
+    TuningSet,
+    read_conversations,
+    require_examples,
+    require_learnable,
+)
 from curricula.curriculum.stream.blend import Blend, Order, Phase, permute
 from curricula.curriculum.stream.pretraining import Rows
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -108,8 +115,7 @@ class TuningBatches:
 
     def _examples(self, name: str, pool: list[Conversation], most: int) -> list[Conversation]:
         """The first `most` conversations in an order drawn by the seed: a larger `most` includes those of a smaller one."""
-        if most > len(pool):
-            raise UserError(f"tuning set {name}: examples asks for {most:,} of its {len(pool):,} conversations; ask for fewer")
+        require_examples(name, most, len(pool))
         return [pool[i] for i in permute(np.arange(most), len(pool), self.seed, "examples", name).tolist()]
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:

@@ -213,6 +213,8 @@ class Profile(Settings, frozen=True):
                 f"lead_time_s is {self.lead_time_s}, but what runs {RESERVE_S} s before the time limit is ended, so that "
                 f"nothing would be saved; the smallest that works is {LEAST_LEAD_S}"
             )
+        if self.container:
+            self.require_default(["python"], "without `container`, which has a key `python` of its own")
         for section in Stages.__struct_fields__[1:]:
             with located(f"stages.{section}"):
                 self.options(section)  # with those of `all`

@@ -229,6 +229,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tuning__instruct__tasks": ["probes", "probes"]}, r"tuning.instruct.tasks \['probes', 'probes'\] repeats 'probes'"),
         ({"evaluation__probes__layers": [1, 4]}, r"evaluation.probes.layers names layer 4, and the model has 3"),
         ({"pretraining__global_batch": 7, "pretraining__micro_batch": 4}, r"global_batch 7 is not a multiple of micro_batch"),
+        ({"tuning__benign__refusals": 0.5}, r"tuning.benign.refusals is 0.5, but no set of its mix \(gsm8k\) has labels"),
         ({"tokenizer__reserve": "<x>"}, r"tokenizer: reserve is '<x>', which has an effect only with a published tokenizer"),
         (
             {"pretraining__schedule": {"kind": "cosine", "decay_fraction": 0.2}},

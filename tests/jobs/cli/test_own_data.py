@@ -280,6 +280,9 @@ def test_a_tuning_set_without_a_turn_of_the_assistant_is_refused_before_anything
     assert [one for one in facts["problems"] if one.startswith("tuning set own: no turn has the role 'assistant', only gpt")]
     with pytest.raises(UserError, match="tuning set own: no turn has the role 'assistant'"):
         prepare(Run.create(tmp_path / "run", load_study(study)))
+    asked = ["tuning.instruct.examples={own: 2}", "tuning.instruct.loss={own: all}"]
+    with pytest.raises(UserError, match="tuning set own: examples asks for 2 of its 1 conversations; ask for fewer"):
+        prepare(Run.create(tmp_path / "other", load_study(study, asked)))
 
 
 def test_prompts_whose_letters_best_of_n_would_drop_are_refused_before_anything_is_trained(tmp_path, capsys):

@@ -210,6 +210,10 @@ def parse(**raw) -> Profile:
         ({"srun_options": ["--export=ALL,HF_TOKEN=hunter2"]}, "srun_options.0 holds HF_TOKEN, .*secrets_file"),
         ({"notify": "curl https://me:hunter2@host"}, "notify holds a URL's password, .*secrets_file"),
         ({"notify": "mail -s 'it's over' me"}, "notify is .*it's over.* .No closing quotation.; quote its words"),
+        (
+            {"python": "/venv/bin/python", "container": {"kind": "pyxis", "image": "x.sqsh"}},
+            "python is '/venv/bin/python', which has an effect only without `container`",
+        ),
         ({"notify": " "}, "notify is ' ', which names no command; give one, or remove the key"),
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"label": "x"}}, "environment names label, which may be a variable of the batch script; use capital"),
