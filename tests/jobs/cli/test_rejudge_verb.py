@@ -263,7 +263,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
         ),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "price_in=.nan", "--judge-set", "price_out=1"],
-            "price_in: expected `float` >= 0.0; it is nan",
+            "price_in=.nan: the value is not valid YAML: .nan is not a number",
         ),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "retries=-2"], "retries: expected `int` >= 0; it is -2"),
         ([".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurrency"], "not KEY=VALUE"),
