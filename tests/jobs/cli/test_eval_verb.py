@@ -36,7 +36,8 @@ def root(tmp_path_factory):
 def evaluate(root, out, *more, model="model", benchmark="advbench,tdc"):
     fixed = ["--data", str(root / "data"), "--max-new-tokens", "6", "--samples", "2", "--out", str(out)]
     fixed += ["--accept-changed", "advbench,tdc,alpaca"]
-    return main(["eval", "--model", str(root / model), "--benchmark", benchmark, *fixed, *map(str, more)])
+    fixed += [] if "--benchmark" in more else ["--benchmark", benchmark]
+    return main(["eval", "--model", str(root / model), *fixed, *map(str, more)])
 
 
 def test_another_set_than_the_published_one_is_refused_or_named_beside_the_table(root, tmp_path, capsys):
