@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import pwd
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -145,14 +146,14 @@ def _make(folder: Path, mode: int) -> bool:
 
 
 @contextlib.contextmanager
-def open_atomically(path: Path, mode: str = "wb", shared: bool = False) -> Iterator[IO[Any]]:
+def open_atomically(path: Path, mode: str = "wb", shared: bool = False, own: str = "") -> Iterator[IO[Any]]:
     """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind.
 
-    One process may write a file at a time: where several could, they hold a lock. With `shared`, the file and its folder get
-    the permissions of the umask.
+    One process may write a file at a time: where several could, they hold a lock, or each has a word of its `own`. With
+    `shared`, the file and its folder get the permissions of the umask.
     """
     make_folder(path.parent, shared)
-    temporary = path.with_name(f".{path.name}.aside")  # always the same name, so that kills do not fill the disk
+    temporary = path.with_name(f".{path.name}{own}.aside")  # always the same name, so that kills do not fill the disk
     fencing.check_fences()
     mine: os.stat_result | None = None
     with disk_full_explained(path):
@@ -208,7 +209,9 @@ def write_text(path: Path, text: str, shared: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any, shared: bool = False) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n", shared)
+    """Several processes may write a value at once, as all of a job do that meet the same error; the last one's stays."""
+    with open_atomically(path, "w", shared, f".{secrets.token_hex(4)}") as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -24,7 +24,7 @@ from curricula import fencing
 from curricula.durable import exclusive_lock, write_json
 from curricula.errors import UsageError, UserError
 from curricula.fencing import Superseded
-from curricula.jobs.completion import Done, Failure, is_done, marks_read
+from curricula.jobs.completion import Done, Failure, is_done, marks_read, read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.monitor.progress import ProgressFile, announced, notify
@@ -134,9 +134,14 @@ def _check_nodes(work: Work, profile: Profile) -> None:
 
 def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: Profile) -> None:
     """Write failed.json, and notify unless Slurm starts the element again. Where `final`, the batch script does not requeue the
-    job but ends with `exit_code`: srun returns the highest code of all processes, which is that of those it ended."""
+    job but ends with `exit_code`: srun returns the highest code of all processes, which is that of those it ended.
+
+    A final error of another process stays: that this one lost it is no more than the consequence."""
     code = error.exit_code if isinstance(error, UserError) else 1
     task, sentence, is_final = own_task(os.environ), _sentence(error), _is_final(error)
+    with contextlib.suppress(UserError):
+        if not is_final and (noted := read_failure(folder)) and noted.final:
+            return
     failure = Failure(sentence, time.time(), is_final, task or "", restart_count(os.environ))
     try:
         write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code})

@@ -23,6 +23,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
 
+def test_a_value_that_several_processes_write_at_once_is_always_whole(tmp_path, monkeypatch):
+    """All of a job that meet the same error note it, and srun kills the others when the first one ends."""
+    path, sync = tmp_path / "failed.json", os.fsync
+
+    def sync_while_another_writes(descriptor):
+        monkeypatch.setattr(os, "fsync", sync)
+        write_json(path, "another's")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_while_another_writes)
+    write_json(path, "own")
+    assert read_json(path) == "own" and [p.name for p in tmp_path.iterdir()] == ["failed.json"]
+
+
 def test_a_full_disk_is_reported_in_one_sentence_and_leaves_no_partial_file(tmp_path):
     code = (
         "import resource, signal, sys; from pathlib import Path; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -29,10 +29,10 @@ import sys; from pathlib import Path; from curricula.fencing import generation
 with generation(Path(sys.argv[1])): pass
 """
 TAKE_OVER_AND_WRITE = """
-import sys; from pathlib import Path; from curricula.durable import write_json
+import sys; from pathlib import Path; from curricula.durable import write_text
 from curricula.fencing import generation
 with generation(Path(sys.argv[1])):
-    write_json(Path(sys.argv[2]), "newer")
+    write_text(Path(sys.argv[2]), '"newer"')
     Path(sys.argv[3]).write_text("of the newer one")
 """
 

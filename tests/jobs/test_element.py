@@ -163,6 +163,24 @@ def test_an_error_is_final_where_another_start_cannot_cure_it(tmp_path, monkeypa
     assert failure["final"] is is_final and failure["exit_code"] == code != 0
 
 
+def test_an_error_stays_final_where_the_first_process_only_loses_the_one_that_met_it(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+
+    def fail_as_the_second_and_lose_it(*_):
+        monkeypatch.setattr(type(STAGES["prepare"]), "run", fail)
+        monkeypatch.setenv("RANK", "1")
+        assert main([str(run.root), *KEY]) == UserError.exit_code
+        raise PeerLost("another process ended")
+
+    def fail(*_):
+        raise UserError("the shard is gone")
+
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", fail_as_the_second_and_lose_it)
+    assert main([str(run.root), *KEY]) == PeerLost.exit_code
+    failure = read_json(run.element(*KEY) / "failed.json")
+    assert failure["final"] and failure["error"] == "the shard is gone"
+
+
 def test_an_error_before_the_work_begins_is_final_too(tmp_path):
     run, _ = new_run(tmp_path / "run")
     write_text(run.root / "study.yaml", "name: [")

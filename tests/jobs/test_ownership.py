@@ -12,7 +12,7 @@ from small_studies import demo_file
 from users import acting_as, as_root, in_a_container
 
 from curricula import durable
-from curricula.durable import TEAM, append_jsonl, exclusive_lock, read_jsonl, write_json
+from curricula.durable import TEAM, append_jsonl, exclusive_lock, read_jsonl, write_json, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.element import run_element
@@ -199,5 +199,5 @@ def test_what_a_link_in_the_way_points_at_stays_as_it_is(tmp_path, name, link):
         with pytest.raises(UserError, match=r"run/lock: is a symbolic link"), exclusive_lock(tmp_path / "run/lock"):
             pass
     else:
-        write_json(tmp_path / "run/value.json", 1)
+        write_text(tmp_path / "run/value.json", "1")
     assert (tmp_path / "precious").read_text() == "precious"
