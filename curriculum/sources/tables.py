@@ -22,7 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from curricula.errors import UserError, first_line
+from curricula.errors import StorageError, UserError, first_line
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
@@ -294,7 +294,13 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file}: damaged after line {number} ({error}); fetch or write the file again") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions and its disk") from None
+        raise _unread(file, error) from None
+
+
+def _unread(file: Path, error: OSError) -> UserError:
+    """For a file that the system does not let one read: it may be whole, and its disk may answer another start."""
+    kind = UserError if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)) else StorageError
+    return kind(f"{file}: cannot be read ({os.strerror(error.errno or 0)}); check its permissions and its disk")
 
 
 def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
@@ -332,7 +338,7 @@ def _whole(file: Path) -> list[Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); fix its permissions, or move it away") from None
+        raise _unread(file, error) from None
     except (ValueError, csv.Error, RecursionError) as error:
         raise UserError(f"{file}: not valid {file.suffix[1:].upper()} ({error}); fix the file or fetch it again") from None
     if not isinstance(rows, list):
@@ -347,6 +353,8 @@ def _parquet(file: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:  # else what the file holds is wrong
+            raise _unread(file, error) from None
         raise UserError(f"{file}: not a readable Parquet file ({first_line(error)}); delete it and fetch it again") from None
 
 
@@ -372,6 +380,8 @@ def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -
                 if done == stop:
                     break
         except (OSError, pyarrow.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise _unread(file, error) from None
             raise UserError(
                 f"{file}: row group {group} is damaged ({first_line(error)}); delete the file and fetch it again"
             ) from None

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from curricula.durable import open_atomically, read_json
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -211,9 +211,11 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
 
 
 def is_whole(prefix: Path) -> bool:
-    """Whether a shard has its three files, and their sizes agree."""
+    """Whether a shard has its three files, and their sizes agree. Raises StorageError where they cannot be read now."""
     try:
         return read_manifest(prefix)["tokens"] == Shard.open(prefix).length
+    except StorageError:
+        raise
     except UserError:
         return False
 
@@ -259,4 +261,4 @@ def _opened(path: Path) -> IO[bytes]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the name, and that `curricula data tokenize` has finished") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions, or {MEND}") from None
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions, or {MEND}") from None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.tables import Table, files_matching
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 
 
 def write(path, rows, group=3):
@@ -111,6 +111,14 @@ def test_a_folder_or_a_dangling_link_in_place_of_a_file_is_named(tmp_path, name)
     (tmp_path / "u" / name).symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"u/{name}: "):
         Table.open(tmp_path / "u")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl", "a.parquet"])
+def test_a_file_whose_disk_fails_may_be_whole(tmp_path, name):
+    """Another start of the work may read it, and nobody is told to delete it."""
+    (tmp_path / name).symlink_to("/proc/self/mem" if name != "a.parquet" else name)  # reading fails, or opening
+    with pytest.raises(StorageError, match=rf"{name}: cannot be read \(.*\); check its permissions and its disk"):
+        Table.of([tmp_path / name])
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path):

@@ -9,8 +9,9 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricula.curriculum.tokens.shards import HEADER, Shard, TokenStream, write_shard
-from curricula.errors import UserError
+from curricula.curriculum.tokens.shards import HEADER, Shard, TokenStream, is_whole, manifest_path, write_shard
+from curricula.durable import write_json
+from curricula.errors import StorageError, UserError
 
 
 def sample(stream, number):
@@ -103,6 +104,19 @@ def test_a_damaged_shard_is_refused_naming_the_file_and_the_remedy(tmp_path, suf
     with pytest.raises(UserError, match=said) as caught:
         Shard.open(tmp_path / "s").check()
     assert str(path) in str(caught.value) and "tokenize" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".idx", ".bin"])
+def test_a_shard_that_cannot_be_read_now_is_not_lost(tmp_path, suffix):
+    """Another start may read it: nothing is tokenised again, and no training ends for good."""
+    write_shard(tmp_path / "s", [np.arange(5)])
+    write_json(manifest_path(tmp_path / "s"), {"shards": 1, "tokens": 5, "sha256": "", "tokenizer": ""})
+    assert is_whole(tmp_path / "s")
+    path = (tmp_path / "s").with_suffix(suffix)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(StorageError, match=f"{path}: cannot be read"):
+        is_whole(tmp_path / "s")
 
 
 @examples(400)
