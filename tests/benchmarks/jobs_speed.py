@@ -175,7 +175,7 @@ def slurm_start(root: str, profile: str) -> machine.Task:
             ended = time.time()
             times = [
                 first.submitted,
-                (element / f"began-{first.job_id}_0").stat().st_mtime,
+                float(subprocess.check_output(["stat", "--format=%.9W", element])),  # the batch script has made it
                 (element / "lock").stat().st_mtime,
                 ended,
             ]

@@ -449,7 +449,6 @@ def test_a_killed_batch_script_counts_as_a_failure_and_is_retried_with_what_need
     submitted(run, "prepare", "7", ["prepare"])
     submitted(run, "tokenize", "8", jobs["tokenize"].labels[:1])
     (run.element("prepare", "prepare")).mkdir(parents=True)
-    (run.element("prepare", "prepare") / "began-7_0").touch()
     if accounting:
         script = f"sbatch {run.slurm}/x.sh"
         slurm.answer("sacct", f"7_0|FAILED|0:9|n1|{script}\n8_0|CANCELLED|0:0||{script}\n")

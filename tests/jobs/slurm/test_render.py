@@ -224,7 +224,7 @@ def test_an_element_whose_end_cannot_be_counted_is_held_and_not_ended(rendered, 
     run, out = rendered
     folder = run / "jobs/pretrain-trunk-100/trunk"
     (folder / count).mkdir(parents=True)  # as on a full disk
-    starts = f"sleep 0.05; echo >{shlex.quote(str(folder / 'lock'))}" if count == "own-ends" else ":"
+    starts = f"echo >{shlex.quote(str(folder / 'lock'))}" if count == "own-ends" else ":"
     stand_in(tmp_path, "srun", f"#!/bin/bash\n{starts}\nexit 1\n")
     ran = run_trunk(tmp_path, out, SLURM_RESTART_COUNT="9")
     assert (tmp_path / "scontrol.log").read_text() == "requeuehold 7_0\n"
@@ -398,7 +398,8 @@ def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_p
 def test_only_what_ended_by_itself_is_counted(rendered, tmp_path, state, preempted, began, counted):
     run, out = rendered
     folder = run / "jobs/pretrain-trunk-100/trunk"
-    starts = f"sleep 0.05; echo >{shlex.quote(str(folder / 'lock'))}" if began else ":"
+    write_text(folder / "lock", "of an earlier start")
+    starts = f"touch --date=@1 {shlex.quote(str(folder / 'lock'))}" if began else ":"  # the node's clock was set back
     stand_in(tmp_path, "srun", f"#!/bin/bash\n{starts}\nexit 137\n")
     stand_in(tmp_path, "squeue", f'#!/bin/bash\n[[ $* = *PreemptTime* ]] && echo "{preempted}" || echo {state}\n')
     run_trunk(tmp_path, out)
