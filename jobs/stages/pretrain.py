@@ -247,7 +247,8 @@ def _is_copied(file: Path, copy: Path) -> bool:
     if not copy.is_file():
         return False
     original, found = file.stat(), copy.stat()
-    return (original.st_size, original.st_mtime_ns) == (found.st_size, found.st_mtime_ns)
+    times_ns = original.st_mtime_ns, original.st_mtime_ns // 10**9 * 10**9  # some file systems know only seconds
+    return original.st_size == found.st_size and found.st_mtime_ns in times_ns
 
 
 def _drop_leftovers(copied: Path, folder: Path) -> None:
