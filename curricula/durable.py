@@ -195,10 +195,14 @@ def _private_no_link(path: str, flags: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename or a new name in `folder` durable."""
+    """Make a rename or a new name in `folder` durable, where the file system can: shared folders of Windows and of virtual
+    machines cannot."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
 

@@ -1,8 +1,11 @@
 """Files that must survive a kill or a full disk."""
 
+import contextlib
+import errno
 import json
 import os
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +38,21 @@ def test_a_value_that_several_processes_write_at_once_is_always_whole(tmp_path, 
     monkeypatch.setattr(os, "fsync", sync_while_another_writes)
     write_json(path, "own")
     assert read_json(path) == "own" and [p.name for p in tmp_path.iterdir()] == ["failed.json"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_syncs_no_folders_can_be_used(tmp_path, monkeypatch, code):
+    sync = os.fsync
+
+    def sync_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_files_only)
+    with contextlib.nullcontext() if code == errno.EINVAL else pytest.raises(OSError):
+        write_json(tmp_path / "value.json", 1)
+    assert read_json(tmp_path / "value.json") == 1
 
 
 def test_a_full_disk_is_reported_in_one_sentence_and_leaves_no_partial_file(tmp_path):
