@@ -17,7 +17,6 @@ them is not caught.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -28,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 
 BEAT_S = 5.0
 STALE_S = 60.0
@@ -57,20 +56,29 @@ class InUse(UserError):
 class Generation:
     """The right to publish until another process takes the next generation."""
 
-    file: Path
+    lock: Path
     number: int
     token: bytes
 
     def check(self) -> None:
-        """Raise Superseded unless this is the newest. An NFS client asks its server anew when a file is opened."""
+        """Raise Superseded unless this is the newest. An NFS client asks its server anew when a file is opened.
+
+        Raises StorageError where that cannot be told: on a node that lost its file system, nothing can be read, or the folder
+        looks empty.
+        """
+        file = _file(self.lock, "generation", self.number)
         try:
-            if self.file.read_bytes() == self.token:
+            if file.read_bytes() == self.token:
                 return
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
-                raise
+            try:
+                is_passed = max(_numbers(self.lock, "generation"), default=0) > self.number
+            except OSError:
+                is_passed = False
+            if not is_passed:
+                raise StorageError(f"{file}: cannot be read ({error.strerror}); was its disk lost on this node?") from None
         raise Superseded(
-            f"{self.file.parent}: another process has begun the same work since (this one has generation {self.number}), so "
+            f"{file.parent}: another process has begun the same work since (this one has generation {self.number}), so "
             "this one stops and leaves the results to it"
         )
 
@@ -87,7 +95,7 @@ def generation(lock: Path) -> Iterator[Generation]:
         pass
     number, descriptor = made
     os.close(descriptor)
-    _held.append(taken := Generation(_file(lock, "generation", number), number, token))
+    _held.append(taken := Generation(lock, number, token))
     try:
         yield taken
     finally:

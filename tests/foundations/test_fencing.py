@@ -13,7 +13,7 @@ import pytest
 
 from curricula import fencing
 from curricula.durable import append_jsonl, exclusive_lock, is_held, open_atomically, read_json, read_jsonl, write_json
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 
 HOLD = """
 import errno, fcntl, sys, time
@@ -187,6 +187,25 @@ def test_a_generation_whose_folder_was_made_again_is_not_taken_for_the_new_one(t
         assert (tmp_path / "lock.generation-1").exists()
         with pytest.raises(fencing.Superseded):
             fencing.check_fences()
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, None])
+def test_a_node_that_loses_its_file_system_is_not_told_that_another_took_over(tmp_path, monkeypatch, code):
+    """The work must start again: GPFS answers ESTALE where its node was expelled, and an empty folder where it is unmounted."""
+
+    def fail(path):
+        raise OSError(code, os.strerror(code), str(path))
+
+    lock = tmp_path / "lock"
+    lock.touch()
+    with fencing.generation(lock):
+        if code:
+            monkeypatch.setattr(os, "listdir", fail)
+            monkeypatch.setattr("pathlib.Path.read_bytes", fail)
+        else:
+            (tmp_path / "lock.generation-1").unlink()
+        with pytest.raises(StorageError, match=r"generation-1: cannot be read \(.*\); was its disk lost on this node"):
+            write_json(tmp_path / "value.json", 1)
 
 
 def test_a_number_that_two_others_have_passed_is_not_taken(tmp_path, monkeypatch):
