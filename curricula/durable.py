@@ -20,6 +20,7 @@ import logging
 import os
 import pwd
 import secrets
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -37,6 +38,9 @@ NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ESTALE, errno.EOPNOTSUPP)
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Full disk, exhausted quota, file size limit."""
+
+NAMED_IN_LIST = (0x02, 0x08)
+"""Linux's ACL_USER and ACL_GROUP: entries of an access control list for a user or a group that it names."""
 
 
 @contextlib.contextmanager
@@ -94,7 +98,10 @@ def require_ours(folder: Path) -> None:
             f"{folder}: belongs to {_user(found.st_uid)}, and what is in it would run with your rights; name another "
             f"folder, or share it as a group and set {TEAM} (docs/trust.md)"
         )
-    if found.st_mode & 0o002 or (found.st_mode & 0o020 and not is_shared and not _is_private(found.st_gid)):
+    others = found.st_mode & 0o002
+    if found.st_mode & 0o020 and not is_shared:
+        others = others or not _is_private(found.st_gid) or _lets_others_write(folder)
+    if others:
         raise UserError(
             f"{folder}: others than its owner may write there (mode {found.st_mode & 0o7777:o}), so its contents could run "
             f"with your rights; `chmod -R go-w` the run folder, share it as a group and set {TEAM} (docs/trust.md), or, where "
@@ -109,6 +116,15 @@ def _is_private(group: int) -> bool:
     except KeyError:
         return False
     return group == user.pw_gid and found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
+
+
+def _lets_others_write(folder: Path) -> bool:
+    """Whether an access control list names users or groups that may write there, if the group's part of the mode allows it."""
+    try:
+        entries = os.getxattr(folder, "system.posix_acl_access")[4:]
+    except (AttributeError, OSError):  # not Linux; no list, or a file system without any
+        return False
+    return any(kind in NAMED_IN_LIST and rights & 2 for kind, rights, _ in struct.iter_unpack("<HHI", entries))
 
 
 def _user(number: int) -> str:

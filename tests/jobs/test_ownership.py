@@ -1,7 +1,9 @@
 """Whose run folders are run and written to, and what a colleague may do with another's."""
 
+import contextlib
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from small_studies import demo_file
 from users import acting_as, as_root, in_a_container
 
 from curricula import durable
-from curricula.durable import TEAM, append_jsonl, exclusive_lock, read_jsonl, write_json, write_text
+from curricula.durable import TEAM, append_jsonl, exclusive_lock, read_jsonl, require_ours, write_json, write_text
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.element import run_element
@@ -95,6 +97,20 @@ def test_a_folder_that_others_may_write_to_is_refused_and_keeps_its_mode(tmp_pat
     else:
         run.admit()
     assert run.root.stat().st_mode & 0o7777 == mode
+
+
+@as_root
+@pytest.mark.parametrize(("rights", "refused"), [(7, True), (5, False)])
+def test_an_access_control_list_lets_nobody_in_unseen(tmp_path, rights, refused):
+    """The mode shows what the list allows at most, as if it were the group's: here the user's own, that of no one else."""
+    owner, user, group, mask, other = (1, 7, -1), (2, rights, EVE), (4, 7, -1), (16, 7, -1), (32, 0, -1)
+    entries = b"".join(struct.pack("<HHi", *entry) for entry in (owner, user, group, mask, other))
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_access", struct.pack("<I", 2) + entries)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
+    with pytest.raises(UserError, match=r"others than .* \(mode 770\)") if refused else contextlib.nullcontext():
+        require_ours(tmp_path)
 
 
 @as_root
