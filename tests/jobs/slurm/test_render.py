@@ -231,16 +231,17 @@ def test_an_element_whose_end_cannot_be_counted_is_held_and_not_ended(rendered, 
     assert f"{folder}: nothing can be written there, so the job is held" in ran.stderr and not (folder / "failed.json").exists()
 
 
-@pytest.mark.parametrize("moved", [True, False])
-def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_path, moved):
-    """It moves by `scontrol update TimeLimit` and by a suspension."""
+@pytest.mark.parametrize(("moved", "behind_s"), [(True, 0), (False, 0), (False, 1000)])
+def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_path, moved, behind_s):
+    """It moves by `scontrol update TimeLimit` and by a suspension. The node's clock may be behind the controller's."""
     run, out = rendered
-    end = int(time.time()) + 21
+    start = int(time.time()) + behind_s
+    end = start + 21
     stand_in(tmp_path, "squeue", f"""#!/bin/bash
 [[ $* = *EndTime* ]] && echo {end + 1000 * moved} || echo RUNNING
 """)  # fmt: skip
     stand_in(tmp_path, "srun", f"#!/bin/bash\nsleep 3\n{DONE}")
-    ran = run_trunk(tmp_path, out, SLURM_JOB_END_TIME=str(end))
+    ran = run_trunk(tmp_path, out, SLURM_JOB_START_TIME=str(start), SLURM_JOB_END_TIME=str(end))
     assert f"ended with code {0 if moved else 124}" in ran.stdout
     assert (tmp_path / "scontrol.log").exists() is not moved
 
