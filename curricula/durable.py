@@ -234,6 +234,17 @@ def write_json(path: Path, value: Any, shared: bool = False) -> None:
         file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder; none if there is no folder. Raises StorageError where its disk fails, of which `Path.glob` says
+    nothing."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be read ({error.strerror}); correct its permissions, or try again") from None
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises UserError when it is missing or damaged."""
     try:

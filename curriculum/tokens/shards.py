@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from curricula.durable import open_atomically, read_json
+from curricula.durable import names_in, open_atomically, read_json
 from curricula.errors import StorageError, UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -222,7 +222,8 @@ def is_whole(prefix: Path) -> bool:
 
 def source_shards(folder: Path) -> list[Path]:
     """Prefixes of a source's training shards, in order; raises UserError when one is missing."""
-    prefixes = sorted(path.with_suffix("") for path in folder.glob("[0-9]*.json") if path.stem.isdecimal())
+    names = (name.removesuffix(".json") for name in names_in(folder) if name.endswith(".json"))
+    prefixes = sorted(folder / name for name in names if name.isdecimal())
     if not prefixes:
         raise UserError(
             f"{folder}: holds no finished shard; name a source's folder in RUN/data/shards, or make its shards with "

@@ -5,7 +5,6 @@ The folder is the truth about what is finished and what failed; Slurm knows what
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from curricula.durable import is_held
+from curricula.durable import is_held, names_in
 from curricula.errors import StorageError, UserError
 from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
 from curricula.jobs.monitor.logs import find_logs, first_error, of_latest
@@ -169,7 +168,7 @@ def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task
 
 
 def _read_all(root: Path, works: Mapping[Key, Work]) -> dict[Key, _Facts]:
-    present = {name: _names(root / "jobs" / name) for name in _names(root / "jobs")}
+    present = {name: set(names_in(root / "jobs" / name)) for name in names_in(root / "jobs")}
 
     def read(work: Work) -> _Facts:
         return _read(work) if work.folder.name in present.get(work.job.name, ()) else _Facts()
@@ -180,7 +179,7 @@ def _read_all(root: Path, works: Mapping[Key, Work]) -> dict[Key, _Facts]:
 
 def _read(work: Work) -> _Facts:
     folder = work.folder
-    names = _names(folder)
+    names = set(names_in(folder))
     facts = _Facts(
         has_begun="progress.json" in names,
         progress=read_progress(folder / "progress.json") if "progress.json" in names else None,
@@ -203,13 +202,6 @@ def _read(work: Work) -> _Facts:
     except UserError as error:
         return _Facts(error=str(error), is_readable=not isinstance(error, StorageError), progress=facts.progress)
     return replace(facts, error=failure.error or "failed without a message") if failure else facts
-
-
-def _names(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
 
 
 def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:

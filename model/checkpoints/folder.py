@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from curricula import fencing
-from curricula.durable import read_json, sync_folder, write_json, write_text
+from curricula.durable import names_in, read_json, sync_folder, write_json, write_text
 from curricula.errors import StorageError, UserError
 from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, SpikeGuard, learning_rate
 from curricula.randomness import key_seed
@@ -137,7 +137,9 @@ def _pointer(checkpoints: Path) -> str | None:
 
 
 def _complete(checkpoints: Path) -> list[Path]:
-    return [path for path in checkpoints.glob("step_*") if STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
+    """Raises StorageError where they cannot be listed now: training would begin anew."""
+    names = names_in(checkpoints)
+    return [path for name in names if STEP_FOLDER.fullmatch(name) and (path := checkpoints / name).is_dir()]
 
 
 def read_info(folder: Path) -> CheckpointInfo:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from curricula.curriculum.tokens.shards import source_shards
 from curricula.durable import append_jsonl, exclusive_lock, make_folder, open_atomically, read_json, read_jsonl, write_json
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
+from curricula.model.checkpoints.folder import checkpoints_to_resume
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -87,6 +89,19 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, damaged):
     path.write_text(f'{{"n": 1}}\n{damaged}\n{{"n": 3}}\n')
     with pytest.raises(UserError, match=rf"{path}: line 2 is not JSON"):
         read_jsonl(path)
+
+
+@pytest.mark.parametrize("look", [checkpoints_to_resume, source_shards])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch, look):
+    """Or else a training would begin anew, or end for lack of shards."""
+
+    def fail(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(os, "listdir", fail)
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(StorageError, match=f"{tmp_path}: cannot be read"):
+        look(tmp_path)
 
 
 def test_a_lock_on_a_full_disk_is_a_sentence(tmp_path):
