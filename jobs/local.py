@@ -24,6 +24,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
+from curricula.durable import team
 from curricula.jobs.element import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Key, Plan
@@ -192,7 +193,8 @@ def _begin(root: Path, job: str, label: str) -> None:
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    mode = 0o600 if team() is None else 0o660  # a colleague's start appends to it
+    log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
     os.dup2(log, 1)
     os.dup2(log, 2)
 

@@ -1,6 +1,7 @@
 """Whose run folders are run and written to, and what a colleague may do with another's."""
 
 import contextlib
+import multiprocessing.popen_fork
 import os
 import shutil
 import struct
@@ -16,6 +17,7 @@ from users import acting_as, as_root, in_a_container
 from curricula import durable
 from curricula.durable import TEAM, append_jsonl, exclusive_lock, read_jsonl, require_ours, write_json, write_text
 from curricula.errors import UsageError, UserError
+from curricula.jobs import local
 from curricula.jobs.cli.main import main
 from curricula.jobs.element import run_element
 from curricula.jobs.run import Run
@@ -124,6 +126,10 @@ def test_two_colleagues_of_a_group_share_a_run_folder_by_choice(runs, monkeypatc
             (root / "made by hand" / str(user)).mkdir(parents=True, exist_ok=True)
             with exclusive_lock(root / "jobs/prepare/all/lock"):
                 pass
+            element = multiprocessing.get_context("fork").Process(target=local._begin, args=(root, "prepare", "all"))
+            element.start()
+            element.join()
+            assert element.exitcode == 0
     assert [row["user"] for row in read_jsonl(root / "slurm/submissions.jsonl")] == [ANN, BOB, ANN]
     assert {path.stat().st_gid for path in [root, *root.rglob("*")]} == {LAB}
     assert not any(path.stat().st_mode & 0o007 for path in [root, *root.rglob("*")])
