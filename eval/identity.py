@@ -26,7 +26,9 @@ def content_hash(path: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    names = sorted(durable.names_in(folder))
+    plain = [folder / name for name in names if name.endswith(".safetensors")]
+    return plain or [folder / name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
 
 
 def record_hash(folder: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from curricula.curriculum.tokens.shards import source_shards
 from curricula.durable import append_jsonl, exclusive_lock, make_folder, open_atomically, read_json, read_jsonl, write_json
 from curricula.errors import StorageError, UserError
+from curricula.eval.identity import content_hash
 from curricula.model.checkpoints.folder import checkpoints_to_resume
 
 
@@ -91,9 +92,9 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, damaged):
         read_jsonl(path)
 
 
-@pytest.mark.parametrize("look", [checkpoints_to_resume, source_shards])
+@pytest.mark.parametrize("look", [checkpoints_to_resume, source_shards, content_hash])
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch, look):
-    """Or else a training would begin anew, or end for lack of shards."""
+    """Or else a training would begin anew, or end for lack of shards, and a model have the hash of one without weights."""
 
     def fail(folder):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
