@@ -159,6 +159,7 @@ def _take_lease(lock: Path, deadline: float) -> int:
     seen: tuple[int, int] | None = None
     seen_at, beats = 0.0, False
     while True:
+        looked_at = time.monotonic()
         number = max(_numbers(lock, "lease"), default=0)
         holder = None
         if number:
@@ -169,6 +170,8 @@ def _take_lease(lock: Path, deadline: float) -> int:
         if holder and holder.lives is None and (number, holder.touched_ns) != seen:
             beats = seen is not None
             seen, seen_at = (number, holder.touched_ns), time.monotonic()
+        if time.monotonic() - looked_at > BEAT_S:  # the file system did not answer: to the holder's touches neither
+            seen_at = time.monotonic()
         is_stale = seen is not None and time.monotonic() - seen_at >= STALE_S
         if holder is None or holder.lives is False or (holder.lives is None and is_stale):
             if made := _make_next(lock, "lease", json.dumps(_this_process()).encode(), after=number):

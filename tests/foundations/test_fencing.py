@@ -118,6 +118,20 @@ def test_a_lease_of_another_machine_is_taken_over_only_after_it_was_seen_untouch
     assert not elsewhere.exists()
 
 
+def test_while_the_file_system_does_not_answer_no_lease_grows_old(tmp_path, elsewhere, monkeypatch):
+    monkeypatch.setattr(fencing, "BEAT_S", 0.3)
+    look, hangs = fencing._numbers, iter([0, 0, 0, 1.0])
+
+    def look_slowly(*words):
+        time.sleep(next(hangs, 0))
+        return look(*words)
+
+    monkeypatch.setattr(fencing, "_numbers", look_slowly)
+    began = time.monotonic()
+    with exclusive_lock(tmp_path / "lock"):
+        assert time.monotonic() - began > 1.0 + 0.6
+
+
 def test_a_node_with_flock_honours_the_lease_of_one_without(tmp_path, monkeypatch):
     lock = tmp_path / "lock"
     with monkeypatch.context() as patch:
