@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -244,7 +245,7 @@ def prune(
         if folder not in past or (folder not in kept and step_of(folder) not in needed):
             remove(folder)
     for leftover in checkpoints.glob(".step_*"):
-        shutil.rmtree(leftover)
+        _delete(leftover)
 
 
 def _needed(kept: Collection[Path], needed_by: Callable[[CheckpointInfo], Collection[int]]) -> set[int]:
@@ -261,7 +262,14 @@ def _needed(kept: Collection[Path], needed_by: Callable[[CheckpointInfo], Collec
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint so that no reader ever sees part of it."""
-    shutil.rmtree(set_aside(folder))
+    _delete(set_aside(folder))
+
+
+def _delete(folder: Path) -> None:
+    """What cannot be deleted now waits for the next `prune`, such as a file on NFS that a process of this node has open."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        log.warning("%s: cannot be deleted yet; the next save tries it again", folder)
 
 
 def retire(folder: Path) -> None:
@@ -274,9 +282,7 @@ def retire(folder: Path) -> None:
 
 def set_aside(folder: Path) -> Path:
     """Hide a worthless checkpoint until the next `prune` deletes it; returns its new place."""
-    doomed = folder.with_name(f".{folder.name}.deleted")
-    if doomed.exists():
-        shutil.rmtree(doomed)
+    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.deleted")
     os.rename(folder, doomed)
     return doomed
 

@@ -24,7 +24,7 @@ from curricula.errors import StorageError, UserError
 from curricula.fencing import Superseded, generation
 from curricula.model.checkpoints import checkpoint, folder, writer
 from curricula.model.checkpoints.checkpoint import _rectangles
-from curricula.model.checkpoints.folder import identity, latest_checkpoint, read_info
+from curricula.model.checkpoints.folder import identity, latest_checkpoint, read_info, step_folder
 from curricula.model.config import SpikeGuard
 from curricula.model.megatron import CheckpointingException, ShardedTensor, distrib_optimizer
 from curricula.model.runtime.reporting import read_metrics
@@ -430,6 +430,24 @@ def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
     (leftover / "__0_0.distcp").write_bytes(b"half")
     train(train_job(copy), RandomBatches())
     assert not leftover.exists()
+
+
+def test_a_checkpoint_that_cannot_be_deleted_yet_ends_no_training(tmp_path, monkeypatch):
+    """On NFS a file that a process of the node has open keeps its folder."""
+
+    def fail(path, **_):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    for step in (1, 2, 3):
+        step_folder(tmp_path, step).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", fail)
+        folder.prune(tmp_path, 1, ())
+        assert folder.checkpoints_to_resume(tmp_path) == [step_folder(tmp_path, 3)]
+        step_folder(tmp_path, 2).mkdir()
+        folder.prune(tmp_path, 1, ())
+    folder.prune(tmp_path, 1, ())
+    assert list(tmp_path.iterdir()) == [step_folder(tmp_path, 3)]
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "checkpoint.json"])
