@@ -403,8 +403,8 @@ class Trainer:
         # In bfloat16 even if training computes in fp8: else the layers' history of largest values would take note of it.
         with mock.patch.object(self.wrapped.config, "fp8", None):
             for _ in range(batches.total_steps):
+                self.watchdog.expect("a validation batch")  # before it: the first one compiles
                 totals.append(self._losses(batches, feed, forward_only=True))
-                self.watchdog.expect("a validation batch")
         self.wrapped.train()
         return _mean(*map(math.fsum, zip(*totals)))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ from random_batches import RandomBatches, train_job
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder
-from curricula.model.config import OptimizerConfig, ScheduleConfig
+from curricula.model.checkpoints.writer import Saver
+from curricula.model.config import OptimizerConfig, ScheduleConfig, SpikeGuard
 from curricula.model.runtime import Interrupted
 from curricula.model.runtime.distributed import Parallel
+from curricula.model.runtime.stopping import Watchdog
 from curricula.model.train import train
 
 
@@ -101,17 +104,36 @@ def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_ther
     assert numbers(tmp_path) == numbers(whole_run)
 
 
+def test_a_stop_signal_in_the_last_step_ends_the_run_as_usual(tmp_path):
+    def signal_in_step_2(done, total, **figures):
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    train(train_job(tmp_path, stop_step=2), RandomBatches(), signal_in_step_2)
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_00000002\n"
+
+
 def test_a_step_lasts_until_all_processes_have_updated_their_weights_and_only_saves_stall(tmp_path, monkeypatch):
-    agree = Parallel.any_of
+    agree, begin = Parallel.any_of, Saver.start
 
     def waiting(parallel, *flags):  # as for the update, which a GPU may not have done yet
         time.sleep(0.05)
         return agree(parallel, *flags)
 
+    def slowly(saver, folder, info):
+        time.sleep(0.2)
+        begin(saver, folder, info)
+
+    class SlowBatches(RandomBatches):
+        def rows(self, step, start, stop):
+            time.sleep(0.02)
+            return super().rows(step, start, stop)
+
     monkeypatch.setattr(Parallel, "any_of", waiting)
-    train(train_job(tmp_path, stop_step=4), RandomBatches())
+    monkeypatch.setattr(Saver, "start", slowly)
+    train(train_job(tmp_path, stop_step=4, save_interval_steps=3, micro_batch=4), SlowBatches())
     timings = [row["timing"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
-    assert all(timing["seconds"] >= 0.05 and timing["save_stall_s"] < 0.05 for timing in timings)
+    assert [timing["save_stall_s"] >= 0.2 for timing in timings] == [False, False, False, True]
+    assert all(timing["seconds"] >= timing["data_wait_s"] + 0.05 and timing["data_wait_s"] >= 0.04 for timing in timings)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +218,38 @@ def test_a_loss_that_is_not_a_number_stops_without_saving_and_names_step_and_bat
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000003\n"
 
 
+class Spike(RandomBatches):
+    """The gradient of batch 3, but not its loss, is larger than any number."""
+
+    def rows(self, step, start, stop):
+        tokens, mask = super().rows(step, start, stop)
+        if step == 3:
+            mask = mask * 0.0
+            mask[0, 0] = 1e37
+        return tokens, mask
+
+
+@pytest.mark.parametrize("guard", [None, SpikeGuard()])
+def test_a_gradient_that_is_not_a_number_stops_without_saving(tmp_path, guard):
+    with pytest.raises(UserError, match=r"loss \d\S*, gradient norm (inf|nan) at step 4, on batch 3"):
+        train(train_job(tmp_path, save_interval_steps=1, spike_guard=guard), Spike())
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_00000003\n"
+
+
+def test_a_validation_that_failed_costs_no_step_and_is_made_up_for(tmp_path, whole_run):
+    class Unreadable(RandomBatches):
+        def rows(self, step, start, stop):
+            raise UserError("the shard is gone")
+
+    job = train_job(tmp_path, validation_interval_steps=6, validate_steps=(8,))
+    with pytest.raises(UserError, match="the shard is gone"):
+        train(dataclasses.replace(job, stop_step=6), RandomBatches(), validation={"held out": Unreadable(total_steps=1)})
+    train(job, RandomBatches(), validation={"held out": RandomBatches(key="held out", total_steps=1)})
+    assert [start["resumed_step"] for start in read_jsonl(tmp_path / "starts.jsonl")] == [0, 6]
+    assert [row["step"] for row in numbers(tmp_path) if "validation" in row] == [6, 8, 12]
+    assert [row for row in numbers(tmp_path) if "validation" not in row] == numbers(whole_run)
+
+
 def test_validation_losses_are_recorded_and_change_nothing(tmp_path, whole_run):
     held_out = {"held out": RandomBatches(key="held out", total_steps=2)}
     train(train_job(tmp_path, stop_step=6), RandomBatches(), validation=held_out)
@@ -206,6 +260,20 @@ def test_validation_losses_are_recorded_and_change_nothing(tmp_path, whole_run):
     assert [row["step"] for row in checks] == [6, 12]
     assert checks[1]["validation"]["held out"] < checks[0]["validation"]["held out"]
     assert [row for row in rows if "validation" not in row] == numbers(whole_run)
+
+
+def test_every_validation_batch_has_more_time_than_a_step_even_the_first_which_may_compile(tmp_path, monkeypatch):
+    expected, read_under = [""], set()
+    monkeypatch.setattr(Watchdog, "expect", lambda watchdog, what: expected.append(what))
+    monkeypatch.setattr(Watchdog, "step_begins", lambda watchdog, step: expected.append(f"step {step}"))
+
+    class HeldOut(RandomBatches):
+        def rows(self, step, start, stop):
+            read_under.add(expected[-1])
+            return super().rows(step, start, stop)
+
+    train(train_job(tmp_path, stop_step=1), RandomBatches(), validation={"held out": HeldOut(total_steps=2)})
+    assert read_under == {"a validation batch"} and expected[-1] == "step 2"
 
 
 def test_another_seed_gives_other_weights(tmp_path, whole_run):

@@ -84,6 +84,28 @@ def test_a_worker_says_in_one_sentence_what_is_wrong_with_the_data(shards, aside
     assert "Traceback" not in str(caught.value)
 
 
+class Failing:
+    """Rows that cannot be read for a reason that has nothing to do with processes."""
+
+    sequence_length, global_batch, total_steps = LENGTH, BATCH, 20
+
+    def __init__(self, error):
+        self.error = error
+
+    def rows(self, step, start, stop):
+        raise self.error
+
+
+def read_failing(error):
+    list(read_micro_batches(MicroBatches(Failing(error), 4), 0, 20, 1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, EOFError])
+def test_an_error_in_a_worker_is_not_taken_for_its_death(aside, kind):
+    with pytest.raises(kind, match="the index ends too soon"):
+        aside.submit(read_failing, kind("the index ends too soon")).result()
+
+
 def _consume(shards, what, said):
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     status = 0
