@@ -39,6 +39,7 @@ from curricula.model.checkpoints.folder import (
     prune,
     read_info,
     step_folder,
+    step_of,
     warn_of_versions,
 )
 from curricula.model.checkpoints.writer import Saver
@@ -454,17 +455,18 @@ class Trainer:
             tensor_parallel=self.parallel.tensor_parallel,
             **(self.guard.state() if self.guard else {}),
         )
-        self.saver.start(step_folder(self.checkpoints, self.step), info)
+        self._saved = step_folder(self.checkpoints, self.step)
+        self.saver.start(self._saved, info)
         self._saved_at = time.monotonic()
 
     def _finish_save(self) -> None:
         """Wait for the save that was begun, and delete the checkpoints that it replaces."""
         self.watchdog.expect("the writing of a checkpoint")
         self.saver.finish()
-        # While training fills a gap, everything it saves lies before the latest and would be deleted at once.
-        if self.parallel.is_main and not (self._fills_gap and not step_folder(self.checkpoints, self.stop_step).is_dir()):
+        if self.parallel.is_main:
             needed_by = self.guard.needed_by if self.guard and self.guard.may_rewind else None
-            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by)
+            in_gap = self._saved if self._fills_gap and step_of(self._saved) < self.stop_step else None
+            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by, in_gap)
         self.watchdog.step_begins(self.step + 1)
 
     def close(self) -> None:

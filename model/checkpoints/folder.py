@@ -230,16 +230,20 @@ def prune(
     keep_last: int,
     keep_steps: Collection[int],
     needed_by: Callable[[CheckpointInfo], Collection[int]] | None = None,
+    in_gap: Path | None = None,
 ) -> None:
     """Keep `keep_steps`, the newest `keep_last` up to the latest, and the steps that each of these needs; delete all others and
     what a kill left half-written.
 
-    Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or a kill came before it moved.
+    `in_gap` is the newest checkpoint of a training that makes one before the latest again: of those up to it, too, the newest
+    `keep_last` are kept. Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or a kill came
+    before it moved.
     """
     latest = latest_checkpoint(checkpoints)
     complete = sorted(_complete(checkpoints))
     past = [folder for folder in complete if latest is None or folder.name <= latest.name]
-    kept = {*past[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
+    until_gap = [folder for folder in past if in_gap is not None and folder <= in_gap]
+    kept = {*past[-keep_last:], *until_gap[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
     needed = _needed(kept, needed_by) if needed_by else set()
     for folder in complete:
         if folder not in past or (folder not in kept and step_of(folder) not in needed):

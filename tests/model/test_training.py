@@ -13,7 +13,7 @@ from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
-from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder
+from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder, step_of
 from curricula.model.checkpoints.writer import Saver
 from curricula.model.config import OptimizerConfig, ScheduleConfig, SpikeGuard
 from curricula.model.runtime import Interrupted
@@ -150,9 +150,25 @@ def test_batches_that_do_not_fit_the_model_or_the_stop_are_refused(tmp_path, len
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run):
-    recorded = numbers(whole_run)
+    recorded, end = numbers(whole_run), latest_checkpoint(whole_run / "checkpoints")
+    folder = end.stat().st_ino
     train(train_job(whole_run, save_interval_steps=3, keep_steps=(6, 9)), RandomBatches())
-    assert numbers(whole_run) == recorded
+    assert numbers(whole_run) == recorded and end.stat().st_ino == folder
+
+
+def test_a_lost_branch_point_is_made_again_with_no_more_checkpoints_on_the_disk_than_usual(whole_run, tmp_path):
+    """A new arm may leave a trunk tens of thousands of steps behind its last kept checkpoint."""
+    checkpoints, seen = shutil.copytree(whole_run, tmp_path / "run") / "checkpoints", []
+    shutil.rmtree(step_folder(checkpoints, 6))
+
+    def look(done, total, **figures):
+        seen.append(sorted(step_of(folder) for folder in checkpoints.glob("step_*")))
+
+    job = train_job(tmp_path / "run", stop_step=6, save_interval_steps=1, keep_steps=(6, 9), keep_last=1)
+    train(job, RandomBatches(), look)
+    assert {len(steps) for steps in seen} == {2, 3} and all(steps[-2:] == [9, 12] for steps in seen)
+    look(6, 6)
+    assert seen[-1] == [6, 9, 12]
 
 
 def test_gradients_gathered_over_micro_batches_are_those_of_the_whole_batch(tmp_path):
