@@ -94,6 +94,25 @@ def test_arms_share_the_stream_and_the_fingerprint_until_they_part(shards, run, 
         assert changed.fingerprint(step) != arm.fingerprint(step)
 
 
+@examples(100)
+@given(runs(), st.data())
+def test_a_stream_that_begins_amid_the_phases_is_the_rest_of_the_whole_one(shards, run, data):
+    """As midtraining goes on where pretraining ends, in batches of its own."""
+    phases, batch = run
+    begin = data.draw(st.integers(0, phases[-1].until - batch))
+    whole, rest = opened(shards, phases, 1), PretrainingBatches(phases, shards, LENGTH, batch, 1, VOCABULARY, begin)
+    assert rest.total_steps == (phases[-1].until - begin) // batch
+    for step in {0, rest.total_steps - 1}:
+        places = range(begin + step * batch, begin + (step + 1) * batch)
+        assert rest.sample_ids(step * batch, (step + 1) * batch) == whole.sample_ids(places.start, places.stop)
+        same = np.concatenate([whole.rows(place, 0, 1).tokens for place in places])
+        assert np.array_equal(rest.rows(step, 0, batch).tokens, same)
+        assert rest.describe(step) == whole.describe(places.start)
+        assert rest.fingerprint(step + 1)["phases"] == whole.fingerprint(places.stop)["phases"]
+        if batch == 1:
+            assert (rest.fingerprint(step + 1) == whole.fingerprint(places.stop)) == (begin == 0)
+
+
 @examples(300)
 @given(mixes, st.floats(0.1, 10) | st.sampled_from([0.25, 2.0, 8.0]))
 def test_equal_fingerprints_mean_equal_streams(shards, mix, factor):
