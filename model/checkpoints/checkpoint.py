@@ -201,9 +201,10 @@ def load(
     """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`; returns what it holds.
 
     Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are set
-    too, if the tensor-parallel size is the same. All bytes are checked first unless `is_checked`. Nothing in the checkpoint
-    is run. Raises UserError when a file is missing, truncated or damaged, or when the checkpoint lacks the optimizer's state.
-    A checkpoint with damaged bytes is set aside, so that the run that made it makes it again.
+    too, if the tensor-parallel size is the same, and the kind of device, which the precision tells. All bytes are checked first
+    unless `is_checked`. Nothing in the checkpoint is run. Raises UserError when a file is missing, truncated or damaged, or
+    when the checkpoint lacks the optimizer's state. A checkpoint with damaged bytes is set aside, so that the run that made it
+    makes it again.
     """
     if not is_checked and (problem := problem_of(folder, parallel)):
         if parallel.is_main:
@@ -212,7 +213,8 @@ def load(
     info = read_info(folder)
     if optimizer is not None and not info.full:
         raise UserError(f"{folder}: holds weights only, so training cannot continue from it; use it as init_weights")
-    generators = optimizer is not None and info.tensor_parallel == parallel.tensor_parallel
+    layout = parallel.tensor_parallel, str(parallel.precision).removeprefix("torch.")
+    generators = optimizer is not None and (info.tensor_parallel, info.precision) == layout
     with parallel.cuda_names(), _read_as_data(folder) as metadata:
         state = sharded_state(network, optimizer, generators, stored=metadata.state_dict_metadata.keys())
         strategy = None

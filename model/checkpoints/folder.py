@@ -144,7 +144,7 @@ def _complete(checkpoints: Path) -> list[Path]:
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What the checkpoint in `folder` holds, after checking that every file is there and has its size.
+    """What the checkpoint in `folder` holds, after checking that it is of that step and that every file has its size.
 
     Raises UserError when one does not; `damaged_file` checks the contents.
     """
@@ -155,6 +155,8 @@ def read_info(folder: Path) -> CheckpointInfo:
         info = convert(read_json(path), CheckpointInfo)
     except (msgspec.ValidationError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint record ({error}); {instead(folder)}") from None
+    if STEP_FOLDER.fullmatch(folder.name) and info.step != step_of(folder):
+        raise UserError(f"{folder}: holds step {info.step}, so it was renamed or copied over another; {instead(folder)}")
     for name, file in info.files.items():
         try:
             found = (folder / name).stat().st_size

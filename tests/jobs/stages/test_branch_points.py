@@ -27,7 +27,7 @@ from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.tune import base_checkpoint, checkpoint_of
 from curricula.jobs.study import parse_study
-from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, stored_file
+from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, step_of, stored_file
 from curricula.model.config import PRESETS
 from curricula.progress import silent
 
@@ -125,7 +125,7 @@ def test_the_last_checkpoint_of_a_stage_is_made_again_while_something_has_to_beg
     checkpoints = run.tuning("full-20", stage) / "checkpoints"
     finish(run, work.job.name, "full-20")
     for step in (2, 4):
-        _save(step_folder(checkpoints, step), {"total_steps": 4}, step)
+        _save(step_folder(checkpoints, step), {"total_steps": 4})
     write_text(checkpoints / "latest", "step_00000004")
     write_json(work.model_folder / "config.json", {})
     assert is_done(work)
@@ -161,7 +161,7 @@ def test_a_model_that_was_lost_before_it_was_measured_is_written_again_once_and_
     monkeypatch.setattr("curricula.eval.runner.run_element", lambda task, model, *_, **__: measured.append((task, model)))
     own, step = (run.branch("full-20"), run.study.budget.steps) if kind == "base" else (run.tuning("full-20", kind), 4)
     last = step_folder(own / "checkpoints", step)
-    _save(last, {"total_steps": step}, step)
+    _save(last, {"total_steps": step})
     write_text(last.parent / "latest", last.name)
     finish(run, job, "full-20")
     assert is_done(Work(run, plan, *plan.find(job, "full-20")))
@@ -207,7 +207,7 @@ def _fail_to_read():
     raise OSError(errno.EIO, "Input/output error")
 
 
-def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({}), step: int = 1) -> None:
+def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({})) -> None:
     """A checkpoint of one file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights").write_bytes(b"12345")
@@ -217,7 +217,7 @@ def _save(folder: Path, recipe: Mapping[str, int] = MappingProxyType({}), step: 
         "full": True,
         "files": {"weights": stored_file(folder / "weights")},
     }
-    record = CheckpointInfo(step=step, consumed_samples=0, consumed_tokens=0, recipe=dict(recipe), **held)
+    record = CheckpointInfo(step=step_of(folder), consumed_samples=0, consumed_tokens=0, recipe=dict(recipe), **held)
     write_json(folder / "checkpoint.json", msgspec.to_builtins(record))
 
 
@@ -229,7 +229,7 @@ def test_a_lost_checkpoint_from_the_midst_of_a_training_is_made_again_by_what_it
         finish(run, *key)
     checkpoints = run.branch("full-50") / "checkpoints"
     for step in (15, 24):
-        _save(step_folder(checkpoints, step), step=step)
+        _save(step_folder(checkpoints, step))
     write_text(checkpoints / "latest", "step_00000024")
     for job, label in (("along-50", "full-50/75"), ("mt-50", "full-50")):
         one = Work(run, plan, *plan.find(job, label))

@@ -26,7 +26,7 @@ from curricula.model.checkpoints import checkpoint, folder, writer
 from curricula.model.checkpoints.checkpoint import _rectangles
 from curricula.model.checkpoints.folder import identity, latest_checkpoint, read_info, step_folder
 from curricula.model.config import SpikeGuard
-from curricula.model.megatron import CheckpointingException, ShardedTensor, distrib_optimizer
+from curricula.model.megatron import CheckpointingException, ShardedTensor, distrib_optimizer, megatron_random
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.train import train
 
@@ -152,6 +152,12 @@ def test_a_flipped_bit_is_found(copy, name):
     with pytest.raises(UserError, match=rf"{name}: damaged"):
         train(train_job(copy / "new", init_from=copy / "checkpoints/step_00000004"), RandomBatches())
     assert not (copy / "checkpoints/step_00000004").exists()  # what trained it has to make it again
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(copy):
+    os.rename(copy / "checkpoints/step_00000004", copy / "checkpoints/step_00000006")
+    with pytest.raises(UserError, match="step_00000006: holds step 4, so it was renamed"):
+        train(train_job(copy / "new", init_from=copy / "checkpoints/step_00000006"), RandomBatches())
 
 
 def test_a_damaged_checkpoint_is_named_where_it_cannot_be_set_aside(copy, monkeypatch):
@@ -306,6 +312,22 @@ def test_random_generators_continue_where_they_were(tmp_path):
     found = []
     train(train_job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(torch.get_rng_state()))
     assert torch.equal(found[0], expected)
+
+
+def test_generators_of_another_kind_of_device_are_not_taken_over(tmp_path):
+    """Transformer Engine's attention takes the states that Megatron-core keeps, and those of a GPU have 16 bytes."""
+
+    def as_on_a_gpu(*_, **__):
+        megatron_random.get_cuda_rng_tracker().set_states({"model-parallel-rng": torch.zeros(16, dtype=torch.uint8)})
+
+    def as_in_attention(*_, **__):
+        with megatron_random.get_cuda_rng_tracker().fork():
+            pass
+
+    train(train_job(tmp_path, stop_step=4), RandomBatches(), as_on_a_gpu)
+    record = latest_checkpoint(tmp_path / "checkpoints") / "checkpoint.json"
+    write_json(record, {**read_json(record), "precision": "bfloat16"})
+    train(train_job(tmp_path, stop_step=5), RandomBatches(), as_in_attention)
 
 
 def test_a_record_without_a_recipe_is_named(copy):
