@@ -1,5 +1,6 @@
 """Trains in its own process: `python train_in_child.py JSON`; the process kills itself after step `kill_at`."""
 
+import functools
 import json
 import os
 import signal
@@ -10,7 +11,11 @@ import msgspec
 from random_batches import SpoiltBatches, train_job
 
 from curricula.model.config import EngineConfig, SpikeGuard
+from curricula.model.network import build
 from curricula.model.train import train
+
+BUCKET = 2000
+"""Parameters: a small model's gradients are then reduced in several parts, as a large one's are."""
 
 if __name__ == "__main__":
     wanted = json.loads(sys.argv[1])
@@ -18,6 +23,7 @@ if __name__ == "__main__":
     wanted["engine"] = EngineConfig(**wanted.pop("engine", {}))
     if "spike_guard" in wanted:
         wanted["spike_guard"] = msgspec.convert(wanted["spike_guard"], SpikeGuard)
+    build.DistributedDataParallelConfig = functools.partial(build.DistributedDataParallelConfig, bucket_size=BUCKET)
     batches = SpoiltBatches(**wanted.pop("batches", {}))
 
     def die(done: int, total: int, **figures: object) -> None:
