@@ -531,3 +531,16 @@ def test_an_intact_checkpoint_that_cannot_be_read_is_not_to_be_deleted(copy, mon
     with pytest.raises(UserError, match="its files are intact but cannot be read here .*; keep it, .* torch ") as raised:
         train(train_job(copy), RandomBatches())
     assert "delete" not in str(raised.value)
+
+
+def test_a_run_goes_on_from_a_checkpoint_in_megatron_cores_own_layout(tmp_path, whole):
+    """As 0.1.0 saved them: there the step is in the groups."""
+
+    def laid_out(optimizer, model_state):
+        return optimizer.sharded_state_dict(model_state, is_loading=False, metadata=dict(checkpoint.LAYOUT))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_optimizer_state", laid_out)
+        train(train_job(tmp_path, stop_step=4), RandomBatches())
+    train(train_job(tmp_path), RandomBatches())
+    assert numbers(tmp_path) == numbers(whole)
