@@ -113,6 +113,8 @@ def test_the_first_host_of_a_slurm_node_list_is_found():
     assert first_host("n1,n2") == "n1"
     assert first_host("gpu[003-007,9],login1") == "gpu003"
     assert first_host("gpu[12,14]-ib") == "gpu12-ib"
+    with pytest.raises(UsageError, match='SLURM_STEP_NODELIST is "", which names no host; set MASTER_ADDR'):
+        first_host("")
 
 
 def test_a_slurm_step_gives_each_task_its_place():
@@ -128,4 +130,6 @@ def test_a_slurm_step_gives_each_task_its_place():
     assert (ranks.rank, ranks.size, ranks.local_rank) == (9, 16, 1)
     assert ranks.master is not None and ranks.master.startswith("n03:")
     assert read_ranks({**step, "SLURM_RESTART_COUNT": "1"}).master != ranks.master  # what holds the old port may live on
+    others = [read_ranks({**step, "SLURM_JOB_ID": str(job)}).master for job in range(67_000_000, 67_000_100)]
+    assert len(set(others)) == 100 and all(15000 <= int(str(other).rpartition(":")[2]) < 30000 for other in others)
     assert read_ranks({"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}).size == 1
