@@ -446,12 +446,13 @@ def test_a_save_that_has_not_arrived_whole_is_not_published(copy, spoilt, said):
     assert latest_checkpoint(checkpoints).name == "step_00000004" and not (checkpoints / "step_00000006").exists()
 
 
-def test_a_save_killed_half_way_is_swept_away_by_the_next(copy):
+def test_a_save_killed_half_way_is_swept_away_by_the_next_and_a_copy_under_a_name_of_the_users_own_stays(copy):
+    backup = shutil.copytree(copy / "checkpoints/step_00000004", copy / "checkpoints/step_00000004.bak")
     leftover = copy / "checkpoints/.step_00000005.aside"
     leftover.mkdir()
     (leftover / "__0_0.distcp").write_bytes(b"half")
     train(train_job(copy), RandomBatches())
-    assert not leftover.exists()
+    assert not leftover.exists() and backup.exists()
 
 
 def test_a_checkpoint_that_cannot_be_deleted_yet_ends_no_training(tmp_path, monkeypatch):
