@@ -63,9 +63,12 @@ class ModelJudge:
         return [*system, {"role": "user", "content": prompt}]
 
     def read(self, reply: Reply) -> Verdict:
-        """The verdict after a judge's thoughts. Where a reply was cut short, more than a word may only lead up to one."""
+        """The verdict after a judge's thoughts. What was cut short may only lead up to one, unless its first line is the verdict,
+        in one word."""
         said = after_thoughts(reply.text)
-        label = UNPARSED if reply.cut and len(said.split()) > 1 else self.template.read(said)
+        label, first = self.template.read(said), said.partition("\n")[0]
+        if reply.cut and (len(first.split()) > 1 or self.template.read(first) != label):
+            label = UNPARSED
         # A server's JSON may hold half of a surrogate pair, which no file of rows can.
         return Verdict(label=label, reply=reply.text.encode(errors="replace").decode())
 
