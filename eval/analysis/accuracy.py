@@ -146,8 +146,8 @@ def corrected(tallied: Tally, accuracy: Accuracy, asked: Tally | None = None) ->
     below, above = drawn < shares, drawn > 0
     if min(below.mean(), above.mean()) < 0.025:
         return None
-    cut = np.clip(drawn, 0.0, shares)
-    low, high = np.quantile(cut[below], 0.025), np.quantile(cut[above], 0.975)
+    low = max(0.0, np.quantile(drawn[below], 0.025))
+    high = min(np.quantile(shares, 0.975), np.quantile(drawn[above], 0.975))
     uncut = share * float(_rogan_gladen(tallied.mean() / share, accuracy.sensitivity, accuracy.specificity))
     return Corrected(min(max(uncut, 0.0), share), float(low), float(high), uncut)
 

@@ -182,19 +182,20 @@ def test_short_circuits_which_no_judge_sees_are_not_corrected():
     assert attack_metrics(rows[:100], "arm", "instruct")[0].corrected is None  # nothing to correct
 
 
-def test_corrected_intervals_cover_the_truth_among_short_circuits_too():
-    rng, covered, runs, clusters = keyed_rng("corrected coverage, short"), 0, 200, 300
-    truth, sensitivity, specificity = 0.3, 0.9, 0.85
+@pytest.mark.parametrize(("truth", "share"), [(0.3, 0.4), (1.0, 0.9)])
+def test_corrected_intervals_cover_the_truth_among_short_circuits_too(truth, share):
+    rng, covered, runs, clusters = keyed_rng("corrected coverage, short"), [], 200, 300
+    sensitivity, specificity = 0.9, 0.85
     for _ in range(runs):
         labelled = rng.binomial(150, [sensitivity, specificity]) / 150
-        asked = rng.random(clusters) < 0.4
+        asked = rng.random(clusters) < share
         seen = asked & (rng.random(clusters) < truth * sensitivity + (1 - truth) * (1 - specificity))
         ones, strata = np.ones((clusters, 1)), (0,) * clusters
         tallied = Tally(seen[:, None].astype(float), ones, strata)
         by_judge = Tally(asked[:, None].astype(float), ones, strata)
-        found = corrected(tallied, Accuracy(*labelled, 150, 150, "drawn"), by_judge)
-        covered += found.low <= 0.4 * truth <= found.high
-    assert 0.91 <= covered / runs <= 0.99
+        if found := corrected(tallied, Accuracy(*labelled, 150, 150, "drawn"), by_judge):
+            covered.append(found.low <= share * truth <= found.high)
+    assert len(covered) > 0.9 * runs and 0.94 <= np.mean(covered) <= 0.99
 
 
 def test_the_published_judge_overstates_harm_as_its_labels_show():
