@@ -63,8 +63,8 @@ class ModelJudge:
         return [*system, {"role": "user", "content": prompt}]
 
     def read(self, reply: Reply) -> Verdict:
-        """The verdict after a judge's thoughts. What was cut short may only lead up to one, unless its first line is the verdict,
-        in one word."""
+        """The verdict after a judge's thoughts. What was cut short may only lead up to one, unless its first line is one, in a
+        single word."""
         said = after_thoughts(reply.text)
         label, first = self.template.read(said), said.partition("\n")[0]
         if reply.cut and (len(first.split()) > 1 or self.template.read(first) != label):
