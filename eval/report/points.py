@@ -114,7 +114,7 @@ class Shown:
                 place = (self.judge, "attack success", stage, decoder, "" if name == main else name, arm.name)
                 if not self.several:
                     one = runs[0]
-                    yield Point(*place, rates[0][0], one.std, one.low, one.high, (), one.incoherent, corrected=corrected)
+                    yield Point(*place, rates[0][0], one.std, one.low, one.high, (), one.incoherent, corrected=one.corrected)
                 elif name != main:
                     hollow = any(is_incoherent for _, is_incoherent in rates)
                     yield Point(*place, fmean(rate for rate, _ in rates), hollow=hollow, corrected=corrected)

@@ -124,7 +124,9 @@ def test_an_incoherent_run_makes_its_mark_and_the_estimate_hollow(shown):
 def test_a_corrected_mean_is_over_all_runs_or_there_is_none(shown):
     uncut = {42: -0.1, 43: 0.4, 44: 0.3}
     attacks = [
-        replace(entry, corrected_uncut=None if (entry.arm, entry.seed) == ("full-60", 43) else uncut[entry.seed])
+        replace(
+            entry, corrected=0.07, corrected_uncut=None if (entry.arm, entry.seed) == ("full-60", 43) else uncut[entry.seed]
+        )
         for entry in shown.metrics.attacks
     ]
     changed = replace(shown, metrics=replace(shown.metrics, attacks=attacks))
@@ -132,6 +134,8 @@ def test_a_corrected_mean_is_over_all_runs_or_there_is_none(shown):
         points = attacked(changed, "instruct", benchmark=benchmark)
         # The correction of the mean rate: below 0, a run's counts as it is.
         assert points["full-60"].corrected is None and points["safe-100"].corrected == pytest.approx(0.2)
+    alone = replace(changed, seeds=SEEDS[:1], metrics=of_seed(changed.metrics, 42))
+    assert attacked(alone, "instruct")["full-60"].corrected == 0.07  # as in the table: cut at the share that was judged
 
 
 def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, shown):
