@@ -59,7 +59,7 @@ def data(tmp_path_factory):
     }
     for split, count in (("train", 40), ("test", 25)):
         rows = [
-            {"id": str(i), "text": f"{'bad lock' if i % 2 else 'good bread'} {things[i % 7]} of {split} {i}", "score": 3 * (i % 2)}
+            {"id": str(i), "text": f"{'bad lock' if i % 2 else 'good bread'} {things[i % 7]} {split} {i}", "score": 3 * (i % 2)}
             for i in range(2 * count)
         ]
         files[f"probes/{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
