@@ -86,13 +86,15 @@ def test_few_prompts_are_no_evidence_of_a_lost_language():
     assert few.share == 0 and not few.is_incoherent
 
 
-def test_a_model_without_any_helpful_answer_is_incoherent_where_one_with_a_few_is():
-    unhelpful = overrefusal_rows(ARMS[0], "topk", (0.0, 1.0), prompts=40)
+@pytest.mark.parametrize(("prompts", "incoherent"), [(40, True), (30, False)])
+def test_a_model_without_any_helpful_answer_is_incoherent_where_one_with_a_few_is(prompts, incoherent):
+    unhelpful = overrefusal_rows(ARMS[0], "topk", (0.0, 1.0), prompts=prompts)
     answers = [msgspec.structs.replace(row, sample=sample) for row in unhelpful for sample in range(5)]
-    helpful = [msgspec.structs.replace(row, verdict="1_compliant_and_helpful") for row in answers[::40]]
-    some, none = competence([*(row for i, row in enumerate(answers) if i % 40), *helpful]), competence(answers)
-    assert some.share == 5 / 200 and some.is_incoherent and none.share == 0 and none.is_incoherent
-    assert none.high == pytest.approx(proportion_confint(0, 40, method="beta")[1])
+    helpful = [msgspec.structs.replace(row, verdict="1_compliant_and_helpful") for row in answers[::prompts]]
+    some, none = competence([*(row for i, row in enumerate(answers) if i % prompts), *helpful]), competence(answers)
+    assert some.share == pytest.approx(1 / prompts) and none.share == 0
+    assert some.is_incoherent == none.is_incoherent == incoherent
+    assert none.high == pytest.approx(proportion_confint(0, prompts, method="beta")[1])
 
 
 def judged_study(run: Path, judge: Judge) -> StudyRows:
