@@ -108,18 +108,19 @@ def run_probes(
     layers = layers_of(config.layers, loaded.layers)
     indices = [index for _, index in layers]
     train_ids, test_ids = (encoded_texts(loaded, texts.texts, config) for texts in (train, test))
+    given = len(train_ids)
     train, train_ids = without_tested(train, train_ids, test_ids)
     lengths = [np.array([len(ids) for ids in of], dtype=np.float32) for of in (train_ids, test_ids)]
     match = lengths if config.match_length else (None, None)
     held_out = balanced(test.unsafe, None, seed, "test", lengths=match[1])
-    subsets = [
-        balanced(train.unsafe, config.train_per_class, seed, "train", draw, lengths=match[0]) for draw in range(config.seeds)
-    ]
-    pool = len(balanced(train.unsafe, None, lengths=match[0])) // 2
-    if config.seeds > 1 and pool < 2 * config.train_per_class:
+    pool, per_class = len(balanced(train.unsafe, None, lengths=match[0])) // 2, config.train_per_class
+    if len(train_ids) < given:  # a table that had just enough, which the study was begun with
+        per_class = min(per_class, pool)
+    subsets = [balanced(train.unsafe, per_class, seed, "train", draw, lengths=match[0]) for draw in range(config.seeds)]
+    if config.seeds > 1 and pool < 2 * per_class:
         log.warning(
             "probes: each of %d training subsets takes %d of %d texts a class, so their spread says little of other texts%s",
-            *(config.seeds, config.train_per_class, pool, "; all are the same" if pool == config.train_per_class else ""),
+            *(config.seeds, per_class, pool, "; all are the same" if pool == per_class else ""),
         )
     needed = np.unique(np.concatenate(subsets))
     wanted = [test_ids[i] for i in held_out], [train_ids[i] for i in needed]

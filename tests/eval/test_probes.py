@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,9 @@ def test_a_text_whose_first_tokens_are_those_of_a_test_text_trains_no_probe(load
     found, _ = run_probes(loaded, both, test, config, 0, tmp_path / "both")
     assert found == run_probes(loaded, reworded(test), test, config, 0, tmp_path / "reworded")[0]
     assert "80 training texts are left out, since a test text begins with the same tokens" in caplog.text
+    scarce, all_left = (msgspec.structs.replace(config, train_per_class=count, seeds=1) for count in (50, 40))
+    found, _ = run_probes(loaded, both, test, scarce, 0, tmp_path / "scarce")
+    assert found == run_probes(loaded, reworded(test), test, all_left, 0, tmp_path / "reworded")[0]
 
 
 def test_the_baseline_shows_labels_that_length_explains(loaded, tmp_path):
