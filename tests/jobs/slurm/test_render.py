@@ -523,7 +523,8 @@ def prepared_with(tmp_path: Path, nodes=("n1",), **profile) -> tuple[Path, subpr
 
 def test_a_setup_line_that_fails_is_named_and_tried_on_two_other_nodes(tmp_path):
     line = """module() { [ "$2" != 'no"such\\' ]; }; module load 'no"such\\'"""
-    setup = ["export FIRST='a b' # remark", line, "touch went-on"]
+    setup = ["export FIRST='a b' # remark", "export TZ=Asia/Tokyo", line, "touch went-on"]
+    write_text(tmp_path / "run/jobs/prepare/prepare/lock", "of an earlier start")
     folder, ran = prepared_with(tmp_path, ("n1", "n2"), setup=setup)
     failure = read_failure(folder)
     assert failure and not failure.final and failure.error.endswith(f": {line}") and "failed with code 1 on" in failure.error
