@@ -49,8 +49,8 @@ def json_text(value: Any) -> str:
 
 
 class _Guarded:
-    """A text stream that replaces what a terminal would obey, what its encoding lacks, and the passwords of URLs. It ends the
-    process without an error when its reader, such as `head`, has seen enough."""
+    """A text stream that replaces what a terminal would obey, what its encoding lacks, and the passwords of URLs. Standard
+    output ends the process without an error when its reader, such as `head`, has seen enough."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -78,7 +78,8 @@ class _Guarded:
             yield
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what is left to be written
-            sys.exit(0)
+            if self._stream is sys.__stdout__:  # an error that nobody reads is one all the same
+                sys.exit(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

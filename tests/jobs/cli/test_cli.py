@@ -310,6 +310,12 @@ def test_a_reader_that_leaves_early_is_no_error(words):
     assert plan.stderr.read() == "" and plan.wait() == 0
 
 
+def test_an_error_that_nobody_reads_keeps_its_exit_code():
+    plan = subprocess.Popen([sys.executable, "-m", "curricula.jobs.cli.main", "plan", "nowhere"], stderr=subprocess.PIPE)
+    plan.stderr.close()
+    assert plan.wait() == 2
+
+
 def test_output_that_is_closed_or_of_no_width_is_no_error(tmp_path, monkeypatch, capsys):
     run, _ = new_run(tmp_path / "run")
     monkeypatch.setenv("COLUMNS", "0")
