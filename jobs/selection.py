@@ -25,10 +25,7 @@ class Selection:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Selection:
-        stages, jobs, arms, seeds, points = (
-            tuple(names or ()) for names in (args.stages, args.jobs, args.arms, args.seeds, args.points)
-        )
-        return cls(stages, jobs, arms, seeds, points, args.start)
+        return cls(args.stages, args.jobs, args.arms, args.seeds, args.points, args.start)
 
     def __bool__(self) -> bool:
         return self != Selection()

@@ -77,13 +77,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="where the rows of a model named in attacks.suffixes_of are; its GCG suffixes are tried on this model",
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
-    add_names(
-        parser,
-        "--accept-changed",
-        "B",
-        "benchmarks whose prompts may differ from the published set, which is an error otherwise",
-        default=[],
-    )
+    accepted = "benchmarks whose prompts may differ from the published set, which is an error otherwise"
+    add_names(parser, "--accept-changed", "B", accepted)
     parser.add_argument("--prompts", type=at_least(1), metavar="N", help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", type=at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
     parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens of an answer (default: 256)")
@@ -167,7 +162,8 @@ def _config_from_options(args: argparse.Namespace) -> EvalConfig:
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
     if args.kind == "base" and len(benchmarks) > 1:
         raise UsageError(f"--benchmark {','.join(benchmarks)}: base models take one benchmark of beginnings: jb_completions")
-    benign, capability = args.overrefusal or (), args.capability or ()
+    benign = args.overrefusal
+    capability = list(dict.fromkeys(task for name in args.capability for task in LISTS.get(name, (name,))))
     overrefusal = tasks_with("overrefusal", decoders) if benign else []
     if benign and not overrefusal:
         raise UsageError(
@@ -197,7 +193,7 @@ def _config_from_options(args: argparse.Namespace) -> EvalConfig:
                 "greedy": own,
                 "gcg": None,
                 "probes": None,
-                "capability": {"tasks": capability[0] if capability[0] in LISTS else capability} if capability else None,
+                "capability": {"tasks": capability} if capability else None,
                 "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=()))
                 | {args.kind: [*tasks, *(["capability"] if capability else [])]},
             },
@@ -210,7 +206,7 @@ def _config_from_options(args: argparse.Namespace) -> EvalConfig:
 def _config_from_file(args: argparse.Namespace) -> EvalConfig:
     """What `--config` says, with the judge, the precision and the accepted sets that options name."""
     for option in ("benchmark", "decoder", "overrefusal", "capability", "prompts", "samples", "max_new_tokens"):
-        if getattr(args, option) is not None:
+        if getattr(args, option):
             raise UsageError(f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out")
     if args.judge is None and (args.judge_model or args.judge_url or args.judge_template or args.judge_set):
         raise UsageError(f"--judge-* without --judge: name the judge as well, or write it all into {args.config}")

@@ -53,17 +53,22 @@ def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
     return number
 
 
-def names(text: str) -> tuple[str, ...]:
+def _names(text: str) -> tuple[str, ...]:
     """The type of an option that takes names separated by commas. None may be empty, as an unset variable of a script is."""
     found = [name.strip() for name in text.split(",")]
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} holds an empty name; separate names by one comma, or leave the option out")
-    return tuple(dict.fromkeys(found))
+    return tuple(found)
+
+
+class _AddNames(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(dict.fromkeys([*getattr(namespace, self.dest), *values])))
 
 
 def add_names(parser: argparse._ActionsContainer, option: str, letter: str, help: str, **more: Any) -> None:
-    """An option that takes names; given several times it takes them all."""
-    parser.add_argument(option, metavar=f"{letter},...", type=names, action="extend", help=help, **more)
+    """An option that takes names; given several times it takes them all, each once."""
+    parser.add_argument(option, metavar=f"{letter},...", type=_names, action=_AddNames, default=(), help=help, **more)
 
 
 def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None:

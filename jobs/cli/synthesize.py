@@ -56,7 +56,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     which.add_argument("--dataset", metavar="NAME", help="a dataset by its short name, such as fineweb-annotated")
     which.add_argument("--input", type=Path, metavar="STEM", help="any table (a file or folder) with columns id and text")
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
-    add_names(source, "--scores", "N", "only these scores, such as 4,5", default=[])
+    add_names(source, "--scores", "N", "only these scores, such as 4,5")
     source.add_argument(
         "--limit", type=at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
     )
