@@ -39,8 +39,8 @@ NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ESTALE, errno.EOPNOTSUPP)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Full disk, exhausted quota, file size limit."""
 
-NAMED_IN_LIST = (0x02, 0x08)
-"""Linux's ACL_USER and ACL_GROUP: entries of an access control list for a user or a group that it names."""
+ACL_USER, ACL_GROUP = 0x02, 0x08
+"""Linux's entries of an access control list for a user or a group that it names."""
 
 
 @contextlib.contextmanager
@@ -119,12 +119,14 @@ def _is_private(group: int) -> bool:
 
 
 def _lets_others_write(folder: Path) -> bool:
-    """Whether an access control list names users or groups that may write there, if the group's part of the mode allows it."""
+    """Whether an access control list names others that may write there, if the group's part of the mode allows it."""
     try:
         entries = os.getxattr(folder, "system.posix_acl_access")[4:]
     except (AttributeError, OSError):  # not Linux; no list, or a file system without any
         return False
-    return any(kind in NAMED_IN_LIST and rights & 2 for kind, rights, _ in struct.iter_unpack("<HHI", entries))
+    named = [(kind, number) for kind, rights, number in struct.iter_unpack("<HHI", entries) if rights & 2]
+    users = {number for kind, number in named if kind == ACL_USER} - {0, os.geteuid()}
+    return bool(users) or not all(_is_private(number) for kind, number in named if kind == ACL_GROUP)
 
 
 def _user(number: int) -> str:

@@ -102,11 +102,14 @@ def test_a_folder_that_others_may_write_to_is_refused_and_keeps_its_mode(tmp_pat
 
 
 @as_root
-@pytest.mark.parametrize(("rights", "refused"), [(7, True), (5, False)])
-def test_an_access_control_list_lets_nobody_in_unseen(tmp_path, rights, refused):
+@pytest.mark.parametrize(
+    ("kind", "named", "rights", "refused"),
+    [(2, EVE, 7, True), (2, EVE, 5, False), (2, os.geteuid(), 7, False), (8, LAB, 7, True), (8, os.getegid(), 7, False)],
+)
+def test_an_access_control_list_lets_nobody_in_unseen(tmp_path, kind, named, rights, refused):
     """The mode shows what the list allows at most, as if it were the group's: here the user's own, that of no one else."""
-    owner, user, group, mask, other = (1, 7, -1), (2, rights, EVE), (4, 7, -1), (16, 7, -1), (32, 0, -1)
-    entries = b"".join(struct.pack("<HHi", *entry) for entry in (owner, user, group, mask, other))
+    owner, group, mask, other = (1, 7, -1), (4, 7, -1), (16, 7, -1), (32, 0, -1)
+    entries = b"".join(struct.pack("<HHi", *entry) for entry in sorted([owner, group, mask, other, (kind, rights, named)]))
     try:
         os.setxattr(tmp_path, "system.posix_acl_access", struct.pack("<I", 2) + entries)
     except OSError as error:
