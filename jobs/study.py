@@ -224,7 +224,7 @@ class Study(Settings, frozen=True, dict=True):
             if self.tuning and name in self.tuning.stages:
                 raise ValueError(f"stages and tuning both define {name}; keep one of them")
         arms = dict.fromkeys([*self.curriculum.interventions, *self.curriculum.arms, *(arm.name for arm in self.arms)])
-        sets = {**self.tuning_sets, **POOLS, **self.tuning_sets}
+        sets = {**POOLS, **self.tuning_sets}
         for name, stage in self.tree.stages.items():
             place = self.place_of(name)
             for pool in stage.mix if isinstance(stage, Tuning) else ():
