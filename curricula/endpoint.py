@@ -342,8 +342,8 @@ def _now() -> float:
 def host_of(url: str) -> str:
     """`http://host:port` of a URL, without any password in it."""
     if set("?#") & set(url):
-        shown = without_userinfo(re.split("[?#]", url)[0])
-        raise UsageError(f"{shown}: is followed by a ? or #, after which no path can follow; give the address up to /v1 alone")
+        shown = re.split("[?#]", url.rpartition("//")[2].rpartition("@")[2])[0]  # a password may hold them, too
+        raise UsageError(f"{shown}: its address has a ? or #, after which no path can follow; give it up to /v1 alone")
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname:

@@ -113,6 +113,12 @@ def test_a_server_is_shown_as_it_is_addressed(host: str) -> None:
     assert Endpoint(f"{host}/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1).host == host
 
 
+@pytest.mark.parametrize("url", ["http://me:hunter2@host/v1?version=1", "http://me:hunter2#@host/v1", "http://host/v1#"])
+def test_an_address_with_more_behind_the_path_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(UsageError, match=r"^host/v1: its address has a \? or #, .*; give it up to /v1 alone$"):
+        Endpoint(url, "", timeout_s=1, retries=0, tries=1, concurrency=1)
+
+
 def test_what_the_environment_says_of_proxies_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "ftp://me:hunter2@host")
     with pytest.raises(UsageError, match=r"http://node7: .*ftp://\*\*\*@host.*; correct it, or HTTP_PROXY"):
