@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import pwd
-import secrets
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -230,9 +229,8 @@ def write_text(path: Path, text: str, shared: bool = False) -> None:
         file.write(text)
 
 
-def write_json(path: Path, value: Any, shared: bool = False) -> None:
-    """Several processes may write a value at once, as all of a job do that meet the same error; the last one's stays."""
-    with open_atomically(path, "w", shared, f".{secrets.token_hex(4)}") as file:
+def write_json(path: Path, value: Any, shared: bool = False, own: str = "") -> None:
+    with open_atomically(path, "w", shared, own) as file:
         file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
@@ -144,7 +145,8 @@ def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: 
             return
     failure = Failure(sentence, time.time(), is_final, task or "", restart_count(os.environ))
     try:
-        write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code})
+        # All processes of a job that meet the same error write it at once.
+        write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code}, own=f".{secrets.token_hex(4)}")
     except Superseded:
         raise
     except (OSError, UserError) as problem:  # a full disk must not hide the error

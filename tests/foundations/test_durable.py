@@ -35,12 +35,12 @@ def test_a_value_that_several_processes_write_at_once_is_always_whole(tmp_path, 
 
     def sync_while_another_writes(descriptor):
         monkeypatch.setattr(os, "fsync", sync)
-        write_json(path, "another's")
+        write_json(path, "another's", own=".1")
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", sync_while_another_writes)
-    write_json(path, "own")
-    assert read_json(path) == "own" and [p.name for p in tmp_path.iterdir()] == ["failed.json"]
+    write_json(path, "mine", own=".2")
+    assert read_json(path) == "mine" and [p.name for p in tmp_path.iterdir()] == ["failed.json"]
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
