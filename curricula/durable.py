@@ -170,7 +170,8 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False, own: str
     `shared`, the file and its folder get the permissions of the umask.
     """
     make_folder(path.parent, shared)
-    temporary = path.with_name(f".{path.name}{own}.aside")  # always the same name, so that kills do not fill the disk
+    # Without `own`, always the same name: kills do not fill the disk.
+    temporary = path.with_name(f".{path.name}{own}.aside")
     fencing.check_fences()
     mine: os.stat_result | None = None
     with disk_full_explained(path):
@@ -230,6 +231,7 @@ def write_text(path: Path, text: str, shared: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any, shared: bool = False, own: str = "") -> None:
+    """Write `value` as indented JSON; `shared` and `own` as in `open_atomically`."""
     with open_atomically(path, "w", shared, own) as file:
         file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
