@@ -33,21 +33,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from unittest import mock
 
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
 from torch.distributed.checkpoint import DefaultLoadPlanner, filesystem
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
 from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
     checkpoints_to_resume,
     damaged_file,
-    instead,
     point_at,
     read_info,
     retire,
@@ -70,6 +68,7 @@ from curricula.provenance import running_commit
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 """Megatron-core's name for optimizer state in the shape of the parameters, which `_optimizer_state` writes."""
 STATES = ("param", "exp_avg", "exp_avg_sq")
@@ -106,6 +105,7 @@ FP8_NAMES = {
 """What the FP8 state of a layer may name, beside torch's data types."""
 TENSOR_READERS = ("torch.storage._load_from_bytes", "megatron.core.safe_globals.safe_load_from_bytes")
 """What reads a tensor in that state; Megatron-core 0.19 puts the second, which reads data only, in place of the first."""
+LOAD_UNRESTRICTED = torch.load
 REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+)")
 """Finds the name in torch's message about a pickle that is more than data."""
 
@@ -121,18 +121,11 @@ def newest_whole(
     read the folder.
     """
 
-    ordered, unread = [], None
-    if parallel.is_main:
-        try:
-            found = checkpoints_to_resume(checkpoints)
-            ordered = [*found[:1], *filter(is_usable, found[1:])]
-        except StorageError as error:
-            unread = str(error)
-        except OSError as error:
-            unread = _unread(error, checkpoints)
-    ordered, unread = Group(None, True, 0).broadcast_object((ordered, unread))
-    if unread:
-        raise StorageError(unread)
+    def found_here() -> list[Path]:
+        found = checkpoints_to_resume(checkpoints) if parallel.is_main else []
+        return [*found[:1], *filter(is_usable, found[1:])]
+
+    ordered, *_ = _read_by_each(checkpoints, parallel, found_here)
     own = _newest_whole(ordered, parallel)
     if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
         return own, False
@@ -172,27 +165,32 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
 
     Raises StorageError on all processes when one cannot read its share: that says nothing about the checkpoint.
     """
-    unread = None
-    found = None
+
+    def found_here() -> str | None:
+        try:
+            return damaged_file(folder, read_info(folder), parallel.ranks.rank, parallel.ranks.size)
+        except StorageError:
+            raise
+        except UserError as error:
+            return str(error)
+
+    return next(filter(None, _read_by_each(folder, parallel, found_here)), None)
+
+
+def _read_by_each(place: Path, parallel: Parallel, read: Callable[[], T]) -> list[T]:
+    """What `read` returns on each process, by rank. Raises StorageError on all of them when one cannot read `place`."""
+    value: T | None = None
+    unread = ""
     try:
-        found = damaged_file(folder, read_info(folder), parallel.ranks.rank, parallel.ranks.size)
-    except FileNotFoundError as error:
-        found = f"{error.filename}: missing; {instead(folder)}"
+        value = read()
     except StorageError as error:
         unread = str(error)
-    except UserError as error:
-        found = str(error)
     except OSError as error:
-        unread = _unread(error, folder)
-    answers = Group(None, True, 0).all_gather_object((unread, found))
-    for unread, _ in answers:
-        if unread:
-            raise StorageError(unread)
-    return next((found for _, found in answers if found), None)
-
-
-def _unread(error: OSError, folder: Path) -> str:
-    return f"{error.filename or folder}: cannot be read ({error.strerror}); fix the cause and run it again"
+        unread = f"{error.filename or place}: cannot be read ({error.strerror}); fix the cause and run it again"
+    values, unreads = zip(*parallel.gather((value, unread)))
+    if any(unreads):
+        raise StorageError(next(filter(None, unreads)))
+    return list(values)
 
 
 def load(
@@ -224,8 +222,9 @@ def load(
         try:
             loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
         except UNREADABLE as error:
-            if refusal := _forbidden_name(error):
-                raise refusal from None
+            for behind in errors_behind(error):
+                if isinstance(behind, ForbiddenName):
+                    raise behind from None
             raise UserError(_intact_but_unreadable(folder, info, error)) from error
         check_layer_states(folder, loaded["model"])
         with mock.patch.dict(os.environ, READS_CHECKED_STATES):
@@ -235,7 +234,8 @@ def load(
         if optimizer is not None:
             _load_optimizer(optimizer, state["optimizer"], loaded["optimizer"])
         if generators:
-            _set_generators(loaded["generators"])
+            torch.set_rng_state(loaded["generators"]["torch"])
+            megatron_random.get_cuda_rng_tracker().set_states(loaded["generators"]["megatron"])
     return info
 
 
@@ -257,20 +257,14 @@ class ForbiddenName(UserError):
 def _read_as_data(folder: Path) -> Iterator[Metadata]:
     """Within the block, torch and Megatron-core read the checkpoint `folder` as data, and share its metadata, which this gives.
 
-    Raises UserError when a file is more than data. They may wrap that error; `_forbidden_name` finds it.
+    Raises UserError when a file is more than data. They may wrap that error; `errors_behind` finds it.
     """
     file_read: str | os.PathLike[str] = folder
     """The file that torch reads objects from."""
-    load_unrestricted, load_object = torch.load, DefaultLoadPlanner.load_bytes
+    load_object = DefaultLoadPlanner.load_bytes
 
     def load(file: Any, *args: Any, **options: Any) -> Any:
-        try:
-            return load_unrestricted(file, *args, **{**options, "weights_only": True})
-        except pickle.UnpicklingError as error:
-            named = REFUSED_BY_TORCH.search(str(error))
-            if named is None:
-                raise
-            raise _refusal(file if isinstance(file, str | os.PathLike) else file_read, named[1]) from None
+        return _load_as_data(file if isinstance(file, str | os.PathLike) else file_read, file, *args, **options)
 
     def load_bytes(planner: Any, item: Any, value: io.BytesIO) -> None:
         nonlocal file_read
@@ -319,6 +313,17 @@ def check_layer_states(folder: Path, model_state: Mapping[str, Any]) -> None:
                         raise UserError(f"{folder}: {name} cannot be read ({error!s:.200}); use an earlier one") from None
 
 
+def _load_as_data(path: str | os.PathLike[str], file: Any, *args: Any, **options: Any) -> Any:
+    """`torch.load`, but only of data; `path` names the file."""
+    try:
+        return LOAD_UNRESTRICTED(file, *args, **{**options, "weights_only": True})
+    except pickle.UnpicklingError as error:
+        named = REFUSED_BY_TORCH.search(str(error))
+        if named is None:
+            raise
+        raise _refusal(path, named[1]) from None
+
+
 class _Unpickler(pickle.Unpickler):
     """Refuses every name but `allowed` ones, before anything is done with it."""
 
@@ -333,18 +338,10 @@ class _Unpickler(pickle.Unpickler):
         if full == "builtins.getattr":  # as Python before 3.11.4 names a member of an enumeration
             return _member
         if full in TENSOR_READERS and self._allowed is FP8_NAMES:
-            return self._load_tensor
+            return lambda content: _load_as_data(self._path, io.BytesIO(content))
         if full in self._allowed or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype)):
             return super().find_class(module, name)
         raise _refusal(self._path, full)
-
-    def _load_tensor(self, content: bytes) -> Any:
-        """Stands for torch's own function, which reads without restrictions."""
-        try:
-            return torch.load(io.BytesIO(content), weights_only=True)
-        except pickle.UnpicklingError as error:
-            named = REFUSED_BY_TORCH.search(str(error))
-            raise _refusal(self._path, named[1] if named else "something unknown") from None
 
 
 def _joined(*parts: str) -> str:
@@ -366,57 +363,39 @@ def _refusal(path: str | os.PathLike[str], name: str) -> ForbiddenName:
     )
 
 
-def _forbidden_name(error: BaseException) -> ForbiddenName | None:
-    """The ForbiddenName that `error` was raised for on any process, however torch wrapped it."""
-    if isinstance(error, ForbiddenName):
-        return error
-    causes = [error.__cause__ or error.__context__]
-    if isinstance(error, torch_checkpoint.CheckpointException):
-        causes += [failure[0] for failure in error.failures.values()]
-    return next((found for cause in causes if cause is not None and (found := _forbidden_name(cause))), None)
+def errors_behind(error: BaseException) -> Iterator[BaseException]:
+    """`error` and all that it was raised for, on any process, however torch wrapped them."""
+    yield error
+    failures = error.failures.values() if isinstance(error, torch_checkpoint.CheckpointException) else ()
+    for cause in (error.__cause__ or error.__context__, *(failure for failure, _ in failures)):
+        if cause is not None:
+            yield from errors_behind(cause)
 
 
 def sharded_state(network: GPTModel, optimizer: Any | None, generators: bool, stored: Set[str] | None = None) -> dict[str, Any]:
     """What to save, or, if `stored` names what a checkpoint holds, what to load from it."""
     model_state = network.sharded_state_dict(metadata=dict(LAYOUT))  # Megatron-core puts process groups into it
-    state: dict[str, Any] = {
-        "model": {name: entry for name, entry in model_state.items() if _is_needed(name, entry, network, stored)}
+    # Extra state only for delayed fp8 scaling, whose history of maxima it holds. Layers of other backends have some that are
+    # empty, each at other places. Without a stored history, fp8 begins a new one.
+    has_history = network.backend.engine.fp8 == "delayed"
+    needed = {
+        name: entry
+        for name, entry in model_state.items()
+        if not name.endswith(EXTRA_STATE) or (has_history and (stored is None or entry.unique_key in stored))
     }
-    if optimizer is not None:
-        state["optimizer"] = _optimizer_state(optimizer, model_state)
-        if generators:
-            state["generators"] = _generators()
+    if optimizer is None:
+        return {"model": needed}
+    state = {"model": needed, "optimizer": _optimizer_state(optimizer, model_state)}
+    if generators:
+        # One set for each tensor-parallel rank. No step draws from them today (no dropout; data and weights are keyed).
+        state["generators"] = ShardedObject(
+            "generators",
+            {"torch": torch.get_rng_state(), "megatron": megatron_random.get_cuda_rng_tracker().get_states()},
+            (parallel_state.get_tensor_model_parallel_world_size(),),
+            (parallel_state.get_tensor_model_parallel_rank(),),
+            replica_id=parallel_state.get_data_parallel_rank(),
+        )
     return state
-
-
-def _is_needed(name: str, entry: Any, network: GPTModel, stored: Set[str] | None) -> bool:
-    """Every weight, but extra state only for delayed fp8 scaling, whose history of maxima it holds.
-
-    Layers of other backends have extra states that are empty, each at other places. Without a stored history, fp8 begins
-    a new one.
-    """
-    if not name.endswith(EXTRA_STATE):
-        return True
-    return network.backend.keeps_history and (stored is None or entry.unique_key in stored)
-
-
-def _generators() -> ShardedObject:
-    """The states of torch's random generators: one set for each tensor-parallel rank.
-
-    No step draws from them today (no dropout; data and weights are keyed); a model with dropout would.
-    """
-    return ShardedObject(
-        "generators",
-        {"torch": torch.get_rng_state(), "megatron": megatron_random.get_cuda_rng_tracker().get_states()},
-        (parallel_state.get_tensor_model_parallel_world_size(),),
-        (parallel_state.get_tensor_model_parallel_rank(),),
-        replica_id=parallel_state.get_data_parallel_rank(),
-    )
-
-
-def _set_generators(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    megatron_random.get_cuda_rng_tracker().set_states(states["megatron"])
 
 
 def _optimizer_state(optimizer: Any, model_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -521,5 +500,9 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on; `curricula` is the git commit of this code, "" when unknown."""
     import megatron.core
 
-    found = {"torch": torch.__version__, "megatron-core": megatron.core.__version__, "curricula": running_commit()}
-    return {"python": platform.python_version(), **{name: str(version) for name, version in found.items()}}
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "megatron-core": str(megatron.core.__version__),
+        "curricula": running_commit(),
+    }

@@ -22,17 +22,17 @@ import sys
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, SavePlan, SavePlanner
-from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper as Group
 
 from curricula import fencing
 from curricula.errors import StorageError, UserError
-from curricula.model.checkpoints.checkpoint import LAYOUT, sharded_state
+from curricula.model.checkpoints.checkpoint import LAYOUT, errors_behind, sharded_state
 from curricula.model.checkpoints.folder import CheckpointInfo, StoredFile, publish, stored_file
 from curricula.model.megatron import (
     AsyncRequest,
@@ -137,10 +137,9 @@ class Saver:
         except (Exception, CheckpointException) as error:  # the latter is a bare BaseException
             if self._parallel.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
-            failures = getattr(error, "failures", {}).values()
-            superseded = next((failure[0] for failure in failures if isinstance(failure[0], fencing.Superseded)), None)
-            if superseded:
-                raise superseded from None
+            for behind in errors_behind(error):
+                if isinstance(behind, fencing.Superseded):
+                    raise behind from None
             reason = writing_failure(error)
             if reason is None:
                 raise
@@ -202,22 +201,17 @@ class BackgroundWrite:
             return self._writer.prepare_global_plan(plans)
 
         plan = planner.finish_plan(self._group.reduce_scatter("plan", plan_own, join_plans))
-        self._process: multiprocessing.process.BaseProcess | None = None  # stays None with nothing to write
-        self._answers: Connection
-        if plan.items:
-            self._process, self._answers = _fork(self._writer, plan, _OnHost(plan, planner), folder)
+        self._process, self._answers = _fork(self._writer, plan, _on_host(plan, planner), folder)
 
     @property
     def is_writing(self) -> bool:
-        return self._process is not None and self._process.is_alive() and not self._answers.poll()
+        return self._process.is_alive() and not self._answers.poll()
 
     def finish(self) -> None:
         """Wait for the writers of all ranks and complete the folder. Raises the first failure of any rank."""
         self.files = self._group.all_reduce("write", self._answer, self._complete)
 
     def _answer(self) -> tuple[list[WriteResult], dict[str, StoredFile]]:
-        if self._process is None:
-            return [], {}
         try:
             answer = self._answers.recv()
         except EOFError:
@@ -237,26 +231,19 @@ class BackgroundWrite:
 
     def abandon(self) -> None:
         """End the child without waiting for its work."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        self._process.kill()
+        self._process.join()
 
 
-class _OnHost(SavePlanner):
-    """The planner of the writing process: hands out the planned items, already on the host."""
-
-    def __init__(self, plan: SavePlan, planner: SavePlanner) -> None:
-        resolved = {item.index: planner.resolve_data(item) for item in plan.items}
-        self._items = {index: data.cpu() if torch.is_tensor(data) else data for index, data in resolved.items()}
-
-    def resolve_data(self, write_item: WriteItem) -> Any:
-        return self._items[write_item.index]
-
-    set_up_planner = create_local_plan = create_global_plan = finish_plan = None  # type: ignore[assignment]  # already done
+def _on_host(plan: SavePlan, planner: SavePlanner) -> Any:
+    """The planner of the writing process, of which torch asks the planned items alone: they are on the host."""
+    resolved = {item.index: planner.resolve_data(item) for item in plan.items}
+    items = {index: data.cpu() if torch.is_tensor(data) else data for index, data in resolved.items()}
+    return SimpleNamespace(resolve_data=lambda item: items[item.index])
 
 
 def _fork(
-    writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path
+    writer: FileSystemWriter, plan: SavePlan, items: Any, folder: Path
 ) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     """The writing process, begun, and what it answers with.
 
@@ -282,7 +269,7 @@ def _fork(
     raise OSError(f"no process to write it began in {STARTS} attempts")
 
 
-def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost, folder: Path, answers: Connection) -> None:
+def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: Any, folder: Path, answers: Connection) -> None:
     """The child: say that it began, write the planned items, read each file back for its hash, send both, or the error."""
     answers.send("begun")
     if sys.platform == "linux":
@@ -294,7 +281,7 @@ def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost
     os.nice(NICENESS)
     answer: Any
     try:
-        results = writer.write_data(plan, items).wait()
+        results = writer.write_data(plan, items).wait() if plan.items else []
         names = {result.storage_data.relative_path for result in results}
         answer = results, {name: stored_file(folder / name) for name in sorted(names)}
     except BaseException as error:
@@ -303,17 +290,14 @@ def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: _OnHost
 
 
 def writing_failure(error: BaseException) -> str | None:
-    """The operating system's message if `error`, however torch's writers wrapped it, comes from writing files."""
-    if isinstance(error, CheckpointException):
-        reasons = [writing_failure(failure[0]) for failure in error.failures.values()]
-        return next((reason for reason in reasons if reason), None)
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    cause = error.__cause__ or error.__context__
-    if cause is not None and (reason := writing_failure(cause)):
-        return reason
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("StreamWriter", "iostream", "container")):
-        return "the file system accepts no more data"
+    """What the operating system, or a check of ours, says if `error`, however torch wrapped it, comes from writing files."""
+    behind = list(errors_behind(error))
+    for one in behind:
+        if isinstance(one, OSError):
+            return one.strerror or str(one)
+    for one in behind:
+        if isinstance(one, UserError):
+            return str(one)
+        if isinstance(one, RuntimeError) and any(sign in str(one) for sign in ("StreamWriter", "iostream", "container")):
+            return "the file system accepts no more data"
     return None
