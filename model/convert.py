@@ -44,6 +44,12 @@ from curricula.model.runtime.distributed import ALONE, started
 from curricula.progress import Progress, silent
 
 OWN_LAYERS = Backend("cpu", "its layers have the names of `_parts`, and nothing is compiled where nothing is computed")
+SAME_IN_LAYERS = {
+    "input_layernorm": "input_layernorm",
+    "self_attn.o_proj": "self_attention.linear_proj",
+    "post_attention_layernorm": "pre_mlp_layernorm",
+    "mlp.down_proj": "mlp.linear_fc2",
+}
 SHARD_BYTES = 5_000_000_000
 """Largest size of one safetensors file."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -158,21 +164,17 @@ def from_hugging_face(weights: dict[str, torch.Tensor], model: ModelConfig) -> d
 
 def _parts(model: ModelConfig) -> dict[str, str]:
     """Hugging Face's name -> Megatron-core's name, for the tensors that are the same on both sides."""
-    same = {
+    output = {} if model.tied else {"lm_head.weight": "output_layer.weight"}
+    return {
         "model.embed_tokens.weight": "embedding.word_embeddings.weight",
         "model.norm.weight": "decoder.final_layernorm.weight",
+        **output,
+        **{
+            f"model.layers.{layer}.{ours}.weight": f"decoder.layers.{layer}.{theirs}.weight"
+            for layer in range(model.layers)
+            for ours, theirs in SAME_IN_LAYERS.items()
+        },
     }
-    if not model.tied:
-        same["lm_head.weight"] = "output_layer.weight"
-    for layer in range(model.layers):
-        for ours, theirs in {
-            "input_layernorm": "input_layernorm",
-            "self_attn.o_proj": "self_attention.linear_proj",
-            "post_attention_layernorm": "pre_mlp_layernorm",
-            "mlp.down_proj": "mlp.linear_fc2",
-        }.items():
-            same[f"model.layers.{layer}.{ours}.weight"] = f"decoder.layers.{layer}.{theirs}.weight"
-    return same
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -138,30 +138,20 @@ class _Idle:
 @contextlib.contextmanager
 def cuda_functions_on_cpu() -> Iterator[None]:
     """Answer Megatron-core's calls of `torch.cuda` for a CPU, until the block ends."""
-
-    def generator_state(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    def set_generator_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        torch.set_rng_state(state)
-
     answers = {
         "current_device": lambda: "cpu",
         "synchronize": lambda *args, **kwargs: None,
         "empty_cache": lambda: None,
         "is_initialized": lambda: False,
         "manual_seed": torch.manual_seed,
-        "get_rng_state": generator_state,
-        "set_rng_state": set_generator_state,
+        "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
+        "set_rng_state": lambda state, *args, **kwargs: torch.set_rng_state(state),
         "current_stream": _Idle,
         "default_stream": _Idle,
         "Stream": _Idle,
         "Event": _Idle,
         "stream": lambda *args, **kwargs: contextlib.nullcontext(),
     }
-    with contextlib.ExitStack() as stack:
-        for name, answer in answers.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-        stack.enter_context(mock.patch.object(megatron_random, "_get_cuda_rng_state", generator_state))
-        stack.enter_context(mock.patch.object(megatron_random, "_set_cuda_rng_state", set_generator_state))
+    generators = {"_get_cuda_rng_state": answers["get_rng_state"], "_set_cuda_rng_state": answers["set_rng_state"]}
+    with mock.patch.multiple(torch.cuda, **answers), mock.patch.multiple(megatron_random, **generators):
         yield

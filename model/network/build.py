@@ -45,7 +45,7 @@ from curricula.model.megatron import (
 )
 from curricula.model.network.fused_linear import ColumnLinear, RowLinear, attach_sinks, use_quick_gradient_kernels
 from curricula.model.network.swiglu import TransformerEngineSwiGLU
-from curricula.model.network.transformer import Block, Network, NoAttention, RMSNorm
+from curricula.model.network.transformer import Block, Network, RMSNorm
 from curricula.model.runtime.distributed import Parallel
 from curricula.randomness import key_seed
 
@@ -83,40 +83,6 @@ class Backend:
     def is_compiled(self) -> bool:
         return self.name != "cpu"
 
-    @property
-    def keeps_history(self) -> bool:
-        """Whether layers keep a history of largest values besides their weights, by which delayed scaling scales."""
-        return self.engine.fp8 == "delayed"
-
-    def transformer_settings(self, tensor_parallel: int) -> dict[str, Any]:
-        """Fields of Megatron-core's TransformerConfig."""
-        te = not self.own_layers
-        megatrons_linears = te or tensor_parallel > 1
-        settings: dict[str, Any] = dict(
-            sequence_parallel=self.engine.sequence_parallel and tensor_parallel > 1,
-            bias_dropout_fusion=te,
-            apply_rope_fusion=te,
-            fused_single_qkv_rope=te and not self.packed,  # it knows no borders between documents
-            use_te_activation_func=te,
-            gradient_accumulation_fusion=megatrons_linears,  # our own do the same, in `network/fused_linear.py`
-        )
-        if fp8 := self.engine.fp8:
-            settings |= dict(fp8="hybrid", fp8_recipe=fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
-        if layers := self.engine.recompute_layers:
-            settings |= dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=layers)
-        return settings
-
-    def layers(self, config: TransformerConfig) -> Any:
-        """Megatron-core's description of the layers."""
-        return _own_layers(config) if self.own_layers else _te_layers()
-
-    def prepare(self, network: GPTModel) -> None:
-        """What remains to be done with the network once it is built."""
-        if network.embedding.word_embeddings.weight.is_cuda and self.own_layers:
-            _order_attention_kernels(self.engine.attention)
-        if self.name == "torch":
-            _compile_layers(network)
-
 
 def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = False) -> Backend:
     """Choose the backend for `engine` on this machine. Raises UsageError when the backend asked for cannot run here."""
@@ -129,18 +95,17 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
         name, reason = "torch", "the fastest in bfloat16"
     else:
         name, reason = "cpu", "there is no CUDA device"
-    if name == "te" and not (on_gpu and _is_installed("transformer_engine")):
-        lacking = "transformer_engine is not installed" if on_gpu else "there is no CUDA device"
-        setting = f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'
-        mend = "install it with env/gpu/install, or " if on_gpu else ""
-        raise UsageError(f"{setting}, but {lacking}; {mend}leave the setting out")
-    if name == "te" and engine.fp8:
-        _check_fp8(engine.fp8)
+    needed = {}
+    if name == "te":
+        needed[f'engine.fp8 is "{engine.fp8}"' if engine.fp8 else 'engine.backend is "te"'] = "transformer_engine"
     if engine.attention != "torch":
-        module = ATTENTION_MODULES[engine.attention]
+        needed[f'engine.attention is "{engine.attention}"'] = ATTENTION_MODULES[engine.attention]
+    for setting, module in needed.items():
         if not on_gpu or not _is_installed(module):
             lacking = f"the package {module} is not installed" if on_gpu else "there is no CUDA device"
-            raise UsageError(f'engine.attention is "{engine.attention}", but {lacking}; leave the setting out')
+            raise UsageError(f"{setting}, but {lacking}; leave the setting out")
+    if engine.fp8:
+        _check_fp8(engine.fp8)
     if name == "cpu" and on_gpu:
         raise UsageError('engine.backend is "cpu", but this is a GPU machine; use "auto", or hide the GPUs')
     return Backend(name, reason, engine, packed)
@@ -198,7 +163,7 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
     with parallel.cuda_names():
         network = Network(
             config=config,
-            transformer_layer_spec=backend.layers(config),
+            transformer_layer_spec=_own_layers(config) if backend.own_layers else _te_layers(),
             vocab_size=model.vocabulary,
             max_sequence_length=model.sequence_length,
             position_embedding_type="rope",
@@ -211,11 +176,20 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
             parameter.partition_dim = _split_dimension(name)
             parameter.partition_stride = 1
     network.backend = backend
-    backend.prepare(network)
+    if parallel.device.type == "cuda" and backend.own_layers:
+        _order_attention_kernels(backend.engine.attention)
+    if backend.name == "torch":
+        _compile_layers(network)
     return network
 
 
 def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend) -> TransformerConfig:
+    engine, te, splits = backend.engine, not backend.own_layers, parallel.tensor_parallel > 1
+    options: dict[str, Any] = {}
+    if engine.fp8:
+        options |= dict(fp8="hybrid", fp8_recipe=engine.fp8, fp8_amax_history_len=16, fp8_amax_compute_algo="max")
+    if layers := engine.recompute_layers:
+        options |= dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=layers)
     return TransformerConfig(
         num_layers=model.layers,
         hidden_size=model.hidden,
@@ -238,7 +212,13 @@ def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend)
         bias_activation_fusion=False,  # Transformer Engine's SwiGLU and ours are faster
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        **backend.transformer_settings(parallel.tensor_parallel),
+        sequence_parallel=engine.sequence_parallel and splits,
+        bias_dropout_fusion=te,
+        apply_rope_fusion=te,
+        fused_single_qkv_rope=te and not backend.packed,  # it knows no borders between documents
+        use_te_activation_func=te,
+        gradient_accumulation_fusion=te or splits,  # our own linears do the same, in `network/fused_linear.py`
+        **options,
     )
 
 
@@ -255,7 +235,7 @@ def _own_layers(config: TransformerConfig) -> Any:
     parts = layer.submodules
     attention, mlp = _submodules(parts.self_attention), _submodules(parts.mlp)
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention.core_attention = NoAttention
+    attention.core_attention = torch.nn.Identity  # `Block` does not call it
     if config.tensor_model_parallel_size == 1:
         attention.linear_qkv = mlp.linear_fc1 = ColumnLinear
         attention.linear_proj = mlp.linear_fc2 = RowLinear
@@ -400,9 +380,9 @@ def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
     wrapped.config.finalize_model_grads_func = finalize_model_grads
     if ddp.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync
-    # An embedding that is also the output matrix gets a second gradient, from the look-up, through autograd. Megatron-core
-    # waits for that one and adds it.
-    attach_sinks(_looked_up_too(network), announced=False)
+    if network.share_embeddings_and_output_weights:
+        # The matrix gets a second gradient, from the look-up, through autograd. Megatron-core waits for that one and adds it.
+        attach_sinks([network.shared_embedding_or_output_weight()], announced=False)
     wrapped.accumulating = tuple(_accumulating(network))
     attach_sinks(wrapped.accumulating, announced=ddp.overlap_grad_reduce)
     return wrapped
@@ -412,10 +392,6 @@ def _accumulating(network: GPTModel) -> list[torch.nn.Parameter]:
     """Weights whose only gradient is added to the buffer by our linears or our loss."""
     weights = [module.weight for module in network.modules() if isinstance(module, (ColumnLinear, RowLinear))]
     return weights if network.share_embeddings_and_output_weights else [*weights, network.output_layer.weight]
-
-
-def _looked_up_too(network: GPTModel) -> list[torch.nn.Parameter]:
-    return [network.shared_embedding_or_output_weight()] if network.share_embeddings_and_output_weights else []
 
 
 def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig, parallel: Parallel) -> Any:
@@ -436,18 +412,13 @@ def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig
     with parallel.cuda_names():
         built = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False)
     for part in getattr(built, "chained_optimizers", [built]):
-        _prepare(part.optimizer)
+        adamw = part.optimizer
+        for group in adamw.param_groups:
+            group.update(fused=True, foreach=False)  # this kernel reads each tensor once instead of ten times
+            for parameter in group["params"]:  # checkpoints can be loaded only into a state that exists
+                adamw.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
     return built
-
-
-def _prepare(adamw: torch.optim.AdamW) -> None:
-    """Use AdamW's fused kernel, which reads each tensor once instead of ten times, and allocate its state now, so that
-    checkpoints can be loaded into it."""
-    for group in adamw.param_groups:
-        group.update(fused=True, foreach=False)
-        for parameter in group["params"]:
-            adamw.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }

@@ -48,13 +48,6 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class NoAttention(torch.nn.Module):
-    """Takes the place of Megatron-core's attention kernel, which `Block` does not call."""
-
-    def __init__(self, **unused: Any) -> None:
-        super().__init__()
-
-
 class Block(TransformerLayer):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
@@ -192,11 +185,14 @@ class Network(GPTModel):
         """
         if documents is not None and not self.backend.own_layers:
             # Transformer Engine takes packed rows as one sequence and looks at nothing across the borders in it.
+            marks, longest = borders(documents), input_ids.shape[1]
             losses_or_logits = self._compute(
                 input_ids.reshape(1, -1),
                 None if labels is None else labels.reshape(1, -1),
-                rotary_length=input_ids.shape[1],
-                packed_seq_params=_packed(borders(documents), input_ids.shape[1]),
+                rotary_length=longest,
+                packed_seq_params=PackedSeqParams(
+                    qkv_format="thd", cu_seqlens_q=marks, cu_seqlens_kv=marks, max_seqlen_q=longest, max_seqlen_kv=longest
+                ),
             )
             return losses_or_logits.view(*input_ids.shape, *losses_or_logits.shape[2:])
         mask = None
@@ -244,9 +240,3 @@ class Network(GPTModel):
 
 def has_kernel_for_borders(documents: torch.Tensor) -> bool:
     return documents.is_cuda and varlen_attn is not None
-
-
-def _packed(borders: torch.Tensor, longest: int) -> PackedSeqParams:
-    return PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=borders, cu_seqlens_kv=borders, max_seqlen_q=longest, max_seqlen_kv=longest
-    )

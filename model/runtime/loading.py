@@ -38,7 +38,10 @@ class MicroBatch(NamedTuple):
 
 
 class MicroBatches(Dataset):
-    """One data-parallel rank's share: micro-batch k is part k % `per_step` of its rows of global batch k // `per_step`."""
+    """One data-parallel rank's share: micro-batch k is part k % `per_step` of its rows of global batch k // `per_step`.
+
+    A UserError is returned as an item: raised in a worker, torch would wrap it in text with the worker's traceback.
+    """
 
     def __init__(self, batches: RowSource, micro_batch: int, data_rank: int = 0, data_parallel: int = 1):
         self.batches, self.micro_batch = batches, micro_batch
@@ -46,14 +49,14 @@ class MicroBatches(Dataset):
         self._first = self._own * data_rank
         self.per_step = -(-self._own // micro_batch)
 
-    def __len__(self) -> int:
-        return self.batches.total_steps * self.per_step
-
-    def __getitem__(self, number: int) -> MicroBatch:
+    def __getitem__(self, number: int) -> MicroBatch | UserError:
         step, part = divmod(number, self.per_step)
         start = self._first + part * self.micro_batch
         stop = min(start + self.micro_batch, self._first + self._own)
-        tokens, *optional = Rows(*self.batches.rows(step, start, stop))
+        try:
+            tokens, *optional = Rows(*self.batches.rows(step, start, stop))
+        except UserError as error:
+            return error
         return MicroBatch(torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in optional))
 
 
@@ -66,7 +69,7 @@ def read_micro_batches(
     """
     cuda = device.type == "cuda"
     loader = DataLoader(
-        _ErrorsAsItems(dataset) if workers else dataset,
+        dataset,
         batch_size=None,
         sampler=range(start * dataset.per_step, stop * dataset.per_step),
         num_workers=workers,
@@ -96,16 +99,3 @@ def read_micro_batches(
         if workers:
             atexit.unregister(items._shutdown_workers)
             items._shutdown_workers()
-
-
-class _ErrorsAsItems(Dataset):
-    """Returns a UserError as an item: raised in a worker, torch would wrap it in text with the worker's traceback."""
-
-    def __init__(self, dataset: MicroBatches):
-        self._dataset = dataset
-
-    def __getitem__(self, number: int) -> MicroBatch | UserError:
-        try:
-            return self._dataset[number]
-        except UserError as error:
-            return error

@@ -96,7 +96,7 @@ def test_a_backend_that_cannot_run_here_is_refused(has_te):
     else:
         with pytest.raises(UsageError, match='"FA4", but the package flash_attn.cute is not installed'):
             choose_backend(EngineConfig(backend="torch", attention="FA4"), machine())
-        with pytest.raises(UsageError, match='engine.fp8 is "delayed", but transformer_engine is not installed'):
+        with pytest.raises(UsageError, match='engine.fp8 is "delayed", but the package transformer_engine is not installed'):
             choose_backend(EngineConfig(fp8="delayed"), machine())
 
 
@@ -173,7 +173,8 @@ def test_more_layers_to_recompute_than_there_are_is_refused(tmp_path):
 def test_weight_gradients_are_added_by_the_product_wherever_megatrons_linears_make_them():
     """Our own linears, without tensor parallelism, do it themselves."""
     own = choose_backend(EngineConfig(backend="torch"), machine())
-    assert [own.transformer_settings(size)["gradient_accumulation_fusion"] for size in (1, 2)] == [False, True]
+    configs = [build.transformer_config(WIDE, machine(tensor_parallel=size), own) for size in (1, 2)]
+    assert [config.gradient_accumulation_fusion for config in configs] == [False, True]
 
 
 @pytest.fixture
