@@ -34,7 +34,7 @@ from curricula.jobs.slurm.commands import own_task, restart_count
 from curricula.jobs.slurm.profile import Profile, kept_profile
 from curricula.jobs.slurm.restarts import LIMIT, GaveUp, check_restarts
 from curricula.jobs.stages import STAGES, Work
-from curricula.model.runtime import Interrupted
+from curricula.model.runtime.stopping import Interrupted
 from curricula.progress import silent
 from curricula.secrets import without_userinfo
 from curricula.terminal import guarded_output

@@ -19,7 +19,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 from unittest import mock
 
@@ -44,7 +44,7 @@ from curricula.model.checkpoints.folder import (
 )
 from curricula.model.checkpoints.writer import Saver
 from curricula.model.config import TrainJob, learning_rate
-from curricula.model.megatron import GPTModel, get_forward_backward_func
+from curricula.model.megatron import GPTModel, finalize_model_grads, get_forward_backward_func
 from curricula.model.network.build import (
     attention_kernel,
     build_network,
@@ -55,17 +55,16 @@ from curricula.model.network.build import (
     initialize,
     wrap,
 )
-from curricula.model.runtime.distributed import OwnTime, Parallel, Stragglers, read_ranks, share_compiler, started
+from curricula.model.runtime.distributed import Parallel, Stragglers, read_ranks, share_compiler, started
 from curricula.model.runtime.loading import MicroBatch, MicroBatches, read_micro_batches
-from curricula.model.runtime.reporting import Pace, Reports, Stopwatch, banner
-from curricula.model.runtime.spikes import Guard, Measured
-from curricula.model.runtime.stopping import Interrupted, StopRequest, Watchdog, listening, lost_peers_named, nonfinite_error
+from curricula.model.runtime.reporting import Pace, Reports, banner
+from curricula.model.runtime.spikes import Guard, Measured, nonfinite_error
+from curricula.model.runtime.stopping import Interrupted, Watchdog, listening, lost_peers_named
 from curricula.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
 Report = dict[str, torch.Tensor]
-ForwardStep = Callable[[Iterator[MicroBatch], Any], tuple[torch.Tensor, Any]]
 
 
 def train(
@@ -109,7 +108,7 @@ class Agreed(NamedTuple):
 class Trainer:
     """A run's training in this process: network, optimizer, data and reports, brought to the step to continue from.
 
-    A step (`advance`) reads the batch through `runtime/loading.py`, computes the loss and its gradient (`_losses`), updates the
+    A step (`advance`) reads the batch through `runtime/loading.py`, computes the loss and its gradient (`_run`), updates the
     weights, and reports and saves as due.
     """
 
@@ -119,21 +118,19 @@ class Trainer:
         batches: BatchSource,
         validation: dict[str, RowSource],
         parallel: Parallel,
-        stop: StopRequest,
+        stop: list[str],
         watchdog: Watchdog,
     ) -> None:
         self.job, self.batches, self.validation, self.parallel = job, batches, validation, parallel
         self.stop, self.watchdog = stop, watchdog
         self.stop_step = batches.total_steps if job.stop_step is None else job.stop_step
         self.checkpoints = job.out / "checkpoints"
-        settings = job.config.spike_guard
-        self.guard = guard = Guard(settings, job, batches, parallel) if settings else None
+        self.guard = Guard(job, batches, parallel)
         self._check_sizes()
-        self._recipe = self._recipe_of(job)  # once: what it names may change on the disk meanwhile
+        self._recipe = self._recipe_of()  # once: what it names may change on the disk meanwhile
         self.network = network = self._build_network()
         kept_step = self.stop_step if self.stop_step in job.keep_steps else None
-        is_usable = guard.has_what_it_needs if guard else lambda folder: True
-        own, self._fills_gap = checkpoint.newest_whole(self.checkpoints, parallel, kept_step, is_usable)
+        own, self._fills_gap = checkpoint.newest_whole(self.checkpoints, parallel, kept_step, self.guard.has_what_it_needs)
         source = own or job.init_from or job.init_weights
         if source is None:
             initialize(network, job.model, job.seed)
@@ -150,15 +147,19 @@ class Trainer:
                 warn_of_versions(source, info, checkpoint.versions())
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
-            if guard:
-                guard.resume(info)
+            self.guard.resume(info)
         self._begins = 0 if own else self.step  # where it branches off, the run before it has validated
         self.saver = Saver(network, self.optimizer, parallel)
-        self.save_stall, self.data_wait = Stopwatch(), Stopwatch()
         self._saved_at = time.monotonic()
-        self.own_time, self.stragglers = self._time_own_part(), Stragglers(parallel)
-        self._feed: Generator[MicroBatch, None, None] | None = None  # opened at the first step
-        self.pace = self._pace()
+        self.stragglers = Stragglers(parallel)
+        self.wrapped.config.finalize_model_grads_func = self._finalize_gradients
+        self._feed = self._read(batches, self.step, self.stop_step, job.execution.data_workers)
+        self.pace = Pace(
+            batches.global_batch * batches.sequence_length,
+            costs.flops_per_token(job.model, batches.sequence_length),
+            parallel.ranks.size,
+            1e12 * job.execution.peak_tflops if parallel.device.type == "cuda" else None,
+        )
         self.reports: Reports | None = None
         if parallel.is_main:
             self.reports = Reports(job, self.step, self.stop_step, is_on_record=self._fills_gap)
@@ -194,9 +195,9 @@ class Trainer:
                 f"{job.model.sequence_length}; shorten them"
             )
 
-    def _recipe_of(self, job: TrainJob) -> dict[str, Any]:
+    def _recipe_of(self) -> dict[str, Any]:
         """What determines the state besides model and data, as checkpoints store it."""
-        guard = job.config.spike_guard
+        job, guard = self.job, self.job.config.spike_guard
         return {
             "seed": job.seed,
             "init_weights": None if job.init_weights is None else identity(job.init_weights),
@@ -207,25 +208,6 @@ class Trainer:
             "sequence_length": self.batches.sequence_length,
             **({"spike_guard": msgspec.to_builtins(guard)} if guard else {}),
         }
-
-    def _time_own_part(self) -> OwnTime:
-        """What measures this process's part of a step: it ends where the process waits for other processes' gradients."""
-        own_time, finalize = OwnTime(self.parallel.device), self.wrapped.config.finalize_model_grads_func
-
-        def finalize_with_others(*args: Any, **kwargs: Any) -> None:
-            own_time.end()
-            finalize(*args, **kwargs)
-
-        self.wrapped.config.finalize_model_grads_func = finalize_with_others
-        return own_time
-
-    def _pace(self) -> Pace:
-        return Pace(
-            self.batches.global_batch * self.batches.sequence_length,
-            costs.flops_per_token(self.job.model, self.batches.sequence_length),
-            self.parallel.ranks.size,
-            1e12 * self.job.execution.peak_tflops if self.parallel.device.type == "cuda" else None,
-        )
 
     def loop(self, progress: Progress) -> None:
         """Take the steps up to `stop_step`; save and validate at the end."""
@@ -248,7 +230,7 @@ class Trainer:
             progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"], **slow)
         if agreed.comparing:
             self.stragglers.compare()
-        with self.save_stall:
+        with self.pace.waiting("save"):
             self._save_if_due(agreed)
 
     def _train_step(self) -> tuple[dict[str, Any], Agreed]:
@@ -260,13 +242,12 @@ class Trainer:
             group["lr"] = lr * group.get("lr_mult", 1.0)
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        if self._feed is None:
-            self._feed = self._read(self.batches, self.step, self.stop_step, self.job.execution.data_workers)
-        self.own_time.begin()
-        loss = _mean(*self._losses(self.batches, _timed(self._feed, self.data_wait), forward_only=False))
+        self.stragglers.step_begins()
+        reports = self._run(self.batches, _timed(self._feed, self.pace), forward_only=False)
+        loss = _mean(*self._totals(reports))
         if not math.isfinite(loss):
-            self._stop_nonfinite(f"loss {loss}", self._bad_rows())
-        self.stragglers.step_ended(self.own_time.seconds())
+            self._stop_nonfinite(f"loss {loss}", self._bad_rows(reports))
+        self.stragglers.step_ended()
         grad_norm, skipped = self._update(loss)
         description = self.batches.describe(self.step)
         self.step += 1
@@ -283,40 +264,18 @@ class Trainer:
             **description,
             **skipped,
             **rewound,
-            "timing": self.pace.timing(seconds, self.data_wait.take(), self.save_stall.take(), self.stop_step - self.step)
-            | self.stragglers.take_statistics(),
+            "timing": self.pace.timing(seconds, self.stop_step - self.step) | self.stragglers.take_statistics(),
         }
         return row, agreed
 
-    def _losses(self, batches: RowSource, feed: Iterator[MicroBatch], forward_only: bool) -> tuple[float, float]:
-        """Forward, and unless `forward_only` backward, over the next global batch: its summed loss, and how many tokens count.
+    def _run(self, batches: RowSource, feed: Iterator[MicroBatch], forward_only: bool) -> list[Report]:
+        """Forward, and unless `forward_only` backward, over this rank's micro-batches of the next global batch.
 
-        The network computes the loss of each token by `linear_cross_entropy`, in `network/linear_cross_entropy.py`.
+        Megatron-core's schedule goes through them; returns what `_loss_step` reports of each.
         """
-        reports = self._run(batches, feed, _loss_step, forward_only)
-        total = torch.stack([report["loss and tokens"] for report in reports]).sum(dim=0).tolist()
-        loss, tokens = self.parallel.sum(*total)
-        return loss, tokens
-
-    @torch.no_grad()
-    def _bad_rows(self) -> list[int]:
-        """The rows of this step's batch whose loss is not a finite number under the present weights."""
-        share = self._share(self.batches)
-        feed = (share[self.step * share.per_step + part].to(self.parallel.device) for part in range(share.per_step))
-        reports = self._run(self.batches, feed, _row_step, forward_only=True)
-        own = torch.cat([report["bad rows"] for report in reports]).tolist()
-        flags = [0.0] * self.batches.global_batch
-        first = self.parallel.data_rank * len(own)
-        flags[first : first + len(own)] = own
-        return [row for row, flag in enumerate(self.parallel.sum(*flags)) if flag]
-
-    def _run(
-        self, batches: RowSource, feed: Iterator[MicroBatch], forward_step: ForwardStep, forward_only: bool
-    ) -> list[Report]:
-        """Megatron-core's schedule over this rank's micro-batches of a global batch; what `forward_step` reports of each."""
         with self.parallel.cuda_names():
             return get_forward_backward_func()(
-                forward_step_func=forward_step,
+                forward_step_func=_loss_step,
                 data_iterator=feed,
                 model=[self.wrapped],
                 num_microbatches=self._share(batches).per_step,
@@ -324,6 +283,23 @@ class Trainer:
                 micro_batch_size=self.job.config.micro_batch,
                 forward_only=forward_only,
             )
+
+    def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """What the schedule calls last: it waits for other processes' gradients."""
+        self.stragglers.part_ends()
+        finalize_model_grads(*args, **kwargs)
+
+    def _totals(self, reports: list[Report]) -> list[float]:
+        """The summed loss of the global batch, and how many of its tokens count."""
+        return self.parallel.sum(*torch.stack([report["loss and tokens"] for report in reports]).sum(dim=0).tolist())
+
+    def _bad_rows(self, reports: list[Report]) -> list[int]:
+        """The rows of the global batch whose loss is not a finite number."""
+        own = torch.cat([report["bad rows"] for report in reports]).tolist()
+        flags = [0.0] * self.batches.global_batch
+        first = self.parallel.data_rank * len(own)
+        flags[first : first + len(own)] = own
+        return [row for row, flag in enumerate(self.parallel.sum(*flags)) if flag]
 
     def _share(self, batches: RowSource) -> MicroBatches:
         """This data-parallel rank's part of the batches."""
@@ -335,15 +311,15 @@ class Trainer:
     def _update(self, loss: float) -> tuple[float, dict[str, Any]]:
         """Update the weights, unless the step is a spike; returns the gradient norm and what the metrics say of a skip."""
         with self.parallel.cuda_names():
-            if self.guard is None:
-                _, grad_norm, _ = self.optimizer.step()
-            else:  # the norm is wanted before the update
+            if self.guard.is_on:  # the norm is wanted before the update
                 self.optimizer.prepare_grads()
                 grad_norm = self.optimizer.get_grad_norm()
+            else:
+                _, grad_norm, _ = self.optimizer.step()
         measured = Measured(loss, float(grad_norm))
         if not math.isfinite(measured.grad_norm):
             self._stop_nonfinite(f"loss {loss:.6g}, gradient norm {measured.grad_norm}", [])
-        if self.guard is None:
+        if not self.guard.is_on:
             return measured.grad_norm, {}
         skipped = self.guard.judge(self.step, measured)
         if not skipped:
@@ -357,10 +333,10 @@ class Trainer:
         Steps, data and learning rates go on as if nothing had happened. A run that is killed before it saves the new state
         repeats the rewind.
         """
-        if self.guard is None or (earlier := self.guard.window.rewinds_to(self.step)) is None:
+        earlier = self.guard.window.rewinds_to(self.step)
+        if earlier is None:
             return {}
-        if self.saver.is_unfinished:  # it may be of the very step
-            self._finish_save()
+        self._finish_save()  # it may be of the very step
         if self.parallel.is_main:
             log.warning(
                 "%d steps in a row are spikes: step %d goes on from the weights and the optimizer of step %d",
@@ -378,8 +354,7 @@ class Trainer:
 
     def _stop_nonfinite(self, what: str, bad_rows: list[int]) -> NoReturn:
         """Stop all processes together before anything of this step is saved; earlier checkpoints are kept."""
-        if self.saver.is_unfinished:
-            self._finish_save()
+        self._finish_save()
         raise nonfinite_error(self.job.out, what, self.batches, self.step, bad_rows, self.parallel.is_main)
 
     def _validate_if_due(self) -> None:
@@ -405,7 +380,7 @@ class Trainer:
         with mock.patch.object(self.wrapped.config, "fp8", None):
             for _ in range(batches.total_steps):
                 self.watchdog.expect("a validation batch")  # before it: the first one compiles
-                totals.append(self._losses(batches, feed, forward_only=True))
+                totals.append(self._totals(self._run(batches, feed, forward_only=True)))
         self.wrapped.train()
         return _mean(*map(math.fsum, zip(*totals)))
 
@@ -423,22 +398,21 @@ class Trainer:
     def _save_if_due(self, agreed: Agreed) -> None:
         """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to."""
         config, last = self.job.config, self.step == self.stop_step
-        if self.saver.is_unfinished and not agreed.writing:
+        if not agreed.writing:
             self._finish_save()
         interrupted = agreed.stop and not last
         regular = self.step % config.save_interval_steps == 0 or self.step in self.job.keep_steps
-        due = agreed.overdue or regular or (self.guard is not None and self.guard.window.is_save_due(self.step))
+        due = agreed.overdue or regular or self.guard.window.is_save_due(self.step)
         if last or interrupted or due:
             self._save()
         if last or interrupted:
             self._finish_save()
         if interrupted:
-            raise Interrupted(self.step, self.stop_step, self.stop.signal_name or "a signal to another process")
+            raise Interrupted(self.step, self.stop_step, self.stop[-1] if self.stop else "a signal to another process")
 
     def _save(self) -> None:
         """Begin a save, after finishing an earlier one."""
-        if self.saver.is_unfinished:
-            self._finish_save()
+        self._finish_save()
         if self.reports:
             self.reports.sync()
         samples = self.step * self.batches.global_batch
@@ -453,26 +427,26 @@ class Trainer:
             recipe=self._recipe,
             versions=checkpoint.versions(),
             tensor_parallel=self.parallel.tensor_parallel,
-            **(self.guard.state() if self.guard else {}),
+            **self.guard.state(),
         )
         self._saved = step_folder(self.checkpoints, self.step)
         self.saver.start(self._saved, info)
         self._saved_at = time.monotonic()
 
     def _finish_save(self) -> None:
-        """Wait for the save that was begun, and delete the checkpoints that it replaces."""
+        """Wait for the save that was begun, if any, and delete the checkpoints that it replaces."""
+        if not self.saver.is_unfinished:
+            return
         self.watchdog.expect("the writing of a checkpoint")
         self.saver.finish()
         if self.parallel.is_main:
-            needed_by = self.guard.needed_by if self.guard and self.guard.may_rewind else None
             in_gap = self._saved if self._fills_gap and step_of(self._saved) < self.stop_step else None
-            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, needed_by, in_gap)
+            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, self.guard.needed_by, in_gap)
         self.watchdog.step_begins(self.step + 1)
 
     def close(self) -> None:
         self.saver.abandon()
-        if self._feed is not None:
-            self._feed.close()  # ends the workers
+        self._feed.close()  # ends the workers
         if self.reports:
             self.reports.close()
 
@@ -481,38 +455,27 @@ def _mean(loss: float, tokens: float) -> float:
     return loss / max(1.0, tokens)
 
 
-def _token_losses(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next micro-batch's losses [n, S] and the weights of its targets [n, S]."""
+def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
+    """Megatron-core's forward step: the loss of each token of the next micro-batch [n, S], which the network computes by
+    `linear_cross_entropy` in `network/linear_cross_entropy.py`, and the function that sums them up."""
     tokens, mask, documents = next(micro_batches)
     losses = network(tokens[:, :-1], None, documents, labels=tokens[:, 1:])
-    return losses, torch.ones_like(losses) if mask is None else mask
-
-
-def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
-    """Megatron-core's forward step: the losses of one micro-batch, and the function that sums them up."""
-    losses, mask = _token_losses(micro_batches, network)
 
     def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
-        loss, counted = (losses * mask).sum(), mask.sum()
-        report = torch.stack([loss.detach(), counted]).double()
-        return loss, counted.to(torch.int), {"loss and tokens": report}
+        weights = torch.ones_like(losses) if mask is None else mask
+        weighted = losses * weights
+        loss, counted = weighted.sum(), weights.sum()
+        report = {
+            "loss and tokens": torch.stack([loss.detach(), counted]).double(),
+            "bad rows": (~weighted.detach().sum(dim=1).isfinite()).double(),
+        }
+        return loss, counted.to(torch.int), report
 
     return losses, summed
 
 
-def _row_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
-    """The same with a flag for each row: 1 where the sum of its losses is not a finite number."""
-    losses, mask = _token_losses(micro_batches, network)
-
-    def flagged(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
-        rows = (losses * mask).sum(dim=1)
-        return rows.sum(), mask.sum().to(torch.int), {"bad rows": (~rows.isfinite()).double()}
-
-    return losses, flagged
-
-
-def _timed(feed: Iterator[MicroBatch], waiting: Stopwatch) -> Iterator[MicroBatch]:
+def _timed(feed: Iterator[MicroBatch], pace: Pace) -> Iterator[MicroBatch]:
     while True:
-        with waiting:
+        with pace.waiting("data"):
             micro_batch = next(feed)
         yield micro_batch

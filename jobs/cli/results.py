@@ -14,8 +14,7 @@ from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, current_provenance, newest_run, tokenizer_near
 from curricula.jobs.stages.data import model_source
 from curricula.jobs.stages.report import report as write_report
-from curricula.model.checkpoints import require_checkpoint
-from curricula.model.checkpoints.folder import INFO_FILE
+from curricula.model.checkpoints.folder import INFO_FILE, require_checkpoint
 
 
 def report(args: argparse.Namespace) -> int:

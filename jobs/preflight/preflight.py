@@ -27,7 +27,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import host_names, own_task
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import ENOUGH_NODES, BadNode, record_bad_nodes
-from curricula.model.runtime import PeerLost
+from curricula.model.runtime.stopping import PeerLost
 from curricula.settings import decode
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ import msgspec
 
 from curricula import fencing
 from curricula.durable import names_in, read_json, sync_folder, write_json, write_text
-from curricula.errors import StorageError, UserError
+from curricula.errors import UserError
 from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, SpikeGuard, learning_rate
 from curricula.randomness import key_seed
 from curricula.settings import convert, differences
@@ -204,9 +204,8 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
     files = dict(written)
     for path in sorted(aside.iterdir()):
         if path.name not in files:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
             files[path.name] = stored_file(path)
     if not {".metadata", "metadata.json"} <= files.keys():
         raise UserError(f"{aside}: incomplete, it has no metadata; earlier checkpoints are kept, so run it again")
@@ -231,7 +230,7 @@ def prune(
     checkpoints: Path,
     keep_last: int,
     keep_steps: Collection[int],
-    needed_by: Callable[[CheckpointInfo], Collection[int]] | None = None,
+    needed_by: Callable[[Path], Collection[int]] = lambda folder: (),
     in_gap: Path | None = None,
 ) -> None:
     """Keep `keep_steps`, the newest `keep_last` up to the latest, and the steps that each of these needs; delete all others and
@@ -246,24 +245,12 @@ def prune(
     past = [folder for folder in complete if latest is None or folder.name <= latest.name]
     until_gap = [folder for folder in past if in_gap is not None and folder <= in_gap]
     kept = {*past[-keep_last:], *until_gap[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
-    needed = _needed(kept, needed_by) if needed_by else set()
+    needed = {step for folder in kept for step in needed_by(folder)}
     for folder in complete:
         if folder not in past or (folder not in kept and step_of(folder) not in needed):
             remove(folder)
     for leftover in checkpoints.glob(".step_*"):
         _delete(leftover)
-
-
-def _needed(kept: Collection[Path], needed_by: Callable[[CheckpointInfo], Collection[int]]) -> set[int]:
-    needed: set[int] = set()
-    for folder in kept:
-        try:
-            needed.update(needed_by(read_info(folder)))
-        except StorageError:  # which says nothing about the checkpoint
-            raise
-        except UserError:  # a damaged one is no place to go on from
-            continue
-    return needed
 
 
 def remove(folder: Path) -> None:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -169,8 +169,14 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
         timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=timeout, **meet)
         stack.enter_context(group_until_end())
-        stack.enter_context(_parallel_state(tensor_parallel, on_gpu))
-        yield Parallel(
+        # Nothing uses Megatron-core's groups over gloo, which would hang where a host's name resolves to 127.0.1.1.
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor_parallel,
+            distributed_timeout_minutes=TIMEOUT_MINUTES,
+            create_gloo_process_groups=False,
+        )
+        stack.callback(parallel_state.destroy_model_parallel)
+        parallel = Parallel(
             ranks=ranks,
             device=device,
             precision=torch.bfloat16 if on_gpu else torch.float32,
@@ -178,6 +184,10 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
             data_parallel=parallel_state.get_data_parallel_world_size(),
             data_rank=parallel_state.get_data_parallel_rank(),
         )
+        # Nothing draws from these generators (no dropout, weights by key), but Megatron-core wants them to exist.
+        with parallel.cuda_names():
+            model_parallel_cuda_manual_seed(1)
+        yield parallel
 
 
 @contextlib.contextmanager
@@ -197,23 +207,6 @@ def group_until_end() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@contextlib.contextmanager
-def _parallel_state(tensor_parallel: int, on_gpu: bool) -> Iterator[None]:
-    # Nothing uses Megatron-core's groups over gloo, which would hang where a host's name resolves to 127.0.1.1.
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor_parallel,
-        distributed_timeout_minutes=TIMEOUT_MINUTES,
-        create_gloo_process_groups=False,
-    )
-    try:
-        # Nothing draws from these generators (no dropout, weights by key), but Megatron-core wants them to exist.
-        with contextlib.nullcontext() if on_gpu else CpuAsCuda():
-            model_parallel_cuda_manual_seed(1)
-        yield
-    finally:
-        parallel_state.destroy_model_parallel()
-
-
 def share_compiler(cache: Path | None, processes: int, cores: int, environment: MutableMapping[str, str] = os.environ) -> None:
     """Keep compiled code in `cache`, for this node, and compile with this process's share of `cores`.
 
@@ -230,53 +223,20 @@ def share_compiler(cache: Path | None, processes: int, cores: int, environment: 
         compiler.compile_threads = threads  # type: ignore[attr-defined]
 
 
-class OwnTime:
-    """Measures a process's own part of a step: on a GPU, by events on its stream, without waiting for them.
-
-    It lasts from the request for the batch to the end of the last backward pass, before the process waits for other processes'
-    gradients. Processes that split matrices between them (tensor parallelism) wait for each other within it, so a slow one
-    there makes its whole group slow.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self._on_gpu else []
-        self._times = [0.0, 0.0]
-
-    def begin(self) -> None:
-        self._mark(0)
-
-    def end(self) -> None:
-        self._mark(1)
-
-    def _mark(self, number: int) -> None:
-        if self._on_gpu:
-            self._marks[number].record()
-        else:
-            self._times[number] = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Of the last step. To be called once its loss is known, when the stream has passed both events."""
-        if self._on_gpu:
-            return self._marks[0].elapsed_time(self._marks[1]) / 1000
-        return self._times[1] - self._times[0]
-
-
-class Report(NamedTuple):
-    """What a process tells the others."""
-
-    seconds: float
-    """Median of its own part of the steps since the last comparison."""
-    place: str
-    """Host and GPU."""
-
-
 class Stragglers:
-    """Finds the process that holds all others up. Each has one of these, and now and then they call `compare` together."""
+    """Finds the process that holds all others up. Each has one of these, and now and then they call `compare` together.
+
+    A process's own part of a step lasts from the request for the batch (`step_begins`) to the end of the last backward pass
+    (`part_ends`), before it waits for other processes' gradients. On a GPU it is measured by events on its stream, without
+    waiting for them. Processes that split matrices between them (tensor parallelism) wait for each other within it, so a slow
+    one there makes its whole group slow.
+    """
 
     def __init__(self, parallel: Parallel) -> None:
         self._parallel = parallel
-        self._place = _place(parallel)
+        on_gpu = parallel.device.type == "cuda"
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if on_gpu else []
+        self._times = [0.0, 0.0]
         self._own: list[float] = []
         self._compared_at = time.monotonic()
         self._times_slow = Counter[int]()
@@ -285,9 +245,23 @@ class Stragglers:
         self.named = ""
         """The stragglers in a sentence, on the first rank; empty while there is none."""
 
-    def step_ended(self, own_seconds: float) -> None:
+    def step_begins(self) -> None:
+        self._mark(0)
+
+    def part_ends(self) -> None:
+        self._mark(1)
+
+    def _mark(self, number: int) -> None:
+        if self._events:
+            self._events[number].record()
+        else:
+            self._times[number] = time.perf_counter()
+
+    def step_ended(self) -> None:
+        """To be called once the loss is known, when the stream has passed both events."""
         if self._parallel.ranks.size > 1:
-            self._own.append(own_seconds)
+            began, ended = self._times
+            self._own.append(self._events[0].elapsed_time(self._events[1]) / 1000 if self._events else ended - began)
 
     @property
     def is_due(self) -> bool:
@@ -295,14 +269,20 @@ class Stragglers:
         return bool(self._own) and time.monotonic() - self._compared_at > INTERVAL_S
 
     def compare(self) -> None:
-        reports = self._parallel.gather(Report(statistics.median(self._own), self._place))
+        reports = self._parallel.gather((statistics.median(self._own), self._place()))
         self._own.clear()
         self._compared_at = time.monotonic()
         if self._parallel.is_main:
-            self._judge(reports)
+            self._judge(*zip(*reports))
 
-    def _judge(self, reports: Sequence[Report]) -> None:
-        seconds = [report.seconds for report in reports]
+    def _place(self) -> str:
+        host, device = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), self._parallel.device
+        if device.type != "cuda":
+            return host
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
+        return f"{host}, GPU {device.index}" + (f", GPU-{uuid}" if uuid else "")
+
+    def _judge(self, seconds: Sequence[float], places: Sequence[str]) -> None:
         median = statistics.median_low(seconds)  # of two ranks the faster
         self._statistics = {
             "median_s": round(median, 4),
@@ -313,7 +293,7 @@ class Stragglers:
         self._times_slow = Counter({rank: self._times_slow[rank] + 1 for rank in slow})
         was_named = bool(self.named)
         self.named = "; ".join(
-            f"rank {rank} ({reports[rank].place}) takes {seconds[rank] / median:.2f} times as long as the median rank"
+            f"rank {rank} ({places[rank]}) takes {seconds[rank] / median:.2f} times as long as the median rank"
             for rank in slow
             if self._times_slow[rank] >= INTERVALS
         )
@@ -326,11 +306,3 @@ class Stragglers:
         """What the metrics say of the last comparison, once, on the first rank."""
         found, self._statistics = self._statistics, {}
         return {"ranks": found} if found else {}
-
-
-def _place(parallel: Parallel) -> str:
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    if parallel.device.type != "cuda":
-        return host
-    uuid = getattr(torch.cuda.get_device_properties(parallel.device), "uuid", "")
-    return f"{host}, GPU {parallel.device.index}" + (f", GPU-{uuid}" if uuid else "")

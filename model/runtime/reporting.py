@@ -18,10 +18,10 @@ import logging
 import os
 import statistics
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -52,8 +52,17 @@ class Reports:
         recorded twice. Raises UserError when metrics.jsonl is damaged or a tracker's package is missing.
         """
         self._stop_step, self._logged_at = stop_step, 0.0
-        self._metrics = None if is_on_record else MetricsFile(job.out / "metrics.jsonl", resumed_step)
-        self._trackers = [] if is_on_record else open_trackers(job, resumed_step)
+        self._records: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
+        self._validated: set[int] = set()
+        if is_on_record:
+            return
+        metrics = MetricsFile(job.out / "metrics.jsonl", resumed_step)
+        self._records.append(metrics)
+        self._validated = metrics.validated
+        if job.tracking.tensorboard:
+            self._records.append(TensorBoard(job.out / "tensorboard", resumed_step))
+        if job.tracking.wandb_project:
+            self._records.append(WeightsAndBiases(job, job.tracking.wandb_project))
 
     def step(self, row: dict[str, Any]) -> None:
         """Record a step's metrics; its line in the log appears every `LOG_INTERVAL_S` and at the end."""
@@ -65,30 +74,28 @@ class Reports:
 
     def validation(self, step: int, losses: Mapping[str, float]) -> None:
         self._record({"step": step, "validation": dict(losses), "validation_of": "text"})
+        self._validated.add(step)
         log.info("validation after step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
     def _record(self, row: dict[str, Any]) -> None:
-        if self._metrics:
-            self._metrics.write(row)
-        for tracker in self._trackers:
-            tracker.log(row["step"], curves(row))
+        for record in self._records:
+            with disk_full_explained(record.path):
+                record.write(row)
 
     def is_validated(self, step: int) -> bool:
         """Whether the validation after `step` has been recorded."""
-        return self._metrics is not None and self._metrics.is_validated(step)
+        return step in self._validated
 
     def sync(self) -> None:
         """Make everything recorded so far survive a power cut."""
-        if self._metrics:
-            self._metrics.sync()
-        for tracker in self._trackers:
-            tracker.flush()
+        for record in self._records:
+            with disk_full_explained(record.path):
+                record.sync()
 
     def close(self) -> None:
-        if self._metrics:
-            self._metrics.close()
-        for tracker in self._trackers:
-            tracker.close()
+        for record in self._records:
+            with disk_full_explained(record.path):
+                record.close()
 
 
 class MetricsFile:
@@ -104,25 +111,18 @@ class MetricsFile:
         lost = max([row["step"] - resumed_step for row in rows], default=0)
         start = {"time": time.time(), "resumed_step": resumed_step, "lost_steps": max(0, lost)}
         append_jsonl(path.with_name("starts.jsonl"), [start])
-        self._path = path
-        self._validated = {row["step"] for row in kept if "validation" in row}
+        self.path = path
+        self.validated = {row["step"] for row in kept if "validation" in row}
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
 
     def write(self, row: dict[str, Any]) -> None:
         """Hand a line to the operating system: it survives this process now, and a power cut after the next `sync`."""
         check_fences()
-        with disk_full_explained(self._path):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        if "validation" in row:
-            self._validated.add(row["step"])
-
-    def is_validated(self, step: int) -> bool:
-        return step in self._validated
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
 
     def sync(self) -> None:
-        with disk_full_explained(self._path):
-            os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # it tries again to write a line whose writing has failed, which was reported then
@@ -154,69 +154,33 @@ class Pace:
         self._tokens, self._flops, self._devices, self._peak = tokens, flops_per_token, devices, peak_flops
         self._recent: deque[float] = deque(maxlen=50)
         self._stalled_s, self._steps = 0.0, 0
+        self.waited_s = Counter[str]()
+        """Since the last step's timing: for "data", this process's batches, and for a "save" that held training up."""
 
-    def timing(self, seconds: float, data_wait_s: float, save_stall_s: float, steps_left: int) -> dict[str, float]:
-        """The timing of a step that took `seconds`, `data_wait_s` of them spent waiting for this process's batches.
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited_s[what] += time.perf_counter() - began
 
-        `save_stall_s` is how long saving held training up between the previous step and this one.
-        """
+    def timing(self, seconds: float, steps_left: int) -> dict[str, float]:
+        """The timing of a step that took `seconds`, and of the save between the previous step and this one."""
+        waited_s, self.waited_s = self.waited_s, Counter()
         self._recent.append(seconds)
-        self._stalled_s, self._steps = self._stalled_s + save_stall_s, self._steps + 1
+        self._stalled_s, self._steps = self._stalled_s + waited_s["save"], self._steps + 1
         per_device = self._tokens / seconds / self._devices
         timing = {
             "seconds": round(seconds, 4),
             "tokens_per_second": round(self._tokens / seconds, 1),
             "tokens_per_second_per_device": round(per_device, 1),
             "tflops_per_device": round(per_device * self._flops / 1e12, 4),
-            "data_wait_s": round(data_wait_s, 5),
-            "save_stall_s": round(save_stall_s, 5),
+            "data_wait_s": round(waited_s["data"], 5),
+            "save_stall_s": round(waited_s["save"], 5),
             "left_s": round(steps_left * (statistics.median(self._recent) + self._stalled_s / self._steps), 1),
         }
         if self._peak is not None:
             timing["mfu"] = round(per_device * self._flops / self._peak, 4)
         return timing
-
-
-class Stopwatch:
-    """Adds up the monotonic seconds spent inside its `with` blocks until `take` is called."""
-
-    def __init__(self) -> None:
-        self._total = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._total += time.perf_counter() - self._began
-
-    def take(self) -> float:
-        """The seconds since the last call."""
-        total, self._total = self._total, 0.0
-        return total
-
-
-class Tracker(Protocol):
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to each curve."""
-
-    def flush(self) -> None:
-        """Make what was logged so far survive this process."""
-
-    def close(self) -> None: ...
-
-
-def open_trackers(job: TrainJob, resumed_step: int) -> list[Tracker]:
-    """The trackers that `job.tracking` asks for, of the run in `job.out`, which continues after `resumed_step`.
-
-    Raises UserError when a tracker's package is missing.
-    """
-    trackers: list[Tracker] = []
-    if job.tracking.tensorboard:
-        trackers.append(TensorBoard(job.out / "tensorboard", resumed_step))
-    if job.tracking.wandb_project:
-        settings = msgspec.to_builtins(job, enc_hook=str)
-        trackers.append(WeightsAndBiases(job.tracking.wandb_project, job.out, settings))
-    return trackers
 
 
 def curves(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -237,35 +201,33 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
-        self._summary, self._folder = Summary, folder
+        self._summary, self.path = Summary, folder
         self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_step + 1, flush_secs=10)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         # One event for each step: `add_scalar` writes one for each value, which takes milliseconds.
-        points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        with disk_full_explained(self._folder):
-            self._writer.file_writer.add_summary(self._summary(value=points), step)
+        points = [self._summary.Value(tag=name, simple_value=value) for name, value in curves(row).items()]
+        self._writer.file_writer.add_summary(self._summary(value=points), row["step"])
 
-    def flush(self) -> None:
-        with disk_full_explained(self._folder):
-            self._writer.flush()
+    def sync(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
-        with disk_full_explained(self._folder):
-            self._writer.close()
+        self._writer.close()
 
 
 class WeightsAndBiases:
     """One W&B run for each run folder, continued after a restart."""
 
-    def __init__(self, project: str, out: Path, settings: Mapping[str, Any]) -> None:
-        name = "/".join(out.resolve().parts[-3:])
-        self._run = wandb_run(project, str(out.resolve()), name, config=dict(settings))
+    def __init__(self, job: TrainJob, project: str) -> None:
+        self.path = job.out.resolve()
+        settings = msgspec.to_builtins(job, enc_hook=str)
+        self._run = wandb_run(project, str(self.path), "/".join(self.path.parts[-3:]), config=settings)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._run.log(curves(row), step=row["step"])
 
-    def flush(self) -> None:
+    def sync(self) -> None:
         """W&B sends in the background by itself."""
 
     def close(self) -> None:

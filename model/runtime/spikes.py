@@ -1,20 +1,23 @@
-"""Spikes: steps whose loss or gradient norm is far above those before them. A run with a spike guard makes no update of such a
-step, and where they do not end it goes back to an earlier checkpoint. Imports no torch.
+"""Spikes: steps whose loss or gradient norm is far above those before them, or no number at all.
+
+A run with a spike guard makes no update after such a step, and where they do not end it goes back to an earlier checkpoint. A
+loss or gradient that is not a number ends any run: the error names the samples, and nonfinite.json lists them all. Imports no
+torch.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from curricula.durable import write_json
 from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder, step_of
 from curricula.model.config import SpikeGuard, TrainJob, warmup_steps
-from curricula.model.runtime.stopping import named_samples
 
 if TYPE_CHECKING:
     from curricula.curriculum.stream.pretraining import BatchSource
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 
 FLOOR = 0.01
 """Least standard deviation, as a share of the mean: however calm the steps before, a smaller rise is no spike."""
+NAMED_SAMPLES = 8
+"""Samples that a message about a batch names before it counts the others."""
 
 
 class Measured(NamedTuple):
@@ -115,10 +120,13 @@ class SpikeWindow:
 class Guard:
     """The spike guard of a run: it judges each step, and knows the checkpoints that the run may go back to."""
 
-    def __init__(self, settings: SpikeGuard, job: TrainJob, batches: BatchSource, parallel: Parallel) -> None:
-        self._settings, self._job, self._batches, self._parallel = settings, job, batches, parallel
+    def __init__(self, job: TrainJob, batches: BatchSource, parallel: Parallel) -> None:
+        """Without settings in `job` it `is_on` for no step, and the run never goes back."""
+        self._job, self._batches, self._parallel = job, batches, parallel
         self._checkpoints = job.out / "checkpoints"
-        self.window = SpikeWindow(settings)
+        self.is_on = job.config.spike_guard is not None
+        self._settings = job.config.spike_guard or SpikeGuard()
+        self.window = SpikeWindow(self._settings)
 
     def resume(self, info: CheckpointInfo) -> None:
         """Go on from the checkpoint that `info` describes."""
@@ -169,22 +177,46 @@ class Guard:
             remedy = f"delete {folder.parent} and {self._checkpoints} and train both again"
         return UserError(f"{folder}: missing or damaged, and step {step} has to go back to it; {remedy}")
 
-    @property
-    def may_rewind(self) -> bool:
-        return self._settings.rewind is not None
-
-    def needed_by(self, info: CheckpointInfo) -> set[int]:
+    def needed_by(self, folder: Path) -> set[int]:
         """The steps to which a rewind could return after resuming from this checkpoint."""
+        if self._settings.rewind is None:
+            return set()
+        try:
+            info = read_info(folder)
+        except StorageError:  # which says nothing about the checkpoint
+            raise
+        except UserError:  # a damaged one is no place to go on from, as the check of all its bytes finds out
+            return set()
         return SpikeWindow.of(self._settings, info).needed_steps(info.step)
 
     def has_what_it_needs(self, folder: Path) -> bool:
         """Whether every checkpoint that a rewind could need, after resuming from this one, still exists."""
-        if not self.may_rewind:
-            return True
-        try:
-            needed = self.needed_by(read_info(folder))
-        except StorageError:
-            raise
-        except UserError:
-            return True  # which the check of all its bytes finds out
-        return all(self.checkpoint_of(step).is_dir() for step in needed)
+        return all(self.checkpoint_of(step).is_dir() for step in self.needed_by(folder))
+
+
+def nonfinite_error(out: Path, what: str, batches: BatchSource, step: int, bad_rows: Sequence[int], is_main: bool) -> UserError:
+    """The error to raise when global batch `step` gave `what`; the losses of its `bad_rows` are not finite.
+
+    The main process writes `out`/nonfinite.json.
+    """
+    first = step * batches.global_batch
+    batch = batches.sample_ids(first, first + batches.global_batch)
+    bad = [batch[row] for row in bad_rows if row < len(batch)]
+    if is_main:
+        named = {"samples": bad, "whole_batch": batch}
+        records = {name: [dict(zip(("source", "epoch", "sample"), one)) for one in samples] for name, samples in named.items()}
+        write_json(out / "nonfinite.json", {"step": step + 1, "what": what, **records})
+    culprits = f"; caused by {named_samples(bad)}" if bad else ""
+    return UserError(
+        f"{out}: {what} at step {step + 1}, on batch {step} {batches.describe(step)}{culprits}; all samples of the batch are "
+        "in nonfinite.json, and the last checkpoint precedes it: look at them or lower optimizer.lr, then start again"
+    )
+
+
+def named_samples(samples: Sequence[tuple[str, int, int]]) -> str:
+    """The first few (source, epoch, number) by name, the others counted: "web 12, web 90 and 3 more (2 web, 1 stories)"."""
+    text = ", ".join(f"{source} {number}" for source, _, number in samples[:NAMED_SAMPLES])
+    rest = Counter(source for source, _, _ in samples[NAMED_SAMPLES:])
+    if rest:
+        text += f" and {rest.total()} more ({', '.join(f'{count} {source}' for source, count in rest.items())})"
+    return text

@@ -40,7 +40,7 @@ from curricula.model.checkpoints.folder import CheckpointInfo, step_folder
 from curricula.model.config import PRESETS, TrackingConfig, TrainConfig, TrainJob
 from curricula.model.megatron import dist_checkpointing
 from curricula.model.runtime.distributed import started
-from curricula.model.runtime.stopping import StopRequest, Watchdog
+from curricula.model.runtime.stopping import Watchdog
 from curricula.model.train import Trainer
 from curricula.progress import silent
 
@@ -85,7 +85,7 @@ def with_trainer(name: str, folder: str, action: Callable[[Trainer, InMemory], m
     )
     watchdog = Watchdog(job.execution.hang_minutes)
     with watchdog.on_duty(), started() as parallel:
-        trainer = Trainer(job, batches, {}, parallel, StopRequest(), watchdog)
+        trainer = Trainer(job, batches, {}, parallel, [], watchdog)
         gc.collect()
         gc.freeze()  # Megatron-core's own background save calls the collector
         try:

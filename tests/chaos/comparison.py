@@ -11,7 +11,7 @@ from pathlib import Path
 from curricula.durable import read_json, read_jsonl
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
-from curricula.model.checkpoints import latest_checkpoint
+from curricula.model.checkpoints.folder import latest_checkpoint
 
 CLOCKS = 0.05
 """Seconds by which times of one machine may differ from one another."""

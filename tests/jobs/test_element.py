@@ -15,7 +15,7 @@ from curricula.jobs.monitor import progress
 from curricula.jobs.slurm.restarts import GaveUp
 from curricula.jobs.slurm.submissions import exclusion
 from curricula.jobs.stages import STAGES
-from curricula.model.runtime import Interrupted, PeerLost
+from curricula.model.runtime.stopping import Interrupted, PeerLost
 
 KEY = ("prepare", "prepare")
 TAKE_OVER = """

@@ -16,9 +16,8 @@ from curricula.errors import UsageError, UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder, step_of
 from curricula.model.checkpoints.writer import Saver
 from curricula.model.config import OptimizerConfig, ScheduleConfig, SpikeGuard
-from curricula.model.runtime import Interrupted
 from curricula.model.runtime.distributed import Parallel
-from curricula.model.runtime.stopping import Watchdog
+from curricula.model.runtime.stopping import Interrupted, Watchdog
 from curricula.model.train import train
 
 

@@ -9,7 +9,7 @@ from small_studies import tree_study, write_study
 
 from curricula.durable import read_jsonl
 from curricula.jobs.run import Run
-from curricula.model.checkpoints import latest_checkpoint
+from curricula.model.checkpoints.folder import latest_checkpoint
 
 STEPS, BATCH = 40, 32
 FOLDER, ELEMENT = "tune/safe-100/mt", ("mt-100", "safe-100")

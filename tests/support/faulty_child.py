@@ -19,7 +19,8 @@ from random_batches import RandomBatches, train_job
 from curricula.errors import UserError
 from curricula.model.checkpoints import folder as checkpoint_folder
 from curricula.model.checkpoints import writer
-from curricula.model.runtime import Interrupted, distributed
+from curricula.model.runtime import distributed
+from curricula.model.runtime.stopping import Interrupted
 from curricula.model.train import train
 
 RANK = int(os.environ.get("RANK", "0"))

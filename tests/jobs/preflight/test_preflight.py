@@ -32,8 +32,8 @@ from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import BadNode, bad_nodes, exclusion, record_bad_nodes
 from curricula.jobs.stages import STAGES, Work
 from curricula.model.checkpoints.folder import step_folder
-from curricula.model.runtime import PeerLost
 from curricula.model.runtime.distributed import Ranks
+from curricula.model.runtime.stopping import PeerLost
 
 pytestmark = pytest.mark.forked
 

@@ -19,9 +19,8 @@ from random_batches import RandomBatches, train_job
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, step_of
-from curricula.model.runtime import Interrupted, PeerLost
 from curricula.model.runtime.reporting import read_metrics
-from curricula.model.runtime.stopping import HANG_EXIT_CODE, lost_peers_named
+from curricula.model.runtime.stopping import HANG_EXIT_CODE, Interrupted, PeerLost, lost_peers_named
 from curricula.model.train import train
 
 pytestmark = pytest.mark.forked

@@ -100,14 +100,16 @@ def test_the_log_begins_with_everything_that_was_resolved_and_ends_with_the_last
 
 def test_timings_follow_their_formulas():
     pace = Pace(tokens=1_000_000, flops_per_token=6e9, devices=4, peak_flops=1e15)
-    pace.timing(2.0, data_wait_s=0.0, save_stall_s=0.0, steps_left=3)
-    timing = pace.timing(2.0, data_wait_s=0.01, save_stall_s=1.0, steps_left=2)
+    pace.timing(2.0, steps_left=3)
+    pace.waited_s.update(data=0.01, save=1.0)
+    timing = pace.timing(2.0, steps_left=2)
     assert timing["tokens_per_second"] == 500_000
     assert timing["tokens_per_second_per_device"] == 125_000
     assert timing["tflops_per_device"] == 750
     assert timing["mfu"] == 0.75
+    assert (timing["data_wait_s"], timing["save_stall_s"]) == (0.01, 1.0)
     assert timing["left_s"] == 2 * (2.0 + 0.5)
-    assert "mfu" not in Pace(1, 1.0, 1, None).timing(1.0, 0.0, 0.0, 0)
+    assert "mfu" not in Pace(1, 1.0, 1, None).timing(1.0, 0)
 
 
 def test_each_start_records_what_it_resumed_from_and_how_many_steps_were_lost(tmp_path):

@@ -23,7 +23,7 @@ from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
 from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of
 from curricula.model.config import ModelConfig, OptimizerConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob, learning_rate
-from curricula.model.runtime.spikes import Measured, SpikeWindow
+from curricula.model.runtime.spikes import Guard, Measured, SpikeWindow
 from curricula.model.train import train
 
 GUARD = SpikeGuard(window=8, sigmas=6)
@@ -312,6 +312,7 @@ def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(
     events, others = flat(past), flat(other)
     guard = SpikeGuard(window=8, rewind=Rewind(after=after, interval_steps=interval))
     with tempfile.TemporaryDirectory() as folder:
+        needed_by = Guard(train_job(Path(folder), spike_guard=guard), RandomBatches(), None).needed_by
         for step, window in steps_of(events, guard, SpikeWindow(guard), 0):
             if not (window.is_save_due(step) or step % 5 == 0 or step == kept):
                 continue
@@ -319,7 +320,7 @@ def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(
             info = CheckpointInfo(**UNIMPORTANT, step=step, **state)
             step_folder(Path(folder), step).mkdir()
             write_json(step_folder(Path(folder), step) / "checkpoint.json", msgspec.to_builtins(info))
-            prune(Path(folder), last, (kept,), lambda info: SpikeWindow.of(guard, info).needed_steps(info.step))
+            prune(Path(folder), last, (kept,), needed_by)
             there = {step_of(path) for path in Path(folder).glob("step_*")}
             for begins in {*sorted(there)[-last:], *({kept} & there)}:
                 for future in (events[begins:], others):
