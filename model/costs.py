@@ -43,7 +43,6 @@ TIGHT = 0.92
 
 
 def parameters(model: ModelConfig) -> int:
-    """Exact number of trainable parameters."""
     attention = model.hidden * model.head_size * (2 * model.heads + 2 * model.kv_heads)
     mlp = 3 * model.hidden * model.ffn
     norms = 2 * model.hidden

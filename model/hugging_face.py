@@ -158,7 +158,7 @@ def model_config(
             vocabulary=_size(config, "vocab_size") if weights is None else weights["model.embed_tokens.weight"].shape[0],
             sequence_length=sequence_length or _size(config, "max_position_embeddings"),
             rope_base=10000.0 if rope_base is None else float(rope_base),
-            rms_norm_eps=_rounded(config["rms_norm_eps"]),
+            rms_norm_eps=float(f"{float(config['rms_norm_eps']):.6g}"),  # GGUF keeps 1e-05 as 9.99999975e-06
             tied=tied,
             init_std=float(config.get("initializer_range", 0.02)),
         )
@@ -182,11 +182,6 @@ def _size(config: dict[str, Any], key: str) -> int:
     return value
 
 
-def _rounded(eps: Any) -> float:
-    """To six digits: GGUF keeps 1e-05 in single precision, as 9.99999975e-06."""
-    return float(f"{float(eps):.6g}")
-
-
 def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors.torch import load_file
 
@@ -194,10 +189,8 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     if whole.exists():  # what transformers reads then, whatever lies beside it
         files = [whole]
     elif index_file.exists():
-        index = _read_json(index_file)
-        if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
-            raise UserError(f"{index_file}: names no files of weights; fetch the model again")
-        files = sorted({source / Path(str(name)).name for name in index["weight_map"].values()})
+        place_of = _read_json(index_file).get("weight_map")
+        files = sorted({source / Path(str(name)).name for name in place_of.values()}) if isinstance(place_of, dict) else []
     else:
         files = sorted(source.glob("*.safetensors"))
     if not config_file.exists() or not files:
@@ -206,8 +199,6 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     for file in files:
         try:
             weights.update(load_file(file))
-        except FileNotFoundError:
-            raise UserError(f"{file}: missing, though {INDEX} names it; fetch the model again") from None
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{file}: cannot be read ({error}); fetch the model again") from error
     config = _read_json(config_file)

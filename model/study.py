@@ -209,12 +209,10 @@ def train_config_of(stage: AnyStage, pretraining: Pretraining, tuning: Finetunin
             like = TrainConfig(
                 save_interval_steps=tuning.save_interval_steps, save_interval_minutes=tuning.save_interval_minutes
             )
-    optimizer = msgspec.structs.replace(like.optimizer, lr=stage.lr)
-    if stage.weight_decay is not None:
-        optimizer = msgspec.structs.replace(optimizer, weight_decay=stage.weight_decay)
+    weight_decay = like.optimizer.weight_decay if stage.weight_decay is None else stage.weight_decay
+    optimizer = msgspec.structs.replace(like.optimizer, lr=stage.lr, weight_decay=weight_decay)
     schedule = ScheduleConfig(kind="cosine", warmup_fraction=stage.warmup_fraction)
     if stage.decay_fraction is not None:
-        falling = {"kind": "warmup-stable-decay", "decay_fraction": stage.decay_fraction}
-        schedule = msgspec.structs.replace(schedule, **falling)
+        schedule = msgspec.structs.replace(schedule, kind="warmup-stable-decay", decay_fraction=stage.decay_fraction)
     settings = {key: getattr(like, key) for key in TrainConfig.__struct_fields__}
     return TrainConfig(**{**settings, "micro_batch": stage.micro_batch, "optimizer": optimizer, "schedule": schedule})

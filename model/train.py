@@ -96,13 +96,11 @@ class Agreed(NamedTuple):
     """What all processes know at the end of a step, as soon as one of them does."""
 
     stop: bool
-    """A signal asked for it."""
     writing: bool
     """Some file of the save that was begun is still being written."""
     overdue: bool
     """The last save began longer ago than `save_interval_minutes`."""
     comparing: bool
-    """It is time to look for stragglers."""
 
 
 class Trainer:
@@ -373,7 +371,6 @@ class Trainer:
 
     @torch.no_grad()
     def _mean_loss(self, batches: RowSource) -> float:
-        """Mean loss per counted token over all of `batches`."""
         feed, totals = self._read(batches, 0, batches.total_steps, workers=0), []
         self.wrapped.eval()
         # In bfloat16 even if training computes in fp8: else the layers' history of largest values would take note of it.
@@ -411,8 +408,7 @@ class Trainer:
             raise Interrupted(self.step, self.stop_step, self.stop[-1] if self.stop else "a signal to another process")
 
     def _save(self) -> None:
-        """Begin a save, after finishing an earlier one."""
-        self._finish_save()
+        self._finish_save()  # an earlier one
         if self.reports:
             self.reports.sync()
         samples = self.step * self.batches.global_batch

@@ -214,7 +214,7 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
     read_info(aside)  # checks that every file has arrived as it was written, also from other machines
     fencing.check_fences()
     if folder.exists():  # left from before a restart at an earlier step
-        remove(folder)
+        _delete(set_aside(folder))
     os.rename(aside, folder)
     sync_folder(folder.parent)
     if not any(other > folder for other in checkpoints_to_resume(folder.parent)):  # otherwise it replaces a lost branch point
@@ -222,7 +222,6 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
 
 
 def point_at(folder: Path) -> None:
-    """Make `folder` the latest checkpoint."""
     write_text(folder.parent / "latest", folder.name + "\n")
 
 
@@ -240,22 +239,15 @@ def prune(
     `keep_last` are kept. Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or a kill came
     before it moved.
     """
-    latest = latest_checkpoint(checkpoints)
-    complete = sorted(_complete(checkpoints))
-    past = [folder for folder in complete if latest is None or folder.name <= latest.name]
+    past = sorted(checkpoints_to_resume(checkpoints))
     until_gap = [folder for folder in past if in_gap is not None and folder <= in_gap]
     kept = {*past[-keep_last:], *until_gap[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
     needed = {step for folder in kept for step in needed_by(folder)}
-    for folder in complete:
+    for folder in _complete(checkpoints):
         if folder not in past or (folder not in kept and step_of(folder) not in needed):
-            remove(folder)
-    for leftover in checkpoints.glob(".step_*"):
-        _delete(leftover)
-
-
-def remove(folder: Path) -> None:
-    """Delete a checkpoint so that no reader ever sees part of it."""
-    _delete(set_aside(folder))
+            set_aside(folder)
+    for hidden in checkpoints.glob(".step_*"):
+        _delete(hidden)
 
 
 def _delete(folder: Path) -> None:
@@ -281,7 +273,6 @@ def set_aside(folder: Path) -> Path:
 
 
 def check_weights(folder: Path, info: CheckpointInfo, model: ModelConfig) -> None:
-    """Raise UserError unless the weights in `folder` fit `model`."""
     _refuse(folder, "is a checkpoint of another model", misfits(info.model, model))
 
 

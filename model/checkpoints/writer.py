@@ -70,10 +70,9 @@ class Saver:
     """Saves one checkpoint at a time, in the background. All processes call each method together."""
 
     def __init__(self, network: GPTModel, optimizer: Any | None, parallel: Parallel) -> None:
-        """Saves `network` and, unless None, `optimizer`."""
         self._network, self._optimizer, self._parallel = network, optimizer, parallel
         self._group = Group(None, True, 0)
-        self._strategy = BackgroundSave()
+        self._strategy = BackgroundSave("torch_dist", 1)
         self._distributed: Any = self._strategy
         if parallel.data_parallel > 1:  # ranks that hold the same data share the writing
             data_ranks = parallel_state.get_data_parallel_group()
@@ -168,10 +167,6 @@ class BackgroundSave(TorchDistSaveShardedStrategy):
     """
 
     write: BackgroundWrite
-    """The last save."""
-
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
 
     def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any, *async_strategy: str) -> AsyncRequest:
         by_shard, _, _ = keyed_by_shard(sharded_state_dict, self.keep_only_main_replica)

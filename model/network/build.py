@@ -102,8 +102,8 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
         needed[f'engine.attention is "{engine.attention}"'] = ATTENTION_MODULES[engine.attention]
     for setting, module in needed.items():
         if not on_gpu or not _is_installed(module):
-            lacking = f"the package {module} is not installed" if on_gpu else "there is no CUDA device"
-            raise UsageError(f"{setting}, but {lacking}; leave the setting out")
+            lacking = f"the package {module} is not installed; install it, or" if on_gpu else "there is no CUDA device;"
+            raise UsageError(f"{setting}, but {lacking} leave the setting out")
     if engine.fp8:
         _check_fp8(engine.fp8)
     if name == "cpu" and on_gpu:
@@ -274,9 +274,8 @@ def _compile_layers(network: GPTModel) -> None:
     whole = network.config.tensor_model_parallel_size == 1
     # Shapes, masks and gradient modes are compiled separately: training, tuning, validation, recomputation make more than 8.
     # From torch 2.13 on, autograd's threads, which recompute layers, do not see the global setting.
-    limit: dict[str, Any] = {}
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        limit = {"recompile_limit": RECOMPILE_LIMIT}
+    takes_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
+    limit: dict[str, Any] = {"recompile_limit": RECOMPILE_LIMIT} if takes_limit else {}
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for layer in network.decoder.layers:
         if not whole:

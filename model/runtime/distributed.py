@@ -52,7 +52,6 @@ class Ranks:
 
     rank: int
     size: int
-    """Number of processes."""
     local_rank: int
     """Rank among the processes of this node."""
     master: str | None
@@ -73,7 +72,6 @@ class Parallel:
     tensor_parallel: int
     data_parallel: int
     data_rank: int
-    """Rank among the data-parallel processes."""
 
     @property
     def is_main(self) -> bool:
@@ -265,7 +263,6 @@ class Stragglers:
 
     @property
     def is_due(self) -> bool:
-        """Whether this process would compare now."""
         return bool(self._own) and time.monotonic() - self._compared_at > INTERVAL_S
 
     def compare(self) -> None:

@@ -19,7 +19,7 @@ import os
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,36 +66,32 @@ class Reports:
 
     def step(self, row: dict[str, Any]) -> None:
         """Record a step's metrics; its line in the log appears every `LOG_INTERVAL_S` and at the end."""
-        self._record(row)
+        self._each(lambda record: record.write(row))
         now = time.monotonic()
         if now - self._logged_at > LOG_INTERVAL_S or row["step"] == self._stop_step:
             self._logged_at = now
             log.info("%s", step_line(row, self._stop_step))
 
     def validation(self, step: int, losses: Mapping[str, float]) -> None:
-        self._record({"step": step, "validation": dict(losses), "validation_of": "text"})
+        row = {"step": step, "validation": dict(losses), "validation_of": "text"}
+        self._each(lambda record: record.write(row))
         self._validated.add(step)
         log.info("validation after step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
-    def _record(self, row: dict[str, Any]) -> None:
+    def _each(self, act: Callable[[Any], None]) -> None:
         for record in self._records:
             with disk_full_explained(record.path):
-                record.write(row)
+                act(record)
 
     def is_validated(self, step: int) -> bool:
-        """Whether the validation after `step` has been recorded."""
         return step in self._validated
 
     def sync(self) -> None:
         """Make everything recorded so far survive a power cut."""
-        for record in self._records:
-            with disk_full_explained(record.path):
-                record.sync()
+        self._each(lambda record: record.sync())
 
     def close(self) -> None:
-        for record in self._records:
-            with disk_full_explained(record.path):
-                record.close()
+        self._each(lambda record: record.close())
 
 
 class MetricsFile:
@@ -284,7 +280,6 @@ def banner(
 
 
 def step_line(row: Mapping[str, Any], stop_step: int) -> str:
-    """A step's line in the log, from its metrics."""
     timing = row["timing"]
     used = f", {timing['mfu']:.1%} MFU" if "mfu" in timing else ""
     minutes, seconds = divmod(round(timing["left_s"]), 60)

@@ -32,13 +32,8 @@ NAMED_SAMPLES = 8
 
 
 class Measured(NamedTuple):
-    """What a step is judged by."""
-
     loss: float
     grad_norm: float
-
-    def is_beyond(self, limits: Measured) -> bool:
-        return self.loss > limits.loss or self.grad_norm > limits.grad_norm
 
 
 class SpikeWindow:
@@ -56,7 +51,7 @@ class SpikeWindow:
     def __init__(self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0) -> None:
         """`begins` is the number of steps done before the first that counts, as `CheckpointInfo` has it."""
         self._guard = guard
-        self._steps = deque(steps, maxlen=guard.window)
+        self.steps = deque(steps, maxlen=guard.window)
         self.begins, self.skipped_in_a_row = begins, skipped_in_a_row
 
     @classmethod
@@ -64,20 +59,16 @@ class SpikeWindow:
         """The window of a run that goes on from the checkpoint that `info` describes."""
         return cls(guard, (Measured(*step) for step in info.recent), info.guarded_from, info.skipped_in_a_row)
 
-    @property
-    def steps(self) -> tuple[Measured, ...]:
-        return tuple(self._steps)
-
     def begin(self, step: int) -> None:
         """Forget what was before: the steps after `step` are of another phase, or begin with other weights."""
-        self._steps.clear()
+        self.steps.clear()
         self.begins, self.skipped_in_a_row = step, 0
 
     def limits(self) -> Measured | None:
         """The largest values that are no spike; None until half the window is filled."""
-        if len(self._steps) < self._guard.window / 2:
+        if len(self.steps) < self._guard.window / 2:
             return None
-        return Measured(*(self._limit(values) for values in zip(*self._steps)))
+        return Measured(*(self._limit(values) for values in zip(*self.steps)))
 
     def _limit(self, values: tuple[float, ...]) -> float:
         mean = math.fsum(values) / len(values)
@@ -86,7 +77,7 @@ class SpikeWindow:
 
     def add(self, step: Measured) -> None:
         limits = self.limits()
-        self._steps.append(step if limits is None else Measured(*map(min, step, limits)))
+        self.steps.append(step if limits is None else Measured(*map(min, step, limits)))
 
     def count(self, is_skipped: bool) -> None:
         """Tell what became of the step that was added."""
@@ -129,13 +120,12 @@ class Guard:
         self.window = SpikeWindow(self._settings)
 
     def resume(self, info: CheckpointInfo) -> None:
-        """Go on from the checkpoint that `info` describes."""
         self.window = SpikeWindow.of(self._settings, info)
 
     def state(self) -> dict[str, Any]:
         """What checkpoints hold of it: fields of `CheckpointInfo`."""
         window = self.window
-        return {"recent": window.steps, "guarded_from": window.begins, "skipped_in_a_row": window.skipped_in_a_row}
+        return {"recent": tuple(window.steps), "guarded_from": window.begins, "skipped_in_a_row": window.skipped_in_a_row}
 
     def judge(self, step: int, measured: Measured) -> dict[str, Any]:
         """What the metrics say of the step after `step` where it is a spike, whose update all processes skip; else nothing."""
@@ -145,7 +135,7 @@ class Guard:
         is_warm = step >= warmup_steps(batches.total_steps, self._job.config.schedule)  # before, gradient norms rise and fall
         limits = window.limits() if is_warm else None
         window.add(measured)
-        is_spike = limits is not None and measured.is_beyond(limits)
+        is_spike = limits is not None and (measured.loss > limits.loss or measured.grad_norm > limits.grad_norm)
         # The first rank decides for all, since its window is the one in checkpoints.
         is_skipped = self._parallel.any(self._parallel.is_main and is_spike)
         window.count(is_skipped)

@@ -201,7 +201,7 @@ class Poisoned(RandomBatches):
 
 
 def test_a_loss_that_is_not_a_number_names_the_samples_and_keeps_the_last_good_checkpoint(tmp_path, undisturbed):
-    with pytest.raises(UserError, match=r"loss nan at step 4.*caused by safe 25, safe 30; all samples"):
+    with pytest.raises(UserError, match=r"loss nan at step 4, on batch 3 .*caused by safe 25, safe 30; all samples"):
         train(train_job(tmp_path, save_interval_steps=2, micro_batch=3), Poisoned())
     noted = json.loads((tmp_path / "nonfinite.json").read_text())
     assert noted["samples"] == [{"source": "safe", "epoch": 0, "sample": sample} for sample in (25, 30)]
