@@ -138,7 +138,7 @@ class _Idle:
 @contextlib.contextmanager
 def cuda_functions_on_cpu() -> Iterator[None]:
     """Answer Megatron-core's calls of `torch.cuda` for a CPU, until the block ends."""
-    answers = {
+    answers: dict[str, Any] = {
         "current_device": lambda: "cpu",
         "synchronize": lambda *args, **kwargs: None,
         "empty_cache": lambda: None,

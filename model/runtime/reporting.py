@@ -18,7 +18,7 @@ import logging
 import os
 import statistics
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +150,7 @@ class Pace:
         self._tokens, self._flops, self._devices, self._peak = tokens, flops_per_token, devices, peak_flops
         self._recent: deque[float] = deque(maxlen=50)
         self._stalled_s, self._steps = 0.0, 0
-        self.waited_s = Counter[str]()
+        self.waited_s = defaultdict[str, float](float)
         """Since the last step's timing: for "data", this process's batches, and for a "save" that held training up."""
 
     @contextlib.contextmanager
@@ -161,7 +161,7 @@ class Pace:
 
     def timing(self, seconds: float, steps_left: int) -> dict[str, float]:
         """The timing of a step that took `seconds`, and of the save between the previous step and this one."""
-        waited_s, self.waited_s = self.waited_s, Counter()
+        waited_s, self.waited_s = self.waited_s, defaultdict(float)
         self._recent.append(seconds)
         self._stalled_s, self._steps = self._stalled_s + waited_s["save"], self._steps + 1
         per_device = self._tokens / seconds / self._devices
