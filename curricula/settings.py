@@ -19,7 +19,8 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -183,114 +184,90 @@ def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
     """A plain value as a `kind`. Raises UsageError that begins with `where` the value is from."""
     try:
         return convert(raw, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {_Explainer(raw, kind).explain(str(error))}") from None
+    except msgspec.ValidationError:
+        raise UsageError(f"{where}: {_explained(raw, kind, [])}") from None
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
-class _Explainer:
-    """Turns msgspec's messages about `raw` as a `kind` into sentences about the keys that the user wrote."""
+def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
+    """Why `raw`, which stands at `keys`, is no `kind`: a sentence about the innermost part of it that is wrong, with the key as
+    the user wrote it, the value found there, and what is known instead. Empty if `raw` is right."""
+    try:
+        convert(raw, kind, strict=False)
+        return ""
+    except msgspec.ValidationError as error:
+        text = _readable(str(error)).partition(" - at `")[0]
+    for key, part, its_kind in _parts(raw, kind):
+        if sentence := _explained(part, its_kind, [*keys, *key]):
+            return sentence
+    place = ".".join(keys) or f"the {kind.__name__.removesuffix('Config').lower()}"
+    if unknown := re.search(r"unknown field `(.*)`", text):
+        known = [name for struct in _meant(kind, raw) for name in struct.__struct_encode_fields__]
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys are {', '.join(known) or 'none'}"
+        return f"{place}: unknown key `{unknown[1]}`; {hint}"
+    if missing := re.search(r"missing required field `(.*)`", text):
+        return f"{place}: the key `{missing[1]}` is missing; add it"
+    if text.startswith("Invalid enum"):
+        choices = [str(value) for one in _alternatives(kind) if get_origin(one) is Literal for value in get_args(one)]
+        return f"{place}: {_shown(raw, keys)} is not known; choose one of {', '.join(sorted(choices))}"
+    if text.startswith("Invalid value"):  # of the key that tells kinds of a struct apart
+        tags = {struct.__struct_config__.tag: struct.__struct_config__.tag_field for struct in _structs(kind)}
+        field = next(iter(tags.values()))
+        return f"{place}.{field}: {_shown(raw[field], keys)} is not known; choose one of {', '.join(tags)}"
+    if text.startswith("Expected"):
+        # Without a key the value is the whole file, which may be one of secrets, named by mistake.
+        found = f"; it is {_shown(raw, keys)}" if keys else ""
+        return f"{place}: {text[0].lower() + text[1:]}{found}"
+    return f"{place}: {text}" if keys else text
 
-    def __init__(self, raw: Any, kind: type[msgspec.Struct]):
-        self.raw, self.kind = raw, kind
 
-    def explain(self, message: str) -> str:
-        """The message with the key as the user wrote it, the value found there, and the nearest known key."""
-        text, _, path = _readable(message).partition(" - at `")
-        keys = self._keys(path.removeprefix("key` in `").removeprefix("$").rstrip("`"), message)
-        place = ".".join(keys) or f"the {self.kind.__name__.removesuffix('Config').lower()}"
-        if path.startswith("key` in `"):  # not a value but a key of the mapping at `keys`
-            wrong = next((key for key in _value(keys, self.raw) if self._fails_alone(keys, key, message)), "...")
-            known = ", ".join(getattr(getattr(self._type_at(keys), "key_type", None), "values", []))
-            return f"{place}: the key `{wrong}` {f'is not known; choose one of {known}' if known else 'is not right: ' + text}"
-        unknown = re.search(r"unknown field `(.*)`", text)
-        if unknown:
-            near = difflib.get_close_matches(unknown[1], self._known_keys(keys), n=1)
-            known = ", ".join(self._known_keys(keys)) or "none"
-            hint = f"did you mean `{near[0]}`?" if near else f"known keys are {known}"
-            return f"{place}: unknown key `{unknown[1]}`; {hint}"
-        missing = re.search(r"missing required field `(.*)`", text)
-        if missing:
-            return f"{place}: the key `{missing[1]}` is missing; add it"
-        if text.startswith("Invalid"):  # "enum value", or "value" of the key that tells kinds of a struct apart
-            kind = self._type_at(keys if "enum" in text else keys[:-1])
-            kinds = getattr(kind, "types", [kind])  # several when the value is optional
-            values = [value for one in kinds for value in getattr(one, "values", (getattr(one, "tag", None),))]
-            choices = ", ".join(str(value) for value in values if value is not None)
-            return f"{place}: {self._shown(keys)} is not known; choose one of {choices}"
-        if text.startswith("Expected"):
-            # Without a key the value is the whole file, which may be one of secrets, named by mistake.
-            found = f"; it is {self._shown(keys)}" if keys else ""
-            return f"{place}: {text[0].lower() + text[1:]}{found}"
-        return f"{place}: {text}" if keys else text
+def _parts(raw: Any, kind: Any) -> Iterator[tuple[list[str], Any, Any]]:
+    """The values within `raw`, and the keys of a mapping: each with its own key, and the type that it has in a `kind`."""
+    for struct in _meant(kind, raw):
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+        yield from (([key], value, fields[key]) for key, value in raw.items() if key in fields)
+    for one in _alternatives(kind):
+        types = get_args(one)
+        if get_origin(one) is dict and isinstance(raw, dict):
+            for key, value in raw.items():
+                yield [], key, types[0]
+                yield [str(key)], value, types[1]
+        if get_origin(one) is tuple and isinstance(raw, list | tuple):
+            each = types if types[-1] is not ... else types[:1] * len(raw)
+            yield from (([str(place)], *pair) for place, pair in enumerate(zip(raw, each)))
 
-    def _shown(self, keys: list[str]) -> str:
-        """The value at `keys`, shortened to fit into a message."""
-        if any(key.isupper() and SECRET.search(key) for key in keys):  # a variable within `environment`
-            return "hidden"
-        return _shortened(without_userinfo(repr(_value(keys, self.raw))))
 
-    def _keys(self, path: str, message: str) -> list[str]:
-        """`.sources[...].shards` as the keys the user wrote; msgspec does not say which entry of a mapping `[...]` is."""
-        keys: list[str] = []
-        for name, item in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", path):
-            if item == "...":
-                entries = _value(keys, self.raw)
-                names = entries if isinstance(entries, dict) else {}
-                keys.append(str(next((key for key in names if self._fails_alone(keys, key, message)), "...")))
-            else:
-                keys.append(name or item)
-        return keys
+def _structs(kind: Any) -> list[Any]:
+    """The structs among the types that `kind` allows."""
+    return [one for one in _alternatives(kind) if hasattr(one, "__struct_config__")]
 
-    def _fails_alone(self, keys: list[str], key: str, message: str) -> bool:
-        """Whether the mapping at `keys`, reduced to the entry `key`, gives the same message."""
-        reduced = replaced(self.raw, keys, {key: _value(keys, self.raw)[key]})
-        try:
-            convert(reduced, self.kind, strict=False)
-        except msgspec.ValidationError as error:
-            return str(error) == message
-        return False
 
-    def _known_keys(self, keys: list[str]) -> list[str]:
-        """The keys of the struct at `keys`."""
-        info = _struct(self._type_at(keys), _value(keys, self.raw))
-        return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+def _meant(kind: Any, raw: Any) -> list[Any]:
+    """Of these structs the one that the mapping `raw` is meant as: where there are several, it says so itself."""
+    structs = _structs(kind) if isinstance(raw, dict) else []
+    configs = [struct.__struct_config__ for struct in structs]
+    return [one for one, its in zip(structs, configs) if len(structs) == 1 or raw.get(its.tag_field) == its.tag]
 
-    def _type_at(self, keys: list[str]) -> Any:
-        """What msgspec knows about the type of the value at `keys`."""
-        info: Any = msgspec.inspect.type_info(self.kind)
-        for place, key in enumerate(keys):
-            info = _struct(info, _value(keys[:place], self.raw))
-            if isinstance(info, msgspec.inspect.StructType):
-                info = next((field.type for field in info.fields if field.encode_name == key), None)
-            elif isinstance(info, msgspec.inspect.DictType):
-                info = info.value_type
-            else:  # a list, which may be optional
-                info = next((one.item_type for one in getattr(info, "types", [info]) if hasattr(one, "item_type")), info)
-        return info
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The types that `kind` allows, without their constraints."""
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for part in get_args(kind) for one in _alternatives(part)]
+    return [kind]
+
+
+def _shown(value: Any, keys: list[str]) -> str:
+    """The value at `keys`, shortened to fit into a message."""
+    if any(key.isupper() and SECRET.search(key) for key in keys):  # a variable within `environment`
+        return "hidden"
+    return _shortened(without_userinfo(repr(value)))
 
 
 def _readable(message: str) -> str:
     return message.replace(f"Expected `float` <= {FINITE!r}", "Expected a finite `float`")
-
-
-def _value(keys: list[str], raw: Any) -> Any:
-    """The value in `raw` at `keys`; None when there is none."""
-    for key in keys:
-        try:
-            raw = raw[int(key)] if isinstance(raw, list | tuple) else raw[key]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
-    return raw
-
-
-def _struct(info: Any, value: Any) -> Any:
-    """The struct among the alternatives of an optional value, or of one that says its kind itself."""
-    if isinstance(info, msgspec.inspect.UnionType):
-        structs = [kind for kind in info.types if isinstance(kind, msgspec.inspect.StructType)]
-        named = [kind for kind in structs if isinstance(value, dict) and value.get(kind.tag_field) == kind.tag]
-        return next(iter(named or structs), info)
-    return info
