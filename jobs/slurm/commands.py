@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -169,11 +170,6 @@ def require_slurm() -> None:
         raise UserError("sbatch is not on this machine's PATH; give the command on a login node, or use --cluster local")
 
 
-def is_away(message: str) -> bool:
-    """Whether a command's error message means that the controller does not answer."""
-    return AWAY.search(message) is not None
-
-
 def is_full(message: str) -> bool:
     """Whether sbatch's error message means that the user's limit of submitted jobs is reached.
 
@@ -207,24 +203,29 @@ def call(*command: str, patience_s: float = PATIENCE_S) -> str:
     name = command[0]
     if _cluster and name != "sacctmgr":  # it knows no such option: a database serves all clusters
         command = (name, f"--clusters={_cluster}", *command[1:])
+    done = _run(*command, patience_s=patience_s)
+    if done.returncode:
+        problem = one_line(done.stderr) or f"exit code {done.returncode}"
+        raise (ControllerAway if AWAY.search(problem) else UserError)(f"{name}: {problem}")
+    return done.stdout
+
+
+def _run(*command: str, input: str = "", patience_s: float | None = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+    """The ended command; raises UserError where there is none, and ControllerAway when it does not end."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=input,
             env=cleaned(os.environ),
             capture_output=True,
             text=True,
             timeout=patience_s,
-            errors="replace",
+            errors="replace",  # a site may print anything
         )
     except FileNotFoundError:
-        raise UserError(f"{name}: not on this machine's PATH") from None
+        raise UserError(f"{command[0]}: not on this machine's PATH") from None
     except subprocess.TimeoutExpired:
-        raise ControllerAway(f"{name}: no answer within {patience_s:g} s") from None
-    if done.returncode:
-        problem = one_line(done.stderr) or f"exit code {done.returncode}"
-        raise (ControllerAway if is_away(problem) else UserError)(f"{name}: {problem}")
-    return done.stdout
+        raise ControllerAway(f"{command[0]}: no answer within {patience_s:g} s") from None
 
 
 def squeue(
@@ -362,14 +363,34 @@ def host_names(node_list: str) -> list[str]:
 def tested(script: str) -> str:
     """Slurm's answer to `sbatch --test-only` without dependencies: when and where the job would start, or why never."""
     independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
-    command, environment = ["sbatch", "--test-only", "--output=/dev/null"], cleaned(os.environ)
     try:
-        done = subprocess.run(
-            command, input=independent, env=environment, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {PATIENCE_S:.0f} s"
+        done = _run("sbatch", "--test-only", "--output=/dev/null", input=independent)
+    except ControllerAway as error:
+        return str(error)
     return " ".join((done.stderr or done.stdout).replace("sbatch: ", "").split())
+
+
+def sbatch(script: Path, job: str, avoided: str) -> str:
+    """Submit the batch script of a job, whose options exclude the nodes `avoided`; returns the job's number.
+
+    Raises ControllerAway when Slurm did not answer, so that it may have the job or not, and UserError with sbatch's own words
+    when it refused the job: QueueFull where it would take it later, DependencyLost where it has forgotten a job that this one
+    waits for.
+    """
+    done = _run("sbatch", str(script), patience_s=None)  # Slurm may have the job of an sbatch that was killed
+    # Of sbatch's own lines: a site may have it print others, with numbers of other jobs.
+    if not done.returncode and (numbers := re.findall(r"^Submitted batch job (\d+)", done.stdout, re.MULTILINE)):
+        return str(numbers[-1])
+    said = "; ".join(re.findall("sbatch: error: (.*)", done.stderr)) or one_line(done.stderr or done.stdout)
+    said = said or f"exit code {done.returncode}"
+    if done.returncode <= 0 or AWAY.search(said):  # it was killed, or told no number
+        raise ControllerAway(f"sbatch: {said}")
+    if is_full(said):
+        raise QueueFull(f"Slurm takes no more of your jobs now ({said})")
+    if "Job dependency problem" in said:
+        raise DependencyLost(f"Slurm has forgotten a job that {job} waits for; repeat the command")
+    without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
+    raise UserError(f"sbatch refused job {job}{without}: {said}; correct the profile or the study")
 
 
 def within_array_limit(profile: Profile) -> Profile:

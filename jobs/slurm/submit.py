@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
-import subprocess
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import submitit
+from submitit.slurm.slurm import _make_sbatch_string
 
 from curricula.durable import make_folder, write_text
 from curricula.errors import UsageError, UserError
@@ -129,7 +127,6 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     keep_profile(run.profile, profile)
     profile = commands.within_array_limit(profile)
     write_resubmit(run, plan, profile, chosen)
-    executor = ElementExecutor(root / "slurm")
     made: list[Submission] = []
     cut_off: list[str] = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
@@ -140,15 +137,14 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         taken = {task.job_id for task in numbering.tasks.values()} if first is None else set()
         options = _options(plan, array, profile, numbering)
         avoids = exclusion(run)
-        if avoids and _has_others(avoids, executor, array, options, say):
+        if avoids and _has_others(avoids, run, array, options, say):
             options = _also(options, "exclude", avoids)
         else:
             avoids = ""
 
         def send(options: Options, continues: str = "") -> Submission:
-            executor.prepare(array, options)
             text = body(array.job, array.labels, plan.study, profile, root, code, continues, avoids)
-            return _submit(run, executor, array, text, say)
+            return _submit(run, array, options, sbatch_file(root / "slurm", array, options, text), say)
 
         if first is None:
             with _unmarked(run, array):
@@ -196,15 +192,11 @@ def _also(options: Options, name: str, value: str) -> Options:
     return {**options, name: ",".join(filter(None, (str(options.get(name, "")), value)))}
 
 
-def _has_others(nodes: str, executor: ElementExecutor, array: Array, options: Options, say: Say) -> bool:
+def _has_others(nodes: str, run: Run, array: Array, options: Options, say: Say) -> bool:
     """Whether the job can avoid these nodes: not if Slurm could start it with them and not without."""
 
-    def said(options: Options) -> str:
-        executor.prepare(array, options)
-        return commands.tested(executor.text(""))
-
-    refusal = said(_also(options, "exclude", nodes))
-    if commands.STARTS in refusal or commands.STARTS not in said(options):
+    refusal = commands.tested(sbatch_file(run.slurm, array, _also(options, "exclude", nodes), ""))
+    if commands.STARTS in refusal or commands.STARTS not in commands.tested(sbatch_file(run.slurm, array, options, "")):
         return True
     say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {refusal}")
     return False
@@ -303,7 +295,6 @@ class Preview:
 def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -> list[Preview]:
     """Every array of a first submission of `chosen`; writes nothing."""
     profile = commands.within_array_limit(profile)
-    executor = ElementExecutor(root / "slurm")
     code = planned_snapshot(root)
     numbering = _Numbering({}, {})
     sizes = Counter(job for job, _ in chosen)
@@ -312,8 +303,8 @@ def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -
         number = sum(one.array.job == array.job for one in found)
         name = array.job.name if len(array.labels) == sizes[array.job.name] else f"{array.job.name}/{number}"
         options = _options(plan, array, profile, numbering)
-        executor.prepare(array, options)
-        script = executor.text(body(array.job, array.labels, plan.study, profile, root, code))
+        text = body(array.job, array.labels, plan.study, profile, root, code)
+        script = sbatch_file(root / "slurm", array, options, text)
         found.append(Preview(name, array, str(options.get("dependency", "")), script))
         numbering.add(array, name)
     return found
@@ -394,86 +385,36 @@ def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) 
     return {**options, "dependency": waits} if waits else options
 
 
-def _submit(run: Run, executor: ElementExecutor, array: Array, text: str, say: Say) -> Submission:
+def sbatch_file(folder: Path, array: Array, options: Options, body: str) -> str:
+    """The batch script of an array, as submitit writes it. Its output goes to `folder`, RUN/slurm."""
+    count = len(array.labels)
+    return _make_sbatch_string(
+        command=body,
+        folder=folder,
+        job_name=str(options["job-name"]),
+        additional_parameters={name: value for name, value in options.items() if name != "job-name"},
+        map_count=count,
+        array_parallelism=array.job.request.options.throttle or count,
+        stderr_to_stdout=True,
+        use_srun=False,  # the body calls it
+        wckey=None,
+    )
+
+
+def _submit(run: Run, array: Array, options: Options, text: str, say: Say) -> Submission:
     """Call sbatch and record the array. If it is unknown whether Slurm took it, look for it in the queue before a retry."""
+    script = run.slurm / ".submission.sh"
     for attempt in patiently(say):
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 for found in recover(run, queued(run), may_repeat=True):
                     if found.job == array.job.name and found.labels == array.labels:
                         return found
-            job_id = executor.submit_body(text)
+            write_text(script, text)
+            job_id = commands.sbatch(script, array.job.name, str(options.get("exclude", "")))
+            script.rename(script.with_name(f"{job_id}_submission.sh"))
             submission = Submission(job=array.job.name, job_id=job_id, labels=array.labels, submitted=time.time())
             record(run, submission)
             say(f"{array.job.name}: array {job_id} of {len(array.labels)}")
             return submission
     raise AssertionError("unreachable: the last attempt raises")
-
-
-class ElementExecutor(submitit.SlurmExecutor):
-    """Submits one job array at a time. Scripts and logs go to its folder, RUN/slurm."""
-
-    def __init__(self, folder: Path):
-        super().__init__(folder)
-        self._job = ""
-
-    @classmethod
-    def name(cls) -> str:
-        return "slurm"
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2  # submitit asks how well this executor fits; `require_slurm` has checked that Slurm is installed
-
-    def prepare(self, array: Array, options: Options) -> None:
-        """Set the next array and its options."""
-        self._job, count = array.job.name, len(array.labels)
-        named = {name: value for name, value in options.items() if name.replace("-", "_") in self._valid_parameters()}
-        self.parameters = {
-            **{name.replace("-", "_"): value for name, value in named.items()},
-            "additional_parameters": {name: value for name, value in options.items() if name not in named},
-            "map_count": count,
-            "array_parallelism": array.job.request.options.throttle or count,
-            "stderr_to_stdout": True,
-            "use_srun": False,  # the body calls it
-            "wckey": None,
-        }
-
-    def text(self, body: str) -> str:
-        """The sbatch file."""
-        return self._make_submission_file_text(body, "")
-
-    def submit_body(self, body: str) -> str:
-        """Hand the prepared array to sbatch; returns its number.
-
-        Raises ControllerAway when Slurm did not answer, so that it may have the job or not, and UserError with sbatch's own
-        words when it refused the job: QueueFull where it would take it later, DependencyLost where it has forgotten a job that
-        this one waits for.
-        """
-        script = Path(self.folder) / ".submission.sh"
-        write_text(script, self.text(body))
-        # Not by submitit, which kills an sbatch that prints anything but UTF-8, although Slurm may have the job.
-        environment = commands.cleaned(os.environ)
-        done = subprocess.run(["sbatch", str(script)], env=environment, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            said = _last_words(done.stderr) or f"sbatch ended with code {done.returncode}"
-            if done.returncode < 0 or commands.is_away(said):  # it was killed, or got no answer
-                raise ControllerAway(said)
-            if commands.is_full(said):
-                raise QueueFull(f"Slurm takes no more of your jobs now ({said})")
-            if "Job dependency problem" in said:
-                raise DependencyLost(f"Slurm has forgotten a job that {self._job} waits for; repeat the command")
-            avoided = self.parameters.get("exclude")
-            without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
-            raise UserError(f"sbatch refused job {self._job}{without}: {said}; correct the profile or the study")
-        # Of sbatch's own line: a site may have it print others, with numbers of other jobs.
-        if not (numbers := re.findall(r"^Submitted batch job (\d+)", done.stdout, re.MULTILINE)):
-            raise ControllerAway(f"sbatch told no number of a job, but {done.stdout.strip()!r}")
-        script.rename(script.with_name(f"{numbers[-1]}_submission.sh"))
-        return str(numbers[-1])
-
-
-def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if "sbatch: error" in line] or lines[-1:]
-    return "; ".join(line.replace("sbatch: error: ", "") for line in said)

@@ -18,7 +18,6 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.state import run_status
-from curricula.jobs.plan import Element, Job
 from curricula.jobs.run import Run
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import (
@@ -37,7 +36,7 @@ from curricula.jobs.slurm.commands import (
 from curricula.jobs.slurm.profile import Profile, Request, StageOptions, Stages, keep_profile
 from curricula.jobs.slurm.restarts import LIMIT, GaveUp, check_restarts
 from curricula.jobs.slurm.submissions import BadNode, contents_line, record_bad_nodes, submissions
-from curricula.jobs.slurm.submit import Array, ElementExecutor, Standing, standing, submit_plan
+from curricula.jobs.slurm.submit import Standing, standing, submit_plan
 from curricula.jobs.stages import Work
 from curricula.jobs.study import load_study
 
@@ -51,11 +50,10 @@ def slurm(tmp_path, monkeypatch):
     return FakeSlurm(tmp_path / "bin", monkeypatch)
 
 
-def executor(folder):
+def sbatch(folder):
     folder.mkdir()
-    executor = ElementExecutor(folder)
-    executor.prepare(Array(Job("prepare", "prepare", (Element("prepare"),)), ("prepare",)), {"time": 5})
-    return executor
+    write_text(folder / "script.sh", "true")
+    return commands.sbatch(folder / "script.sh", "prepare", "")
 
 
 def test_a_controller_that_goes_away_midway_is_waited_for(slurm, tmp_path, monkeypatch):
@@ -77,7 +75,7 @@ def test_a_controller_that_goes_away_midway_is_waited_for(slurm, tmp_path, monke
 def test_a_refusal_carries_slurms_reason(slurm, tmp_path):
     slurm.answer("sbatch", script="".join(f"echo '{line}' >&2\n" for line in REFUSED), code=1)
     with pytest.raises(UserError, match="invalid partition specified: gpu2; Batch job submission failed: Invalid") as error:
-        executor(tmp_path / "jobs").submit_body("true")
+        sbatch(tmp_path / "jobs")
     assert not isinstance(error.value, ControllerAway) and "exit status" not in str(error.value)
 
 
@@ -87,7 +85,7 @@ def test_a_refusal_carries_slurms_reason(slurm, tmp_path):
 def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path, said):
     slurm.answer("sbatch", error=said, code=1)
     with pytest.raises(ControllerAway, match=said.removeprefix("sbatch: error: ").replace("(", r"\(").replace(")", r"\)")):
-        executor(tmp_path / "jobs").submit_body("true")
+        sbatch(tmp_path / "jobs")
 
 
 LIMITS = ("MaxSubmitJobsPerAccount", "QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit")
@@ -348,10 +346,11 @@ def test_what_a_colleague_submitted_is_not_submitted_again(slurm, tmp_path, monk
 
 def test_a_colleague_may_read_what_was_submitted(slurm, tmp_path, monkeypatch):
     """What changes a study looks there for the code that queued jobs run."""
+    run, _ = new_run(tmp_path / "run")
     monkeypatch.setenv(TEAM, str(os.getgid()))
     slurm.answer("sbatch", "Submitted batch job 7\n")
-    executor(tmp_path / "jobs").submit_body("true")
-    assert (tmp_path / "jobs/7_submission.sh").stat().st_mode & 0o777 == 0o660
+    submit_plan(run, plan_study(run.study), [PREPARE], Profile(), Standing(set(), {}), print)
+    assert (run.slurm / "7_submission.sh").stat().st_mode & 0o777 == 0o660
 
 
 SHOW = {
@@ -446,13 +445,13 @@ def test_a_job_that_sbatch_took_without_telling_its_number_is_looked_for_before_
 
 def test_lines_that_a_site_has_sbatch_print_are_no_number(slurm, tmp_path):
     slurm.answer("sbatch", "This is job 3 of 40 for you\nSubmitted batch job 7 on cluster blue\nSee also job 5\n")
-    assert executor(tmp_path / "jobs").submit_body("true") == "7"
+    assert sbatch(tmp_path / "jobs") == "7"
 
 
 @pytest.mark.parametrize("stream", [1, 2])
 def test_a_job_is_submitted_though_a_site_speaks_another_encoding(slurm, tmp_path, stream):
     slurm.answer("sbatch", "Submitted batch job 7\n", script=f"printf 'Universit\\351\\n' >&{stream}")
-    assert executor(tmp_path / "jobs").submit_body("true") == "7"
+    assert sbatch(tmp_path / "jobs") == "7"
 
 
 LOST = "sbatch: error: Batch job submission failed: Job dependency problem"
