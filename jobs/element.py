@@ -28,7 +28,7 @@ from curricula.fencing import Superseded
 from curricula.jobs.completion import Done, Failure, is_done, marks_read, read_failure
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.logs import note
-from curricula.jobs.monitor.progress import ProgressFile, announced, notify
+from curricula.jobs.monitor.progress import Announced, notify
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import own_task, restart_count
 from curricula.jobs.slurm.profile import Profile, kept_profile
@@ -81,7 +81,7 @@ def _run_first(work: Work, generation: int) -> None:
         profile = _profile(work.run)
         check_restarts(work)
         _check_nodes(work, profile)
-        stage.run(work, announced(ProgressFile(folder / "progress.json", work.element.seed)))
+        stage.run(work, Announced(folder / "progress.json", work.element.seed))
     except (Interrupted, Superseded):
         raise
     except Exception as error:

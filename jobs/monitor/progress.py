@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ import msgspec
 from curricula.errors import UserError
 from curricula.jobs.monitor.logs import note
 from curricula.jobs.slurm.commands import own_task, restart_count, set_comment
-from curricula.progress import Progress
 from curricula.secrets import is_secret
 from curricula.settings import convert
 from curricula.terminal import clock, count, one_line
@@ -38,19 +37,6 @@ NOTIFY_PATIENCE_S = 30.0
 Event = Literal["failed", "done"]
 
 
-class TimeLeft:
-    """Estimates the seconds left from the pace since its first call."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-
-    def __call__(self, now_s: float, done: int, total: int) -> float | None:
-        """None while nothing has been done since the first call, or where the total is not known: it is less than is done."""
-        self._first = self._first or (now_s, done)
-        first_s, first_done = self._first
-        return (now_s - first_s) / (done - first_done) * (total - done) if first_done < done <= total else None
-
-
 class Reading(msgspec.Struct, frozen=True):
     """The last progress an element wrote, as its progress.json holds it."""
 
@@ -60,34 +46,13 @@ class Reading(msgspec.Struct, frozen=True):
     updated: float
     """Unix time: the element's heartbeat."""
     left_s: float | None = None
-    """Seconds left at the pace so far."""
+    """Seconds left at the pace since the first report; None while nothing has been done since."""
     host: str = ""
     seed: int | None = None
     restarts: int = 0
     """How often Slurm had requeued it."""
     figures: dict[str, Any] = {}
     """What else the element reported, such as loss."""
-
-
-class ProgressFile:
-    """A `Progress` that keeps an element's progress.json up to date. Not synced: after a crash it is out of date anyway."""
-
-    def __init__(self, path: Path, seed: int | None = None):
-        self.path, self.seed, self._restarts = path, seed, restart_count(os.environ)
-        self._time_left = TimeLeft()
-        self._next = 0.0
-
-    def __call__(self, done: int, total: int, **figures: Any) -> None:
-        now = time.monotonic()  # the clock may be set back
-        left_s = self._time_left(now, done, total)
-        if now < self._next and done != total:
-            return
-        self._next = now + REWRITE_EVERY_S
-        reading = Reading(done, total, time.time(), left_s, socket.gethostname(), self.seed, self._restarts, figures)
-        with contextlib.suppress(OSError):  # a full disk must not end the work over its progress report
-            aside = self.path.with_suffix(".aside")
-            aside.write_text(json.dumps(msgspec.structs.asdict(reading)))
-            os.replace(aside, self.path)
 
 
 def read_progress(path: Path) -> Reading | None:
@@ -105,59 +70,58 @@ def number(figures: Mapping[str, Any], name: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def announced(progress: Progress, environment: Mapping[str, str] = os.environ) -> Progress:
-    """`progress`, published in the log too, and in the comment of its Slurm job, which `squeue --format=%k` shows."""
-    task = own_task(environment)
-    receivers = [progress, _Throttled(LOG_EVERY_S, note)]
-    if task is not None:
+class Announced:
+    """A `Progress` that keeps an element's progress.json up to date, and publishes a line in the log and in the comment of its
+    Slurm job, which `squeue --format=%k` shows."""
+
+    def __init__(self, path: Path, seed: int | None = None, environment: Mapping[str, str] = os.environ):
+        self.path, self.seed, self._restarts = path, seed, restart_count(environment)
+        self._first: tuple[float, int] | None = None
+        self._commenting: threading.Thread | None = None
+        self._task = own_task(environment)
+        later = time.monotonic() + FIRST_AFTER_S
         every_s = max(COMMENT_EVERY_S, int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) / 2)
-        receivers.append(_Throttled(every_s, JobComment(task)))
-
-    def publish(done: int, total: int, **figures: Any) -> None:
-        for receiver in receivers:
-            receiver(done, total, **figures)
-
-    return publish
-
-
-class _Throttled:
-    """A `Progress` that publishes a line at most every `every_s` seconds."""
-
-    def __init__(self, every_s: float, publish: Callable[[str], None]):
-        self.every_s, self.publish = every_s, publish
-        self._next = time.monotonic() + FIRST_AFTER_S
-        self._time_left = TimeLeft()
+        self._next = {self._write: 0.0, self._log: later} | ({self._comment: later} if self._task else {})
+        self._every_s = {self._write: REWRITE_EVERY_S, self._log: LOG_EVERY_S, self._comment: every_s}
 
     def __call__(self, done: int, total: int, **figures: Any) -> None:
-        now = time.monotonic()
-        left_s = self._time_left(now, done, total)
-        if now < self._next:
-            return
-        self._next = now + self.every_s
-        self.publish(progress_line(done, total, left_s, figures))
+        now = time.monotonic()  # the clock may be set back
+        self._first = self._first or (now, done)
+        first_s, first_done = self._first
+        left_s = (now - first_s) / (done - first_done) * (total - done) if first_done < done <= total else None
+        reading = Reading(done, total, time.time(), left_s, socket.gethostname(), self.seed, self._restarts, figures)
+        for publish, due in self._next.items():
+            if now >= due or (publish == self._write and done == total):
+                self._next[publish] = now + self._every_s[publish]
+                publish(reading)
+
+    def _write(self, reading: Reading) -> None:
+        """Not synced: after a crash it is out of date anyway."""
+        with contextlib.suppress(OSError):  # a full disk must not end the work over its progress report
+            aside = self.path.with_suffix(".aside")
+            aside.write_text(json.dumps(msgspec.structs.asdict(reading)))
+            os.replace(aside, self.path)
+
+    def _log(self, reading: Reading) -> None:
+        note(progress_line(reading))
+
+    def _comment(self, reading: Reading) -> None:
+        """From a thread of its own; while one call hangs there is no other."""
+
+        def work() -> None:
+            with contextlib.suppress(UserError, OSError):  # a container may lack scontrol: then there is no comment
+                set_comment(self._task or "", progress_line(reading), COMMENT_PATIENCE_S)
+
+        if self._commenting is None or not self._commenting.is_alive():
+            self._commenting = threading.Thread(target=work, daemon=True)
+            self._commenting.start()
 
 
-class JobComment:
-    """Keeps the comment of a Slurm job, from a thread of its own; while one call hangs there is no other."""
-
-    def __init__(self, task: str):
-        self.task = task
-        self._call: threading.Thread | None = None
-
-    def __call__(self, text: str) -> None:
-        if self._call is None or not self._call.is_alive():
-            self._call = threading.Thread(target=self._set, args=(text,), daemon=True)
-            self._call.start()
-
-    def _set(self, text: str) -> None:
-        with contextlib.suppress(UserError, OSError):  # a container may lack scontrol: then there is no comment
-            set_comment(self.task, text, COMMENT_PATIENCE_S)
-
-
-def progress_line(done: int, total: int, left_s: float | None, figures: Mapping[str, Any]) -> str:
+def progress_line(reading: Reading) -> str:
     """One short line, such as `1200/5000 24% loss 2.345 1.2M tok/s 3:20:00 left`."""
+    done, total, left_s = reading.done, reading.total, reading.left_s
     parts = [f"{done}/{total}", f"{100 * done // max(1, total)}%"] if done <= total else [f"{done}"]
-    loss, speed = number(figures, "loss"), number(figures, "tokens_per_second")
+    loss, speed = number(reading.figures, "loss"), number(reading.figures, "tokens_per_second")
     parts += [f"loss {loss:.3f}"] if loss is not None else []
     parts += [f"{count(speed)} tok/s"] if speed is not None else []
     parts += [f"{clock(left_s)} left"] if left_s is not None else []

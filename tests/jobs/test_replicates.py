@@ -19,7 +19,7 @@ from curricula.jobs.completion import done_elements, is_done
 from curricula.jobs.element import run_element
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
-from curricula.jobs.monitor.progress import ProgressFile, read_progress
+from curricula.jobs.monitor.progress import Announced, read_progress
 from curricula.jobs.monitor.state import run_status
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
@@ -174,10 +174,10 @@ def test_seeds_are_selected_like_arms():
 def test_status_tells_seeds_apart(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     run = Run.create(tmp_path / "run", study("demo", seeds=[42, 43]))
-    ProgressFile(run.element("pretrain-20", "full-20-s43") / "progress.json", 43)(0, 10)  # no folder: harmless
+    Announced(run.element("pretrain-20", "full-20-s43") / "progress.json", 43)(0, 10)  # no folder: harmless
     path = run.element("pretrain-20", "full-20-s43") / "progress.json"
     path.parent.mkdir(parents=True)
-    ProgressFile(path, 43)(3, 10, loss=2.0)
+    Announced(path, 43)(3, 10, loss=2.0)
     assert json.loads(path.read_text())["seed"] == 43
     reading = read_progress(path)
     assert reading is not None and reading.figures == {"loss": 2.0}

@@ -14,12 +14,11 @@ from curricula.durable import read_json, write_text
 from curricula.errors import UserError
 from curricula.jobs import element
 from curricula.jobs.monitor import progress
-from curricula.jobs.monitor.progress import announced, notify, progress_line
+from curricula.jobs.monitor.progress import Announced, Reading, notify, progress_line
 from curricula.jobs.slurm.commands import own_task
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.restarts import GaveUp
 from curricula.jobs.stages import STAGES
-from curricula.progress import silent
 
 TELL = "import json, os, sys; json.dump([sys.stdin.read(), dict(os.environ), sys.argv[1:]], open(sys.argv[1], 'w'))"
 
@@ -38,10 +37,11 @@ def wait_for_calls(slurm, number):
 
 
 def test_a_comment_shows_progress_loss_speed_and_time_left():
-    assert progress_line(1200, 5000, 12_000.0, {"loss": 2.34567, "tokens_per_second": 1.234e6, "phase": 1}) == (
+    figures = {"loss": 2.34567, "tokens_per_second": 1.234e6, "phase": 1}
+    assert progress_line(Reading(1200, 5000, 0.0, 12_000.0, figures=figures)) == (
         "1200/5000 24% loss 2.346 1.23M tok/s 3:20:00 left"
     )
-    assert progress_line(3, 0, None, {"loss": "high"}) == "3"
+    assert progress_line(Reading(3, 0, 0.0, figures={"loss": "high"})) == "3"
 
 
 def test_an_array_task_is_named_by_array_and_number():
@@ -49,8 +49,9 @@ def test_an_array_task_is_named_by_array_and_number():
     assert own_task({"SLURM_JOB_ID": "70"}) == "70" and own_task({}) is None
 
 
-def test_log_and_comment_are_throttled(slurm, capsys):
-    announce = announced(silent, {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3"})
+def test_log_and_comment_are_throttled(slurm, tmp_path, capsys):
+    task = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3"}
+    announce = Announced(tmp_path / "progress.json", None, task)
     for done in range(1, 200):
         announce(done, 200, loss=1.0)
     (call,) = wait_for_calls(slurm, 1)
@@ -60,7 +61,7 @@ def test_log_and_comment_are_throttled(slurm, capsys):
 
 
 @pytest.mark.parametrize(("tasks", "calls"), [("1", 2), ("1000", 1)])
-def test_comments_of_a_long_array_are_rarer(monkeypatch, tasks, calls):
+def test_comments_of_a_long_array_are_rarer(monkeypatch, tmp_path, tasks, calls):
     """Each is a call of Slurm's controller."""
     now, told = [0.0], []
     monkeypatch.setattr(progress, "FIRST_AFTER_S", 0.0)
@@ -68,7 +69,7 @@ def test_comments_of_a_long_array_are_rarer(monkeypatch, tasks, calls):
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(progress, "set_comment", lambda task, text, _: told.append((task, text[:3])))
     array = {"SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": tasks}
-    announce, others = announced(silent, array), set(threading.enumerate())
+    announce, others = Announced(tmp_path / "progress.json", None, array), set(threading.enumerate())
     for done in (1, 2):
         announce(done, 9)
         for thread in set(threading.enumerate()) - others:  # comments are set from threads
@@ -78,7 +79,7 @@ def test_comments_of_a_long_array_are_rarer(monkeypatch, tasks, calls):
 
 
 @pytest.mark.parametrize("how", ["fails", "absent", "hangs"])
-def test_the_work_continues_whatever_scontrol_does(slurm, monkeypatch, how):
+def test_the_work_continues_whatever_scontrol_does(slurm, tmp_path, monkeypatch, how):
     if how == "fails":
         slurm.answer("scontrol", error="Access denied", code=1)
     elif how == "absent":
@@ -86,21 +87,20 @@ def test_the_work_continues_whatever_scontrol_does(slurm, monkeypatch, how):
         monkeypatch.setenv("PATH", str(slurm.folder))
     else:
         slurm.answer("scontrol", script="exec sleep 60")
-    told = []
-    announce = announced(lambda done, total, **figures: told.append(done), {"SLURM_JOB_ID": "70"})
+    announce = Announced(tmp_path / "progress.json", None, {"SLURM_JOB_ID": "70"})
     began = time.monotonic()
     announce(1, 2)
     announce(2, 2)
-    assert told == [1, 2] and time.monotonic() - began < 30
+    assert read_json(tmp_path / "progress.json")["done"] == 2 and time.monotonic() - began < 30
 
 
-def test_outside_slurm_only_the_log_gets_progress(slurm, capsys):
-    announced(silent, {})(5, 9)
+def test_outside_slurm_only_the_log_gets_progress(slurm, tmp_path, capsys):
+    Announced(tmp_path / "progress.json", None, {})(5, 9)
     assert "5/9 55%" in capsys.readouterr().err and slurm.calls("scontrol") == []
 
 
-def test_a_short_element_leaves_no_lines(capsys):
-    announce = announced(silent, {})
+def test_a_short_element_leaves_no_lines(tmp_path, capsys):
+    announce = Announced(tmp_path / "progress.json", None, {})
     for done in range(9):
         announce(done, 9)
     assert capsys.readouterr().err == ""
