@@ -55,10 +55,6 @@ class PreflightFailed(UserError):
 class UnfitNodes(PreflightFailed):
     """Nodes failed the preflight; they are recorded, and the job should start again without them."""
 
-    def __init__(self, problems: Sequence[BadNode]):
-        super().__init__(f"preflight: {_named(problems)}")
-        self.nodes = tuple(dict.fromkeys(problem.node for problem in problems))
-
 
 class _Report(msgspec.Struct, frozen=True):
     """What a process reports about its node; only the first process of a node looks for problems."""
@@ -78,8 +74,6 @@ class _Verdict(msgspec.Struct, frozen=True):
     """The node of each rank."""
     failure: str = ""
     """What is wrong if no node can be blamed."""
-    find_pair: bool = False
-    """Whether to time pairs of nodes, to find the slow one."""
 
 
 def preflight(
@@ -98,16 +92,21 @@ def preflight(
     """
     began = time.monotonic()
     rendezvous = Rendezvous(ranks, settings.patience_s)
-    decide = _Judge(run, rendezvous, environment)
+
+    def decide(name: str, judge: Callable[[], _Verdict]) -> _Verdict:
+        """Rank 0 judges and all obey: a verdict against nodes is recorded, then raised in every process."""
+        own = _recorded(run, judge(), environment) if ranks.rank == 0 else None
+        verdict = rendezvous.broadcast(name, _Verdict, own)
+        _raise(verdict)
+        return verdict
+
     node = _this_node(environment)
-    report = _Report(node)
-    if ranks.local_rank == 0:
-        report = _Report(node, *examine(run, inputs, settings, environment))
-    rendezvous.put_own("report", report)
+    problems = examine(run, inputs, settings, environment) if ranks.local_rank == 0 else ()
+    rendezvous.put_own("report", _Report(node, *problems))
     nodes = decide("examined", lambda: _judge_reports(rendezvous, settings, environment)).nodes
     rendezvous.put_own("clock", time.time())  # all received the verdict at the same instant
     decide("clocks", lambda: _compare_clocks(rendezvous, nodes, settings))
-    speed = _measure(decide, ranks, nodes, settings)
+    speed = _measure(decide, rendezvous, ranks, nodes, settings)
     if ranks.rank == 0:
         took_s = time.monotonic() - began
         note(f"preflight: {len(set(nodes))} nodes, {ranks.size} processes, all-reduce {speed:.2f} GB/s, {took_s:.1f} s")
@@ -122,19 +121,6 @@ def check_gpus(run: Run, environment: Mapping[str, str] = os.environ) -> None:
 
 def _this_node(environment: Mapping[str, str]) -> str:
     return environment.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-class _Judge:
-    """Lets rank 0 decide and all obey: a verdict against nodes is recorded, then raised in every process."""
-
-    def __init__(self, run: Run, rendezvous: Rendezvous, environment: Mapping[str, str]):
-        self.run, self.rendezvous, self.environment = run, rendezvous, environment
-
-    def __call__(self, name: str, judge: Callable[[], _Verdict]) -> _Verdict:
-        own = _recorded(self.run, judge(), self.environment) if self.rendezvous.rank == 0 else None
-        verdict = self.rendezvous.broadcast(name, _Verdict, own)
-        _raise(verdict)
-        return verdict
 
 
 def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str], enough: float = math.inf) -> _Verdict:
@@ -155,7 +141,7 @@ def _named(problems: Sequence[BadNode]) -> str:
 
 def _raise(verdict: _Verdict) -> None:
     if verdict.problems:
-        raise UnfitNodes(verdict.problems)
+        raise UnfitNodes(f"preflight: {_named(verdict.problems)}")
     if verdict.failure:
         raise PreflightFailed(f"preflight: {verdict.failure}")
 
@@ -216,7 +202,13 @@ def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Pref
     return _Verdict(tuple(BadNode(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items()))
 
 
-def _measure(decide: _Judge, ranks: Ranks, nodes: Sequence[str], settings: Preflight) -> float:
+def _measure(
+    decide: Callable[[str, Callable[[], _Verdict]], object],
+    rendezvous: Rendezvous,
+    ranks: Ranks,
+    nodes: Sequence[str],
+    settings: Preflight,
+) -> float:
     """Bus bandwidth of an all-reduce over all processes, in GB/s; raises if it is below the floor."""
     import torch
     import torch.distributed as dist
@@ -231,18 +223,17 @@ def _measure(decide: _Judge, ranks: Ranks, nodes: Sequence[str], settings: Prefl
     message = torch.ones(elements, dtype=torch.float32, device=device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("all-reduce", decide.rendezvous.store),
+        store=dist.PrefixStore("all-reduce", rendezvous.store),
         rank=ranks.rank,
         world_size=ranks.size,
         timeout=datetime.timedelta(seconds=settings.patience_s),
     )
     with group_until_end():
-        speed, floor = _bus_bandwidth(message, None), settings.min_bandwidth_gb_s
-        places = list(dict.fromkeys(nodes))
-        verdict = decide("measured", lambda: _judge_speed(speed, floor, places))
-        if verdict.find_pair and floor is not None:
-            slow = _slow_pairs(message, nodes, floor, decide.rendezvous)
-            decide("pairs", lambda: _blame(places, slow, speed, floor))
+        speed = rendezvous.broadcast("speed", float, _bus_bandwidth(message, None))
+        floor, places = settings.min_bandwidth_gb_s, list(dict.fromkeys(nodes))
+        if floor is not None and speed < floor:
+            slow = _slow_pairs(message, nodes, floor, rendezvous) if len(places) > 2 else []
+            decide("measured", lambda: _blame(places, slow, speed, floor))
     return speed
 
 
@@ -267,17 +258,6 @@ def _bus_bandwidth(message: torch.Tensor, group: ProcessGroup | None) -> float:
     return 2 * (size - 1) / size * message.numel() * message.element_size() / seconds / 1e9
 
 
-def _judge_speed(speed: float, floor: float | None, places: Sequence[str]) -> _Verdict:
-    if floor is None or speed >= floor:
-        return _Verdict()
-    if len(places) > 2:
-        return _Verdict(find_pair=True)
-    reason = f"all-reduce runs at {speed:.2f} GB/s, below the floor of {floor:g}"
-    if len(places) == 1:
-        return _Verdict((BadNode(places[0], reason),))
-    return _Verdict(failure=f"{reason}, between {' and '.join(places)}: check the fabric, or lower min_bandwidth_gb_s")
-
-
 def _slow_pairs(message: torch.Tensor, nodes: Sequence[str], floor: float, rendezvous: Rendezvous) -> list[tuple[str, str]]:
     """The neighbours in a ring of nodes between which an all-reduce is below the floor. Pairs take turns."""
     import torch.distributed as dist
@@ -298,14 +278,17 @@ def _slow_pairs(message: torch.Tensor, nodes: Sequence[str], floor: float, rende
 
 
 def _blame(places: Sequence[str], slow: Sequence[tuple[str, str]], speed: float, floor: float) -> _Verdict:
-    """The nodes that are slow with both their neighbours, unless all are."""
+    """A single node; of several those that are slow with both their neighbours, unless all are."""
+    reason = f"all-reduce runs at {speed:.2f} GB/s, below the floor of {floor:g}"
+    if len(places) == 1:
+        return _Verdict((BadNode(places[0], reason),))
     blamed = [place for place in places if sum(place in pair for pair in slow) == 2]
     if blamed and len(blamed) < len(places):
-        reason = f"all-reduce with either neighbour is below the floor of {floor:g} GB/s"
-        return _Verdict(tuple(BadNode(place, reason) for place in blamed))
+        alike = f"all-reduce with either neighbour is below the floor of {floor:g} GB/s"
+        return _Verdict(tuple(BadNode(place, alike) for place in blamed))
+    between = " and ".join(places)
     return _Verdict(
-        failure=f"all-reduce over {', '.join(places)} runs at {speed:.2f} GB/s, below the floor of {floor:g}, and no "
-        "single node is to blame: check the fabric, or lower min_bandwidth_gb_s"
+        failure=f"{reason}, between {between}, none of which can be blamed: check the fabric, or lower min_bandwidth_gb_s"
     )
 
 

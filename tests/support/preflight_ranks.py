@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -91,7 +92,7 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
             preflight(run, lambda: STAGES[work.job.stage].inputs(work), ranks, settings, environment)
             outcome: tuple = ("fit",)
         except UnfitNodes as error:
-            outcome = ("unfit", error.nodes, str(error))
+            outcome = ("unfit", tuple(dict.fromkeys(re.findall(r"node (\w+): ", str(error)))), str(error))
         except UserError as error:
             outcome = ("error", str(error))
     answers.put((ranks.rank, outcome))
