@@ -137,29 +137,17 @@ def _user(number: int) -> str:
 
 def make_folder(path: Path, shared: bool = False) -> None:
     """Make `path` and the parents that it lacks, for the owner (and the team), or, if `shared`, as the umask says."""
-    mode = 0o777 if shared else 0o700
-    try:
-        is_new = _make(path, mode)
-    except FileNotFoundError:
-        if path.parent == path:
-            raise
+    if not path.parent.is_dir():
         make_folder(path.parent, shared)
-        is_new = _make(path, mode)
-    group = None if shared else team()
-    if is_new and group is not None:
+    try:
+        path.mkdir(0o777 if shared else 0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    if not shared and (group := team()) is not None:
         _give(path, group)
         path.chmod(0o2770)
-
-
-def _make(folder: Path, mode: int) -> bool:
-    """Make the folder unless it exists; returns whether it is new."""
-    try:
-        folder.mkdir(mode)
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -225,15 +213,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str, shared: bool = False) -> None:
-    with open_atomically(path, "w", shared) as file:
+def write_text(path: Path, text: str, shared: bool = False, own: str = "") -> None:
+    """Write a whole file; `shared` and `own` as in `open_atomically`."""
+    with open_atomically(path, "w", shared, own) as file:
         file.write(text)
 
 
 def write_json(path: Path, value: Any, shared: bool = False, own: str = "") -> None:
     """Write `value` as indented JSON; `shared` and `own` as in `open_atomically`."""
-    with open_atomically(path, "w", shared, own) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n", shared, own)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -285,8 +273,13 @@ def end_of_lines(file: IO[bytes]) -> int:
     return 0
 
 
-def read_jsonl(path: Path, parse: Callable[[bytes], Any] = json.loads) -> list[Any]:
-    """All complete rows of `path`; none if it does not exist. A torn last line is ignored."""
+def read_jsonl(
+    path: Path, parse: Callable[[bytes], Any] = json.loads, mend: str = "remove the line and run the job again"
+) -> list[Any]:
+    """All complete rows of `path`; none if it does not exist. A torn last line is ignored.
+
+    Raises UserError that names the file and line, and ends with `mend`, where `parse` raises ValueError.
+    """
     if not path.exists():
         return []
     rows = []
@@ -294,7 +287,7 @@ def read_jsonl(path: Path, parse: Callable[[bytes], Any] = json.loads) -> list[A
         try:
             rows.append(parse(line))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error}); remove the line and run the job again") from None
+            raise UserError(f"{path}: line {number} cannot be read ({error}); {mend}") from None
     return rows
 
 
@@ -306,7 +299,7 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
     the permissions of the umask.
     """
     make_folder(path.parent, shared)
-    with _opened_lock(path, shared) as file:
+    with open(path, "a+", opener=_shared if shared else _private_no_link) as file:
         deadline = time.monotonic() + wait_s
         while (is_locked := _flock(file, fcntl.LOCK_EX)) is False:
             if time.monotonic() >= deadline:
@@ -330,20 +323,11 @@ def is_held(path: Path) -> bool | None:
     try:
         with open(path) as file:
             is_free = _flock(file, fcntl.LOCK_SH)
-        return is_free is False or ((is_free is None or fencing.has_leases(path)) and fencing.is_leased(path))
+        return is_free is False or fencing.is_leased(path)
     except FileNotFoundError:
         return False
     except OSError:
         return None
-
-
-def _opened_lock(path: Path, shared: bool) -> IO[Any]:
-    try:
-        return open(path, "a+", opener=_shared if shared else _private_no_link)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise UserError(f"{path}: is a symbolic link, which a lock never is; delete it") from None
 
 
 def _shared(path: str, flags: int) -> int:

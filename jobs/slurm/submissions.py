@@ -14,16 +14,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
-from curricula.durable import append_jsonl, exclusive_lock, team, write_text
+from curricula.durable import append_jsonl, exclusive_lock, read_jsonl, team, write_text
 from curricula.errors import UserError
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import PATIENCE_S, Task, TaskState, batch_script, patiently, scancel, squeue
-from curricula.settings import Kind, decode
+from curricula.settings import decode
 
 Queue = Mapping[Task, TaskState]
 """Array tasks in Slurm's queue, as `commands.squeue()` lists them."""
@@ -60,21 +59,8 @@ def record(run: Run, submission: Submission) -> None:
 
 def submissions(run: Run) -> list[Submission]:
     """All submissions, oldest first."""
-    return _recorded(run.submissions, Submission, "remove the line, and `scancel` its job if Slurm still has it")
-
-
-def _recorded(path: Path, kind: type[Kind], mend: str) -> list[Kind]:
-    """The lines of a record, without a last one that a kill cut short; none without a file.
-
-    Raises UserError that names the file and line, and ends with `mend`, when a whole line is anything else.
-    """
-    found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
-        try:
-            found.append(decode(line, kind))
-        except msgspec.DecodeError as error:
-            raise UserError(f"{path}: line {number} is not a {kind.__name__} ({error}); {mend}") from None
-    return found
+    mend = "remove the line, and `scancel` its job if Slurm still has it"
+    return read_jsonl(run.submissions, lambda line: decode(line, Submission), mend)
 
 
 def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
@@ -231,7 +217,7 @@ def record_bad_nodes(run: Run, found: Sequence[BadNode], enough: float = math.in
 def bad_nodes(run: Run) -> list[BadNode]:
     """The failures of the last week, oldest first."""
     since = time.time() - REMEMBERED_S
-    return [bad for bad in _recorded(run.bad_nodes, BadNode, "remove the line") if bad.time > since]
+    return [bad for bad in read_jsonl(run.bad_nodes, lambda line: decode(line, BadNode), "remove the line") if bad.time > since]
 
 
 def exclusion(run: Run) -> str:

@@ -29,10 +29,10 @@ def test_rows_are_read_back_as_they_were_written_losses_that_are_no_numbers_too(
     [
         (b'" x"', b'"\\ud800"', "line 2 holds text that is not UTF-8"),
         (b'" x"', b'"\xed\xa0\x80"', "line 2 holds text that is not UTF-8"),
-        (b'" x"', b'"\xff"', "line 2 is not JSON"),
+        (b'" x"', b'"\xff"', "line 2 cannot be read"),
         (b'"seed": 1', b'"seed": "1"', r"line 2 is not a SuffixRow \(Expected `int`"),
         (b'"seed"', b'"sead"', "line 2 is not a SuffixRow"),
-        (b"}", b"", "line 2 is not JSON"),
+        (b"}", b"", "line 2 cannot be read"),
     ],
 )
 def test_a_line_that_is_no_row_is_named_with_what_is_wrong(tmp_path, old, new, said):
