@@ -8,7 +8,7 @@ integer's digits, as in `600_000_000_000`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -22,10 +22,6 @@ MOST_DEPTH = 40
 INTEGERS = range(-(2**63), 2**63)
 
 TAG = "tag:yaml.org,2002:"
-NULL = re.compile(r"null|Null|NULL|~|")
-BOOLEAN = re.compile(r"true|True|TRUE|false|False|FALSE")
-INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+")
-FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def load_yaml(text: str) -> Any:
@@ -70,6 +66,36 @@ def _too_deep() -> yaml.YAMLError:
     return yaml.YAMLError(f"nested more than {MOST_DEPTH} levels deep")
 
 
+def _integer(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    value = int(text, base) if len(text) <= 64 else INTEGERS.stop
+    if value not in INTEGERS:
+        raise ValueError(f"the integer {text[:20]} has more than 64 bits")
+    return value
+
+
+def _float(text: str) -> float:
+    if text.lower() == ".nan":  # which is not even equal to itself: a file could not be compared with its copy
+        raise ValueError(".nan is not a number")
+    return float(text.lower().replace(".inf", "inf"))
+
+
+def _text(text: str) -> str:
+    if odd := re.search("[\0\ud800-\udfff]", text):
+        raise ValueError(f"a text holds the character U+{ord(odd[0]):04X}, which no file can hold")
+    return text
+
+
+SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "null": (r"null|Null|NULL|~|", lambda _: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9]+(_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+", _integer),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _float),
+    "str": (r"(?s:.*)", _text),
+}
+"""For each type how it is written, and what makes a value of that or raises ValueError."""
+
+
 def _base() -> Any:
     """libyaml's parser, fifty times as fast as the one in Python, if it refuses what is nested too deep for its stack."""
     return yaml.CSafeLoader if yaml.__with_libyaml__ and yaml._yaml.get_version() >= (0, 2, 5) else yaml.SafeLoader
@@ -95,41 +121,18 @@ class _CoreLoader(_base()):  # type: ignore[misc]
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Version 1.2 has no merge key `<<`."""
 
-    def _null(self, node: yaml.ScalarNode) -> None:
-        self._matching(node, NULL)
-
-    def _boolean(self, node: yaml.ScalarNode) -> bool:
-        return self._matching(node, BOOLEAN).lower() == "true"
-
-    def _integer(self, node: yaml.ScalarNode) -> int:
-        text = self._matching(node, INTEGER)
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        value = int(text, base) if len(text) <= 64 else INTEGERS.stop
-        if value not in INTEGERS:
-            raise _refused(node, f"the integer {text[:20]} has more than 64 bits")
-        return value
-
-    def _float(self, node: yaml.ScalarNode) -> float:
-        text = self._matching(node, FLOAT).lower()
-        if text == ".nan":  # which is not even equal to itself: a file could not be compared with its copy
-            raise _refused(node, ".nan is not a number")
-        return float(text.replace(".inf", "inf"))
-
-    def _text(self, node: yaml.ScalarNode) -> str:
+    def construct_core(self, node: yaml.ScalarNode) -> Any:
         text = self.construct_scalar(node)
-        odd = next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), None)
-        if odd is not None:
-            raise _refused(node, f"a text holds the character U+{ord(odd):04X}, which no file can hold")
-        return text
+        written, convert = SCALARS[node.tag.removeprefix(TAG)]
+        if not re.fullmatch(written, text):
+            raise _refused(node, f"{text!r:.60} is not of the type {node.tag.replace(TAG, '!!')}")
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise _refused(node, str(error)) from None
 
     def _unknown(self, node: yaml.Node) -> Any:
         raise _refused(node, f"{node.tag.replace(TAG, '!!')[:60]} is not a type of YAML's core schema")
-
-    def _matching(self, node: yaml.ScalarNode, pattern: re.Pattern[str]) -> str:
-        text = self.construct_scalar(node)
-        if not pattern.fullmatch(text):
-            raise _refused(node, f"{text!r:.60} is not of the type {node.tag.replace(TAG, '!!')}")
-        return text
 
 
 def _refused(node: yaml.Node, problem: str) -> yaml.YAMLError:
@@ -140,19 +143,12 @@ class _CoreDumper(yaml.SafeDumper):
     """Quotes a text that either version of YAML would take for something else."""
 
 
-for _kind, _pattern in {"null": NULL, "bool": BOOLEAN, "int": INTEGER, "float": FLOAT}.items():
-    _whole = re.compile(f"(?:{_pattern.pattern})$")  # PyYAML matches from the beginning
-    _CoreLoader.add_implicit_resolver(TAG + _kind, _whole, None)
-    _CoreDumper.add_implicit_resolver(TAG + _kind, _whole, None)
-_CONSTRUCTORS: dict[str | None, Any] = {
-    TAG + "null": _CoreLoader._null,
-    TAG + "bool": _CoreLoader._boolean,
-    TAG + "int": _CoreLoader._integer,
-    TAG + "float": _CoreLoader._float,
-    TAG + "str": _CoreLoader._text,
-    TAG + "seq": yaml.SafeLoader.construct_yaml_seq,
-    TAG + "map": yaml.SafeLoader.construct_yaml_map,
-    None: _CoreLoader._unknown,
-}
-for _tag, _construct in _CONSTRUCTORS.items():
-    _CoreLoader.add_constructor(_tag, _construct)
+for _kind, (_written, _) in SCALARS.items():
+    _CoreLoader.add_constructor(TAG + _kind, _CoreLoader.construct_core)
+    if _kind != "str":
+        _whole = re.compile(f"(?:{_written})$")  # PyYAML matches from the beginning
+        _CoreLoader.add_implicit_resolver(TAG + _kind, _whole, None)
+        _CoreDumper.add_implicit_resolver(TAG + _kind, _whole, None)
+_CoreLoader.add_constructor(TAG + "seq", yaml.SafeLoader.construct_yaml_seq)
+_CoreLoader.add_constructor(TAG + "map", yaml.SafeLoader.construct_yaml_map)
+_CoreLoader.add_constructor(None, _CoreLoader._unknown)

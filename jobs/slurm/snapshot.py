@@ -85,12 +85,8 @@ def _read(folder: Path, base: Path, hidden: bool = True) -> dict[Path, bytes]:
 
 
 def _snapshot(run_root: Path, contents: Mapping[Path, bytes]) -> Snapshot:
-    digest = hashlib.sha256()
-    for path, content in contents.items():
-        if path != Path(ENTRY):
-            digest.update(f"{path}\0{len(content)}\0".encode())
-            digest.update(content)
-    return Snapshot(run_root / "code" / digest.hexdigest()[:12], _seal(contents))
+    seal = _seal(contents)
+    return Snapshot(run_root / "code" / seal[:12], seal)
 
 
 def _seal(contents: Mapping[Path, bytes]) -> str:
