@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -180,22 +179,23 @@ class Endpoint:
         raise AssertionError("retrying returns or raises")
 
     async def _post_once(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
-        async with self.window.place() as place:
+        async with self.window.place():
             if self._pace:
                 await self._pace(body)
             if self._stopped:
                 raise Stopped
-            place.sent_at = _now()
+            sent_at = _now()
             self.requests += 1
             try:
                 raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": RAW_RESPONSE})
             except openai.OpenAIError as error:
                 meaning = self._translated(error, str(body["model"]))
-                place.turned_away = True if isinstance(meaning, NoAnswer) else None
+                if isinstance(meaning, NoAnswer):  # else nobody knows
+                    self.window.learn(sent_at, turned_away=True)
                 self.retries += _repeats(error)
                 raise meaning from None
             self.retries += raw.retries_taken
-            place.turned_away = raw.retries_taken > 0
+            self.window.learn(sent_at, turned_away=raw.retries_taken > 0)
         value = None
         try:
             value = json.loads(raw.http_response.content)
@@ -280,16 +280,6 @@ class Pace:
                 left -= self._second
 
 
-@dataclass
-class Place:
-    """A request's place among those under way."""
-
-    sent_at: float
-    """On the event loop's clock."""
-    turned_away: bool | None = None
-    """Whether the server turned it away at least once. None: unknown."""
-
-
 class CongestionWindow:
     """At most `width` requests at once; `width` moves between 1 and `most`. For one event loop.
 
@@ -307,26 +297,25 @@ class CongestionWindow:
         self._narrowed_at = -math.inf
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Place]:
-        """Wait for a place and hold it. The holder notes there how the request went."""
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place and hold it."""
         while self.under_way >= self.width:
             self._room.clear()
             await self._room.wait()
         self.under_way += 1
-        place = Place(_now())
         try:
-            yield place
+            yield
         finally:
             self.under_way -= 1
-            self._learn(place)
             if self.under_way < self.width:
                 self._room.set()
 
-    def _learn(self, place: Place) -> None:
-        if place.turned_away and place.sent_at > self._narrowed_at:
+    def learn(self, sent_at: float, turned_away: bool) -> None:
+        """Note whether the server turned a request, sent at that time of the event loop's clock, away at least once."""
+        if turned_away and sent_at > self._narrowed_at:
             self._resize(max(1, math.floor(self.width * DECREASE)))
             self._narrowed_at = _now()
-        elif place.turned_away is False:
+        elif not turned_away:
             self._untroubled += 1
             if self._untroubled >= self.width:
                 self._resize(min(self.most, self.width + 1))

@@ -165,18 +165,14 @@ def _errors(log: LogFile) -> Iterator[FirstError]:
         lines = list(read_lines(log.path, max(0, size - ERROR_TAIL_BYTES)))
     except FileNotFoundError:  # cleaned up meanwhile
         return
-    begin = max((place for place, line in enumerate(lines) if _START.match(line.text)), default=0)
-    place = begin
+    place = max((place for place, line in enumerate(lines) if _START.match(line.text)), default=0)
     while place < len(lines):
         line = lines[place]
-        end = place + 1
-        if line.text.endswith(_TRACEBACK):
-            end = _traceback_end(lines, place)
-        elif not _ERROR.search(line.text):
-            place = end
-            continue
-        texts = tuple(item.text for item in lines[place:end])
-        yield FirstError(log.rank, log.path, line.time, texts[-LONGEST_BLOCK:])
+        is_traceback = line.text.endswith(_TRACEBACK)
+        end = _traceback_end(lines, place) if is_traceback else place + 1
+        if is_traceback or _ERROR.search(line.text):
+            texts = tuple(item.text for item in lines[place:end])
+            yield FirstError(log.rank, log.path, line.time, texts[-LONGEST_BLOCK:])
         place = end
 
 

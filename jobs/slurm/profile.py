@@ -219,10 +219,9 @@ class Profile(Settings, frozen=True):
             with located(f"stages.{section}"):
                 self.options(section)  # with those of `all`
         for name, value in self.environment.items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"environment names {name!r}, which cannot name a variable; use letters, digits and '_'")
-            if name == "IFS" or (name.islower() and not name.endswith("_proxy")):
-                raise ValueError(f"environment names {name}, which may be a variable of the batch script; use capital letters")
+            is_name = re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) and (not name.islower() or name.endswith("_proxy"))
+            if not is_name or name == "IFS":  # else it may be a variable of the batch script
+                raise ValueError(f"environment names {name!r}; use capital letters, digits and '_', and not IFS")
             if is_secret(name, str(value)):
                 raise ValueError(f"environment names {name}, which every script would show; put it into secrets_file")
         for key, text in texts_in(msgspec.to_builtins(self)):

@@ -19,10 +19,11 @@ from curricula.errors import UsageError, UserError
 
 async def request(window: CongestionWindow, turned_away: bool | None, seconds: float = 0.001) -> int:
     """Hold a place for a while. Returns how many requests were under way with it."""
-    async with window.place() as place:
-        at_once = window.under_way
+    async with window.place():
+        at_once, sent_at = window.under_way, asyncio.get_running_loop().time()
         await asyncio.sleep(seconds)
-        place.turned_away = turned_away
+        if turned_away is not None:
+            window.learn(sent_at, turned_away)
     return at_once
 
 

@@ -216,7 +216,7 @@ def parse(**raw) -> Profile:
         ),
         ({"notify": " "}, "notify is ' ', which names no command; give one, or remove the key"),
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
-        ({"environment": {"label": "x"}}, "environment names label, which may be a variable of the batch script; use capital"),
+        ({"environment": {"label": "x"}}, "environment names 'label'; use capital letters"),
         ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
         ({"stages": {"all": {"memory_gb": 1e-5}}}, "stages.all.memory_gb: expected `float` >= 0.01; it is 1e-05"),
