@@ -102,10 +102,8 @@ class _OnSlurm:
     """The task that tells its state; None if it was never submitted."""
     state: TaskState | None = None
     """None where Slurm does not know the task."""
-    is_asked: bool = False
-    """Whether Slurm answered at all."""
-    unaccounted: str = ""
-    """Why its accounting did not answer; empty if it did, or was not asked."""
+    lost: str = ""
+    """What to say where Slurm does not know the task; empty where it did not answer."""
 
 
 def run_status(run: Run, plan: Plan) -> RunStatus:
@@ -118,17 +116,16 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         listing = pool.submit(listed, run, [one.job_id for one in submitted], SLURM_PATIENCE_S) if latest else None
         facts = _read_all(run.root, works)
     known: Mapping[Key, Mapping[Task, TaskState]] = {}
-    unaccounted = ""
-    problem, is_asked = next((fact.error for fact in facts.values() if not fact.is_readable), ""), bool(listing)
+    lost, problem = "", next((fact.error for fact in facts.values() if not fact.is_readable), "")
     try:
         if listing:
             unfinished = [key for key in latest if key in facts and not facts[key].done and not facts[key].error]
-            known, unaccounted = _known(run, submitted, listing.result(), unfinished)
+            known, lost = _known(run, submitted, listing.result(), unfinished)
     except UserError as error:
-        is_asked, problem = False, f"{error}; only what the run folder tells is known"
+        problem = f"{error}; only what the run folder tells is known"
     stale, found, logs_to_read = _stale(plan, facts), [], LOGS_READ
     for key, work in works.items():
-        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), is_asked, unaccounted)
+        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), lost)
         status = _status(work, facts[key], stale.get(key, ""), slurm)
         left_no_error = status.state == "failed" and not facts[key].error
         if slurm.task and left_no_error and logs_to_read:
@@ -143,28 +140,28 @@ def _known(
     run: Run, submitted: list[Submission], queue: Queue, unfinished: Iterable[Key]
 ) -> tuple[Mapping[Key, Mapping[Task, TaskState]], str]:
     """What Slurm knows of each element's tasks: its queue, and its accounting if that has forgotten one of `unfinished`. And
-    why the accounting did not answer, if it did not."""
+    what to say of a task that neither knows."""
     known, latest = known_tasks(run, submitted, queue), latest_tasks(submitted)
+    lost = "is not in Slurm's queue and left no mark"
     if all(latest[key] in known.get(key, ()) for key in unfinished):
-        return known, ""
+        return known, lost
     try:
         accounted = sacct([one.job_id for one in submitted], SLURM_PATIENCE_S)
     except UserError as error:
-        return known, str(error)
+        return known, f"{lost}, and the accounting did not answer ({error})"
     # A controller that was killed forgets jobs that the accounting still has as waiting or running.
     ended = {task: state for task, state in accounted.items() if not (state.is_waiting or state.is_running)}
     in_accounting = known_tasks(run, submitted, ended)
-    return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}, ""
+    return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}, lost
 
 
 def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
     """The task of an element that tells its state, and what Slurm says of it: one that runs, else the next that will, else the
     latest. There may be several where jobs continue one another."""
-    for is_so in (lambda state: state.is_running, lambda state: state.is_waiting):
-        for task, state in known.items():
-            if is_so(state):
-                return task, state
-    return latest, known.get(latest) if latest else None
+    running = [task for task, state in known.items() if state.is_running]
+    waiting = [task for task, state in known.items() if state.is_waiting]
+    task = next(iter([*running, *waiting]), latest)
+    return task, known.get(task) if task else None
 
 
 def _read_all(root: Path, works: Mapping[Key, Work]) -> dict[Key, _Facts]:
@@ -261,12 +258,8 @@ def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
         return "cancelled", reason, ""
     if known:
         return "failed", known.state, _ending(known)
-    if slurm.task and slurm.is_asked:
-        lost = f"Slurm no longer knows task {slurm.task}, which left no mark"
-        if slurm.unaccounted:
-            why = f"the accounting did not answer ({slurm.unaccounted})"
-            lost = f"task {slurm.task} is not in Slurm's queue and left no mark, and {why}"
-        return "interrupted", "", fact.why or lost
+    if slurm.task and slurm.lost:
+        return "interrupted", "", fact.why or f"task {slurm.task} {slurm.lost}"
     is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # and its lock may not be seen from here
     if fact.beats and (slurm.task or is_elsewhere):
         return "running", "", ""

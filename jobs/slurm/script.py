@@ -287,20 +287,19 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
             number = f"{len(scripts):02d}"
             name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
             scripts.append(Script(f"{number}-{name}.sbatch", job, labels, piece, f"job_{number}"))
-    for script in scripts:
-        throttle = script.job.request.options.throttle
-        options: Options = {
-            **sbatch_options(script.job, study, profile),
-            "array": f"0-{len(script.labels) - 1}" + (f"%{throttle}" if throttle else ""),
-            "output": str(root / "slurm" / OUTPUT),
-        }
-        text = templates().get_template("array.sbatch.j2").render(
-            job=script.job,
-            labels=script.labels,
-            directives=[_directive(name, options[name]) for name in sorted(options)],
-            body=body(script.job, script.labels, study, profile, root, code),
-        )  # fmt: skip
-        _write_script(out / script.file, text)
+            throttle = job.request.options.throttle
+            options: Options = {
+                **sbatch_options(job, study, profile),
+                "array": f"0-{len(labels) - 1}" + (f"%{throttle}" if throttle else ""),
+                "output": str(root / "slurm" / OUTPUT),
+            }
+            text = templates().get_template("array.sbatch.j2").render(
+                job=job,
+                labels=labels,
+                directives=[_directive(name, options[name]) for name in sorted(options)],
+                body=body(job, labels, study, profile, root, code),
+            )  # fmt: skip
+            _write_script(out / scripts[-1].file, text)
     return scripts
 
 

@@ -113,7 +113,7 @@ def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
     assert found[f"tokenize/{jobs['tokenize'].elements[4].label}"]["error"] == "Slurm says FAILED (exit code 3)"
     timed_out = found[f"tokenize/{jobs['tokenize'].elements[3].label}"]
     assert timed_out["state"] == "failed" and timed_out["nodes"] == "n3"
-    assert found["report/report"]["state"] == "interrupted" and "no longer knows" in found["report/report"]["error"]
+    assert found["report/report"]["state"] == "interrupted" and "is not in Slurm's queue" in found["report/report"]["error"]
 
 
 def test_accounting_is_not_asked_when_squeue_and_the_folder_suffice(demo, slurm, capsys):
@@ -139,7 +139,7 @@ def test_a_number_that_slurm_gave_again_to_a_strange_job_tells_nothing(demo, slu
     slurm.answer("sacct", "8_0|CANCELLED by 7|0:0|n1|sbatch /of/others/slurm/x.sh\n")
     found = elements(run, capsys)
     assert found["pretrain-0/full-0"]["state"] == found["pretrain-20/full-20"]["state"] == "interrupted"
-    assert "no longer knows task 8_0" in found["pretrain-20/full-20"]["error"]
+    assert "task 8_0 is not in Slurm's queue" in found["pretrain-20/full-20"]["error"]
     assert found["pretrain-0/data-0"]["state"] == "running" and found["pretrain-20/data-20"]["state"] == "interrupted"
 
 

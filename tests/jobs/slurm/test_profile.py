@@ -217,7 +217,7 @@ def parse(**raw) -> Profile:
         ({"notify": " "}, "notify is ' ', which names no command; give one, or remove the key"),
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"label": "x"}}, "environment names 'label'; use capital letters"),
-        ({"environment": {"A-B": "x"}}, "'A-B', which cannot name a variable"),
+        ({"environment": {"A-B": "x"}}, "environment names 'A-B'; use capital letters"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
         ({"stages": {"all": {"memory_gb": 1e-5}}}, "stages.all.memory_gb: expected `float` >= 0.01; it is 1e-05"),
         ({"lead_time_s": 0}, "lead_time_s: expected `int` >= 1; it is 0"),
