@@ -161,12 +161,10 @@ def _take_lease(lock: Path, deadline: float) -> int:
     while True:
         looked_at = time.monotonic()
         number = max(_numbers(lock, "lease"), default=0)
-        holder = None
-        if number:
-            try:
-                holder = _Holder.read(_file(lock, "lease", number))
-            except FileNotFoundError:  # another has just taken over
-                continue
+        try:
+            holder = _Holder.read(_file(lock, "lease", number)) if number else None
+        except FileNotFoundError:  # another has just taken over
+            continue
         if holder and holder.lives is None and (number, holder.touched_ns) != seen:
             beats = seen is not None
             seen, seen_at = (number, holder.touched_ns), time.monotonic()

@@ -236,13 +236,9 @@ class Profile(Settings, frozen=True):
 
     def options(self, section: str) -> StageOptions:
         """The options of a section of `stages`, completed from `all`."""
-        general = self.stages.all
-        own: StageOptions = getattr(self.stages, section)
-        values: dict[str, Any] = {}
-        for name in StageOptions.__struct_fields__:
-            value, fallback = getattr(own, name), getattr(general, name)
-            values[name] = {**fallback, **value} if name == "options" else fallback if value is None else value
-        return StageOptions(**values)
+        general, own = (msgspec.structs.asdict(options) for options in (self.stages.all, getattr(self.stages, section)))
+        given = {name: value for name, value in own.items() if value is not None}
+        return StageOptions(**{**general, **given, "options": {**general["options"], **own["options"]}})
 
     def request(self, stage: str, section: str, ask: Ask) -> Request:
         """What each element of a stage requests: the profile's sizes and hours, else the study's.
@@ -358,7 +354,19 @@ def with_secrets(profile: Profile, path: Path) -> Profile:
         return profile
     found = expanded("secrets_file", profile.secrets_file)
     secrets = Path(found).absolute()
-    _check_secrets(path, secrets)
+    try:
+        mode = stat.S_IMODE(secrets.stat().st_mode)
+        lines = secrets.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(
+            f"{path}: secrets_file is {secrets}, which cannot be read ({error.strerror}); "
+            "name a file of yours, in a profile that you give with --profile"
+        ) from None
+    if mode & 0o077:
+        raise UsageError(f"{secrets}: others may read it (mode {mode:o}); protect it with `chmod 600 {secrets}`")
+    for number, line in enumerate(lines, start=1):
+        if not re.match(rb"\s*(#|$)|(export +)?[A-Za-z_][A-Za-z0-9_]*=", line):
+            raise UsageError(f"{secrets}: line {number} is not NAME=value; write each value on one line, comments with '#'")
     return profile if found != profile.secrets_file else msgspec.structs.replace(profile, secrets_file=str(secrets))
 
 
@@ -379,19 +387,3 @@ def kept_cluster(path: Path) -> str | None:
     except UsageError:
         return None
     return raw.get("cluster") if isinstance(raw, dict) else None
-
-
-def _check_secrets(profile: Path, secrets: Path) -> None:
-    try:
-        mode = stat.S_IMODE(secrets.stat().st_mode)
-        lines = secrets.read_bytes().splitlines()
-    except OSError as error:
-        raise UsageError(
-            f"{profile}: secrets_file is {secrets}, which cannot be read ({error.strerror}); "
-            "name a file of yours, in a profile that you give with --profile"
-        ) from None
-    if mode & 0o077:
-        raise UsageError(f"{secrets}: others may read it (mode {mode:o}); protect it with `chmod 600 {secrets}`")
-    for number, line in enumerate(lines, start=1):
-        if not re.match(rb"\s*(#|$)|(export +)?[A-Za-z_][A-Za-z0-9_]*=", line):
-            raise UsageError(f"{secrets}: line {number} is not NAME=value; write each value on one line, comments with '#'")
