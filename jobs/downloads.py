@@ -96,19 +96,17 @@ def look_at_tables(study: Study, root: Path | None) -> None:
     Raises UserError, which names the key in the study, for a missing, empty or wrong column or file, and where an arm would
     read the same rows through two sources.
     """
+    revisions: dict[str, tuple[str, str | None]] = {}
     for key, table in declared_in(study):
         if table.dataset is None and table.is_here(root):
             table.look(root or Path(), key)
-    revisions: dict[str, tuple[str, str | None]] = {}
-    for key, table in declared_in(study):
-        if table.hub is None:
-            continue
-        other, revision = revisions.setdefault(table.place, (key, table.revision))
-        if table.revision != revision:
-            raise UserError(
-                f"{other}.revision is {revision!r} and {key}.revision is {table.revision!r}, but {table.place} is fetched only "
-                "once; make them equal"
-            )
+        if table.hub is not None:
+            other, revision = revisions.setdefault(table.place, (key, table.revision))
+            if table.revision != revision:
+                raise UserError(
+                    f"{other}.revision is {revision!r} and {key}.revision is {table.revision!r}, but {table.place} is fetched "
+                    "only once; make them equal"
+                )
     sources, arms = study.sources, [arm for variant in study.variants.values() for arm in variant.arms]
     for one, other in combinations(sources, 2):
         if any(sources[name].dataset for name in (one, other)) or not sources[one].overlaps(sources[other]):

@@ -85,7 +85,11 @@ def short_name(job: str) -> str:
 def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     """The job's options of sbatch by their long names, except those that differ from submission to submission."""
     request, asked = job.request, job.request.options
-    options: Options = {
+    # With 0 all of it: a site's default may be far less than a whole node has.
+    memory: str | int | None = 0 if asked.exclusive else None
+    if asked.memory_gb:
+        memory = f"{round(asked.memory_gb * 1024)}M"
+    options: dict[str, str | int | bool | None] = {
         "job-name": f"{short_name(job.name)}@{study.name}",
         "nodes": request.nodes,
         "ntasks-per-node": request.tasks_per_node,
@@ -95,9 +99,12 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "open-mode": "append",
         "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
         "signal": f"USR2@{profile.lead_time_s}",
+        "clusters": profile.cluster,
+        "cpus-per-task": request.cpus_per_task,
+        "mem": memory,
+        "exclusive": asked.exclusive,
+        **{name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint", "reservation", "exclude")},
     }
-    if profile.cluster:
-        options["clusters"] = profile.cluster
     extra = {name: value for name, value in asked.options.items() if value is not False or not asked.own(name)}
     if request.gpus_per_node:
         gpus = f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else str(request.gpus_per_node)
@@ -105,18 +112,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
             extra["gres"] = ",".join(filter(None, (f"gpu:{gpus}", str(extra.get("gres") or ""))))
         else:
             options["gpus-per-node"] = gpus
-    if request.cpus_per_task:
-        options["cpus-per-task"] = request.cpus_per_task
-    if asked.memory_gb:
-        options["mem"] = f"{round(asked.memory_gb * 1024)}M"
-    elif asked.exclusive:
-        options["mem"] = 0  # all of it; a site's default may be far less than a whole node has
-    if asked.exclusive:
-        options["exclusive"] = True
-    for name in ("partition", "account", "qos", "constraint", "reservation", "exclude"):
-        if getattr(asked, name):
-            options[name] = getattr(asked, name)
-    return {name: value for name, value in {**options, **extra}.items() if value is not False}
+    return {name: value for name, value in {**options, **extra}.items() if value is not None and value is not False}
 
 
 def body(
