@@ -121,8 +121,8 @@ class Documents:
             text = text_of(row, self.text)
         except KeyError as missing:
             raise UserError(
-                f"{self.table.place(place)} of dataset {self.name} has no column {missing}, only "
-                f"{self.table.columns(place, row)}; add it to the row, or name in `text` a column that every row has"
+                f"{self.table.place(place)} of dataset {self.name} has no column {missing}; add it to the row, or name in "
+                "`text` a column that every row has"
             ) from None
         own = row.get(self.id)
         name = f"{self.prefix}{place}" if own in (None, "") else str(own)

@@ -6,6 +6,7 @@ A table is a file `STEM.parquet`, `STEM.jsonl`, ... or a folder `STEM/` of such 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import glob
 import gzip
@@ -16,9 +17,9 @@ import re
 import sys
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,7 @@ class Place:
         name = f"{self.key}: {self.file}" if self.key else str(self.file)
         if self.file.suffix in (".parquet", ".json"):
             return f"{name}: row {self.number + 1}"
-        if self.file.suffix == ".csv":
-            with open(self.file, newline="", encoding="utf-8-sig") as lines:
-                reader = csv.DictReader(lines)
-                next(islice(reader, self.number, None))
-                return f"{name}: line {reader.line_num}"
-        line, _ = next(islice(_lines(self.file), self.number, None))
+        line, _ = next(islice(_entries(self.file), self.number, None))
         return f"{name}: line {line}"
 
 
@@ -95,19 +91,8 @@ class Table:
 
     def place(self, number: int, key: str = "") -> Place:
         """Where row `number` is, for messages."""
-        return Place(*self._find(number), key)
-
-    def columns(self, number: int, row: Row) -> list[str]:
-        """All columns of the file that holds `row`, read or not."""
-        file, _ = self._find(number)
-        return sorted(column_names(file, [row]))
-
-    def _find(self, number: int) -> tuple[Path, int]:
-        for file, count in zip(self.files, self.counts):
-            if number < count:
-                return file, number
-            number -= count
-        raise IndexError(f"row {number} after the last")
+        file, start = next((file, start) for file, (start, stop) in zip(self.files, spans(self.counts)) if number < stop)
+        return Place(file, number - start, key)
 
     def rows(self, start: int = 0, stop: int | None = None, columns: tuple[str, ...] = ()) -> Iterator[Row]:
         """Rows [start, stop); from Parquet files only those of `columns` that exist, if any are given.
@@ -118,22 +103,27 @@ class Table:
 
     def select(self, numbers: Sequence[int], columns: tuple[str, ...] = ()) -> Iterator[Row]:
         """The rows of `numbers`, which must be in rising order. Only the Parquet row groups that hold them are read."""
-        first = 0
-        for file, count in zip(self.files, self.counts):
-            local = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + count)]
-            if len(local):
-                wanted = (
-                    range(local[0] - first, local[-1] + 1 - first)
-                    if isinstance(local, range)
-                    else [number - first for number in local]
-                )
+        for file, (start, stop) in zip(self.files, spans(self.counts)):
+            if wanted := within(numbers, start, stop):
                 found = 0
                 for row in _objects(file, wanted, columns):
                     found += 1
                     yield row
                 if found < len(wanted):
                     raise UserError(f"{file}: has lost rows since they were counted; start again once nothing writes the file")
-            first += count
+
+
+def spans(lengths: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Where stretches of these lengths, which follow one another, start and stop."""
+    return pairwise(accumulate(lengths, initial=0))
+
+
+def within(numbers: Sequence[int], start: int, stop: int) -> Sequence[int]:
+    """Those of `numbers`, a range or a list in rising order, that are in [start, stop), counted from `start`."""
+    local = numbers[bisect_left(numbers, start) : bisect_left(numbers, stop)]
+    if isinstance(local, range):
+        return range(local.start - start, local.stop - start)
+    return [number - start for number in local]
 
 
 def columns_of(text: str) -> tuple[str, ...]:
@@ -164,7 +154,13 @@ def is_utf8(text: str) -> bool:
 
 
 def table_exists(stem: Path) -> bool:
-    return stem.is_dir() or any(_with_suffix(stem, suffix).is_file() for suffix in SUFFIXES)
+    return bool(_tables_of(stem))
+
+
+def _tables_of(stem: Path) -> list[Path]:
+    """The folder of this name, and the files of this name with an ending."""
+    files = [path for suffix in SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()]
+    return [stem, *files] if stem.is_dir() else files
 
 
 def files_matching(pattern: str) -> list[Path]:
@@ -198,36 +194,33 @@ def head(file: Path, count: int) -> list[Row]:
 
 def column_names(file: Path, rows: Sequence[Row]) -> list[str]:
     """The columns of a file, as far as these first rows of it tell."""
-    return _parquet(file).schema_arrow.names if file.suffix == ".parquet" else list(dict.fromkeys(chain(*rows)))
-
-
-def _with_suffix(stem: Path, suffix: str) -> Path:
-    return stem.with_name(stem.name + suffix)
+    if file.suffix != ".parquet":
+        return list(dict.fromkeys(chain(*rows)))
+    with _parquet(file) as table:
+        return table.schema_arrow.names
 
 
 def stem_files(stem: Path) -> list[Path]:
     """The files of one stem: those in its folder, or else the one file of that name."""
-    if stem.is_dir():
-        _require_finished(stem)
-        if beside := [suffix for suffix in SUFFIXES if _with_suffix(stem, suffix).is_file()]:
-            raise UserError(f"{stem}: {stem.name}{beside[0]} exists as well; keep the one that holds the dataset")
-        there = sorted(path for path in stem.iterdir() if path.name[0] != ".")
-        found = [path for path in there if path.name.endswith(SUFFIXES)]
-        if not found:
-            raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
-        unread = (path for path in there if _UNREAD.search(path.name) and not path.name.endswith(SUFFIXES))
-        if other := next(unread, None):
-            raise UserError(f"{other}: is not read under this ending, unlike {found[0].name}; convert, rename or move it")
-        return _once(found)
-    paths = [path for suffix in SUFFIXES if (path := _with_suffix(stem, suffix)).is_file()]
-    if not paths:
+    tables = _tables_of(stem)
+    if not tables:
         raise UserError(
             f"{stem}: no such table: neither a folder of this name nor a file with {', '.join(SUFFIXES)}; put it there, "
             "or fetch it with `curricula data fetch`"
         )
-    if len(paths) > 1:
-        raise UserError(f"{paths[0]}: {paths[1].name} exists as well; keep the one that holds the dataset")
-    return paths
+    if len(tables) > 1:
+        raise UserError(f"{tables[0]}: {tables[1].name} exists as well; keep the one that holds the dataset")
+    if tables != [stem]:
+        return tables
+    _require_finished(stem)
+    there = sorted(path for path in stem.iterdir() if path.name[0] != ".")
+    found = [path for path in there if path.name.endswith(SUFFIXES)]
+    if not found:
+        raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
+    for other in there:
+        if _UNREAD.search(other.name) and other not in found:
+            raise UserError(f"{other}: is not read under this ending, unlike {found[0].name}; convert, rename or move it")
+    return _once(found)
 
 
 def _require_finished(folder: Path) -> None:
@@ -254,140 +247,119 @@ def _once(files: list[Path]) -> list[Path]:
 def count_rows(file: Path) -> int:
     """Rows of one file; instant for Parquet, a pass over the lines for JSON Lines."""
     if file.suffix == ".parquet":
-        return _parquet(file).metadata.num_rows
-    if file.suffix in (".json", ".csv"):
-        return len(_whole(file))
-    return sum(1 for _ in _lines(file))
+        with _parquet(file) as table:
+            return table.metadata.num_rows
+    return sum(1 for _ in _entries(file))
 
 
 def _objects(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:
-    """As `_read`; raises UserError for a row that is no object."""
-    for number, row in zip(wanted, _read(file, wanted, columns)):
+    """The rows of one file with the `wanted` numbers, which are in rising order and may go beyond the last. Raises UserError
+    for a row that is no object."""
+    rows = _parquet_rows(file, wanted, columns) if file.suffix == ".parquet" else _other_rows(file, wanted)
+    for number, row in zip(wanted, rows):
         if not isinstance(row, dict):
             raise UserError(f"{Place(file, number)} is {row!r:.60}, where an object is needed; fix the row")
         yield row
 
 
-def _read(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Any]:
-    """The rows of one file with the `wanted` numbers, which are in rising order and may go beyond the last."""
-    if file.suffix == ".parquet":
-        yield from _parquet_rows(file, wanted, columns)
-    elif file.suffix in (".json", ".csv"):
-        rows = _whole(file)
-        yield from (rows[number] for number in wanted if number < len(rows))
-    else:
-        yield from _json_rows(file, wanted)
+def _other_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
+    chosen = wanted if isinstance(wanted, range) else set(wanted)
+    for number, (line, entry) in enumerate(islice(_entries(file), wanted[-1] + 1)):
+        if number not in chosen:
+            continue
+        try:
+            # A byte that is not UTF-8 becomes a lone surrogate, so that only this document is skipped.
+            yield json.loads(entry.decode(errors="surrogateescape")) if isinstance(entry, bytes) else entry
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}: line {line} is not JSON ({error}); fix the file or fetch it again") from None
+
+
+def _entries(file: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file that is not Parquet, those of JSON Lines as bytes, each with the number of its (last) line from 1."""
+    with _explained(file):
+        if file.suffix == ".json":
+            yield from enumerate(_listed(file), start=1)
+        elif file.suffix == ".csv":
+            yield from _csv_rows(file)
+        else:
+            yield from _lines(file)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers from 1."""
-    number = 0
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                if line and not line.isspace():
-                    yield number, line
-        if file.suffix == ".gz" and file.stat().st_size == 0:  # gzip itself writes 20 bytes for no rows
-            raise EOFError("empty file")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: damaged after line {number} ({error}); fetch or write the file again") from None
-    except OSError as error:
-        raise _unread(file, error) from None
+    """The lines that are not blank."""
+    with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line and not line.isspace():
+                yield number, line
+    if file.suffix == ".gz" and file.stat().st_size == 0:  # gzip itself writes 20 bytes for no rows
+        raise EOFError("empty file")
 
 
-def _unread(file: Path, error: OSError) -> UserError:
-    """For a file that the system does not let one read: it may be whole, and its disk may answer another start."""
-    kind = UserError if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)) else StorageError
-    return kind(f"{file}: cannot be read ({os.strerror(error.errno or 0)}); check its permissions and its disk")
+def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(sys.maxsize)
+    with open(file, newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        names = [name for name in reader.fieldnames or () if name]  # of empty ones there may be several
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            raise UserError(f"{file}: two columns are named {twice!r}; rename one of them")
+        for row in reader:
+            if None in row:  # where Python's csv puts fields that the header does not name
+                raise UserError(
+                    f"{file}: line {reader.line_num} has more fields than the header; put texts with commas in quotation marks"
+                )
+            yield reader.line_num, row
 
 
-def _json_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
-    remaining = iter(wanted)
-    sought = next(remaining, None)
-    for number, (place, line) in enumerate(_lines(file)):
-        if sought is None:
-            return
-        if number == sought:
-            sought = next(remaining, None)
-            try:
-                # A byte that is not UTF-8 becomes a lone surrogate, so that only this document is skipped.
-                yield json.loads(line.decode(errors="surrogateescape"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}: line {place} is not JSON ({error}); fix the file or fetch it again") from None
-
-
-def _whole(file: Path) -> list[Any]:
-    """All rows of a JSON list or a CSV file, in which no row can be skipped to."""
-    try:
-        if file.suffix == ".json":
-            rows = json.loads(file.read_text(encoding="utf-8-sig"))
-        else:
-            csv.field_size_limit(sys.maxsize)
-            with open(file, newline="", encoding="utf-8-sig") as lines:
-                rows = list(reader := csv.DictReader(lines, strict=True))
-                names = [name for name in reader.fieldnames or () if name]  # of empty ones there may be several
-                if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
-                    raise UserError(f"{file}: two columns are named {twice!r}; rename one of them")
-                longer = next((number for number, row in enumerate(rows) if None in row), None)
-                if longer is not None:  # where Python's csv puts fields that the header does not name
-                    raise UserError(
-                        f"{Place(file, longer)} has more fields than the header; put texts with commas in quotation marks"
-                    )
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise _unread(file, error) from None
-    except (ValueError, csv.Error, RecursionError) as error:
-        raise UserError(f"{file}: not valid {file.suffix[1:].upper()} ({error}); fix the file or fetch it again") from None
+def _listed(file: Path) -> list[Any]:
+    rows = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
         raise UserError(f"{file}: holds a {type(rows).__name__}, where a list of rows is needed; fetch the file again")
     return [{"text": row} if isinstance(row, str) else row for row in rows]  # a bare list of texts has one column
 
 
-def _parquet(file: Path) -> Any:
+@contextlib.contextmanager
+def _explained(file: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what is raised while `file` is read, of `kinds` too, into a UserError that names it. Where the system does not let
+    one read it, it may be whole, and its disk may answer another start: that is a StorageError."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, *kinds) as error:
+        if isinstance(error, OSError) and error.errno:  # without a number, what the file holds is wrong
+            kind = UserError if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)) else StorageError
+            raise kind(f"{file}: cannot be read ({os.strerror(error.errno)}); check its permissions and its disk") from None
+        raise UserError(
+            f"{file}: damaged, or not what its ending says ({first_line(error)}); correct it (text must be UTF-8), or fetch "
+            "it again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _parquet(file: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno:  # else what the file holds is wrong
-            raise _unread(file, error) from None
-        raise UserError(f"{file}: not a readable Parquet file ({first_line(error)}); delete it and fetch it again") from None
+    with _explained(file, pyarrow.ArrowException):
+        yield pyarrow.parquet.ParquetFile(file)
 
 
 def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:
     """Rows of a Parquet file. Only the row groups that hold them are read."""
-    import pyarrow
-
-    table = _parquet(file)
-    known = [name for name in columns if name in table.schema_arrow.names] or None
-    first = 0
-    for group in range(table.num_row_groups):
-        place, first = first, first + table.metadata.row_group(group).num_rows
-        stop = bisect_left(wanted, first)
-        done = bisect_left(wanted, place)
-        if done == stop:
-            continue
-        try:
-            for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=known):
-                end = bisect_left(wanted, place + batch.num_rows)
-                if local := [number - place for number in wanted[done:end]]:
-                    yield from _as_rows(file, batch, local)
-                place, done = place + batch.num_rows, end
-                if done == stop:
+    with _parquet(file) as table:
+        known = [name for name in columns if name in table.schema_arrow.names] or None
+        groups = range(table.num_row_groups)
+        for group, bounds in zip(groups, spans(table.metadata.row_group(group).num_rows for group in groups)):
+            local, first = within(wanted, *bounds), 0
+            for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=known) if local else ():
+                if chosen := within(local, first, first + batch.num_rows):
+                    yield from _as_rows(file, batch, chosen)
+                first += batch.num_rows
+                if first > local[-1]:
                     break
-        except (OSError, pyarrow.ArrowException) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise _unread(file, error) from None
-            raise UserError(
-                f"{file}: row group {group} is damaged ({first_line(error)}); delete the file and fetch it again"
-            ) from None
 
 
-def _as_rows(file: Path, batch: Any, numbers: list[int]) -> list[Row]:
+def _as_rows(file: Path, batch: Any, numbers: Sequence[int]) -> list[Row]:
     """The rows of `numbers`. Bytes that are not UTF-8 become lone surrogates, as in JSON Lines."""
     import pyarrow
 
@@ -395,10 +367,9 @@ def _as_rows(file: Path, batch: Any, numbers: list[int]) -> list[Row]:
     for name, column in zip(batch.schema.names, batch.columns):
         if str(column.type) == "string_view":  # it has no `take`
             column = column.cast(pyarrow.large_string())
-        taken = column.take(pyarrow.array(numbers)) if len(numbers) < len(column) else column
         try:
-            columns[name] = _values(taken)
-        except (UnicodeDecodeError, pyarrow.ArrowException, ValueError, OverflowError) as error:
+            columns[name] = _values(column.take(pyarrow.array(numbers)))
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
             raise UserError(
                 f"{file}: column {name!r} of type {column.type} cannot be read ({first_line(error)}); write it as text"
             ) from None

@@ -136,9 +136,9 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones(root):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"goal,target\nWrite a l\xe9tter,Sure\n", r"not UTF-8 \(.* at byte 21\); save it as UTF-8"),
+        (b"goal,target\nWrite a l\xe9tter,Sure\n", r"damaged, .*position 21.*text must be UTF-8"),
         (b"goal,target\nWrite a letter, and send it,Sure\n", "line 2 has more fields than the header; put texts with"),
-        (b'goal,target\n"Write', "not valid CSV"),
+        (b'goal,target\n"Write', "damaged, or not what its ending says"),
         (b"goal,target\n", "holds no prompt for benchmark advbench"),
         (b"goal,target\n" + b"x" * 300_000 + b",Sure\n", "line 2: column 'goal' holds 300,000 characters"),
     ],
@@ -161,7 +161,7 @@ def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content
         (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
         (b'[{"prompts": "x"}]', "row 1 has no column 'text' or 'prompt', only"),
         (b'["\\ud800"]', "row 1: column 'text' is not UTF-8"),
-        (b"[" * 100_000, "not valid JSON"),
+        (b"[" * 100_000, "damaged, or not what its ending says"),
     ],
     ids=["object", "string", "numbers", "list in a cell", "null", "other column", "surrogate", "deep"],
 )

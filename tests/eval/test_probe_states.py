@@ -249,7 +249,7 @@ def test_own_texts_that_are_both_safe_and_unsafe_or_have_no_such_column_are_refu
     with pytest.raises(UserError, match=r"probes.texts: 30 texts are both safe and unsafe, such as 'text 0'; narrow one"):
         load_texts(None, "train", Probes(texts=own_texts(tmp_path, min_score=None)))
     with pytest.raises(
-        UserError, match=r"mine.jsonl: line 3 of .*probes.texts.unsafe has no column 'words', only .*name in `text`"
+        UserError, match=r"mine.jsonl: line 3 of .*probes.texts.unsafe has no column 'words'; add it .*name in `text`"
     ):
         load_texts(None, "train", Probes(texts=own_texts(tmp_path, text="words")))
     with pytest.raises(UserError, match=r"evaluation.probes.texts.safe: .*no.jsonl: no such file"):

@@ -78,21 +78,21 @@ def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: damaged after line"),
-        ("t.jsonl.gz", b"plain", "t.jsonl.gz: damaged after line 0"),
-        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9, "t.jsonl.gz: damaged after line"),
-        ("t.jsonl.gz", b"", "t.jsonl.gz: damaged after line 0"),
+        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-9], "t.jsonl.gz: damaged"),
+        ("t.jsonl.gz", b"plain", "t.jsonl.gz: damaged"),
+        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9, "t.jsonl.gz: damaged"),
+        ("t.jsonl.gz", b"", "t.jsonl.gz: damaged"),
         ("t.jsonl", b'{"text": "a"}\n{"text"', "t.jsonl: line 2 is not JSON"),
         ("t.jsonl", b'{"text": "a"}\n\n \n[1]', r"t.jsonl: line 4 is \[1\], where an object is needed"),
         ("t.jsonl", b"[1]\n", r"t.jsonl: line 1 is \[1\], where an object is needed"),
         ("t.json", b"{}", "t.json: holds a dict, where a list of rows is needed"),
-        ("t.json", b"[" * 100_000, "t.json: not valid JSON"),
-        ("t.json", b"\xff", "t.json: not UTF-8"),
-        ("t.csv", b'text\n"a\nb\n', "t.csv: not valid CSV"),
-        ("t.csv", b"text\n\xff\n", "t.csv: not UTF-8"),
+        ("t.json", b"[" * 100_000, "t.json: damaged, or not what its ending says"),
+        ("t.json", b"\xff", "t.json: damaged, .*text must be UTF-8"),
+        ("t.csv", b'text\n"a\nb\n', "t.csv: damaged"),
+        ("t.csv", b"text\n\xff\n", "t.csv: damaged, .*text must be UTF-8"),
         ("t.csv", b"text,,text,\na,,b,\n", "t.csv: two columns are named 'text'"),
-        ("t.parquet", b"PAR1", "t.parquet: not a readable Parquet file"),
-        ("t.parquet", b"", "t.parquet: not a readable Parquet file"),
+        ("t.parquet", b"PAR1", "t.parquet: damaged"),
+        ("t.parquet", b"", "t.parquet: damaged"),
     ],
     ids=range(15),
 )
@@ -148,7 +148,7 @@ def test_columns_of_unusual_types_are_read_or_named(tmp_path):
 def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
     (tmp_path / "cosmopedia").mkdir()
     pq.write_table(pa.table({"id": ["1"], "body": ["x"]}), tmp_path / "cosmopedia/train.parquet")
-    with pytest.raises(UserError, match=r"train.parquet: row 1 .* has no column 'text', only \['body', 'id'\]"):
+    with pytest.raises(UserError, match=r"train.parquet: row 1 .* has no column 'text'; add it"):
         list(Documents.open("cosmopedia", tmp_path).read())
 
 
