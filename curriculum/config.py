@@ -250,7 +250,7 @@ class StageConfig(Settings, frozen=True, kw_only=True):
     that has read only raw text, otherwise `evaluation.tasks.instruct`."""
     along: Along | None = None
     """What is measured on the way; null measures the end alone."""
-    steps: Positive | None = None
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
     """Optimizer steps. At most one of the keys that say how long it trains may be given."""
 
 
@@ -296,8 +296,6 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
         self.require_one("conversations", "epochs", "steps", or_none=True)
-        if (self.steps or 0) > MOST:
-            raise ValueError(f"steps is {self.steps:,}, more than {MOST:,}; give fewer")
         if self.packing and self.steps:
             raise ValueError(f"steps is {self.steps} with packing, where rows hold as many as fit; give conversations")
         if self.total_steps == 0:

@@ -85,20 +85,18 @@ class Replicate:
 
 
 def replicates_of(seeds: Sequence[int], anew: ReplicateDraws, variant: str = "") -> tuple[Replicate, ...]:
-    first, *others = seeds
-    name = f".{variant}" if variant else ""
-    further = (
+    first, name = seeds[0], f".{variant}" if variant else ""
+    return tuple(
         Replicate(
             seed,
             init_seed=seed if anew.init else first,
             data_seed=seed if anew.data else first,
             tuning_seed=seed if anew.tuning else first,
-            suffix=f"{name}-s{seed}",
+            suffix=name if seed == first else f"{name}-s{seed}",
             variant=variant,
         )
-        for seed in others
+        for seed in seeds
     )
-    return (Replicate(first, first, first, first, name, variant), *further)
 
 
 @dataclass(frozen=True)
@@ -388,18 +386,15 @@ class TrainingTree:
 
     def chain(self, branch: str) -> list[Segment]:
         """The segments of a branch, and those that lead to it."""
-        found = [self._last[branch]]
+        found = [self._by_name[branch]]
         while found[0].parent:
             found.insert(0, self._by_name[found[0].parent])
         return found
 
     @cached_property
     def _by_name(self) -> dict[str, Segment]:
-        return {one.name: one for one in self.segments}
-
-    @cached_property
-    def _last(self) -> dict[str, Segment]:
-        return {one.branch: one for one in self.segments}
+        """Every segment, and the last one of each branch under the branch's name."""
+        return {name: one for one in self.segments for name in (one.branch, one.name)}
 
 
 @dataclass(frozen=True, eq=False)

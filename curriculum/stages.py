@@ -34,15 +34,6 @@ def model_name(stage: str, point: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """What a model has read by the end of a stage's pretraining text."""
-
-    phases: list[Phase]
-    begin: int
-    """The sample at which the stage begins."""
-
-
-@dataclass(frozen=True)
 class StageTree:
     """The stages by name, each after the one it continues from, with `from` written out."""
 
@@ -67,18 +58,18 @@ class StageTree:
                 found.append(name)
         return found
 
-    def stream(self, name: str, arm: Arm, budget: Budget) -> Stream:
-        """The pretraining text of `arm` up to the end of the stage `name`."""
+    def stream(self, name: str, arm: Arm, budget: Budget) -> list[Phase]:
+        """The pretraining text that `arm` has read by the end of the stage `name`; a midtraining stage's own is the last
+        phase."""
         if name == BASE:
-            return Stream(arm.blend_phases(budget), 0)
-        stage, before = self.stages[name], self.stream(self.parent(name), arm, budget).phases
+            return arm.blend_phases(budget)
+        stage, phases = self.stages[name], self.stream(self.parent(name), arm, budget)
         if stage.at is not None:
-            before = _up_to(before, budget.step_at(stage.at) * budget.global_batch)
-        begin = before[-1].until
-        if not isinstance(stage, Midtrain):
-            return Stream(before, begin)
-        assert isinstance(stage.mix, dict)
-        return Stream([*before, Phase(begin + samples_of(stage), stage.mix)], begin)
+            phases = _up_to(phases, budget.step_at(stage.at) * budget.global_batch)
+        if isinstance(stage, Midtrain):
+            assert isinstance(stage.mix, dict)
+            phases = [*phases, Phase(phases[-1].until + samples_of(stage), stage.mix)]
+        return phases
 
 
 def samples_of(stage: Midtrain) -> int:

@@ -288,7 +288,7 @@ def _midtrained(study: Study, sizes: dict[str, SourceSize]) -> Iterator[dict[str
     """What each arm has read of each source by the end of each midtraining stage."""
     for stage in (name for name, config in study.tree.stages.items() if isinstance(config, Midtrain)):
         for arm in (arm for arm in study.arms if arm.name in study.tree.arms[stage]):
-            blend = Blend(study.tree.stream(stage, arm, study.budget).phases)
+            blend = Blend(study.tree.stream(stage, arm, study.budget))
             yield {"name": f"{arm.key} by {stage}", "sources": _sources(blend.counts(blend.total), study, sizes)}
 
 
@@ -434,7 +434,7 @@ def _read_together(study: Study) -> Iterator[tuple[str, set[str]]]:
     for variant in study.variants.values():
         for stage, names in variant.tree.arms.items():
             for arm in (arm for arm in variant.arms if arm.name in names):
-                phases = variant.tree.stream(stage, arm, variant.budget).phases
+                phases = variant.tree.stream(stage, arm, variant.budget)
                 yield arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight}
 
 

@@ -140,18 +140,17 @@ class TuningSet(DeclaredTable, frozen=True):
         for number, row in enumerate(table.rows()):
             try:
                 conversation = self.conversation(row)
+                messages = conversation.messages if conversation else []
+                if not all(isinstance(value, str) for message in messages for value in message.values()):
+                    raise TypeError
             except KeyError as missing:
                 raise UserError(f"{table.place(number, where)} has no column {missing}, only {sorted(row)}") from None
             except ValueError as error:
                 raise UserError(f"{table.place(number, where)}: {error}") from None
             except (TypeError, AttributeError):
-                conversation = Conversation([{}])
-            if conversation is None:
-                continue
-            said: list[Any] = [value for message in conversation.messages for value in (*message.values(), message.get("role"))]
-            if not all(isinstance(value, str) for value in said):
-                raise UserError(f"{table.place(number, where)} has a message that is not text; fix the row")
-            yield conversation
+                raise UserError(f"{table.place(number, where)} has a message that is not text; fix the row") from None
+            if conversation:
+                yield conversation
 
 
 def _turn(message: dict[str, str]) -> dict[str, str]:

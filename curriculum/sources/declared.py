@@ -14,12 +14,11 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-import numpy as np
 
 from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import (
@@ -85,9 +84,6 @@ class DeclaredTable(Settings, frozen=True):
         for name in ("config", "split"):
             if (value := getattr(self, name)) is not None and not _PLAIN.fullmatch(value):
                 raise ValueError(f"{name} {value!r} must be a plain name on the hub")
-        self._check_parts()
-
-    def _check_parts(self) -> None:
         if self.dataset is not None and self.dataset not in DATASETS:
             raise ValueError(f"dataset {self.dataset!r} is not known; choose one of {', '.join(DATASETS)}")
         known = DATASETS[self.dataset].parts if self.dataset else ()
@@ -198,8 +194,8 @@ class TextTable(DeclaredTable, frozen=True):
         low, high = self.min_score, self.max_score
         return -math.inf if low is None else low, math.inf if high is None else high
 
-    def chosen_rows(self, table: Table, where: str) -> np.ndarray | None:
-        """The numbers of the rows whose score is within bounds (int64), or None where all rows are read."""
+    def chosen_rows(self, table: Table, where: str) -> Sequence[int] | None:
+        """The numbers of the rows whose score is within bounds, or None where all rows are read."""
         if not self.score or self.bounds == (-math.inf, math.inf):
             return None
         low, high = self.bounds
@@ -215,7 +211,7 @@ class TextTable(DeclaredTable, frozen=True):
                 )
             if low <= score <= high:
                 chosen.append(number)
-        return np.array(chosen, np.int64)
+        return chosen
 
     def overlaps(self, other: TextTable) -> bool:
         """Whether both may read the same row of the same table."""
@@ -235,7 +231,7 @@ def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTab
         return
     parts: dict[Any, Any] = {}
     if isinstance(settings, msgspec.Struct):
-        parts = {name: getattr(settings, name) for name in settings.__struct_fields__}
+        parts = msgspec.structs.asdict(settings)
     elif isinstance(settings, dict):
         parts = settings
     elif isinstance(settings, (tuple, list)):

@@ -9,18 +9,15 @@ smaller study keeps the mixture of the parts.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from pathlib import Path
 
-import numpy as np
-
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.hub import upstream_rows
 from curricula.curriculum.sources.registry import dataset
-from curricula.curriculum.sources.tables import Place, Row, Table, columns_of, is_utf8, text_of
+from curricula.curriculum.sources.tables import Place, Row, Table, columns_of, is_utf8, spans, text_of, within
 from curricula.errors import UserError
 
 
@@ -41,8 +38,8 @@ class Documents:
 
     name: str
     table: Table
-    spans: tuple[range | np.ndarray, ...]
-    """The rows of the table that are read, for each part, in rising order."""
+    spans: tuple[Sequence[int], ...]
+    """The rows of the table that are read, for each part: a range, or numbers in rising order."""
     text: str
     """The column of texts, or a template."""
     prefix: str
@@ -86,16 +83,7 @@ class Documents:
 
     def place(self, number: int) -> Place:
         """Where document `number` is, for messages."""
-        return self.table.place(int(next(islice(chain.from_iterable(self.spans), number, None))))
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether the table has more rows than are read."""
-        return len(self) < len(self.table)
-
-    @property
-    def _columns(self) -> tuple[str, ...]:
-        return (self.id, *columns_of(self.text))
+        return self.table.place(next(islice(chain.from_iterable(self.spans), number, None)))
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Documents [start, stop), in order."""
@@ -103,17 +91,12 @@ class Documents:
 
     def select(self, numbers: Sequence[int]) -> Iterator[Document]:
         """The documents of `numbers`, which must be in rising order. Those of a range follow each other."""
-        first = 0
-        for span in self.spans:
-            local = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + len(span))]
-            if isinstance(local, range):
-                part = span[local.start - first : local.stop - first]
-                rows = part if isinstance(part, range) else part.tolist()
-            else:
-                rows = [int(span[number - first]) for number in local]
-            for number, row, values in zip(local, rows, self.table.select(rows, self._columns)):
-                yield self._document(number, row, values)
-            first += len(span)
+        columns = (self.id, *columns_of(self.text))
+        for span, (start, stop) in zip(self.spans, spans(map(len, self.spans))):
+            local = within(numbers, start, stop)
+            rows = span[local.start : local.stop] if isinstance(local, range) else [span[number] for number in local]
+            for number, row, values in zip(local, rows, self.table.select(rows, columns)):
+                yield self._document(start + number, row, values)
 
     def _document(self, number: int, place: int, row: Row) -> Document:
         """The document of a `row` that is at `place` in the table."""

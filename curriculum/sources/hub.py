@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,18 +140,12 @@ def fetch(
             "upstream_rows": known,
         }
         _begin(download, record)
-        mine = [number for number in range(count) if number % elements == index]
-        present = {number: rows for number in mine if (rows := _rows_in(download.file(number, count))) is not None}
+        files = {number: download.file(number, count) for number in range(count) if number % elements == index}
+        present = {number: rows for number, file in files.items() if (rows := _rows_in(file)) is not None}
         done = sum(present.values())
         total = 0 if known is None or elements > 1 else min(known, limit or known)
-        for number in mine:
-            if number in present:
-                continue
-            file = download.file(number, count)
-
-            def report(rows: int, earlier: int = done) -> None:
-                progress(earlier + rows, total)
-
+        for number in sorted(files.keys() - present.keys()):
+            file = files[number]
             # Each file has its own lock, for fetches that divide the files differently.
             lock = file.with_name(f".{file.name}.lock")
             with exclusive_lock(lock, wait_s=_FILE_S, shared=True):
@@ -159,7 +153,7 @@ def fetch(
                 if rows is None:
                     with _explained_of(download, file.name):
                         shard = stream.take(limit) if limit else stream.shard(count, number, contiguous=True)
-                        rows = _write(file, shard, download, report)
+                        rows = _write(file, shard, download, progress, done, total)
                 lock.unlink(missing_ok=True)  # whoever waits for it, or creates it again, finds the file
             done += rows
         if done != total:  # nobody knew it
@@ -251,8 +245,8 @@ def _require_columns(download: Download, present: list[str]) -> None:
             )
 
 
-def _write(file: Path, stream: Any, download: Download, report: Callable[[int], None]) -> int:
-    """Write the stream's rows as one Parquet file; returns how many there were."""
+def _write(file: Path, stream: Any, download: Download, progress: Progress, done: int, total: int) -> int:
+    """Write the stream's rows as one Parquet file; returns how many there were. `done` rows of the `total` are in others."""
     import pyarrow
     import pyarrow.parquet
 
@@ -266,7 +260,7 @@ def _write(file: Path, stream: Any, download: Download, report: Callable[[int], 
                 writer = stack.enter_context(pyarrow.parquet.ParquetWriter(aside, schema, compression="zstd"))
             writer.write_table(table, row_group_size=_GROUP_ROWS)
             rows += table.num_rows
-            report(rows)
+            progress(done + rows, total)
         if schema is None:
             pyarrow.parquet.write_table(pyarrow.table({}), aside)
     return rows

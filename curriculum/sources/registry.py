@@ -79,8 +79,7 @@ class Dataset(Settings, frozen=True):
         return [whole]
 
 
-_FILE = Path(__file__).with_name("datasets.yaml")
-KNOWN: dict[str, Any] = load_yaml(_FILE.read_text(encoding="utf-8"))
+KNOWN: dict[str, Any] = load_yaml(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
 """The file of known datasets and tuning sets, as plain values."""
 DATASETS: dict[str, Dataset] = convert(KNOWN["datasets"], dict[str, Dataset])
 

@@ -94,7 +94,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
 
 def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines a source's tokens. A manifest with other values describes another shard."""
-    several = documents.is_limited and len(documents.counts) > 1
+    several = len(documents) < len(documents.table) and len(documents.counts) > 1
     return {
         "source": work.name,
         "dataset": work.source.dataset,

@@ -79,15 +79,16 @@ class Midtrain(Tune):
         run, study, arm = work.run, work.study, work.arm
         check_epochs(work.plan, run.shards)
         stage = study.tree.stages[work.element.kind]
-        assert stage.global_batch
-        stream = study.tree.stream(work.element.kind, arm, study.budget)
-        batches = batches_of(run, study, stream.phases, stage.global_batch, arm.replicate.data_seed, stream.begin)
+        assert isinstance(stage, MidtrainConfig) and stage.global_batch
+        phases = study.tree.stream(work.element.kind, arm, study.budget)
+        begin = phases[-1].until - samples_of(stage)
+        batches = batches_of(run, study, phases, stage.global_batch, arm.replicate.data_seed, begin)
         train_stage(work, batches, progress, seed=arm.replicate.init_seed, validation=validation_batches(run, study))
 
     def inputs(self, work: Work) -> list[Path]:
         """What any stage reads, and the first shard of each source."""
-        stream = work.study.tree.stream(work.element.kind, work.arm, work.study.budget)
-        return [*super().inputs(work), *shard_files(work.run, stream.phases)]
+        phases = work.study.tree.stream(work.element.kind, work.arm, work.study.budget)
+        return [*super().inputs(work), *shard_files(work.run, phases)]
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         stage = study.tree.stages[element.kind]

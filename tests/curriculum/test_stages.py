@@ -29,8 +29,9 @@ def midtrain(**changes):
     return Midtrain(**{"mix": {"web": 2, "late": 1}, "steps": 7, "lr": 1e-4, "global_batch": 3, **changes})
 
 
-def batches(stream, shards, batch):
-    return PretrainingBatches(stream.phases, shards, LENGTH, batch, 1, 50_000, stream.begin)
+def batches(phases, shards, batch):
+    """Of the last phase alone, as a midtraining stage reads them."""
+    return PretrainingBatches(phases, shards, LENGTH, batch, 1, 50_000, phases[-2].until)
 
 
 @examples(150)
@@ -64,7 +65,7 @@ def test_no_sample_repeats_before_its_source_is_exhausted_across_pretraining_and
     one, two = batches(first, shards, batch), batches(last, shards, 3)
     assert (one.total_steps, two.total_steps) == (steps, second)
     seen = Counter()
-    whole = [*pretraining.sample_ids(0, first.begin), *one.sample_ids(0, steps * batch), *two.sample_ids(0, second * 3)]
+    whole = [*pretraining.sample_ids(0, first[-2].until), *one.sample_ids(0, steps * batch), *two.sample_ids(0, second * 3)]
     for source, epoch, sample in whole:
         assert seen[source, sample] == epoch
         seen[source, sample] += 1
@@ -75,9 +76,9 @@ def test_the_rows_and_the_past_are_those_of_one_stream(shards):
     budget = Budget(20 * 2 * LENGTH, LENGTH, 2)
     arm = arms_of(ARMS, budget)[1]
     tree = stage_tree({"mt": midtrain()}, [arm.name], {"mt": "stages.mt"})
-    stream = tree.stream("mt", arm, budget)
-    apart, whole = batches(stream, shards, 3), PretrainingBatches(stream.phases, shards, LENGTH, 1, 1, 50_000)
-    assert stream.begin == 40
+    phases = tree.stream("mt", arm, budget)
+    apart, whole = batches(phases, shards, 3), PretrainingBatches(phases, shards, LENGTH, 1, 1, 50_000)
+    assert apart.begin == 40
     for step in range(apart.total_steps):
         for row, tokens in enumerate(apart.rows(step, 0, 3).tokens):
             assert (tokens == whole.rows(40 + 3 * step + row, 0, 1).tokens[0]).all()
