@@ -38,15 +38,10 @@ class RowSource(Protocol):
     It does not know the data-parallel size: each rank asks for its own rows of the global batch.
     """
 
-    @property
-    def sequence_length(self) -> int: ...
-
-    @property
-    def global_batch(self) -> int:
-        """Sequences in one global batch."""
-
-    @property
-    def total_steps(self) -> int: ...
+    sequence_length: int
+    global_batch: int
+    """Sequences in one global batch."""
+    total_steps: int
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
         """Rows [start, stop) of global batch `step`."""

@@ -68,10 +68,8 @@ class Shard:
                 raise UserError(f"{index}: {size} bytes do not hold its {sequences} sequences; {MEND}")
             dtype, expected = np.dtype(DTYPES[code]), 0
             if sequences:  # the last sequence ends where the tokens end
-                file.seek(HEADER.size + 4 * (sequences - 1))
-                (last,) = struct.unpack("<i", file.read(4))
-                file.seek(HEADER.size + 12 * sequences - 8)
-                (offset,) = struct.unpack("<q", file.read(8))
+                (last,) = struct.unpack("<i", os.pread(file.fileno(), 4, HEADER.size + 4 * (sequences - 1)))
+                (offset,) = struct.unpack("<q", os.pread(file.fileno(), 8, HEADER.size + 12 * sequences - 8))
                 expected = offset + last * dtype.itemsize
         with _opened(bin_path) as file:
             bin_size = os.fstat(file.fileno()).st_size
@@ -159,13 +157,11 @@ class TokenStream:
 
     def _read_shard(self, number: int, offset: int, most: int) -> np.ndarray:
         """At most `most` tokens of a shard, from `offset` on; fewer at its end."""
-        shard = self.shards[number]
-        count = min(most, shard.length - offset)
-        if not count:
-            return np.empty(0, shard.dtype)
-        raw = os.pread(self._file(number).fileno(), count * shard.dtype.itemsize, offset * shard.dtype.itemsize)
-        if len(raw) != count * shard.dtype.itemsize:
-            held = os.fstat(self._file(number).fileno()).st_size // shard.dtype.itemsize
+        shard, file = self.shards[number], self._file(number).fileno()
+        size, count = shard.dtype.itemsize, min(most, shard.length - offset)
+        raw = os.pread(file, count * size, offset * size)
+        if len(raw) != count * size:
+            held = os.fstat(file).st_size // size
             raise UserError(f"{shard.bin_path}: {held} tokens; it had {shard.length} when it was opened; {MEND}")
         return np.frombuffer(raw, shard.dtype)
 
@@ -210,14 +206,18 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     return manifest
 
 
-def is_whole(prefix: Path) -> bool:
-    """Whether a shard has its three files, and their sizes agree. Raises StorageError where they cannot be read now."""
+def whole_manifest(prefix: Path) -> dict[str, Any] | None:
+    """The manifest of a shard that has its three files, whose sizes agree; None for another, which its own element makes.
+
+    Raises StorageError where they cannot be read now.
+    """
     try:
-        return read_manifest(prefix)["tokens"] == Shard.open(prefix).length
+        manifest = read_manifest(prefix)
+        return manifest if manifest["tokens"] == Shard.open(prefix).length else None
     except StorageError:
         raise
     except UserError:
-        return False
+        return None
 
 
 def source_shards(folder: Path) -> list[Path]:
@@ -229,13 +229,13 @@ def source_shards(folder: Path) -> list[Path]:
             f"{folder}: holds no finished shard; name a source's folder in RUN/data/shards, or make its shards with "
             "`curricula data tokenize`"
         )
-    expected = {read_manifest(prefix)["shards"] for prefix in prefixes}
-    if len(expected) > 1:
-        raise UserError(f"{folder}: its manifests disagree on how many shards there are, {sorted(expected)}; {MEND_ALL}")
-    (count,) = expected
-    if int(prefixes[-1].name) >= count:
-        raise UserError(f"{folder}: holds shard {prefixes[-1].name}, but its manifests speak of {count} shards; {MEND_ALL}")
-    if [int(prefix.name) for prefix in prefixes] != list(range(count)):
+    numbers, expected = [int(prefix.name) for prefix in prefixes], {read_manifest(prefix)["shards"] for prefix in prefixes}
+    count = max(expected)
+    if len(expected) > 1 or numbers[-1] >= count:
+        raise UserError(
+            f"{folder}: holds shards up to {prefixes[-1].name}, where its manifests expect {sorted(expected)}; {MEND_ALL}"
+        )
+    if numbers != list(range(count)):
         raise UserError(
             f"{folder}: {len(prefixes)} of {count} shards are finished; run `curricula data tokenize` for this source"
         )

@@ -19,6 +19,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -29,15 +30,15 @@ from curricula.curriculum.config import LARGEST_VOCABULARY, VALIDATION, Source
 from curricula.curriculum.sources.documents import Document, Documents
 from curricula.curriculum.stream.blend import permute
 from curricula.curriculum.tokens.encoder import Encoder
-from curricula.curriculum.tokens.shards import is_whole, manifest_path, read_manifest, write_shard
+from curricula.curriculum.tokens.shards import manifest_path, whole_manifest, write_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.durable import disk_full_explained, write_json
-from curricula.errors import StorageError, UserError
+from curricula.errors import UserError
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
 
-BATCH_CHARACTERS = 1 << 20
-"""Texts are encoded together up to this length: enough work for every core, little memory."""
+BATCH_DOCUMENTS = 512
+"""Texts that are encoded together: enough work for every core, little memory."""
 READ_AS = ("text", "id", "score", "min_score", "max_score")
 """Keys of a source of one's own that decide which texts its rows are."""
 
@@ -114,20 +115,16 @@ def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> d
 
 
 def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
-    try:
-        manifest = read_manifest(prefix)
-    except StorageError:
-        raise
-    except UserError:  # missing or damaged: its own element makes the shard
+    manifest, path = whole_manifest(prefix), manifest_path(prefix)
+    if manifest is None:
         return False
-    path = manifest_path(prefix)
     for key, value in inputs.items():
         if manifest.get(key) != value:
             raise UserError(
                 f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
                 f"delete {path.parent} to make it anew, or name another run folder"
             )
-    return is_whole(prefix)
+    return True
 
 
 def _chosen_documents(work: Tokenization, shard: str, documents: Documents) -> tuple[Iterable[Document], int]:
@@ -155,7 +152,8 @@ def _spool(
         counts.update({f"speakers_{speakers}": 0 for speakers in get_args(Speakers)})
     lengths = array("i")
     began, read, encoded = time.monotonic(), 0, 0
-    for batch in _batches(documents):
+    remaining = iter(documents)
+    while batch := list(islice(remaining, BATCH_DOCUMENTS)):
         for tokens in _encode(work, batch, encoder, special, counts):
             file.write(tokens.data)
             lengths.append(len(tokens))
@@ -164,19 +162,6 @@ def _spool(
         progress(read, total, tokens_per_second=round(encoded / max(1e-3, time.monotonic() - began)))
     file.flush()
     return np.array(lengths, np.int64), counts
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _encode(

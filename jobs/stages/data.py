@@ -13,7 +13,7 @@ from curricula.curriculum.sources.hub import download_model, fetch, require_whol
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.tokens import tokenizer as make
 from curricula.curriculum.tokens.chat import ChatEncoder
-from curricula.curriculum.tokens.shards import is_whole, read_manifest
+from curricula.curriculum.tokens.shards import whole_manifest
 from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.durable import write_json
@@ -90,11 +90,8 @@ class Tokenize(Stage):
         return made is not None
 
     def made(self, work: Work) -> str | None:
-        return str(read_manifest(_shard(work))["sha256"]) if is_whole(_shard(work)) else None
-
-
-def _shard(work: Work) -> Path:
-    return work.run.shards / work.element.source / work.element.shard
+        manifest = whole_manifest(work.run.shards / work.element.source / work.element.shard)
+        return manifest and str(manifest["sha256"])
 
 
 def prepare(run: Run) -> None:

@@ -9,7 +9,7 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricula.curriculum.tokens.shards import HEADER, Shard, TokenStream, is_whole, manifest_path, write_shard
+from curricula.curriculum.tokens.shards import HEADER, Shard, TokenStream, manifest_path, whole_manifest, write_shard
 from curricula.durable import write_json
 from curricula.errors import StorageError, UserError
 
@@ -111,12 +111,12 @@ def test_a_shard_that_cannot_be_read_now_is_not_lost(tmp_path, suffix):
     """Another start may read it: nothing is tokenised again, and no training ends for good."""
     write_shard(tmp_path / "s", [np.arange(5)])
     write_json(manifest_path(tmp_path / "s"), {"shards": 1, "tokens": 5, "sha256": "", "tokenizer": ""})
-    assert is_whole(tmp_path / "s")
+    assert whole_manifest(tmp_path / "s")
     path = (tmp_path / "s").with_suffix(suffix)
     path.unlink()
     path.symlink_to(path)
     with pytest.raises(StorageError, match=f"{path}: cannot be read"):
-        is_whole(tmp_path / "s")
+        whole_manifest(tmp_path / "s")
 
 
 @examples(400)
