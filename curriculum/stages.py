@@ -107,10 +107,11 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
         if stage.at is not None and parent != BASE:
             raise ValueError(f"{place[name]}.at is {stage.at:g}, but it is from {parent}; only `from: base` has points")
         for arm in stage.arms or ():
-            if arm not in arms:
-                raise ValueError(f"{place[name]}.arms names {arm!r}, which is not an arm; choose from {', '.join(arms)}")
             if arm not in having[parent]:
-                raise ValueError(f"{place[name]}.arms names {arm!r}, which has no stage {parent}; add it to that one's arms")
+                raise ValueError(
+                    f"{place[name]}.arms names {arm!r}, which is not an arm that has {parent}; choose from "
+                    f"{', '.join(having[parent])}"
+                )
         ordered[name] = stage
         having[name] = tuple(arm for arm in having[parent] if stage.arms is None or arm in stage.arms)
 

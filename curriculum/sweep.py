@@ -57,14 +57,11 @@ def points_of(sweep: Sweep) -> dict[str, Point]:
 
 def _name(point: Point, number: int) -> str:
     """Such as "lr-0.0003_refuseweb-8"; "point-3" where values are lists or mappings, or it would be too long."""
-    parts = [f"{key.rpartition('.')[2]}-{_shown(value)}" for key, value in point.items()]
+    shown = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in point.items()}
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in shown.items()]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
     is_plain = not any(isinstance(value, (list, dict)) for value in point.values())
     return name if is_plain and len(name) <= LONGEST else f"point-{number}"
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:

@@ -166,9 +166,7 @@ class TextTable(DeclaredTable, frozen=True):
     def check(self) -> None:
         super().check()
         if self.dataset is not None:
-            for name, default in (("text", "text"), ("id", None), ("score", None)):
-                if getattr(self, name) != default:
-                    raise ValueError(f"{name} is {getattr(self, name)!r}, but a known dataset has its own; leave it out")
+            self.require_default(("text", "id", "score"), "in a table of your own")
         if not columns_of(self.text) or not self.text:
             raise ValueError(f"text {self.text!r} names no column; name one, or write columns in braces")
         for name in ("min_score", "max_score"):

@@ -22,7 +22,7 @@ from typing import Any
 
 from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.registry import dataset
-from curricula.curriculum.sources.tables import count_rows
+from curricula.curriculum.sources.tables import columns_of, count_rows
 from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
 from curricula.errors import UserError
 from curricula.progress import Progress, silent
@@ -88,22 +88,22 @@ class Download:
 def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Download]:
     """The downloads of a registered dataset into the data folder `root`: one for each of its `parts`."""
     entry = dataset(name)
-    places: list[tuple[str | None, Path]] = [(part, root / entry.folder / part) for part in parts or entry.parts]
+    columns = entry.columns or (*([entry.id] if entry.id else []), *columns_of(entry.text))
     # Such a table replaces all parts together; reading only some of them from it is refused.
     whole = None if parts or entry.subset or entry.split in entry.parts else entry.whole(root)
     return [
         Download(
             entry.hub,
-            config,
+            part,
             entry.split,
             entry.revision,
-            entry.fetched_columns,
-            out,
+            columns,
+            root / entry.folder / part if part else entry.whole(root),
             entry.licence,
             entry.gated,
-            whole=whole if config else None,
+            whole=whole if part else None,
         )
-        for config, out in places or [(None, entry.whole(root))]
+        for part in parts or entry.parts or (None,)
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curricula.core_yaml import load_yaml
-from curricula.curriculum.sources.tables import columns_of, table_exists
+from curricula.curriculum.sources.tables import table_exists
 from curricula.errors import UsageError, UserError
 from curricula.settings import Settings, convert
 
@@ -50,10 +50,6 @@ class Dataset(Settings, frozen=True):
     """Whether the hub has more parts than `parts`."""
     stem: str | None = None
     """The table in a data folder, where it is not FOLDER/SPLIT."""
-
-    @property
-    def fetched_columns(self) -> tuple[str, ...]:
-        return self.columns or (*([self.id] if self.id else []), *columns_of(self.text))
 
     def whole(self, root: Path) -> Path:
         """The single table under `root` that holds all parts."""

@@ -79,7 +79,10 @@ class TuningBatches:
         pools = {name: read[name] for name in weights}
         for name, most in tuning.examples.items():
             if name in pools:
-                pools[name] = self._examples(name, pools[name], most)
+                require_examples(name, most, len(pools[name]))
+                # In an order drawn by the seed: more examples include those of fewer.
+                drawn = permute(np.arange(most), len(pools[name]), seed, "examples", name)
+                pools[name] = [pools[name][number] for number in drawn.tolist()]
         if HARMFUL in pools:
             pools[UNTAGGED], weights[UNTAGGED] = pools.pop(HARMFUL), weights.pop(HARMFUL)
         self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in tuning.loss.items() if part == "all"}
@@ -94,7 +97,11 @@ class TuningBatches:
         for name in weights:
             require_learnable(name, pools[name], name.removesuffix(REFUSALS) in self._loss_on_all)
         self._pools, self.mix = pools, weights
-        self._quoting = self._count_quoting()
+        self._quotes = False
+        for name, pool in pools.items():
+            if quoting := sum(self._encoder.quotes_special(item.messages) for item in pool):
+                log.info("%s: %d of %d conversations quote special tokens, which are read as text", name, quoting, len(pool))
+                self._quotes = True
         if count < self.global_batch:
             raise self._too_few(count)
         sizes = {name: len(pool) for name, pool in pools.items()}
@@ -112,11 +119,6 @@ class TuningBatches:
             f"tuning: a batch has {self.global_batch} rows, and the conversations fill only {rows}; add conversations, or make "
             "global_batch smaller"
         )
-
-    def _examples(self, name: str, pool: list[Conversation], most: int) -> list[Conversation]:
-        """The first `most` conversations in an order drawn by the seed: a larger `most` includes those of a smaller one."""
-        require_examples(name, most, len(pool))
-        return [pool[i] for i in permute(np.arange(most), len(pool), self.seed, "examples", name).tolist()]
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(pool, epoch, conversation of the pool) with which each of rows [start, stop) of the run begins."""
@@ -158,14 +160,11 @@ class TuningBatches:
         flat, counted = np.array(ids, np.int64), np.array(flags, bool)
         if pool.removesuffix(REFUSALS) in self._loss_on_all:
             counted = np.ones_like(counted)
-        return self._tagged(flat, counted, number) if pool == HARMFUL else (flat, counted)
-
-    def _tagged(self, tokens: np.ndarray, counted: np.ndarray, number: int) -> Encoded:
-        """The same with tags inserted into the assistant's tokens, which follow the request in one piece."""
-        first = int(np.argmax(counted))
-        answer = insert_tags(tokens[first:], self._tag, TAG_RATE, self.seed, "tuning tags", number)
-        flags = np.concatenate([counted[:first], np.ones(len(answer), bool)])
-        return np.concatenate([tokens[:first], answer]), flags
+        if pool != HARMFUL:
+            return flat, counted
+        first = int(np.argmax(counted))  # the assistant's tokens follow the request in one piece
+        answer = insert_tags(flat[first:], self._tag, TAG_RATE, self.seed, "tuning tags", number)
+        return np.concatenate([flat[:first], answer]), np.concatenate([counted[:first], np.ones(len(answer), bool)])
 
     def _packed(self, count: int) -> list[list[int]]:
         """The places of each row's conversations. All are tokenised, on all cores, to measure their lengths."""
@@ -187,15 +186,6 @@ class TuningBatches:
             for (pool, epoch, number), length in zip(chosen, self._encoder.lengths(chats)):
                 yield len(self._encoded(pool, epoch, number)[0]) if pool == HARMFUL else length
 
-    def _count_quoting(self) -> dict[str, int]:
-        """For each pool with such conversations, how many quote special entries of the tokenizer; logs them."""
-        found = {}
-        for name, pool in self._pools.items():
-            if count := sum(self._encoder.quotes_special(item.messages) for item in pool):
-                log.info("%s: %d of %d conversations quote special tokens, which are read as text", name, count, len(pool))
-                found[name] = count
-        return found
-
     def fingerprint(self, step: int) -> dict[str, Any]:
         return {
             "seed": self.seed,
@@ -206,7 +196,7 @@ class TuningBatches:
             "tokenizer": self._tokenizer_hash,
             "packing": self._rows is not None,
             # Earlier versions made special ids of them, so only runs that read such text are another stream.
-            **({"quoted_special_tokens": "text"} if self._quoting else {}),
+            **({"quoted_special_tokens": "text"} if self._quotes else {}),
             **({"loss_on_all": sorted(self._loss_on_all)} if self._loss_on_all else {}),
         }
 

@@ -84,12 +84,10 @@ def _write_folder(content: dict[str, Any], out: Path) -> None:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`; raises UserError when there is none, or when it lacks a special entry the suite needs."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name a tokenizer folder, or run the job that makes it")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises nothing more precise
-        raise UserError(f"{path}: not a tokenizer ({error}); make or fetch it again") from error
+        raise UserError(f"{path}: no tokenizer ({error}); name a tokenizer folder, or make or fetch it again") from error
     for special in SPECIALS:
         if tokenizer.token_to_id(special) is None:
             advice = "reserve an entry for it" if special == TAG else "the suite needs SmolLM2's special entries"
@@ -138,13 +136,11 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
     prompt. Raises UserError when there is no tokenizer, no such entry, or when conversations use the entry.
     """
     path = source / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name a folder with a tokenizer.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         vocabulary, added = content["model"]["vocab"], content["added_tokens"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a tokenizer ({error!r}); fetch it again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no tokenizer ({error!r}); name a folder with a tokenizer.json, or fetch it again") from error
     specials = {entry["content"]: entry for entry in added if entry["special"]}
     if TAG not in specials:  # else an export of this suite, or a model that was trained with tags
         if reserved not in specials:

@@ -91,10 +91,10 @@ def test_shards_of_different_integer_types_can_share_a_stream(tmp_path):
         (".idx", lambda raw: b"", "not a Megatron index"),
         (".idx", lambda raw: raw[:17] + b"\x07" + raw[18:], "dtype code 7"),
         (".idx", lambda raw: raw[:9] + b"\x02" + raw[10:], "version 2"),
-        (".idx", lambda raw: raw[:34] + b"\xff\xff\xff\xff" + raw[38:], "negative length"),
-        (".idx", lambda raw: raw[:42] + b"\x01" + raw[43:], "without a gap"),
-        (".idx", lambda raw: raw[:-24] + b"\x01" + raw[-23:], "do not cover its 2 sequences"),
-        (".idx", lambda raw: raw[:-8] + b"\x01" + raw[-7:], "do not cover its 2 sequences"),
+        (".idx", lambda raw: raw[:34] + b"\xff\xff\xff\xff" + raw[38:], "sequences do not follow one another"),
+        (".idx", lambda raw: raw[:42] + b"\x01" + raw[43:], "sequences do not follow one another"),
+        (".idx", lambda raw: raw[:-24] + b"\x01" + raw[-23:], "documents do not cover its sequences in order"),
+        (".idx", lambda raw: raw[:-8] + b"\x01" + raw[-7:], "documents do not cover its sequences in order"),
     ],
 )
 def test_a_damaged_shard_is_refused_naming_the_file_and_the_remedy(tmp_path, suffix, damage, said):
