@@ -120,7 +120,6 @@ class Arm:
 
     @property
     def sources(self) -> set[str]:
-        """What it reads in some phase."""
         return {name for _, mix in self.phases for name, weight in mix.items() if weight}
 
     def blend_phases(self, budget: Budget) -> list[Phase]:

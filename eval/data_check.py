@@ -24,7 +24,7 @@ _BATCH = 256
 
 def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
     """The first rows and the sizes of a table; `key` is its key in the study."""
-    _, rows = table.look(root, key)
+    rows = table.look(root, key)
     whole = table.open(root, key)
     tuning = list(table.conversations(root, key)) if isinstance(table, TuningSet) else None
     labelled = {} if tuning is None else {"refusals": sum(one.is_refusal for one in tuning)}

@@ -138,8 +138,8 @@ class DeclaredTable(Settings, frozen=True):
         """The whole table. JSON Lines are read once to count their rows."""
         return Table.of(self.files(root, where))
 
-    def look(self, root: Path, where: str) -> tuple[Path, list[Row]]:
-        """The first rows and their file. Raises UserError that names the key after `where`, the file and the column when
+    def look(self, root: Path, where: str) -> list[Row]:
+        """The first rows. Raises UserError that names the key after `where`, the file and the column when
         a column is missing, is empty in all of them or holds something else, or when there is no row."""
         files = self.files(root, where)
         file, rows = next(((file, rows) for file in files if (rows := head(file, FIRST_ROWS))), (files[0], []))
@@ -148,7 +148,7 @@ class DeclaredTable(Settings, frozen=True):
         present = column_names(file, rows)
         for key, wanted in self.reads().items():
             _require_columns(f"{where}.{key}", file, rows, present, wanted)
-        return file, rows
+        return rows
 
 
 class TextTable(DeclaredTable, frozen=True):

@@ -82,7 +82,6 @@ class Documents:
         return [len(span) for span in self.spans]
 
     def place(self, number: int) -> Place:
-        """Where document `number` is, for messages."""
         return self.table.place(next(islice(chain.from_iterable(self.spans), number, None)))
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:

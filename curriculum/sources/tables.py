@@ -90,7 +90,6 @@ class Table:
         return digest.hexdigest()
 
     def place(self, number: int, key: str = "") -> Place:
-        """Where row `number` is, for messages."""
         file, start = next((file, start) for file, (start, stop) in zip(self.files, spans(self.counts)) if number < stop)
         return Place(file, number - start, key)
 
@@ -146,11 +145,7 @@ def text_of(row: Row, text: str) -> Any:
 
 def is_utf8(text: str) -> bool:
     """Whether `text` can be encoded. Lone surrogates, from JSON escapes or bytes that were not UTF-8, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="ignore").decode() == text
 
 
 def table_exists(stem: Path) -> bool:
@@ -230,12 +225,10 @@ def _require_finished(folder: Path) -> None:
 
 def _once(files: list[Path]) -> list[Path]:
     """The files; raises UserError where two are one, by a link, or by their names hold the same rows in two formats."""
-    folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
     seen: dict[Path, Path] = {}
     for file in files:
-        suffix, folder = next(suffix for suffix in SUFFIXES if file.name.endswith(suffix)), folders[file.parent]
-        whole = file.resolve() if file.is_symlink() else folder / file.name  # resolving each of many files takes long
-        for place in (whole, folder / file.name.removesuffix(suffix)):
+        suffix = next(suffix for suffix in SUFFIXES if file.name.endswith(suffix))
+        for place in (file.resolve(), file.parent.resolve() / file.name.removesuffix(suffix)):
             if (other := seen.setdefault(place, file)) != file:
                 raise UserError(
                     f"{file}: {other} has the same rows by its name, or is the same file; keep one of them, or rename one that "

@@ -132,16 +132,8 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
             "instrct",
             r"stages.harmful.from is 'instrct', which is not a stage; choose one of base, instr",
         ),
-        (
-            "stages.harmful.arms",
-            ["full-20"],
-            "stages.harmful.arms names 'full-20', which is not an arm that has instruct; choose",
-        ),
-        (
-            "stages.instruct.arms",
-            ["safe-100"],
-            "stages.harmful.arms names 'full-50', which is not an arm that has instruct; choose",
-        ),
+        ("stages.harmful.arms", ["full-20"], "stages.harmful.arms names 'full-20', which is not an arm that has instr"),
+        ("stages.instruct.arms", ["safe-100"], "stages.harmful.arms names 'full-50', which is not an arm that has instr"),
         ("stages.harmful.at", 0.5, r"stages.harmful.at is 0.5, but it is from instruct; only `from: base` has points"),
         ("stages.mt.at", 0.01, r"stages.mt.at is 0.01, which is step 0 of 24"),
         ("stages.mt.at", 1, r"stages.mt.at: expected `float` < 1.0; it is 1"),

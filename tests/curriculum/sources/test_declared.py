@@ -88,10 +88,7 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
         ({"path": "x", "split": "test"}, "split is 'test', which has an effect only with `hub`"),
         ({"hub": "../etc"}, "hub '../etc' is not a name on the hub"),
         ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
-        (
-            {"dataset": "gsm8k", "text": "question"},
-            "text is 'question', which has an effect only in a table of your own; leave it out",
-        ),
+        ({"dataset": "gsm8k", "text": "question"}, "text is 'question', which has an effect only in a table of your own"),
         ({"path": "x", "parts": ("a",)}, "part 'a' is not in x; it has no parts"),
         ({"path": "x", "min_score": 3.0}, "min_score is 3.0, which needs a finite number and a column of scores in `score`"),
         ({"path": "x", "score": "s", "min_score": 3.0, "max_score": 2.0}, "min_score 3.0 is above max_score 2.0"),
