@@ -33,9 +33,6 @@ Study = TypeVar("Study", bound=Settings)
 def points_of(sweep: Sweep) -> dict[str, Point]:
     """The points by name, in the study's order. Raises ValueError where there are none, or two of a name."""
     if isinstance(sweep, Mapping):
-        for key, values in sweep.items():
-            if not values:
-                raise ValueError(f"sweep.{key} is []; give a list of values")
         count = math.prod(map(len, sweep.values()))
         if count > MOST:
             raise ValueError(f"sweep has {count:,} points, more than {MOST}; give fewer values, or a list of points")
@@ -43,7 +40,7 @@ def points_of(sweep: Sweep) -> dict[str, Point]:
     else:
         listed = sweep
     if not listed or not all(set(point) - {NAME} for point in listed):
-        raise ValueError("sweep has a point without settings, or no point; give some, or leave sweep out")
+        raise ValueError("sweep has a point without settings, or no point; give lists of values, or leave sweep out")
     found: dict[str, Point] = {}
     for number, point in enumerate(listed, start=1):
         name = str(point.get(NAME) or _name({key: point[key] for key in point if key != NAME}, number))

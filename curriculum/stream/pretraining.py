@@ -135,11 +135,8 @@ class PretrainingBatches:
         """Which targets count in rows of sources with these kinds of loss; None where all do."""
         if set(kinds) <= {"all"}:
             return None
-        mask = np.ones((len(tokens), self.sequence_length), np.float32)
-        for row, (targets, kind) in enumerate(zip(tokens[:, 1:], kinds)):
-            if kind != "all":
-                mask[row] = targets == self._tag if kind == "tags" else 0.0
-        return mask
+        every, tags = (np.array([kind == wanted for kind in kinds])[:, None] for wanted in ("all", "tags"))
+        return (every | (tags & (tokens[:, 1:] == self._tag))).astype(np.float32)
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """Settings, sources and phases up to the samples before `step`: a changed future leaves it unchanged."""

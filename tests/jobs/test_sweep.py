@@ -65,7 +65,7 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
     [
         ({"pretraining.optimiser.lr": [1]}, "sweep, point lr-1: pretraining: unknown key `optimiser`; did you mean"),
         ({"pretraining.optimizer.lr": [-1]}, "sweep, point lr--1: pretraining.optimizer.lr: expected `float` > 0"),
-        ({"pretraining.optimizer.lr": []}, r"sweep.pretraining.optimizer.lr is \[\]; give a list of values"),
+        ({"pretraining.optimizer.lr": []}, "sweep has a point without settings, or no point"),
         ({"pretraining.optimizer.lr": 1e-3}, "sweep"),
         ({}, "sweep has a point without settings, or no point"),
         ([{"name": "a", "model.tied": True}, {"name": "b"}], "sweep has a point without settings, or no point"),
