@@ -213,7 +213,7 @@ def stem_files(stem: Path) -> list[Path]:
     if not found:
         raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
     for other in there:
-        if _UNREAD.search(other.name) and other not in found:
+        if _UNREAD.search(other.name) and not other.name.endswith(SUFFIXES):
             raise UserError(f"{other}: is not read under this ending, unlike {found[0].name}; convert, rename or move it")
     return _once(found)
 
@@ -225,10 +225,12 @@ def _require_finished(folder: Path) -> None:
 
 def _once(files: list[Path]) -> list[Path]:
     """The files; raises UserError where two are one, by a link, or by their names hold the same rows in two formats."""
+    folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
     seen: dict[Path, Path] = {}
     for file in files:
-        suffix = next(suffix for suffix in SUFFIXES if file.name.endswith(suffix))
-        for place in (file.resolve(), file.parent.resolve() / file.name.removesuffix(suffix)):
+        suffix, folder = next(suffix for suffix in SUFFIXES if file.name.endswith(suffix)), folders[file.parent]
+        whole = file.resolve() if file.is_symlink() else folder / file.name  # resolving each of many files takes long
+        for place in (whole, folder / file.name.removesuffix(suffix)):
             if (other := seen.setdefault(place, file)) != file:
                 raise UserError(
                     f"{file}: {other} has the same rows by its name, or is the same file; keep one of them, or rename one that "
