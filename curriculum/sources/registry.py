@@ -64,13 +64,10 @@ class Dataset(Settings, frozen=True):
         pieces = [root / self.folder / part for part in wanted]
         if not table_exists(whole) or self.split in wanted:
             return pieces
-        if parts or self.subset:
+        if parts or self.subset or any(table_exists(piece) for piece in pieces):
             raise UserError(
-                f"{whole}: holds all parts of {self.hub}, but the study asks only for {', '.join(wanted)}; split it"
-            )
-        if any(table_exists(piece) for piece in pieces):
-            raise UserError(
-                f"{whole}: {self.folder}/{wanted[0]} or other parts exist as well; keep either this table or the parts"
+                f"{whole}: holds all parts of {self.hub}, where {', '.join(wanted)} are asked for; keep either this table or "
+                "one for each part"
             )
         return [whole]
 

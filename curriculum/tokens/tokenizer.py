@@ -143,12 +143,10 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
         raise UserError(f"{path}: no tokenizer ({error!r}); name a folder with a tokenizer.json, or fetch it again") from error
     specials = {entry["content"]: entry for entry in added if entry["special"]}
     if TAG not in specials:  # else an export of this suite, or a model that was trained with tags
-        if reserved not in specials:
-            others = ", ".join(sorted(set(specials) - {EOS, TURN_START, TURN_END}))
-            advice = f"choose one of {others}" if others else "it has none to spare: add one, and a row to the embedding"
-            raise UserError(f"{path}: no reserved entry {reserved}; {advice}")
-        if reserved in STOPS or reserved == TURN_START:
-            raise UserError(f"{path}: every conversation uses {reserved}, so it cannot become {TAG}; reserve another entry")
+        spare = sorted(set(specials) - {EOS, TURN_START, TURN_END})
+        if reserved not in spare:
+            advice = f"choose one of {', '.join(spare)}" if spare else "it has none: add one, and a row to the embedding"
+            raise UserError(f"{path}: {reserved} is not a reserved entry that conversations leave free; {advice}")
         if TAG in vocabulary or any(entry["content"] == TAG for entry in added):
             raise UserError(f"{path}: has {TAG} as a plain entry; mark it as special there")
         # Edited in place, so that entries keep their ids and the file its order.

@@ -208,12 +208,12 @@ def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     (folder / "train/0.jsonl").write_text('{"text": "x"}\n')
     assert len(opened("fineweb-annotated")) == 1
     for name in ("fineweb-edu", "fineweb-unsafe"):
-        with pytest.raises(UserError, match="train: holds all parts of locuslab/.*, but the study asks only for score_"):
+        with pytest.raises(UserError, match="train: holds all parts of locuslab/.*, where score_.* are asked for"):
             opened(name)
     with pytest.raises(UserError, match="train: holds all parts"):
         opened("fineweb-annotated", "score_1")
     (folder / "score_0.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(UserError, match="keep either this table or the parts"):
+    with pytest.raises(UserError, match="train: holds all parts"):
         opened("fineweb-annotated")
 
 
