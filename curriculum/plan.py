@@ -227,7 +227,7 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
 
     The interventions of a phase keep their ratio to one another, and so do its other sources.
     """
-    wanted: dict[str | frozenset[str], float] = {}
+    targets: dict[str | frozenset[str], float] = {}
     found = []
     for arm in arms:
         own = _interventions_of(arm, curriculum)
@@ -247,12 +247,14 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
             )
         # In units of the largest share, so that arms of one phase get the very weights that they need.
         steps = sum(share / most * length for share, length in zip(shares, lengths)) if most else 0.0
-        target = wanted.setdefault(own, most * steps)
+        target = targets.setdefault(own, most * steps)
         if target == most * steps:
             found.append(arm)
         elif target > steps * (1 + 1e-9):
+            wanted, room = (f"{round(count) * budget.step_tokens:,}" for count in (target, steps))
             raise ValueError(
-                f"exposure: matched is impossible for {arm.name}: {_too_little(arm, target, steps, curriculum, budget)}"
+                f"exposure: matched is impossible for {arm.name}: the first arm with its interventions sees {wanted} tokens of "
+                f"them, where its own phases have room for {room}; lower the weights of the first, or leave {arm.name} out"
             )
         else:
             grown = [min(1.0, share / most * target / steps) for share in shares]
@@ -262,19 +264,6 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
             )
             found.append(replace(arm, phases=phases))
     return found
-
-
-def _too_little(arm: Arm, target: float, steps: float, curriculum: Curriculum, budget: Budget) -> str:
-    wanted, left = (f"{round(count) * budget.step_tokens:,}" for count in (target, steps))
-    if arm.name in curriculum.arms:
-        return (
-            f"the first arm with its interventions sees {wanted} tokens of them, where its phases have room for {left}; make "
-            "them longer, or lower the weights of the first"
-        )
-    return (
-        f"its set sees {wanted} intervention tokens from start {curriculum.starts[0]:g}, and after start {arm.start:g} only "
-        f"{left} tokens are left; lower the set's weights or drop that start"
-    )
 
 
 def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:

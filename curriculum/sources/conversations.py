@@ -154,11 +154,8 @@ class TuningSet(DeclaredTable, frozen=True):
 
 
 def _turn(message: dict[str, str]) -> dict[str, str]:
-    for key in ("role", "content"):
-        if isinstance(message, dict) and key not in message:
-            raise ValueError(f"a message has no {key!r}, only {', '.join(map(str, message))}; rename its keys")
-    if message["role"] == "":
-        raise ValueError("a message has an empty role; write who speaks")
+    if isinstance(message, dict) and ("content" not in message or message.get("role", "") == ""):
+        raise ValueError(f"a message has no role or no content, but {message!r:.60}; rename its keys, or write who speaks")
     return {"role": message["role"], "content": message["content"]}
 
 

@@ -271,7 +271,7 @@ def test_a_dose_too_short_for_what_it_must_match_is_refused_with_the_numbers():
     )
     said = (
         "exposure: matched is impossible for dose: the first arm with its interventions sees 16,000 tokens of them, where its "
-        "phases have room for 6,400; make them longer"
+        "own phases have room for 6,400; lower the weights of the first, or leave dose out"
     )
     with pytest.raises(ValueError, match=said):
         arms_of(curriculum, SMALL)

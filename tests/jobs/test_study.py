@@ -172,8 +172,8 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"curriculum__exposure": "equal"}, r"curriculum.exposure: 'equal' is not known; choose one of matched, natural"),
         (
             {"curriculum__exposure": "matched", "curriculum__starts": [0, 0.9]},
-            r"exposure: matched is impossible for data-90: its set sees 153,600 intervention tokens from start 0, and after "
-            r"start 0.9 only 51,200 tokens are left; lower the set's weights or drop that start",
+            r"exposure: matched is impossible for data-90: the first arm with its interventions sees 153,600 tokens of them, "
+            r"where its own phases have room for 51,200; lower the weights of the first, or leave data-90 out",
         ),
         ({"curriculum__interventions": {}}, r"curriculum: interventions is empty; name at least one set"),
         (

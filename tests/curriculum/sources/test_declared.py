@@ -103,9 +103,9 @@ def test_contradictory_keys_are_refused(keys, said):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"talk": [{"from": "human", "value": "Hi"}]}, "line 1: a message has no 'role', only from, value; rename its keys"),
+        ({"talk": [{"from": "human", "value": "Hi"}]}, "line 1: a message has no role or no content, but {'from': 'human'"),
         ({"talk": [{"role": "user", "content": None}]}, "line 1 has a message that is not text"),
-        ({"talk": [{"role": "", "content": "Hi"}]}, "line 1: a message has an empty role; write who speaks"),
+        ({"talk": [{"role": "", "content": "Hi"}]}, "line 1: a message has no role or no content, but {'role': ''"),
         ({"talk": ["Hi"]}, "line 1 has a message that is not text"),
     ],
 )
