@@ -115,11 +115,9 @@ class DeclaredTable(Settings, frozen=True):
         """The tables in the data folder `root` that hold it; none for files of the user's own."""
         if self.dataset is not None:
             return dataset(self.dataset).stems(root, self.parts)
-        return [] if self.hub is None else [self.fetched(root)]
-
-    def fetched(self, root: Path) -> Path:
-        """Where in the data folder `root` a table of the hub is kept."""
-        return root / str(self.hub).replace("/", "--") / "-".join([*([self.config] if self.config else []), self.split])
+        if self.hub is None:
+            return []
+        return [root / self.hub.replace("/", "--") / "-".join([*([self.config] if self.config else []), self.split])]
 
     def is_here(self, root: Path | None) -> bool:
         """Whether there is something to read; files of the user's own should always be there."""

@@ -109,8 +109,8 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
 
 def declared_download(table: DeclaredTable, root: Path) -> Download:
     """The download of a declared table of the hub: all its columns, since several uses may read different ones."""
-    hub, out = str(table.hub), table.fetched(root)
-    return Download(hub, table.config, table.split, table.revision, (), out, table.licence or "not stated", table.gated)
+    (out,), licence = table.stems(root), table.licence or "not stated"
+    return Download(str(table.hub), table.config, table.split, table.revision, (), out, licence, table.gated)
 
 
 def fetch(

@@ -318,9 +318,10 @@ def _listed(file: Path) -> list[Any]:
 def _explained(file: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Turn what is raised while `file` is read, of `kinds` too, into a UserError that names it. Where the system does not let
     one read it, it may be whole, and its disk may answer another start: that is a StorageError."""
+    known: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, *kinds)
     try:
         yield
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, *kinds) as error:
+    except known as error:
         if isinstance(error, OSError) and error.errno:  # without a number, what the file holds is wrong
             kind = UserError if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)) else StorageError
             raise kind(f"{file}: cannot be read ({os.strerror(error.errno)}); check its permissions and its disk") from None
