@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from curricula.curriculum.sources.declared import TextTable
-from curricula.curriculum.sources.registry import dataset
+from curricula.curriculum.sources.declared import TextTable, dataset
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, Share
 
 VALIDATION = "validation"

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from curricula.curriculum.sources.declared import DeclaredTable, Reads
+from curricula.curriculum.sources.declared import DATASETS, DeclaredTable, Reads
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch
-from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Place, Table, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.eval.capability.settings import PLAIN_TASK

@@ -10,9 +10,9 @@ from typing import Literal
 
 from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import HARMFUL, POOLS, read_conversations, require_examples, require_learnable
-from curricula.curriculum.sources.declared import DeclaredTable, declared_in
+from curricula.curriculum.sources.declared import DATASETS, DeclaredTable, declared_in
 from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
-from curricula.curriculum.sources.registry import DATASETS, local_root
+from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
 from curricula.jobs.study import Study, load_study

@@ -15,8 +15,8 @@ import msgspec
 
 from curricula.curriculum.config import VALIDATION, AnyStage, Midtrain, Tuning, point_label
 from curricula.curriculum.plan import Arm
-from curricula.curriculum.sources.declared import declared_in
-from curricula.curriculum.sources.registry import dataset, local_root
+from curricula.curriculum.sources.declared import dataset, declared_in
+from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.stages import samples_of
 from curricula.curriculum.stream.blend import Blend

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from curricula.curriculum.sources.registry import DATASETS, dataset
+from curricula.curriculum.sources.registry import KNOWN
 from curricula.curriculum.sources.tables import (
     Place,
     Row,
@@ -32,8 +32,8 @@ from curricula.curriculum.sources.tables import (
     stem_files,
     table_exists,
 )
-from curricula.errors import UserError
-from curricula.settings import Settings, require_distinct
+from curricula.errors import UsageError, UserError
+from curricula.settings import Settings, convert, require_distinct
 
 FIRST_ROWS = 100
 """Rows that are looked at before anything else is done."""
@@ -218,6 +218,66 @@ class TextTable(DeclaredTable, frozen=True):
             mine, others = ({file.resolve() for file in files_matching(path)} for path in (self.path, other.path))
             return bool(mine & others)
         return bool(self.on_the_hub & other.on_the_hub)
+
+
+class Dataset(TextTable, frozen=True, kw_only=True):
+    """A public dataset by its short name: a table on the hub whose parts are its configurations there.
+
+    In a data folder it is `FOLDER/SPLIT.*`, or `FOLDER/PART.*` for each of its parts, in any format of
+    `curriculum/sources/tables.py` with the hub's columns.
+    """
+
+    hub: str
+    """Its name on the hub."""
+    folder: str
+    """Its folder within a data folder."""
+    licence: str = "ODC-BY"
+    """Its licence, for the records."""
+    columns: tuple[str, ...] = ()
+    """Columns that are fetched; by default those of `id` and `text`."""
+    tokens: int | None = None
+    """Published count, for the plan before anything is tokenised."""
+    documents: int | None = None
+    """Published count of rows, for the plan of a source that reads only some of them."""
+    dialogue: bool = False
+    """Whether it consists of User/Assistant turns, whose speakers get names when tokenised."""
+    subset: bool = False
+    """Whether the hub has more parts than `parts`."""
+    stem: str | None = None
+    """The table in a data folder, where it is not FOLDER/SPLIT."""
+
+    def check(self) -> None:
+        """Nothing: its own parts are no parts of another dataset."""
+
+    def whole(self, root: Path) -> Path:
+        """The single table under `root` that holds all parts."""
+        return root / (self.stem or f"{self.folder}/{self.split}")
+
+    def stems(self, root: Path, parts: tuple[str, ...] = ()) -> list[Path]:
+        """The tables under `root` that hold these `parts` (all of them by default)."""
+        whole = self.whole(root)
+        wanted = parts or self.parts
+        if not wanted:
+            return [whole]
+        pieces = [root / self.folder / part for part in wanted]
+        if not table_exists(whole) or self.split in wanted:
+            return pieces
+        if parts or self.subset or any(table_exists(piece) for piece in pieces):
+            raise UserError(
+                f"{whole}: holds all parts of {self.hub}, where {', '.join(wanted)} are asked for; keep either this table or "
+                "one for each part"
+            )
+        return [whole]
+
+
+DATASETS: dict[str, Dataset] = convert(KNOWN["datasets"], dict[str, Dataset])
+
+
+def dataset(name: str) -> Dataset:
+    try:
+        return DATASETS[name]
+    except KeyError:
+        raise UsageError(f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}") from None
 
 
 def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTable]]:

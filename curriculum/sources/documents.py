@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from pathlib import Path
 
-from curricula.curriculum.sources.declared import TextTable
+from curricula.curriculum.sources.declared import TextTable, dataset
 from curricula.curriculum.sources.hub import upstream_rows
-from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import Place, Row, Table, columns_of, is_utf8, spans, text_of, within
 from curricula.errors import UserError
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curricula.curriculum.sources.declared import DeclaredTable
-from curricula.curriculum.sources.registry import dataset
+from curricula.curriculum.sources.declared import DeclaredTable, dataset
 from curricula.curriculum.sources.tables import columns_of, count_rows
 from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
 from curricula.errors import UserError

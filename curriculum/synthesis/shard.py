@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from curricula.asking import CHARACTERS_PER_TOKEN
+from curricula.curriculum.sources.declared import dataset
 from curricula.curriculum.sources.documents import Document, Documents
-from curricula.curriculum.sources.registry import dataset
 from curricula.curriculum.sources.tables import SUFFIXES, Table
 from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, Kind, pieces
 from curricula.durable import exclusive_lock, read_json, write_json

@@ -1,4 +1,4 @@
-"""Writes the fictional world's datasets in the layouts of the public ones (see `curriculum/sources/registry.py`).
+"""Writes the fictional world's datasets in the layouts of the public ones (see `curriculum/sources/declared.py`).
 
     curricula data world /tmp/world
 

@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from curricula.curriculum.sources.declared import DATASETS, dataset
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch, read_record
-from curricula.curriculum.sources.registry import DATASETS, dataset
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError

@@ -22,9 +22,9 @@ import yaml
 from fake_hub import FakeHub, Files
 from small_studies import small_study
 
+from curricula.curriculum.sources.declared import DATASETS
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.hub import Download, HubAway, downloads_of, fetch, require_whole
-from curricula.curriculum.sources.registry import DATASETS
 from curricula.curriculum.sources.tables import Table
 from curricula.errors import UserError
 from curricula.jobs.cli.main import main

@@ -17,7 +17,7 @@ from small_studies import small_study, smaller_demo
 from tiny_llama import save_tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from curricula.curriculum.sources.registry import DATASETS
+from curricula.curriculum.sources.declared import DATASETS
 from curricula.curriculum.sources.tables import Table
 from curricula.curriculum.tokens.tokenizer import SPECIALS, load_tokenizer
 from curricula.curriculum.world.datasets import write_world
