@@ -91,7 +91,7 @@ class Tokenize(Stage):
 
     def made(self, work: Work) -> str | None:
         manifest = whole_manifest(work.run.shards / work.element.source / work.element.shard)
-        return manifest and str(manifest["sha256"])
+        return str(manifest["sha256"]) if manifest else None
 
 
 def prepare(run: Run) -> None:

@@ -148,7 +148,7 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
         ("stages.mt.tokens", 100, r"stages.mt.tokens 100 is less than one step; raise it"),
         (
             "stages.mt",
-            {"kind": "midtrain", "mix": "safe", "steps": 2**62, "lr": 1},
+            {"kind": "midtrain", "mix": "safe", "steps": 10**9, "global_batch": 10**9, "micro_batch": 1, "lr": 1},
             r"stages.mt would read .* tokens, more than",
         ),
         ("stages.mt.mix", "fll", r"stages.mt.mix is 'fll'; choose from safe, full, or write weights"),

@@ -245,7 +245,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         (
             {"tuning__instruct__conversations": None, "tuning__instruct__steps": 2**62},
-            r"tuning.instruct: steps is [\d,]+, more",
+            r"tuning.instruct.steps: expected `int` <= 10{9}",
         ),
     ],
 )

@@ -202,13 +202,16 @@ def test_a_tokenizer_without_an_entry_to_spare_is_told_so(published, tmp_path):
     content = json.loads((published / "tokenizer.json").read_text())
     content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] in SPECIALS]
     (published / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"no reserved entry {RESERVED}; it has none to spare: add one, and a row"):
+    with pytest.raises(UserError, match=f"{RESERVED} is not a reserved entry .*; it has none: add one, and a row"):
         reserve_tag(published, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("reserved", "sentence"),
-    [("<repo_name>", "no reserved entry <repo_name>; choose one of <empty_output>"), (EOS, "cannot become")],
+    [
+        ("<repo_name>", "<repo_name> is not a reserved entry that conversations leave free; choose one of <empty_output>"),
+        (EOS, "is not a reserved entry that conversations leave free"),
+    ],
 )
 def test_an_entry_that_is_missing_or_in_use_cannot_be_reserved(published, tmp_path, reserved, sentence):
     with pytest.raises(UserError, match=sentence):
