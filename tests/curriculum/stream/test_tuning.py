@@ -149,7 +149,7 @@ def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_large
 def test_fewer_conversations_than_a_batch_are_refused_before_and_within_the_run(data):
     with pytest.raises(UserError, match="tuning: a batch has 2 rows, and the conversations fill only 1; add"):
         tuning(data, {"gsm8k": 1}, epochs=0.05)
-    with pytest.raises(UserError, match="fill only 0; add"):
+    with pytest.raises(UserError, match="fill only 1; add"):
         tuning(data, {"gsm8k": 1}, epochs=0.01)
     with pytest.raises(UserError, match="a batch has 2 rows, and the conversations fill only 1; add"):
         tuning(data, {"gsm8k": 1}, length=4000, packing=True)
