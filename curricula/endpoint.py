@@ -85,7 +85,7 @@ class Endpoint:
         self.host = host_of(base_url)
         if not (key.isascii() and key.isprintable()):
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
-        self._key, self._limit, self._tries = key, retries, tries
+        self._key, self._limit, self.tries = key, retries, tries
         try:
             self._client = openai.AsyncOpenAI(
                 base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries, http_client=BoundedClient()
@@ -169,7 +169,7 @@ class Endpoint:
     async def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
         """What `read` makes of the reply's value. It may take it for what the API says: an error means that it is not."""
         try:
-            async for attempt in retrying(self._tries, BadBody):
+            async for attempt in retrying(self.tries, BadBody):
                 with attempt:
                     self.retries += attempt.retry_state.attempt_number > 1
                     return await self._post_once(path, body, read)

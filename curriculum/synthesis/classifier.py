@@ -10,22 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from curricula.curriculum.synthesis.kinds import SCORES
 from curricula.endpoint import Endpoint
 from curricula.errors import UserError, first_line
-
-PUBLISHED = "locuslab/safety-classifier_gte-large-en-v1.5"
-"""The classifier of Maini et al. 2025."""
-
-
-class Classifier(Protocol):
-    async def scores(self, texts: list[str]) -> list[int]:
-        """The most probable class of each text."""
-
-    async def close(self) -> None: ...
-
 
 class ServedClassifier:
     """A classifier behind vLLM's /classify."""
@@ -34,7 +23,10 @@ class ServedClassifier:
         self._endpoint, self._model = endpoint, model
 
     async def scores(self, texts: list[str]) -> list[int]:
-        """Raises what Endpoint.classify raises, and UserError unless there are 6 classes."""
+        """The most probable class of each text.
+
+        Raises what Endpoint.classify raises, and UserError unless there are 6 classes.
+        """
         rows = await self._endpoint.classify(self._model, texts)
         for probabilities in rows:
             if len(probabilities) != len(SCORES):
@@ -52,7 +44,7 @@ class LocalClassifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file():  # else transformers might take the name for one on the hub
             raise UserError(
                 f"{folder}: no config.json, so not a Hugging Face model; name a folder that has one, or a server's address"
             )
@@ -77,6 +69,7 @@ class LocalClassifier:
         self._one_at_a_time = asyncio.Lock()
 
     async def scores(self, texts: list[str]) -> list[int]:
+        """The most probable class of each text."""
         async with self._one_at_a_time:
             return await asyncio.to_thread(lambda: [self._score(text) for text in texts])
 
@@ -93,6 +86,9 @@ class LocalClassifier:
         windows.pop("overflow_to_sample_mapping", None)
         with torch.inference_mode():
             return int(self._model(**windows.to(self._device)).logits.argmax(-1).max())
+
+
+Classifier = ServedClassifier | LocalClassifier
 
 
 def _wrong_classes(where: str, count: int) -> UserError:

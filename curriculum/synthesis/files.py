@@ -23,8 +23,8 @@ from typing import Any
 
 from curricula.curriculum.sources.documents import Document
 from curricula.curriculum.synthesis.kinds import SCORES
-from curricula.curriculum.synthesis.shard import OutputFolder, SynthesisSettings, SynthesisShard, shard_name
-from curricula.durable import append_jsonl, exclusive_lock, open_atomically, read_jsonl, write_json
+from curricula.curriculum.synthesis.shard import SynthesisShard
+from curricula.durable import append_jsonl, exclusive_lock, open_atomically, write_json
 from curricula.errors import UserError
 
 UNFINISHED = ".unfinished.json"
@@ -46,21 +46,7 @@ class Lines:
 
     @classmethod
     def scan(cls, path: Path, is_valid: Callable[[Row], bool]) -> Lines:
-        """The lines of `path`, without one that a kill left torn; none when there is no such file."""
-        places: dict[int, int] = {}
-        start = 0
-        if path.exists():
-            with open(path, "rb") as file:
-                for count, line in enumerate(file, start=1):
-                    if line.endswith(b"\n"):
-                        row = _json_or_none(line)
-                        if not (isinstance(row, dict) and is_valid(row)):
-                            raise UserError(
-                                f"{path}: line {count} is not a row of this log; remove that line and run the command again"
-                            )
-                        places[row["number"]] = start
-                    start += len(line)
-        return cls(path, places)
+        return cls(path, {row["number"]: start for start, row in _valid_rows(path, is_valid)})
 
     def rows(self) -> Iterator[Row]:
         """The last row of each document, in the order of the documents."""
@@ -71,11 +57,26 @@ class Lines:
                     yield json.loads(file.readline())
 
 
-def _json_or_none(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _valid_rows(path: Path, is_valid: Callable[[Row], bool]) -> Iterator[tuple[int, Row]]:
+    """Each row of `path` with the byte at which it begins, without one that a kill left torn; none if there is no such file.
+
+    Raises UserError when a line is damaged.
+    """
+    if not path.exists():
+        return
+    start = 0
+    with open(path, "rb") as file:
+        for count, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not (isinstance(row, dict) and is_valid(row)):
+                raise UserError(f"{path}: line {count} is not a row of this log; remove that line and run the command again")
+            yield start, row
+            start += len(line)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Log:
             identified = isinstance(row.get("id"), str) and isinstance(row.get("text_hash"), str)
             return is_in_shard(row) and identified and readable
 
-        path = shard.folder.log / f"{shard.name}.jsonl"
+        path = shard.log / f"{shard.name}.jsonl"
         return cls(shard, Lines.scan(path, is_reply), Lines.scan(path.with_suffix(".dead.jsonl"), is_in_shard))
 
     @property
@@ -124,17 +125,17 @@ class Log:
 
         Raises UserError when a line is damaged.
         """
+
+        def is_piece(row: Row) -> bool:
+            verdict = row.get("verdict")
+            return isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)
+
         found: dict[tuple[int, str], list[Row]] = {}
-        for count, row in enumerate(read_jsonl(self._pieces), start=1):
-            verdict = row.get("verdict") if isinstance(row, dict) else None
-            if not (isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)):
-                raise UserError(
-                    f"{self._pieces}: line {count} is not a row of this log; remove that line and run the command again"
-                )
+        for _, row in _valid_rows(self._pieces, is_piece):
             if row.get("number") in left:
                 verdicts = found.setdefault((row["number"], row["text_hash"]), [])
                 if row.get("piece") == len(verdicts):
-                    verdicts.append(verdict)
+                    verdicts.append(row["verdict"])
         return found
 
     def append(self, replies: list[Row], dead: list[Row], pieces: list[Row]) -> None:
@@ -192,23 +193,17 @@ def answered(log: Log) -> Iterator[tuple[Document, Row]]:
 # The tables
 
 
-def table_files(folder: OutputFolder, settings: SynthesisSettings, shard: int) -> list[Path]:
-    """Where the rows of a shard go: one file for each score, or one file."""
-    names = [f"score_{score}" for score in SCORES] if settings.how.judges else [folder.name]
-    return [folder.out / name / f"{shard_name(shard, settings.parts)}.jsonl" for name in names]
-
-
-def mark_unfinished(folder: OutputFolder, settings: SynthesisSettings) -> int:
+def mark_unfinished(shard: SynthesisShard) -> int:
     """Mark the tables' folders as unfinished, or remove the marks when no shard is missing. Returns how many are complete.
 
     Every shard calls this before and after its work, so that the last one removes the marks.
     """
     # Without the lock, a shard that begins could mark what another just finished.
-    with exclusive_lock(folder.log / "unfinished.lock", wait_s=60):
-        tables = table_files(folder, settings, 0)
+    with exclusive_lock(shard.log / "unfinished.lock", wait_s=60):
+        settings = shard.settings
         # Of a shard's tables the last is the last to appear.
-        complete = sum(1 for _ in tables[-1].parent.glob(f"part-*-of-{settings.parts:05d}.jsonl"))
-        for table in tables:
+        complete = sum(1 for _ in shard.tables[-1].parent.glob(f"part-*-of-{settings.parts:05d}.jsonl"))
+        for table in shard.tables:
             mark = table.with_name(UNFINISHED)
             if complete == settings.parts:
                 mark.unlink(missing_ok=True)
@@ -219,20 +214,20 @@ def mark_unfinished(folder: OutputFolder, settings: SynthesisSettings) -> int:
 
 def write_tables(log: Log) -> list[Path]:
     """Raises UserError when a document has changed since it was asked about."""
-    shard, settings = log.shard, log.shard.settings
-    paths = table_files(shard.folder, settings, shard.number)
+    paths, judges = log.shard.tables, log.shard.settings.how.judges
     with ExitStack() as stack:
         # A stack closes in reverse order, and the file that says that the shard is complete must appear last.
         files = [stack.enter_context(open_atomically(path, "w")) for path in reversed(paths)][::-1]
         for document, reply in answered(log):
-            row = _table_row(settings, shard.documents.name, document.text, reply)
-            files[reply["score"] if settings.how.judges else 0].write(json.dumps(row, ensure_ascii=False) + "\n")
+            row = _table_row(log.shard, document, reply)
+            files[reply["score"] if judges else 0].write(json.dumps(row, ensure_ascii=False) + "\n")
     return paths
 
 
-def _table_row(settings: SynthesisSettings, source: str, text: str, reply: Row) -> Row:
+def _table_row(shard: SynthesisShard, document: Document, reply: Row) -> Row:
+    kind = shard.settings.how
     metadata = {key: value for key, value in reply.items() if key not in ("number", "id", "text", "text_hash")}
-    metadata |= {"source": source, "source_id": reply["id"], "kind": settings.kind}
-    if settings.how.judges:
-        return {"id": reply["id"], "text": text, "metadata": metadata}
-    return {"id": f"{reply['id']}/{settings.kind}", "text": reply["text"], "metadata": metadata}
+    metadata |= {"source": shard.documents.name, "source_id": reply["id"], "kind": kind.name}
+    if kind.judges:
+        return {"id": reply["id"], "text": document.text, "metadata": metadata}
+    return {"id": f"{reply['id']}/{kind.name}", "text": reply["text"], "metadata": metadata}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Refused, Unaskable, Unreadable
@@ -33,43 +32,31 @@ REFUSED_IN_A_ROW = 200
 """So many refusals are no accident, even after good replies: an account may be used up, for which some have status 400."""
 
 
-@dataclass(frozen=True)
-class Servers:
-    """What is asked, and how hard."""
-
-    endpoint: Endpoint
-    classifier: Classifier | None
-    concurrency: int
-    """Documents under way at once."""
-    tries: int
-    """For a readable reply about one piece."""
-
-    async def close(self) -> None:
-        await self.endpoint.close()
-        if self.classifier:
-            await self.classifier.close()
-
-
-def run_shard(shard: SynthesisShard, servers: Servers, retry_dead: bool = False, progress: Progress = silent) -> dict[str, Any]:
+def run_shard(
+    shard: SynthesisShard,
+    endpoint: Endpoint,
+    classifier: Classifier | None,
+    retry_dead: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
     """Complete a shard. Returns its state and what this run did for it.
 
     Raises UserError when the server is at fault; what came before that is kept.
     """
-    shard.folder.agree(shard.settings)
-    with exclusive_lock(shard.folder.log / f"{shard.name}.lock"):
-        mark_unfinished(shard.folder, shard.settings)
+    shard.agree()
+    with exclusive_lock(shard.log / f"{shard.name}.lock"):
+        mark_unfinished(shard)
         log = Log.read(shard)
         left = log.left(retry_dead)
         if left:  # refuse changed documents before others are paid for and mixed with them
             for _ in answered(log):
                 pass
-        asyncio.run(_Run(log, servers, len(left), progress).ask_about(left))
+        asyncio.run(_Run(log, endpoint, classifier, len(left), progress).ask_about(left))
         if left:
             log = Log.read(shard)
         log.compact()
         tables = write_tables(log)
-        complete = mark_unfinished(shard.folder, shard.settings)
-    endpoint = servers.endpoint
+        complete = mark_unfinished(shard)
     return {
         "part": shard.number,
         "parts": shard.settings.parts,
@@ -156,8 +143,9 @@ class DocumentBlame:
 class _Run:
     """What is asked about each document, and what is logged of the outcome."""
 
-    def __init__(self, log: Log, servers: Servers, total: int, progress: Progress):
-        self._shard, self._log, self._servers, self._progress = log.shard, log, servers, progress
+    def __init__(self, log: Log, endpoint: Endpoint, classifier: Classifier | None, total: int, progress: Progress):
+        self._shard, self._log, self._progress = log.shard, log, progress
+        self._endpoint, self._classifier = endpoint, classifier
         self._total, self._settled, self._dead = total, 0, 0
         self._verdicts: dict[tuple[int, str], list[Row]] = {}
         """By number and text hash, verdicts on the first pieces of documents whose other pieces are still to be asked about."""
@@ -165,29 +153,29 @@ class _Run:
         """Verdicts on pieces that are not on the disk yet."""
 
     async def ask_about(self, left: set[int]) -> None:
-        servers = self._servers
+        concurrency = self._endpoint.window.most
         self._verdicts = self._log.read_pieces(left)
-        blame = DocumentBlame(max(PATIENCE, servers.concurrency), proven=bool(self._log.done))
-        asking: Asking[Document, Row] = Asking(
-            self._ask, blame, self._write, servers.concurrency, servers.endpoint.stop, PAUSE_S
-        )
+        blame = DocumentBlame(max(PATIENCE, concurrency), proven=bool(self._log.done))
+        asking: Asking[Document, Row] = Asking(self._ask, blame, self._write, concurrency, self._endpoint.stop, PAUSE_S)
         try:
             await asking.run(document for document in self._shard.read() if document.number in left)
         finally:
-            await servers.close()
+            await self._endpoint.close()
+            if self._classifier:
+                await self._classifier.close()
 
     async def _ask(self, document: Document) -> Row:
         """What is kept of the replies about a document."""
         if document.odd or not document.text.strip():
             raise Unaskable(document.odd or "empty")
-        settings, classifier = self._shard.settings, self._servers.classifier
+        settings = self._shard.settings
         cut = pieces(document.text, settings.piece_characters)
         if not settings.how.judges:
             style = settings.how.style(document.id, settings.seed)
             reply = await self._ask_piece(document, cut[0])
             return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})
         # The classifier is cheap and goes first: when it fails, no reply that was paid for is lost.
-        classified = max(await classifier.scores(cut)) if classifier else None
+        classified = max(await self._classifier.scores(cut)) if self._classifier else None
         key = document.number, text_hash(document)
         verdicts = self._verdicts.setdefault(key, [])
         while len(verdicts) < len(cut) and not _is_settled(verdicts):
@@ -203,8 +191,8 @@ class _Run:
         return highest
 
     async def _ask_piece(self, document: Document, piece: str, place: int = 0) -> Row:
-        kind, endpoint = self._shard.settings.how, self._servers.endpoint
-        async for attempt in retrying(self._servers.tries, Unreadable):
+        kind, endpoint = self._shard.settings.how, self._endpoint
+        async for attempt in retrying(endpoint.tries, Unreadable):
             with attempt:
                 count = attempt.retry_state.attempt_number
                 endpoint.retries += count > 1
@@ -222,9 +210,7 @@ class _Run:
         pieces = [self._new_pieces.popleft() for _ in range(len(self._new_pieces))]
         self._log.append(replies, dead, pieces)
         self._settled, self._dead = self._settled + len(outcomes), self._dead + len(dead)
-        endpoint = self._servers.endpoint
-        tokens = endpoint.tokens_in + endpoint.tokens_out
-        self._progress(self._settled, self._total, dead=self._dead, retries=endpoint.retries, tokens=tokens)
+        self._progress(self._settled, self._total, dead=self._dead, retries=self._endpoint.retries)
 
     def _row(self, document: Document, content: Row) -> Row:
         settings = self._shard.settings
@@ -239,7 +225,7 @@ class _Run:
 
     def _reason(self, failure: Failed[Document]) -> Row:
         reply = failure.error.reply if isinstance(failure.error, Unreadable) else None
-        shown = None if reply is None else self._servers.endpoint.without_key(reply)
+        shown = None if reply is None else self._endpoint.without_key(reply)
         return {"reason": str(failure.error), "reply": shown}
 
 

@@ -1,4 +1,4 @@
-"""How one output is made: its documents, its settings, its folder, the shards its work is divided into, and what they cost.
+"""How one output is made: its documents, its settings, the shards its work is divided into, and what they cost.
 
 All shards of an output share its settings; the first to start writes them down. A dataset made half by one prompt and half by
 another, or by two divisions of the work, would be no dataset.
@@ -16,11 +16,13 @@ from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.declared import dataset
 from curricula.curriculum.sources.documents import Document, Documents
 from curricula.curriculum.sources.tables import SUFFIXES, Table
-from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, Kind, pieces
+from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, SCORES, Kind, pieces
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UsageError, UserError
 from curricula.randomness import key_seed
 
+PUBLISHED_CLASSIFIER = "locuslab/safety-classifier_gte-large-en-v1.5"
+"""The classifier of Maini et al. 2025."""
 SAMPLED_DOCUMENTS = 1000
 """Documents of a shard that an estimate reads."""
 
@@ -74,62 +76,15 @@ class SynthesisSettings:
     def how(self) -> Kind:
         return KINDS[self.kind]
 
-    def numbers(self, shard: int) -> range:
-        """The documents of a shard. Shards are contiguous and together hold all documents."""
-        return range(self.documents * shard // self.parts, self.documents * (shard + 1) // self.parts)
-
-
-@dataclass(frozen=True)
-class OutputFolder:
-    """Where the files of one output lie: tables in `out`/NAME/ (scores in `out`/score_0/ to score_5/), logs in `out`/log/."""
-
-    out: Path
-    name: str
-
-    @property
-    def log(self) -> Path:
-        return self.out / "log" / self.name
-
-    @property
-    def _settings(self) -> Path:
-        return self.log / "settings.json"
-
-    def agree(self, settings: SynthesisSettings) -> None:
-        """Write the settings down. Raises UsageError when this output was begun with others."""
-        with exclusive_lock(self.log / "settings.lock", wait_s=60):
-            if not self._settings.exists():
-                write_json(self._settings, asdict(settings))
-        self.check(settings)
-
-    def check(self, settings: SynthesisSettings) -> None:
-        """Raise UsageError when this output was begun with other settings. Writes nothing."""
-        path = self._settings
-        if not path.exists():
-            return
-        stored, given = read_json(path), asdict(settings) | {"scores": list(settings.scores)}
-        if not isinstance(stored, dict):
-            raise UserError(
-                f"{path}: holds a {type(stored).__name__}, where the settings of this output are needed; "
-                "delete the file and repeat the command that began the output"
-            )
-        for key, value in given.items():
-            if stored.get(key) != value:
-                raise UsageError(
-                    f"{path}: this output was begun with {key} {stored.get(key)!r}, not {value!r}; "
-                    "give that again, or name another folder with --out"
-                )
-
-
-def shard_name(shard: int, shards: int) -> str:
-    return f"part-{shard:05d}-of-{shards:05d}"
-
 
 @dataclass(frozen=True)
 class SynthesisShard:
     """One shard of one output, with the documents of all shards."""
 
     settings: SynthesisSettings
-    folder: OutputFolder
+    out: Path
+    """The folder of the output: tables in `out`/`table`/ (scores in `out`/score_0/ to score_5/), logs in `out`/log/."""
+    table: str
     number: int
     documents: Documents
     sends_seed: bool = True
@@ -137,18 +92,56 @@ class SynthesisShard:
 
     @property
     def name(self) -> str:
-        return shard_name(self.number, self.settings.parts)
+        return f"part-{self.number:05d}-of-{self.settings.parts:05d}"
+
+    @property
+    def log(self) -> Path:
+        """The folder of logs, the same for all shards."""
+        return self.out / "log" / self.table
+
+    @property
+    def tables(self) -> list[Path]:
+        """Where the rows go: one file for each score, or one file."""
+        names = [f"score_{score}" for score in SCORES] if self.settings.how.judges else [self.table]
+        return [self.out / name / f"{self.name}.jsonl" for name in names]
 
     @property
     def numbers(self) -> range:
-        return self.settings.numbers(self.number)
+        """The documents of this shard. Shards are contiguous and together hold all documents."""
+        documents, parts = self.settings.documents, self.settings.parts
+        return range(documents * self.number // parts, documents * (self.number + 1) // parts)
+
+    def agree(self) -> None:
+        """Write the settings down. Raises UsageError when this output was begun with others."""
+        with exclusive_lock(self.log / "settings.lock", wait_s=60):
+            if not self._stored.exists():
+                write_json(self._stored, asdict(self.settings))
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raise UsageError when this output was begun with other settings. Writes nothing."""
+        if not self._stored.exists():
+            return
+        stored, given = read_json(self._stored), asdict(self.settings) | {"scores": list(self.settings.scores)}
+        if not isinstance(stored, dict):
+            raise UserError(
+                f"{self._stored}: holds a {type(stored).__name__}, where the settings of this output are needed; "
+                "delete the file and repeat the command that began the output"
+            )
+        for key, value in given.items():
+            if stored.get(key) != value:
+                raise UsageError(
+                    f"{self._stored}: this output was begun with {key} {stored.get(key)!r}, not {value!r}; "
+                    "give that again, or name another folder with --out"
+                )
+
+    @property
+    def _stored(self) -> Path:
+        return self.log / "settings.json"
 
     def read(self) -> Iterator[Document]:
         """The documents of this shard."""
         return self.documents.read(self.numbers.start, self.numbers.stop)
-
-    def first_request(self, document: Document) -> dict[str, Any]:
-        return self.request(document, pieces(document.text, self.settings.piece_characters)[0])
 
     def request(self, document: Document, piece: str, place: int = 0, attempt: int = 1) -> dict[str, Any]:
         """The chat request about the piece of a document at `place`. A later attempt draws anew."""
@@ -177,17 +170,11 @@ def slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
     """Shard and number of shards from the Slurm array that this is a task of; outside of one, the whole."""
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
-    try:
-        task, count, first, step = (
-            int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
-            for name, default in (("ID", ""), ("COUNT", ""), ("MIN", "0"), ("STEP", "1"))
-        )
-        number = (task - first) // max(1, step)
-        if 0 <= number < count:
-            return number, count
-    except ValueError:
-        pass
-    raise UsageError("SLURM_ARRAY_TASK_ID: this array has gaps in its numbers; name the part with --part I/N")
+    task, count, first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("ID", "COUNT", "MIN", "STEP"))
+    number = (task - first) // max(1, step)
+    if not 0 <= number < count:
+        raise UsageError("SLURM_ARRAY_TASK_ID: this array has gaps in its numbers; name the part with --part I/N")
+    return number, count
 
 
 @dataclass(frozen=True)

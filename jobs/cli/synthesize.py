@@ -14,10 +14,10 @@ from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.synthesis.files import Log
-from curricula.curriculum.synthesis.kinds import KINDS, SCORES
+from curricula.curriculum.synthesis.kinds import KINDS, SCORES, pieces
 from curricula.curriculum.synthesis.shard import (
+    PUBLISHED_CLASSIFIER,
     Estimate,
-    OutputFolder,
     SynthesisSettings,
     SynthesisShard,
     estimates,
@@ -32,7 +32,8 @@ from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_le
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
-    from curricula.curriculum.synthesis.run import Servers
+    from curricula.curriculum.synthesis.classifier import Classifier
+    from curricula.endpoint import Endpoint
 
 PIECE_CHARACTERS = 8000
 """The longest piece of a document that one request holds, by default."""
@@ -117,20 +118,20 @@ def synthesize(args: argparse.Namespace) -> int:
 
     _check(args)
     shard = _shard(args)
-    shard.folder.check(shard.settings)  # first, or a log by other settings would look damaged
+    shard.check_settings()  # first, or a log by other settings would look damaged
     left = len(Log.read(shard).left(args.retry_dead))
     prices = None if args.price_in is None else (args.price_in, args.price_out)
     now, all_parts = estimates(shard, prices, left, shard.settings.documents)
     if args.dry_run:
         print_dry_run(shard, now, all_parts, args.json)
         return 0
-    servers = _servers(args)
+    endpoint, classifier = _servers(args, shard.settings)
     console = Console(stderr=True, highlight=False)
     print_estimate(console, shard, now, all_parts)
     if now.documents and all_parts.dollars is not None:  # of all parts together: an array's tasks cannot ask
         confirm_spending(all_parts.dollars, args.max_cost, args.yes, "--limit or --scores")
     with Bars(console) as bars:
-        summary = run_shard(shard, servers, args.retry_dead, bars.line(f"part {shard.number}", _pace))
+        summary = run_shard(shard, endpoint, classifier, args.retry_dead, bars.line(f"part {shard.number}", _pace))
     print_summary(summary, args.json)
     return 0
 
@@ -165,7 +166,8 @@ def _shard(args: argparse.Namespace) -> SynthesisShard:
     kind = KINDS[args.kind]
     classifier = ""
     if args.classifier:
-        classifier = _classifier_model(args) if _is_address(args.classifier) else str(Path(args.classifier).resolve())
+        on_server, here = args.classifier_model or PUBLISHED_CLASSIFIER, str(Path(args.classifier).resolve())
+        classifier = on_server if _is_address(args.classifier) else here
     settings = SynthesisSettings(
         kind=kind.name,
         input=documents.name,
@@ -181,7 +183,7 @@ def _shard(args: argparse.Namespace) -> SynthesisShard:
         classifier=classifier,
     )
     name = "score" if kind.judges else args.name or "train"
-    return SynthesisShard(settings, OutputFolder(args.out, name), number, documents, sends_seed=not args.no_seed)
+    return SynthesisShard(settings, args.out, name, number, documents, sends_seed=not args.no_seed)
 
 
 def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:
@@ -193,30 +195,22 @@ def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:
     return open_dataset_input(args.dataset, root, scores, args.limit)
 
 
-def _classifier_model(args: argparse.Namespace) -> str:
-    from curricula.curriculum.synthesis.classifier import PUBLISHED
-
-    return args.classifier_model or PUBLISHED
-
-
-def _servers(args: argparse.Namespace) -> Servers:
-    from curricula.curriculum.synthesis.classifier import Classifier, LocalClassifier, ServedClassifier
-    from curricula.curriculum.synthesis.run import Servers
+def _servers(args: argparse.Namespace, settings: SynthesisSettings) -> tuple[Endpoint, Classifier | None]:
+    """What is asked: the model, and the second judge if there is one."""
+    from curricula.curriculum.synthesis.classifier import LocalClassifier, ServedClassifier
     from curricula.endpoint import Endpoint
 
     url = args.base_url or os.environ.get("OPENAI_BASE_URL")
     if not url:
         raise UsageError("--base-url: name the server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    endpoint = Endpoint(url, key, args.timeout, args.retries, args.tries, args.concurrency)
-    classifier: Classifier | None = None
-    if _is_address(args.classifier):
-        address = args.classifier.rstrip("/").removesuffix("/classify")
-        served = Endpoint(address, "", args.timeout, args.retries, args.tries, args.concurrency)
-        classifier = ServedClassifier(served, _classifier_model(args))
-    elif args.classifier:
-        classifier = LocalClassifier(Path(args.classifier))
-    return Servers(endpoint, classifier, args.concurrency, args.tries)
+    pace = args.timeout, args.retries, args.tries, args.concurrency
+    endpoint = Endpoint(url, os.environ.get("OPENAI_API_KEY", "").strip(), *pace)
+    if not args.classifier:
+        return endpoint, None
+    if not _is_address(args.classifier):
+        return endpoint, LocalClassifier(Path(args.classifier))
+    served = Endpoint(args.classifier.rstrip("/").removesuffix("/classify"), "", *pace)
+    return endpoint, ServedClassifier(served, settings.classifier)
 
 
 def _described(estimate: Estimate) -> str:
@@ -240,7 +234,7 @@ def print_estimate(console: Console, shard: SynthesisShard, now: Estimate, all_p
 
 def print_dry_run(shard: SynthesisShard, now: Estimate, all_parts: Estimate, as_json: bool) -> None:
     document = next((each for each in shard.read() if each.text.strip()), None)
-    request = shard.first_request(document) if document else None
+    request = shard.request(document, pieces(document.text, shard.settings.piece_characters)[0]) if document else None
     if as_json:
         print(json_text({"left": asdict(now), "all": asdict(all_parts), "request": request}))
         return
