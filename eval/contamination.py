@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,17 @@ def words_of(text: str) -> list[str]:
     return _WORDS.findall(text.lower())
 
 
+class Overlap(NamedTuple):
+    """The prompts that occur in a body of text."""
+
+    overlapping: set[int]
+    near: set[int]
+
+    def add(self, other: Overlap) -> None:
+        self.overlapping.update(other.overlapping)
+        self.near.update(other.near)
+
+
 @dataclass
 class PromptFinder:
     """Finds prompts in texts; prompts go by their numbers."""
@@ -43,28 +55,23 @@ class PromptFinder:
         self._numbers = {word: number for number, word in enumerate(sorted({w for words in split for w in words}), 1)}
         self._lengths = [len(words) for words in split]
         self._holders: dict[int, dict[Gram, set[int]]] = defaultdict(lambda: defaultdict(set))
-        self._near: dict[Gram, set[int]] = defaultdict(set)
+        """By the length of a gram and the gram, the prompts that hold it."""
         self._needed: dict[int, int] = {}
         for prompt, words in enumerate(split):
             if len(words) < LEAST_WORDS:
                 self.short.add(prompt)
                 continue
             numbers = [self._numbers[word] for word in words]
-            for gram in _grams(numbers, min(GRAM_WORDS, len(words))):
-                self._holders[len(gram)][gram].add(prompt)
-            near = _grams(numbers, NEAR_WORDS)
-            for gram in near:
-                self._near[gram].add(prompt)
-            self._needed[prompt] = math.ceil(NEAR_SHARE * len(near))
-        grams = {NEAR_WORDS: self._near, **self._holders}
+            for length in (NEAR_WORDS, min(GRAM_WORDS, len(words))):
+                for gram in _grams(numbers, length):
+                    self._holders[length][gram].add(prompt)
+            self._needed[prompt] = math.ceil(NEAR_SHARE * len(_grams(numbers, NEAR_WORDS)))
         self._keys = {
-            length: np.sort(_hashes(np.array(list(grams[length]), np.uint64), length)[:, 0])
-            for length in sorted(grams)
-            if grams[length]
+            length: np.sort(_hashes(np.array(list(grams), np.uint64), length)[:, 0])
+            for length, grams in sorted(self._holders.items())
         }
 
-    def find(self, text: str) -> tuple[set[int], set[int]]:
-        """The prompts that overlap with `text`, and those that are near it."""
+    def find(self, text: str) -> Overlap:
         words = words_of(text)
         numbers = np.fromiter((self._numbers.get(word, 0) for word in words), np.uint64, len(words))
         overlapping: set[int] = set()
@@ -77,12 +84,13 @@ class PromptFinder:
             places = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
             for place in np.flatnonzero(keys[places] == found).tolist():
                 gram = tuple(numbers[place : place + length].tolist())
+                holders = self._holders[length].get(gram, ())
                 if length > NEAR_WORDS:
-                    overlapping |= self._holders[length].get(gram, set())
+                    overlapping.update(holders)
                 else:
-                    for prompt in self._near.get(gram, ()):
+                    for prompt in holders:
                         seen[prompt].append((place, gram))
-        return overlapping, {prompt for prompt, places in seen.items() if self._is_near(prompt, places)}
+        return Overlap(overlapping, {prompt for prompt, places in seen.items() if self._is_near(prompt, places)})
 
     def _is_near(self, prompt: int, places: list[tuple[int, Gram]]) -> bool:
         """Whether enough different 3-grams lie within a stretch of `NEAR_STRETCH` times the prompt's length."""
@@ -173,27 +181,13 @@ class Duplicates:
         return len(signatures) - int(groups)
 
 
-@dataclass
-class Overlap:
-    """The prompts of all benchmarks that occur in one body of text."""
-
-    overlapping: set[int] = field(default_factory=set)
-    near: set[int] = field(default_factory=set)
-
-    def add(self, finder: PromptFinder, text: str) -> None:
-        overlapping, near = finder.find(text)
-        self.overlapping |= overlapping
-        self.near |= near
-
-
 def overlap_rows(
     overlaps: dict[str, Overlap], finder: PromptFinder, benchmark_of: Sequence[str]
 ) -> Iterable[dict[str, str | int]]:
     """For each benchmark and body of text, and for all bodies together ("all"), how many prompts occur there."""
-    every = Overlap()
+    every = Overlap(set(), set())
     for one in overlaps.values():
-        every.overlapping |= one.overlapping
-        every.near |= one.near
+        every.add(one)
     for benchmark in dict.fromkeys(benchmark_of):
         own = {number for number, name in enumerate(benchmark_of) if name == benchmark}
         for name, one in {"all": every, **overlaps}.items():

@@ -68,29 +68,20 @@ def shard_documents(source: Path, tokenizer_folder: Path) -> Iterator[Document]:
 
 def text_facts(documents: Iterable[Document], finder: PromptFinder, limit: int | None) -> tuple[dict[str, Any], Overlap]:
     """Counts over the documents, or the first `limit` of them, and the prompts that occur in them."""
-    duplicates, overlap = Duplicates(), Overlap()
+    duplicates, overlap = Duplicates(), Overlap(set(), set())
     ids: set[str] = set()
-    read = characters = empty = not_utf8 = repeated = 0
+    counts = dict.fromkeys(("documents", "characters", "empty", "not_utf8", "repeated_ids"), 0)
     for document in islice(documents, limit):
-        read += 1
-        empty += document.odd == "empty"
-        not_utf8 += document.odd == "not_utf8"
-        repeated += document.id in ids
+        counts["documents"] += 1
+        counts["repeated_ids"] += document.id in ids
         ids.add(document.id)
-        if not document.odd:
-            characters += len(document.text)
-            duplicates.add(document.text)
-            overlap.add(finder, document.text)
-    facts = {
-        "documents": read,
-        "characters": characters,
-        "empty": empty,
-        "not_utf8": not_utf8,
-        "repeated_ids": repeated,
-        "exact_duplicates": duplicates.exact,
-        "near_duplicates": duplicates.near(),
-    }
-    return facts, overlap
+        if document.odd:
+            counts[document.odd] += 1
+            continue
+        counts["characters"] += len(document.text)
+        duplicates.add(document.text)
+        overlap.add(finder.find(document.text))
+    return counts | {"exact_duplicates": duplicates.exact, "near_duplicates": duplicates.near()}, overlap
 
 
 def _shown(value: Any) -> Any:

@@ -16,6 +16,7 @@ from curricula.curriculum.synthesis.kinds import SCORES
 from curricula.endpoint import Endpoint
 from curricula.errors import UserError, first_line
 
+
 class ServedClassifier:
     """A classifier behind vLLM's /classify."""
 

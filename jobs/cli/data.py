@@ -9,6 +9,7 @@ import hashlib
 import math
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from curricula.curriculum.config import Midtrain, Source
 from curricula.curriculum.sources.conversations import TuningSet
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.registry import local_root
-from curricula.curriculum.tokens.shards import MEND, Shard, read_manifest, source_shards
+from curricula.curriculum.tokens.shards import MEND, Shard, manifest_path, read_manifest, source_shards
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.curriculum.world.fiction import World, WorldConfig
 from curricula.errors import UsageError, UserError
@@ -39,7 +40,7 @@ from curricula.jobs.study import Study, load_study
 from curricula.terminal import count, json_text, one_line, plural, printable, say
 
 PIECE = 1 << 24
-"""Tokens held in memory at a time: a shard may be larger than memory."""
+"""Tokens held in memory at a time."""
 SHOWN = 4096
 """Tokens of a document that are printed at most."""
 
@@ -99,33 +100,36 @@ def check(args: argparse.Namespace) -> int:
     return 1 if facts["problems"] else 0
 
 
+@contextlib.contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Add an error of the block to `problems`, once."""
+    try:
+        yield
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+
+
 def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None) -> dict[str, Any]:
     problems: list[str] = []
     prompts: list[Prompt] = []
     benchmarks: dict[str, dict[str, Any]] = {}
-    try:
+    with _noted(problems):
         look_at_tables(study, root)
-    except UserError as error:
-        problems.append(str(error))
     for name in study.used_benchmarks:
-        try:
-            if root is None and name not in study.evaluation.prompts:
-                raise UserError(f"benchmark {name}: {NOT_HERE}")
+        with _noted(problems):
             own = study.evaluation.prompts
+            if root is None and name not in own:
+                raise UserError(f"benchmark {name}: {NOT_HERE}")
             found = load_prompts(name, root, own=own, accept_changed=study.evaluation.accept_changed)
             if name in study.distorted:
                 check_distortable(name, found)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        benchmarks[name] = {"prompts": len(found), "first": [prompt.text[:SHOWN_CHARACTERS] for prompt in found[:3]]}
-        prompts += found
+            benchmarks[name] = {"prompts": len(found), "first": [prompt.text[:SHOWN_CHARACTERS] for prompt in found[:3]]}
+            prompts += found
     probes = study.used_probes
     if probes and all(table.is_here(root) for table in probes.tables):
-        try:
+        with _noted(problems):
             check_texts(root, probes)
-        except UserError as error:
-            problems.append(str(error))
     finder = PromptFinder([prompt.text for prompt in prompts])
     tables, overlaps = [], {}
     shards = tokenised(run) if run else False
@@ -135,27 +139,20 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
     trained |= {f"tuning_sets.{name}" for name in used_pools(study)}
     console = Console(stderr=True)
     for key, table in read_tables(study).items():
-        with console.status(f"reading {key}"):
-            try:
-                if not table.is_here(root):
-                    raise UserError(f"{key}: {table.place}: {NOT_HERE}")
-                about, documents = table_facts(key, table, root or Path()), documents_of(key, table, root or Path())
-                if run and shards and isinstance(table, Source):
-                    documents = shard_documents(run.shards / key.removeprefix("sources."), run.tokenizer)
-                counts, overlap = text_facts(documents, finder, limit)
-            except UserError as error:
-                problems += [] if str(error) in problems else [str(error)]
-                continue
+        with console.status(f"reading {key}"), _noted(problems):
+            if not table.is_here(root):
+                raise UserError(f"{key}: {table.place}: {NOT_HERE}")
+            about, documents = table_facts(key, table, root or Path()), documents_of(key, table, root or Path())
+            if run and shards and isinstance(table, Source):
+                documents = shard_documents(run.shards / key.removeprefix("sources."), run.tokenizer)
+            counts, overlap = text_facts(documents, finder, limit)
             tables.append(about | counts)
             if key in trained:
                 overlaps[key] = overlap
-            if isinstance(table, TuningSet) and counts["documents"]:
-                try:
-                    check_pool(study, key.removeprefix("tuning_sets."), root or Path())
-                except UserError as error:
-                    problems.append(str(error))
+            if counts["documents"] and isinstance(table, TuningSet):
+                check_pool(study, key.removeprefix("tuning_sets."), root or Path())
             if not counts["documents"] and isinstance(table, (TextTable, TuningSet)):
-                problems.append(f"{key}: {table.place}: no row of it is read; correct its scores or labels")
+                raise UserError(f"{key}: {table.place}: no row of it is read; correct its scores or labels")
     rows = list(overlap_rows(overlaps, finder, [prompt.benchmark for prompt in prompts]))
     return {
         "study": study.name,
@@ -220,7 +217,7 @@ def inspect(args: argparse.Namespace) -> int:
     lengths = shard.lengths
     folder = args.tokenizer or tokenizer_near(prefix)
     tokenizer = load_tokenizer(folder)
-    manifest = read_manifest(prefix) if prefix.with_name(prefix.name + ".json").exists() else None
+    manifest = read_manifest(prefix) if args.verify or manifest_path(prefix).exists() else None
     if manifest and manifest["tokenizer"] != tokenizer_hash(tokenizer):
         raise UserError(
             f"{folder}: is not the tokenizer that {prefix} was made with, and would show other text; name the right one with "
@@ -255,8 +252,8 @@ def inspect(args: argparse.Namespace) -> int:
     }
     if manifest:
         facts["manifest"] = manifest
-    if args.verify:
-        facts["verified"] = _verify(prefix, shard, facts)
+        if args.verify:
+            facts["verified"] = _verified(shard, manifest)
     if args.json:
         print(json_text(facts))
     else:
@@ -267,11 +264,15 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pieces(shard: Shard) -> Iterator[np.ndarray]:
+    """The tokens of a shard, which may be larger than memory."""
+    return (shard.tokens[start : start + PIECE] for start in range(0, len(shard.tokens), PIECE))
+
+
 def _counted(shard: Shard, tag: int) -> tuple[int, int, int]:
     """The number of tags in a shard, and its least and greatest id."""
     tags, least, most = 0, 0, 0
-    for start in range(0, len(shard.tokens), PIECE):
-        piece = shard.tokens[start : start + PIECE]
+    for piece in _pieces(shard):
         tags += int(np.count_nonzero(piece == tag))
         least, most = min(least, int(piece.min())), max(most, int(piece.max()))
     return tags, least, most
@@ -297,15 +298,13 @@ def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Shard) -> np.n
     return shard.tokens[first : first + int(shard.lengths[number])]
 
 
-def _verify(prefix: Path, shard: Shard, facts: dict[str, Any]) -> bool:
+def _verified(shard: Shard, manifest: dict[str, Any]) -> bool:
     """True if the tokens match the manifest; raises UserError if they do not."""
-    if "manifest" not in facts:
-        raise UserError(f"{prefix}.json: no such file; without a manifest there is nothing to verify against")
     digest = hashlib.sha256()
-    for start in range(0, len(shard.tokens), PIECE):
-        digest.update(shard.tokens[start : start + PIECE].tobytes())
-    if digest.hexdigest() != facts["manifest"]["sha256"]:
-        raise UserError(f"{prefix}.bin: its tokens do not match its manifest; {MEND}")
+    for piece in _pieces(shard):
+        digest.update(piece.tobytes())
+    if digest.hexdigest() != manifest["sha256"]:
+        raise UserError(f"{shard.bin_path}: its tokens do not match its manifest; {MEND}")
     return True
 
 

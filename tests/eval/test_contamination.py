@@ -80,9 +80,9 @@ def test_case_punctuation_and_line_breaks_do_not_hide_a_prompt():
 def test_prompts_are_counted_by_benchmark_and_once_over_all_texts():
     first, second = "one two three four five six seven eight", "a b c d e f g h"
     finder = PromptFinder([first, second, "too short"])
-    overlaps = {"web": Overlap(), "books": Overlap()}
+    overlaps = {name: Overlap(set(), set()) for name in ("web", "books")}
     for name, text in (("web", first), ("books", f"{first}. {second}"), ("books", "other words"), ("web", first)):
-        overlaps[name].add(finder, text)
+        overlaps[name].add(finder.find(text))
     rows = [tuple(row.values()) for row in overlap_rows(overlaps, finder, ["x", "y", "x"])]
     assert rows == [
         ("x", "all", 2, 1, 1, 1), ("x", "web", 2, 1, 1, 1), ("x", "books", 2, 1, 1, 1),
