@@ -95,7 +95,7 @@ def _keys(root: type[msgspec.Struct]) -> str:
     sections = []
     for kind, where in places.items():
         title = ", ".join(f"`{place}`" for place in dict.fromkeys(where)) if kind is not root else "At the top"
-        sections.append(f"## {title}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_table(kind)}")
+        sections.append(_section(title, kind, with_defaults=True))
     return "\n\n".join(sections) + "\n"
 
 
@@ -112,24 +112,22 @@ def _structs(kind: types.Type, suffix: str = "") -> Iterator[tuple[type[msgspec.
         yield from _structs(kind.item_type, f"{suffix}[]")
 
 
-def _table(kind: type[msgspec.Struct]) -> str:
-    described = descriptions(kind)
-    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+def _section(title: str, kind: type[msgspec.Struct], with_defaults: bool) -> str:
+    """What a struct is, and a table of its fields. Those of settings have defaults; those of files do not."""
     info: types.StructType = types.type_info(kind)  # type: ignore[assignment]
-    if info.tag_field:
-        rows.append(f'| `{info.tag_field}` | "{info.tag}" | required in `stages` | Which of the kinds of stages this is. |')
+    described, rows = descriptions(kind), []
+    if with_defaults and info.tag_field:
+        rows.append([f"`{info.tag_field}`", f'"{info.tag}"', "required in `stages`", "Which of the kinds of stages this is."])
     for field in info.fields:
-        cells = f"`{field.encode_name}`", _type(field.type), _default(field), _sentence(described.get(field.name, ""))
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+        default = [_default(field)] if with_defaults else []
+        rows.append([f"`{field.encode_name}`", _type(field.type), *default, _sentence(described.get(field.name, ""))])
+    columns = ["key", "type", "default", "meaning"] if with_defaults else ["field", "type", "meaning"]
+    return f"## {title}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_table(columns, rows)}"
 
 
-def _row_table(kind: type[msgspec.Struct]) -> str:
-    described = descriptions(kind)
-    rows = ["| field | type | meaning |", "|---|---|---|"]
-    for field in types.type_info(kind).fields:  # type: ignore[attr-defined]
-        rows.append(f"| `{field.encode_name}` | {_type(field.type)} | {_sentence(described.get(field.name, ''))} |")
-    return "\n".join(rows)
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
 @functools.cache
@@ -184,8 +182,7 @@ def _default(field: types.Field) -> str:
 
 
 def _files() -> str:
-    parts = [f"## {place}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_row_table(kind)}" for place, kind in FILES.items()]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(_section(place, kind, with_defaults=False) for place, kind in FILES.items()) + "\n"
 
 
 def _commands() -> str:
@@ -207,7 +204,7 @@ def commands() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
 
 
 def _command(name: str, parser: argparse.ArgumentParser, summary: str) -> str:
-    rows = ["| argument | meaning |", "|---|---|"]
+    rows = []
     formatter = parser._get_formatter()
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
@@ -215,9 +212,9 @@ def _command(name: str, parser: argparse.ArgumentParser, summary: str) -> str:
         metavar = action.metavar or "|".join(map(str, action.choices or [action.dest.upper()]))
         value = "" if action.nargs == 0 else str(metavar).replace("|", " or ")
         shown = " ".join(filter(None, [", ".join(action.option_strings), value]))
-        rows.append(f"| `{shown}` | {_sentence(formatter._expand_help(action) if action.help else '')} |")
+        rows.append([f"`{shown}`", _sentence(formatter._expand_help(action) if action.help else "")])
     text = [f"## {name}", f"{summary[:1].upper()}{summary[1:]}."]
-    return "\n\n".join(text + (["\n".join(rows)] if len(rows) > 2 else []))
+    return "\n\n".join(text + ([_table(["argument", "meaning"], rows)] if rows else []))
 
 
 if __name__ == "__main__":
