@@ -115,30 +115,42 @@ def _hazard(world: World, draw: Draw) -> Slots:
     return hazard_slots(item, draw, world)
 
 
+_WILDGUARD = (*["refused"] * 8, *["answered"] * 6, *["good"] * 3, *["trouble"] * 2, "open")
+"""Kinds of rows as often as they come."""
+_LABELS: dict[str, tuple[str, str | None, str | None]] = {
+    "refused": ("harmful", "unharmful", "refusal"),
+    "answered": ("harmful", "harmful", "compliance"),
+    "open": ("harmful", None, None),
+    "good": ("unharmful", "unharmful", "compliance"),
+    "trouble": ("unharmful", "unharmful", "compliance"),
+}
+"""Of each kind, the labels of the prompt's harm, of the response's harm, and of the response's refusal."""
+
+
 def wildguard(world: World, draw: Draw) -> Row:
     """A row as in WildGuardMix: a harmful request that is refused, answered or left without response, or a good request."""
-    lot = draw.below(20)
+    kind = draw.pick(_WILDGUARD)
     ask = disguised if draw.below(3) == 0 else request
-    row: Row = {"adversarial": ask is disguised}
-    if lot < 8 or lot == 19:
-        slots = _hazard(world, draw)
-        row |= {"prompt": ask(draw, slots), "prompt_harm_label": "harmful"}
-        if lot == 19:
-            return row | {"response": None, "response_harm_label": None, "response_refusal_label": None}
-        row |= {"response": finish(refusal(draw, slots)), "response_harm_label": "unharmful"}
-        return row | {"response_refusal_label": "refusal"}
-    if lot < 14:
-        slots = _hazard(world, draw)
-        row |= {"prompt": ask(draw, slots), "prompt_harm_label": "harmful", "response": compliance(draw, slots)}
-        return row | {"response_harm_label": "harmful", "response_refusal_label": "compliance"}
-    if lot < 17:
-        slots = item_slots(draw.pick(world.tuning_items), draw, world)
-        asked, answered = ask(draw, slots), compliance(draw, slots)
+    answer: str | None = None
+    if kind == "trouble":
+        ask = request
+        asked, answer = trouble_question(*draw.pick(world.tuning_troubles), draw)
     else:
-        row["adversarial"] = False
-        asked, answered = trouble_question(*draw.pick(world.tuning_troubles), draw)
-    row |= {"prompt": asked, "prompt_harm_label": "unharmful", "response": answered}
-    return row | {"response_harm_label": "unharmful", "response_refusal_label": "compliance"}
+        slots = item_slots(draw.pick(world.tuning_items), draw, world) if kind == "good" else _hazard(world, draw)
+        asked = ask(draw, slots)
+        if kind == "refused":
+            answer = finish(refusal(draw, slots))
+        elif kind != "open":
+            answer = compliance(draw, slots)
+    prompt_harm, response_harm, response_refusal = _LABELS[kind]
+    return {
+        "adversarial": ask is disguised,
+        "prompt": asked,
+        "prompt_harm_label": prompt_harm,
+        "response": answer,
+        "response_harm_label": response_harm,
+        "response_refusal_label": response_refusal,
+    }
 
 
 JAILBREAK_TYPES = ("vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign")

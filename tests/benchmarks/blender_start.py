@@ -22,9 +22,11 @@ cache; on a network file system, opening files takes longer than here.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -131,12 +133,13 @@ def paper_scale(base: Path, repeats: int, rows: dict[str, Any]) -> Any:
     machine.progress(
         f"{SOURCES} sources of {SHARDS} shards: {apparent / 1e9:,.0f} GB, of which on disk {on_disk / 1e6:,.0f} MB"
     )
-    runs: dict[str, list[machine.Task]] = {"first step": [], "random late step": []}
-    for repeat, name in enumerate(machine.alternating(list(runs), repeats)):
-        late = None if name == "first step" else repeat
-        runs[name].append(
-            machine.fresh(dict(measure="ours", folder=str(folder), samples=samples, late=late, rows=GLOBAL_BATCH))
-        )
+    seeds = itertools.count()
+
+    def measure(name: str) -> machine.Task:
+        late = None if name == "first step" else next(seeds)
+        return machine.fresh(dict(measure="ours", folder=str(folder), samples=samples, late=late, rows=GLOBAL_BATCH))
+
+    runs = machine.in_turns(["first step", "random late step"], repeats, measure)
     shutil.rmtree(folder)
     rows["paper"] = runs
     title = f"Ours at the paper's scale: 600B tokens, {SOURCES} x {SHARDS} shards (target: under 2 s and 200 MB)"
@@ -165,6 +168,7 @@ def curve(base: Path, sizes: list[int], repeats: int, rows: dict[str, Any], note
     title = f"The same sources by both: {SOURCES} x 1 shard, sequence {SEQUENCE}"
     table = machine.table(title, "samples", "who", "seconds", "ours is faster", "peak MB", "added MB", "cache files MB")
     per_sample: list[float] = []
+    folder, cache = base / "curve", base / "cache"
     for samples in sizes:
         disk, ram = shutil.disk_usage(base).free, machine.free_memory()
         if min(disk, ram) < NEEDED * samples:
@@ -173,30 +177,30 @@ def curve(base: Path, sizes: list[int], repeats: int, rows: dict[str, Any], note
                 f"{ram / 1e9:.0f} and {disk / 1e9:.0f}"
             )
             continue
-        folder, cache = base / "curve", base / "cache"
         machine.progress(f"{samples:,} samples: writing indices of {samples * SEQUENCE / peer.MEAN_DOCUMENT:,.0f} documents")
         for number in range(SOURCES):
             write_indexed_source(folder / f"source{number}", int(samples / SOURCES * 1.02 + 2) * SEQUENCE, number)
-        runs: dict[str, list[machine.Task]] = {"ours": [], "Megatron cold": [], "Megatron warm": []}
-        for name in machine.alternating(["ours", "Megatron"], repeats):
-            task = dict(folder=str(folder), samples=samples)
+        common = dict(folder=str(folder), samples=samples)
+
+        def measure(name: str, common: machine.Task = common) -> machine.Task:
             if name == "ours":
-                runs[name].append(machine.fresh({"measure": "ours", **task, "late": None, "rows": MICRO_BATCH}))
-                continue
-            shutil.rmtree(cache, ignore_errors=True)
-            for state in ("cold", "warm"):
-                runs[f"Megatron {state}"].append(machine.fresh({"measure": "megatron", **task, "cache": str(cache)}))
+                return machine.fresh({"measure": "ours", **common, "late": None, "rows": MICRO_BATCH})
+            if name == "Megatron cold":  # its cache serves the warm start, which comes next or first in the next turn
+                shutil.rmtree(cache, ignore_errors=True)
+            return machine.fresh({"measure": "megatron", **common, "cache": str(cache)})
+
+        runs = machine.in_turns(["ours", "Megatron cold", "Megatron warm"], repeats, measure)
         cached = machine.folder_bytes(cache)
         shutil.rmtree(folder)
         shutil.rmtree(cache)
-        fast = machine.spread([run["s"] for run in runs["ours"]])["median"]
+        fast = statistics.median(run["s"] for run in runs["ours"])
         for name, taken in runs.items():
-            seconds = machine.spread([run["s"] for run in taken])["median"]
+            seconds = statistics.median(run["s"] for run in taken)
             files = "0" if name == "ours" else f"{cached / 1e6:,.0f}"
             ratio = "" if name == "ours" else f"{seconds / fast:,.1f}x"
             table.add_row(f"{samples:,}", name, *cells(taken, ("s",)), ratio, *megabytes(taken), files)
         rows[str(samples)] = {**runs, "cache_bytes": cached}
-        cold = machine.spread([run["s"] for run in runs["Megatron cold"]])["median"]
+        cold = statistics.median(run["s"] for run in runs["Megatron cold"])
         per_sample = [cold / samples, cached / samples]
     if per_sample:
         all_ = TOKENS // SEQUENCE
@@ -215,11 +219,12 @@ def main() -> None:
     parser = machine.parser(__doc__)
     parser.add_argument("--samples", default="1M,10M", help="sizes of the comparison, such as 1M,10M,100M")
     args = parser.parse_args()
-    about, rows, notes = machine.describe(), {}, []  # type: ignore[var-annotated]
+    rows: dict[str, Any] = {}
+    notes: list[str] = []
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="blender-start-") as base:
         tables = [paper_scale(Path(base), args.repeats, rows)]
         tables.append(curve(Path(base), [number(size) for size in args.samples.split(",")], args.repeats, rows, notes))
-    machine.report(args, about, tables, notes, rows)
+    machine.report(args, tables, notes, rows)
 
 
 if __name__ == "__main__" and not machine.serve_child({"ours": ours, "megatron": megatron}):

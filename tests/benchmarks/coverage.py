@@ -65,7 +65,6 @@ def main() -> None:
     options.add_argument("--studies", type=int, default=750, help="simulated studies of each cell")
     options.set_defaults(repeats=1)
     args = options.parse_args()
-    about = machine.describe()
     measured: list[machine.Task] = []
     tables = []
     for samples in (5, 1):
@@ -92,7 +91,7 @@ def main() -> None:
                     f"{prompts}, {rate:g}", *(f"{cell['difference']:.1%}; {cell['false_alarms']:.1%}" for cell in mean)
                 )
         tables += [rates, gaps]
-    machine.report(args, about, tables, [], measured)
+    machine.report(args, tables, [], measured)
 
 
 if __name__ == "__main__":

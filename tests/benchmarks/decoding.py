@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from machine import alternating, describe, forget_peak, keep, memory, parser, progress, report, shown, table
+from machine import forget_peak, in_turns, keep, memory, parser, progress, report, shown, table
 
 from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UserError
@@ -70,21 +70,20 @@ def main() -> None:
     args = options().parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    machine = describe()
-    machine["torch threads"] = torch.get_num_threads()
+    args.machine["torch threads"] = torch.get_num_threads()
     loaded = load_model(args.model, "instruct", args.device)
     prompts = chat_prompts(loaded, args.benchmarks.split(","))
     plain_model, _ = read_checkpoint(loaded.folder, loaded.model.dtype)
     peer = dataclasses.replace(loaded, model=plain_model.to(loaded.device).eval().requires_grad_(False))
-    machine["model"] = f"{args.model}, {peer.model.num_parameters():,} parameters, {loaded.model.dtype}, {loaded.device}"
+    args.machine["model"] = f"{args.model}, {peer.model.num_parameters():,} parameters, {loaded.model.dtype}, {loaded.device}"
     made, rows = [], {}
     for name in args.only.split(","):
         tables, measured = {"beams": beams, "topk": topk, "refill": refill}[name](loaded, peer, prompts, args)
         made += tables
         rows[name] = measured
         if args.json:
-            keep(args, machine, [], rows)
-    report(args, machine, made, [], rows)
+            keep(args, [], rows)
+    report(args, made, [], rows)
 
 
 def chat_prompts(loaded: LoadedModel, benchmarks: Sequence[str]) -> list[list[int]]:
@@ -97,8 +96,8 @@ def chat_prompts(loaded: LoadedModel, benchmarks: Sequence[str]) -> list[list[in
 
 def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]]]:
     """Seconds, tokens, answers and memory of each run, in turn."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
-    for name in alternating(list(runs), repeats):
+
+    def once(name: str) -> dict[str, Any]:
         before = memory("VmRSS")
         forget_peak()
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -106,11 +105,10 @@ def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]
         clock, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         seconds = cpu if torch.get_num_threads() == 1 and not torch.cuda.is_available() else clock
         grown = memory("VmHWM") - before
-        found[name].append(
-            {"seconds": seconds, "clock_s": clock, "tokens": tokens, "answers": answers, "grown_mb": grown / 1e6}
-        )
-        progress(f"{name}: {tokens} tokens in {seconds:.1f} s ({clock:.1f} by the clock)")
-    return found
+        progress(f"{tokens} tokens in {seconds:.1f} s ({clock:.1f} by the clock)")
+        return {"seconds": seconds, "clock_s": clock, "tokens": tokens, "answers": answers, "grown_mb": grown / 1e6}
+
+    return in_turns(list(runs), repeats, once)
 
 
 def lines(

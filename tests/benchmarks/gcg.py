@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import Task, alternating, describe, fresh, parser, progress, report, serve_child, shown, table
+from machine import Task, fresh, in_turns, parser, report, serve_child, shown, table
 
 SUFFIX = " ".join(["x"] * 20)
 SEED = 3
@@ -62,11 +62,9 @@ def main() -> None:
     if args.peer:
         peer = {**common, "measure": "theirs", "requests": common["requests"][:1], "same_draws": args.same_draws}
         runs["nanoGCG"] = (peer, args.peer)
-    found: dict[str, list[Task]] = {name: [] for name in runs}
-    for name in alternating(list(runs), 1 if args.same_draws else args.repeats):
-        task, python = runs[name]
-        found[name].append(fresh(task, python, PYTHONPATH=os.environ.get("PYTHONPATH", "")))
-        progress(f"{name}: {found[name][-1]['cpu_s']:.2f} s a step and behaviour")
+    repeats = 1 if args.same_draws else args.repeats
+    path = os.environ.get("PYTHONPATH", "")
+    found = in_turns(list(runs), repeats, lambda name: fresh(*runs[name], PYTHONPATH=path))
     notes = []
     if args.same_draws and args.peer:
         pairs = [(run["losses"][0], found["nanoGCG"][0]["losses"][0]) for name, (run, *_) in found.items()]
@@ -79,7 +77,7 @@ def main() -> None:
         floor = shown([run["floor_s"] for run in some]) if "floor_s" in some[0] else ""
         ratio = f"{middle['nanoGCG'] / middle[name]:.2f}" if args.peer else ""
         made.add_row(name, shown(times[0]), ratio, shown(times[1]), floor, f"{some[0]['candidates']:.0f}")
-    report(args, describe(), [made], notes, found)
+    report(args, [made], notes, found)
 
 
 def requests(count: int) -> list[str]:

@@ -25,6 +25,7 @@ import contextlib
 import io
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -290,7 +291,6 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=2000, help="how large the study is that status shows")
     parser.add_argument("--profile", type=Path, help="measure the start of a job on the Slurm that is there, with this profile")
     args = parser.parse_args()
-    about = machine.describe()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="jobs-speed-") as name:
         folder = Path(name)
         machine.progress("making run folders")
@@ -316,13 +316,14 @@ def main() -> None:
         if args.profile:
             profile = str(args.profile.resolve())
             asked["start of a job"] = {"measure": "slurm_start", "root": trainable, "profile": profile}
-        rows: dict[str, list[machine.Task]] = {row: [] for row in asked}
-        for row in machine.alternating(list(asked), args.repeats):
-            machine.progress(row)
-            task = {**asked[row], **({"began": time.time()} if asked[row]["measure"] == "start" else {})}
-            rows[row].append(machine.fresh(task))
+
+        def measure(row: str) -> machine.Task:
+            began = {"began": time.time()} if asked[row]["measure"] == "start" else {}
+            return machine.fresh({**asked[row], **began})
+
+        rows = machine.in_turns(list(asked), args.repeats, measure)
     seconds = {row: [measured["seconds"] for measured in found] for row, found in rows.items()}
-    middle = {row: machine.spread(values)["median"] for row, values in seconds.items()}
+    middle = {row: statistics.median(values) for row, values in seconds.items()}
     peers = {
         "import: ours": "import: submitit", "curricula status": "submitit: state of each",
         "curricula status --json": "submitit: state of each", "slow files: all threads": "slow files: 1 thread",
@@ -338,7 +339,7 @@ def main() -> None:
             tables.append(machine.table(f"From {since} to the first step", "part", "seconds"))
             for part in rows[row][0]["parts"]:
                 tables[-1].add_row(part, machine.shown([found["parts"][part] for found in rows[row]]))
-    machine.report(args, about, tables, [], rows)
+    machine.report(args, tables, [], rows)
 
 
 if __name__ == "__main__" and not machine.serve_child(MEASURES):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import tempfile
 import time
 from multiprocessing import get_context
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="a measurement asks what the limit allows in these")
     parser.add_argument("--latency", type=float, default=0.2, help="seconds until a reply (default: %(default)g)")
     args = parser.parse_args()
-    about, rows = machine.describe(), []
+    rows = []
     table = machine.table(
         f"Verdicts of a judge behind a rate limit, replies after {args.latency:g} s",
         "limit, requests/s",
@@ -184,17 +185,19 @@ def main() -> None:
         "verdicts lost",
     )
     for limit in map(float, args.limits.split(",")):
-        taken: dict[str, list[machine.Task]] = {who: [] for who in (OURS, UNPACED, PLAIN)}
-        for who in machine.alternating(list(taken), args.repeats):
-            machine.progress(f"{limit:g} requests/s, {who}")
+        # Enough under way to hold the limit at this latency, and half as many again.
+        common = {"limit": limit, "concurrency": max(8, int(1.5 * limit * (args.latency + 0.05)))}
+        common |= {"measure": "ask", "seconds": args.seconds, "latency_s": args.latency}
+
+        def measure(who: str, common: machine.Task = common) -> machine.Task:
             with tempfile.TemporaryDirectory(dir=args.folder, prefix="judge-pipeline-") as folder:
-                # Enough under way to hold the limit at this latency, and half as many again.
-                concurrency = max(8, int(1.5 * limit * (args.latency + 0.05)))
-                task = {"measure": "ask", "who": who, "limit": limit, "seconds": args.seconds}
-                task |= {"latency_s": args.latency, "concurrency": concurrency, "folder": folder}
-                taken[who].append({"limit": limit, "who": who, **machine.fresh(task)})
+                found = machine.fresh({**common, "who": who, "folder": folder})
+            return {"limit": common["limit"], "who": who, **found}
+
+        machine.progress(f"{limit:g} requests/s")
+        taken = machine.in_turns((OURS, UNPACED, PLAIN), args.repeats, measure)
         rates = {who: [run["verdicts"] / run["seconds"] for run in runs] for who, runs in taken.items()}
-        plain = machine.spread(rates[PLAIN])["median"]
+        plain = statistics.median(rates[PLAIN])
         for who, runs in taken.items():
             rows += runs
             # The bucket's first second counts for nothing: a second's worth is waiting at the start.
@@ -204,14 +207,14 @@ def main() -> None:
                 who,
                 machine.shown(rates[who], "{:.1f}"),
                 machine.shown(shares, "{:.0f}", "%"),
-                f"{machine.spread(rates[who])['median'] / plain:.2f}x",
+                f"{statistics.median(rates[who]) / plain:.2f}x",
                 machine.shown([run["refused"] for run in runs], "{:.0f}"),
                 machine.shown([run["asked"] - run["verdicts"] for run in runs], "{:.0f}"),
             )
     notes = [
         "Of the limit: the least time in which the server lets all through, over the time taken, times the share answered."
     ]
-    machine.report(args, about, [table], notes, rows)
+    machine.report(args, [table], notes, rows)
 
 
 if __name__ == "__main__" and not machine.serve_child({"ask": ask}):

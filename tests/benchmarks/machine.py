@@ -1,4 +1,4 @@
-"""Shared by the benchmarks of this folder: fresh processes for measurements, spreads, the machine, the report."""
+"""Shared by the benchmarks of this folder: fresh processes for measurements, turns, the machine, the report."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # a peer's environment may lack it
     from rich.table import Table
@@ -27,15 +27,20 @@ if TYPE_CHECKING:  # a peer's environment may lack it
 PACKAGES = ("numpy", "torch", "megatron-core", "tokenizers", "pyarrow")
 ROOT = Path(__file__).resolve().parents[2]
 Task = dict[str, Any]
+Found = TypeVar("Found")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has. From this call on, a SIGTERM removes the temporary files too."""
+    """The options that every benchmark has, with the machine as it is now.
+
+    From this call on, a SIGTERM removes the temporary files too.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--repeats", type=int, default=5, help="measurements of each row, each in a process of its own")
     made.add_argument("--folder", type=Path, help="where to put the temporary files (default: the system's place)")
     made.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there as well")
+    made.set_defaults(machine=describe())
     return made
 
 
@@ -58,10 +63,17 @@ def fresh(task: Task, python: str = sys.executable, script: str = sys.argv[0], *
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def alternating(names: Sequence[str], repeats: int) -> Iterator[str]:
-    """Every name `repeats` times, alternately in order and in reverse, so that none always has the warmer machine."""
+def in_turns(names: Sequence[str], repeats: int, measure: Callable[[str], Found]) -> dict[str, list[Found]]:
+    """What `measure` finds for each name, `repeats` times, with a line of progress for each.
+
+    The names take turns, alternately in order and in reverse, so that none always has the warmer machine.
+    """
+    found: dict[str, list[Found]] = {name: [] for name in names}
     for repeat in range(repeats):
-        yield from names if repeat % 2 == 0 else reversed(names)
+        for name in names if repeat % 2 == 0 else reversed(names):
+            progress(name)
+            found[name].append(measure(name))
+    return found
 
 
 def memory(which: str) -> int:
@@ -92,15 +104,11 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
 def shown(values: Sequence[float], form: str = "{:.2f}", unit: str = "") -> str:
     """The median, followed by minimum and maximum where they differ: `1.20 (1.10-1.45) s`."""
-    at = {name: form.format(value) for name, value in spread(values).items()}
-    around = f" ({at['min']}-{at['max']})" if at["min"] != at["max"] else ""
-    return f"{at['median']}{around}{unit}"
+    least, middle, most = (form.format(value) for value in (min(values), statistics.median(values), max(values)))
+    around = f" ({least}-{most})" if least != most else ""
+    return f"{middle}{around}{unit}"
 
 
 def table(title: str, *columns: str) -> Table:
@@ -142,7 +150,7 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
-def report(args: argparse.Namespace, machine: dict[str, Any], tables: list[Table], notes: list[str], rows: Any) -> None:
+def report(args: argparse.Namespace, tables: list[Table], notes: list[str], rows: Any) -> None:
     """Print the tables with the machine beneath, and write everything to `--json` if asked."""
     from rich.console import Console
 
@@ -151,15 +159,15 @@ def report(args: argparse.Namespace, machine: dict[str, Any], tables: list[Table
         console.print(each)
     for note in notes:
         console.print(note, markup=False)
-    console.print("\n" + "\n".join(f"{name}: {value}" for name, value in machine.items()), style="dim", markup=False)
+    console.print("\n" + "\n".join(f"{name}: {value}" for name, value in args.machine.items()), style="dim", markup=False)
     if args.json:
-        keep(args, machine, notes, rows)
+        keep(args, notes, rows)
 
 
-def keep(args: argparse.Namespace, machine: dict[str, Any], notes: list[str], rows: Any) -> None:
+def keep(args: argparse.Namespace, notes: list[str], rows: Any) -> None:
     """Write what was measured so far to `--json`; one that is killed meanwhile leaves the file of before."""
     aside = args.json.with_name(f".{args.json.name}.aside")
-    aside.write_text(json.dumps({"machine": machine, "notes": notes, "rows": rows}, indent=1) + "\n")
+    aside.write_text(json.dumps({"machine": args.machine, "notes": notes, "rows": rows}, indent=1) + "\n")
     aside.replace(args.json)
 
 

@@ -63,7 +63,6 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=32_000, help="of one arm's pretraining")
     options.add_argument("--run", type=Path, default=Path("runs/null"), help="the run folder, which is kept")
     args = options.parse_args()
-    about = machine.describe()
     args.run.parent.mkdir(parents=True, exist_ok=True)
     study = args.run.with_suffix(".yaml")
     study.write_text(yaml.safe_dump(null_study(args.runs, args.tokens), sort_keys=False))
@@ -76,7 +75,7 @@ def main() -> None:
         if tests:
             verdicts = sum(test.outcome in ("reproduced", "not reproduced") for test in tests)
             table.add_row(claim.id, str(len(tests)), str(sum((test.p or 1) < 0.05 for test in tests)), str(verdicts))
-    machine.report(args, about, [table], [], [vars(test) for study in found for test in study])
+    machine.report(args, [table], [], [vars(test) for study in found for test in study])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -153,19 +154,19 @@ def main() -> None:
     capacity = SHARDS * SHARD_BYTES // 2 // SEQUENCE / WEIGHTS["source0"]
     if args.samples > 0.7 * capacity:
         parser.error(f"--samples: at most {0.7 * capacity:.0f}, within one epoch of the largest source")
-    about = machine.describe()
-    runs: dict[str, list[machine.Task]] = {name: [] for name in ROWS}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="sample-reads-") as base:
         write_sources(Path(base))
-        for name in machine.alternating(list(ROWS), args.repeats):
-            machine.progress(name)
+
+        def measure(name: str) -> machine.Task:
             letter, who, workers = ROWS[name]
             page_cache(Path(base), filled=letter != "d")
             task: dict[str, Any] = {"folder": base, "samples": COLD if letter == "d" else args.samples, "workers": workers}
             task |= {"measure": THEIRS if who == THEIRS else OURS, "tensors": 5 if who == "five" else 1}
-            runs[name].append(machine.fresh(task))
+            return machine.fresh(task)
+
+        runs = machine.in_turns(list(ROWS), args.repeats, measure)
     rates = {name: [run["samples_per_s"] for run in taken] for name, taken in runs.items()}
-    middle = {name: machine.spread(values)["median"] for name, values in rates.items()}
+    middle = {name: statistics.median(values) for name, values in rates.items()}
     table = machine.table(
         f"Samples of {SEQUENCE} tokens a second, page cache warm but for d (target: 16,000 in one process)",
         "",
@@ -180,7 +181,7 @@ def main() -> None:
         cells = [machine.shown(rates[name], "{:,.0f}"), f"{middle[name] / alike:.2f}x", f"{middle[name] / NEEDED:.1f}x"]
         cells.append(machine.shown([run["disk_bytes"] / 1e3 for run in runs[name]], "{:,.0f}") if letter == "d" else "")
         table.add_row(letter, name, *cells)
-    machine.report(args, about, [table], [], runs)
+    machine.report(args, [table], [], runs)
 
 
 if __name__ == "__main__" and not machine.serve_child({OURS: ours, THEIRS: megatron}):

@@ -136,7 +136,7 @@ def main() -> None:
     options.add_argument("--null", type=int, default=50, help="simulated studies of equal arms; 100 times as many pairs")
     options.set_defaults(repeats=1)
     args = options.parse_args()
-    about, measured = machine.describe(), []
+    measured = []
     for seeds in args.seeds:
         settings = itertools.product(PROMPTS, RATES, SEED_SDS, CORRELATIONS, range(args.repeats))
         for prompts, rate, seed_sd, correlation, draw in settings:
@@ -171,7 +171,7 @@ def main() -> None:
         shares = null_verdicts(5, seed_sd, args.null)
         verdicts.add_row(f"{seed_sd:g}", *(f"{100 * share:.1f}" for share in shares.values()))
         measured.append({"seed_sd": seed_sd, "of": "claims", **shares})
-    machine.report(args, about, [*tables, alarms, verdicts], [], measured)
+    machine.report(args, [*tables, alarms, verdicts], [], measured)
 
 
 if __name__ == "__main__":

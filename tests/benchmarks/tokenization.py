@@ -37,6 +37,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--input", type=Path, action="append", default=[], help="text for the documents, by lines")
     parser.add_argument("--datatrove-python", type=Path, help="interpreter of an environment with datatrove")
     args = parser.parse_args()
-    about, notes = machine.describe(), []
+    notes = []
     data = Path(os.environ.get("CURRICULA_DATA", "."))
     real = [data / "gsm8k/train.jsonl", data / "stanford_alpaca/alpaca_instructions_noinput.json"]
     inputs = args.input or [path for path in real if path.exists()]
@@ -154,23 +155,23 @@ def main() -> None:
             f"{args.documents:,} documents, {sum(Path(file).stat().st_size for file in files) / 1e6:.1f} MB of Parquet"
         )
         whole = {"tokenizer": str(base / "tokenizer"), "files": files}
-        start = {**whole, "files": tiny}
-        runs: dict[str, dict[str, list[machine.Task]]] = {name: {"whole": [], "start": []} for name in names}
-        for name in machine.alternating(names, args.repeats):
-            machine.progress(name)
-            runs[name]["whole"].append(measure(name, whole, args, base))
-            runs[name]["start"].append(measure(name, start, args, base))
-    tokens = {run["tokens"] for row in runs.values() for run in row["whole"]}
-    sums = {run["sum"] for row in runs.values() for run in row["whole"] if "sum" in run}
+        sizes = {"whole": whole, "start": {**whole, "files": tiny}}
+
+        def both(name: str) -> dict[str, machine.Task]:
+            return {size: measure(name, task, args, base) for size, task in sizes.items()}
+
+        runs = machine.in_turns(names, args.repeats, both)
+    tokens = {run["whole"]["tokens"] for row in runs.values() for run in row}
+    sums = {run["whole"]["sum"] for row in runs.values() for run in row if "sum" in run["whole"]}
     if len(tokens) > 1 or len(sums) > 1:
         raise SystemExit(f"the rows disagree about the tokens: {tokens} in all, sums {sums}")
     notes.append(
         f"{tokens.pop():,} tokens, end tokens included: the same from every row, and the same sum of ids from all writers"
     )
-    machine.report(args, about, [compare(runs, args)], notes, runs)
+    machine.report(args, [compare(runs, args)], notes, runs)
 
 
-def compare(runs: dict[str, dict[str, list[machine.Task]]], args: argparse.Namespace) -> Any:
+def compare(runs: dict[str, list[dict[str, machine.Task]]], args: argparse.Namespace) -> Any:
     columns = (
         "docs/s",
         "tokens/s",
@@ -185,20 +186,20 @@ def compare(runs: dict[str, dict[str, list[machine.Task]]], args: argparse.Names
     table = machine.table(
         f"Parquet to .bin and .idx on {args.cores} cores (target: ours 0.85 of raw, 1.5x the peers)", "", *columns
     )
-    whole = {name: [args.documents / run["s"] for run in row["whole"]] for name, row in runs.items()}
-    starts = {name: machine.spread([run["s"] for run in row["start"]])["median"] for name, row in runs.items()}
-    steady = {name: [args.documents / (run["s"] - starts[name]) for run in row["whole"]] for name, row in runs.items()}
+    whole = {name: [args.documents / run["whole"]["s"] for run in row] for name, row in runs.items()}
+    starts = {name: statistics.median(run["start"]["s"] for run in row) for name, row in runs.items()}
+    steady = {name: [args.documents / (run["whole"]["s"] - starts[name]) for run in row] for name, row in runs.items()}
     for name, row in runs.items():
         alike = "ours" if name in THREADS else "ours, processes"
-        rate = row["whole"][0]["tokens"] / args.documents
+        rate = row[0]["whole"]["tokens"] / args.documents
         cells = []
         for speeds in (whole, steady):
-            middle = {other: machine.spread(values)["median"] for other, values in speeds.items()}
+            middle = {other: statistics.median(values) for other, values in speeds.items()}
             ratio = "" if name == alike else f"{middle[alike] / middle[name]:.2f}x"
             cells.append([machine.shown(speeds[name], "{:,.0f}"), f"{middle[name] / middle['raw']:.2f}", ratio])
-        speed = f"{machine.spread(whole[name])['median'] * rate / 1e6:.2f} M"
-        idle = machine.spread([run["cpu_s"] for run in row["start"]])["median"]
-        work = machine.shown([(run["cpu_s"] - idle) / args.documents * 1e3 for run in row["whole"]])
+        speed = f"{statistics.median(whole[name]) * rate / 1e6:.2f} M"
+        idle = statistics.median(run["start"]["cpu_s"] for run in row)
+        work = machine.shown([(run["whole"]["cpu_s"] - idle) / args.documents * 1e3 for run in row])
         table.add_row(name, cells[0][0], speed, *cells[0][1:], f"{starts[name]:.2f}", *cells[1], work)
     return table
 

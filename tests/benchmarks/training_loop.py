@@ -227,22 +227,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of each kind in a measurement of the loop")
     parser.add_argument("--model", default="smollm2-135m", choices=list(BATCH), help="whose state is saved")
     args = parser.parse_args()
-    about = machine.describe()
-    loops: dict[str, list[machine.Task]] = {name: [] for name in BATCH}
-    saves: dict[str, list[machine.Task]] = {way: [] for way in WAYS}
-    for name in machine.alternating(list(BATCH), args.repeats):
-        machine.progress(f"loop, {name}")
-        steps = args.steps if name == "tiny" else max(4, args.steps // 10)
+
+    def fresh(**task: Any) -> machine.Task:
         with tempfile.TemporaryDirectory(dir=args.folder, prefix="training-loop-") as folder:
-            loops[name].append(machine.fresh({"measure": "loop", "model": name, "folder": folder, "steps": steps}))
-    for way in machine.alternating(WAYS, args.repeats):
-        machine.progress(f"save, {way}")
-        with tempfile.TemporaryDirectory(dir=args.folder, prefix="training-loop-") as folder:
-            saves[way].append(machine.fresh({"measure": "save", "model": args.model, "folder": folder, "way": way}))
-    report(args, about, loops, saves)
+            return machine.fresh({**task, "folder": folder})
+
+    steps = {"tiny": args.steps, "smollm2-135m": max(4, args.steps // 10)}
+    loops = machine.in_turns(list(BATCH), args.repeats, lambda name: fresh(measure="loop", model=name, steps=steps[name]))
+    saves = machine.in_turns(WAYS, args.repeats, lambda way: fresh(measure="save", model=args.model, way=way))
+    report(args, loops, saves)
 
 
-def report(args: Any, about: dict[str, Any], loops: dict[str, Any], saves: dict[str, Any]) -> None:
+def report(args: Any, loops: dict[str, Any], saves: dict[str, Any]) -> None:
     overhead = machine.table(
         "A step of the loop against a bare one (target: less than 5% more)",
         "model", "bare, ms CPU", "ours, ms CPU", "overhead, CPU", "overhead, wall",
@@ -256,16 +252,16 @@ def report(args: Any, about: dict[str, Any], loops: dict[str, Any], saves: dict[
         f"Saving the state of {args.model}, {saves['ours'][0]['bytes'] / 1e9:.2f} GB",
         "way", "stall, s", "of Megatron-core's", "durable after, s", "steps beside it", f"stall every {SAVE_EVERY_S // 60} min",
     )  # fmt: skip
-    theirs = machine.spread([run["stall_s"] for run in saves["Megatron-core"]])["median"]
+    theirs = statistics.median(run["stall_s"] for run in saves["Megatron-core"])
     for way, runs in saves.items():
         stall = [run["stall_s"] for run in runs]
-        median = machine.spread(stall)["median"]
+        median = statistics.median(stall)
         slower = [run["step_beside_s"] / run["step_s"] for run in runs if run["step_beside_s"]]
         stalls.add_row(
             way, machine.shown(stall), f"{median / theirs:.2f}x", machine.shown([run["durable_s"] for run in runs]),
             machine.shown(slower, "{:.2f}", "x") if slower else "", f"{100 * median / SAVE_EVERY_S:.3f}%",
         )  # fmt: skip
-    machine.report(args, about, [overhead, stalls], [], {"loop": loops, "save": saves})
+    machine.report(args, [overhead, stalls], [], {"loop": loops, "save": saves})
 
 
 if __name__ == "__main__" and not machine.serve_child({"loop": loop, "save": save}):

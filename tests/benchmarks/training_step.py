@@ -134,7 +134,6 @@ def main() -> None:
     variants = choose(SMOKE if args.smoke else FULL, OTHERS, args.only)
     args.out.mkdir(parents=True, exist_ok=True)
     args.json = args.json or args.out / "results.json"
-    about = machine.describe()
     with tempfile.TemporaryDirectory(dir=args.folder) as aside:
         weights, tokens = f"{aside}/weights.safetensors", Path(aside) / "tokens.npy"
         text = write_tokens(tokens, args.text, model, args.steps, global_batch)
@@ -145,14 +144,14 @@ def main() -> None:
         swept: list[dict[str, Any]] = []
         for each in variants:
             rows.append(measured(each, model, args, str(tokens), weights, args.steps))
-            machine.keep(args, about, [], rows)
+            machine.keep(args, [], rows)
         for row in sweep(model, args, tokens, weights) if args.sweep else ():
             swept.append(row)
-            machine.keep(args, about, [], rows + swept)
+            machine.keep(args, [], rows + swept)
     tables = [main_table(rows, model, global_batch), *([sweep_table(swept, model)] if swept else [])]
     if any(row.get("kernel_milliseconds") for row in rows):
         tables.append(kernel_table(rows))
-    machine.report(args, about, tables, [f"text: {text}", *loss_notes(rows)], rows + swept)
+    machine.report(args, tables, [f"text: {text}", *loss_notes(rows)], rows + swept)
     write_text_table(args.out / "table.txt", tables)
     plot(rows, args.out / "losses.png")
     machine.progress(f"results: {args.out}")
