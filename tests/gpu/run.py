@@ -71,10 +71,10 @@ def options() -> argparse.ArgumentParser:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("part", nargs="?", choices=PARTS)
     asked.add_argument("--list", action="store_true", help="name the parts and stop")
-    asked.add_argument("--out", type=Path, default=Path("gpu-results"))
-    asked.add_argument("--text", type=Path, help="folder of real text for the losses (default: CURRICULA_DATA)")
-    asked.add_argument("--tokenizer", type=Path, help="decoding: the folder of a tokenizer of 49,152 entries")
-    asked.add_argument("--litgpt-python", default=sys.executable, help="interpreter of an environment with LitGPT")
+    asked.add_argument("--out", type=absolute, default="gpu-results")
+    asked.add_argument("--text", type=absolute, help="folder of real text for the losses (default: CURRICULA_DATA)")
+    asked.add_argument("--tokenizer", type=absolute, help="decoding: the folder of a tokenizer of 49,152 entries")
+    asked.add_argument("--litgpt-python", type=interpreter, default=sys.executable, help="python of an environment with LitGPT")
     asked.add_argument("--smoke", action="store_true", help="collect the tests, run the benchmarks tiny and on the CPU")
     return asked
 
@@ -86,7 +86,6 @@ def main() -> int:
         return 0 if args.list else 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that commands end with this program
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else the shell's `&` has them ignore it too
-    with_absolute_paths(args)
     folder = args.out / args.part
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LIMIT_S
@@ -101,23 +100,23 @@ def main() -> int:
     return 0 if all(one["code"] == 0 for one in ran) else 1
 
 
-def with_absolute_paths(args: argparse.Namespace) -> None:
-    """Commands run in the repository's root, wherever this program was started."""
-    for name in ("out", "text", "tokenizer"):
-        if path := getattr(args, name):
-            setattr(args, name, path.resolve())
-    if os.sep in args.litgpt_python:  # else a name to be found on PATH; links stay, an environment's python is one
-        args.litgpt_python = os.path.abspath(args.litgpt_python)
+def absolute(text: str) -> Path:
+    """Commands run in the repository's root, wherever this program was started. Links stay: an environment's python is one."""
+    return Path(text).absolute()
+
+
+def interpreter(text: str) -> str:
+    return str(absolute(text)) if os.sep in text else text  # else a name to be found on PATH
 
 
 def commands(part: Part, args: argparse.Namespace, folder: Path, scratch: Path) -> list[list[str]]:
     made: list[list[str]] = []
     if part.tests:
         dry = ["--collect-only"] if args.smoke else []
-        made.append(["-m", "pytest", str(TESTS), "-vv", "-m", part.tests, *dry, f"--junitxml={folder / 'tests.xml'}"])
+        made.append(["-m", "pytest", str(TESTS), "-vv", "-m", part.tests, *dry, "--junitxml", str(folder / "tests.xml")])
     if part.variants:
         step = [str(BENCHMARKS / "training_step.py"), "--out", str(folder), "--steps", str(part.steps)]
-        step += ["--litgpt-python", args.litgpt_python, *(["--text", str(args.text)] if args.text else [])]
+        step += ["--json", str(folder / "results.json"), "--litgpt-python", args.litgpt_python, *_given("--text", args.text)]
         step += ["--smoke"] if args.smoke else ["--only", part.variants]
         made.append(step + (["--sweep", "--timed", "3"] if part.sweep else []))
     if part.decoders:
@@ -143,7 +142,7 @@ def run(words: list[str], deadline: float, output: Path) -> dict[str, Any]:
     """A command with this interpreter, as a record; one that would outlast the part is ended, with code 124."""
     command = [sys.executable, *words]
     print(f"$ {shlex.join(command)}", flush=True)
-    written = results_of(words, output.parent)
+    written = results_of(words)
     if written:
         written.unlink(missing_ok=True)  # of an earlier call
     began = time.monotonic()
@@ -156,13 +155,10 @@ def run(words: list[str], deadline: float, output: Path) -> dict[str, Any]:
     return record | {"output": said.splitlines()[-SHOWN_LINES:]}
 
 
-def results_of(words: list[str], folder: Path) -> Path | None:
+def results_of(words: list[str]) -> Path | None:
     """The file in which a command keeps its results."""
-    if "pytest" in words:
-        return folder / "tests.xml"
-    if "--json" in words:
-        return Path(words[words.index("--json") + 1])
-    return folder / "results.json" if "--out" in words else None
+    named = [Path(value) for option, value in zip(words, words[1:]) if option in ("--junitxml", "--json")]
+    return named[0] if named else None
 
 
 def run_limited(command: list[str], limit_s: float, output: Path) -> int:

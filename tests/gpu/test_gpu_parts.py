@@ -78,7 +78,6 @@ def test_commands_get_absolute_paths_since_they_run_elsewhere(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     words = ["decoding", "--out", "a", "--text", "b", "--tokenizer", "c", "--litgpt-python", "env/bin/python"]
     args = program.options().parse_args(words)
-    program.with_absolute_paths(args)
     assert [args.out, args.text, args.tokenizer] == [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
     assert args.litgpt_python == str(tmp_path / "env/bin/python")
 
