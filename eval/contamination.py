@@ -9,7 +9,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -42,16 +41,13 @@ class Overlap(NamedTuple):
         self.near.update(other.near)
 
 
-@dataclass
 class PromptFinder:
     """Finds prompts in texts; prompts go by their numbers."""
 
-    prompts: Sequence[str]
-    short: set[int] = field(default_factory=set)
-    """Those with too few words to be looked for."""
-
-    def __post_init__(self) -> None:
-        split = [words_of(prompt) for prompt in self.prompts]
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self.short: set[int] = set()
+        """Those with too few words to be looked for."""
+        split = [words_of(prompt) for prompt in prompts]
         self._numbers = {word: number for number, word in enumerate(sorted({w for words in split for w in words}), 1)}
         self._lengths = [len(words) for words in split]
         self._holders: dict[int, dict[Gram, set[int]]] = defaultdict(lambda: defaultdict(set))

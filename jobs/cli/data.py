@@ -83,14 +83,14 @@ def check(args: argparse.Namespace) -> int:
     run = Run.open(args.run) if args.run else None
     if run:
         run.check(study)
-    with contextlib.ExitStack() as stack:
-        root = run.data_root if run else None if study.world else local_root()
-        if study.world and not run:  # made for the check alone
-            from curricula.curriculum.world.datasets import write_world
+    if study.world and not run:
+        from curricula.curriculum.world.datasets import write_world
 
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            write_world(root, study.world)
-        facts = _checked(study, root, run, args.documents)
+        with tempfile.TemporaryDirectory() as folder:  # made for the check alone
+            write_world(Path(folder), study.world)
+            facts = _checked(study, Path(folder), None, args.documents)
+    else:
+        facts = _checked(study, run.data_root if run else local_root(), run, args.documents)
     if run and facts["from_shards"] and args.documents is None and facts["overlap"] and not facts["problems"]:
         write_contamination(run, facts["overlap"])
     if args.json:
@@ -167,7 +167,7 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
 
 def _print_check(facts: dict[str, Any], console: Console) -> None:
     for about in facts["tables"]:
-        size = f"{about['files']:,} file{'s' * (about['files'] != 1)}, {count(about['bytes'])}B, {about['rows']:,} rows"
+        size = f"{plural(about['files'], 'file')}, {count(about['bytes'])}B, {about['rows']:,} rows"
         console.print(f"\n{about['table']}: {printable(about['place'])}: {size}", style="bold", soft_wrap=True)
         for row in about["first_rows"]:
             shown = "  ".join(f"{name}={value!r}" for name, value in row.items())

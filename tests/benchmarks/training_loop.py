@@ -46,7 +46,6 @@ from curricula.progress import silent
 
 SEQUENCE, WARM_UP = 128, 5
 BATCH = {"tiny": 8, "smollm2-135m": 1}
-WAYS = ("ours", "ours, waited for", "Megatron-core", "Megatron-core, async")
 SAVE_EVERY_S = 1800
 
 
@@ -219,7 +218,7 @@ def megatron_request(trainer: Trainer, number: int, in_background: bool) -> Any:
         )
 
 
-SAVERS = dict(zip(WAYS, (ours, ours_waited_for, megatron, megatron_async)))
+SAVERS = {"ours": ours, "ours, waited for": ours_waited_for, "Megatron-core": megatron, "Megatron-core, async": megatron_async}
 
 
 def main() -> None:
@@ -234,7 +233,7 @@ def main() -> None:
 
     steps = {"tiny": args.steps, "smollm2-135m": max(4, args.steps // 10)}
     loops = machine.in_turns(list(BATCH), args.repeats, lambda name: fresh(measure="loop", model=name, steps=steps[name]))
-    saves = machine.in_turns(WAYS, args.repeats, lambda way: fresh(measure="save", model=args.model, way=way))
+    saves = machine.in_turns(list(SAVERS), args.repeats, lambda way: fresh(measure="save", model=args.model, way=way))
     report(args, loops, saves)
 
 
