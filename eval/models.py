@@ -31,6 +31,7 @@ from curricula.eval.identity import content_hash, weight_files
 from curricula.eval.packed import pack_linears
 from curricula.eval.rows import ModelKind, Precision
 from curricula.packages import packaged_gguf
+from curricula.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,6 @@ class LoadedModel:
     """A model ready to decode, with its tokenizer's special tokens."""
 
     name: str
-    """As the user named it."""
     folder: Path
     """Its folder or GGUF file."""
     kind: ModelKind
@@ -68,7 +68,6 @@ class LoadedModel:
     tag_id: int | None
     """None if the tokenizer does not have the tag as one token."""
     end_ids: tuple[int, ...]
-    """Tokens that end an answer."""
     device: torch.device
     deterministic: bool = False
     """Whether an answer must not depend on what is decoded beside it, to the last bit (`eval/decoding/batch.py`)."""
@@ -171,7 +170,6 @@ class LoadedModel:
         return parts[0], parts[1]
 
     def raw_ids(self, text: str) -> list[int]:
-        """Token ids of `text` without a chat template."""
         return [*self.beginning, *self.encode_turn("", text, "")]
 
     def encode_turn(self, opening: str, text: str, closing: str) -> list[int]:
@@ -196,7 +194,7 @@ class LoadedModel:
                 f"{self.name}: the tokenizer has no chat_template, which a model of kind '{self.kind}' needs, and no "
                 f"{TURN_START} for ChatML; add a chat_template to tokenizer_config.json or evaluate it as 'base'"
             )
-        return render(self.tokenizer, template or CHAT_TEMPLATE, text, self.name)
+        return render_turns(self.tokenizer, template or CHAT_TEMPLATE, [{"role": "user", "content": text}], self.name)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -264,54 +262,37 @@ def find_device(name: str | None) -> torch.device:
 
 
 def locate(source: Path | str) -> Path:
-    """The folder or GGUF file that `source` names; a hub name is downloaded."""
+    """The folder or GGUF file that `source` names; a model of the hub, OWNER/NAME or OWNER/NAME@REVISION, is downloaded."""
     name, path = str(source), Path(source)
     if path.exists():
         return path
-    packaged = packaged_gguf(name)
-    if packaged is not None:
+    if packaged := packaged_gguf(name):
         return packaged
     if HUB_NAME.fullmatch(name):
-        return download(name)
+        repository, _, revision = name.partition("@")
+        wanted = ["*.json", "*.safetensors", "*.bin", "*.jinja", "*.model"]
+        return download_model(f"model {name}, which is not a folder here", repository, revision or None, wanted)
     raise UserError(
         f"{name}: no such folder, no installed package that carries a model, and no hub name such as "
         "locuslab/safelm-1.7b; check the spelling"
     )
 
 
-def download(name: str) -> Path:
-    """The folder of a model on the Hugging Face hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, in the hub's own cache."""
-    repository, _, revision = name.partition("@")
-    wanted = ["*.json", "*.safetensors", "*.bin", "*.jinja", "*.model"]
-    return download_model(f"model {name}, which is not a folder here", repository, revision or None, wanted)
-
-
 def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer of a folder or GGUF file, as `transformers` loads them."""
-    return read_gguf(path, dtype) if path.suffix == ".gguf" else read_folder(path, dtype)
-
-
-def read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer of a checkpoint folder."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not a folder and not a .gguf file; name a Hugging Face checkpoint folder")
-    for name, hint in (("config.json", "is it a Hugging Face checkpoint?"), ("tokenizer.json", "copy the tokenizer there")):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; {hint}")
-    if not weight_files(folder):
-        raise UserError(f"{folder}: no *.safetensors or pytorch_model*.bin; has the export finished?")
+    if path.suffix == ".gguf":
+        return read_gguf(path, dtype)
+    there = {name: (path / name).is_file() for name in ("config.json", "tokenizer.json")}
+    there["*.safetensors or pytorch_model*.bin"] = bool(weight_files(path))
+    if missing := [name for name, is_there in there.items() if not is_there]:
+        raise UserError(f"{path}: no {missing[0]}; name a .gguf file or the whole folder of a Hugging Face checkpoint")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = read_weights(folder, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        model = read_weights(path, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
-        if (attention := "scaled_dot_product_attention") in str(error):
-            raise UserError(
-                f"{folder}: the decoders here need torch's {attention}, which transformers does not offer for this "
-                "architecture; evaluate another model"
-            ) from error
         raise UserError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error)}); check its config.json, or export the "
-            "model again"
+            f"{path}: cannot be loaded ({type(error).__name__}: {one_line(str(error), 200)}); check its config.json, or export "
+            "the model again"
         ) from error
     return model, tokenizer
 
@@ -331,9 +312,11 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
         packed = {tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors} - {"F64", "F32", "F16", "BF16"}
     except ImportError as error:
-        raise UserError(f"{file}: GGUF files need `pip install safety-curricula[gguf]` ({one_line(error)})") from error
+        raise UserError(
+            f"{file}: GGUF files need `pip install safety-curricula[gguf]` ({one_line(str(error), 200)})"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{file}: cannot be loaded ({one_line(error)}); fetch the file again") from error
+        raise UserError(f"{file}: cannot be loaded ({one_line(str(error), 200)}); fetch the file again") from error
     if packed:
         types = ", ".join(sorted(packed))
         log.warning(
@@ -356,26 +339,24 @@ def read_weights(pretrained_model_name_or_path: Path | str, **settings: Any) -> 
 
 def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
     """Raise UserError for a model that does not fit its tokenizer, or whose cache is not plain keys and values."""
-    trained_as = next((name for name in model.config.architectures or () if re.search("MaskedLM|Classification", name)), None)
-    if trained_as:
-        raise UserError(f"{source}: config.json says {trained_as}, which is no causal language model; name one that is")
-    if not getattr(model.config, "is_causal", True):
+    config, embeddings = model.config, model.get_input_embeddings().num_embeddings
+    if trained_as := [name for name in config.architectures or () if re.search("MaskedLM|Classification", name)]:
+        raise UserError(f"{source}: config.json says {trained_as[0]}, which is no causal language model; name one that is")
+    if not getattr(config, "is_causal", True):
         raise UserError(f"{source}: config.json sets is_causal to false, so tokens see what follows; name a causal model")
-    embeddings = model.get_input_embeddings().num_embeddings
     if embeddings < len(tokenizer):
         raise UserError(
             f"{source}: the model has {embeddings} token embeddings, its tokenizer {len(tokenizer)} tokens; export the "
             "model with the tokenizer it was trained with"
         )
-    if getattr(model.config, "max_position_embeddings", None) is None:
+    if getattr(config, "max_position_embeddings", None) is None:
         raise UserError(f"{source}: config.json has no max_position_embeddings; add the length of the context")
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    if other_layers := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         raise UserError(
-            f"{source}: has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}; the decoders here support full "
-            "attention only, as in Llama and SmolLM2"
+            f"{source}: has layers of kind {', '.join(sorted(other_layers))}; the decoders here support full attention only, "
+            "as in Llama and SmolLM2"
         )
-    if getattr(model.config, "alibi", False):  # Falcon's: computed from the cache's length, not from positions
+    if getattr(config, "alibi", False):  # Falcon's: computed from the cache's length, not from positions
         raise UserError(f"{source}: config.json has alibi, and the decoders here support rotary and learned positions only")
 
 
@@ -394,23 +375,14 @@ def single_id(tokenizer: Any, token: str) -> int | None:
     return ids[0] if tokenizer.convert_ids_to_tokens(ids) == [token] else None
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def render(tokenizer: Any, template: str, text: str, name: str) -> str:
-    """`text` as the user's turn and the opening of the assistant's, by the template of the model `name`."""
-    return render_turns(tokenizer, template, [{"role": "user", "content": text}], name)
-
-
 def render_turns(tokenizer: Any, template: str, turns: list[dict[str, str]], name: str) -> str:
-    """A conversation and, after a user's turn, the opening of the assistant's."""
-    text, open_turn = "".join(turn["content"] for turn in turns), turns[-1]["role"] == "user"
+    """A conversation by the template of the model `name` and, after a user's turn, the opening of the assistant's."""
+    given, open_turn = sum(len(turn["content"]) for turn in turns), turns[-1]["role"] == "user"
     try:
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn, chat_template=template)
     except Exception as error:  # a template is a program: it can fail in any way
-        raise _unusable(name, f"fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
-    if len(rendered) > len(text) + LONGEST_ADDITION:
+        raise _unusable(name, f"fails: {type(error).__name__}: {one_line(str(error), 160)}") from None
+    if len(rendered) > given + LONGEST_ADDITION:
         raise _unusable(name, f"adds more than {LONGEST_ADDITION:,} characters to a text")
     return rendered
 
@@ -429,10 +401,8 @@ def check_template(tokenizer: Any, template: str, name: str) -> None:
     with os.fdopen(reader, "rb") as pipe:
         problem = pipe.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        raise _unusable(name, f"does not end within {PATIENCE_S} s")
     if status:
-        raise UserError(problem) if problem else _unusable(name, f"needs more than {MEMORY_BYTES >> 30} GiB of memory")
+        raise UserError(problem) if problem else _unusable(name, f"needs more than {PATIENCE_S} s or {MEMORY_BYTES >> 30} GiB")
 
 
 def _render_in_child(tokenizer: Any, template: str, name: str, writer: int) -> None:
@@ -444,11 +414,10 @@ def _render_in_child(tokenizer: Any, template: str, name: str, writer: int) -> N
         used = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
         limit, hard = used + MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
-        render(tokenizer, template, "Hello", name)
+        render_turns(tokenizer, template, [{"role": "user", "content": "Hello"}], name)
         code = 0
     except UserError as error:
-        if "MemoryError" not in str(error):
-            os.write(writer, str(error).encode(errors="replace"))
+        os.write(writer, str(error).encode(errors="replace"))
     finally:  # neither the parent's buffers nor its handlers
         os._exit(code)
 

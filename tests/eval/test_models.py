@@ -59,14 +59,12 @@ def test_the_content_hash_does_not_depend_on_the_folder(folder, tmp_path):
     assert load_model(copy, "base", "cpu").content_hash != load_model(folder, "base", "cpu").content_hash
 
 
-@pytest.mark.parametrize(
-    "missing, words", [("config.json", "is it a Hugging Face checkpoint"), ("tokenizer.json", "copy the tokenizer")]
-)
-def test_a_folder_that_lacks_a_file_is_named_in_the_error(folder, tmp_path, missing, words):
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
+def test_a_folder_that_lacks_a_file_is_named_in_the_error(folder, tmp_path, missing):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / missing).unlink()
-    with pytest.raises(UserError, match=f"{broken}: no {missing}; {words}"):
+    with pytest.raises(UserError, match=f"{broken}: no {missing}; name a .gguf file or the whole folder"):
         load_model(broken, "base", "cpu")
 
 
@@ -78,7 +76,7 @@ def test_missing_and_truncated_weights_are_user_errors(folder, tmp_path):
     with pytest.raises(UserError, match="cannot be loaded .* export the model again"):
         load_model(broken, "base", "cpu")
     weights.unlink()
-    with pytest.raises(UserError, match="has the export finished"):
+    with pytest.raises(UserError, match=r"no \*.safetensors or pytorch_model"):
         load_model(broken, "base", "cpu")
 
 
@@ -129,12 +127,12 @@ def test_a_tokenizer_without_template_and_chatml_marks_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end within 1 s"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "needs more than 1 s or 1 GiB"),
         ("{{ messages.__class__.__mro__ }}", "fails: SecurityError"),
         ("{{ raise_exception('no user turns here') }}", "fails: TemplateError: no user turns here"),
         ("{% for a in range(10 ** 9) %}{% endfor %}", "fails: OverflowError"),
         ("{% if %}", "fails: TemplateSyntaxError"),
-        ("{{ 'x' * 10 ** 12 }}", "needs more than 1 GiB of memory"),
+        ("{{ 'x' * 10 ** 12 }}", "fails: MemoryError"),
         ("{{ 'x' * 10 ** 7 }}", "adds more than 1,000,000 characters"),
         ("{# " + "x" * 2_000_000 + " #}", "has 2,000,006 characters"),
     ],
