@@ -274,9 +274,12 @@ def end_of_lines(file: IO[bytes]) -> int:
 
 
 def read_jsonl(
-    path: Path, parse: Callable[[bytes], Any] = json.loads, mend: str = "remove the line and run the job again"
+    path: Path,
+    parse: Callable[[bytes], Any] = json.loads,
+    what: str = "JSON",
+    mend: str = "remove the line and run the job again, or move the file away if another version wrote it",
 ) -> list[Any]:
-    """All complete rows of `path`; none if it does not exist. A torn last line is ignored.
+    """All complete rows of `path`, each `what` `parse` reads; none if it does not exist. A torn last line is ignored.
 
     Raises UserError that names the file and line, and ends with `mend`, where `parse` raises ValueError.
     """
@@ -287,7 +290,7 @@ def read_jsonl(
         try:
             rows.append(parse(line))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} cannot be read ({error}); {mend}") from None
+            raise UserError(f"{path}: line {number} is not {what} ({error}); {mend}") from None
     return rows
 
 

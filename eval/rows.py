@@ -249,29 +249,15 @@ def row_key(**parts: Any) -> str:
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """The complete rows of `path` in file order; none if there is no file."""
 
-    def parse(line: bytes) -> Any:
+    def parse(line: bytes) -> Row:
         try:
-            return decode(line, row_type)
+            row = decode(line, row_type)
         except ValueError:  # a loss that is no number, or a damaged line, of which the slower way says more
-            return json.loads(line)
+            row = convert(json.loads(line), row_type)
+        msgspec.json.encode(row)  # refuses what could not be written again
+        return row
 
-    rows = []
-    for number, value in enumerate(durable.read_jsonl(path, parse), start=1):
-        try:
-            row = convert(value, row_type)
-            msgspec.json.encode(row)  # refuses what could not be written again
-        except msgspec.ValidationError as error:
-            raise UserError(
-                f"{path}: line {number} is not a {row_type.__name__} ({error}); remove the line and run the job again, or "
-                "use another folder if the whole file is from another version"
-            ) from None
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{path}: line {number} holds text that is not UTF-8 (half of a surrogate pair); remove the line and run "
-                "the job again"
-            ) from None
-        rows.append(row)
-    return rows
+    return durable.read_jsonl(path, parse, f"a {row_type.__name__}")
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -330,21 +316,19 @@ class ModelRows:
     """The hash that the rows name; "" before the first row."""
     file: Path = Path()
     """The file with the first row."""
-    _answered: dict[tuple[str, str, str, str, int], Path] = field(default_factory=dict)
+    _held: dict[str, Path] = field(default_factory=dict)
+    """What the rows are about, each with its file."""
     _divided: dict[tuple[str, str, bool], tuple[str, Path]] = field(default_factory=dict)
 
     def read_answers(self, paths: Iterable[Path], task: str, decoders: Sequence[str]) -> list[GenerationRow]:
         """The rows of several files, each checked as by `add_answers`."""
-        rows = []
-        for path in paths:
-            found = read_rows(path, GenerationRow)
-            self.add_answers(path, found, task, decoders)
-            rows += found
-        return rows
+        found = {path: read_rows(path, GenerationRow) for path in paths}
+        for path, rows in found.items():
+            self.add_answers(path, rows, task, decoders)
+        return [row for rows in found.values() for row in rows]
 
     def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: str, decoders: Sequence[str]) -> None:
-        """Check the rows of `path`: of this model, the task and its `decoders`, each sample of a prompt once."""
-        self._add(path, rows)
+        """As `add`; and the rows are of the task and its `decoders`, and of shards of the same prompts."""
         for number, row in enumerate(rows, start=1):
             if row.task != task or row.decoder not in decoders:
                 found = f"of task {row.task!r} and decoder {row.decoder!r}"
@@ -353,27 +337,10 @@ class ModelRows:
             if row.shard_of != whole:
                 instead = f"{file} of a shard of other prompts, since the table has changed in between"
                 raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the one of the older table")
-            answered = (row.task, row.decoder, row.benchmark, row.prompt_id, row.sample)
-            if answered in self._answered:
-                raise UserError(
-                    f"{path}: line {number} repeats sample {row.sample} of prompt {row.prompt_id} of {row.benchmark}, which "
-                    f"{self._answered[answered]} holds already; remove the copy and evaluate again"
-                )
-            self._answered[answered] = path
+        self.add(path, rows)
 
-    def add_probes(self, path: Path, rows: Sequence[ProbeRow]) -> None:
-        self._add(path, rows)
-        probes = [(row.layer, row.seed) for row in rows]
-        if len(set(probes)) < len(probes):
-            raise UserError(f"{path}: holds a probe twice; remove the file and evaluate again")
-
-    def add_capability(self, path: Path, rows: Sequence[CapabilityRow]) -> None:
-        self._add(path, rows)
-        asked = [(row.benchmark, row.task, row.prompt_id) for row in rows]
-        if len(set(asked)) < len(asked) or any(row.benchmark != path.stem for row in rows):
-            raise UserError(f"{path}: holds a question twice, or one of another task; remove the file and evaluate again")
-
-    def _add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow]) -> None:
+    def add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow]) -> None:
+        """Check the rows of `path`: of this model, each once, and those of capability of the task that the file is for."""
         for number, row in enumerate(rows, start=1):
             if row.model_kind != self.kind:
                 raise _foreign(path, number, f"of a {row.model_kind} model", f"the folder is for the {self.kind} model")
@@ -385,6 +352,24 @@ class ModelRows:
             if row.model != self.model:
                 instead = f"{self.file} begins with model {self.model:.12}"
                 raise _foreign(path, number, model, instead, "the file of the wrong model")
+            if isinstance(row, CapabilityRow) and row.benchmark != path.stem:
+                raise _foreign(path, number, f"of capability task {row.benchmark}", f"the file is for {path.stem}")
+            about = _about(row)
+            if about in self._held:
+                raise UserError(
+                    f"{path}: line {number} repeats {about}, which {self._held[about]} holds already; remove the copy and "
+                    "evaluate again"
+                )
+            self._held[about] = path
+
+
+def _about(row: GenerationRow | ProbeRow | CapabilityRow) -> str:
+    """What one row of a model is about, and no other."""
+    if isinstance(row, ProbeRow):
+        return f"probe {row.seed} of layer {row.layer}"
+    if isinstance(row, CapabilityRow):
+        return f"question {row.prompt_id} of {row.task} ({row.benchmark})"
+    return f"sample {row.sample} of prompt {row.prompt_id} of {row.benchmark} ({row.task}, {row.decoder})"
 
 
 def _foreign(path: Path, number: int, found: str, instead: str, wrong: str = "the file") -> UserError:

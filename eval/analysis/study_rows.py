@@ -145,12 +145,12 @@ def read_study_rows(
                     others.setdefault(judge_name, {})[place] = rows
             path = folder / "probes.jsonl"
             if probe_rows := read_rows(path, ProbeRow):
-                model.add_probes(path, probe_rows)
+                model.add(path, probe_rows)
                 probes[arm.key, stage] = probe_rows
                 read.append((path, probe_rows))
             for path in row_files(folder, TASKS["capability"]):
                 answered = read_rows(path, CapabilityRow)
-                model.add_capability(path, answered)
+                model.add(path, answered)
                 capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)

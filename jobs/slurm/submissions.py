@@ -60,7 +60,7 @@ def record(run: Run, submission: Submission) -> None:
 def submissions(run: Run) -> list[Submission]:
     """All submissions, oldest first."""
     mend = "remove the line, and `scancel` its job if Slurm still has it"
-    return read_jsonl(run.submissions, lambda line: decode(line, Submission), mend)
+    return read_jsonl(run.submissions, lambda line: decode(line, Submission), "a submission", mend)
 
 
 def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
@@ -217,7 +217,8 @@ def record_bad_nodes(run: Run, found: Sequence[BadNode], enough: float = math.in
 def bad_nodes(run: Run) -> list[BadNode]:
     """The failures of the last week, oldest first."""
     since = time.time() - REMEMBERED_S
-    return [bad for bad in read_jsonl(run.bad_nodes, lambda line: decode(line, BadNode), "remove the line") if bad.time > since]
+    kept = read_jsonl(run.bad_nodes, lambda line: decode(line, BadNode), "a failure of a node", "remove the line")
+    return [bad for bad in kept if bad.time > since]
 
 
 def exclusion(run: Run) -> str:

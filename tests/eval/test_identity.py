@@ -101,7 +101,7 @@ def test_a_repeated_answer_is_refused(run):
 def test_a_repeated_probe_is_refused(run):
     path = place(run, 0, "instruct", "probes")
     path.write_text(path.read_text() * 2)
-    refused(run, path, "twice")
+    refused(run, path, "line 6 repeats probe 0 of layer last")
 
 
 @pytest.mark.parametrize(("field", "value"), [("sample", -1), ("tokens", -7)])

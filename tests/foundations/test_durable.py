@@ -88,7 +88,7 @@ def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(tmp_path, to
 def test_a_damaged_line_in_the_middle_is_named(tmp_path, damaged):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"n": 1}}\n{damaged}\n{{"n": 3}}\n')
-    with pytest.raises(UserError, match=rf"{path}: line 2 cannot be read"):
+    with pytest.raises(UserError, match=rf"{path}: line 2 is not JSON"):
         read_jsonl(path)
 
 
