@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from curricula.errors import UserError
 from curricula.eval.config import Layer, Probes
 from curricula.eval.models import LoadedModel
-from curricula.eval.probes.auc import Placements, placements, standard_error
+from curricula.eval.probes.auc import placements, standard_error
 from curricula.eval.probes.store import FOLDER, Fitted, Store, read_fitted
 from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts
 from curricula.eval.rows import ProbeRow, append_rows, finished_batches, in_order, row_key
@@ -128,11 +128,11 @@ def run_probes(
     store = keep_states(loaded, wanted, indices, folder, progress)
     before = keep_states(untrained(loaded, seed), wanted, indices, folder) if "untrained" in config.baselines else None
     test_lengths, test_labels = lengths[1][held_out], test.unsafe[held_out]
-    by_length = [fit(lengths[0][of, None], train.unsafe[of]).auc(test_lengths[:, None], test_labels) for of in subsets]
+    by_length = [auc_of(fit(lengths[0][of, None], train.unsafe[of]), test_lengths[:, None], test_labels) for of in subsets]
     by_words: list[float | None] = [None] * len(subsets)
     if "words" in config.baselines:
-        tested = [test.texts[i] for i in held_out]
-        by_words = [words_auc([train.texts[i] for i in of], train.unsafe[of], tested, test_labels) for of in subsets]
+        words = [test.texts[i] for i in held_out]
+        by_words = [words_auc([train.texts[i] for i in of], train.unsafe[of], words, test_labels) for of in subsets]
     unsafe = train.unsafe[needed]
     found: list[list[ProbeRow]] = [[] for _ in subsets]
     weights, biases, directions = [], [], []
@@ -141,11 +141,11 @@ def run_probes(
         probes = fit_all(states, needed, subsets, train.unsafe)
         fresh = fit_all(before.read(names[1], place), needed, subsets, train.unsafe) if before else []
         directions.append(states[unsafe].mean(0, dtype=np.float64) - states[~unsafe].mean(0, dtype=np.float64))
-        weights.append([probe.weights for probe in probes])
-        biases.append([probe.bias for probe in probes])
+        weights.append([probe.coef_[0] for probe in probes])
+        biases.append([probe.intercept_[0] for probe in probes])
         for draw, (subset, probe) in enumerate(zip(subsets, probes)):
-            ordered = probe.placements(test_states, test_labels)
-            before_auc = fresh[draw].auc(before.read(names[0], place), test_labels) if before else None
+            ordered = placements(probe.decision_function(test_states), test_labels)
+            before_auc = auc_of(fresh[draw], before.read(names[0], place), test_labels) if before else None
             found[draw].append(
                 ProbeRow(
                     key="",
@@ -167,8 +167,8 @@ def run_probes(
         key="",
         store=store.key,
         layers=[layer for layer, _ in layers],
-        weights=np.array(weights).swapaxes(0, 1),
-        bias=np.array(biases).T,
+        weights=np.array(weights, np.float64).swapaxes(0, 1),
+        bias=np.array(biases, np.float64).T,
         directions=np.array(directions),
         test_ids=names[0],
         test_unsafe=test_labels,
@@ -176,37 +176,19 @@ def run_probes(
     return list(itertools.chain(*found)), fitted
 
 
-def fit_all(states: np.ndarray, needed: np.ndarray, subsets: Sequence[np.ndarray], unsafe: np.ndarray) -> list[Probe]:
+def fit_all(states: np.ndarray, needed: np.ndarray, subsets: Sequence[np.ndarray], unsafe: np.ndarray) -> list[Any]:
     """A probe for each training subset, on one layer's states of the `needed` texts."""
     return [fit(states[np.searchsorted(needed, subset)], unsafe[subset]) for subset in subsets]
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """A logistic regression on [texts, features]."""
-
-    model: Any
-    """scikit-learn's."""
-
-    @property
-    def weights(self) -> np.ndarray:
-        return self.model.coef_[0].astype(np.float64)
-
-    @property
-    def bias(self) -> float:
-        return float(self.model.intercept_[0])
-
-    def placements(self, features: Any, labels: np.ndarray) -> Placements:
-        return placements(self.model.decision_function(features), labels)
-
-    def auc(self, features: Any, labels: np.ndarray) -> float:
-        return float(self.placements(features, labels)[0].mean())
-
-
-def fit(features: Any, labels: np.ndarray) -> Probe:
+def fit(features: Any, labels: np.ndarray) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return Probe(LogisticRegression(max_iter=1000).fit(features, labels))
+    return LogisticRegression(max_iter=1000).fit(features, labels)
+
+
+def auc_of(probe: Any, features: Any, labels: np.ndarray) -> float:
+    return float(placements(probe.decision_function(features), labels)[0].mean())
 
 
 def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels: np.ndarray) -> float:
@@ -214,7 +196,7 @@ def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels
     from sklearn.feature_extraction.text import CountVectorizer
 
     counts = CountVectorizer(token_pattern=r"\S+")
-    return fit(counts.fit_transform(train), labels).auc(counts.transform(test), test_labels)
+    return auc_of(fit(counts.fit_transform(train), labels), counts.transform(test), test_labels)
 
 
 def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:
@@ -275,23 +257,20 @@ def last_token_states(
     by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
     for start in range(0, len(texts), BATCH_TEXTS):
         batch = by_length[start : start + BATCH_TEXTS]
-        width = max(len(texts[i]) for i in batch)
-        tokens = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, i in enumerate(batch):  # padding on the right, where no text token attends to it
-            tokens[row, : len(texts[i])] = torch.tensor(texts[i])
-            mask[row, : len(texts[i])] = 1
+        lengths = torch.tensor([len(texts[i]) for i in batch], device=loaded.device)
+        width = int(lengths.max())
+        # Padding goes on the right, where no text token attends to it.
+        tokens = torch.tensor([[*texts[i], *[0] * (width - len(texts[i]))] for i in batch], device=loaded.device)
         output = loaded.model(
-            input_ids=tokens.to(loaded.device),
-            attention_mask=mask.to(loaded.device),
+            input_ids=tokens,
+            attention_mask=(torch.arange(width, device=loaded.device) < lengths[:, None]).long(),
             output_hidden_states=True,
             use_cache=False,
             logits_to_keep=1,
         )
         # hidden_states[0] holds the embeddings; the last entry has passed the final norm.
-        ends = mask.sum(1).to(loaded.device) - 1
         rows = torch.arange(len(batch), device=loaded.device)
-        states = torch.stack([output.hidden_states[index][rows, ends].float() for index in indices], dim=1)
+        states = torch.stack([output.hidden_states[index][rows, lengths - 1].float() for index in indices], dim=1)
         loaded.require_finite(states, "hidden states")
         yield batch, states.cpu().numpy()
 

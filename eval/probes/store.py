@@ -12,7 +12,6 @@ A batch counts once its line is whole, so a killed computation goes on after the
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,11 +98,9 @@ class Fitted:
     """Bool, one per test text."""
 
     def write(self, folder: Path) -> None:
-        data = io.BytesIO()
-        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(self).items()}
-        np.savez(data, **arrays)
+        arrays: dict[str, Any] = vars(self)
         with durable.open_atomically(folder / "fitted.npz") as file:
-            file.write(data.getvalue())
+            np.savez(file, **arrays)
 
     def test_states(self, folder: Path, layer: int) -> np.ndarray:
         """States of the test texts on the layer at this place, float32 [texts, hidden]."""

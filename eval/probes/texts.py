@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.tables import Table, is_utf8
 from curricula.errors import UserError
@@ -41,14 +39,12 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
     table = Table.open(path)
     rows = list(table.rows())
     for number, row in enumerate(rows):
-        place = table.place(number)
-        for column in ("text", "score"):
-            if column not in row:
-                raise UserError(f"{place} has no column {column!r}, only {sorted(row)}; add it")
-        if not isinstance(row["text"], str) or not is_utf8(row["text"]):
-            raise UserError(f"{place}: column 'text' is not UTF-8 text; correct the row")
-        if str(row["score"]).strip().removesuffix(".0") not in ("0", "1", "2", "3", "4", "5"):
-            raise UserError(f"{place}: column 'score' is {row['score']!r:.40}; a score is 0 (safe) to 5 (unsafe)")
+        text, score = row.get("text"), str(row.get("score")).strip().removesuffix(".0")
+        if not isinstance(text, str) or not is_utf8(text) or score not in ("0", "1", "2", "3", "4", "5"):
+            raise UserError(
+                f"{table.place(number)} has text {text!r:.40} and score {score!r:.40}; a row has a text in UTF-8 and a score "
+                "from 0 (safe) to 5 (unsafe)"
+            )
     # Scores between safe and the threshold are neither.
     used = [row for row in rows if int(float(row["score"])) == 0 or int(float(row["score"])) >= config.unsafe_score]
     return LabelledTexts([row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool))
@@ -67,7 +63,15 @@ def check_texts(root: Path | None, config: Probes) -> None:
 
 
 def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledTexts:
-    classes = {name: list(_texts(getattr(declared, name), root, name)) for name in ("safe", "unsafe")}
+    classes: dict[str, list[str]] = {}
+    for name in ("safe", "unsafe"):
+        key = f"evaluation.probes.texts.{name}"
+        documents = Documents.of(key, getattr(declared, name), root or Path())
+        classes[name] = []
+        for document in documents.read():
+            if document.odd == "not_utf8":
+                raise UserError(f"{key}: {documents.place(document.number)} is not UTF-8; correct the row")
+            classes[name] += [document.text] if document.text else []
     if both := set(classes["safe"]) & set(classes["unsafe"]):
         raise UserError(
             f"evaluation.probes.texts: {len(both)} texts are both safe and unsafe, such as {min(both)[:60]!r}; narrow one of "
@@ -80,17 +84,6 @@ def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledT
         if (key_seed("probe texts", text) / 2**63 < declared.test_share) == (split == "test")
     ]
     return LabelledTexts([text for text, _ in taken], np.array([unsafe for _, unsafe in taken], dtype=bool))
-
-
-def _texts(table: TextTable, root: Path | None, name: str) -> Iterator[str]:
-    """The texts of a declared table; empty ones are passed over."""
-    key = f"evaluation.probes.texts.{name}"
-    documents = Documents.of(key, table, root or Path())
-    for document in documents.read():
-        if document.odd == "not_utf8":
-            raise UserError(f"{key}: {documents.place(document.number)} is not UTF-8; correct the row")
-        if document.text:
-            yield document.text
 
 
 def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: np.ndarray | None = None) -> np.ndarray:

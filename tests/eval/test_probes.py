@@ -110,7 +110,7 @@ def test_a_missing_column_or_file_is_named(tmp_path):
         load_texts(None, "train", Probes())
     (tmp_path / "probes").mkdir()
     (tmp_path / "probes/train.jsonl").write_text('{"text": "a", "score": 0}\n{"text": "b"}\n')
-    with pytest.raises(UserError, match="probes/train.jsonl: line 2 has no column 'score'"):
+    with pytest.raises(UserError, match="probes/train.jsonl: line 2 has text 'b' and score 'None'; a row has a text"):
         load_texts(tmp_path, "train", Probes())
 
 
@@ -139,10 +139,10 @@ def test_a_text_that_trains_and_tests_a_probe_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ('{"text": "a", "score": "high"}', "line 1: column 'score' is 'high'; a score is 0"),
-        ('{"text": "a", "score": 7}', "line 1: column 'score' is 7"),
-        ('{"text": ["a"], "score": 0}', "line 1: column 'text' is not UTF-8 text"),
-        ('{"text": "\\udc80", "score": 0}', "line 1: column 'text' is not UTF-8 text"),
+        ('{"text": "a", "score": "high"}', "line 1 has text 'a' and score 'high'; a row has a text"),
+        ('{"text": "a", "score": 7}', "line 1 has text 'a' and score '7'"),
+        ('{"text": ["a"], "score": 0}', r"line 1 has text \['a'\] and score '0'"),
+        ('{"text": "\\udc80", "score": 0}', r"line 1 has text '\\udc80' and score '0'"),
     ],
 )
 def test_a_text_or_score_of_the_wrong_type_is_refused(tmp_path, row, words):
