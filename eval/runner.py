@@ -1,7 +1,7 @@
 """One element of an evaluation: a task on one benchmark, or on a shard of it, carried out on one model.
 
     eval_task = EvalTask(TASKS["attacks-topk"], "harmbench")
-    run_element(eval_task, model_dir, "instruct", EvalConfig(), data_root=None, out=out, seed=0)
+    run_element(eval_task, load_model(model_dir, "instruct"), EvalConfig(), data_root=None, out=out, seed=0)
 
 writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py), and resumes what is there.
 """
@@ -24,12 +24,11 @@ from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT, NEUTRAL, NEUTRAL_WHERE_DETERMINISTIC, Decoder
-from curricula.eval.models import LoadedModel, load_model
+from curricula.eval.models import LoadedModel
 from curricula.eval.probes.probing import probe_rows
 from curricula.eval.rows import (
     CapabilityRow,
     GenerationRow,
-    ModelKind,
     ProbeRow,
     append_rows,
     finished_batches,
@@ -45,8 +44,7 @@ log = logging.getLogger(__name__)
 
 def run_element(
     eval_task: EvalTask,
-    model: Path | str | LoadedModel,
-    model_kind: ModelKind,
+    loaded: LoadedModel,
     config: EvalConfig,
     *,
     data_root: Path | None,
@@ -55,32 +53,23 @@ def run_element(
     probe_seed: int | None = None,
     rows_of: Callable[[str], Path] = Path,
     progress: Progress = silent,
-    device: str | None = None,
-    raw: bool | None = None,
 ) -> list[GenerationRow] | list[ProbeRow] | list[CapabilityRow]:
     """Carry out `eval_task` and return its rows in order.
 
-    Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `model` is a folder,
-    a name, or a model that is already loaded; of the former only base models get prompts `raw` by default. `data_root` holds
-    the benchmark files (None: the Hugging Face hub); `rows_of` gives the folder of rows of another arm's model, from which
-    suffixes are taken.
+    Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `data_root` holds the
+    benchmark files (None: the Hugging Face hub); `rows_of` gives the folder of rows of another arm's model, from which suffixes
+    are taken.
     """
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):
         raise UsageError(f"task {task.name!r} is asked for, but evaluation.{task.kind} is null; give it settings")
     prompts = task_prompts(eval_task, config, data_root, rows_of)
-    if isinstance(model, LoadedModel):
-        loaded = model
-    else:
-        loaded = load_model(model, model_kind, device, config.precision, raw, deterministic=config.deterministic)
     if config.probes and task.kind == "probes":
         return probe_rows(loaded, config.probes, data_root, path, seed if probe_seed is None else probe_seed, progress)
     if config.capability and task.kind == "capability":
         from curricula.eval.capability.harness import capability_rows
 
-        name = eval_task.benchmark
-        questions = own_prompts(name, config.prompts[name], data_root) if name in config.prompts else None
-        return capability_rows(loaded, name, config.capability, path, questions, progress)
+        return capability_rows(loaded, eval_task.benchmark, config.capability, path, prompts or None, progress)
     if not prompts:  # more shards than prompts
         write_rows(path, cast("list[GenerationRow]", []))
         return []
@@ -98,10 +87,11 @@ def run_element(
 def task_prompts(
     eval_task: EvalTask, config: EvalConfig, data_root: Path | None, rows_of: Callable[[str], Path] = Path
 ) -> list[Prompt]:
-    """The prompts of `eval_task`. A shard is a run of a benchmark's prompts, so shards in order have the benchmark's order."""
+    """The prompts of `eval_task`; of a capability task on an own set, all of its questions. A shard is a run of a benchmark's
+    prompts, so shards in order have the benchmark's order."""
     name = eval_task.benchmark
     if not eval_task.has_prompts:
-        return []
+        return own_prompts(name, config.prompts[name], data_root) if name in config.prompts else []
     if eval_task.task.kind == "artifacts":
         path = Path(data_root or "", config.attacks.artifacts[name])
         prompts = limited(artifact_prompts(name, path), name, eval_task.limit)
@@ -201,14 +191,11 @@ class Generation:
     loaded: LoadedModel
     task: str
     label: str
-    """The decoder's name in rows."""
     decoder: Decoder
     settings: Any
-    """The decoder's settings (`EvalConfig.decoder_settings`)."""
     prompts: list[Prompt]
     seed: int
     attack: str = ""
-    """What an attack did to the model; part of the keys."""
 
     def batches(self) -> Iterator[list[Prompt]]:
         size = self.settings.batch_prompts
@@ -248,7 +235,6 @@ class Generation:
         ]
 
     def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
-        """Generate the answers to one batch."""
         ids = [prompt_ids(self.loaded, prompt) for prompt in prompts]
         draws = [
             (self.seed, prompt.benchmark, prompt.id, *(() if prompt.attempt is None else (prompt.attempt,)))

@@ -16,7 +16,6 @@ import msgspec
 from curricula.errors import UsageError
 from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
 from curricula.eval.decoding.settings import Pool, SafeBeam
-from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow
 
 Kind = Literal[
     "attack",
@@ -60,15 +59,12 @@ class Task:
     """One row of the table."""
 
     name: str
-    """As studies, job labels and folders have it."""
     kind: Kind
     """What is measured. It decides on the benchmarks and how many prompts of each (`EvalConfig.prompts_of`)."""
     decoders: tuple[str, ...] = ()
     """The decoders that answer, of `eval/decoding/registry.py`."""
     judged: Judged | None = None
     """What judges look for in the answers; None where the rows are no answers."""
-    rows: type[GenerationRow] | type[ProbeRow] | type[CapabilityRow] = GenerationRow
-    """What the task writes."""
     prefix: str = ""
     """Precedes the decoder's name in rows."""
     title: str = ""
@@ -83,12 +79,10 @@ class Task:
 
     @property
     def labels(self) -> list[str]:
-        """The decoders' names in rows."""
         return [label for label, _ in self.labelled_decoders()]
 
 
 def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
-    """The tasks of an attack that needs no search, one for each decoder."""
     return [Task(f"{kind}-{name}", kind, (name,), "attack", prefix=f"{kind}+", title=title) for name in decoders]
 
 
@@ -108,8 +102,8 @@ _ROWS = (
     *_cheap_attacks("ablation", "Refusal direction ablated, ", *DECODERS),
     *_cheap_attacks("artifacts", "Replayed jailbreaks, ", *DECODERS),
     *_cheap_attacks("transfer", "GCG suffix of another arm, ", *DECODERS),
-    Task("probes", "probes", rows=ProbeRow),
-    Task("capability", "capability", rows=CapabilityRow),
+    Task("probes", "probes"),
+    Task("capability", "capability"),
 )
 _KINDS: tuple[tuple[str, Judged], ...] = (("attacks", "attack"), ("overrefusal", "overrefusal"))
 _PLUGINS = tuple(
@@ -177,7 +171,6 @@ class EvalTask:
         return bool(self.benchmark) and bool(self.task.decoders)
 
     def path(self, out: Path) -> Path:
-        """The file of its rows in the folder of a model."""
         return out / f"{self.name}.jsonl"
 
 

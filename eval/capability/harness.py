@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from curricula.durable import append_jsonl, read_jsonl
-from curricula.errors import UsageError, UserError
+from curricula.errors import UserError
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.capability.settings import PUBLISHED, Capability
 from curricula.eval.decoding.registry import EXACT
@@ -60,11 +61,7 @@ def capability_rows(
     progress: Progress = silent,
 ) -> list[CapabilityRow]:
     """Measure the task `name` into `path`, unless it is there. `questions` are those of an own set."""
-    check_task(name, settings, {name} if questions is not None else ())
-    if questions is not None:
-        local: LocalTask | None = question_task(name, [(one.text, one.target) for one in questions])
-    else:
-        local = read_task(file) if (file := settings.local_file(name)) else None
+    local = local_task(name, settings, questions)
     chat = settings.chat_template and not loaded.raw
     key = row_key(
         model=loaded.content_hash,
@@ -125,7 +122,7 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
             apply_chat_template=chat,
             bootstrap_iters=0,
         )
-    except (UserError, UsageError):
+    except UserError:
         raise
     except Exception as error:  # a task is a small program: it can fail in any way
         reason = f"{type(error).__name__}: {one_line(str(error), 200)}"
@@ -246,30 +243,29 @@ class LocalTask(NamedTuple):
 
 def read_task(path: Path) -> LocalTask:
     raw = read_yaml(path, "no such task file")
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds no task; write task, dataset_path, doc_to_text and doc_to_target there")
+    if not isinstance(raw, dict) or raw.get("task") != path.stem:
+        raise UserError(f"{path}: names no task {path.stem}; write there, as in its file's name, task: {path.stem}")
     if unknown := sorted(map(str, raw.keys() - KEYS)):
         raise UserError(f"{path}: key {unknown[0]!r} is not used here; a task file has {', '.join(sorted(KEYS))}")
-    if raw.get("task") != path.stem:
-        raise UserError(f"{path}: task is {raw.get('task')!r}; name it {path.stem}, as its file")
     metrics = raw.get("metric_list")
-    if not isinstance(metrics, list) or not metrics:
-        raise UserError(f"{path}: metric_list is missing; write a list such as [{{metric: acc}}]")
-    for metric in metrics:
-        is_known = isinstance(metric, dict) and metric.get("metric") in METRICS and metric.keys() <= METRIC_KEYS
-        if not is_known or metric.get("aggregation", "mean") != "mean":
-            raise UserError(
-                f"{path}: metric_list holds {metric!r}; take one of {', '.join(METRICS)}, whose aggregation is mean"
-            )
+    if not isinstance(metrics, list) or not metrics or not all(map(_is_mean, metrics)):
+        raise UserError(
+            f"{path}: metric_list is {metrics!r}; write a list such as [{{metric: acc}}], of {', '.join(METRICS)}, whose "
+            "aggregation is mean"
+        )
     if raw.get("dataset_path") not in BUILDERS:
         raise UserError(f"{path}: dataset_path is {raw.get('dataset_path')!r}; write {', '.join(BUILDERS)} for files beside it")
     files = _data_files(path, raw.get("dataset_kwargs"))
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode())
-    for found in files.values():
-        for file in found:
-            digest.update(file.read_bytes())
+    for file in itertools.chain.from_iterable(files.values()):
+        digest.update(file.read_bytes())
     paths = {split: list(map(str, found)) for split, found in files.items()}
     return LocalTask({**raw, "dataset_kwargs": {"data_files": paths}}, digest.hexdigest())
+
+
+def _is_mean(metric: Any) -> bool:
+    is_known = isinstance(metric, dict) and metric.get("metric") in METRICS and metric.keys() <= METRIC_KEYS
+    return is_known and metric.get("aggregation", "mean") == "mean"
 
 
 def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
@@ -287,20 +283,20 @@ def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
     return found
 
 
-def check_task(name: str, settings: Capability, own: Container[str]) -> None:
-    """Raise UserError where lm_eval is missing, a task is unknown or its file damaged: before a model is loaded."""
+def local_task(name: str, settings: Capability, questions: Sequence[Prompt] | None) -> LocalTask | None:
+    """The task of `questions` or of a file; None for one of lm_eval's. Raises UserError where lm_eval is missing, a task is
+    unknown or its file damaged: before a model is loaded."""
     require_lm_eval()
-    if name in own:
-        return
+    if questions is not None:
+        return question_task(name, [(one.text, one.target) for one in questions])
     if file := settings.local_file(name):
-        read_task(file)
-    if file or name in PUBLISHED:
-        return
-    if name not in task_manager(name, is_local=False).all_tasks:
+        return read_task(file)
+    if name not in PUBLISHED and name not in task_manager(name, is_local=False).all_tasks:
         where = f"no {name}.yaml is in {settings.folder}" if settings.folder else "capability.folder names no folder"
         raise UserError(
             f"capability task {name!r} is not one of lm_eval's, and {where}; `lm_eval ls tasks` lists lm_eval's tasks"
         )
+    return None
 
 
 def task_manager(name: str, is_local: bool) -> Any:

@@ -18,16 +18,16 @@ from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.benchmarks import check_use, difference, find, load_prompts, own_prompts
+from curricula.eval.benchmarks import difference, load_prompts
 from curricula.eval.capability.settings import LISTS
-from curricula.eval.config import EvalConfig, Tasks
+from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.registry import DECODERS, OWN
-from curricula.eval.judges.settings import JUDGES, JudgeConfig, judge_config
+from curricula.eval.judges.settings import JUDGES, JudgeConfig
 from curricula.eval.rows import CapabilityRow, GenerationRow, Precision, ProbeRow, read_rows
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, row_files, tasks_with
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending
-from curricula.settings import changed, convert, parse, read_yaml
+from curricula.settings import changed, parse, read_yaml
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:
@@ -137,26 +137,40 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _folder_of_rows(text: str) -> tuple[str, str]:
+def _folder_of_rows(text: str) -> tuple[str, Path]:
     name, _, folder = text.partition("=")
     if not name or not folder:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, such as full-0=evaluations/full-0")
-    return name, folder
+    return name, Path(folder)
 
 
 def _config(args: argparse.Namespace) -> EvalConfig:
+    """What `--config` or the options in its place say, with the judge, precision and accepted sets that options name."""
     if not args.model:
         raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
-    config = _config_from_file(args) if args.config else _config_from_options(args)
-    for name, _ in args.suffixes:
-        if name not in config.attacks.suffixes_of:
-            raise UsageError(
-                f"--suffixes {name}: is not named in attacks.suffixes_of of a --config; name it there, or leave it out"
-            )
+    if args.judge is None and (args.judge_model or args.judge_url or args.judge_template or args.judge_set):
+        raise UsageError("--judge-* without --judge: name the judge as well")
+    given = _given_in_file(args) if args.config else _given_by_options(args)
+    if isinstance(given, dict):
+        given |= {} if args.judge is None else {"judge": msgspec.to_builtins(judge_from(args))}
+        given |= {name: getattr(args, name) for name in ("precision", "accept_changed") if getattr(args, name)}
+    config = parse(given, EvalConfig, str(args.config or "curricula eval"))
+    if args.config:
+        anchor(config, args.config.parent)
+        config.anchor_paths(args.config.parent)
+    tasks = config.eval_tasks(args.kind)
+    if not tasks:
+        raise UsageError(f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]")
+    asked = {task.benchmark for task in tasks if task.task.kind == "transfer"}
+    if not asked <= dict(args.suffixes).keys() <= {*config.attacks.suffixes_of}:
+        raise UsageError(
+            f"attacks.suffixes_of names {', '.join(config.attacks.suffixes_of) or 'no model'}, and --suffixes "
+            f"{', '.join(dict(args.suffixes)) or 'none'}; give --suffixes NAME=FOLDER for each of the former"
+        )
     return config
 
 
-def _config_from_options(args: argparse.Namespace) -> EvalConfig:
+def _given_by_options(args: argparse.Namespace) -> dict[str, Any]:
     decoders, benchmarks = args.decoder or OWN, args.benchmark or EvalConfig().benchmarks
     if unknown := sorted(set(decoders) - set(DECODERS)):
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
@@ -171,70 +185,28 @@ def _config_from_options(args: argparse.Namespace) -> EvalConfig:
             "add one of them, or leave --overrefusal out"
         )
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
-    for name in args.accept_changed:
-        find(name)
     own = {"max_new_tokens": args.max_new_tokens or 256}
-    try:
-        for name in benchmarks:
-            check_use("--benchmark", name, "completion" if args.kind == "base" else "attack", {})
-        for name in benign:
-            check_use("--overrefusal", name, "overrefusal", {})
-        return convert(
-            {
-                **({"base_benchmark": benchmarks[0]} if args.kind == "base" else {"benchmarks": benchmarks}),
-                "overrefusal_benchmark": benign or "alpaca",
-                "accept_changed": args.accept_changed,
-                "judge": judge_from(args),
-                "precision": args.precision,
-                "prompts_per_benchmark": args.prompts,
-                "overrefusal_prompts": args.prompts or 300,
-                "topk": own if args.samples is None else {**own, "samples": args.samples},
-                "safebeam": own,
-                "greedy": own,
-                "gcg": None,
-                "probes": None,
-                "capability": {"tasks": capability} if capability else None,
-                "tasks": msgspec.to_builtins(Tasks(base=(), instruct=(), benign=()))
-                | {args.kind: [*tasks, *(["capability"] if capability else [])]},
-            },
-            EvalConfig,
-        )
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"eval: {error}") from None
+    return {
+        **({"base_benchmark": benchmarks[0]} if args.kind == "base" else {"benchmarks": benchmarks}),
+        "overrefusal_benchmark": benign or "alpaca",
+        "prompts_per_benchmark": args.prompts,
+        "overrefusal_prompts": args.prompts or 300,
+        "topk": own if args.samples is None else {**own, "samples": args.samples},
+        "safebeam": own,
+        "greedy": own,
+        "gcg": None,
+        "probes": None,
+        "capability": {"tasks": capability} if capability else None,
+        "tasks": {"base": [], "instruct": [], "benign": [], args.kind: [*tasks, *(["capability"] if capability else [])]},
+    }
 
 
-def _config_from_file(args: argparse.Namespace) -> EvalConfig:
-    """What `--config` says, with the judge, the precision and the accepted sets that options name."""
+def _given_in_file(args: argparse.Namespace) -> Any:
     for option in ("benchmark", "decoder", "overrefusal", "capability", "prompts", "samples", "max_new_tokens"):
         if getattr(args, option):
             raise UsageError(f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out")
-    if args.judge is None and (args.judge_model or args.judge_url or args.judge_template or args.judge_set):
-        raise UsageError(f"--judge-* without --judge: name the judge as well, or write it all into {args.config}")
     given = read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`")
-    given = {} if given is None else given
-    if isinstance(given, dict):
-        if args.judge is not None:
-            given["judge"] = msgspec.to_builtins(judge_from(args))
-        given |= {"precision": args.precision} if args.precision else {}
-        given |= {"accept_changed": args.accept_changed} if args.accept_changed else {}
-    config = parse(given, EvalConfig, str(args.config))
-    anchor(config, args.config.parent)
-    config.anchor_paths(args.config.parent)
-    if not config.eval_tasks(args.kind):
-        raise UsageError(f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]")
-    return config
-
-
-def _rows_of(args: argparse.Namespace) -> Callable[[str], Path]:
-    """The folder of rows of another model, by the name that the settings give it."""
-    folders = dict(args.suffixes)
-
-    def folder(name: str) -> Path:
-        if name not in folders:
-            raise UsageError(f"attacks.suffixes_of names {name}, and no --suffixes {name}=FOLDER says where its rows are")
-        return Path(folders[name])
-
-    return folder
+    return {} if given is None else given
 
 
 def _check(
@@ -245,19 +217,18 @@ def _check(
     Returns what looks for the judges' models or servers, once, to be called before the first missing answer or verdict:
     finished ones are shown without a key or network.
     """
-    from curricula.eval.capability.harness import check_task
+    from curricula.eval.capability.harness import local_task
     from curricula.eval.judges.check import check_access
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.probes.texts import check_texts
     from curricula.eval.runner import task_prompts
 
+    rows_of = dict(args.suffixes).__getitem__
     for task in tasks:
-        task_prompts(task, config, data, _rows_of(args))
+        prompts = task_prompts(task, config, data, rows_of)
         if task.task.kind == "capability" and config.capability:
-            check_task(task.benchmark, config.capability, config.prompts)
-            if task.benchmark in config.prompts:
-                own_prompts(task.benchmark, config.prompts[task.benchmark], data)
+            local_task(task.benchmark, config.capability, prompts or None)
         if task.task.kind == "probes" and config.probes:
             check_texts(data, config.probes)
     for name in sorted(set(config.benchmarks_of(tasks)) - {task.benchmark for task in tasks}):  # of an ablation's direction
@@ -294,19 +265,20 @@ def _generate(
             f"--max-new-tokens {args.max_new_tokens}: the context of {args.model} holds {loaded.context_length} tokens, "
             "the prompt among them; give fewer"
         )
+    rows_of = dict(args.suffixes).__getitem__
     for task in tasks:
-        check_lengths(loaded, task_prompts(task, config, data, _rows_of(args)))
+        if task.has_prompts:
+            check_lengths(loaded, task_prompts(task, config, data, rows_of))
     for task in tasks:
         line = bars.line(task.name)
         run_element(
             task,
             loaded,
-            args.kind,
             config,
             data_root=data,
             out=out,
             seed=args.seed,
-            rows_of=_rows_of(args),
+            rows_of=rows_of,
             progress=_after(check_judges, line) if task.task.judged else line,
         )
 
@@ -324,16 +296,16 @@ def _after(check: Callable[[], None], report: Progress) -> Progress:
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
     """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
-    files = [(path, task.rows) for task in (*judged_tasks(), TASKS["capability"]) for path in row_files(out, task)]
-    for path, kind in files:
-        rows: list[Any] = read_rows(path, kind)
-        now = (loaded.kind, loaded.content_hash, loaded.precision)
-        if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
-            shown = ["{} {:.12} in {}".format(*each) for each in (here, now)]
-            raise UsageError(
-                f"{out}: holds the answers of another model ({shown[0]}, this one is {shown[1]}); name another folder "
-                "with --out"
-            )
+    now = (loaded.kind, loaded.content_hash, loaded.precision)
+    for task in (*judged_tasks(), TASKS["capability"]):
+        for path in row_files(out, task):
+            rows: list[Any] = read_rows(path, GenerationRow if task.judged else CapabilityRow)
+            if rows and (here := (rows[0].model_kind, rows[0].model, rows[0].precision)) != now:
+                shown = ["{} {:.12} in {}".format(*each) for each in (here, now)]
+                raise UsageError(
+                    f"{out}: holds the answers of another model ({shown[0]}, this one is {shown[1]}); name another folder "
+                    "with --out"
+                )
 
 
 def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
@@ -349,14 +321,15 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     judged = [task for task in tasks if task.task.judged]
     generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]
     asked = {row.key for row in generated}
-    metrics: dict[str, list[Any]] = {"attacks": [], "overrefusal": []}
     name, answers = Path(args.model).name, {}
     answered = [row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)]
     probed = [row for task in tasks if task.task.kind == "probes" for row in read_rows(task.path(out), ProbeRow)]
-    pruned = pruning_metrics(generated, name, args.kind)
-    metrics |= {"pruning": pruned} if pruned else {}
-    metrics |= {"capability": capability_metrics(answered, name, args.kind)} if answered else {}
-    metrics |= {"probes": probe_metrics(probed, name, args.kind)} if probed else {}
+    others: dict[str, list[Any]] = {
+        "pruning": pruning_metrics(generated, name, args.kind),
+        "capability": capability_metrics(answered, name, args.kind),
+        "probes": probe_metrics(probed, name, args.kind),
+    }
+    metrics = {"attacks": [], "overrefusal": [], **{what: found for what, found in others.items() if found}}
     for task in dict.fromkeys(task.task.name for task in judged):
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
@@ -409,11 +382,6 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
             given[option] = value
     for pair in args.judge_set:
         given = changed(given, pair, f"--judge-set {pair}")
-    try:
-        if set(given) == {"name"}:
-            return judge_config(given["name"])
-    except ValueError as error:
-        raise UsageError(f"--judge {args.judge}: {error}") from None
     return parse(given, JudgeConfig, f"--judge {args.judge or given['name']}")
 
 

@@ -20,7 +20,7 @@ from curricula.durable import write_json
 from curricula.errors import UserError
 from curricula.eval.attacks.prompts import artifact_prompts, check_distortable
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
-from curricula.eval.capability.harness import check_task
+from curricula.eval.capability.harness import local_task
 from curricula.eval.judges.check import check_judge
 from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, check_pool, study_downloads, used_pools
@@ -142,7 +142,8 @@ def _check_data(run: Run) -> None:
         check_pool(study, name, run.data_root)
     for task in study.all_eval_tasks:
         if task.task.kind == "capability" and study.evaluation.capability:
-            check_task(task.benchmark, study.evaluation.capability, study.evaluation.prompts)
+            questions = () if task.benchmark in study.evaluation.prompts else None  # an own set is read below
+            local_task(task.benchmark, study.evaluation.capability, questions)
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
             found = own_prompts(name, prompts, None)

@@ -55,7 +55,7 @@ def place(tmp_path_factory):
 def measure(place, out, name="choices", **more):
     folder, loaded = place
     config = EvalConfig(capability=Capability(tasks=[name], folder=str(folder / "tasks"), batch=4, **more))
-    return run_element(EvalTask(TASKS["capability"], name), loaded, "base", config, data_root=None, out=out, seed=0)
+    return run_element(EvalTask(TASKS["capability"], name), loaded, config, data_root=None, out=out, seed=0)
 
 
 @pytest.mark.parametrize("name", ["choices", "words"])
@@ -147,11 +147,11 @@ def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_t
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("task: choices", "task: other", "task is 'other'; name it choices, as its file"),
+        ("task: choices", "task: other", "names no task choices; write there, as in its file's name, task: choices"),
         ('doc_to_text: "{{question}}"', "doc_to_text: !function evil.run", "not valid YAML"),
         ("test_split: test", "include: /etc/passwd", "key 'include' is not used here"),
-        ("{ metric: acc }", "{ metric: ./evil.py }", "take one of acc, acc_norm, exact_match"),
-        ("{ metric: acc }", "{ metric: acc, hf_evaluate: true }", "take one of acc, acc_norm, exact_match"),
+        ("{ metric: acc }", "{ metric: ./evil.py }", "of acc, acc_norm, exact_match, whose aggregation is mean"),
+        ("{ metric: acc }", "{ metric: acc, hf_evaluate: true }", "of acc, acc_norm, exact_match, whose aggregation is mean"),
         ("test: choices.jsonl", "test: ../../secret.jsonl", "put a file of this name beside the task file"),
         ("test: choices.jsonl", "test: gone.jsonl", "put a file of this name beside the task file"),
         ("dataset_path: json", "dataset_path: evil/repo", "dataset_path is 'evil/repo'; write json, csv, parquet"),
@@ -181,7 +181,7 @@ def test_the_documented_task_of_ones_own_and_an_own_set_of_questions_work(place,
     quiz = {"path": str(tmp_path / "quiz.csv"), "column": "q", "target": "a", "kind": "capability"}
     config = EvalConfig(prompts={"quiz": PromptSet(**quiz)}, capability=Capability(tasks=["quiz"]))
     task = EvalTask(TASKS["capability"], "quiz")
-    rows = run_element(task, place[1], "base", config, data_root=None, out=tmp_path / "out", seed=0)
+    rows = run_element(task, place[1], config, data_root=None, out=tmp_path / "out", seed=0)
     assert [(row.metric, row.prompt_id) for row in rows] == [("exact_match", "0"), ("exact_match", "1")]
 
 

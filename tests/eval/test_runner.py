@@ -17,7 +17,6 @@ from forked import started
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
-from curricula.eval import runner
 from curricula.eval.benchmarks import Prompt, PromptSet
 from curricula.eval.config import EvalConfig, Gcg, Probes
 from curricula.eval.decoding.registry import DECODERS
@@ -74,8 +73,12 @@ GCG = EvalTask(TASKS["gcg"], "jailbreakbench", limit=3)
 PROBES = EvalTask(TASKS["probes"])
 
 
+load = functools.cache(load_model)
+"""Many elements read one model."""
+
+
 def run(task, model_dir, data, out, *, kind="instruct", config=CONFIG, **more):
-    return run_element(task, model_dir, kind, config, data_root=data, out=out, seed=1, device="cpu", **more)
+    return run_element(task, load(model_dir, kind, "cpu", config.precision), config, data_root=data, out=out, seed=1, **more)
 
 
 def run_all(model_dir, data, out, *, kind="instruct", config=CONFIG):
@@ -139,8 +142,7 @@ def test_the_log_counts_control_tokens_in_prompts(model_dir, data, tmp_path, cap
     assert "attacks-topk: 1 prompts quote 2 control tokens, which are read as text" in caplog.text
 
 
-def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "load_model", functools.cache(load_model))  # 28 elements of one model
+def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = msgspec.structs.replace(CONFIG, shards={"attacks-topk": 3, "attacks-greedy": 9})
     tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk", "attacks-greedy"))
@@ -159,8 +161,7 @@ def test_shards_merge_into_the_whole_in_its_order(model_dir, data, tmp_path, mon
     assert len(read_judged(cut / "attacks-topk.jsonl")) == len(read_judged(whole / "attacks-topk.jsonl"))
 
 
-def test_shards_of_two_versions_of_a_table_are_not_merged(model_dir, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "load_model", functools.cache(load_model))
+def test_shards_of_two_versions_of_a_table_are_not_merged(model_dir, data, tmp_path):
     table = tmp_path / "ours.csv"
     prompts, tasks = {"ours": PromptSet(path=str(table))}, msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",))
     config = msgspec.structs.replace(CONFIG, benchmarks=("ours",), prompts=prompts, tasks=tasks, shards={"attacks-topk": 2})

@@ -516,6 +516,7 @@ def draws(data, monkeypatch, label: str, changes: dict):
     monkeypatch.setattr("curricula.jobs.stages.tune.require_checkpoint", lambda path: path)
     for stages in ("tune", "evaluate"):
         monkeypatch.setattr(f"curricula.jobs.stages.{stages}.export_model", lambda *_: None)
+    monkeypatch.setattr("curricula.eval.models.load_model", lambda *_, **__: None)
     monkeypatch.setattr("curricula.eval.runner.run_element", lambda *_, **given: found.append(given))
     arm = label.replace("trunk", "safe-100")
     tasks = [one for one in plan.by_name["evaluate-base-100"].labels if one.startswith(f"{arm}/")]

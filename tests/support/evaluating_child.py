@@ -24,8 +24,9 @@ from curricula.progress import silent
 
 def evaluate(model: Path, data: Path, out: Path, config_json: bytes) -> None:
     config = msgspec.json.decode(config_json, type=EvalConfig)
+    loaded = load_model(model, "instruct", "cpu")
     for task in config.eval_tasks("instruct"):
-        run_element(task, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu")
+        run_element(task, loaded, config, data_root=data, out=out, seed=1)
     MergeAndJudge(out, "instruct", config, None).judge()
 
 
@@ -33,7 +34,7 @@ def evaluate_slowly(task: EvalTask, model: Path, data: Path, out: Path, config_j
     """One element, with a pause after each step."""
     config = msgspec.json.decode(config_json, type=EvalConfig)
     run_element(
-        task, model, "instruct", config, data_root=data, out=out, seed=1, device="cpu",
+        task, load_model(model, "instruct", "cpu"), config, data_root=data, out=out, seed=1,
         progress=lambda done, total, **figures: time.sleep(0.15),
     )  # fmt: skip
 

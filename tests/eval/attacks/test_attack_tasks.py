@@ -64,21 +64,13 @@ def models(tmp_path_factory, data):
     own, other = (
         load_model(save_tiny_llama(folder / name, seed=seed), "instruct", "cpu") for seed, name in enumerate(["own", "other"])
     )
-    run_element(
-        EvalTask(TASKS["gcg"], "jailbreakbench", limit=3),
-        other,
-        "instruct",
-        CONFIG,
-        data_root=data,
-        out=folder / "rows",
-        seed=1,
-    )
+    run_element(EvalTask(TASKS["gcg"], "jailbreakbench", limit=3), other, CONFIG, data_root=data, out=folder / "rows", seed=1)
     return own, folder / "rows"
 
 
 def run(task: EvalTask, models, data, out, **more):
     loaded, suffixes = models
-    return run_element(task, loaded, "instruct", CONFIG, data_root=data, out=out, seed=1, rows_of=lambda name: suffixes, **more)
+    return run_element(task, loaded, CONFIG, data_root=data, out=out, seed=1, rows_of=lambda name: suffixes, **more)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +150,7 @@ def test_another_strength_of_an_attack_is_another_answer_and_more_attempts_are_m
     keys = []
     for attacks in (CONFIG.attacks, more, stronger):
         config = msgspec.structs.replace(CONFIG, attacks=attacks)
-        rows = run_element(task, loaded, "instruct", config, data_root=data, out=tmp_path, seed=1)
+        rows = run_element(task, loaded, config, data_root=data, out=tmp_path, seed=1)
         keys.append({row.key for row in rows})
     assert len(keys[0]) == 6 and keys[0] < keys[1] and len(keys[1]) == 8
     assert not keys[1] & keys[2]
