@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,16 +20,15 @@ import msgspec
 
 from curricula.curriculum.sources.declared import DATASETS, DeclaredTable, Reads
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch
-from curricula.curriculum.sources.tables import Place, Table, table_exists
+from curricula.curriculum.sources.tables import Place, Row, Table, is_utf8, table_exists
 from curricula.errors import UsageError, UserError
-from curricula.eval.capability.settings import PLAIN_TASK
 from curricula.randomness import key_seed
 from curricula.settings import decode
 
 LONGEST_PROMPT = 200_000
 """Characters; HarmBench's longest prompt has 4,000."""
-OPTIONAL = ("id", "category", "context", "tags", "target")
-"""Parts of a prompt that a benchmark may lack."""
+PARTS = ("id", "text", "behavior", "context", "target", "category", "cluster", "tags")
+"""What a row of a table may say of its prompt."""
 COPYRIGHT_TAG = "hash_check"
 """Among the tags of HarmBench's copyright rows."""
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -70,18 +70,15 @@ class Benchmark:
     """Where to find one benchmark and how to read its rows."""
 
     use: Use
-    """Harmful requests, harmful beginnings for base models, or harmless requests; own sets may also hold questions."""
     file: str
     """Relative to the root folder."""
     hub: str
-    """Repository on the hub."""
     licence: str
     rows: int
     """Prompts of the published set, HarmBench's copyright rows among them."""
     columns: dict[str, tuple[str, ...]]
     """For each part of a prompt the columns that may hold it."""
     make: Callable[[dict[str, str]], dict[str, Any]]
-    """Turns the parts of a row into fields of its prompt."""
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
     hub_revision: str | None = None
@@ -213,10 +210,9 @@ class PromptSet(DeclaredTable, frozen=True):
             )
 
     def reads(self) -> dict[str, Reads]:
-        needed = {"column": self.column, "behavior": self.behavior, "target": self.target}
-        others = {name: getattr(self, name) for name in ("context", "category", "id", "cluster")}
-        found = {key: Reads((name,), "value" if key == "target" else "text") for key, name in needed.items() if name}
-        return found | {key: Reads((name,), "value") for key, name in others.items() if name}
+        texts, values = ("column", "behavior"), ("target", "context", "category", "id", "cluster")
+        named = {key: getattr(self, key) for key in (*texts, *values)}
+        return {key: Reads((name,), "text" if key in texts else "value") for key, name in named.items() if name}
 
 
 PromptSets = Mapping[str, PromptSet]
@@ -237,16 +233,18 @@ def load_prompts(
     that depends on the prompts' texts alone: the same for every model and file, and part of any larger one. `jb_completions`
     falls back to `advbench_completions` under a root folder that lacks its file. `own` are the sets that a study declares.
     """
-    source = name if name in own else _source(name, root)
-    prompts = own_prompts(name, own[name], root) if name in own else _all_prompts(source, root)
-    changed = "" if name in own else _difference(prompts, source, root)
-    if changed and source not in accept_changed and name not in accept_changed:
-        raise UserError(
-            f"{_stem(source, root)}: {changed}; {_fetch_again(source, root)}, or accept it for benchmark {source} in the study "
-            f"(evaluation.accept_changed: [{source}]) or with `curricula eval --accept-changed {source}`"
-        )
-    prompts = [prompt for prompt in prompts if with_copyright or not prompt.copyright]
-    return limited(prompts, source, limit)
+    if name in own:
+        prompts = own_prompts(name, own[name], root)
+    else:
+        prompts, where, mend = _published_prompts(name, root)
+        changed, source = _difference(prompts, root), prompts[0].benchmark
+        if changed and source not in accept_changed and name not in accept_changed:
+            raise UserError(
+                f"{where}: {changed}; {mend}, or accept it for benchmark {source} in the study "
+                f"(evaluation.accept_changed: [{source}]) or with `curricula eval --accept-changed {source}`"
+            )
+    allowed = [prompt for prompt in prompts if with_copyright or not prompt.copyright]
+    return limited(allowed, prompts[0].benchmark, limit)
 
 
 def limited(prompts: list[Prompt], source: str, limit: int | None) -> list[Prompt]:
@@ -259,12 +257,12 @@ def limited(prompts: list[Prompt], source: str, limit: int | None) -> list[Promp
 
 def difference(name: str, root: Path | None) -> str:
     """How the benchmark's set differs from the published one, such as "10 prompts, where 520 were published"; else ""."""
-    source = _source(name, root)
-    return _difference(_all_prompts(source, root), source, root)
+    prompts, _, _ = _published_prompts(name, root)
+    return _difference(prompts, root)
 
 
-def _difference(prompts: Sequence[Prompt], name: str, root: Path | None) -> str:
-    entry = BENCHMARKS[name]
+def _difference(prompts: Sequence[Prompt], root: Path | None) -> str:
+    entry = BENCHMARKS[prompts[0].benchmark]
     if root is not None and (root / "world.json").exists():
         return ""
     if len(prompts) != entry.rows:
@@ -291,7 +289,7 @@ class Published(msgspec.Struct, frozen=True):
     clusters: dict[str, str]
     """Request -> cluster, for clusters of more than one request."""
     left_out: dict[str, list[str]]
-    """Benchmark -> requests of its validation or development split."""
+    """Benchmark -> requests, with their contexts, of its validation or development split, which is not attacked."""
 
 
 @lru_cache(maxsize=1)
@@ -305,11 +303,6 @@ def cluster_of(request: str) -> str:
     return published().clusters.get(own, own)
 
 
-def is_left_out(benchmark: str, request: str, context: str = "") -> bool:
-    """Whether a request belongs to the published split that the benchmark leaves out (validation, development)."""
-    return request_hash(f"{context} {request}") in published().left_out.get(benchmark, ())
-
-
 def request_hash(text: str) -> str:
     plain = latin_words(text) or text  # a request in another script has no such letters
     return hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()[:12]
@@ -319,59 +312,56 @@ def latin_words(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
-def _source(name: str, root: Path | None) -> str:
-    """The benchmark whose file is read for `name`."""
+def _published_prompts(name: str, root: Path | None) -> tuple[list[Prompt], Path, str]:
+    """All prompts of the benchmark that is read for `name`, their table, and what mends it.
+
+    Without a data folder, one for each commit that is asked for in the hub's cache takes its place.
+    """
     if name == "jb_completions" and root is not None and not table_exists(BENCHMARKS[name].stem(root)):
-        return "advbench_completions"
-    find(name)
-    return name
+        name = "advbench_completions"
+    entry = find(name)
+    if root is not None:
+        where, mend = entry.stem(root), "fetch it again"
+    else:
+        from huggingface_hub import constants
 
-
-def _stem(name: str, root: Path | None) -> Path:
-    return BENCHMARKS[name].stem(root or _hub_cache(name))
-
-
-def _fetch_again(name: str, root: Path | None) -> str:
-    return "fetch it again" if root else f"remove {_stem(name, root)}, so that it is fetched again"
-
-
-def _hub_cache(name: str) -> Path:
-    """What takes the place of a data folder where there is none: one for each commit that is asked for."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "curricula" / (BENCHMARKS[name].hub_revision or "newest")
-
-
-def _all_prompts(name: str, root: Path | None) -> list[Prompt]:
-    entry, where, mend = BENCHMARKS[name], _stem(name, root), _fetch_again(name, root)
-    if root is None:
+        cache = Path(constants.HF_HOME) / "curricula" / (entry.hub_revision or "newest")
+        where, mend = entry.stem(cache), f"remove {entry.stem(cache)}, so that it is fetched again"
         try:
-            for download in benchmark_downloads(name, _hub_cache(name)):
+            for download in benchmark_downloads(name, cache):
                 fetch(download)
         except UserError as error:
             # Its class holds the exit code: a hub that is away may answer another start.
             raise type(error)(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
-    prompts: list[Prompt] = []
-    table = Table.open(where)
-    for number, row in enumerate(table.rows()):
-        place = table.place(number)
-        parts = {part: column(row, part, entry, place, mend) for part in sorted({*entry.columns, *OPTIONAL})}
-        if not entry.keep(row) or is_left_out(name, parts["text"], parts["context"]):
-            continue
-        prompt = Prompt(id=parts["id"] or str(number), benchmark=name, **entry.make(parts))
-        if prompt.text:
+    prompts, left_out = [], published().left_out.get(name, ())
+    for row, parts in _parts(Table.open(where), entry.columns, ("text", "behavior"), "", f"correct the row, or {mend}"):
+        if entry.keep(row) and request_hash(f"{parts['context']} {parts['text']}") not in left_out:
+            prompt = Prompt(id=parts["id"], benchmark=name, **entry.make(parts))
             prompts.append(msgspec.structs.replace(prompt, cluster=cluster_of(prompt.behavior)))
     if not prompts:
         raise UserError(f"{where}: holds no prompt for benchmark {name}; {mend}")
-    return unique_prompts(prompts, str(where), mend)
+    return unique_prompts(prompts, str(where), mend), where, mend
+
+
+def _parts(
+    table: Table, columns: Mapping[str, Sequence[str]], needed: Container[str], key: str, mend: str
+) -> Iterator[tuple[Row, dict[str, str]]]:
+    """Each row of a table and the texts of the parts of its prompt, each from the first of its `columns` that has a value; ""
+    where none has, but the row's number for its id. `key` is the table's key in the study."""
+    for number, row in enumerate(table.rows()):
+        place, parts = table.place(number, key), dict.fromkeys(PARTS, "")
+        for part, names in columns.items():
+            parts[part] = next((text_of(row[name], name, place) for name in names if row.get(name) is not None), "")
+            if part in needed and not parts[part].strip():
+                filled = sorted(name for name, value in row.items() if value not in (None, ""))
+                raise UserError(f"{place} has nothing in column {' or '.join(map(repr, names))}, only in {filled}; {mend}")
+        yield row, {**parts, "id": parts["id"] or str(number)}
 
 
 def unique_prompts(prompts: list[Prompt], where: str, mend: str) -> list[Prompt]:
-    """The prompts; raises UserError if two have the same id."""
-    ids = [prompt.id for prompt in prompts]
-    if repeated := next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None:
-        count = len(ids) - len(set(ids))
-        raise UserError(f"{where}: {count} prompts repeat the id of another (such as {repeated!r}); {mend}")
+    repeated, count = Counter(prompt.id for prompt in prompts).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{where}: {count} prompts have the id {repeated!r}; {mend}")
     return prompts
 
 
@@ -405,21 +395,7 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
     ]
 
 
-def column(row: dict[str, Any], part: str, entry: Benchmark, where: Place, mend: str) -> str:
-    """The value of the first of the part's columns that `row` has; "" for a missing optional part."""
-    names = entry.columns.get(part, ())
-    for candidate in names:
-        if row.get(candidate) is not None:
-            return text_of(row[candidate], candidate, where)
-    if part in OPTIONAL:
-        return ""
-    if any(name in row for name in names):
-        raise UserError(f"{where} has nothing in column {' or '.join(map(repr, names))}; correct the row, or {mend}")
-    raise UserError(f"{where} has no column {' or '.join(map(repr, names))}, only {sorted(row)}; {mend}")
-
-
 def text_of(value: Any, name: str, where: str | Place) -> str:
-    """A cell as the text of a prompt."""
     if not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; correct the row")
     text = str(value)
@@ -428,60 +404,33 @@ def text_of(value: Any, name: str, where: str | Place) -> str:
             f"{where}: column {name!r} holds {len(text):,} characters, and prompts have at most {LONGEST_PROMPT:,}; is "
             "this the right file?"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: column {name!r} is not UTF-8; save the file as UTF-8") from None
+    if not is_utf8(text):
+        raise UserError(f"{where}: column {name!r} is not UTF-8; save the file as UTF-8")
     return text
 
 
 def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Prompt]:
-    """The prompts of an own set in the order of its rows."""
     where = f"evaluation.prompts.{name}"
     if root is None and declared.hub is not None:
         raise UserError(f"{where}: {declared.place} must first be fetched into a data folder; set CURRICULA_DATA to it")
     table = declared.open(root or Path(), where)
     declared.look(root or Path(), where)
+    columns = {"text": (declared.column,)}
+    columns |= {part: (column,) for part in PARTS if (column := getattr(declared, part, None))}
     prompts = []
-    for number, row in enumerate(table.rows()):
-        place = table.place(number, where)
-
-        def cell(column: str | None, row: dict = row, place: Place = place) -> str:
-            return "" if column is None or row.get(column) is None else text_of(row[column], column, place)
-
-        text = cell(declared.column).strip()
-        for column in (declared.column, declared.target):
-            if column is not None and not cell(column).strip():
-                raise UserError(f"{place} has nothing in column {column!r}; correct or remove the row")
-        behavior, context, cluster = cell(declared.behavior) or text, cell(declared.context), cell(declared.cluster)
+    for _, parts in _parts(table, columns, ("text", "target"), where, "correct or remove the row"):
+        text, context = parts["text"].strip(), parts["context"]
+        behavior = parts["behavior"] or text
         prompts.append(
             Prompt(
-                id=cell(declared.id) or str(number),
+                id=parts["id"],
                 benchmark=name,
                 text=f"{context}\n\n---\n\n{text}" if context else text,  # as HarmBench's pipeline joins them
                 behavior=behavior,
                 context=context,
-                category=cell(declared.category),
-                cluster=f"{name}: {cluster}" if cluster else cluster_of(behavior),
-                target=cell(declared.target).strip(),  # as lm_eval strips what the model says
+                category=parts["category"],
+                cluster=f"{name}: {parts['cluster']}" if parts["cluster"] else cluster_of(behavior),
+                target=parts["target"].strip(),  # as lm_eval strips what the model says
             )
         )
     return unique_prompts(prompts, f"{where}: {declared.place}", "correct column id")
-
-
-def check_names(own: PromptSets) -> None:
-    for name in own:
-        if name in BENCHMARKS or not PLAIN_TASK.fullmatch(name):
-            why = "is a published benchmark" if name in BENCHMARKS else "must have letters, digits, '_' and '-' alone"
-            raise ValueError(f"prompts names a set {name!r}, which {why}; rename it")
-
-
-def check_use(key: str, name: str, wanted: Use, own: PromptSets) -> None:
-    """Raise ValueError where `key` names a benchmark or an own set that there is not, or for what it is not. Names of lm_eval's
-    tasks are its own."""
-    kinds = {} if wanted == "capability" else {known: entry.use for known, entry in BENCHMARKS.items()}
-    kinds |= {known: declared.kind for known, declared in own.items()}
-    if kinds.get(name, "capability") != wanted:
-        problem = f"which is of kind {kinds[name]}, not {wanted}" if name in kinds else "which is not a benchmark"
-        fitting = ", ".join(known for known, kind in kinds.items() if kind == wanted) or "lm_eval's tasks"
-        raise ValueError(f"{key} names {name!r}, {problem}; choose from {fitting}")

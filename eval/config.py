@@ -18,19 +18,19 @@ from curricula.curriculum.sources.declared import TextTable, anchor_keys
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.errors import UsageError, UserError
-from curricula.eval.benchmarks import BENCHMARKS, PromptSet, Use, check_names, check_use
-from curricula.eval.capability.settings import Capability
-from curricula.eval.decoding.registry import DECODERS, OWN, Decoder
+from curricula.eval.benchmarks import BENCHMARKS, PromptSet, Use
+from curricula.eval.capability.settings import Capability, PlainName
+from curricula.eval.decoding.registry import DECODERS, OWN
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
 from curricula.eval.rows import ModelKind, Precision
-from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Task, TaskName
+from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Kind, Task, TaskName
 from curricula.settings import NonNegative, Positive, Settings, Share, convert, require_distinct
 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
-PlainName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-"""A name that becomes a file's and a column's."""
+Words = Annotated[str, msgspec.Meta(pattern=r"\S")]
+"""More than spaces."""
 UNKNOWN_PROMPTS = 100
 """Assumed, without a limit, of sets that are not read before they are asked: the user's own that are elsewhere, replayed
 jailbreaks, and another arm's suffixes."""
@@ -69,9 +69,9 @@ class Gcg(Settings, frozen=True):
     """Whether a suffix is finished once greedy decoding after some candidate begins with the target."""
     probe_sampling: ProbeSampling | None = None
     """null computes every candidate."""
-    suffix: str = " ".join(["x"] * 20)
+    suffix: Words = " ".join(["x"] * 20)
     """Initial suffix; its length is not given, so nanoGCG's default."""
-    target: str = "Sure"
+    target: Words = "Sure"
     """How the answer should begin; after a base model's raw prompt it follows a space."""
     benchmark: str = "jailbreakbench"
     """Whose requests get a suffix; the paper's is JailbreakBench."""
@@ -83,8 +83,6 @@ class Gcg(Settings, frozen=True):
     """Candidates in one forward pass; lower it when memory runs out."""
 
     def check(self) -> None:
-        if not self.suffix.strip() or not self.target:
-            raise ValueError("gcg.suffix and gcg.target must not be empty")
         if self.draws == "llm-attacks" and self.replace > 1:
             raise ValueError(f"gcg.replace is {self.replace}, and llm-attacks replaces one token; choose draws: nanogcg")
 
@@ -92,15 +90,11 @@ class Gcg(Settings, frozen=True):
 class Prefill(Settings, frozen=True):
     """The answer begins with words of compliance, and the model continues it."""
 
-    text: str | None = None
+    text: Words | None = None
     """What every answer begins with, such as "Sure, here is". null takes the target that the benchmark gives for the prompt
     ("Sure, here is a script that ..."), and "Sure, here is" where it gives none."""
     tokens: Positive | None = None
     """Only the first tokens of it, by the model's own tokenizer; null takes all."""
-
-    def check(self) -> None:
-        if self.text is not None and not self.text.strip():
-            raise ValueError("prefill.text is empty; give the words that an answer begins with, or null")
 
 
 class BestOfN(Settings, frozen=True):
@@ -132,7 +126,7 @@ class Ablation(Settings, frozen=True):
     """Prompts of each kind whose states are averaged."""
     validation: Positive = 32
     """Prompts of each kind on which candidate directions are compared."""
-    refusal_words: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("I",)
+    refusal_words: Annotated[tuple[Words, ...], msgspec.Meta(min_length=1)] = ("I",)
     """How refusals begin; the first token of each counts, for base models with a space before it. The authors choose them for
     each family of models."""
     most_divergence: Annotated[float, msgspec.Meta(ge=0)] = 0.1
@@ -141,10 +135,6 @@ class Ablation(Settings, frozen=True):
     """Least log-odds of a refusal, in nats, when the direction is added on harmless prompts."""
     pruned_layers: Share = 0.2
     """Share of the layers, from the last, that give no direction."""
-
-    def check(self) -> None:
-        if not all(self.refusal_words):
-            raise ValueError("ablation.refusal_words holds an empty word; remove it")
 
 
 class Attacks(Settings, frozen=True):
@@ -262,7 +252,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
     """At most this many prompts of each set of benign requests. Not given in the paper; Maini et al. use 300."""
     harmbench_copyright: bool = False
     """Whether to include HarmBench's copyright rows, which need a hash judge, not a classifier."""
-    prompts: dict[str, PromptSet] = {}
+    prompts: dict[PlainName, PromptSet] = {}
     """Prompt sets of your own, by the names under which `benchmarks`, `base_benchmark`, `overrefusal_benchmark`,
     `gcg.benchmark` and `capability.tasks` can have them."""
     accept_changed: tuple[str, ...] = ()
@@ -301,40 +291,36 @@ class EvalConfig(Settings, frozen=True, dict=True):
             msgspec.structs.force_setattr(self, "tasks", FULL)
         self._check_decoders()
         self._check_prompts()
-        for name in self.shards:
-            if not TASKS[name].decoders:
-                raise ValueError(f"shards names {name}, which has no prompts to share; leave it out")
-        if self.precision == "float64" and self.topk.backend == "vllm":
-            raise ValueError("precision is float64, which vLLM does not have; choose bfloat16 or float32")
-        self._check_attacks()
-        if self.deterministic and self.topk.backend == "vllm":
-            raise ValueError("deterministic is true, which vLLM does not guarantee; set topk.backend to transformers")
+        self._check_together()
         self.check_tasks(self._task_names())
 
     def check_tasks(self, tasks: Collection[str]) -> None:
         """Raise ValueError where one of `tasks` needs an unknown benchmark, or a model judge without a template."""
-        for name in self.benchmarks_of(self.battery(tasks, raw=False)):
-            if name not in (known := [*self.prompts, *BENCHMARKS]):
-                raise ValueError(f"attacks names {name!r}, which is not a benchmark; choose from {', '.join(known)}")
+        self._require_known("attacks", self.benchmarks_of(self.battery(tasks, raw=False)))
         judged = {TASKS[name].judged for name in tasks}
         for kind in JUDGED:
-            if kind == "attack" or kind in judged:
-                _require_template(self.judge_of(kind), kind)
+            judge = self.judge_of(kind)
+            if judge.has_template and (kind == "attack" or kind in judged):
+                try:
+                    find_template(judge, kind)
+                except UsageError as error:
+                    raise ValueError(str(error)) from None
 
-    def _check_attacks(self) -> None:
-        """Raise ValueError for attacks that lack what they need."""
-        for name in self.task_lists.base:
-            if TASKS[name].kind in ("prefill", "template-removal"):
-                raise ValueError(f"tasks.base names {name}, and base models have neither turns nor a template; remove it")
-        kinds = {TASKS[name].kind for name in self._task_names()}
-        if "artifacts" in kinds and not self.attacks.artifacts:
+    def _check_together(self) -> None:
+        """Raise ValueError where tasks lack what they need, and for settings that exclude each other."""
+        kinds, gcg, attacks = {TASKS[name].kind for name in self._task_names()}, self.gcg, self.attacks
+        if undivided := [name for name in self.shards if not TASKS[name].decoders]:
+            raise ValueError(f"shards names {undivided[0]}, which has no prompts to share; leave it out")
+        if for_chats := [name for name in self.task_lists.base if TASKS[name].kind in ("prefill", "template-removal")]:
+            raise ValueError(f"tasks.base names {for_chats[0]}, and base models have neither turns nor a template; remove it")
+        if "artifacts" in kinds and not attacks.artifacts:
             raise ValueError("tasks names artifacts, and attacks.artifacts is empty; name a file there")
-        if "transfer" in kinds and not self.attacks.suffixes_of:
-            raise ValueError("tasks names transfer, and attacks.suffixes_of is empty; name an arm with the task gcg there")
-        if "transfer" in kinds and self.gcg is None:
-            raise ValueError("tasks names transfer, and gcg is null; give the settings that the suffixes were found with")
-        if "ablation" in kinds and self.topk.backend == "vllm":
-            raise ValueError("tasks names ablation, which vLLM's models do not allow; choose topk.backend: transformers")
+        if "transfer" in kinds and not (attacks.suffixes_of and gcg):
+            raise ValueError(
+                "tasks names transfer, which needs gcg, and in attacks.suffixes_of the arms whose suffixes are tried"
+            )
+        if self.topk.backend == "vllm" and (self.precision == "float64" or self.deterministic or "ablation" in kinds):
+            raise ValueError("float64, deterministic and ablation are not for vLLM; set topk.backend to transformers")
 
     def _check_decoders(self) -> None:
         for name in self.decoders:
@@ -342,17 +328,13 @@ class EvalConfig(Settings, frozen=True, dict=True):
                 others = ", ".join(DECODERS.keys() - set(OWN)) or "none is installed"
                 raise ValueError(f"decoders names {name!r}, which is not a decoder from another package ({others})")
         for name in self._task_names():
-            for _, decoder in TASKS[name].labelled_decoders():
-                if decoder.problem:
-                    raise ValueError(decoder.problem)
             self.decoder_settings(TASKS[name])
 
     def _check_prompts(self) -> None:
-        check_names(self.prompts)
         capability = self.capability.names if self.capability else ()
         for name in (*self.prompts, *capability, *self.attacks.artifacts, *self.attacks.suffixes_of):
-            if name == "all" or (name in self.prompts and name in TASKS):
-                raise ValueError(f"the name {name!r} means something else in the report's tables; choose another")
+            if name == "all" or (name in self.prompts and name in {*TASKS, *BENCHMARKS}):
+                raise ValueError(f"the name {name!r} means something else already; choose another")
         uses: dict[str, tuple[Use, Sequence[str]]] = {
             "benchmarks": ("attack", self.benchmarks),
             "attacks.benchmarks": ("attack", self.attacks.benchmarks),
@@ -363,24 +345,31 @@ class EvalConfig(Settings, frozen=True, dict=True):
             "overrefusal_benchmark": ("overrefusal", self.overrefusal_benchmarks),
             "capability.tasks": ("capability", capability),
         }
-        for key, (kind, names) in uses.items():
+        published: dict[str, Use] = {name: entry.use for name, entry in BENCHMARKS.items()}
+        own = {name: declared.kind for name, declared in self.prompts.items()}
+        for key, (wanted, names) in uses.items():
             require_distinct(key, names)
+            known = own if wanted == "capability" else published | own  # other names are lm_eval's
             for name in names:
-                if name in {*self.prompts, *BENCHMARKS} or not key.startswith("attacks."):  # others matter if a task asks them
-                    check_use(key, name, kind, self.prompts)
-        for name in self.accept_changed:
-            if name not in (known := [*self.prompts, *BENCHMARKS]):
-                raise ValueError(f"accept_changed names {name!r}, which is not a benchmark; choose from {', '.join(known)}")
+                if known.get(name, wanted) != wanted:
+                    fitting = ", ".join(one for one, use in known.items() if use == wanted) or "lm_eval's tasks"
+                    problem = f"which is of kind {known[name]}, not {wanted}"
+                    raise ValueError(f"{key} names {name!r}, {problem}; choose from {fitting}")
+            if wanted != "capability" and not key.startswith("attacks."):  # those matter if a task asks them
+                self._require_known(key, names)
+        self._require_known("accept_changed", self.accept_changed)
+
+    def _require_known(self, key: str, names: Iterable[str]) -> None:
+        known = [*self.prompts, *BENCHMARKS]
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{key} names {unknown[0]!r}, which is not a benchmark; choose from {', '.join(known)}")
 
     def _task_names(self) -> set[str]:
         tasks = self.task_lists
         return {*tasks.base, *tasks.instruct, *tasks.benign}
 
     def anchor_paths(self, folder: Path) -> None:
-        """Make relative paths absolute; they start at `folder`.
-
-        A judge's or draft model that is not there keeps its name, which may be the hub's.
-        """
+        """Make paths within `folder` absolute; a model that is not there keeps its name, which may be the hub's."""
         if self.capability and self.capability.folder:
             path = str(folder.absolute() / Path(self.capability.folder).expanduser())
             msgspec.structs.force_setattr(self.capability, "folder", path)
@@ -394,15 +383,6 @@ class EvalConfig(Settings, frozen=True, dict=True):
     def task_lists(self) -> Tasks:
         return FULL if isinstance(self.tasks, str) else self.tasks
 
-    def settings_of(self, decoder: Decoder) -> Any:
-        """The settings of a decoder; raises ValueError for wrong ones of a decoder from another package."""
-        if decoder.settings is None:
-            return getattr(self, decoder.name)
-        try:
-            return convert(self.decoders.get(decoder.name, {}), decoder.settings)
-        except (msgspec.ValidationError, ValueError) as error:
-            raise ValueError(f"decoders.{decoder.name}: {error}") from None
-
     def judge_of(self, judged: Judged) -> JudgeConfig:
         """The judge of "attack" or "overrefusal" answers."""
         own = self.overrefusal_judge if judged == "overrefusal" else None
@@ -415,9 +395,8 @@ class EvalConfig(Settings, frozen=True, dict=True):
 
     def benchmarks_of(self, tasks: Iterable[EvalTask]) -> list[str]:
         """The benchmarks that these tasks read."""
-        tasks = list(tasks)
-        own = ("artifacts", "transfer")
-        found = [task.benchmark for task in tasks if task.has_prompts and task.task.kind not in own]
+        tasks = [task for task in tasks if task.has_prompts]
+        found = [task.benchmark for task in tasks if task.task.kind not in ("artifacts", "transfer")]
         if any(task.task.kind == "ablation" for task in tasks):
             found += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
         return list(dict.fromkeys(found))
@@ -457,9 +436,17 @@ class EvalConfig(Settings, frozen=True, dict=True):
         return task.kind in ("gcg", "probes", "capability") and getattr(self, task.kind) is None
 
     def decoder_settings(self, task: Task) -> list[Any]:
-        """The settings of each decoder of a task; raises ValueError for wrong ones."""
-        settings = [self.settings_of(DECODERS[name]) for name in task.decoders]
-        return [variant.of(each) for variant, each in zip(task.variants, settings)] or settings
+        """The settings of each decoder of a task; raises ValueError for a decoder from another package that cannot be used."""
+        found = []
+        for name in task.decoders:
+            kind, problem = DECODERS[name].settings, DECODERS[name].problem
+            if problem:
+                raise ValueError(problem)
+            try:
+                found.append(convert(self.decoders.get(name, {}), kind) if kind else getattr(self, name))
+            except ValueError as error:  # msgspec's are such
+                raise ValueError(f"decoders.{name}: {error}") from None
+        return [variant.of(each) for variant, each in zip(task.variants, found)] or found
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
         """The whole evaluation of one of the paper's models, in the order in which it runs and in which merged rows stand."""
@@ -470,35 +457,27 @@ class EvalConfig(Settings, frozen=True, dict=True):
         found: list[EvalTask] = []
         for task in (TASKS[name] for name in names if not self.leaves_out(TASKS[name])):
             count = self.shards.get(task.name, 1)
-            benchmarks, limit = self.prompts_of(task, "base" if raw else "instruct")
+            benchmarks, limit = self.prompts_of(task, raw)
             limit = min((number for number in (limit, most) if number is not None), default=None)
             found += [EvalTask(task, name, limit, shard, count) for name in benchmarks or ("",) for shard in range(count)]
         return found
 
-    def prompts_of(self, task: Task, model_kind: ModelKind) -> tuple[tuple[str, ...], int | None]:
+    def prompts_of(self, task: Task, raw: bool) -> tuple[tuple[str, ...], int | None]:
         """The benchmarks of a task (or what stands for them, as `EvalTask.benchmark` says), and at most how many prompts of
         each (None: all). Probes have texts of their own."""
-        if task.kind == "probes":
-            return (), None
-        if task.kind == "gcg":
-            return ((self.gcg.benchmark,), self.gcg.prompts) if self.gcg else ((), None)
-        if task.kind == "artifacts":
-            return tuple(self.attacks.artifacts), self.attacks.prompts
-        if task.kind == "transfer":
-            return self.attacks.suffixes_of, self.gcg.prompts if self.gcg else None
-        if task.kind in ("prefill", "template-removal", "best-of-n", "ablation"):
-            return self.attacks.benchmarks, self.attacks.prompts
-        if task.kind == "capability":
-            return self.capability.names if self.capability else (), None
-        if task.kind == "overrefusal":
-            return self.overrefusal_benchmarks, self.overrefusal_prompts
-        return ((self.base_benchmark,) if model_kind == "base" else self.benchmarks), self.prompts_per_benchmark
-
-
-def _require_template(judge: JudgeConfig, judged: Judged) -> None:
-    """Raise ValueError where a model judge has no template to ask about such answers."""
-    if judge.has_template:
-        try:
-            find_template(judge, judged)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+        gcg, attacks = self.gcg, self.attacks
+        searchless = attacks.benchmarks, attacks.prompts
+        by_kind: dict[Kind, tuple[tuple[str, ...], int | None]] = {
+            "attack": ((self.base_benchmark,) if raw else self.benchmarks, self.prompts_per_benchmark),
+            "overrefusal": (self.overrefusal_benchmarks, self.overrefusal_prompts),
+            "gcg": ((gcg.benchmark,), gcg.prompts) if gcg else ((), None),
+            "prefill": searchless,
+            "template-removal": searchless,
+            "best-of-n": searchless,
+            "ablation": searchless,
+            "artifacts": (tuple(attacks.artifacts), attacks.prompts),
+            "transfer": (attacks.suffixes_of, gcg.prompts if gcg else None),
+            "probes": ((), None),
+            "capability": (self.capability.names if self.capability else (), None),
+        }
+        return by_kind[task.kind]

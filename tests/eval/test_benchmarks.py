@@ -110,13 +110,8 @@ def test_a_limit_takes_the_same_prompts_from_every_file_of_a_set(root):
     [
         ("tdc", "tdc2023/test_behaviors.json", None, "tdc2023/test_behaviors: no such table"),
         ("tdc", "tdc2023/test_behaviors.json", "[]", "holds no prompt for benchmark tdc; fetch it again"),
-        ("advbench", "advbench/harmful_behaviors.csv", "aim\nx\n", r"line 2 has no column 'goal' or 'prompt', only \['aim'\]"),
-        (
-            "jailbreakbench",
-            "jailbreakbench/harmful-behaviors.csv",
-            "Index,Goal\n1,a\n1,b\n",
-            "1 prompts repeat the id of another",
-        ),
+        ("advbench", "advbench/harmful_behaviors.csv", "aim\nx\n", "line 2 has nothing in column 'goal' or 'prompt', only in"),
+        ("jailbreakbench", "jailbreakbench/harmful-behaviors.csv", "Index,Goal\n1,a\n1,b\n", "2 prompts have the id '1'"),
     ],
 )
 def test_a_file_that_is_missing_empty_or_of_another_shape_is_named(root, name, file, text, words):
@@ -159,7 +154,7 @@ def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content
         (b"[1, 2]", "row 1 is 1, where an object is needed"),
         (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list, where text is needed; correct the row"),
         (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
-        (b'[{"prompts": "x"}]', "row 1 has no column 'text' or 'prompt', only"),
+        (b'[{"prompts": "x"}]', r"row 1 has nothing in column 'text' or 'prompt', only in \['prompts'\]"),
         (b'["\\ud800"]', "row 1: column 'text' is not UTF-8"),
         (b"[" * 100_000, "damaged, or not what its ending says"),
     ],

@@ -58,7 +58,7 @@ def test_a_context_is_read_before_the_prompt_and_equal_prompts_are_one_cluster(t
     ("text", "columns", "said"),
     [
         ("prompt\nA\n", {"column": "request"}, r"evaluation.prompts.ours.column: .*p.csv has no column 'request', only prompt"),
-        ("prompt,id\nA,1\nB,1\n", {"id": "id"}, r"1 prompts repeat the id of another \(such as '1'\); correct column id"),
+        ("prompt,id\nA,1\nB,1\n", {"id": "id"}, "2 prompts have the id '1'; correct column id"),
         ("prompt,x\nA,1\n,2\n", {}, r"evaluation.prompts.ours: .*p.csv: line 3 has nothing in column 'prompt'"),
         (
             "prompt,answer\n1 + 1 =,2\n2 + 2 =,\n",
@@ -82,9 +82,9 @@ def test_a_set_on_the_hub_needs_a_data_folder():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"prompts": {"advbench": {"path": "x"}}}, "names a set 'advbench', which is a published benchmark; rename it"),
-        ({"prompts": {"a.b": {"path": "x"}}}, "names a set 'a.b', which must have letters"),
-        ({"prompts": {"all": {"path": "x"}}}, "the name 'all' means something else in the report's tables"),
+        ({"prompts": {"advbench": {"path": "x"}}}, "the name 'advbench' means something else"),
+        ({"prompts": {"a.b": {"path": "x"}}}, "prompts: the key `a.b` is not right"),
+        ({"prompts": {"all": {"path": "x"}}}, "the name 'all' means something else already"),
         ({"prompts": {"gcg": {"path": "x"}}}, "the name 'gcg' means something else"),
         ({"capability": {"tasks": ["all"]}}, "the name 'all' means something else"),
         ({"prompts": {"a": {"path": "x", "kind": "capability"}}}, "kind is 'capability' and target None"),

@@ -164,7 +164,7 @@ def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, ca
             [],
             "benchmark ours: 100% of its letters are beyond ASCII, and best-of-n drops such letters",
         ),
-        ({"capability": {"tasks": "quickly"}}, [], "tasks is 'quickly'; write quick or full"),
+        ({"capability": {"tasks": "quickly"}}, [], "capability.tasks: 'quickly' is not known; choose one of"),
         ({"capability": {"tasks": ["mmlu", "mmlu"]}}, [], "tasks ['mmlu', 'mmlu'] repeats 'mmlu'; give each once"),
     ],
 )
