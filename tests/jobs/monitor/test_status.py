@@ -360,7 +360,7 @@ def test_a_damaged_record_of_submissions_is_one_sentence(demo, capsys):
     run, _ = demo
     write_text(run.submissions, "nonsense\n")
     assert main(["status", str(run.root)]) == 1
-    assert "submissions.jsonl: line 1 cannot be read" in capsys.readouterr().err
+    assert "submissions.jsonl: line 1 is not a submission" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])

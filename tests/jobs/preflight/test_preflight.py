@@ -296,5 +296,5 @@ def test_bad_nodes_are_forgotten_after_a_week_and_a_damaged_record_is_named(run,
     assert [bad.node for bad in bad_nodes(run)] == ["new"] and exclusion(run) == "new"
     with open(run.bad_nodes, "a") as file:
         file.write('{"node": 3}\n')
-    with pytest.raises(UserError, match=r"bad-nodes\.jsonl: line 3 cannot be read"):
+    with pytest.raises(UserError, match=r"bad-nodes\.jsonl: line 3 is not a failure of a node"):
         bad_nodes(run)

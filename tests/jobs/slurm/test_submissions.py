@@ -36,7 +36,7 @@ def test_a_whole_line_that_is_no_submission_is_named(tmp_path, line):
     record(run, submission())
     with open(run.submissions, "a") as file:
         file.write(line + "\n")
-    with pytest.raises(UserError, match=r"submissions\.jsonl: line 2 cannot be read"):
+    with pytest.raises(UserError, match=r"submissions\.jsonl: line 2 is not a submission"):
         submissions(run)
 
 
