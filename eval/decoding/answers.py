@@ -42,15 +42,10 @@ def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:
     return min(wanted, room)
 
 
-class Stop:
-    """Whether an answer is finished: it ends with an end mark or, with `stop_at_tag`, with the tag."""
-
-    def __init__(self, loaded: LoadedModel, stop_at_tag: bool) -> None:
-        self.ends = frozenset(loaded.end_ids)
-        self.tags = [list(spelling) for spelling in loaded.tag_spellings] if stop_at_tag else []
-
-    def __call__(self, ids: Sequence[int]) -> bool:
-        return ids[-1] in self.ends or any(list(ids[-len(tag) :]) == tag for tag in self.tags)
+def is_finished(loaded: LoadedModel, ids: Sequence[int], stop_at_tag: bool) -> bool:
+    """Whether an answer ends with an end mark or, with `stop_at_tag`, with the tag."""
+    at_tag = stop_at_tag and any(tuple(ids[-len(tag) :]) == tag for tag in loaded.tag_spellings)
+    return at_tag or ids[-1] in loaded.end_ids
 
 
 def make_answer(

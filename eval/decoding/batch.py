@@ -142,9 +142,6 @@ class SlabLayer(DynamicLayer):
     def get_seq_length(self, *_: Any) -> int:
         return self.cache.width
 
-    def tensors(self) -> list[torch.Tensor]:
-        return [self.keys, self.values]
-
 
 class SlabCache(Cache):
     """A cache of `layers` layers of `rows` rows with room for `capacity` tokens each; the model's own code runs on it."""
@@ -186,22 +183,15 @@ class SlabCache(Cache):
         """Copy, within each row i, column source[i, j] to column target[i, j]."""
         lines = torch.arange(self.rows, device=source.device)[:, None]
         for slab in self.slabs:
-            for tensor in slab.tensors():
+            for tensor in (slab.keys, slab.values):
                 tensor[lines, :, target] = tensor[lines, :, source]
 
     def compact(self, columns: torch.Tensor, capacity: int) -> None:
         """Keep only columns columns[i] of row i, in this order, with room for `capacity` tokens."""
         lines = torch.arange(self.rows, device=columns.device)[:, None]
         self.capacity = capacity
+        room = (0, 0, 0, capacity - columns.shape[1])
         for slab in self.slabs:
-            if slab.keys is None:
-                continue
-            old = slab.tensors()
-            slab.keys = slab.values = None
-            slab.allocate(*old)
-            for tensor, previous in zip(slab.tensors(), old):
-                tensor[:, :, : columns.shape[1]] = previous[lines, :, columns].transpose(1, 2)
-
-    @property
-    def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for slab in self.slabs if slab.keys is not None for t in slab.tensors())
+            if slab.keys is not None:
+                kept = (tensor[lines, :, columns].transpose(1, 2) for tensor in (slab.keys, slab.values))
+                slab.keys, slab.values = (torch.nn.functional.pad(tensor, room) for tensor in kept)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -47,11 +46,11 @@ class Search:
 
     def __init__(self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> None:
         self.loaded, self.prompts, self.config, self.device = loaded, prompts, config, loaded.device
-        lookahead = Lookahead.of(loaded, config)
+        spellings = tag_spellings(loaded, config)
         self.limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
         self.queue = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
         lines, beams = min(len(prompts), max(1, config.rows // config.candidates)), config.beams
-        self.trees = BeamTrees(loaded, lines, beams, config.candidates, lookahead)
+        self.trees = BeamTrees(loaded, lines, beams, config.candidates, spellings)
         self.ends = torch.tensor(loaded.end_ids, dtype=torch.long, device=self.device)
         self.stops = loaded.tag_spellings if config.stop_at_tag else ()
         self.active = [-1] * lines  # the prompt of each line; -1: none
@@ -236,21 +235,26 @@ class BeamTrees:
     """`rows` prompts with `beams` beams each, extended by `pool` candidates at a time.
 
     `ancestors` says for each beam which columns make up its text. A step appends all candidates, each of which attends to its
-    parent's text and itself, and the survivors move to the front of that space.
+    parent's text and itself, and the survivors move to the front of that space. Behind each candidate stand the probes, from
+    which P(tag) is read: the tokens of the tag's `spellings` but for the last of each; none where every spelling is one token.
     """
 
-    def __init__(self, loaded: LoadedModel, rows: int, beams: int, pool: int, lookahead: Lookahead) -> None:
-        self.beams, self.pool, self.lookahead, self.device = beams, pool, lookahead, loaded.device
-        self.probes = torch.tensor(lookahead.probes, dtype=torch.long, device=self.device)
-        self.depths = torch.tensor(lookahead.depths, dtype=torch.long, device=self.device)
-        self.sees = lookahead.sees().to(self.device)
+    def __init__(self, loaded: LoadedModel, rows: int, beams: int, pool: int, spellings: tuple[tuple[int, ...], ...]) -> None:
+        self.beams, self.pool, self.spellings, self.device = beams, pool, spellings, loaded.device
+        probes = [
+            (token, depth, number)
+            for number, spelling in enumerate(spellings)
+            for depth, token in enumerate(spelling[:-1], start=1)  # in tokens from the candidate
+        ]
+        self.probes, self.depths, of = torch.tensor(probes, dtype=torch.long, device=self.device).view(-1, 3).T
+        # Bool [probes, probes]: a probe attends to those of its spelling up to itself.
+        self.sees = ((of[:, None] == of) & torch.ones(len(of), len(of), dtype=torch.bool, device=self.device)).tril()
         self.step_room = pool * (1 + len(self.probes))
         self.slack = STEPS_OF_SLACK * beams + self.step_room
         self.decoding = Decoding(loaded, rows, self.slack)
         self.used = torch.zeros(rows, dtype=torch.long, device=self.device)  # columns in use
         self.length = torch.zeros(rows, dtype=torch.long, device=self.device)  # tokens of each beam's text
         self.ancestors = torch.zeros(rows, beams, self.slack, dtype=torch.bool, device=self.device)
-        self.peak_bytes = 0
 
     def admit(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Make prompts[i], without its last token, the text of all beams of row rows[i]."""
@@ -291,9 +295,20 @@ class BeamTrees:
             positions = torch.cat([positions, deeper], 1)
         logits = self.decoding.forward(token, positions, columns, mask)
         candidates, probed = logits[:, : self.pool], logits[:, self.pool :]
-        p_tag = self.lookahead.probability(candidates, probed.unflatten(1, (self.pool, -1)) if count else probed)
-        self.peak_bytes = max(self.peak_bytes, self.decoding.cache.bytes)
-        return candidates, p_tag
+        return candidates, self.p_tag(candidates, probed.unflatten(1, (self.pool, -1)) if count else probed)
+
+    def p_tag(self, candidates: torch.Tensor, probes: torch.Tensor) -> torch.Tensor:
+        """P(tag) [rows, n] from logits after the candidates [rows, n, vocabulary] and the probes [rows, n, p, vocabulary]."""
+        total = torch.zeros(candidates.shape[:-1], dtype=candidates.dtype, device=candidates.device)
+        place = 0
+        for spelling in self.spellings:
+            log_p = candidates[..., spelling[0]] - candidates.logsumexp(-1)
+            for token in spelling[1:]:
+                logits = probes[..., place, :]
+                log_p = log_p + logits[..., token] - logits.logsumexp(-1)
+                place += 1
+            total = total + log_p.exp()
+        return total
 
     def keep(self, parent: torch.Tensor, kept: torch.Tensor, live: torch.Tensor) -> None:
         """Make candidates `kept` [rows, beams] the beams; `parent` [rows, pool] as in `extend`.
@@ -331,52 +346,15 @@ class BeamTrees:
         self.used, self.length, self.ancestors = self.used[rows], self.length[rows], self.ancestors[rows]
 
 
-@dataclass(frozen=True)
-class Lookahead:
-    """The tokens appended to each candidate to read P(tag) from: the spellings of the tag, one after the other."""
-
-    spellings: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, loaded: LoadedModel, config: SafeBeam) -> Lookahead:
-        spellings = loaded.tag_spellings
-        if config.tag == "one-token" and loaded.tag_id is None:
-            raise UserError(
-                f"{loaded.name}: the tokenizer splits {TAG} into {len(spellings[0])} tokens, and SafeBeam needs its "
-                "probability as one; make it one entry of the tokenizer, or set safebeam.tag to 'product' or "
-                "'first-token', or leave SafeBeam out"
-            )
-        if config.tag == "first-token":
-            spellings = tuple(dict.fromkeys(spelling[:1] for spelling in spellings))
-        return cls(spellings)
-
-    @property
-    def probes(self) -> list[int]:
-        """Tokens to append to a candidate; none where every spelling is one token."""
-        return [token for spelling in self.spellings for token in spelling[:-1]]
-
-    @property
-    def depths(self) -> list[int]:
-        """Each probe's distance from its candidate, in tokens."""
-        return [depth for spelling in self.spellings for depth in range(1, len(spelling))]
-
-    def sees(self) -> torch.Tensor:
-        """Bool [probes, probes]: a probe attends to those of its spelling up to itself."""
-        spelling = torch.tensor([number for number, ids in enumerate(self.spellings) for _ in ids[:-1]])
-        return (spelling[:, None] == spelling) & torch.ones(len(spelling), len(spelling), dtype=torch.bool).tril()
-
-    def probability(self, candidates: torch.Tensor, probes: torch.Tensor) -> torch.Tensor:
-        """P(tag) [rows, n] from logits after the candidates [rows, n, vocabulary] and the probes [rows, n, p, vocabulary].
-
-        `candidates` may be any number of dimensions before the vocabulary, and `probes` has one more.
-        """
-        total = torch.zeros(candidates.shape[:-1], dtype=candidates.dtype, device=candidates.device)
-        place = 0
-        for ids in self.spellings:
-            log_p = candidates[..., ids[0]] - candidates.logsumexp(-1)
-            for token in ids[1:]:
-                logits = probes[..., place, :]
-                log_p = log_p + logits[..., token] - logits.logsumexp(-1)
-                place += 1
-            total = total + log_p.exp()
-        return total
+def tag_spellings(loaded: LoadedModel, config: SafeBeam) -> tuple[tuple[int, ...], ...]:
+    """What P(tag) is the probability of: the tag's ids, or their beginnings. Raises UserError where it must be one token."""
+    spellings = loaded.tag_spellings
+    if config.tag == "one-token" and loaded.tag_id is None:
+        raise UserError(
+            f"{loaded.name}: the tokenizer splits {TAG} into {len(spellings[0])} tokens, and SafeBeam needs its "
+            "probability as one; make it one entry of the tokenizer, or set safebeam.tag to 'product' or "
+            "'first-token', or leave SafeBeam out"
+        )
+    if config.tag == "first-token":
+        return tuple(dict.fromkeys(spelling[:1] for spelling in spellings))
+    return spellings

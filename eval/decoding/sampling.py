@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from curricula.errors import UserError
-from curricula.eval.decoding.answers import Answer, Stop, make_answer, room_after
+from curricula.eval.decoding.answers import Answer, is_finished, make_answer, room_after
 from curricula.eval.decoding.batch import Decoding
 from curricula.eval.decoding.settings import Greedy, TopK
 from curricula.eval.models import LoadedModel
@@ -118,13 +118,12 @@ def likeliest(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
 def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choose, config: TopK | Greedy) -> list[list[int]]:
     """The token ids of one answer to each prompt (token ids), up to and with the end mark or tag that ends it."""
     limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
-    stop = Stop(loaded, config.stop_at_tag)
     answers: list[list[int]] = [[] for _ in prompts]
     fixed = config.rows if loaded.deterministic else 0
     for group in groups_of_like_length(prompts):
         longest = max(len(prompts[i]) + limits[i] for i in group)
         rows = max(1, min(config.rows, config.rows * ROW_TOKENS // longest, len(group)))
-        _generate(loaded, prompts, group, answers, choose, limits, stop, Decoding(loaded, rows, longest, fixed))
+        _generate(Decoding(loaded, rows, longest, fixed), prompts, group, answers, choose, limits, config.stop_at_tag)
     return answers
 
 
@@ -142,17 +141,16 @@ def groups_of_like_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
 
 @torch.inference_mode()
 def _generate(
-    loaded: LoadedModel,
+    decoding: Decoding,
     prompts: Sequence[Sequence[int]],
     group: Sequence[int],
     answers: list[list[int]],
     choose: Choose,
     limits: Sequence[int],
-    stop: Stop,
-    decoding: Decoding,
+    stop_at_tag: bool,
 ) -> None:
     """Fill in the answers to the prompts of one group."""
-    queue, rows, device = deque(group), decoding.rows, loaded.device
+    queue, rows, loaded, device = deque(group), decoding.rows, decoding.loaded, decoding.loaded.device
     # For each row: the number of its answer (-1: none), the tokens in its cache, and the token that goes in next.
     active, length, token = np.full(rows, -1), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
     while True:
@@ -181,5 +179,5 @@ def _generate(
         for row in np.flatnonzero(active >= 0).tolist():
             answer = answers[active[row]]
             answer.append(int(token[row]))
-            if stop(answer) or len(answer) == limits[active[row]]:
+            if is_finished(loaded, answer, stop_at_tag) or len(answer) == limits[active[row]]:
                 active[row] = -1
