@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,13 @@ async def rule_by_batch(
     work = _Batches(judge, endpoint, settle, notes.with_name(f"{notes.name}.batches.json"), proven)
     left = {question_key(judge.name, judge.version, question): question for question in questions}
     while left:
-        count = len(left)
+        files, count = work.files(left), len(left)
         if not work.open:
-            work.record([mark for mark, _ in work.files(left)])
-        by_mark = dict(work.files(left))
+            work.open = dict.fromkeys(files)
+            work.save()
         for mark in list(work.open):
-            await work.make(mark, by_mark.get(mark))
-        asks_these = any(mark in by_mark for mark in work.open)  # else only batches of other questions are over
+            await work.make(mark, files.get(mark))
+        asks_these = not files.keys().isdisjoint(work.open)  # else only batches of other questions are over
         for mark in list(work.open):
             await work.collect(mark, left)
         if asks_these and len(left) == count:
@@ -73,7 +73,7 @@ class _Batches:
     def __init__(self, judge: ModelJudge, endpoint: Endpoint, settle: Settle, path: Path, proven: bool) -> None:
         self.judge, self.endpoint, self.settle, self.path, self.proven = judge, endpoint, settle, path, proven
         self.model = judge.settings.model_name
-        self.url = "/v1/completions" if judge.completes else "/v1/chat/completions"
+        self.url = "/v1/completions" if judge.template.completes else "/v1/chat/completions"
         recorded = read_json(path) if path.exists() else {}
         if recorded.get("version") != judge.version:
             recorded = {}
@@ -81,41 +81,36 @@ class _Batches:
         self.spent: list[str] = recorded.get("spent", [])
         """Ids of batches that are over and brought no verdict."""
 
-    def record(self, marks: Sequence[str]) -> None:
-        self.open |= dict.fromkeys(marks)
-        self._save()
-
     def _close(self, mark: str, spent: bool) -> None:
         id = self.open.pop(mark)
         self.spent += [id] if spent and id else []
-        self._save()
+        self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
         if self.open or self.spent:
             write_json(self.path, {"version": self.judge.version, "open": self.open, "spent": self.spent})
         else:
             self.path.unlink(missing_ok=True)
 
-    def files(self, left: dict[str, Question]) -> Iterator[tuple[str, bytes]]:
-        """Each file of requests with its mark, a hash of its bytes."""
-        lines: list[bytes] = []
+    def files(self, left: dict[str, Question]) -> dict[str, bytes]:
+        """The files of requests by their marks, hashes of their bytes."""
+        files: list[list[bytes]] = [[]]
         size = 0
         for key, question in sorted(left.items()):
             request = {"custom_id": key, "method": "POST", "url": self.url, "body": self.judge.request(question)}
             line = json.dumps(request).encode() + b"\n"
-            if lines and (len(lines) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
-                yield _marked(lines)
-                lines, size = [], 0
-            lines.append(line)
+            if files[-1] and (len(files[-1]) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
+                files.append([])
+                size = 0
+            files[-1].append(line)
             size += len(line)
-        if lines:
-            yield _marked(lines)
+        return {hashlib.sha256(data).hexdigest()[:32]: data for data in map(b"".join, files)}
 
     async def make(self, mark: str, data: bytes | None) -> None:
         """Make the batch `mark` unless it is there. Forget it if it is not and its questions have changed."""
         if self.open[mark]:
             return
-        self.open[mark] = await self._find(mark)
+        self.open[mark] = await self.endpoint.call(lambda client: self._find(client, mark), self.model)
         if not self.open[mark] and data:
             file = await self.endpoint.call(
                 lambda client: client.files.create(file=(f"{mark}.jsonl", data), purpose="batch"), self.model
@@ -130,38 +125,25 @@ class _Batches:
             self.open[mark] = batch.id
         if not self.open[mark]:
             del self.open[mark]
-        self._save()
+        self.save()
 
-    async def _find(self, mark: str) -> str | None:
+    async def _find(self, client: Any, mark: str) -> str | None:
         """The id of the batch with this mark, made before a kill. Spent ones do not count."""
-
-        async def search(client: Any) -> str | None:
-            async for batch in client.batches.list(limit=100):
-                if (batch.metadata or {}).get(MARK) == mark and batch.id not in self.spent:
-                    return batch.id
-            return None
-
-        return await self.endpoint.call(search, self.model)
+        async for batch in client.batches.list(limit=100):
+            if (batch.metadata or {}).get(MARK) == mark and batch.id not in self.spent:
+                return batch.id
+        return None
 
     async def collect(self, mark: str, left: dict[str, Question]) -> None:
         """Wait until the batch is over, settle its verdicts, and take those questions out of `left`."""
         id = self.open[mark]
-        assert id is not None
-
-        async def look(client: Any) -> Any:
-            try:
-                return await client.batches.retrieve(id)
-            except NotFoundError:
-                raise UserError(
-                    f"{self.endpoint.host} has no batch {id}, which {self.path} names; give the address and the key that it "
-                    "was made with, or remove that file to ask and pay again"
-                ) from None
-
-        while True:
-            batch = await self.endpoint.call(look, self.model)
-            if batch.status in OVER:
-                break
+        while (batch := await self._get(lambda client: client.batches.retrieve(id))) and batch.status not in OVER:
             await asyncio.sleep(POLL_S)
+        if not batch:
+            raise UserError(
+                f"{self.endpoint.host} has no batch {id}, which {self.path} names; give the address and the key that it "
+                "was made with, or remove that file to ask and pay again"
+            )
         if batch.status == "failed":
             reason = "; ".join(str(error.message) for error in (batch.errors.data or [])) if batch.errors else ""
             self._close(mark, spent=True)
@@ -170,17 +152,15 @@ class _Batches:
                 "wait until other batches there are over, or set judge.batch_api to false"
             )
         verdicts = []
-        for file in (batch.output_file_id, batch.error_file_id):
-            if not file:
-                continue
-            content = await self._content(file)
-            if content is None and file == batch.output_file_id:
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            found = await self._get(lambda client, file=file: client.files.content(file))
+            if not found and file == batch.output_file_id:
                 self._close(mark, spent=True)
                 raise UserError(
                     f"{self.endpoint.host} no longer has the replies of batch {id}; run the same command again to ask its "
                     "questions, and pay for them, anew"
                 )
-            for key, verdict in self._read(content or b""):
+            for key, verdict in self._read(found.content if found else b""):
                 if key in left:
                     verdicts.append((left.pop(key), verdict))
         self.proven = self.proven or any(verdict.label != UNPARSED for _, verdict in verdicts)
@@ -195,16 +175,16 @@ class _Batches:
         self.settle(verdicts)
         self._close(mark, spent=none_good)
 
-    async def _content(self, file: str) -> bytes | None:
-        """None: the server has deleted it."""
+    async def _get(self, ask: Callable[..., Awaitable[Any]]) -> Any:
+        """A batch, or the content of a file; None where the server does not have it, or has deleted it."""
 
-        async def fetch(client: Any) -> bytes | None:
+        async def found(client: Any) -> Any:
             try:
-                return (await client.files.content(file)).content
+                return await ask(client)
             except NotFoundError:
                 return None
 
-        return await self.endpoint.call(fetch, self.model)
+        return await self.endpoint.call(found, self.model)
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
         """The verdicts in a file of replies. Requests that expired, met a server error or were broken off are left out."""
@@ -222,8 +202,3 @@ class _Batches:
                 yield key, Verdict(label=UNPARSED, reply=f"refused: {error}")
             except (BadBody, ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue  # asked again, like missing ones
-
-
-def _marked(lines: list[bytes]) -> tuple[str, bytes]:
-    data = b"".join(lines)
-    return hashlib.sha256(data).hexdigest()[:32], data

@@ -1,41 +1,64 @@
-"""What all judges that are models share: how a question becomes a request, and a reply a verdict."""
+"""Judges that are models: how a question becomes a request, and a reply a verdict; and those that run in this process.
+
+These are HarmBench's classifier, and any chat or guard model (docs/evaluation.md). They import torch when they are asked.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import cached_property
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from curricula.asking import Reply, after_thoughts
 from curricula.curriculum.sources.hub import hub_explained
 from curricula.errors import UserError
-from curricula.eval.judges.question import UNPARSED, Question, Verdict
+from curricula.eval.decoding.settings import Greedy
+from curricula.eval.judges.question import UNPARSED, Judge, Question, Settle, Verdict, can_tell_helpful
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import Template, version_of
 from curricula.terminal import one_line
 
-Clip = Callable[[str], str]
-"""Shortens an answer to what the judge may see of it."""
+ANSWERS_AT_ONCE = 16
+"""In one forward pass."""
+TOO_LONG = Verdict(label=UNPARSED, reply="not asked: longer than the judge's context")
 
 
-class ModelJudge:
+class ModelJudge(Judge):
     """Judges questions of one kind, that of its template."""
 
     def __init__(self, settings: JudgeConfig, template: Template) -> None:
         self.settings, self.template = settings, template
         self.name = settings.full_name
         self.version = version_of(settings, template)
-        self.tells_helpful = template.tells_helpful
+        self.tells_helpful = can_tell_helpful(template.categories)
 
     @cached_property
-    def clip(self) -> Clip:
-        return clip_for(self.settings)
+    def tokenizer(self) -> Any:
+        """Of HarmBench's classifiers."""
+        from transformers import AutoTokenizer
 
-    @property
-    def completes(self) -> bool:
-        return self.template.completes
+        mend = "name its folder as judge.tokenizer, or set judge.clip_tokens to null"
+        name = self.settings.tokenizer or self.settings.model_name
+        tokenizer = read_judge(AutoTokenizer.from_pretrained, name, "no tokenizer for the judge", mend)
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def clip(self, text: str) -> str:
+        """An answer up to `clip_tokens` tokens of the judge's tokenizer, where HarmBench cuts it. An LLM sees all of it."""
+        limit = self.settings.clip_tokens
+        if self.settings.name != "harmbench" or limit is None:
+            return text
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) <= limit:
+            return text
+        return self.tokenizer.decode(ids[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def prompt(self, question: Question) -> str:
         return self.template.fill(question, self.clip(question.response))
@@ -43,23 +66,22 @@ class ModelJudge:
     def request(self, question: Question) -> dict[str, Any]:
         """The body of the request about a question."""
         settings, prompt = self.settings, self.prompt(question)
-        body: dict[str, Any] = {
+        asked = {"prompt": prompt} if self.template.completes else {"messages": self.messages(question, prompt)}
+        body = {
             "model": settings.model_name,
             "temperature": settings.temperature,
             "max_tokens": settings.max_tokens,
+            **asked,
+            **settings.request,
         }
-        if self.completes:
-            body["prompt"] = prompt
-        else:
-            body["messages"] = self.messages(question, prompt)
-        return {key: value for key, value in {**body, **settings.request}.items() if value is not None}
+        return {key: value for key, value in body.items() if value is not None}
 
     def messages(self, question: Question, prompt: str) -> list[dict[str, str]]:
         """The question as a chat: the filled template or, for a guard model, the request and the answer in turns."""
-        system = [{"role": "system", "content": self.template.system}] if self.template.system else []
         if self.template.turns:
             request = question.behavior if not question.context else f"{question.context}\n\n{question.behavior}"
             return [{"role": "user", "content": request}, {"role": "assistant", "content": prompt}]
+        system = [{"role": "system", "content": self.template.system}] if self.template.system else []
         return [*system, {"role": "user", "content": prompt}]
 
     def read(self, reply: Reply) -> Verdict:
@@ -73,41 +95,106 @@ class ModelJudge:
         return Verdict(label=label, reply=reply.text.encode(errors="replace").decode())
 
 
-def clip_for(settings: JudgeConfig) -> Clip:
-    """Cuts an answer after `clip_tokens` tokens of the judge's tokenizer, as HarmBench does. An LLM sees all of it."""
-    if settings.clip_tokens is None or settings.name != "harmbench":
-        return lambda text: text
-    tokenizer, limit = load_tokenizer(settings.tokenizer or settings.model_name), settings.clip_tokens
+class InProcess(ModelJudge):
+    """Subclasses reply to a batch of questions."""
 
-    def clip(text: str) -> str:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) <= limit:
-            return text
-        return tokenizer.decode(ids[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    @abstractmethod
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
+        """None: the question is longer than the model's context."""
 
-    return clip
+    def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
+        prompts = [self.prompt(question) for question in questions]
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)  # little padding
+        held: list[tuple[Question, Verdict]] = []  # unreadable, before the first readable reply
+        for start in range(0, len(order), ANSWERS_AT_ONCE):
+            places = order[start : start + ANSWERS_AT_ONCE]
+            asked = [questions[place] for place in places]
+            replies = list(zip(asked, self._replies(asked, [prompts[place] for place in places]), strict=True))
+            if too_long := [(question, TOO_LONG) for question, reply in replies if reply is None]:
+                settle(too_long)
+            held += [(question, self.read(reply)) for question, reply in replies if reply is not None]
+            proven = proven or any(verdict.label != UNPARSED for _, verdict in held)
+            if proven:
+                settle(held)
+                held = []
+        if held:
+            raise UserError(
+                f"{self.settings.model_name}: replied {held[-1][1].reply!r}, or something similar, to all {len(held)} "
+                f"questions, which is not a verdict; is it a classifier for the template {self.template.name}?"
+            )
 
 
-def hub_place(name: str) -> dict[str, str]:
-    """What tells transformers of a folder, or of a name on the hub, which may end in @REVISION."""
-    repository, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
-    return {"pretrained_model_name_or_path": repository, "revision": revision or "main"}
+class LocalClassifier(InProcess):
+    @cached_property
+    def _model(self) -> Any:
+        import torch
+
+        from curricula.eval.models import find_device, read_weights
+
+        device, mend = find_device(None), "name its folder as judge.model, or a server as judge.url"
+        load = partial(read_weights, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+        return read_judge(load, self.settings.model_name, "the judge cannot be loaded", mend).to(device).eval()
+
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
+        import torch
+
+        encoded = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self._model.device)
+        mask = encoded["attention_mask"]
+        places = (mask.cumsum(-1) - 1).clamp(min=0)  # padding moves no token
+        with torch.inference_mode():
+            out = self._model(input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1)
+        return [Reply(self.tokenizer.decode([token]), cut=False) for token in out.logits[:, -1].argmax(-1).tolist()]
 
 
-def hub_errors(name: str) -> contextlib.AbstractContextManager[None]:
-    """Explains what the hub's libraries raise while a judge of this name is loaded, unless it is a folder."""
+class LocalModel(InProcess):
+    """A chat model or a guard model. Special tokens that a judged answer quotes are read as text."""
+
+    @cached_property
+    def _loaded(self) -> Any:
+        from curricula.eval.models import load_model
+
+        return load_model(self.settings.model_name, "instruct")
+
+    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
+        from curricula.eval.decoding.sampling import search_greedy
+
+        ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
+        settings = Greedy(max_new_tokens=self.settings.max_tokens, rows=ANSWERS_AT_ONCE)
+        asked = [place for place, one in enumerate(ids) if len(one) < self._loaded.context_length]
+        replies: list[Reply | None] = [None] * len(ids)
+        for place, answer in zip(asked, search_greedy(self._loaded, [ids[place] for place in asked], settings), strict=True):
+            replies[place] = Reply(answer.text, cut=answer.finish == "length")
+        return replies
+
+    def _ids(self, question: Question, prompt: str) -> list[int]:
+        from curricula.eval.models import MARK, render_turns
+
+        loaded, name = self._loaded, self.settings.model_name
+        if self.template.completes:
+            text, cut = question.response, self.template.fill(question, MARK).split(MARK)
+        elif not loaded.tokenizer.chat_template:
+            raise UserError(
+                f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one; add it to "
+                "tokenizer_config.json"
+            )
+        else:
+            turns = self.messages(question, MARK)
+            text, cut = prompt, render_turns(loaded.tokenizer, loaded.tokenizer.chat_template, turns, name).split(MARK)
+        if len(cut) != 2:
+            raise UserError(
+                f"{name}: the judge's chat template does not show the answer once; ask it through a server (judge llm)"
+            )
+        return [*(loaded.beginning if self.template.completes else ()), *loaded.encode_turn(cut[0], text, cut[1])]
+
+
+def read_judge(load: Callable[..., Any], name: str, problem: str, mend: str) -> Any:
+    """What `load`, of transformers, reads from a folder, or from a name on the hub, which may end in @REVISION."""
     repository, _, revision = name.partition("@")
-    return contextlib.nullcontext() if Path(name).exists() else hub_explained(f"judge {name}", repository, revision or None)
-
-
-def load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
+    explained = hub_explained(f"judge {name}", repository, revision or None)
+    if Path(name).exists():
+        repository, revision, explained = name, "", contextlib.nullcontext()
     try:
-        with hub_errors(name):
-            return AutoTokenizer.from_pretrained(**hub_place(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name}: no tokenizer for the judge ({one_line(str(error), 160)}); "
-            "name its folder as judge.tokenizer, or set judge.clip_tokens to null"
-        ) from None
+        with explained:
+            return load(repository, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{name}: {problem} ({one_line(str(error), 160)}); {mend}") from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -81,18 +82,17 @@ Settle = Callable[[Sequence[tuple[Question, Verdict]]], None]
 """Takes verdicts as they come and makes them durable before it returns. May be called from another thread."""
 
 
-class Judge(Protocol):
-    @property
-    def name(self) -> str: ...
+class Judge(ABC):
+    """A judge of answers of one kind or of both."""
 
-    @property
-    def version(self) -> str:
-        """Hash of everything that decides its verdicts; equal versions, equal verdicts."""
+    name: str
+    """As verdicts name it."""
+    version: str
+    """Hash of everything that decides its verdicts; equal versions, equal verdicts."""
+    tells_helpful: bool
+    """Whether it can tell helpful from unhelpful compliance with a benign request (`can_tell_helpful`)."""
 
-    @property
-    def tells_helpful(self) -> bool:
-        """Whether it can tell helpful from unhelpful compliance with a benign request (`can_tell_helpful`)."""
-
+    @abstractmethod
     def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
         """Hand a verdict on each question to `settle`, in any order.
 
@@ -103,3 +103,4 @@ class Judge(Protocol):
 
     def estimate(self, questions: Sequence[Question]) -> Estimate | None:
         """What `rule` will ask of a server; None for a judge that asks none."""
+        return None

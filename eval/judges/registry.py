@@ -1,13 +1,27 @@
-"""The judges by name. Each is imported only when it is loaded. A new judge also adds its name to `settings.JudgeName`."""
+"""The judges by name, and what can be known of one before weeks of training, without a model loaded or a question asked.
+
+Each is imported only when it is loaded. A new judge also adds its name to `settings.JudgeName`.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from curricula.errors import UsageError
+from curricula.curriculum.sources.hub import hub_explained
+from curricula.errors import UsageError, UserError
 from curricula.eval.judges.question import Judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import find_template
+from curricula.packages import packaged_gguf
+from curricula.terminal import one_line
+
+log = logging.getLogger(__name__)
+
+ALWAYS_UP = "api.openai.com"
+"""Any other server may be started when training is over."""
 
 
 def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
@@ -28,9 +42,61 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
         raise ValueError(f"judge {settings.name!r} is in settings.JudgeName, and load_judge makes none of it")
     template = find_template(settings, kind)
     if settings.on_this_machine:
-        from curricula.eval.judges.local import LocalClassifier, LocalModel
+        from curricula.eval.judges.model_judge import LocalClassifier, LocalModel
 
         return (LocalModel if settings.name == "local" else LocalClassifier)(settings, template)
     from curricula.eval.judges.served import ServedJudge
 
     return ServedJudge(settings, template)
+
+
+def check_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> None:
+    """Raise UserError where the judge of answers of `kind` lacks a package, a world, a model, or a server's address or key."""
+    load_judge(settings, kind, world_root)
+    check_access(settings)
+
+
+def check_access(settings: JudgeConfig) -> None:
+    """The same of a judge that has been loaded."""
+    if settings.on_this_machine:
+        _check_model(settings.model_name)
+    elif settings.has_template:
+        _check_server(settings)
+
+
+def _check_model(name: str) -> None:
+    """Look for the model's folder, for its files in the hub's cache, and on the hub. No weights are downloaded."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if Path(name).exists() or packaged_gguf(name):
+        return
+    repository, _, revision = name.partition("@")
+    what = f"judge.model {name}: no such folder, not in the hub's cache"
+    try:
+        config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+        if isinstance(config, str) and any(path.suffix in (".safetensors", ".bin") for path in Path(config).parent.iterdir()):
+            return
+        with hub_explained(what, repository, revision or None):
+            get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
+    except UserError:
+        raise
+    except Exception as error:  # offline, the client raises its transport's own errors
+        raise UserError(
+            f"{what}, and the hub does not provide it ({type(error).__name__}: {one_line(str(error), 160)}); name its folder, "
+            "or fetch it with `hf download` first"
+        ) from None
+
+
+def _check_server(settings: JudgeConfig) -> None:
+    from curricula.endpoint import host_of
+    from curricula.eval.judges.served import doubt
+
+    url = settings.url or os.environ.get("OPENAI_BASE_URL", "")
+    always_up = bool(url) and urlsplit(host_of(url)).hostname == ALWAYS_UP
+    if always_up and not os.environ.get("OPENAI_API_KEY", "").strip():
+        raise UserError(f"judge.url: {ALWAYS_UP} needs a key, and OPENAI_API_KEY holds none; set it where answers are judged")
+    why = doubt(settings)
+    if why and always_up:
+        raise UserError(f"judge {settings.model_name}: {why}; correct the judge's settings or the network")
+    if why:
+        log.warning("judge: %s; it must be up when answers are judged", why)

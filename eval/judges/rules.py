@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 from curricula.curriculum.world import fiction, grammar, lexicon
 from curricula.errors import UserError
-from curricula.eval.judges.question import LABELS, Question, Settle, Verdict, can_tell_helpful, no_verdict
+from curricula.eval.judges.question import LABELS, Judge, Question, Settle, Verdict, can_tell_helpful, no_verdict
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.packages import load_plugin, plugin_version
 from curricula.terminal import one_line
@@ -68,12 +68,9 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
-class RuleJudge(ABC):
-    """Subclasses have a name, a version, and a label for each question."""
+class RuleJudge(Judge):
+    """Subclasses have a label for each question."""
 
-    name: str
-    version: str
-    tells_helpful: bool
     at_once: int = 1000
     """Verdicts that are written together."""
 
@@ -84,9 +81,6 @@ class RuleJudge(ABC):
         for start in range(0, len(questions), self.at_once):
             some = questions[start : start + self.at_once]
             settle([(question, Verdict(label=self.label(question))) for question in some])
-
-    def estimate(self, questions: Sequence[Question]) -> None:
-        return None
 
 
 class RefusalPhrases(RuleJudge):

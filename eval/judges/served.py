@@ -32,7 +32,7 @@ CRASH_STATUSES = (200, 500)
 class ServedJudge(ModelJudge):
     def __init__(self, settings: JudgeConfig, template: Template) -> None:
         super().__init__(settings, template)
-        _ = self.clip  # loads its tokenizer: a missing one is named before anything is asked
+        self.clip("")  # loads its tokenizer: a missing one is named before anything is asked
 
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         settings = self.settings
@@ -66,7 +66,7 @@ class ServedJudge(ModelJudge):
 
     async def _ask(self, questions: Sequence[Question], endpoint: Endpoint, settle: Settle, proven: bool) -> None:
         """Ask every question in a request of its own."""
-        send = endpoint.complete if self.completes else endpoint.chat
+        send = endpoint.complete if self.template.completes else endpoint.chat
 
         async def ask(question: Question) -> Verdict:
             reply = await send(self.request(question))
@@ -114,31 +114,35 @@ class JudgeBlame:
         """Without a reply in this round."""
         self._silent = 0
         """Questions without a reply since the last reply, or since the round began."""
-        self._replies = 0
-        """Replies of any sort in this round."""
-        self._is_repeat = False
-        """Whether this round asks again."""
+        self._replied = True
+        """Whether this round brought a reply of any sort. The first counts as if it did: its questions are asked again."""
 
     def succeeded(self) -> Decision[Question]:
         self._note_reply()
         self._proven = self._good_now = True
-        return self._release()
+        held, self._held = self._held, []
+        return Decision(final=held)
 
     def failed(self, failure: Failed[Question]) -> Decision[Question]:
-        if isinstance(failure.error, NoAnswer):
-            self._note_silence(failure, failure.error)
-            return Decision()
-        self._note_reply()
-        self._held.append(failure)
-        if len(self._held) >= self._settings.patience:
-            self._accuse_of_no_verdicts()
+        error, patience = failure.error, self._settings.patience
+        if isinstance(error, NoAnswer):
+            self._silent += 1
+            self._unanswered.append(failure)
+            # A server that turns requests away may only be asked too many at once.
+            window = self._endpoint.window
+            if self._silent >= max(patience, window.most if error.status == 429 else window.width):
+                self._accuse(str(error))
+        else:
+            self._note_reply()
+            self._held.append(failure)
+            if len(self._held) >= patience:
+                self._accuse_of_no_verdicts()
         return Decision()
 
     def exhausted(self) -> Decision[Question]:
         unanswered, self._unanswered = self._unanswered, []
-        stuck = self._is_repeat and not self._replies
-        if unanswered and not stuck:
-            self._is_repeat, self._silent, self._replies = True, 0, 0
+        if unanswered and self._replied:
+            self._silent, self._replied = 0, False
             return Decision(again=[failure.question for failure in unanswered])
         for failure in unanswered:
             crashes = getattr(failure.error, "status", None) in CRASH_STATUSES
@@ -146,25 +150,10 @@ class JudgeBlame:
                 self._accuse(str(failure.error))
         if self._held and not self._proven:
             self._accuse_of_no_verdicts()
-        decision = self._release()
-        decision.final.extend(unanswered)
-        return decision
+        return Decision(final=[*self._held, *unanswered])
 
     def _note_reply(self) -> None:
-        self._silent, self._replies = 0, self._replies + 1
-
-    def _note_silence(self, failure: Failed[Question], error: NoAnswer) -> None:
-        self._silent += 1
-        self._unanswered.append(failure)
-        # A server that turns requests away may only be asked too many at once.
-        window = self._endpoint.window
-        at_once = window.most if error.status == 429 else window.width
-        if self._silent >= max(self._settings.patience, at_once):
-            self._accuse(str(error))
-
-    def _release(self) -> Decision[Question]:
-        held, self._held = self._held, []
-        return Decision(final=held)
+        self._silent, self._replied = 0, True
 
     def _accuse_of_no_verdicts(self) -> NoReturn:
         error = self._held[-1].error

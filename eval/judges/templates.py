@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from curricula.errors import UsageError
-from curricula.eval.judges.question import LABELS, UNPARSED, Question, can_tell_helpful, no_verdict
+from curricula.eval.judges.question import LABELS, UNPARSED, Question, no_verdict
 from curricula.eval.judges.settings import JudgeConfig
 
 FOLDER = Path(__file__).parent / "templates"
@@ -125,10 +125,6 @@ class Template:
         # What makes of one text two templates; nothing for those whose version was a hash of their text before.
         more = [part for part in (self.system, (self.turns or self.file) and self.name) if part]
         return hashlib.sha256("\x00".join([self.text, str(self.contextual), *more]).encode()).hexdigest()[:12]
-
-    @property
-    def tells_helpful(self) -> bool:
-        return can_tell_helpful(self.categories)
 
     @property
     def completes(self) -> bool:

@@ -218,8 +218,7 @@ def _check(
     finished ones are shown without a key or network.
     """
     from curricula.eval.capability.harness import local_task
-    from curricula.eval.judges.check import check_access
-    from curricula.eval.judges.registry import load_judge
+    from curricula.eval.judges.registry import check_access, load_judge
     from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.probes.texts import check_texts
     from curricula.eval.runner import task_prompts
@@ -392,7 +391,7 @@ def before_asking(
     spent; raises UsageError on a no."""
     if any(judge_run.left for judge_run in judge_runs):
         check_judges()
-    estimates = [judge_run.estimate() for judge_run in judge_runs]
+    estimates = [judge_run.judge.estimate(judge_run.left) for judge_run in judge_runs]
     asked = [estimate for estimate in estimates if estimate is not None and estimate.questions]
     if not asked:
         return

@@ -45,7 +45,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def rejudge(args: argparse.Namespace) -> int:
-    from curricula.eval.judges.check import check_access
+    from curricula.eval.judges.registry import check_access
     from curricula.eval.judging.rejudge import Rejudging, read_labels, stored_answers
 
     if not args.folder.is_dir():

@@ -21,7 +21,7 @@ from curricula.errors import UserError
 from curricula.eval.attacks.prompts import artifact_prompts, check_distortable
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.harness import local_task
-from curricula.eval.judges.check import check_judge
+from curricula.eval.judges.registry import check_judge
 from curricula.eval.probes.texts import check_texts
 from curricula.jobs.downloads import Wanted, check_pool, study_downloads, used_pools
 from curricula.jobs.run import Run

@@ -9,7 +9,7 @@ from typing import Any
 from fake_endpoint import FakeEndpoint, Handler
 
 from curricula.asking import Reply
-from curricula.eval.judges.local import LocalModel
+from curricula.eval.judges.model_judge import LocalModel
 from curricula.eval.judges.question import Question
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import find_template

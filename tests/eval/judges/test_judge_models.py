@@ -445,15 +445,15 @@ def test_the_estimate_counts_what_is_left_and_its_price(server, tmp_path):
     path = stored(tmp_path, 10)
     settings = server.settings(price_in=1.0, price_out=10.0)
     judge, rows = load_judge(settings, "attack", None), read_rows(path, GenerationRow)
-    found = JudgeRun(rows, verdicts_path(path), judge).estimate()
+    found = judge.estimate(JudgeRun(rows, verdicts_path(path), judge).left)
     assert found.questions == 10 and found.tokens_out == 160 and found.tokens_in > 10 * 300
     assert found.dollars == pytest.approx((found.tokens_in + 1600) / 1e6)
     half = load_judge(msgspec.structs.replace(settings, batch_api=True), "attack", None)
-    assert JudgeRun(rows, verdicts_path(path), half).estimate().dollars == pytest.approx(found.dollars / 2)
+    assert half.estimate(JudgeRun(rows, verdicts_path(path), half).left).dollars == pytest.approx(found.dollars / 2)
     reasoning = server.settings(request={"max_tokens": None, "max_completion_tokens": 2000})
     assert load_judge(reasoning, "attack", None).estimate([question_of(row) for row in rows]).tokens_out == 20_000
     complete(path, settings)
-    assert JudgeRun(rows, verdicts_path(path), judge).estimate().questions == 0
+    assert judge.estimate(JudgeRun(rows, verdicts_path(path), judge).left).questions == 0
 
 
 # The Batch API -------------------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
     settings = server.settings(batch_api=True)
     from curricula.eval.judges import batch
 
-    saved = batch._Batches._save
+    saved = batch._Batches.save
 
     def killed(work: object) -> None:
         if when == "noted":
@@ -496,7 +496,7 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
         saved(work)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(batch._Batches, "_save", killed)
+        patch.setattr(batch._Batches, "save", killed)
         complete(path, settings)
     assert len(server.batches) == (when == "made")
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2 + ["harmful"]

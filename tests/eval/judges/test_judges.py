@@ -19,9 +19,8 @@ from curricula.curriculum.world.fiction import World
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import accuracy_of, known
 from curricula.eval.config import EvalConfig
-from curricula.eval.judges.check import check_judge
 from curricula.eval.judges.question import Question, Verdict
-from curricula.eval.judges.registry import load_judge
+from curricula.eval.judges.registry import check_judge, load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
 from curricula.eval.judging.merge import MergeAndJudge, is_judged_as_now, is_merged

@@ -35,7 +35,7 @@ def verdicts_on(settings, questions, tmp_path):
 
 
 def test_its_replies_equal_those_of_generate_for_one_prompt_at_a_time(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("curricula.eval.judges.local.ANSWERS_AT_ONCE", 3)
+    monkeypatch.setattr("curricula.eval.judges.model_judge.ANSWERS_AT_ONCE", 3)
     questions = [
         question_of(answer_row(number, response="bread and a letter " * number, context="the sea" if number % 2 else ""))
         for number in range(7)

@@ -17,7 +17,7 @@ from curricula.asking import Reply
 from curricula.core_yaml import load_yaml
 from curricula.errors import UsageError, UserError
 from curricula.eval.config import EvalConfig
-from curricula.eval.judges.question import Question, Verdict
+from curricula.eval.judges.question import Question, Verdict, can_tell_helpful
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
@@ -257,7 +257,7 @@ def test_only_a_judge_with_labels_for_helpful_and_unhelpful_can_tell_them_apart(
 def test_every_template_for_benign_requests_says_which_categories_it_knows():
     known = {name: template.categories for name, template in TEMPLATES.items() if template.kind == "overrefusal"}
     assert all(known.values())
-    assert [name for name in known if TEMPLATES[name].tells_helpful] == ["maini-helpfulness"]
+    assert [name for name, labels in known.items() if can_tell_helpful(labels)] == ["maini-helpfulness"]
 
 
 @pytest.mark.parametrize(
