@@ -20,15 +20,26 @@ WIDTH = 256
 
 
 class Decoding:
-    """`rows` rows with room for `capacity` tokens each; with `fixed`, every pass has exactly so many rows."""
+    """`rows` rows with room for `capacity` tokens each; with `fixed`, every pass has exactly so many rows.
+
+    Passes of fixed shape are filled up with a line of the cache behind those of the rows, and see whole stretches of columns.
+    """
 
     def __init__(self, loaded: LoadedModel, rows: int, capacity: int, fixed: int = 0) -> None:
         self.loaded, self.rows, self.fixed = loaded, rows, fixed
+        self.capacity = -(-capacity // WIDTH) * WIDTH if fixed else capacity
+        # Of a pass: its lines of the cache [n, 1], whether they are some of all, and the columns that it writes and sees.
+        self.lines = self.columns = torch.empty(0, dtype=torch.long)
+        self.some, self.width = False, 0
+        self.slabs = [Slab(self) for _ in range(loaded.layers)]
+        self.cache = Cache(layers=list(self.slabs))
         if fixed:
-            self.cache = SlabCache(loaded.layers, rows + 1, -(-capacity // WIDTH) * WIDTH)
             self.check_rows_alike()
-        else:
-            self.cache = SlabCache(loaded.layers, rows, capacity)
+
+    @property
+    def height(self) -> int:
+        """Lines of the cache."""
+        return self.rows + (1 if self.fixed else 0)
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
@@ -47,13 +58,36 @@ class Decoding:
             place = {ids: number for number, ids in enumerate(some)}
             begun = [(row, place[ids]) for row, prompt in zip(rows, prompts) if (ids := tuple(prompt[:-1])) in place]
             filled, which = torch.tensor(begun, device=device).T
-            self.cache.put(filled, read, which)
+            layers: list[Any] = read.layers
+            for slab, layer in zip(self.slabs, layers):
+                slab.allocate(layer.keys, layer.values)
+                slab.keys[filled, :, :width] = layer.keys[which]
+                slab.values[filled, :, :width] = layer.values[which]
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows, in this order."""
-        last = torch.arange(self.rows, self.cache.rows, device=rows.device)
+        lines = torch.cat([rows, torch.arange(self.rows, self.height, device=rows.device)])
         self.rows = len(rows)
-        self.cache.select(torch.cat([rows, last]))
+        for slab in self.slabs:
+            if slab.keys is not None:
+                slab.keys, slab.values = slab.keys[lines], slab.values[lines]
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy, within each row i, column source[i, j] to column target[i, j]."""
+        lines = torch.arange(self.rows, device=source.device)[:, None]
+        for slab in self.slabs:
+            for tensor in (slab.keys, slab.values):
+                tensor[lines, :, target] = tensor[lines, :, source]
+
+    def compact(self, columns: torch.Tensor, capacity: int) -> None:
+        """Keep only columns columns[i] of row i, in this order, with room for `capacity` tokens."""
+        lines = torch.arange(self.rows, device=columns.device)[:, None]
+        self.capacity = capacity
+        room = (0, 0, 0, capacity - columns.shape[1])
+        for slab in self.slabs:
+            if slab.keys is not None:
+                kept = (tensor[lines, :, columns].transpose(1, 2) for tensor in (slab.keys, slab.values))
+                slab.keys, slab.values = (torch.nn.functional.pad(tensor, room) for tensor in kept)
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -64,7 +98,7 @@ class Decoding:
         """
         if not self.fixed:
             return self._forward(tokens, positions, columns, mask)
-        mask = torch.nn.functional.pad(mask, (0, self.cache.capacity - mask.shape[-1]))
+        mask = torch.nn.functional.pad(mask, (0, self.capacity - mask.shape[-1]))
         nothing = [torch.zeros_like(part[:1]) for part in (tokens, positions, columns, mask)]
         nothing[3][..., 0] = True
         parts = [torch.cat(pair) for pair in zip((tokens, positions, columns, mask), nothing)]
@@ -85,7 +119,8 @@ class Decoding:
         mask: torch.Tensor,
         lines: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        self.cache.expect(columns, mask.shape[-1], lines)
+        self.columns, self.width, self.some = columns, mask.shape[-1], lines is not None
+        self.lines = (torch.arange(self.rows, device=columns.device) if lines is None else lines)[:, None]
         output = self.loaded.read(self.cache, input_ids=tokens, attention_mask=mask[:, None], position_ids=positions)
         logits = output.logits.to(self.loaded.logit_dtype)
         self.loaded.require_distribution(logits)
@@ -109,23 +144,23 @@ class Decoding:
             )
 
 
-class SlabLayer(DynamicLayer):
-    """One layer's keys and values, [rows, heads, capacity, size]."""
+class Slab(DynamicLayer):
+    """One layer's keys and values, [lines, heads, capacity, size]; the model's own code reads and writes them."""
 
     keys: Any
     """None before the first write."""
     values: Any
 
-    def __init__(self, cache: SlabCache) -> None:
+    def __init__(self, batch: Decoding) -> None:
         super().__init__()
-        self.cache = cache
+        self.batch = batch
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         self.allocate(key_states, value_states)
-        lines, columns, width = self.cache.lines, self.cache.columns, self.cache.width
+        lines, columns, width = self.batch.lines, self.batch.columns, self.batch.width
         self.keys[lines, :, columns] = key_states.transpose(1, 2)
         self.values[lines, :, columns] = value_states.transpose(1, 2)
-        if self.cache.some:
+        if self.batch.some:
             return self.keys[lines[:, 0], :, :width], self.values[lines[:, 0], :, :width]
         return self.keys[:, :, :width], self.values[:, :, :width]
 
@@ -134,64 +169,10 @@ class SlabLayer(DynamicLayer):
             # Zeros: a masked column still takes part in the product, and uninitialised memory may hold NaN. Keys and values
             # may differ in size, as DeepSeek's do.
             self.keys, self.values = (
-                part.new_zeros(self.cache.rows, part.shape[1], self.cache.capacity, part.shape[3]) for part in like
+                part.new_zeros(self.batch.height, part.shape[1], self.batch.capacity, part.shape[3]) for part in like
             )
             self.dtype, self.device = like[0].dtype, like[0].device
             self.is_initialized = True
 
     def get_seq_length(self, *_: Any) -> int:
-        return self.cache.width
-
-
-class SlabCache(Cache):
-    """A cache of `layers` layers of `rows` rows with room for `capacity` tokens each; the model's own code runs on it."""
-
-    width: int
-    """Columns that the next forward pass attends to."""
-
-    def __init__(self, layers: int, rows: int, capacity: int) -> None:
-        self.rows, self.capacity, self.width = rows, capacity, 0
-        self.lines = self.columns = torch.empty(0, dtype=torch.long)
-        self.some = False  # whether a pass has lines of its own, in place of all
-        self.slabs = [SlabLayer(self) for _ in range(layers)]
-        super().__init__(layers=list(self.slabs))
-
-    def expect(self, columns: torch.Tensor, width: int, lines: torch.Tensor | None = None) -> None:
-        """Announce a forward pass that writes token [i, j] to column columns[i, j] of row i and sees `width` columns.
-
-        With `lines` its rows are these rows of the cache, in place of all.
-        """
-        self.columns, self.width, self.some = columns, width, lines is not None
-        self.lines = (torch.arange(self.rows, device=columns.device) if lines is None else lines)[:, None]
-
-    def put(self, rows: torch.Tensor, read: DynamicCache, which: torch.Tensor) -> None:
-        """Begin row rows[i] with what line which[i] of `read` holds."""
-        layers: list[Any] = read.layers
-        for slab, layer in zip(self.slabs, layers):
-            slab.allocate(layer.keys, layer.values)
-            slab.keys[rows, :, : layer.keys.shape[2]] = layer.keys[which]
-            slab.values[rows, :, : layer.keys.shape[2]] = layer.values[which]
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep only these rows, in this order."""
-        self.rows = len(rows)
-        for slab in self.slabs:
-            if slab.keys is not None:
-                slab.keys, slab.values = slab.keys[rows], slab.values[rows]
-
-    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy, within each row i, column source[i, j] to column target[i, j]."""
-        lines = torch.arange(self.rows, device=source.device)[:, None]
-        for slab in self.slabs:
-            for tensor in (slab.keys, slab.values):
-                tensor[lines, :, target] = tensor[lines, :, source]
-
-    def compact(self, columns: torch.Tensor, capacity: int) -> None:
-        """Keep only columns columns[i] of row i, in this order, with room for `capacity` tokens."""
-        lines = torch.arange(self.rows, device=columns.device)[:, None]
-        self.capacity = capacity
-        room = (0, 0, 0, capacity - columns.shape[1])
-        for slab in self.slabs:
-            if slab.keys is not None:
-                kept = (tensor[lines, :, columns].transpose(1, 2) for tensor in (slab.keys, slab.values))
-                slab.keys, slab.values = (torch.nn.functional.pad(tensor, room) for tensor in kept)
+        return self.batch.width

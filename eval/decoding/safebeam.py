@@ -23,7 +23,6 @@ STEPS_OF_SLACK = 12
 
 
 def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[Answer]:
-    """The SafeBeam answer to each prompt (token ids)."""
     return [
         make_answer(loaded, found, config.stop_at_tag, config.safe_completions, tuple(prompt), pruning)
         for prompt, (found, pruning) in zip(prompts, search_tokens(loaded, prompts, config))
@@ -116,12 +115,12 @@ class Search:
 
         logits, p_tag = self.trees.extend(parent, token)
         parent_risk = self.p_tag.gather(1, parent)
-        if config.ended_risk == "before":
-            p_tag = torch.where(now_ended, parent_risk, p_tag)
-        elif config.ended_risk == "after":
-            p_tag = torch.where(was_ended, parent_risk, p_tag)
-        else:
-            p_tag = torch.where(now_ended, 0.0, p_tag)
+        ended, risk = {
+            "before": (now_ended, parent_risk),
+            "after": (was_ended, parent_risk),
+            "none": (now_ended, torch.zeros_like(parent_risk)),
+        }[config.ended_risk]
+        p_tag = torch.where(ended, risk, p_tag)
 
         kept = survivors(score, p_tag, config)
         first = kept[:, :1]  # the likeliest survivor: candidates stand best first
@@ -318,7 +317,7 @@ class BeamTrees:
         places = torch.arange(self.beams, device=self.device)
         target = self.used[:, None] + places
         if not torch.equal(kept, places.expand_as(kept)):
-            self.decoding.cache.move(self.used[:, None] + kept, target)
+            self.decoding.move(self.used[:, None] + kept, target)
         self.ancestors = self.ancestors.gather(1, parent.gather(1, kept)[..., None].expand(-1, -1, self.capacity))
         self.ancestors.scatter_(2, target[..., None], True)
         self.ancestors &= live[..., None]
@@ -331,7 +330,7 @@ class BeamTrees:
         count = needed.sum(1)
         order = needed.int().sort(dim=1, descending=True, stable=True).indices[:, : int(count.max())]
         capacity = max(order.shape[1] + self.slack, at_least)
-        self.decoding.cache.compact(order, capacity)
+        self.decoding.compact(order, capacity)
         ancestors = self.ancestors.gather(2, order[:, None].expand(-1, self.beams, -1))
         self.ancestors = torch.nn.functional.pad(ancestors, (0, capacity - order.shape[1]))
         self.used = count
@@ -341,7 +340,6 @@ class BeamTrees:
         self.ancestors[rows], self.used[rows], self.length[rows] = False, 0, 0
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep only these rows, in this order."""
         self.decoding.select(rows)
         self.used, self.length, self.ancestors = self.used[rows], self.length[rows], self.ancestors[rows]
 

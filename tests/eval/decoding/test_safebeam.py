@@ -158,7 +158,7 @@ def test_a_step_is_one_forward_pass_and_the_beams_share_their_past_in_memory(mod
     passes = []
 
     def note_size(*_):
-        slabs = [slab for slab in search.trees.decoding.cache.slabs if slab.keys is not None]
+        slabs = [slab for slab in search.trees.decoding.slabs if slab.keys is not None]
         passes.append(sum(part.nbytes for slab in slabs for part in (slab.keys, slab.values)))
 
     hook = loaded.model.register_forward_hook(note_size)
