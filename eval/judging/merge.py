@@ -186,9 +186,5 @@ def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list
 
 
 def _concatenated(shards: list[Path]) -> bytes:
-    return b"".join(map(_whole_lines, shards))
-
-
-def _whole_lines(path: Path) -> bytes:
-    data = path.read_bytes()
-    return data[: data.rfind(b"\n") + 1]
+    """The whole lines of the files, one after another."""
+    return b"".join(data[: data.rfind(b"\n") + 1] for data in map(Path.read_bytes, shards))

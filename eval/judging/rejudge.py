@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +77,15 @@ class Rejudging:
         self.left_alone = 0
         models: dict[Path, ModelRows] = {}
         for path in paths:
-            rows = read_answers(path)
-            if rows:
-                model = models.setdefault(path.parent, _model_of(path, rows[0]))
-                task = find_task(path.stem)
-                model.add_answers(path, rows, task.name, task.labels)
-            judge = judges[kind_of(rows[0].task)] if rows else None
-            if judge is None:
-                self.left_alone += len(rows)
+            rows, task = read_answers(path), find_task(path.stem)
+            if not rows:
                 continue
-            self.judge_runs[path] = JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)
+            model = models.setdefault(path.parent, _model_of(path, rows[0]))
+            model.add_answers(path, rows, task.name, task.labels)
+            if judge := judges[kind_of(task.name)]:
+                self.judge_runs[path] = JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)
+            else:
+                self.left_alone += len(rows)
         require_different([model for folder, model in models.items() if _in_run(folder.absolute())])
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
@@ -107,10 +106,9 @@ class Rejudging:
 
     def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
         """One for each task over all models, or one for each task of each model."""
-        groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = {}
+        groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = defaultdict(list)
         for path, judge_run in self.judge_runs.items():
-            where = f"{path.parent}/{path.stem}" if by_model else path.stem
-            groups.setdefault(where, []).extend(_pairs(path, judge_run))
+            groups[f"{path.parent}/{path.stem}" if by_model else path.stem] += _pairs(path, judge_run)
         return [_compare(where, pairs, labels) for where, pairs in groups.items()]
 
 

@@ -21,7 +21,7 @@ import msgspec
 from curricula import durable
 from curricula.durable import exclusive_lock
 from curricula.errors import UserError
-from curricula.eval.judges.question import LABELS, UNPARSED, Estimate, Judge, Question, Verdict, question_key
+from curricula.eval.judges.question import LABELS, UNPARSED, Judge, Question, Verdict, question_key
 from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, append_rows, read_rows, write_rows
 from curricula.eval.tasks import Judged, find_task
 from curricula.progress import Progress, silent
@@ -58,114 +58,106 @@ class JudgeRun:
 
     def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False) -> None:
         """`path` is the file of verdicts. `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until
-        another replaces it."""
+        another takes its place."""
         self.path, self.judge, self.rows = path, judge, rows
         self._ask_unparsed_again = ask_unparsed_again
         self._look()
 
     def _look(self) -> None:
-        """Find out what is left to ask."""
-        path, judge, rows = self.path, self.judge, self.rows
+        judge = self.judge.name, self.judge.version
 
-        def is_given(row: VerdictRow) -> bool:
-            return not (self._ask_unparsed_again and row.label == UNPARSED)
+        def given_in(path: Path) -> list[VerdictRow]:
+            mine = [row for row in read_rows(path, VerdictRow) if (row.judge, row.version) == judge]
+            return [row for row in mine if not (self._ask_unparsed_again and row.label == UNPARSED)]
 
-        mine = [row for row in read_rows(path, VerdictRow) if self._is_mine(row)]
-        found = [row for row in mine if is_given(row)]
-        given = {(row.key, row.question) for row in found}
-        unreadable = {(row.key, row.question) for row in mine if not is_given(row)}
+        found = given_in(self.path)
         # An answer whose verdict was set aside may have come back.
-        unused = [row for row in read_rows(unused_path(path), VerdictRow) if self._is_mine(row) and is_given(row)]
-        self._known = {row.question: row for row in [*unused, *found] if row.question}
-        self._replacing: set[str] = set()
-        self._short: list[GenerationRow] = []
+        self._known = {row.question: row for row in [*given_in(unused_path(self.path)), *found] if row.question}
+        given = {(row.key, row.question) for row in found}
         self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
-        self._questions: dict[str, Question] = {}
-        for row in rows:
-            key = key_of_question(row, judge.name, judge.version)
-            if (row.key, key) in given:
-                continue
-            if (row.key, key) in unreadable:
-                self._replacing.add(row.key)
-            if key:
+        """Answers without a verdict by the keys of their questions; "" for short-circuits."""
+        for row in self.rows:
+            key = key_of_question(row, *judge)
+            if (row.key, key) not in given:
                 self._waiting[key].append(row)
-                self._questions[key] = question_of(row)
-            else:
-                self._short.append(row)
-        self.total, self.done = len(rows), len(rows) - len(self._short) - sum(map(len, self._waiting.values()))
-
-    def _is_mine(self, row: VerdictRow) -> bool:
-        return (row.judge, row.version) == (self.judge.name, self.judge.version)
+        self.done = len(self.rows) - sum(map(len, self._waiting.values()))
 
     @property
     def left(self) -> list[Question]:
         """The questions that the judge has not answered yet."""
-        return [question for key, question in self._questions.items() if key not in self._known]
+        return [question_of(rows[-1]) for key, rows in self._waiting.items() if key and key not in self._known]
 
-    def estimate(self) -> Estimate | None:
-        return self.judge.estimate(self.left)
+    def complete(self, progress: Progress = silent, as_first: bool = False) -> None:
+        """Ask for the missing verdicts, and put the file in order. Each lot is on the disk before the next is written.
 
-    def complete(self, progress: Progress = silent) -> None:
-        """Ask for the missing verdicts. Each lot is on the disk before the next is written.
-
-        Raises UserError when another process is at work on the same file, or when the judge cannot go on.
+        `as_first`: this judge then stands first in the file, as the study's own. Raises UserError when another process is at
+        work on the same file, or when the judge cannot go on.
         """
-        with _alone_with(self.path):
-            self._look()  # again: another process may have judged since, while a person was asked about the cost
-            self._complete(progress)
-
-    def _complete(self, progress: Progress) -> None:
-        set_aside(self.path, self.rows)
-        progress(self.done, self.total)
-        self._append([verdict_row(self.judge, row, "", None) for row in self._short], progress)
-        repeats = [(row, key) for key, rows in self._waiting.items() if key in self._known for row in rows]
-        self._append([verdict_row(self.judge, row, key, self._known[key]) for row, key in repeats], progress)
+        judge = self.judge
 
         def settle(verdicts: Sequence[tuple[Question, Verdict]]) -> None:
             rows = []
             for question, verdict in verdicts:
-                key = question_key(self.judge.name, self.judge.version, question)
-                rows += [verdict_row(self.judge, row, key, verdict) for row in self._waiting[key]]
+                key = question_key(judge.name, judge.version, question)
+                rows += [verdict_row(judge, row, key, verdict) for row in self._waiting[key]]
             self._append(rows, progress)
 
-        proven = any(row.label != UNPARSED for row in self._known.values())
-        self.judge.rule(self.left, settle, self.path.with_suffix(""), proven)
+        with _alone_with(self.path):
+            self._look()  # again: another process may have judged since, while a person was asked about the cost
+            self._put_in_order()
+            progress(self.done, len(self.rows))
+            known = [(row, key) for key, rows in self._waiting.items() if not key or key in self._known for row in rows]
+            self._append([verdict_row(judge, row, key, self._known.get(key)) for row, key in known], progress)
+            proven = any(row.label != UNPARSED for row in self._known.values())
+            judge.rule(self.left, settle, self.path.with_suffix(""), proven)
+            self._put_in_order(as_first)
 
     def _append(self, rows: list[VerdictRow], progress: Progress) -> None:
         if rows:
-            self._replace([row for row in rows if row.key in self._replacing])
-            append_rows(self.path, [row for row in rows if row.key not in self._replacing])
+            append_rows(self.path, rows)
             self.done += len(rows)
-            progress(self.done, self.total)
+            progress(self.done, len(self.rows))
 
-    def _replace(self, rows: list[VerdictRow]) -> None:
-        """Put verdicts in place of this judge's "unparsed" on the same answers, so that a study's own stays the first."""
-        if rows:
-            by_key = {row.key: row for row in rows}
-            found = read_rows(self.path, VerdictRow)
-            write_rows(self.path, [by_key.get(row.key, row) if self._is_mine(row) else row for row in found])
+    def _put_in_order(self, as_first: bool = False) -> None:
+        """Sort the verdicts into the order of the answers, those of the judge that stands first before all others.
+
+        Those on answers that are gone or have changed move to `<name>.unused.jsonl`. Of a judge's verdicts on one answer the
+        last one stays: it was given where the first was "unparsed". A file that was written with interruptions thus ends with
+        the same bytes as one that was not.
+        """
+        place = {row.key: number for number, row in enumerate(self.rows)}
+        found, stale = read_rows(self.path, VerdictRow), []
+        standing: dict[tuple[str, str, str], VerdictRow] = {}
+        for row in found:
+            number = place.get(row.key)
+            if number is not None and row.question == key_of_question(self.rows[number], row.judge, row.version):
+                standing[row.judge, row.version, row.key] = row
+            else:
+                stale.append(row)
+        if stale:
+            known = set(read_rows(unused_path(self.path), VerdictRow))
+            append_rows(unused_path(self.path), [row for row in stale if row not in known])
+        leads = (self.judge.name, self.judge.version) if as_first else next(iter(standing), ("", ""))[:2]
+
+        def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
+            return (row.judge, row.version) != leads, row.judge, row.version, place[row.key]
+
+        ordered = sorted(standing.values(), key=rank)
+        if ordered != found:
+            write_rows(self.path, ordered)
 
 
 def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool = False) -> int:
-    """Ask for the missing verdicts on several tasks' answers, and put the files in order; returns the number of answers.
-
-    `as_first`: each judge then stands first in its file, as the study's own.
-    """
-    total, finished = sum(run.total for run in runs), 0
+    """Ask for the missing verdicts on several tasks' answers, as `JudgeRun.complete` does; returns the number of answers."""
+    total, finished = sum(len(run.rows) for run in runs), 0
     for run in runs:
-        run.complete(_shifted(progress, finished, total))
-        finished += run.total
-        put_in_order(run.path, run.rows, run.judge if as_first else None)
+
+        def of_all(done: int, _: int, before: int = finished, **figures: Any) -> None:
+            progress(before + done, total, **figures)
+
+        run.complete(of_all, as_first)
+        finished += len(run.rows)
     return total
-
-
-def _shifted(progress: Progress, finished: int, whole: int) -> Progress:
-    """The progress of one task, reported as that of `whole` units of which `finished` came first."""
-
-    def report(done: int, total: int, **figures: Any) -> None:
-        progress(finished + done, whole, **figures)
-
-    return report
 
 
 def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdict | VerdictRow | None) -> VerdictRow:
@@ -185,42 +177,6 @@ def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdic
         reply=given.reply,
         tells_helpful=judge.tells_helpful if is_benign else None,
     )
-
-
-def set_aside(path: Path, rows: Sequence[GenerationRow]) -> None:
-    """Move verdicts on answers that are gone or have changed to `<name>.unused.jsonl`."""
-    answers = {row.key: row for row in rows}
-
-    def holds(row: VerdictRow) -> bool:
-        answer = answers.get(row.key)
-        return answer is not None and row.question == key_of_question(answer, row.judge, row.version)
-
-    found = read_rows(path, VerdictRow)
-    stale = [row for row in found if not holds(row)]
-    if stale:
-        known = set(map(_identity, read_rows(unused_path(path), VerdictRow)))
-        append_rows(unused_path(path), [row for row in stale if _identity(row) not in known])
-        write_rows(path, [row for row in found if holds(row)])
-
-
-def put_in_order(path: Path, rows: Sequence[GenerationRow], first: Judge | None = None) -> None:
-    """Sort a file of verdicts into the order of the answers, those of judge `first` before all others.
-
-    Without `first`, the judge that stands first stays there. A file that was written with interruptions thus ends with the same
-    bytes as one that was not.
-    """
-    place = {row.key: number for number, row in enumerate(rows)}
-
-    with _alone_with(path):
-        found = read_rows(path, VerdictRow)
-        leads = (first.name, first.version) if first else (found[0].judge, found[0].version) if found else None
-
-        def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
-            return (row.judge, row.version) != leads, row.judge, row.version, place.get(row.key, len(place))
-
-        ordered = sorted(found, key=rank)
-        if ordered != found:
-            write_rows(path, ordered)
 
 
 def _alone_with(path: Path) -> AbstractContextManager[None]:
@@ -245,10 +201,6 @@ def unused_path(path: Path) -> Path:
     return path.with_name(path.stem + ".unused.jsonl")
 
 
-def _identity(row: VerdictRow) -> tuple[str, str, str, str]:
-    return row.key, row.judge, row.version, row.question
-
-
 def read_answers(path: Path) -> list[GenerationRow]:
     """The merged answers in `path`. Raises UserError where the file is not as long as the merge left it: rows that were lost
     would be missed by nobody."""
@@ -268,8 +220,7 @@ def read_judged(path: Path) -> list[JudgedRow]:
     An answer without such a verdict is "unparsed", by judge "". It is counted, and never as safe. So is an answer whose
     verdict was given on another text: `changed` says so.
     """
-    verdicts = next(iter(verdicts_by_judge(path).values()), {})
-    return [judged(row, verdicts.get(row.key)) for row in read_answers(path)]
+    return read_judges(path)[0]
 
 
 def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]]:
@@ -291,7 +242,7 @@ def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]
     """
     given: dict[tuple[str, str], dict[str, VerdictRow]] = defaultdict(dict)
     for verdict in read_rows(verdicts_path(path), VerdictRow):
-        given[verdict.judge, verdict.version].setdefault(verdict.key, verdict)
+        given[verdict.judge, verdict.version][verdict.key] = verdict
     own = read_stamp(path.parent).get(path.stem)
     if own is None:
         return given

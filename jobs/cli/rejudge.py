@@ -16,6 +16,7 @@ from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.judges.settings import JudgeConfig, caveats, vague
 from curricula.eval.report.console import interval, new_table, percent
+from curricula.eval.tasks import JUDGED
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.eval import add_judge_options, before_asking, judge_from
 from curricula.jobs.cli.options import add_json_flag, add_verb
@@ -84,7 +85,7 @@ def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
     )
     judges: dict = {}
     refused: UsageError | None = None
-    for kind in ("attack", "overrefusal"):
+    for kind in JUDGED:
         try:
             judges[kind] = load_judge(settings, kind, world)
         except UsageError as error:
@@ -95,8 +96,8 @@ def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
 
 
 def _print(found: list, console: Console) -> None:
-    rates = [rate for one in found for rate in (one.first, one.second) if rate is not None]
-    letters = dict(zip(dict.fromkeys(rate.judge for rate in rates), string.ascii_uppercase))
+    rates = [(one, rate) for one in found for rate in (one.first, one.second) if rate is not None]
+    letters = dict(zip(dict.fromkeys(rate.judge for _, rate in rates), string.ascii_uppercase))
     console.print(Text("\n".join(f"{letter}: {judge}" for judge, letter in letters.items())), soft_wrap=True)
     spans = ("rate", "95%\ninterval", "corrected", "95%\ninterval")
     table = new_table(
@@ -105,17 +106,13 @@ def _print(found: list, console: Console) -> None:
         left=2,
     )
     warnings: list[str] = []
-    for one in found:
-        where = one.where
-        for rate in (one.first, one.second):
-            if rate is not None:
-                true = rate.corrected
-                cells = [percent(rate.rate), interval(rate.low, rate.high), percent(true.rate if true else None)]
-                cells += [interval(true.low, true.high) if true else "–", f"{rate.answers:,}", f"{rate.unparsed:,}"]
-                table.add_row(Text(where), letters[rate.judge], *cells)
-                where = ""
-                if true and (words := vague(f"{one.where} by judge {letters[rate.judge]}", true.low, true.high)):
-                    warnings.append(words)
+    for one, rate in rates:
+        true, letter = rate.corrected, letters[rate.judge]
+        cells = [percent(rate.rate), interval(rate.low, rate.high), percent(true.rate if true else None)]
+        cells += [interval(true.low, true.high) if true else "–", f"{rate.answers:,}", f"{rate.unparsed:,}"]
+        table.add_row(Text("" if one.first and rate is one.second else one.where), letter, *cells)
+        if true and (words := vague(f"{one.where} by judge {letter}", true.low, true.high)):
+            warnings.append(words)
     console.print(table)
     for words in warnings:
         say(console, words, "yellow")
@@ -129,10 +126,7 @@ def _print(found: list, console: Console) -> None:
             agreed.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
     if agreed.row_count:
         console.print(agreed)
-    by_kind: dict[str, list[str]] = {"attack": [], "overrefusal": []}
-    for one in found:
-        by_kind[one.kind] += [rate.judge for rate in (one.first, one.second) if rate]
-    if words := caveats(*map(", ".join, by_kind.values())):
+    if words := caveats(*(", ".join(rate.judge for one, rate in rates if one.kind == kind) for kind in JUDGED)):
         say(console, words, "dim")
     for source in sorted({one.accuracy.source for one in found if one.accuracy}):
         say(console, f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")

@@ -21,7 +21,7 @@ from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
-from curricula.eval.judging.verdicts import JudgeRun, put_in_order, question_of, read_judged, verdicts_path
+from curricula.eval.judging.verdicts import JudgeRun, question_of, read_judged, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 
 KEY = "sk-judge-secret-4711"
@@ -40,8 +40,7 @@ def server(monkeypatch):
 def complete(path: Path, settings: JudgeConfig, kind: str = "attack") -> list[VerdictRow]:
     """Judge the answers in `path`. Returns their verdicts in order."""
     judge, rows = load_judge(settings, kind, None), read_rows(path, GenerationRow)
-    JudgeRun(rows, verdicts_path(path), judge).complete()
-    put_in_order(verdicts_path(path), rows, judge)
+    JudgeRun(rows, verdicts_path(path), judge).complete(as_first=True)
     return read_rows(verdicts_path(path), VerdictRow)
 
 

@@ -29,7 +29,6 @@ from curricula.eval.judging.verdicts import (
     JudgeRun,
     judged_now,
     key_of_question,
-    put_in_order,
     question_of,
     read_judged,
     read_judges,
@@ -214,6 +213,16 @@ def test_a_verdict_in_place_of_an_unparsed_one_replaces_none_of_another_version(
     assert found == [("1", "1_compliant_and_helpful"), ("2", "4_full_refusal")]
 
 
+def test_a_kill_after_a_verdict_that_replaces_an_unparsed_one_leaves_the_verdict(tmp_path):
+    path, row = tmp_path / "attacks-topk.jsonl", answer_row(0)
+    append_rows(path, [row])
+    unparsed, given = (replace(verdict_of(row, JUDGE.name, JUDGE.version), label=label) for label in ("unparsed", "safe"))
+    append_rows(verdicts_path(path), [unparsed, given])
+    assert [one.verdict for one in read_judged(path)] == ["safe"]
+    JudgeRun([row], verdicts_path(path), JUDGE, ask_unparsed_again=True).complete()
+    assert read_rows(verdicts_path(path), VerdictRow) == [given]
+
+
 def test_only_what_continues_a_bare_text_is_judged_with_its_beginning():
     rows = [answer_row(0), answer_row(0, raw=True), answer_row(0, raw=True, task="overrefusal-topk")]
     assert [question_of(row).beginning for row in rows] == ["", "Write ask-0", ""]
@@ -269,7 +278,7 @@ def test_a_study_may_change_its_judge(tmp_path):
     append_rows(verdicts_path(path), [verdict_of(row, "old") for row in rows])
     JudgeRun(rows, verdicts_path(path), JUDGE).complete()
     assert {row.judge for row in read_judges(path)[0]} == {"old"}  # until the merge is complete
-    put_in_order(verdicts_path(path), rows, JUDGE)
+    JudgeRun(rows, verdicts_path(path), JUDGE).complete(as_first=True)
     first, others = read_judges(path)
     assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["old 1"]
 
