@@ -43,7 +43,6 @@ FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
 """Names that published models give to the two parts of a block that write to the residual stream."""
 NORMS_BEHIND = (("post_self_attn_layernorm", "post_attention_layernorm"), ("post_feedforward_layernorm", "post_mlp_layernorm"))
 """Names of the norms behind these parts. Where the second is missing, Llama's post_attention_layernorm is none of them."""
-Hook = Callable[..., Any]
 
 
 class Direction(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,9 +78,6 @@ class Score(msgspec.Struct, frozen=True):
     refusal: float
     induced: float
     divergence: float
-
-    def passes(self, settings: Ablation) -> bool:
-        return self.divergence <= settings.most_divergence and self.induced >= settings.least_induced
 
 
 @dataclass(frozen=True)
@@ -149,8 +145,6 @@ def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
 
 
 class Search:
-    """The search for one model's direction."""
-
     def __init__(self, loaded: LoadedModel, settings: Ablation, key: str) -> None:
         self.loaded, self.settings, self.key = loaded, settings, key
         self.blocks = blocks_of(loaded.model)
@@ -187,13 +181,14 @@ class Search:
         scores = [score for score in found if math.isfinite(score.refusal + score.induced + score.divergence)]
         if not scores:
             raise UserError(f"{self.loaded.name}: no direction has scores that are numbers; did its training diverge?")
-        passing = [score for score in scores if score.passes(self.settings)]
+        most, least = self.settings.most_divergence, self.settings.least_induced
+        passing = [score for score in scores if score.divergence <= most and score.induced >= least]
         best = min(passing or scores, key=lambda score: score.refusal)
         is_filtered = all(kept for _, kept in filtered)
         if not (passing and is_filtered):
             log.warning("%s: found no clear direction of refusal; does the model refuse at all?", self.loaded.name)
         return Direction(
-            **{name: getattr(best, name) for name in Score.__struct_fields__},
+            **msgspec.structs.asdict(best),
             refusal_before=before,
             prompts_filtered=is_filtered,
             thresholds_met=bool(passing),
@@ -300,7 +295,7 @@ def without_direction(model: Any, vector: Sequence[float]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hooked(inputs: Sequence[Any], outputs: Sequence[Any], change: Hook) -> Iterator[None]:
+def hooked(inputs: Sequence[Any], outputs: Sequence[Any], change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While the block runs, `change` is applied to the states that `inputs` read and that `outputs` give."""
 
     def before(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -321,7 +316,6 @@ def hooked(inputs: Sequence[Any], outputs: Sequence[Any], change: Hook) -> Itera
 
 
 def blocks_of(model: Any) -> list[Any]:
-    """The model's blocks, first to last."""
     count = model.config.num_hidden_layers
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
     found = next((list(part) for part in lists if all(parts_of(block) for block in part)), None)

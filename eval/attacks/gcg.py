@@ -186,7 +186,6 @@ def first_state(attack: Attack) -> State:
 def advance(
     attack: Attack, state: State, replacements: np.ndarray, rng: np.random.Generator, draft: LoadedModel | None
 ) -> None:
-    """One step of the attack."""
     config = attack.config
     candidates = draw_candidates(state.current, replacements, config, rng)
     candidates = [row for row, kept in zip(candidates, attack.keeps_tokens(candidates)) if kept]

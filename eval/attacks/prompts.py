@@ -80,12 +80,10 @@ def attempts(prompt: Prompt, settings: BestOfN, seed: int) -> list[Prompt]:
 
 def distorted(text: str, settings: BestOfN, rng: random.Random) -> str:
     """`text` after the distortions that are on, in the order and with the draws of the authors' code."""
-    if settings.scramble:
-        text = scrambled(text, settings.sigma, rng)
-    if settings.capitalize:
-        text = capitalized(text, settings.sigma, rng)
-    if settings.noise:
-        text = noised(text, settings.sigma, rng)
+    distortions = ((settings.scramble, scrambled), (settings.capitalize, capitalized), (settings.noise, noised))
+    for is_on, distort in distortions:
+        if is_on:
+            text = distort(text, settings.sigma, rng)
     return text
 
 

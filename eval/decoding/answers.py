@@ -13,8 +13,6 @@ from curricula.randomness import key_seed
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One generated answer."""
-
     text: str
     """As generated, without the tag and the end mark."""
     tokens: int

@@ -24,9 +24,7 @@ from curricula.errors import UserError
 from curricula.eval.judges.model_judge import ModelJudge
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict, question_key
 
-MOST_REQUESTS = 50_000
-"""In a file of OpenAI's Batch API."""
-MOST_BYTES = 200_000_000
+MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 """Of a file of OpenAI's Batch API."""
 POLL_S = 60.0
 """Between two looks at a batch."""
@@ -154,7 +152,7 @@ class _Batches:
         verdicts = []
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             found = await self._get(lambda client, file=file: client.files.content(file))
-            if not found and file == batch.output_file_id:
+            if found is None and file == batch.output_file_id:
                 self._close(mark, spent=True)
                 raise UserError(
                     f"{self.endpoint.host} no longer has the replies of batch {id}; run the same command again to ask its "

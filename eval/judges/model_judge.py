@@ -64,7 +64,6 @@ class ModelJudge(Judge):
         return self.template.fill(question, self.clip(question.response))
 
     def request(self, question: Question) -> dict[str, Any]:
-        """The body of the request about a question."""
         settings, prompt = self.settings, self.prompt(question)
         asked = {"prompt": prompt} if self.template.completes else {"messages": self.messages(question, prompt)}
         body = {

@@ -38,8 +38,6 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
                 "judge 'world': there is no fictional world to judge by; use refusal-phrases, or name the world's folder"
             )
         return WorldJudge(world_root)
-    if not settings.has_template:
-        raise ValueError(f"judge {settings.name!r} is in settings.JudgeName, and load_judge makes none of it")
     template = find_template(settings, kind)
     if settings.on_this_machine:
         from curricula.eval.judges.model_judge import LocalClassifier, LocalModel
