@@ -11,7 +11,7 @@ For a pair A, B let d = A - B over shared training seeds and prompts (`eval/anal
 - "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if d > 0 and p < 0.05.
 - "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if p < 0.05 for d other than 0.
 Everything else is inconclusive. **One training run of an arm decides nothing**: its difference and interval are shown,
-without a p-value. Incoherent cells (`eval/analysis/competence.py`) are left out where they could pass for safe ones. A claim
+without a p-value. Incoherent cells (`eval/analysis/runs.py`) are left out where they could pass for safe ones. A claim
 is not measured where the study lacks one of its arms, or where its arms were judged by different versions.
 """
 

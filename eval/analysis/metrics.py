@@ -136,7 +136,7 @@ class AttackMetrics(Place):
     competence: float | None = None
     """Share of helpful answers among those that comply with benign requests, under the same decoder; None if not known."""
     incoherent: bool = False
-    """Whether the competence is below the floor: a low rate may then be lost language (`eval/analysis/competence.py`)."""
+    """Whether the competence is below the floor: a low rate may then be lost language (`eval/analysis/runs.py`)."""
 
     @property
     def place(self) -> str:

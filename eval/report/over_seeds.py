@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from curricula.eval.analysis.differences import ArmChange
-from curricula.eval.analysis.estimates import VarianceParts
+from curricula.eval.analysis.arms import ArmChange, VarianceParts
 from curricula.eval.analysis.metrics import BEST_OF_N, without_average
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo

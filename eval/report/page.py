@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from curricula import durable
 from curricula.eval.analysis.along import curve_points
+from curricula.eval.analysis.arms import arm_changes, arm_differences, probe_estimates, variance_parts
 from curricula.eval.analysis.capability import (
     bits_estimates,
     bits_per_byte,
@@ -32,8 +33,6 @@ from curricula.eval.analysis.capability import (
 )
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import AUC, TOPK
-from curricula.eval.analysis.differences import arm_changes, arm_differences
-from curricula.eval.analysis.estimates import probe_estimates, variance_parts
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.runs import Runs, runs_of, study_metrics
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows

@@ -1,7 +1,7 @@
 """The points of the figures: what is drawn of each arm, and what the page and `tables/points.csv` hold.
 
 With one training seed that is the run itself. With several it is the arm's estimate over its runs, with the interval over
-seeds and prompts (`eval/analysis/estimates.py`), and the single runs behind it.
+seeds and prompts (`eval/analysis/arms.py`), and the single runs behind it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from functools import cached_property
 from statistics import fmean
 
 from curricula.eval.analysis.along import CurvePoint
-from curricula.eval.analysis.differences import ArmDifference
-from curricula.eval.analysis.estimates import ArmEstimate, ProbeEstimate, arm_estimates
+from curricula.eval.analysis.arms import ArmDifference, ArmEstimate, ProbeEstimate, arm_estimates
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics, is_own_suffix, without_average
 from curricula.eval.analysis.runs import Runs, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds

@@ -14,9 +14,8 @@ from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_ro
 from curricula.eval.analysis import ArmInfo, StudyRows
 from curricula.eval.analysis.claim_tests import NOTHING_SHARED, SINGLE_RUN, ClaimTest, run_claim_tests
 from curricula.eval.analysis.claims import BOTH, CLAIMS, NEVER, TOPK, Claim, Direction
-from curricula.eval.analysis.competence import Competence
 from curricula.eval.analysis.metrics import harmful
-from curricula.eval.analysis.runs import Runs, runs_of
+from curricula.eval.analysis.runs import Competence, Runs, runs_of
 from curricula.eval.analysis.seeds import BySeed
 from curricula.eval.analysis.statistics import Outcome, PromptMean
 from curricula.eval.rows import JudgedRow, ProbeRow

@@ -15,8 +15,7 @@ from curricula.errors import UserError
 from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.claim_tests import run_claim_tests
 from curricula.eval.analysis.claims import CLAIMS
-from curricula.eval.analysis.competence import BENIGN_TASKS, competence
-from curricula.eval.analysis.runs import runs_of, study_metrics
+from curricula.eval.analysis.runs import BENIGN_TASKS, competence, runs_of, study_metrics
 from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.eval.judges.question import Judge
 from curricula.eval.judges.rules import RefusalPhrases

@@ -7,9 +7,8 @@ import pytest
 from study_rows import ARMS, attack_rows, probe_rows, trained
 
 from curricula.eval.analysis import StudyRows
-from curricula.eval.analysis.competence import Competence
-from curricula.eval.analysis.estimates import arm_estimates, probe_estimates, variance_parts
-from curricula.eval.analysis.runs import Runs
+from curricula.eval.analysis.arms import arm_estimates, probe_estimates, variance_parts
+from curricula.eval.analysis.runs import Competence, Runs
 
 RATES = {1: 0.2, 2: 0.3, 3: 0.7}
 
