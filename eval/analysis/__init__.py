@@ -2,7 +2,7 @@
 
 Read in this order: `study_rows` (what goes in), `statistics` (the arithmetic over prompts), `accuracy` (a judge's errors),
 `metrics` (one model on one benchmark), `runs` (the study by arm and run, and lost fluency), `seeds` (the arithmetic over seeds
-and prompts), `arms` (each arm over its runs and against others), `claims` (the paper's, as data) and `claim_tests`. `along` has
+and prompts), `arms` (each arm over its runs and against others), and `claims` (the paper's, and their tests). `along` has
 curves over a training, `capability` what safety costs; `power` is for before a study.
 
 All but `study_rows` import scipy, so only its names are handed on here.

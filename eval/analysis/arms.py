@@ -3,7 +3,7 @@
 
 Differences and changes are paired on shared prompts, with Holm's correction in each family. None is from an arm without
 answers. A family is what a reader looks at together: all arms by one measure under one decoder after one stage, over all
-benchmarks. The paper's claims are a family of their own (`eval/analysis/claim_tests.py`).
+benchmarks. The paper's claims are a family of their own (`eval/analysis/claims.py`).
 
 The components of the variance are estimated by the method of moments (`Crossed.components`), those of the seed from at least
 two runs, those of the samples from at least two samples. With a few runs they are rough: the variance over three seeds is known

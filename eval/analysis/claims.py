@@ -1,16 +1,32 @@
-"""The paper's claims as data: which arms it reports to be lower, higher or the same, and by which measure.
+"""The paper's claims as data, and their tests over training seeds: reproduced, not reproduced, inconclusive, single run or not
+measured.
 
-They were written down before any row of ours was seen. `eval/analysis/claim_tests.py` tests them on the rows of a study.
+The claims say which arms the paper reports to be lower, higher or the same, and by which measure. They were written down before
+any row of ours was seen. They are one family for Holm's correction. A claim that compares several pairs of arms
+holds only if every pair does, so its p-value is the largest of theirs (an intersection-union test); a single pair refutes it,
+so the p-value of its refutation is the smallest times their number. Both lists of p-values are adjusted over the family. The
+difference shown is that of the weakest pair, or of the pair that contradicts the claim.
+
+For a pair A, B let d = A - B over shared training seeds and prompts (`eval/analysis/seeds.py`):
+- "lower", "higher": reproduced if d has the claimed sign and p < 0.05; not reproduced if it has the other sign and p < 0.05,
+  or if p < 0.05 for "d is negligible".
+- "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if d > 0 and p < 0.05.
+- "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if p < 0.05 for d other than 0.
+Everything else is inconclusive. **One training run of an arm decides nothing**: its difference and interval are shown,
+without a p-value. Incoherent cells (`eval/analysis/runs.py`) are left out where they could pass for safe ones. A claim
+is not measured where the study lacks one of its arms, or where its arms were judged by different versions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from curricula.eval.analysis.metrics import harmful, helpful_if_compliant, overrefused
-from curricula.eval.analysis.statistics import Outcome
+from curricula.eval.analysis.runs import Runs
+from curricula.eval.analysis.seeds import Compared, compare, compare_probes
+from curricula.eval.analysis.statistics import Outcome, holm, p_above, p_below
 from curricula.eval.analysis.study_rows import ArmInfo
 
 Direction = Literal["lower", "higher", "not higher", "same"]
@@ -165,3 +181,178 @@ CLAIMS = (
           "base", AUC, "higher", tuple((Group(ANY), Group(ANY, layer=layer)) for layer in ("first", "middle"))),
 )
 # fmt: on
+
+
+ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "single run", "not measured"]
+
+SINGLE_RUN = "single run: differences may be due to the seed"
+NOTHING_SHARED = "the runs share no benchmark, so nothing is known about seeds"
+
+LEFT_OUT = "left out as incoherent"
+
+SIGNIFICANT = 0.05
+"""Adjusted p-values below this are significant."""
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """What the rows of a study show about one claim."""
+
+    id: str
+    source: str
+    sentence: str
+    measure: str
+    comparison: str
+    """Names of the arms of the pair shown, "A - B"; empty if not measured."""
+    outcome: ClaimOutcome
+    difference: float | None
+    """A minus B."""
+    low: float | None
+    """Lower end of the 95% interval."""
+    high: float | None
+    p: float | None
+    """Of the whole claim, adjusted by Holm over all tested claims; None for a single run."""
+    n: int
+    """Shared prompts or, for probes, training subsets."""
+    seeds: int
+    """Training seeds that the arms of the pair shown share."""
+    note: str
+    """Why it is not measured, or what else decides the outcome: a single run, or cells left out as incoherent."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One pair of a claim, measured."""
+
+    names: str
+    compared: Compared
+    p: float
+    """Of the claim's own null hypothesis, unadjusted."""
+    p_against: float
+    """Of the hypothesis that the claim holds, unadjusted."""
+
+
+def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
+    """Test every claim, in order."""
+    barred = [_barred(runs, claim) for claim in claims]
+    comparisons = [[] if why else _compare_all(runs, claim) for claim, why in zip(claims, barred)]
+    tested = [i for i, pairs in enumerate(comparisons) if pairs and all(pair.compared.crossed for pair in pairs)]
+    holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
+    fails = holm([len(comparisons[i]) * min(pair.p_against for pair in comparisons[i]) for i in tested])
+    adjusted = dict(zip(tested, zip(holds, fails)))
+    notes = [
+        _left_out(runs, claim) if pairs else why or _unmeasured(runs, claim)
+        for claim, why, pairs in zip(claims, barred, comparisons)
+    ]
+    return [_claim_test(claim, comparisons[i], adjusted.get(i), notes[i]) for i, claim in enumerate(claims)]
+
+
+def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, note: str) -> ClaimTest:
+    """The test of a claim, from its pairs and its adjusted p-values: for it, against it."""
+    described = (claim.id, claim.source, claim.sentence, claim.measure.name)
+    if not pairs:
+        return ClaimTest(*described, "", "not measured", None, None, None, None, 0, 0, note)
+    shown = max(pairs, key=lambda pair: (pair.p, -abs(pair.compared.difference.value)))
+    notes = [note] if note else []
+    outcome: ClaimOutcome = "inconclusive"
+    p: float | None = None
+    if adjusted is None:
+        untested = [pair for pair in pairs if not pair.compared.crossed]
+        outcome, shown = "single run", min(untested, key=lambda pair: (pair.compared.seeds, -pair.p))
+        notes.insert(0, SINGLE_RUN if shown.compared.seeds == 1 else NOTHING_SHARED)
+    else:
+        p, p_against = adjusted
+        if p < SIGNIFICANT:
+            outcome = "reproduced"
+        elif p_against < SIGNIFICANT:
+            outcome, shown = "not reproduced", min(pairs, key=lambda pair: pair.p_against)
+    gap = shown.compared.difference
+    return ClaimTest(
+        *described, shown.names, outcome, gap.value, gap.low, gap.high, p, gap.n, shown.compared.seeds, "; ".join(notes)
+    )
+
+
+def _barred(runs: Runs, claim: Claim) -> str:
+    """Why the claim is not tested whatever the rows say; empty if nothing speaks against it."""
+    if absent := dict.fromkeys(name for pair in claim.pairs for group in pair for name in group.absent(runs.arms)):
+        return f"the study lacks {', '.join(absent)}"
+    arms = dict.fromkeys(arm for arm, _ in _arms_of(runs, claim))
+    return runs.different_judges(arms, (claim.stage,), claim.measure.task, claim.measure.decoder)
+
+
+def _arms_of(runs: Runs, claim: Claim) -> list[tuple[ArmInfo, Group]]:
+    """The arms of every group, in the order of the pairs; an arm may come again."""
+    return [(arm, group) for pair in claim.pairs for group in pair for arm in group.select(runs.arms)]
+
+
+def _compare_all(runs: Runs, claim: Claim) -> list[Comparison]:
+    """Every pair of the claim, measured; none at all if one of them lacks rows."""
+    comparisons = []
+    for pair in claim.pairs:
+        sides = [[_counted(runs, claim, arm, group) for arm in group.select(runs.arms)] for group in pair]
+        compared = compare_probes(*sides) if claim.measure.outcome is None else compare(*sides)
+        if compared is None:
+            return []
+        names = " - ".join(_group_label(claim, group, group.select(runs.arms)) for group in pair)
+        comparisons.append(Comparison(names, compared, *_p_values(claim, compared)))
+    return comparisons
+
+
+def _measured(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> Mapping[int, Any]:
+    """What the claim's measure has of an arm, by training seed: rates of prompts, or AUCs of probes."""
+    measure = claim.measure
+    if measure.outcome is None:
+        return runs.aucs(arm, claim.stage, group.layer)
+    return runs.rates(arm, claim.stage, measure.task, measure.decoder, measure.outcome)
+
+
+def _counted(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> dict[int, Any]:
+    left_out = _incoherent(runs, claim, arm, group)
+    return {seed: found for seed, found in _measured(runs, claim, arm, group).items() if seed not in left_out}
+
+
+def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> list[int]:
+    """The seeds of the arm whose cells are measured and left out; a claim about helpfulness itself keeps all."""
+    if claim.measure.outcome in (None, helpful_if_compliant):
+        return []
+    measured = _measured(runs, claim, arm, group)
+    return [seed for seed in runs.incoherent_seeds(arm, claim.stage, claim.measure.decoder) if seed in measured]
+
+
+def _unmeasured(runs: Runs, claim: Claim) -> str:
+    """Why a claim about arms that the study has cannot be measured, in a sentence."""
+    lacking = [arm.name for arm, group in _arms_of(runs, claim) if not _measured(runs, claim, arm, group)]
+    if lacking:
+        return f"not measured at stage {claim.stage}: {', '.join(dict.fromkeys(lacking))}"
+    return _left_out(runs, claim) or "the arms' runs have nothing in common that could be compared"
+
+
+def _left_out(runs: Runs, claim: Claim) -> str:
+    """What a claim cannot count, in a sentence; empty if there is nothing."""
+    cells = [
+        f"{arm.name} (seed {seed})" for arm, group in _arms_of(runs, claim) for seed in _incoherent(runs, claim, arm, group)
+    ]
+    return f"{LEFT_OUT}: {', '.join(dict.fromkeys(cells))}" if cells else ""
+
+
+def _p_values(claim: Claim, compared: Compared) -> tuple[float, float]:
+    """The p-values for the claim and against it."""
+    found, measure = compared.evidence, claim.measure
+    two_sided = found.p(0.0)
+    if claim.direction == "same":
+        return max(p_below(found, measure.minor), p_above(found, -measure.minor)), two_sided
+    if claim.direction == "not higher":
+        return p_below(found, measure.minor), two_sided if found.value > 0 else 1.0
+    if (found.value < 0) == (claim.direction == "lower"):  # without a difference both are 1
+        opposite, held = 1.0, two_sided
+    else:
+        opposite, held = two_sided, 1.0
+    # Twice, as a two-sided p; and no refutation of a difference that is small but there.
+    negligible = 2 * max(p_below(found, measure.negligible), p_above(found, -measure.negligible))
+    return held, min(opposite, negligible if held >= SIGNIFICANT else 1.0)
+
+
+def _group_label(claim: Claim, group: Group, arms: list[ArmInfo]) -> str:
+    names = "all arms" if len(arms) > 4 else "mean(" + ", ".join(arm.name for arm in arms) + ")"
+    names = arms[0].name if len(arms) == 1 else names
+    return f"{names}, {group.layer} layer" if claim.measure is AUC else names

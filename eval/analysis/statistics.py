@@ -1,7 +1,7 @@
 """Rates over prompts with their intervals, and paired differences between models: the arithmetic of the study.
 
 To this file an evaluation row (`eval/rows.py`) is a prompt with an outcome. Outcomes are defined in
-`eval/analysis/metrics.py`, the paper's claims are tested in `eval/analysis/claim_tests.py`.
+`eval/analysis/metrics.py`, the paper's claims are tested in `eval/analysis/claims.py`.
 
 - Prompts are the unit of sampling, not rows: five samples of one prompt form one cluster, and so do near-copies of one
   behaviour in several benchmarks. The answers are worth as many independent ones as their clustered variance says (the

@@ -1,26 +1,23 @@
-"""What safety costs, on the page: attack success against capability with the Pareto front, and tables of both."""
+"""The figure of what safety costs: attack success against capability, with the Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate, pareto_front
+from curricula.eval.analysis.capability import CapabilityEstimate, pareto_front
 from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
-from curricula.eval.report.over_seeds import EstimateCell, EstimateTable, percent_cell
 from curricula.eval.report.points import Point, Shown
-from curricula.eval.report.wording import DECODERS, arm_label, left_out, stage_title, start_label
-from curricula.terminal import fixed
+from curricula.eval.report.wording import DECODERS, left_out, stage_title, start_label
 
 NAME = "capability"
 """Of the figure's files."""
@@ -112,33 +109,3 @@ def _draw(panel: Axes, points: Sequence[tuple[ArmInfo, OverSeeds, Point]]) -> No
     panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
-def capability_tables(
-    arms: Sequence[ArmInfo],
-    estimates: Sequence[CapabilityEstimate],
-    lacking: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
-) -> Iterator[EstimateTable]:
-    """One table a stage, the tasks in its columns. `lacking`: by stage and arm, the tasks without which it has no average."""
-    for stage, found in _by_stage(estimates).items():
-        names = list(dict.fromkeys(one.benchmark for one in found))
-        parts = [
-            f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
-        ]
-        note = f"An average needs all tasks in every run: {'; '.join(parts)}." if parts else ""
-        cells = {(one.arm, one.benchmark): percent_cell(one.value, "questions alone") for one in found}
-        if names:
-            columns = ["average" if name == ALL else name for name in names]
-            rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in names]) for arm in arms]
-            yield EstimateTable(f"Capability of {stage_title(stage)}, in % of questions", columns, rows, note)
-
-
-def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> EstimateTable | None:
-    sources = list(dict.fromkeys(one.source for one in estimates))
-    cells = {}
-    for one in estimates:
-        interval = "one run" if one.low is None or one.high is None else f"{fixed(one.low, 3)} to {fixed(one.high, 3)}"
-        runs = ", ".join(fixed(value, 3) for value in one.runs.values())
-        cells[one.arm, one.source] = EstimateCell(fixed(one.value, 3), interval, f"runs: {runs}")
-    rows = [(arm_label(arm), [cells.get((arm.name, source)) for source in sources]) for arm in arms]
-    return EstimateTable("Bits per byte of held-out text, base models", sources, rows) if sources else None

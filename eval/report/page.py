@@ -31,19 +31,18 @@ from curricula.eval.analysis.capability import (
     lacking_tasks,
     study_capability,
 )
-from curricula.eval.analysis.claim_tests import run_claim_tests
-from curricula.eval.analysis.claims import AUC, TOPK
+from curricula.eval.analysis.claims import AUC, TOPK, run_claim_tests
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.runs import Runs, runs_of, study_metrics
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import COARSE, caveats, vague
 from curricula.eval.probes.representations import representations
-from curricula.eval.report import over_seeds, wording
-from curricula.eval.report.capability import bits_table, capability_tables, draw_capability
+from curricula.eval.report import page_tables, wording
+from curricula.eval.report.capability import draw_capability
 from curricula.eval.report.figures import draw_figures, remove_stale
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
-from curricula.eval.report.tables import attack_tables, overrefusal_tables, write_each, write_tables
+from curricula.eval.report.tables import write_each, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
 from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.web.data import drawn, embedded, embedded_json, hashes, head, study_data
@@ -141,7 +140,7 @@ def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> 
         "variance": list(variance_parts(runs)),
         "points": [*shown.points, *judges_points(runs)],
         # Real requests compare with no invented ones.
-        "published": [] if is_fictional(run) else over_seeds.published_rows(shown),
+        "published": [] if is_fictional(run) else page_tables.published_rows(shown),
         "worst-case": list(attack_strengths(shown.met)),
         "representations": list(representations(run, rows)),
         "capability": study_capability(rows),
@@ -178,23 +177,23 @@ def _words(
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
         "marks": MARKS,
         "differences": shown.differences,
-        "change_tables": list(over_seeds.change_tables(tables["changes"], arms)),
-        "estimate_tables": list(over_seeds.estimate_tables(shown)) if shown.several else [],
-        "variance": list(over_seeds.variance_rows(tables["variance"], arms)),
+        "change_tables": list(page_tables.change_tables(tables["changes"], arms)),
+        "estimate_tables": list(page_tables.estimate_tables(shown)) if shown.several else [],
+        "variance": list(page_tables.variance_rows(tables["variance"], arms)),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
         "auc": AUC.name,
         "margins": {"rate": TOPK, "auc": AUC},
         "labels": labels,
-        "attack_tables": list(attack_tables(metrics, rows.arms)),
-        "strength_tables": list(over_seeds.strength_tables(tables["worst-case"], shown.met, arms)),
-        "overrefusal_tables": list(overrefusal_tables(metrics, rows.arms)),
+        "attack_tables": list(page_tables.attack_tables(metrics, rows.arms)),
+        "strength_tables": list(page_tables.strength_tables(tables["worst-case"], shown.met, arms)),
+        "overrefusal_tables": list(page_tables.overrefusal_tables(metrics, rows.arms)),
         "categories": wording.CATEGORIES,
         "coarse": "" if all(one.tells_helpful for one in metrics.overrefusals) else COARSE,
         "probes": metrics.probes,
         "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)],
-        "representation_tables": list(over_seeds.representation_tables(tables["representations"], arms)),
-        "capability_tables": list(capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
-        "bits_table": bits_table(arms, tables["bits-estimates"]),
+        "representation_tables": list(page_tables.representation_tables(tables["representations"], arms)),
+        "capability_tables": list(page_tables.capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
+        "bits_table": page_tables.bits_table(arms, tables["bits-estimates"]),
         "bits_missing": study.get("bits_missing", ""),
         "published": tables["published"],
         "losses": losses(shown.training),

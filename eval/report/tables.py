@@ -1,7 +1,4 @@
-"""The tables of a report: as CSV, LaTeX and JSON beside the page, and as rows of the page, where each training run has one.
-
-What is estimated over training seeds is in `eval/report/over_seeds.py`.
-"""
+"""The tables of a report as CSV, LaTeX and JSON, beside the page."""
 
 from __future__ import annotations
 
@@ -9,17 +6,13 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from curricula import durable
-from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics, is_own_suffix
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.wording import DECODERS, arm_labels
-from curricula.eval.tasks import judged_tasks
 from curricula.terminal import fixed
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -113,66 +106,3 @@ def plain(record: Any) -> dict[str, Any]:
     """A row with floats rounded to six decimals: beyond those, processors may differ."""
     row = record if isinstance(record, dict) else as_row(record)
     return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6))
-
-
-@dataclass(frozen=True)
-class AttackTable:
-    """Attack success of all arms at one stage under one decoder."""
-
-    stage: str
-    decoder: str
-    benchmarks: list[str]
-    """The columns; the last is the main one, the average if there are several benchmarks."""
-    rows: list[tuple[str, list[AttackMetrics | None]]]
-    """Label and metrics of each arm, in the order of `benchmarks`; None if not evaluated yet."""
-
-    @property
-    def main(self) -> list[AttackMetrics]:
-        return [row[-1] for _, row in self.rows if row[-1] is not None]
-
-    @property
-    def several(self) -> bool:
-        """Whether prompts were answered more than once."""
-        return any(entry.samples > 1 for entry in self.main)
-
-    @property
-    def has_own(self) -> bool:
-        """Whether an arm meets suffixes of its own."""
-        entries = [entry for _, row in self.rows for entry in row if entry]
-        return any(is_own_suffix(entry.decoder, entry.benchmark, entry.arm) for entry in entries)
-
-    @property
-    def corrected(self) -> bool:
-        """Whether the judge's errors are known."""
-        return any(entry.corrected is not None for entry in self.main)
-
-    @property
-    def lossy(self) -> bool:
-        """Whether rows are unparsed or missing."""
-        return any(entry.unparsed + entry.missing > 0 for entry in self.main)
-
-
-def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
-    labels = arm_labels(arms)
-    for stage in metrics.stages:
-        for decoder in DECODERS:
-            entries = metrics.attacks_by(stage, decoder)
-            found = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
-            benchmarks = sorted({entry.benchmark for entry in entries} - {ALL})
-            columns = benchmarks + ([ALL] if len(benchmarks) > 1 else [])
-            if columns:
-                rows = [(labels[arm.key], [found.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms]
-                yield AttackTable(stage, decoder, columns, rows)
-
-
-def overrefusal_tables(
-    metrics: StudyMetrics, arms: Sequence[ArmInfo]
-) -> Iterator[tuple[str, str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
-    """For each stage, decoder and set of requests: the label and metrics of each arm, None if not evaluated yet."""
-    labels = arm_labels(arms)
-    for stage in metrics.stages:
-        for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
-            entries = [entry for entry in metrics.overrefusals if (entry.stage, entry.decoder) == (stage, decoder)]
-            for name in dict.fromkeys(entry.benchmark for entry in entries):
-                found = {(entry.arm, entry.seed): entry for entry in entries if entry.benchmark == name}
-                yield stage, decoder, name, [(labels[arm.key], found.get((arm.name, arm.seed))) for arm in arms]

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from curricula.eval.analysis.claim_tests import LEFT_OUT, SINGLE_RUN, ClaimTest
-from curricula.eval.analysis.claims import AUC
+from curricula.eval.analysis.claims import AUC, LEFT_OUT, SINGLE_RUN, ClaimTest
 from curricula.eval.analysis.metrics import AttackMetrics, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.settings import caveats

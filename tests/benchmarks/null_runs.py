@@ -20,8 +20,7 @@ from typing import Any
 import machine
 import yaml
 
-from curricula.eval.analysis.claim_tests import ClaimTest, run_claim_tests
-from curricula.eval.analysis.claims import CLAIMS, Group
+from curricula.eval.analysis.claims import CLAIMS, ClaimTest, Group, run_claim_tests
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.jobs.run import Run, arm_infos

@@ -27,8 +27,7 @@ from seed_studies import Cell, SimulatedRuns, crossed, draw_rates, holds, pooled
 from study_rows import ARMS
 
 from curricula.eval.analysis import StudyRows
-from curricula.eval.analysis.claim_tests import run_claim_tests
-from curricula.eval.analysis.claims import CLAIMS
+from curricula.eval.analysis.claims import CLAIMS, run_claim_tests
 from curricula.eval.analysis.seeds import Both, Crossed, interval_over_seeds, reach_squared
 from curricula.eval.analysis.statistics import NORMAL_95, rate_interval
 from curricula.randomness import keyed_rng

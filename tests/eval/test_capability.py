@@ -36,7 +36,7 @@ from curricula.eval.capability.harness import question_task, read_task, task_man
 from curricula.eval.capability.settings import LISTS, PUBLISHED, Capability
 from curricula.eval.config import EvalConfig
 from curricula.eval.models import load_model
-from curricula.eval.report.capability import capability_tables
+from curricula.eval.report.page_tables import capability_tables
 from curricula.eval.rows import CapabilityRow, read_rows
 from curricula.eval.runner import run_element
 from curricula.eval.tasks import TASKS, EvalTask

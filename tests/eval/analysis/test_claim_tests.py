@@ -12,8 +12,18 @@ from seed_studies import Cell, SimulatedRuns
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows, trained
 
 from curricula.eval.analysis import ArmInfo, StudyRows
-from curricula.eval.analysis.claim_tests import NOTHING_SHARED, SINGLE_RUN, ClaimTest, run_claim_tests
-from curricula.eval.analysis.claims import BOTH, CLAIMS, NEVER, TOPK, Claim, Direction
+from curricula.eval.analysis.claims import (
+    BOTH,
+    CLAIMS,
+    NEVER,
+    NOTHING_SHARED,
+    SINGLE_RUN,
+    TOPK,
+    Claim,
+    ClaimTest,
+    Direction,
+    run_claim_tests,
+)
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.runs import Competence, Runs, runs_of
 from curricula.eval.analysis.seeds import BySeed

@@ -13,8 +13,7 @@ from study_rows import ARMS, attack_rows, overrefusal_rows, trained
 
 from curricula.errors import UserError
 from curricula.eval.analysis import StudyRows
-from curricula.eval.analysis.claim_tests import run_claim_tests
-from curricula.eval.analysis.claims import CLAIMS
+from curricula.eval.analysis.claims import CLAIMS, run_claim_tests
 from curricula.eval.analysis.runs import BENIGN_TASKS, competence, runs_of, study_metrics
 from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.eval.judges.question import Judge

@@ -8,8 +8,7 @@ from study_rows import ARMS, append_judged, attack_rows, probe_rows, trained
 
 from curricula.errors import UserError
 from curricula.eval.analysis import StudyRows, read_study_rows
-from curricula.eval.analysis.claim_tests import run_claim_tests
-from curricula.eval.analysis.claims import CLAIMS
+from curricula.eval.analysis.claims import CLAIMS, run_claim_tests
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.rows import write_rows
 

@@ -12,7 +12,7 @@ from curricula.eval.analysis import ArmInfo, StudyRows
 from curricula.eval.analysis.runs import runs_of
 from curricula.eval.attacks.worst_case import Met, attack_strengths, attacks_met
 from curricula.eval.report.console import print_metrics
-from curricula.eval.report.over_seeds import strength_tables
+from curricula.eval.report.page_tables import strength_tables
 from curricula.eval.tasks import judged_tasks
 
 ARM = ArmInfo("data-0", 0.0, "data")

@@ -17,12 +17,12 @@ from study_rows import ARMS, append_judged, attack_rows, trained, write_study
 
 from curricula.eval.analysis import StudyRows, read_study_rows
 from curricula.eval.analysis.arms import VarianceParts, arm_differences, arm_estimates, probe_estimates, variance_parts
-from curricula.eval.analysis.claim_tests import ClaimTest
+from curricula.eval.analysis.claims import ClaimTest
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics
 from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.report.figures import FIGURES
-from curricula.eval.report.over_seeds import estimate_tables, variance_rows
 from curricula.eval.report.page import write_report
+from curricula.eval.report.page_tables import estimate_tables, variance_rows
 from curricula.eval.report.points import COMPLIED, Point, Shown, comparable_estimates
 from curricula.eval.report.tables import as_row
 from curricula.eval.report.web.data import study_data

@@ -1,23 +1,93 @@
-"""The page's tables of arms: estimates over training seeds, attacks, probes from arm to arm, variance, published numbers."""
+"""The page's tables: attack success and over-refusal of single runs; and of arms over their training seeds estimates, attacks,
+probes from arm to arm, variance, capability and published numbers."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
+from typing import Any
 
 from curricula.eval.analysis.arms import ArmChange, VarianceParts
-from curricula.eval.analysis.metrics import BEST_OF_N, without_average
+from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate
+from curricula.eval.analysis.metrics import (
+    ALL,
+    BEST_OF_N,
+    AttackMetrics,
+    OverrefusalMetrics,
+    StudyMetrics,
+    is_own_suffix,
+    without_average,
+)
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.probes.representations import Representation
 from curricula.eval.report.points import Shown
-from curricula.eval.report.wording import DECODERS, arm_label, p_value, points, stage_title
+from curricula.eval.report.wording import DECODERS, arm_label, arm_labels, p_value, points, stage_title
+from curricula.eval.tasks import judged_tasks
 from curricula.terminal import fixed
+
+
+@dataclass(frozen=True)
+class AttackTable:
+    """Attack success of all arms at one stage under one decoder."""
+
+    stage: str
+    decoder: str
+    benchmarks: list[str]
+    """The columns; the last is the main one, the average if there are several benchmarks."""
+    rows: list[tuple[str, list[AttackMetrics | None]]]
+    """Label and metrics of each arm, in the order of `benchmarks`; None if not evaluated yet."""
+
+    several: bool
+    """Whether prompts were answered more than once."""
+    has_own: bool
+    """Whether an arm meets suffixes of its own."""
+    corrected: bool
+    """Whether the judge's errors are known."""
+    lossy: bool
+    """Whether rows are unparsed or missing."""
+
+
+def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
+    labels = arm_labels(arms)
+    for stage in metrics.stages:
+        for decoder in DECODERS:
+            entries = metrics.attacks_by(stage, decoder)
+            found = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
+            benchmarks = sorted({entry.benchmark for entry in entries} - {ALL})
+            columns = benchmarks + ([ALL] if len(benchmarks) > 1 else [])
+            if columns:
+                rows = [(labels[arm.key], [found.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms]
+                main = [entry for entry in entries if entry.benchmark == columns[-1]]
+                yield AttackTable(
+                    stage,
+                    decoder,
+                    columns,
+                    rows,
+                    several=any(entry.samples > 1 for entry in main),
+                    has_own=any(is_own_suffix(decoder, entry.benchmark, entry.arm) for entry in entries),
+                    corrected=any(entry.corrected is not None for entry in main),
+                    lossy=any(entry.unparsed + entry.missing > 0 for entry in main),
+                )
+
+
+def overrefusal_tables(
+    metrics: StudyMetrics, arms: Sequence[ArmInfo]
+) -> Iterator[tuple[str, str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
+    """For each stage, decoder and set of requests: the label and metrics of each arm, None if not evaluated yet."""
+    labels = arm_labels(arms)
+    for stage in metrics.stages:
+        for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
+            entries = [entry for entry in metrics.overrefusals if (entry.stage, entry.decoder) == (stage, decoder)]
+            found = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
+            for name in dict.fromkeys(entry.benchmark for entry in entries):
+                yield stage, decoder, name, [(labels[arm.key], found.get((arm.name, arm.seed, name))) for arm in arms]
 
 
 @dataclass(frozen=True)
@@ -41,30 +111,53 @@ class EstimateTable:
     """What the cells leave out, in one sentence."""
 
 
+def by_arm(
+    title: str,
+    arms: Sequence[ArmInfo],
+    columns: Mapping[Any, str],
+    cells: Mapping[tuple[str, Any], EstimateCell],
+    note: str = "",
+) -> EstimateTable:
+    """A row for each arm and a column for each place. `columns`: their headings; `cells`: by arm and place."""
+    rows = [(arm_label(arm), [cells.get((arm.name, place)) for place in columns]) for arm in arms]
+    return EstimateTable(title, list(columns.values()), rows, note)
+
+
+def percent_cell(found: OverSeeds, alone: str) -> EstimateCell:
+    """A share in percent; `alone`: what is told beside the interval of a single run."""
+    return _cell(found, lambda share: fixed(share, 1, times=100), alone)
+
+
+def _cell(found: OverSeeds, form: Callable[[float], str], alone: str) -> EstimateCell:
+    interval = [] if found.low is None or found.high is None else [f"{form(found.low)} to {form(found.high)}"]
+    told = [*interval, *([alone] if found.spread is None or not interval else [])]
+    return EstimateCell(form(found.value), ", ".join(told), f"runs: {', '.join(map(form, found.runs.values()))}")
+
+
 def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
     """Attack success, over-refusal and probe AUC, as far as they have been evaluated."""
     order = [(stage, decoder) for stage in shown.metrics.stages for decoder in DECODERS]
-    for measure in ("attack success", "over-refusal"):
-        rates = [found for found in shown.estimates if found.measure == measure]
-        places = sorted({(found.stage, found.decoder) for found in rates}, key=order.index)
-        if rates:
-            cells = {(found.arm, found.stage, found.decoder): percent_cell(found.rate, "prompts alone") for found in rates}
-            columns = [f"{stage}, {DECODERS[decoder]}" for stage, decoder in places]
-            rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in shown.arms]
-            entries = shown.metrics.attacks if measure == "attack success" else shown.metrics.overrefusals
+    for measure, entries in (("attack success", shown.metrics.attacks), ("over-refusal", shown.metrics.overrefusals)):
+        cells = {
+            (found.arm, (found.stage, found.decoder)): percent_cell(found.rate, "prompts alone")
+            for found in shown.estimates
+            if found.measure == measure
+        }
+        if cells:
+            places = sorted({place for _, place in cells}, key=order.index)
+            columns = {(stage, decoder): f"{stage}, {DECODERS[decoder]}" for stage, decoder in places}
             note = "An arm has no number where one of its runs lacks verdicts on a benchmark that others have"
             if without_average(entry for entry in entries if entry.decoder in BEST_OF_N):
                 note += " (of best of N, a prompt of it with a verdict on every attempt)"
-            yield EstimateTable(f"{measure.capitalize()}, in %", columns, rows, f"{note}." if without_average(entries) else "")
+            note = f"{note}." if without_average(entries) else ""
+            yield by_arm(f"{measure.capitalize()}, in %", shown.arms, columns, cells, note)
     if shown.probes:
-        probed = dict.fromkeys((found.stage, found.layer) for found in shown.probes)
+        columns = {(found.stage, found.layer): f"{found.stage}, {found.layer} layer" for found in shown.probes}
         cells = {
-            (found.arm, found.stage, found.layer): _cell(found.auc, lambda auc: fixed(auc, 3), "no interval")
+            (found.arm, (found.stage, found.layer)): _cell(found.auc, lambda auc: fixed(auc, 3), "no interval")
             for found in shown.probes
         }
-        columns = [f"{stage}, {layer} layer" for stage, layer in probed]
-        rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in probed]) for arm in shown.arms]
-        yield EstimateTable("Test AUC of linear probes", columns, rows)
+        yield by_arm("Test AUC of linear probes", shown.arms, columns, cells)
 
 
 def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
@@ -72,15 +165,16 @@ def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iter
     labels, several = {arm.name: arm_label(arm) for arm in arms}, any(one.test == "seeds" for one in changes)
     for before, stage, measure in dict.fromkeys((one.before, one.stage, one.measure) for one in changes):
         own = [one for one in changes if (one.before, one.stage, one.measure) == (before, stage, measure)]
-        places = list(dict.fromkeys((one.decoder, one.reference) for one in own))
-        cells = {(one.arm, one.decoder, one.reference): _change(one, several) for one in own}
-        columns = [DECODERS[name] + (" \N{MINUS SIGN} reference" if other else "") for name, other in places]
-        rows = [(arm_label(arm), [cells.get((arm.name, *place)) for place in places]) for arm in arms]
-        references = [f"; the reference is “{labels[name]}”" for _, name in places if name][:1]
+        columns = {
+            (one.decoder, one.reference): DECODERS[one.decoder] + (" \N{MINUS SIGN} reference" if one.reference else "")
+            for one in own
+        }
+        cells = {(one.arm, (one.decoder, one.reference)): _change(one, several) for one in own}
+        references = [f"; the reference is “{labels[name]}”" for _, name in columns if name][:1]
         noted = {note: dict.fromkeys(labels[one.arm] for one in own if one.note == note) for note in (one.note for one in own)}
         notes = (f" {', '.join(names)}: {note}." for note, names in noted.items() if note)
         title = "".join([f"{measure.capitalize()}, {before} → {stage}", *references, "."])
-        yield EstimateTable(title, columns, rows, "".join(notes))
+        yield by_arm(title, arms, columns, cells, "".join(notes))
 
 
 def _change(found: ArmChange, several: bool) -> EstimateCell:
@@ -105,10 +199,10 @@ def strength_tables(
         }
         note = _left_out([one for one in met if (one.stage, one.decoder) == (stage, decoder)], arms)
         if cells or note:
-            attacks = [name for name in (*DECODERS, WORST) if any(name == attack for _, attack in cells)]
-            columns = ["worst case over attacks" if name == WORST else DECODERS[name] for name in attacks]
-            rows = [(arm_label(arm), [cells.get((arm.name, name)) for name in attacks]) for arm in arms]
-            yield EstimateTable(f"{stage_title(stage).capitalize()}, {DECODERS[decoder]}", columns, rows, note)
+            attacks = {attack for _, attack in cells}
+            headings = {**DECODERS, WORST: "worst case over attacks"}
+            columns = {name: heading for name, heading in headings.items() if name in attacks}
+            yield by_arm(f"{stage_title(stage).capitalize()}, {DECODERS[decoder]}", arms, columns, cells, note)
 
 
 def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
@@ -135,13 +229,14 @@ def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInf
             continue
         layers = [one.layer for one in pairs]
         layer = "last" if "last" in layers else layers[-1]
-        rows = []
-        for arm in arms:
-            own = [[one for one in pairs if (one.layer, one.arm, one.other) == (layer, arm.name, other.name)] for other in arms]
-            rows.append((arm_label(arm), [_transfer(of_pair) if of_pair else None for of_pair in own]))
+        by_pair: dict[tuple[str, str], list[Representation]] = defaultdict(list)
+        for one in pairs:
+            if one.layer == layer:
+                by_pair[one.arm, one.other].append(one)
         title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and under "
         title += "it the cosine between the two arms’ directions from safe to unsafe text."
-        yield EstimateTable(title, [arm_label(arm) for arm in arms], rows)
+        cells = {pair: _transfer(of_pair) for pair, of_pair in by_pair.items()}
+        yield by_arm(title, arms, {arm.name: arm_label(arm) for arm in arms}, cells)
 
 
 def _transfer(pairs: Sequence[Representation]) -> EstimateCell:
@@ -149,15 +244,31 @@ def _transfer(pairs: Sequence[Representation]) -> EstimateCell:
     return EstimateCell(fixed(fmean(one.transfer_auc for one in pairs), 3), f"cosine {fixed(cosine, 3)}")
 
 
-def percent_cell(found: OverSeeds, alone: str) -> EstimateCell:
-    """A share in percent; `alone`: what is told beside the interval of a single run."""
-    return _cell(found, lambda share: fixed(share, 1, times=100), alone)
+def capability_tables(
+    arms: Sequence[ArmInfo],
+    estimates: Sequence[CapabilityEstimate],
+    lacking: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
+) -> Iterator[EstimateTable]:
+    """One table a stage, the tasks in its columns. `lacking`: by stage and arm, the tasks without which it has no average."""
+    for stage in dict.fromkeys(one.stage for one in estimates):
+        found = [one for one in estimates if one.stage == stage]
+        parts = [
+            f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
+        ]
+        note = f"An average needs all tasks in every run: {'; '.join(parts)}." if parts else ""
+        columns = {one.benchmark: "average" if one.benchmark == ALL else one.benchmark for one in found}
+        cells = {(one.arm, one.benchmark): percent_cell(one.value, "questions alone") for one in found}
+        yield by_arm(f"Capability of {stage_title(stage)}, in % of questions", arms, columns, cells, note)
 
 
-def _cell(found: OverSeeds, form: Callable[[float], str], alone: str) -> EstimateCell:
-    interval = [] if found.low is None or found.high is None else [f"{form(found.low)} to {form(found.high)}"]
-    told = [*interval, *([alone] if found.spread is None or not interval else [])]
-    return EstimateCell(form(found.value), ", ".join(told), f"runs: {', '.join(map(form, found.runs.values()))}")
+def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> EstimateTable | None:
+    cells = {}
+    for one in estimates:
+        interval = "one run" if one.low is None or one.high is None else f"{fixed(one.low, 3)} to {fixed(one.high, 3)}"
+        runs = ", ".join(fixed(value, 3) for value in one.runs.values())
+        cells[one.arm, one.source] = EstimateCell(fixed(one.value, 3), interval, f"runs: {runs}")
+    columns = {one.source: one.source for one in estimates}
+    return by_arm("Bits per byte of held-out text, base models", arms, columns, cells) if columns else None
 
 
 @dataclass(frozen=True)
