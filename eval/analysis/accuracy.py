@@ -56,11 +56,9 @@ class Agreement:
 
     answers: int
     share: float
-    """Share of the answers on which they agree."""
     kappa: float | None
     """Cohen's kappa; None if both judges give one and the same verdict throughout."""
     low: float | None
-    """Lower end of kappa's 95% interval."""
     high: float | None
 
 

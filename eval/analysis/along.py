@@ -44,7 +44,8 @@ class Course:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One measure at one step of one training. Rates and AUCs are in 0..1, losses in nats per token."""
+    """One measure at one step of one training, with its 95% interval over prompts. Rates and AUCs are in 0..1, losses in nats
+    per token."""
 
     stage: str
     arm: str
@@ -57,11 +58,9 @@ class CurvePoint:
     """The decoder, the probed layer or the validation source."""
     value: float
     low: float | None = None
-    """Lower end of the 95% interval over prompts."""
     high: float | None = None
     prompts: int | None = None
     judges: str = ""
-    """The judges of its answers with their versions."""
 
 
 Answers = list[JudgedRow]

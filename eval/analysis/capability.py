@@ -21,7 +21,7 @@ from curricula.eval.rows import CapabilityRow
 
 @dataclass(frozen=True)
 class CapabilityMetrics(Model):
-    """How one model did on one task; a share of questions, in 0..1."""
+    """How one model did on one task; a share of questions, in 0..1, with its 95% interval over questions."""
 
     benchmark: str
     """"all" is the average over all tasks that any arm has, each with the same weight; only where this run has them all."""
@@ -30,7 +30,6 @@ class CapabilityMetrics(Model):
     error: float | None
     """Standard error over questions, as lm_eval has it; None for a single question."""
     low: float
-    """Lower end of the 95% interval, over questions."""
     high: float
     questions: int
     cut: int
@@ -62,7 +61,6 @@ class BitsPerByte:
     bytes_per_token: float
     """UTF-8 bytes of the text that the predicted tokens spell; end marks and tags spell none, and their loss counts."""
     value: float
-    """loss / (ln 2 x bytes per token)."""
 
 
 @dataclass(frozen=True)

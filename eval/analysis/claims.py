@@ -65,7 +65,6 @@ class Measure:
 
     name: str
     task: str
-    """The evaluation task that the rows come from."""
     decoder: str
     outcome: Outcome | None
     """None for the AUC of probes."""
@@ -91,7 +90,6 @@ class Claim:
 
     id: str
     figures: tuple[int, ...]
-    """The paper's figures that show it."""
     section: str
     sentence: str
     stage: str
@@ -191,7 +189,6 @@ NOTHING_SHARED = "the runs share no benchmark, so nothing is known about seeds"
 LEFT_OUT = "left out as incoherent"
 
 SIGNIFICANT = 0.05
-"""Adjusted p-values below this are significant."""
 
 
 @dataclass(frozen=True)
@@ -208,14 +205,12 @@ class ClaimTest:
     difference: float | None
     """A minus B."""
     low: float | None
-    """Lower end of the 95% interval."""
     high: float | None
     p: float | None
     """Of the whole claim, adjusted by Holm over all tested claims; None for a single run."""
     n: int
     """Shared prompts or, for probes, training subsets."""
     seeds: int
-    """Training seeds that the arms of the pair shown share."""
     note: str
     """Why it is not measured, or what else decides the outcome: a single run, or cells left out as incoherent."""
 

@@ -179,12 +179,10 @@ class ProbeMetrics(Model):
     high: float
     std: float | None
     error: float | None
-    """Standard error of the mean."""
     seeds: int
     n_train: int
     n_test: int
     length_auc: float | None
-    """AUC that text length alone achieves."""
     words_auc: float | None
     """AUC that counts of words achieve; None where it was not asked for."""
     untrained_auc: float | None

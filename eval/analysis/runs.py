@@ -54,7 +54,6 @@ BENIGN_TASKS = {
 @dataclass(frozen=True)
 class Competence:
     share: float
-    """Helpful answers among those that comply."""
     high: float
     """Upper end of its 95% interval, over prompts: exact (Clopper and Pearson's) where no answer is helpful, and never less. By
     Agresti and Coull's alone, a model with a few helpful answers could be incoherent, and one with none not."""

@@ -21,6 +21,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ from curricula.eval.analysis.statistics import (
     StudentMean,
     Tally,
     difference,
+    freedom_factor,
     pair,
     pair_prompts,
     rate_interval,
@@ -110,20 +112,21 @@ class Crossed:
     samples: float
     """Answers to a prompt in one run, on average."""
 
+    def _reach_squared(self, alpha: float) -> float:
+        return reach_squared(alpha, (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom))
+
     def p(self, bound: float) -> float:
         gap = (self.value - bound) ** 2
         if gap < TIE**2:
             return 1.0
-        parts = (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom)
-        if reach_squared(LEAST_P, *parts) <= gap:
+        if self._reach_squared(LEAST_P) <= gap:
             return LEAST_P
-        return float(optimize.brentq(lambda alpha: reach_squared(alpha, *parts) - gap, LEAST_P, 1.0, xtol=1e-13))
+        return float(optimize.brentq(lambda alpha: self._reach_squared(alpha) - gap, LEAST_P, 1.0, xtol=1e-13))
 
     @property
     def reach(self) -> float:
         """Half the width of the 95% interval."""
-        parts = (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom)
-        return math.sqrt(reach_squared(0.05, *parts))
+        return math.sqrt(self._reach_squared(0.05))
 
     def interval(self) -> tuple[float, float]:
         return max(-1.0, self.value - self.reach), min(1.0, self.value + self.reach)
@@ -159,8 +162,8 @@ def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
         sums[cell] += entry.value * weight
         counts[cell] += weight
     known = [entry.noise for entry in entries if not math.isnan(entry.noise)]
-    noise = _mean(known) if known else math.nan
-    return crossed_of(sums, counts, noise, _mean(entry.answers for entry in entries) if entries else math.nan)
+    noise = fmean(known) if known else math.nan
+    return crossed_of(sums, counts, noise, fmean(entry.answers for entry in entries) if entries else math.nan)
 
 
 def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:
@@ -216,7 +219,6 @@ class Compared:
 
     evidence: Evidence
     seeds: int
-    """Shared training seeds."""
     n: int
     """Shared prompts; for probes, training subsets."""
     crossed: Crossed | None
@@ -238,7 +240,7 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         for prompt, means in paired.items():
             by_prompt[prompt].append(means)
     pooled = pair(
-        (of[0].cluster, of[0].benchmark, _mean(m.a for m in of), _mean(m.b for m in of), sum(m.answers for m in of))
+        (of[0].cluster, of[0].benchmark, fmean(m.a for m in of), fmean(m.b for m in of), sum(m.answers for m in of))
         for _, of in sorted(by_prompt.items())
     )
     if pooled is None:
@@ -258,7 +260,7 @@ def _difference_of_means(paired: Iterable[PairedMean]) -> float:
     gaps: dict[str, list[float]] = defaultdict(list)
     for means in paired:
         gaps[means.benchmark].append(means.a - means.b)
-    return _mean(_mean(of_benchmark) for of_benchmark in gaps.values())
+    return fmean(fmean(of_benchmark) for of_benchmark in gaps.values())
 
 
 def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:
@@ -325,7 +327,7 @@ def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int]
     mean = _combined([(1 / len(every), probe) for probe in every])
     if mean.placements is None:
         return None
-    by_subset = [_mean(of[subset].auc for of in probes.values()) for subset in subsets]
+    by_subset = [fmean(of[subset].auc for of in probes.values()) for subset in subsets]
     drawn = float(np.var(by_subset, ddof=1)) / len(subsets) if len(subsets) > 1 else 0.0
     texts = standard_error(mean.placements) ** 2, max(1, min(map(len, mean.placements)) - 1)
     variance, freedom = summed(texts, (drawn, max(1, len(subsets) - 1)))
@@ -344,7 +346,6 @@ class OverSeeds:
     """A rate or an AUC over the training seeds of an arm. Tables have it in several columns (`eval/report/tables.py`)."""
 
     value: float
-    """The mean of the runs' values."""
     low: float | None
     """Lower end of the 95% interval, over training seeds and prompts (of probes: and test texts and training subsets). Of a
     single run, over prompts alone, and of its probes None."""
@@ -352,7 +353,6 @@ class OverSeeds:
     spread: float | None
     """Standard deviation of the runs' values; None for a single run."""
     runs: Mapping[int, float]
-    """Each run's value by its seed."""
     crossed: Crossed | None = None
     """As in `Compared`."""
 
@@ -379,13 +379,13 @@ def auc_over_seeds(arm: ProbesBySeed) -> OverSeeds | None:
 
     Without an interval where only one run is there, or where the placements of the texts are not known.
     """
-    runs = {seed: _mean(probe.auc for probe in probes.values()) for seed, probes in sorted(arm.items()) if probes}
+    runs = {seed: fmean(probe.auc for probe in probes.values()) for seed, probes in sorted(arm.items()) if probes}
     if not runs:
         return None
     spread = float(np.std(list(runs.values()), ddof=1)) if len(runs) > 1 else None
     crossed, pooled, _ = _over_texts(arm) or (None, None, 0)
     if crossed is None or pooled is None:
-        return OverSeeds(_mean(runs.values()), None, None, spread, runs)
+        return OverSeeds(fmean(runs.values()), None, None, spread, runs)
     low, high = Both(crossed, pooled).interval()
     return OverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
 
@@ -396,7 +396,7 @@ def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, 
     variance = crossed.value * (1 - crossed.value) if crossed else 0.0
     if crossed is None or variance < TIE or crossed.reach < TIE:
         return low, high
-    least = crossed.seeds * (NORMAL_95 / float(special.stdtrit(crossed.seeds - 1, 0.975))) ** 2
+    least = crossed.seeds * freedom_factor(crossed.seeds - 1)
     size = min(max(variance * (NORMAL_95 / crossed.reach) ** 2, least), float(pooled.counts.sum()))
     over_seeds = proportion_confint(crossed.value * size, size, method="agresti_coull")
     return min(low, float(over_seeds[0])), max(high, float(over_seeds[1]))
@@ -411,8 +411,3 @@ def _pooled_tally(entries: Sequence[Entry]) -> Tally:
 
 def _shared(sets: Sequence[Mapping[int, object]]) -> list[int]:
     return sorted(set.intersection(*map(set, sets)))
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)

@@ -49,7 +49,6 @@ class Difference:
 
     value: float
     low: float
-    """Lower end of the 95% interval."""
     high: float
     p: float
     """Two-sided, unadjusted."""
@@ -159,14 +158,15 @@ def effective_size(tallied: Tally, variance: float, most: float) -> float:
     """
     least = equal_clusters(tallied)
     squares, error = cluster_parts(tallied) ** 2, clustered_error(tallied)
-    floor = least * _freedom_factor(tallied.clusters - 1)
+    floor = least * freedom_factor(tallied.clusters - 1)
     if not error or error**2 < TIE:
         return floor
     freedom = min(float(squares.sum() ** 2 / (squares**2).sum()), tallied.clusters - 1)
-    return max(floor, min(max(variance / error**2, least), most) * _freedom_factor(freedom))
+    return max(floor, min(max(variance / error**2, least), most) * freedom_factor(freedom))
 
 
-def _freedom_factor(freedom: float) -> float:
+def freedom_factor(freedom: float) -> float:
+    """What remains of an effective size where the variance behind it has so many degrees of freedom."""
     return (NORMAL_95 / float(special.stdtrit(max(freedom, 1), 0.975))) ** 2
 
 

@@ -14,13 +14,12 @@ from curricula.eval.analysis.capability import CapabilityEstimate, pareto_front
 from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.drawing.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
+from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.points import Point, Shown
 from curricula.eval.report.wording import DECODERS, left_out, stage_title, start_label
 
 NAME = "capability"
-"""Of the figure's files."""
 
 
 def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[Path, str] | None:

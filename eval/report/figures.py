@@ -28,10 +28,9 @@ from curricula import durable
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, without_average
 from curricula.eval.judges.settings import COARSE
-from curricula.eval.report.drawing.bars import draw_overrefusal
-from curricula.eval.report.drawing.curves import curves_of, draw_attacks, draw_probes, finish_panels, side_by_side
-from curricula.eval.report.drawing.panels import INK, PALETTE, Panel, Series, draw_panels
-from curricula.eval.report.points import Shown
+from curricula.eval.report.curves import curves_of, draw_answers, draw_starts
+from curricula.eval.report.panels import INK, PALETTE, Panel, Series, draw_panels
+from curricula.eval.report.points import Place, Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
 from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, span, stage_title
 
@@ -57,7 +56,6 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "curricula",
 }
-"""Settings of matplotlib."""
 
 ALONG = ("attack success", "refusals", "over-refusal", "probe AUC", "validation loss")
 """What is measured along a training, in the order of the panels; the first three are rates."""
@@ -72,18 +70,6 @@ FORMATS: Any = {
     ".pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
 }
 """The files of each figure, with metadata that make the same figure the same bytes."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A panel of points over the starts of interventions, or of bars by arm."""
-
-    title: str
-    measure: str
-    """As in `Point`; "answers" for bars of all categories."""
-    stage: str
-    place: str
-    """The decoder in rows; of probes, the layer."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +122,11 @@ class AttackFigure(Figure):
         return [Place(title, "attack success", self.stage, name) for title, name in titles if shown.has(self.stage, name)]
 
     def draw(self, shown: Shown) -> Canvas:
-        places = self.places(shown)
-        canvas, panels = side_by_side(*(place.title for place in places))
-        drawn = [draw_attacks(panel, shown, place.stage, place.place) for panel, place in zip(panels, places)]
         entries = shown.metrics.attacks_by(self.stage, *self.decoders)
-        extents = finish_panels(canvas, panels, drawn, shown.arms, any(one.corrected is not None for one in entries))
+        canvas, extents = draw_starts(shown, self.places(shown), any(one.corrected is not None for one in entries))
         top = min(1.0, max([0.05, *(extent.y1 for extent in extents)])) if extents else 1.0
-        panels[0].set(ylabel="attack success rate", ylim=(0, top * 1.06))
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.1 else None))
+        canvas.axes[0].set(ylabel="attack success rate", ylim=(0, top * 1.06))
+        canvas.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.1 else None))
         return canvas
 
     def caption(self, shown: Shown) -> str:
@@ -186,7 +169,7 @@ class OverrefusalFigure(Figure):
         return [Place("", "answers", self.stage, self.decoder)] if is_measured else []
 
     def draw(self, shown: Shown) -> Canvas:
-        return draw_overrefusal(shown, self.stage, self.decoder)
+        return draw_answers(shown, self.stage, self.decoder)
 
     def caption(self, shown: Shown) -> str:
         entries = shown.metrics.overrefusals_by(self.stage, self.decoder)
@@ -215,11 +198,8 @@ class ProbeFigure(Figure):
         return [Place(title, "probe AUC", stage, self.layer) for title, stage in titles if shown.has(stage, "probes")]
 
     def draw(self, shown: Shown) -> Canvas:
-        places = self.places(shown)
-        canvas, panels = side_by_side(*(place.title for place in places))
-        drawn = [draw_probes(panel, shown, place.stage, self.layer) for panel, place in zip(panels, places)]
-        extents = finish_panels(canvas, panels, drawn, shown.arms)
-        panels[0].set(ylabel="test AUC", ylim=(min([0.5, *(extent.y0 for extent in extents)]) - 0.02, 1.02))
+        canvas, extents = draw_starts(shown, self.places(shown))
+        canvas.axes[0].set(ylabel="test AUC", ylim=(min([0.5, *(extent.y0 for extent in extents)]) - 0.02, 1.02))
         return canvas
 
     def caption(self, shown: Shown) -> str:
@@ -348,7 +328,6 @@ class TrainingFigure(Figure):
 
     words: str
     made: Callable[[Training], list[Panel]]
-    """Its panels."""
     section = "training"
 
     def panels(self, shown: Shown) -> list[Panel]:
@@ -463,7 +442,6 @@ FIGURES: tuple[Figure, ...] = (
                    "Each branch starts from a checkpoint of another run and shares its training up to there.", tree_panels),
 )
 # fmt: on
-"""The figures in their order on the page. A new one is one entry."""
 
 
 def further_figures(shown: Shown) -> list[Figure]:

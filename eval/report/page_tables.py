@@ -45,13 +45,11 @@ class AttackTable:
     """Label and metrics of each arm, in the order of `benchmarks`; None if not evaluated yet."""
 
     several: bool
-    """Whether prompts were answered more than once."""
     has_own: bool
     """Whether an arm meets suffixes of its own."""
     corrected: bool
     """Whether the judge's errors are known."""
     lossy: bool
-    """Whether rows are unparsed or missing."""
 
 
 def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
@@ -94,7 +92,6 @@ def overrefusal_tables(
 class EstimateCell:
     value: str
     interval: str
-    """The 95% interval."""
     more: str = ""
     """Each run's value, in the order of the seeds, or over how many requests it is."""
 

@@ -27,7 +27,10 @@ COMPLIED = "not over-refused"
 
 @dataclass(frozen=True)
 class Point:
-    """One arm in one place of a figure: what is drawn, and what `tables/points.csv` and the page hold. In 0..1."""
+    """One arm in one place of a figure: what is drawn, and what `tables/points.csv` and the page hold. In 0..1.
+
+    `low` and `high` are the ends of the whisker, a 95% interval.
+    """
 
     judge: str
     """"" for the study's own judge."""
@@ -43,7 +46,6 @@ class Point:
     std: float | None = None
     """Half the height of the band."""
     low: float | None = None
-    """Lower end of the whisker, the 95% interval."""
     high: float | None = None
     runs: tuple[tuple[float, bool], ...] = field(default=(), metadata={"form": (3, "")})
     """The single runs, where there are several training seeds: each one's value, and whether it is incoherent."""
@@ -53,6 +55,18 @@ class Point:
     """Whether the arm has a single run in a study of several: no whisker, or one over prompts alone."""
     corrected: float | None = None
     """The value corrected for the judge's errors, where they are known for every run."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A panel of points over the starts of interventions, or of bars by arm."""
+
+    title: str
+    measure: str
+    """As in `Point`; "answers" for bars of all categories."""
+    stage: str
+    place: str
+    """The decoder in rows; of probes, the layer."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +82,10 @@ class Shown:
     """As `comparable_estimates` gives them."""
     probes: Sequence[ProbeEstimate] = ()
     planned: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The planned tasks of each stage."""
     training: Training = Training((), {}, {})
-    """What the training runs have recorded."""
     differences: Sequence[ArmDifference] = ()
     curves: Sequence[CurvePoint] = ()
-    """What was measured along the way."""
     met: Sequence[Met] = ()
-    """The attacks that each arm has met."""
     judge: str = ""
     """Whose verdicts these are; "" for the study's own judge."""
 

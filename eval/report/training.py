@@ -17,7 +17,7 @@ from typing import Any, Literal
 from curricula import durable
 from curricula.errors import UserError
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.drawing.panels import INK, Panel, Series
+from curricula.eval.report.panels import INK, Panel, Series
 from curricula.eval.report.wording import arm_label
 
 POINTS = 250
@@ -32,7 +32,6 @@ class Branch:
     """"trunk", "full-20", "full-20/instruct"."""
     is_tuning: bool
     tokens: list[float]
-    """Of each point of the curve."""
     loss: list[float]
     step: int
     """The last."""
@@ -44,7 +43,6 @@ class Branch:
     """Of the steps on record, with the time for which saving held them up."""
     stall_s: float
     wait_s: float
-    """Spent waiting for batches."""
     starts: int
     """How often a process began or took up this training; 0 where an earlier version recorded none."""
     lost_steps: int
@@ -57,7 +55,6 @@ class Training:
     plan: Mapping[str, Any]
     """As `jobs/estimates.py: describe` tells it."""
     seconds: Mapping[str, list[float]]
-    """How long the last process of each finished element took, by stage."""
 
     @property
     def step_tokens(self) -> int:

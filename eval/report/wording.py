@@ -18,13 +18,11 @@ from curricula.eval.tasks import decoder_titles
 from curricula.terminal import fixed
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
-"""The paper's stages."""
 DECODERS = decoder_titles()
 CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "short-circuit")
 NOT_EVALUATED = "not evaluated yet"
 NO_INTERVENTIONS = "no interventions"
 PAPER_SETS = {"data": "data", "full": "data and tags"}
-"""Names of the paper's two intervention sets."""
 START_AXIS = "start of interventions, share of pretraining"
 CORRECTED = "corrected for the judge"
 

@@ -17,7 +17,6 @@ from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.rows import JudgedRow
 
 BLOCK = 4000
-"""Answers in one block."""
 COLUMNS = ("arm", "stage", "decoder", "prompt", "text", "sample", "finish", "tokens")
 
 

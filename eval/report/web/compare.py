@@ -15,9 +15,9 @@ from typing import Any
 
 from curricula import durable
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
-from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import MARKS, template
+from curricula.eval.report.panels import Panel, Series, draw_panels
 from curricula.eval.report.points import COMPLIED
 from curricula.eval.report.tables import write_tables
 from curricula.eval.report.web.data import CHART_SCRIPTS, embedded, embedded_json, head, plain_data

@@ -10,8 +10,8 @@ from study_rows import ARMS, probe_rows
 
 from curricula.eval.analysis.along import CurvePoint
 from curricula.eval.analysis.metrics import StudyMetrics, probe_metrics
-from curricula.eval.report.drawing.panels import Panel, Series, draw_panels
 from curricula.eval.report.figures import FIGURES, figures_of, save_figure
+from curricula.eval.report.panels import Panel, Series, draw_panels
 from curricula.eval.report.points import Shown
 
 (LAYERS,) = (figure for figure in FIGURES if figure.name == "layers")

@@ -1,4 +1,4 @@
-"""Draws curves over the start of interventions: attack success and probe AUC.
+"""Draws points: curves of attack success and probe AUC over the start of interventions, and answers to benign requests as bars.
 
 Colours are Okabe and Ito's, which readers with any colour vision can tell apart; curves also differ in marker.
 """
@@ -14,15 +14,26 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
+from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.points import Point, Shown
-from curricula.eval.report.wording import CORRECTED, NO_INTERVENTIONS, NOT_EVALUATED, PAPER_SETS, START_AXIS, start_label
+from curricula.eval.report.points import COMPLIED, Place, Point, Shown
+from curricula.eval.report.wording import (
+    CATEGORIES,
+    CORRECTED,
+    NO_INTERVENTIONS,
+    NOT_EVALUATED,
+    PAPER_SETS,
+    START_AXIS,
+    arm_label,
+    start_label,
+)
+from curricula.terminal import fixed
 
 SAFE_ONLY_COLOUR = "#222222"
 CURVE_LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
-"""Colour and marker of each intervention set."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +63,24 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
     return curves
 
 
-def side_by_side(*titles: str) -> tuple[Canvas, Sequence[Axes]]:
-    """A panel for each title."""
-    size = (8.4 if len(titles) > 1 else 6.8, 3.7)
-    canvas, grid = pyplot.subplots(1, len(titles), figsize=size, sharey=True, layout="constrained", squeeze=False)
-    panels = list(grid[0])
-    for panel, title in zip(panels, titles):
-        panel.set_title(title)
-    return canvas, panels
-
-
-def finish_panels(
-    canvas: Canvas, panels: Sequence[Axes], drawn: Sequence[bool], arms: Sequence[ArmInfo], has_corrected: bool = False
-) -> list[Bbox]:
-    """Add axes, legend and notes of what is missing; returns the extents of the panels with curves."""
-    starts = sorted({arm.start for arm in arms})
-    for panel, has_curves in zip(panels, drawn):
+def draw_starts(shown: Shown, places: Sequence[Place], has_corrected: bool = False) -> tuple[Canvas, list[Bbox]]:
+    """A panel of curves for each place, with notes of what is missing; also the extents of the panels with curves."""
+    size, extents = (8.4 if len(places) > 1 else 6.8, 3.7), []
+    canvas, grid = pyplot.subplots(1, len(places), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    starts = sorted({arm.start for arm in shown.arms})
+    for panel, place in zip(grid[0], places):
+        panel.set_title(place.title)
+        has_curves = _draw_place(panel, shown, place)
         panel.set_xticks(starts, [start_label(start) for start in starts])
         panel.set_xlim(-0.06, 1.06)
         panel.set_xlabel(START_AXIS)
-        if not has_curves:
+        if has_curves:
+            extents.append(panel.dataLim)
+        else:
             look: Any = {"ha": "center", "color": "#777777", "style": "italic"}
             panel.text(0.5, 0.5, NOT_EVALUATED, transform=panel.transAxes, **look)
-    add_legend(canvas, arms, has_corrected)
-    return [panel.dataLim for panel, has_curves in zip(panels, drawn) if has_curves]
+    add_legend(canvas, shown.arms, has_corrected)
+    return canvas, extents
 
 
 def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = False) -> None:
@@ -101,9 +106,12 @@ def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = Fa
         )
 
 
-def draw_attacks(panel: Axes, shown: Shown, stage: str, decoder: str) -> bool:
-    """Draw the mean of the benchmarks with each benchmark faint behind it. False: nothing to draw."""
-    found, drawn = shown.at(stage, decoder, "attack success"), False
+def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
+    """Draw the mean of the benchmarks with each benchmark faint behind it, or AUCs with what text length alone achieves.
+
+    False: there are no curves.
+    """
+    found, drawn = shown.at(place.stage, place.place, place.measure), False
     for curve, shift in _shifted(shown):
         for name in dict.fromkeys(point.benchmark for point in found):
             points = curve.along(point for point in found if point.benchmark == name)
@@ -113,17 +121,7 @@ def draw_attacks(panel: Axes, shown: Shown, stage: str, decoder: str) -> bool:
             else:
                 draw_curve(panel, curve, points, shift)
             drawn |= bool(points)
-    return drawn
-
-
-def draw_probes(panel: Axes, shown: Shown, stage: str, layer: str) -> bool:
-    """Draw probe AUC and, dashed, what text length alone achieves. False: nothing to draw."""
-    drawn = False
-    for curve, shift in _shifted(shown):
-        points = curve.along(shown.at(stage, layer, "probe AUC"))
-        draw_curve(panel, curve, points, shift)
-        drawn |= bool(points)
-    level = shown.length_auc(stage, layer)
+    level = shown.length_auc(place.stage, place.place)
     if level is not None:
         panel.axhline(level, color="#777777", lw=1, ls=(0, (4, 3)), zorder=1)
         look: Any = {"color": "#666666", "fontsize": 8, "textcoords": "offset points"}
@@ -168,3 +166,66 @@ def draw_curve(panel: Axes, curve: Curve, points: Sequence[tuple[float, Point]],
         marker = "D" if safe_only else curve.marker
         face: Any = {"mfc": "white", "mec": look["color"], "mew": 1.4} if point.hollow else {"mec": "white", "mew": 0.8}
         panel.plot(start, point.value, marker=marker, ms=5.5, ls="none", **face, **look)
+
+
+CATEGORY_COLOURS = (
+    ("#0072B2", "white"),
+    ("#8CC5E8", "black"),
+    ("#F5C98B", "black"),
+    ("#D55E00", "white"),
+    ("#6A4C93", "white"),
+)
+
+
+def draw_answers(shown: Shown, stage: str, decoder: str) -> Canvas:
+    """With several training seeds, a whisker shows how sure the share is that is not over-refusal."""
+    arms = shown.arms
+    canvas, panel = pyplot.subplots(figsize=(8.4, 1.35 + 0.36 * len(arms)), layout="constrained")
+    found = {(point.arm, point.measure): point for point in shown.at(stage, decoder, *ANSWER_CATEGORIES, COMPLIED)}
+    order = sorted(arms, key=lambda arm: (arm.interventions == "none", arm.interventions, arm.start))
+    for y, arm in enumerate(order):
+        left = 0.0
+        if (arm.name, ANSWER_CATEGORIES[0]) not in found:
+            panel.text(0.01, y, NOT_EVALUATED, va="center", color="#777777", style="italic")
+            continue
+        for name, (colour, ink) in zip(ANSWER_CATEGORIES, CATEGORY_COLOURS):
+            share = found[arm.name, name].value
+            panel.barh(y, share, left=left, color=colour, height=0.74, edgecolor="white", linewidth=0.8)
+            if share >= 0.045:
+                panel.text(
+                    left + share / 2, y, f"{fixed(share, 0, times=100)}%", ha="center", va="center", color=ink, fontsize=8.5
+                )
+            left += share
+        if complied := found.get((arm.name, COMPLIED)):
+            _draw_whisker(panel, y, complied)
+    panel.set_yticks(range(len(order)), [arm_label(arm) for arm in order])
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1)
+    panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panel.set_xlabel("share of answers")
+    panel.grid(False)
+    panel.spines[["left", "bottom"]].set_visible(False)
+    panel.tick_params(length=0)
+    has_shortcircuits = any(entry.shares.get(ANSWER_CATEGORIES[4]) for entry in shown.metrics.overrefusals_by(stage, decoder))
+    labels = CATEGORIES if has_shortcircuits else CATEGORIES[:4]
+    canvas.legend(
+        [pyplot.Rectangle((0, 0), 1, 1, color=colour) for _, (colour, _) in zip(labels, CATEGORY_COLOURS)],
+        labels,
+        loc="outside upper center",
+        ncols=len(labels),
+        frameon=False,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.4,
+        fontsize=9,
+    )
+    return canvas
+
+
+def _draw_whisker(panel: Axes, y: float, complied: Point) -> None:
+    """The interval of the share that is not over-refusal, across the bar's lower edge, with the single runs."""
+    edge = y + 0.3
+    if complied.low is not None and complied.high is not None:
+        panel.hlines(edge, complied.low, complied.high, color="black", lw=1.2, ls=":" if complied.one_run else "-")
+    panel.plot([value for value, _ in complied.runs], [edge] * len(complied.runs), "o", ms=3, mfc="white", mec="black")
+    panel.plot(complied.value, edge, "D", ms=4.5, mfc="black", mec="white")

@@ -50,7 +50,6 @@ class Series:
 class Panel:
     title: str
     x: str
-    """The axis' label."""
     y: str
     series: Sequence[Series]
     x_format: Format = "count"
