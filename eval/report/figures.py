@@ -33,6 +33,7 @@ from curricula.eval.report.panels import INK, PALETTE, Panel, Series, draw_panel
 from curricula.eval.report.points import Place, Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
 from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, span, stage_title
+from curricula.eval.tasks import judged_tasks
 
 Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
@@ -118,8 +119,12 @@ class AttackFigure(Figure):
     decoders: tuple[str, str] = ("topk", "safebeam")
 
     def places(self, shown: Shown) -> list[Place]:
-        titles = zip(("Top-k sampling", "SafeBeam"), self.decoders)
-        return [Place(title, "attack success", self.stage, name) for title, name in titles if shown.has(self.stage, name)]
+        places = []
+        for title, name in zip(("Top-k sampling", "SafeBeam"), self.decoders):
+            tasks = (task.name for task in judged_tasks("attack") if name in task.labels)
+            if shown.metrics.attacks_by(self.stage, name) or shown.plans(self.stage, tasks):
+                places.append(Place(title, "attack success", self.stage, name))
+        return places
 
     def draw(self, shown: Shown) -> Canvas:
         entries = shown.metrics.attacks_by(self.stage, *self.decoders)
@@ -165,8 +170,10 @@ class OverrefusalFigure(Figure):
     stage: str = "instruct"
 
     def places(self, shown: Shown) -> list[Place]:
-        is_measured = shown.has(self.stage, f"overrefusal-{self.decoder}")
-        return [Place("", "answers", self.stage, self.decoder)] if is_measured else []
+        measured = shown.metrics.overrefusals_by(self.stage, self.decoder)
+        if measured or shown.plans(self.stage, [f"overrefusal-{self.decoder}"]):
+            return [Place("", "answers", self.stage, self.decoder)]
+        return []
 
     def draw(self, shown: Shown) -> Canvas:
         return draw_answers(shown, self.stage, self.decoder)
@@ -192,10 +199,15 @@ class ProbeFigure(Figure):
 
     def places(self, shown: Shown) -> list[Place]:
         titles = (("Base models", "base"), ("Instruction-tuned models", "instruct"))
-        probed = {entry.layer for entry in shown.metrics.probes}
-        if probed and self.layer not in probed:
+        probed = {(entry.stage, entry.layer) for entry in shown.metrics.probes}
+        if probed and self.layer not in {layer for _, layer in probed}:
             return []
-        return [Place(title, "probe AUC", stage, self.layer) for title, stage in titles if shown.has(stage, "probes")]
+        stages = {stage for stage, _ in probed}
+        return [
+            Place(title, "probe AUC", stage, self.layer)
+            for title, stage in titles
+            if stage in stages or shown.plans(stage, ["probes"])
+        ]
 
     def draw(self, shown: Shown) -> Canvas:
         canvas, extents = draw_starts(shown, self.places(shown))

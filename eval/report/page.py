@@ -44,7 +44,7 @@ from curricula.eval.report.figures import draw_figures, remove_stale
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
 from curricula.eval.report.tables import write_each, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
-from curricula.eval.report.web.answers import Answers
+from curricula.eval.report.web.answers import packed_answers
 from curricula.eval.report.web.data import drawn, embedded, embedded_json, hashes, head, study_data
 from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
@@ -86,15 +86,14 @@ def write_report(
     spent = read_training(run, study["sweep"]) if study.get("sweep") else shown.training
     record: dict[str, Sequence[Any]] = {"training": training_rows(shown.training), "cost": list(cost_rows(spent))}
     write_each(out / "record", record)  # times and restarts differ from run to run
-    answers = Answers(rows)
-    blocks = [Markup(block) for block in answers.blocks()]
+    blocks, numbered = packed_answers(rows)
     page = template("report.html.j2").render(
         **head(is_live=is_live),
         is_live=is_live,
         is_swept=spent is not shown.training,
-        data=embedded_json(study_data(shown, tables["points"], answers)),
-        blocks=blocks,
-        count=answers.count,
+        data=embedded_json(study_data(shown, tables["points"], numbered)),
+        blocks=[Markup(block) for block in blocks],
+        count=numbered["count"],
         figures=figures,
         capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
         **record,

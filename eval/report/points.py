@@ -7,7 +7,7 @@ seeds and prompts (`eval/analysis/arms.py`), and the single runs behind it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
@@ -20,7 +20,6 @@ from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import Met
 from curricula.eval.report.training import Training
-from curricula.eval.tasks import judged_tasks
 
 COMPLIED = "not over-refused"
 
@@ -127,8 +126,8 @@ class Shown:
                 elif name != main:
                     hollow = any(is_incoherent for _, is_incoherent in rates)
                     yield Point(*place, fmean(rate for rate, _ in rates), hollow=hollow, corrected=corrected)
-                elif found := self._estimate(arm, stage, decoder, "attack success"):
-                    yield replace(_over_seeds(place, found.rate, rates), corrected=corrected)
+                else:
+                    yield from (replace(point, corrected=corrected) for point in self._over_seeds(place, rates))
 
     def _answer_points(self) -> Iterator[Point]:
         """The categories of the answers to benign requests and, with several training seeds, all that is not over-refusal.
@@ -143,17 +142,14 @@ class Shown:
                     continue
                 for name in ANSWER_CATEGORIES:
                     yield Point(self.judge, name, stage, decoder, "", arm.name, fmean(run.shares[name] for run in runs))
-                if self.several and (found := self._estimate(arm, stage, decoder, "over-refusal")):
-                    rate, low, high = found.rate.value, found.rate.low, found.rate.high
-                    assert low is not None and high is not None  # a rate has an interval
-                    by_seed = {seed: 1 - of_run for seed, of_run in found.rate.runs.items()}
-                    complied = replace(found.rate, value=1 - rate, low=1 - high, high=1 - low, runs=by_seed, crossed=None)
-                    marks = [(1 - run.rate, False) for run in runs if run.rate is not None]
-                    yield _over_seeds((self.judge, COMPLIED, stage, decoder, "", arm.name), complied, marks)
+                complied = [(1 - run.rate, False) for run in runs if run.rate is not None]
+                for point in self._over_seeds((self.judge, "over-refusal", stage, decoder, "", arm.name), complied):
+                    assert point.low is not None and point.high is not None  # a rate has an interval
+                    low, high = 1 - point.high, 1 - point.low
+                    yield replace(point, measure=COMPLIED, value=1 - point.value, low=low, high=high)
 
     def _probe_points(self) -> Iterator[Point]:
         """The AUC of linear probes."""
-        estimates = {(found.stage, found.layer, found.arm): found for found in self.probes}
         for stage, layer in dict.fromkeys((entry.stage, entry.layer) for entry in self.metrics.probes):
             for arm in self.arms:
                 where = (stage, layer, arm.name)
@@ -161,8 +157,22 @@ class Shown:
                 place = (self.judge, "probe AUC", stage, layer, "", arm.name)
                 if own and not self.several:
                     yield Point(*place, own[0].auc, own[0].std)
-                elif own and (found := estimates.get(where)):
-                    yield _over_seeds(place, found.auc, [(entry.auc, False) for entry in own])
+                elif own:
+                    yield from self._over_seeds(place, [(entry.auc, False) for entry in own])
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, str, str, str], OverSeeds]:
+        """By measure, stage, decoder or layer, and arm."""
+        rates = {(one.measure, one.stage, one.decoder, one.arm): one.rate for one in self.estimates}
+        return rates | {("probe AUC", one.stage, one.layer, one.arm): one.auc for one in self.probes}
+
+    def _over_seeds(self, place: tuple[str, str, str, str, str, str], runs: Sequence[tuple[float, bool]]) -> Iterator[Point]:
+        """The estimate over training seeds, where there are several, with its runs. `place`: the first fields of the point."""
+        _, measure, stage, where, _, arm = place
+        found = self._estimates.get((measure, stage, where, arm)) if self.several else None
+        if found:
+            hollow = any(is_incoherent for _, is_incoherent in runs)
+            yield Point(*place, found.value, None, found.low, found.high, tuple(runs), hollow, one_run=found.spread is None)
 
     def length_auc(self, stage: str, layer: str) -> float | None:
         """The AUC that the length of the probed texts achieves alone; None where it is not known."""
@@ -170,39 +180,17 @@ class Shown:
         known = [entry.length_auc for entry in entries if entry.length_auc is not None]
         return fmean(known) if known else None
 
-    def has(self, stage: str, place: str) -> bool:
-        """Whether something has been or will be measured at a stage: `place` is a decoder in rows, "probes", or with
-        "overrefusal-" before it the decoder of benign requests."""
-        if place == "probes":
-            return "probes" in self.planned.get(stage, ()) or stage in {entry.stage for entry in self.metrics.probes}
-        benign = place.removeprefix("overrefusal-")
-        if benign != place:
-            return place in self.planned.get(stage, ()) or bool(self.metrics.overrefusals_by(stage, benign))
-        tasks = [task.name for task in judged_tasks("attack") if place in task.labels]
-        return any(task in self.planned.get(stage, ()) for task in tasks) or bool(self.metrics.attacks_by(stage, place))
-
-    def _estimate(self, arm: ArmInfo, stage: str, decoder: str, measure: str) -> ArmEstimate | None:
-        wanted = (arm.name, stage, decoder, measure)
-        return next((one for one in self.estimates if (one.arm, one.stage, one.decoder, one.measure) == wanted), None)
-
-
-def _over_seeds(place: tuple[str, str, str, str, str, str], found: OverSeeds, runs: Sequence[tuple[float, bool]]) -> Point:
-    """`place`: the first fields of the point."""
-    hollow = any(is_incoherent for _, is_incoherent in runs)
-    return Point(*place, found.value, None, found.low, found.high, tuple(runs), hollow, one_run=found.spread is None)
+    def plans(self, stage: str, tasks: Iterable[str]) -> bool:
+        """Whether one of the tasks is planned at a stage."""
+        return any(task in self.planned.get(stage, ()) for task in tasks)
 
 
 def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstimate]:
     """The estimates of all arms except those `without_average`: theirs would cover other benchmarks."""
-    measured = (("attack success", metrics.attacks), ("over-refusal", metrics.overrefusals))
-    partial = {
-        (measure, entry.stage, entry.decoder, entry.arm)
-        for measure, entries in measured
-        for entry in entries
-        if without_average([entry])
-    }
     for one in arm_estimates(runs):
-        if (one.measure, one.stage, one.decoder, one.arm) not in partial:
+        entries = metrics.attacks if one.measure == "attack success" else metrics.overrefusals
+        place = (one.stage, one.decoder, one.arm)
+        if not without_average(entry for entry in entries if (entry.stage, entry.decoder, entry.arm) == place):
             yield one
 
 

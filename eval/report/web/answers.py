@@ -9,15 +9,14 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
+from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.rows import JudgedRow
 
 BLOCK = 4000
-COLUMNS = ("arm", "stage", "decoder", "prompt", "text", "sample", "finish", "tokens")
 
 
 class Names:
@@ -33,64 +32,53 @@ class Names:
         return list(islice(self.numbers, count, None))
 
 
-class Answers:
-    """The answers of a study; `blocks` must be used up before `names` is complete."""
-
-    def __init__(self, study: StudyRows) -> None:
-        self._study = study
-        self._arms = {arm.key: number for number, arm in enumerate(study.arms)}
-        self._judges = list(study.others)
-        self._stage, self._decoder, self._finish, self._verdict = Names(), Names(), Names(), Names("", "unparsed")
-        self._own_judges = Names("")
-        self._prompts, self._texts = Names(), Names()
-        self.count = 0
-
-    def blocks(self) -> Iterator[str]:
-        rows = self._rows()
-        while lot := list(islice(rows, BLOCK)):
-            self.count += len(lot)
-            yield self._block(lot)
-
-    def names(self) -> dict[str, Any]:
-        """What the numbers in the columns stand for."""
-        return {
-            "count": self.count,
-            "arms": [{"key": arm.key, "name": arm.name, "seed": arm.seed} for arm in self._study.arms],
-            "stage": list(self._stage.numbers),
-            "decoder": list(self._decoder.numbers),
-            "finish": list(self._finish.numbers),
-            "verdict": list(self._verdict.numbers),
-            "own": list(self._own_judges.numbers),
-            "judges": self._judges,
-        }
-
-    def _rows(self) -> Iterator[tuple[ArmInfo, str, JudgedRow, list[JudgedRow | None]]]:
-        arms = {arm.key: arm for arm in self._study.arms}
-        for (key, stage, task), rows in self._study.generations.items():
-            others = [self._study.others[judge].get((key, stage, task)) for judge in self._judges]
-            for number, row in enumerate(rows):
-                yield arms[key], stage, row, [of[number] if of else None for of in others]
-
-    def _block(self, lot: Sequence[tuple[ArmInfo, str, JudgedRow, list[JudgedRow | None]]]) -> str:
-        prompts, texts = len(self._prompts.numbers), len(self._texts.numbers)
-        columns: dict[str, list[int]] = {name: [] for name in (*COLUMNS, "own", "verdict")}
-        given: list[list[int]] = [[] for _ in self._judges]
-        for arm, stage, row, others in lot:
-            prompt = self._prompts((row.benchmark, row.prompt_id, row.behavior or row.prompt, row.category))
-            numbers = (self._arms[arm.key], self._stage(stage), self._decoder(row.decoder), prompt)
-            rest = (self._texts(row.prompt), row.sample, self._finish(row.finish), row.tokens)
-            for name, value in zip(COLUMNS, (*numbers, *rest), strict=True):
-                columns[name].append(value)
-            columns["own"].append(self._own_judges(f"{row.judge} {row.judge_version}".strip()))
-            columns["verdict"].append(self._verdict(row.verdict if row.judge else "" if not row.changed else "unparsed"))
-            for column, other in zip(given, others, strict=True):
-                column.append(self._verdict(other.verdict if other and other.judge else ""))
+def packed_answers(study: StudyRows) -> tuple[list[str], dict[str, Any]]:
+    """The blocks, and what the numbers in their columns stand for."""
+    arm, stage, decoder, finish = Names(*(one.key for one in study.arms)), Names(), Names(), Names()
+    own, verdict, prompt, text = Names(""), Names("", "unparsed"), Names(), Names()
+    rows, blocks, count = _rows(study), [], 0
+    while lot := list(islice(rows, BLOCK)):
+        count += len(lot)
+        prompts, texts = len(prompt.numbers), len(text.numbers)
+        numbers = [
+            {
+                "arm": arm(key),
+                "stage": stage(of_stage),
+                "decoder": decoder(row.decoder),
+                "prompt": prompt((row.benchmark, row.prompt_id, row.behavior or row.prompt, row.category)),
+                "text": text(row.prompt),
+                "sample": row.sample,
+                "finish": finish(row.finish),
+                "tokens": row.tokens,
+                "own": own(f"{row.judge} {row.judge_version}".strip()),
+                "verdict": verdict(row.verdict if row.judge else "" if not row.changed else "unparsed"),
+                "others": [verdict(other.verdict if other and other.judge else "") for other in judged],
+            }
+            for key, of_stage, row, judged in lot
+        ]
+        others = [one.pop("others") for one in numbers]
         block = {
-            "prompts": self._prompts.since(prompts),
-            "texts": self._texts.since(texts),
-            "columns": columns,
-            "others": given,
+            "prompts": prompt.since(prompts),
+            "texts": text.since(texts),
+            "columns": {name: [one[name] for one in numbers] for name in numbers[0]},
+            "others": [list(column) for column in zip(*others)],
             "answers": [row.response for _, _, row, _ in lot],
         }
         packed = gzip.compress(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode(), 6, mtime=0)
-        return base64.b64encode(packed).decode()
+        blocks.append(base64.b64encode(packed).decode())
+    return blocks, {
+        "count": count,
+        "arms": [{"key": one.key, "name": one.name, "seed": one.seed} for one in study.arms],
+        **{name: list(of.numbers) for name, of in (("stage", stage), ("decoder", decoder), ("finish", finish))},
+        "verdict": list(verdict.numbers),
+        "own": list(own.numbers),
+        "judges": list(study.others),
+    }
+
+
+def _rows(study: StudyRows) -> Iterator[tuple[str, str, JudgedRow, list[JudgedRow | None]]]:
+    """The key of its arm, the stage, the answer, and the answer as each other judge has judged it."""
+    for (key, stage, task), rows in study.generations.items():
+        others = [judged.get((key, stage, task)) for judged in study.others.values()]
+        for number, row in enumerate(rows):
+            yield key, stage, row, [of[number] if of else None for of in others]

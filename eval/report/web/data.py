@@ -23,7 +23,6 @@ from curricula.eval.report.figures import DifferenceFigure, Figure, figures_of
 from curricula.eval.report.panels import Panel
 from curricula.eval.report.points import COMPLIED, Point, Shown
 from curricula.eval.report.tables import as_row
-from curricula.eval.report.web.answers import Answers
 from curricula.eval.report.wording import (
     CATEGORIES,
     CORRECTED,
@@ -65,12 +64,11 @@ class Drawn:
 def drawn(shown: Shown, pictures: Mapping[str, Path]) -> list[Drawn]:
     found = []
     for figure in figures_of(shown):
-        if figure.name in pictures:
-            if isinstance(figure, DifferenceFigure):
-                table = _differences_table(shown)
-            else:
-                table = _points_table(figure, shown) if figure.places(shown) else _panels_table(figure, shown)
-            found.append(Drawn(figure, embedded(pictures[figure.name]), figure.caption(shown), *table))
+        if isinstance(figure, DifferenceFigure):
+            table = _differences_table(shown)
+        else:
+            table = _points_table(figure, shown) if figure.places(shown) else _panels_table(figure, shown)
+        found.append(Drawn(figure, embedded(pictures[figure.name]), figure.caption(shown), *table))
     return found
 
 
@@ -134,8 +132,8 @@ def _number(value: float) -> str:
     return fixed(value, 3)
 
 
-def study_data(shown: Shown, points: Sequence[Point], answers: Answers) -> dict[str, Any]:
-    """All that the scripts draw from, but for the answers themselves."""
+def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the scripts draw from, but for the answers themselves; of these what their numbers stand for."""
     metrics = shown.metrics
     measured = [*(one.stage for one in metrics.attacks), *(one.stage for one in metrics.overrefusals)]
     return {
@@ -170,7 +168,7 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Answers) -> dict[
             for figure in figures_of(shown)
         },
         "points": {"columns": [one.name for one in fields(Point)], "rows": [[*as_row(one).values()] for one in points]},
-        "answers": answers.names(),
+        "answers": answers,
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import types
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -182,7 +181,7 @@ def test_a_number_of_best_of_n_that_no_prompt_is_complete_enough_for_is_explaine
 
 
 def test_text_length_alone_is_told_beside_probes(shown):
-    level = study_data(shown, [], types.SimpleNamespace(names=dict))["lengths"]["base/last"]
+    level = study_data(shown, [], {})["lengths"]["base/last"]
     assert level == pytest.approx(fmean(one.length_auc for one in shown.metrics.probes if one.stage == "base"))
     assert "Dashed: what text length alone achieves." in FIGURES[6].caption(shown)
 
