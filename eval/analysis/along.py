@@ -63,9 +63,6 @@ class CurvePoint:
     judges: str = ""
 
 
-Answers = list[JudgedRow]
-
-
 def curve_points(run: Path, courses: Sequence[Course]) -> list[CurvePoint]:
     return [point for course in courses for point in _points(run, course)]
 
@@ -86,15 +83,15 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
         if TASKS[task].judged:
             found = {place: _answers(run, place, course.stage, task) for place in course.points}
             asked = {prompt_of(row) for rows in found.values() for row in rows}
-            steps = [(rows[0].step or 0, rows) for rows in found.values() if rows]
-            for step, place in ((0, course.begin), (last_step, end)):
-                rows = read_judged(run / "eval" / place / f"{task}.jsonl") if place else []
-                found[place or ""] = [row for row in rows if prompt_of(row) in asked]
-                steps.append((step, found[place or ""]))
+            ends = {place: step for place, step in ((course.begin, 0), (end, last_step)) if place}
+            for place in ends:
+                rows = read_judged(run / "eval" / place / f"{task}.jsonl")
+                found[place] = [row for row in rows if prompt_of(row) in asked]
+            steps = [(ends.get(place, rows[0].step or 0), rows) for place, rows in found.items() if rows]
             require_same_requests((run / "eval" / place / f"{task}.jsonl", rows) for place, rows in found.items())
             expected = {row_id(row) for _, rows in steps for row in rows}
             for step, rows in sorted(steps, key=lambda one: one[0]):
-                for measured in _measured(rows, task, expected) if rows else ():
+                for measured in _measured(rows, task, expected):
                     yield at(step, *measured)
         elif TASKS[task].kind == "probes":
             files = [run / "eval" / place / "probes.jsonl" for place in (*course.points, end) if place]
@@ -105,7 +102,7 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
                     yield at(probes[0].step or last_step, "probe AUC", entry.layer, entry.auc)
 
 
-def _answers(run: Path, place: str, stage: str, task: str) -> Answers:
+def _answers(run: Path, place: str, stage: str, task: str) -> list[JudgedRow]:
     path = run / "eval" / place / f"{task}.jsonl"
     rows = read_judged(path)
     ModelRows(stage, recorded_hash(run / "models" / place)).add_answers(path, rows, task, TASKS[task].labels)
@@ -113,7 +110,7 @@ def _answers(run: Path, place: str, stage: str, task: str) -> Answers:
 
 
 def _measured(
-    rows: Answers, task: str, expected: Collection[RowId]
+    rows: list[JudgedRow], task: str, expected: Collection[RowId]
 ) -> Iterator[tuple[str, str, float, float | None, float | None, int, str]]:
     """As in `CurvePoint` from `measure` on, of the answers of one model to one task; `expected`: all of the curve."""
     if kind_of(task) == "overrefusal":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -356,27 +356,30 @@ def overrefusal_metrics(
     """The metrics of each set of requests, and of all, in these rows (of `decoder`) or in `expected` (the rows any arm has)."""
     benchmarks = sorted({id[1] for id in expected} | {row.benchmark for row in rows})
     found = []
-    for name in benchmarks:
-        own, wanted = [row for row in rows if row.benchmark == name], {id for id in expected if id[1] == name}
-        found.append(_overrefusal_metrics(own, Place(arm, seed, stage, name, decoder), wanted))
-    if len(found) > 1:
-        every = _overrefusal_metrics(rows, Place(arm, seed, stage, ALL, decoder), expected)
-        if all(metrics.shares for metrics in found):
-            shares = {key: float(np.mean([one.shares[key] for one in found])) for key in every.shares}
-            found.append(replace(every, shares=shares))
-        else:
-            found.append(replace(every, shares={}, rate=None, low=None, high=None))
+    for name in benchmarks + ([ALL] if len(benchmarks) > 1 else []):
+        names = set(benchmarks) if name == ALL else {name}
+        own = [row for row in rows if row.benchmark in names]
+        wanted = {id for id in expected if id[1] in names}
+        found.append(_overrefusal_metrics(own, Place(arm, seed, stage, name, decoder), wanted, names))
     return found
 
 
-def _overrefusal_metrics(rows: Sequence[JudgedRow], place: Place, expected: Collection[RowId]) -> OverrefusalMetrics:
+def _overrefusal_metrics(
+    rows: Sequence[JudgedRow], place: Place, expected: Collection[RowId], names: Collection[str]
+) -> OverrefusalMetrics:
+    """The metrics of rows on the benchmarks `names`; rates are the means of theirs."""
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
-    tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes)
+    verdicts: dict[str, list[str]] = defaultdict(list)
+    for row, _ in outcomes:
+        verdicts[row.benchmark].append(row.verdict)
+    tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes) if verdicts.keys() == names else None
     low, high = rate_interval(tallied) if tallied else (None, None)
-    verdicts = [row.verdict for row, _ in outcomes]
+    shares = {
+        name: float(np.mean([of.count(name) / len(of) for of in verdicts.values()])) for name in ANSWER_CATEGORIES if tallied
+    }
     return OverrefusalMetrics(
         **vars(place),
-        shares={name: verdicts.count(name) / len(verdicts) for name in ANSWER_CATEGORIES} if verdicts else {},
+        shares=shares,
         rate=float(tallied.mean()) if tallied else None,
         low=low,
         high=high,

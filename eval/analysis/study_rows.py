@@ -81,7 +81,7 @@ class StudyRows:
     """Answers to the questions of capability tasks by (arm's key, stage)."""
     others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = field(default_factory=dict)
     """The answers with the verdicts of each judge beside the study's own, by its name and version."""
-    partial: frozenset[tuple[str, str, str]] = frozenset()
+    partial: set[tuple[str, str, str]] = field(default_factory=set)
     """Where `generations` holds answers of parts that have not been merged yet."""
 
     @property
@@ -115,11 +115,7 @@ def read_study_rows(
     Parts that have not been merged yet are read as they are. `judges`, by kind, decide by rules and judge these here; without
     one their answers are unparsed.
     """
-    generations: dict[tuple[str, str, str], list[JudgedRow]] = {}
-    probes: dict[tuple[str, str], list[ProbeRow]] = {}
-    capability: dict[tuple[str, str], list[CapabilityRow]] = {}
-    others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = {}
-    partial: set[tuple[str, str, str]] = set()
+    study = StudyRows(tuple(arms), {}, {}, tuple(stages))
     models: list[ModelRows] = []
     files: list[tuple[Path, list[JudgedRow]]] = []
     read: list[tuple[Path, list[ProbeRow]]] = []
@@ -135,28 +131,28 @@ def read_study_rows(
                 if answers:
                     model.add_answers(path, answers, task, TASKS[task].labels)
                 elif parts := model.read_answers(row_files(folder, TASKS[task]), task, TASKS[task].labels):
-                    partial.add(place)
+                    study.partial.add(place)
                     judge = judges.get(kind_of(task))
                     answers = judged_now(parts, judge) if judge else [judged(row, None) for row in parts]
                 if answers:
-                    generations[place] = answers
+                    study.generations[place] = answers
                     files.append((path, answers))
                 for judge_name, rows in by_others.items():
-                    others.setdefault(judge_name, {})[place] = rows
+                    study.others.setdefault(judge_name, {})[place] = rows
             path = folder / "probes.jsonl"
             if probe_rows := read_rows(path, ProbeRow):
                 model.add(path, probe_rows)
-                probes[arm.key, stage] = probe_rows
+                study.probes[arm.key, stage] = probe_rows
                 read.append((path, probe_rows))
             for path in row_files(folder, TASKS["capability"]):
                 answered = read_rows(path, CapabilityRow)
                 model.add(path, answered)
-                capability.setdefault((arm.key, stage), []).extend(answered)
+                study.capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
     require_same_texts(read)
     require_same_requests(files)  # of all stages together: a stage is compared with the one it continues from
-    return StudyRows(tuple(arms), generations, probes, tuple(stages), capability, others, frozenset(partial))
+    return study
 
 
 def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]]) -> None:
