@@ -44,8 +44,7 @@ from curricula.eval.report.figures import draw_figures, remove_stale
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
 from curricula.eval.report.tables import write_each, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
-from curricula.eval.report.web.answers import packed_answers
-from curricula.eval.report.web.data import drawn, embedded, embedded_json, hashes, head, study_data
+from curricula.eval.report.web.data import drawn, embedded, embedded_json, hashes, head, packed_answers, study_data
 from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
 from curricula.terminal import fixed

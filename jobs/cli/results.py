@@ -33,7 +33,7 @@ def report(args: argparse.Namespace) -> int:
     for page in pages.values():
         print(f"Report: {page.resolve()}")
     if len(runs) > 1:
-        from curricula.eval.report.web.compare import write_comparison
+        from curricula.eval.report.overviews import write_comparison
 
         summaries = {name: read_json(page.parent / "summary.json") for name, page in pages.items()}
         out = Path("reports") / "-and-".join(run.root.resolve().name for run in runs)

@@ -68,7 +68,7 @@ def report(
 
 
 def _write(run: Run, plan: Plan, study: Study, out: Path, progress: Progress, unfinished: Sequence[str], is_live: bool) -> Path:
-    from curricula.eval.report.sweep import POINTS, SweptPoint, write_overview
+    from curricula.eval.report.overviews import POINTS, SweptPoint, write_overview
 
     if study.sweep is None:
         return _point_report(run, plan, study, out, progress, unfinished, is_live)

@@ -1,14 +1,21 @@
-"""What the page holds for its scripts, and the words and numbers under each figure."""
+"""What the page holds for its scripts, and the words and numbers under each figure.
+
+All answers are in columns of numbers with dictionaries, compressed, a block at a time. A block is JSON, gzipped and written in
+base64, so that nothing in an answer can be taken for markup. Blocks are read one after another: prompts and texts are named
+where they first occur, and later blocks refer to them.
+"""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +41,15 @@ from curricula.eval.report.wording import (
     stage_title,
     start_label,
 )
+from curricula.eval.rows import JudgedRow
 from curricula.terminal import fixed
 
 HERE = Path(__file__).parent
 SCRIPTS = ("../vendor/d3.min.js", "../vendor/plot.min.js", "page.js", "charts.js", "answers.js")
 """In the order in which they run."""
 CHART_SCRIPTS = SCRIPTS[:-1]
+BLOCK = 4000
+"""Answers in one block."""
 LONGEST_ALT = 40
 """Values in the alternative text of a figure; a screen reader finds the others in the table."""
 
@@ -170,6 +180,66 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]
         "points": {"columns": [one.name for one in fields(Point)], "rows": [[*as_row(one).values()] for one in points]},
         "answers": answers,
     }
+
+
+def _number(names: dict[Any, int], value: Any) -> int:
+    """The number of a value in a column, in the order of first use."""
+    return names.setdefault(value, len(names))
+
+
+def packed_answers(study: StudyRows) -> tuple[list[str], dict[str, Any]]:
+    """The blocks, and what the numbers in their columns stand for."""
+    arms = [{"key": arm.key, "name": arm.name, "seed": arm.seed} for arm in study.arms]
+    arm_numbers = {arm.key: number for number, arm in enumerate(study.arms)}
+    names: dict[str, dict[Any, int]] = {
+        "stage": {},
+        "decoder": {},
+        "finish": {},
+        "verdict": {"": 0, "unparsed": 1},
+        "own": {"": 0},
+    }
+    prompts: dict[Any, int] = {}
+    texts: dict[Any, int] = {}
+    rows, blocks, count = _rows(study), [], 0
+    while lot := list(islice(rows, BLOCK)):
+        count += len(lot)
+        known_prompts, known_texts = len(prompts), len(texts)
+        numbers = [
+            {
+                "arm": arm_numbers[key],
+                "stage": _number(names["stage"], stage),
+                "decoder": _number(names["decoder"], row.decoder),
+                "prompt": _number(prompts, (row.benchmark, row.prompt_id, row.behavior or row.prompt, row.category)),
+                "text": _number(texts, row.prompt),
+                "sample": row.sample,
+                "finish": _number(names["finish"], row.finish),
+                "tokens": row.tokens,
+                "own": _number(names["own"], f"{row.judge} {row.judge_version}".strip()),
+                "verdict": _number(names["verdict"], row.verdict if row.judge else "" if not row.changed else "unparsed"),
+                "others": [_number(names["verdict"], one.verdict if one and one.judge else "") for one in judged],
+            }
+            for key, stage, row, judged in lot
+        ]
+        others = [one.pop("others") for one in numbers]
+        block = {
+            "prompts": list(islice(prompts, known_prompts, None)),
+            "texts": list(islice(texts, known_texts, None)),
+            "columns": {name: [one[name] for one in numbers] for name in numbers[0]},
+            "others": [list(column) for column in zip(*others)],
+            "answers": [row.response for _, _, row, _ in lot],
+        }
+        packed = gzip.compress(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode(), 6, mtime=0)
+        blocks.append(base64.b64encode(packed).decode())
+    meanings = {name: list(values) for name, values in names.items()}
+    return blocks, {"count": count, "arms": arms, **meanings, "judges": list(study.others)}
+
+
+def _rows(study: StudyRows) -> Iterator[tuple[str, str, JudgedRow, list[JudgedRow | None]]]:
+    """The key of its arm, the stage, the answer, and the answer as each other judge has judged it."""
+    for (key, stage, task), rows in study.generations.items():
+        others = [judged.get((key, stage, task)) for judged in study.others.values()]
+        for number, row in enumerate(rows):
+            yield key, stage, row, [of[number] if of else None for of in others]
 
 
 def hashes(study: StudyRows) -> list[tuple[str, str, str]]:

@@ -31,6 +31,7 @@ from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import COARSE
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
+from curricula.eval.report.overviews import comparison_panels, write_comparison
 from curricula.eval.report.page import template, write_report
 from curricula.eval.report.points import Point, Shown, judges_points
 from curricula.eval.report.tables import as_row, latex
@@ -45,7 +46,6 @@ from curricula.eval.report.training import (
     tree_panels,
     validation_panels,
 )
-from curricula.eval.report.web.compare import comparison_panels, write_comparison
 from curricula.eval.report.web.data import embedded_json
 from curricula.eval.report.web.serve import LivePage
 from curricula.eval.report.wording import percent, points

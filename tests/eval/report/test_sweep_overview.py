@@ -3,7 +3,7 @@
 import csv
 
 from curricula.durable import write_json
-from curricula.eval.report.sweep import SweptPoint, write_overview
+from curricula.eval.report.overviews import SweptPoint, write_overview
 
 HOSTILE = "<script>alert(1)</script>\u202e"
 

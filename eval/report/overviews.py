@@ -1,14 +1,17 @@
-"""Several studies on one page: their figures over each other, their claims and rates side by side.
+"""Pages that bring together several reports, from the `summary.json` of each: their numbers are those of the single pages.
 
     curricula report runs/demo runs/demo-full
 
-Reads the `summary.json` of each report, so the numbers are those of the single pages.
+- Of a sweep: the points with their settings and sizes, the effect of each arm at each point, and the tables of all points as
+  one file each, with the point in the first columns. Each point has a report of its own, with its verdicts, which is linked.
+- Of several studies: their figures over each other, their claims and rates side by side.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,54 @@ from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import MARKS, template
 from curricula.eval.report.panels import Panel, Series, draw_panels
 from curricula.eval.report.points import COMPLIED
-from curricula.eval.report.tables import write_tables
+from curricula.eval.report.tables import write_each, write_tables
 from curricula.eval.report.web.data import CHART_SCRIPTS, embedded, embedded_json, head, plain_data
 from curricula.eval.report.wording import CATEGORIES, DECODERS, START_AXIS
 
 Summary = Mapping[str, Any]
+
+POINTS = "points"
+"""The folder of the points' reports, within that of the sweep."""
+
+
+@dataclass(frozen=True)
+class SweptPoint:
+    """A point of a sweep, whose report has been written."""
+
+    name: str
+    settings: str
+    """What it changes in the study, such as "model.preset: smollm2-135m"."""
+    parameters: int
+    tokens: int
+    """Of each arm's pretraining."""
+    page: Path
+
+
+def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
+    """Write the overview to `out` and return its path."""
+    summaries = {point.name: durable.read_json(point.page.parent / "summary.json") for point in points}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for point in points:
+        own = {"point": point.name, "parameters": point.parameters, "budget_tokens": point.tokens}
+        for name, rows in summaries[point.name].items():
+            if name != "arms":
+                tables.setdefault(name, []).extend({**own, **row} for row in rows)
+    write_each(out / "tables", tables)
+    effects: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for name, summary in summaries.items():
+        for gap in summary["differences"]:
+            if gap["task"].startswith("attacks"):
+                family = effects.setdefault((gap["stage"], gap["decoder"], gap["reference"]), {})
+                family.setdefault(gap["arm"], {})[name] = gap
+    outcomes = {}
+    for name, summary in summaries.items():
+        counts = Counter(test["outcome"] for test in summary["trends"])
+        outcomes[name] = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    page = template("sweep.html.j2").render(
+        study=study, points=points, effects=effects, outcomes=outcomes, decoders=DECODERS, folder=POINTS
+    )
+    durable.write_text(out / "index.html", page)
+    return out / "index.html"
 
 
 def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
