@@ -137,7 +137,6 @@ def _rates(runs: Runs, stage: str, task: str, decoder: str) -> tuple[str, Rates]
 
 
 def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
-    """The rate of every arm, by stage, task and decoder."""
     for stage, task, decoder in runs.places():
         measure, rates = _rates(runs, stage, task, decoder)
         for arm, own in rates.items():
@@ -147,7 +146,6 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
 
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
-    """The probe AUC of every arm, by stage and layer."""
     probes = runs.study.probes
     for stage in dict.fromkeys(stage for _, stage in probes):
         rows = [row for (_, kind), of_run in probes.items() if kind == stage for row in of_run]

@@ -50,7 +50,6 @@ class Group:
         return [f"{kind}-{start * 100:g}" for start, kind in parts if not Group((start,), (kind,)).select(arms)]
 
     def select(self, arms: Sequence[ArmInfo]) -> list[ArmInfo]:
-        """The arms of a study that belong to the group."""
         return [
             arm
             for arm in arms
@@ -228,7 +227,6 @@ class Comparison:
 
 
 def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
-    """Test every claim, in order."""
     barred = [_barred(runs, claim) for claim in claims]
     comparisons = [[] if why else _compare_all(runs, claim) for claim, why in zip(claims, barred)]
     tested = [i for i, pairs in enumerate(comparisons) if pairs and all(pair.compared.crossed for pair in pairs)]

@@ -145,8 +145,6 @@ class AttackMetrics(Place):
 
 @dataclass(frozen=True)
 class OverrefusalMetrics(Place):
-    """How one model treats benign requests under one decoder."""
-
     shares: dict[str, float]
     """Share of the parsed answers in each of the five categories (for "all", the mean of the sets' shares); empty if no row was
     parsed (for "all", none of one of the sets)."""
@@ -393,7 +391,6 @@ def _overrefusal_metrics(
 
 
 def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0) -> list[ProbeMetrics]:
-    """The metrics of each layer, first to last."""
     found = []
     for layer, index in layers_in(rows):
         probes = [row for row in rows if row.layer == layer]

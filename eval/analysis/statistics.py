@@ -82,7 +82,6 @@ class Tally:
 
     @property
     def clusters(self) -> int:
-        """Number of clusters."""
         return len(self.strata)
 
     def mean(self, weights: np.ndarray | None = None) -> np.ndarray:

@@ -289,7 +289,6 @@ class AlongFigure(Figure):
 
     @staticmethod
     def _places(points: Sequence[CurvePoint]) -> list[tuple[str, str]]:
-        """The measure and the series of each panel."""
         places = dict.fromkeys((one.measure, one.series) for one in points if one.series not in OTHER_LAYERS)
         return sorted(places, key=lambda place: ALONG.index(place[0]))
 
@@ -336,8 +335,6 @@ class AlongFigure(Figure):
 
 @dataclass(frozen=True)
 class TrainingFigure(Figure):
-    """A figure of what the training runs have recorded."""
-
     words: str
     made: Callable[[Training], list[Panel]]
     section = "training"

@@ -46,7 +46,6 @@ class SweptPoint:
 
 
 def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
-    """Write the overview to `out` and return its path."""
     summaries = {point.name: durable.read_json(point.page.parent / "summary.json") for point in points}
     tables: dict[str, list[dict[str, Any]]] = {}
     for point in points:
@@ -73,7 +72,6 @@ def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
 
 
 def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
-    """Write the page that compares the studies, by name; returns its path."""
     panels = comparison_panels(summaries)
     rows = side_by_side(summaries)
     write_tables(out, {"comparison": rows}, ())

@@ -104,7 +104,6 @@ def write_report(
 
 
 def shown_of(run: Path, runs: Runs, study: Mapping[str, Any]) -> Shown:
-    """What the figures are drawn from."""
     metrics = study_metrics(runs)
     tuned = {f"{arm.holder(stage)}/{stage}" for arm in runs.study.arms for stage in runs.study.stages}
     return Shown(

@@ -203,7 +203,6 @@ def strength_tables(
 
 
 def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
-    """Which attacks the rows of a table leave out."""
     labels = {arm.name: arm_label(arm) for arm in arms}
     parts = [
         f"“{labels[one.arm]}”"

@@ -149,7 +149,6 @@ class Shown:
                     yield replace(point, measure=COMPLIED, value=1 - point.value, low=low, high=high)
 
     def _probe_points(self) -> Iterator[Point]:
-        """The AUC of linear probes."""
         for stage, layer in dict.fromkeys((entry.stage, entry.layer) for entry in self.metrics.probes):
             for arm in self.arms:
                 where = (stage, layer, arm.name)

@@ -127,7 +127,6 @@ def _comparable_parents(study: Study) -> dict[str, str]:
 
 
 def _are_tuned_apart(study: Study) -> bool:
-    """Whether arms are tuned with different shares of tagged conversations."""
     return any(
         len({stage.tagged_share(arm.name, arm.interventions) for arm in study.arms if arm.name in study.tree.arms[name]}) > 1
         for name, stage in study.tree.stages.items()
