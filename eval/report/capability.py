@@ -14,9 +14,8 @@ from curricula.eval.analysis.capability import CapabilityEstimate, pareto_front
 from curricula.eval.analysis.metrics import ALL
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.report.curves import SAFE_ONLY_COLOUR, add_legend, curves_of
 from curricula.eval.report.figures import save_figure
-from curricula.eval.report.points import Point, Shown
+from curricula.eval.report.points import SAFE_ONLY_COLOUR, Point, Shown, add_legend, curves_of
 from curricula.eval.report.wording import DECODERS, left_out, stage_title, start_label
 
 NAME = "capability"

@@ -28,9 +28,8 @@ from curricula import durable
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, without_average
 from curricula.eval.judges.settings import COARSE
-from curricula.eval.report.curves import curves_of, draw_answers, draw_starts
 from curricula.eval.report.panels import INK, PALETTE, Panel, Series, draw_panels
-from curricula.eval.report.points import Place, Shown
+from curricula.eval.report.points import Place, Shown, curves_of, draw_answers, draw_starts
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
 from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, span, stage_title
 from curricula.eval.tasks import judged_tasks

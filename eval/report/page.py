@@ -23,7 +23,6 @@ from markupsafe import Markup
 
 from curricula import durable
 from curricula.eval.analysis.along import curve_points
-from curricula.eval.analysis.arms import arm_changes, arm_differences, probe_estimates, variance_parts
 from curricula.eval.analysis.capability import (
     bits_estimates,
     bits_per_byte,
@@ -33,7 +32,15 @@ from curricula.eval.analysis.capability import (
 )
 from curricula.eval.analysis.claims import AUC, TOPK, run_claim_tests
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
-from curricula.eval.analysis.runs import Runs, runs_of, study_metrics
+from curricula.eval.analysis.runs import (
+    Runs,
+    arm_changes,
+    arm_differences,
+    probe_estimates,
+    runs_of,
+    study_metrics,
+    variance_parts,
+)
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import COARSE, caveats, vague

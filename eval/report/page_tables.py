@@ -12,7 +12,6 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from curricula.eval.analysis.arms import ArmChange, VarianceParts
 from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate
 from curricula.eval.analysis.metrics import (
     ALL,
@@ -23,6 +22,7 @@ from curricula.eval.analysis.metrics import (
     is_own_suffix,
     without_average,
 )
+from curricula.eval.analysis.runs import ArmChange, VarianceParts
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met

@@ -12,8 +12,7 @@ from seed_studies import Cell, draw_rates
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, trained
 
 from curricula.eval.analysis import StudyRows
-from curricula.eval.analysis.arms import arm_changes, arm_differences, arm_estimates, variance_parts
-from curricula.eval.analysis.runs import Runs, runs_of
+from curricula.eval.analysis.runs import Runs, arm_changes, arm_differences, arm_estimates, runs_of, variance_parts
 from curricula.eval.analysis.statistics import PromptMean, holm
 from curricula.randomness import keyed_rng
 

@@ -7,8 +7,7 @@ import pytest
 from study_rows import ARMS, attack_rows, probe_rows, trained
 
 from curricula.eval.analysis import StudyRows
-from curricula.eval.analysis.arms import arm_estimates, probe_estimates, variance_parts
-from curricula.eval.analysis.runs import Competence, Runs
+from curricula.eval.analysis.runs import Competence, Runs, arm_estimates, probe_estimates, variance_parts
 
 RATES = {1: 0.2, 2: 0.3, 3: 0.7}
 

@@ -15,10 +15,17 @@ from report_page import Page, table
 from study_rows import ARMS, append_judged, attack_rows, trained, write_study
 
 from curricula.eval.analysis import StudyRows, read_study_rows
-from curricula.eval.analysis.arms import VarianceParts, arm_differences, arm_estimates, probe_estimates, variance_parts
 from curricula.eval.analysis.claims import ClaimTest
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics
-from curricula.eval.analysis.runs import runs_of, study_metrics
+from curricula.eval.analysis.runs import (
+    VarianceParts,
+    arm_differences,
+    arm_estimates,
+    probe_estimates,
+    runs_of,
+    study_metrics,
+    variance_parts,
+)
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
 from curricula.eval.report.page_tables import estimate_tables, variance_rows

@@ -20,8 +20,7 @@ from study_rows import ARMS, append_judged, generation, write_study
 from curricula.errors import UserError
 from curricula.eval import MODEL_KINDS, EvalConfig
 from curricula.eval.analysis import ArmInfo, read_study_rows
-from curricula.eval.analysis.arms import arm_differences
-from curricula.eval.analysis.runs import runs_of, study_metrics
+from curricula.eval.analysis.runs import arm_differences, runs_of, study_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
 from curricula.eval.report.tables import as_row, cell
