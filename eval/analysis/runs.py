@@ -246,7 +246,7 @@ class ArmEstimate(Measured):
     rate: OverSeeds
     """The mean of the benchmarks' rates."""
     incoherent: str
-    """The seeds of incoherent runs which count here all the same."""
+    """The seeds of incoherent runs, which count here all the same."""
 
 
 @dataclass(frozen=True)

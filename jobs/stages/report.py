@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +59,26 @@ def report(
 
     `unfinished` says what runs or waits; a page that `is_live` looks for a newer one at its server.
     """
-    study, out = run.study, out or run.report
+    from curricula.eval.report.page import write_report
+
+    out, study = out or run.report, run.study
+
+    def write(point: Study, folder: Path, progress: Progress) -> Path:
+        described = _described(run, plan, point) | {"unfinished": unfinished}
+        return write_report(run.root, arm_infos(point), described, folder, progress, is_live)
+
     with exclusive_lock(out / ".lock", wait_s=PATIENCE_S):  # files have one writer at a time
-        page = _write(run, plan, study, out, progress, unfinished, is_live)
+        page = write(study, out, progress) if study.sweep is None else _write_sweep(study, out, progress, write)
     if study.tracking.wandb_project and not is_live:
         track_report(study.tracking.wandb_project, run.root, out)
     return page
 
 
-def _write(run: Run, plan: Plan, study: Study, out: Path, progress: Progress, unfinished: Sequence[str], is_live: bool) -> Path:
+def _write_sweep(study: Study, out: Path, progress: Progress, write: Callable[[Study, Path, Progress], Path]) -> Path:
+    """Have the report of every point of a sweep written, and write their overview."""
     from curricula.eval.report.overviews import POINTS, SweptPoint, write_overview
 
-    if study.sweep is None:
-        return _point_report(run, plan, study, out, progress, unfinished, is_live)
+    assert study.sweep is not None
     found = []
     for number, (name, point) in enumerate(points_of(study.sweep).items()):
 
@@ -79,26 +86,21 @@ def _write(run: Run, plan: Plan, study: Study, out: Path, progress: Progress, un
             progress(number * total + done, len(study.variants) * total, **figures)
 
         variant = study.variants[name]
-        page = _point_report(run, plan, variant, out / POINTS / name, part, unfinished, is_live)
+        page = write(variant, out / POINTS / name, part)
         settings = ", ".join(f"{key}: {value}" for key, value in point.items())
         found.append(SweptPoint(name, settings, costs.parameters(variant.model.resolve()), variant.budget.tokens, page))
     return write_overview(study.name, found, out)
 
 
-def _point_report(
-    run: Run, plan: Plan, study: Study, out: Path, progress: Progress, unfinished: Sequence[str], is_live: bool
-) -> Path:
-    """Write the report of a study without a sweep, or of one point of it."""
-    from curricula.eval.report.page import write_report
-
+def _described(run: Run, plan: Plan, study: Study) -> dict[str, Any]:
+    """What `write_report` is told of a study without a sweep, or of one point of it."""
     stages = (BASE, *study.tree.stages)
-    tasks = {name: list(dict.fromkeys(map(_planned_name, study.eval_tasks(name)))) for name in stages}
     losses, missing = _held_out_losses(run, study)
-    described = {
+    return {
         "plan": describe_point(plan, study, run.shards),
         "sweep": describe(plan, run.shards) if study.variant else None,
         "provenance": run.provenance,
-        "tasks": tasks,
+        "tasks": {name: list(dict.fromkeys(map(_planned_name, study.eval_tasks(name)))) for name in stages},
         "having": study.tree.arms,
         "parents": _comparable_parents(study),
         "papers": study.tree.papers,
@@ -111,9 +113,7 @@ def _point_report(
         "tagged": _are_tuned_apart(study),
         "cooled": _are_cooled_apart(study),
         "hashes": _hashes(run),
-        "unfinished": unfinished,
     }
-    return write_report(run.root, arm_infos(study), described, out, progress, is_live)
 
 
 def _comparable_parents(study: Study) -> dict[str, str]:

@@ -9,6 +9,7 @@ has nothing to give but the page. Through `ssh -L 8642:127.0.0.1:8642 HOST` the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -96,14 +97,10 @@ class LivePage:
 def _fingerprint(run: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of what the page is made from."""
     found = []
-    for pattern in WATCHED:
-        for path in sorted(run.glob(pattern)):
-            try:
-                status = path.stat()
-            except OSError:  # replaced just now
-                continue
-            if path.name != NOT_WATCHED:
-                found.append((str(path), status.st_size, status.st_mtime_ns))
+    for path in (path for pattern in WATCHED for path in sorted(run.glob(pattern)) if path.name != NOT_WATCHED):
+        with contextlib.suppress(OSError):  # replaced just now
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
     return found
 
 
