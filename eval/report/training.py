@@ -30,7 +30,6 @@ class Branch:
 
     name: str
     """"trunk", "full-20", "full-20/instruct"."""
-    is_tuning: bool
     tokens: list[float]
     loss: list[float]
     step: int
@@ -47,6 +46,11 @@ class Branch:
     """How often a process began or took up this training; 0 where an earlier version recorded none."""
     lost_steps: int
     """Steps that were trained again, because they were not saved yet when a start ended."""
+
+    @property
+    def stage(self) -> str:
+        """The stage that it trains; "" for pretraining."""
+        return self.name.partition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,11 @@ def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | N
     The points of a sweep share a run folder.
     """
     planned = {segment["branch"] for segment in plan.get("segments", ())}
-    found = [
-        (path, False) for path in sorted(run.glob("pretrain/*/metrics.jsonl")) if path.parent.name in planned or not planned
-    ]
-    found += [
-        (path, True)
-        for path in sorted(run.glob("tune/*/*/metrics.jsonl"))
-        if tuned is None or "/".join(path.parts[-3:-1]) in tuned
-    ]
-    branches = [branch for path, is_tuning in found if (branch := _branch(path, is_tuning))]
+    pretrained = {path.parent.name: path for path in sorted(run.glob("pretrain/*/metrics.jsonl"))}
+    found = {name: path for name, path in pretrained.items() if name in planned or not planned}
+    later = {"/".join(path.parts[-3:-1]): path for path in sorted(run.glob("tune/*/*/metrics.jsonl"))}
+    found |= {name: path for name, path in later.items() if tuned is None or name in tuned}
+    branches = [branch for name, path in found.items() if (branch := _branch(name, path))]
     seconds: dict[str, list[float]] = defaultdict(list)
     for job in plan.get("jobs", ()):
         for label in job["elements"]:
@@ -91,7 +91,7 @@ def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | N
     return Training(branches, plan, seconds)
 
 
-def _branch(path: Path, is_tuning: bool) -> Branch | None:
+def _branch(name: str, path: Path) -> Branch | None:
     rows = [row for row in durable.read_jsonl(path) if isinstance(row, dict)]
     steps = [row for row in rows if isinstance(row.get("loss"), float) and isinstance(row.get("tokens"), int)]
     if not steps:
@@ -100,8 +100,8 @@ def _branch(path: Path, is_tuning: bool) -> Branch | None:
     validation: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         if isinstance(row.get("validation"), dict) and row["step"] in tokens:  # earlier versions validated before the first
-            for name, loss in row["validation"].items():
-                validation[name].append((tokens[row["step"]], loss))
+            for source, loss in row["validation"].items():
+                validation[source].append((tokens[row["step"]], loss))
     cuts = [i * len(steps) // POINTS for i in range(POINTS + 1)]
     lots = [steps[start:stop] for start, stop in zip(cuts, cuts[1:]) if start < stop]
     timing = [row.get("timing") or {} for row in steps]
@@ -113,8 +113,7 @@ def _branch(path: Path, is_tuning: bool) -> Branch | None:
     ]
     starts = durable.read_jsonl(path.with_name("starts.jsonl"))
     return Branch(
-        name="/".join(path.parts[-3:-1]) if is_tuning else path.parent.name,
-        is_tuning=is_tuning,
+        name=name,
         tokens=[lot[-1]["tokens"] for lot in lots],
         loss=[round(fmean(row["loss"] for row in lot), 5) for lot in lots],
         step=steps[-1]["step"],
@@ -176,7 +175,7 @@ def loss_panels(training: Training) -> list[Panel]:
     families, panels = _families(training), []
     by_stage: dict[str, list[Branch]] = {stage: [] for stage in ("", *(one["name"] for one in training.plan.get("stages", ())))}
     for branch in training.branches:
-        by_stage.setdefault(branch.name.partition("/")[2] if branch.is_tuning else "", []).append(branch)
+        by_stage.setdefault(branch.stage, []).append(branch)
     for stage, branches in by_stage.items():
         lines = []
         for branch in branches:
@@ -193,7 +192,7 @@ def loss_panels(training: Training) -> list[Panel]:
 def validation_panels(training: Training) -> list[Panel]:
     """The validation loss on each source; none where every run has a single one, which the table of losses holds."""
     families = _families(training)
-    pretrained = [branch for branch in training.branches if not branch.is_tuning]
+    pretrained = [branch for branch in training.branches if not branch.stage]
     sources = sorted({name for branch in pretrained for name in branch.validation})
     if all(len(points) < 2 for branch in pretrained for points in branch.validation.values()):
         return []
@@ -234,7 +233,7 @@ def tree_panels(training: Training) -> list[Panel]:
     segments = training.plan.get("segments") or ()
     lanes = list(dict.fromkeys(segment["branch"] for segment in segments))
     lane_of = {segment["name"]: lanes.index(segment["branch"]) for segment in segments}
-    trained = {branch.name: branch.step for branch in training.branches if not branch.is_tuning}
+    trained = {branch.name: branch.step for branch in training.branches}
     unit, series = training.step_tokens, []
     for segment in segments:
         lane = lanes.index(segment["branch"])
@@ -276,9 +275,9 @@ def cost_rows(training: Training) -> Iterator[CostRow]:
     midtrained = {one["name"] for one in training.plan.get("stages", ()) if one.get("kind") == "midtrain"}
 
     def stage_of(branch: Branch) -> str:
-        if not branch.is_tuning:
-            return "pretrain"
-        return "midtrain" if branch.name.rpartition("/")[2] in midtrained else "tune"
+        if branch.stage in midtrained:
+            return "midtrain"
+        return "tune" if branch.stage else "pretrain"
 
     counts: dict[str, int] = defaultdict(int)
     for job in training.plan.get("jobs", ()):

@@ -199,7 +199,7 @@ def test_a_dose_that_ends_is_no_start_of_interventions():
 
 def branch(name: str, validation: int = 1) -> Branch:
     points = [(512.0 * k, 2.0) for k in range(validation)]
-    return Branch(name, "/" in name, [512.0], [2.0], 1, 2.0, {"web": points}, 0.0, 0.0, 0.0, 1, 0)
+    return Branch(name, [512.0], [2.0], 1, 2.0, {"web": points}, 0.0, 0.0, 0.0, 1, 0)
 
 
 def test_the_seeds_of_an_arm_share_a_colour_and_the_further_ones_are_faint_in_every_panel():
