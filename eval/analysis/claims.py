@@ -245,7 +245,7 @@ def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float
     described = (claim.id, claim.source, claim.sentence, claim.measure.name)
     if not pairs:
         return ClaimTest(*described, "", "not measured", None, None, None, None, 0, 0, note)
-    shown = max(pairs, key=lambda pair: (pair.p, -abs(pair.compared.difference.value)))
+    shown = max(pairs, key=lambda pair: (pair.p, -abs(pair.compared.evidence.value)))
     notes = [note] if note else []
     outcome: ClaimOutcome = "inconclusive"
     p: float | None = None
@@ -259,10 +259,9 @@ def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float
             outcome = "reproduced"
         elif p_against < SIGNIFICANT:
             outcome, shown = "not reproduced", min(pairs, key=lambda pair: pair.p_against)
-    gap = shown.compared.difference
-    return ClaimTest(
-        *described, shown.names, outcome, gap.value, gap.low, gap.high, p, gap.n, shown.compared.seeds, "; ".join(notes)
-    )
+    compared = shown.compared
+    gap, words = (compared.evidence.value, *compared.evidence.interval()), "; ".join(notes)
+    return ClaimTest(*described, shown.names, outcome, *gap, p, compared.n, compared.seeds, words)
 
 
 def _barred(runs: Runs, claim: Claim) -> str:

@@ -423,11 +423,20 @@ Sides = tuple[Sequence[BySeed], Sequence[BySeed]]
 
 def _family(sides: Mapping[ArmInfo, Sides]) -> Iterator[tuple[ArmInfo, dict[str, Any]]]:
     """What the tests of one family found, for the arms that share answers on all their rates."""
-    compared = [(arm, one, one.difference) for arm, of in sides.items() if (one := compare(*of)) is not None]
-    adjusted = holm([gap.p for _, _, gap in compared])
-    for (arm, one, gap), p_holm in zip(compared, adjusted, strict=True):
+    compared = {arm: one for arm, of in sides.items() if (one := compare(*of)) is not None}
+    unadjusted = [one.evidence.p(0.0) for one in compared.values()]
+    for (arm, one), p, p_holm in zip(compared.items(), unadjusted, holm(unadjusted), strict=True):
         times = len(sides[arm][0])  # `compare` is of means over the rates of a side
-        found: dict[str, Any] = {name: getattr(gap, name) * times for name in ("value", "low", "high")}
-        found |= {"p": gap.p, "p_holm": p_holm, "test": "seeds" if one.crossed else "score", "prompts": gap.n}
-        alone = {seed: round(value * times, 3) + 0.0 for seed, value in one.runs.items()}  # no -0.0
-        yield arm, {**found, "seeds": one.seeds, "runs": alone}
+        low, high = one.evidence.interval()
+        found: dict[str, Any] = {
+            "value": one.evidence.value * times,
+            "low": low * times,
+            "high": high * times,
+            "p": p,
+            "p_holm": p_holm,
+            "test": "seeds" if one.crossed else "score",
+            "prompts": one.n,
+            "seeds": one.seeds,
+            "runs": {seed: round(value * times, 3) + 0.0 for seed, value in one.runs.items()},  # no -0.0
+        }
+        yield arm, found

@@ -31,14 +31,12 @@ from statsmodels.stats.proportion import proportion_confint
 from curricula.eval.analysis.statistics import (
     NORMAL_95,
     TIE,
-    Difference,
     Evidence,
     PairedMean,
     Prompt,
     PromptMean,
     StudentMean,
     Tally,
-    difference,
     freedom_factor,
     pair,
     pair_prompts,
@@ -225,10 +223,6 @@ class Compared:
     """None where nothing can be said about seeds: for one, and for runs without a benchmark that all have answered."""
     runs: Mapping[int, float] = field(default_factory=dict)
     """Each seed's own difference of rates, on the same benchmarks; where it is `crossed`, its value is their mean."""
-
-    @property
-    def difference(self) -> Difference:
-        return difference(self.evidence, self.n)
 
 
 def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:

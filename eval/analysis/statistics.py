@@ -43,19 +43,6 @@ TIE = 1e-12
 """Values closer than this are equal: summing the same numbers in another order moves a sum by less."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A minus B on shared prompts, or on shared probe seeds."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    """Two-sided, unadjusted."""
-    n: int
-    """Shared prompts or seeds."""
-
-
 class Evidence(Protocol):
     """A difference and how surely other values of it are ruled out."""
 
@@ -323,11 +310,6 @@ def p_above(evidence: Evidence, bound: float) -> float:
     """One-sided p-value of the claim that the difference is above `bound`."""
     half = evidence.p(bound) / 2
     return half if evidence.value > bound else 1 - half
-
-
-def difference(evidence: Evidence, n: int) -> Difference:
-    """The difference with the two-sided p-value of its test, and the bounds that this test does not reject."""
-    return Difference(evidence.value, *evidence.interval(), evidence.p(0.0), n)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ NAME = "capability"
 
 def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[Path, str] | None:
     """The figure as SVG, and its caption; None where no stage has both capability and attack success."""
-    by_stage = _by_stage(estimates)
+    stages = dict.fromkeys(one.stage for one in estimates)
+    by_stage = {stage: [one for one in estimates if one.stage == stage] for stage in stages}
     decoder = next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in by_stage)), "")
     drawn = {stage: found for stage, own in by_stage.items() if (found := _points(shown, stage, decoder, own))}
     if not drawn:
@@ -36,7 +37,8 @@ def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folde
         for panel, (stage, points) in zip(panels[0], drawn.items()):
             panel.set_title(stage_title(stage).capitalize())
             _draw(panel, points)
-            panel.set_xlabel(f"capability, {_main(by_stage[stage])}")
+            task = _main(by_stage[stage])
+            panel.set_xlabel(f"capability, {'mean of the tasks' if task == ALL else task}")
         panels[0][0].set_ylim(bottom=0)  # once all have been drawn: it ends the scaling of them all
         panels[0][0].set_ylabel(f"attack success rate, {DECODERS[decoder]}")
         add_legend(canvas, shown.arms)
@@ -68,25 +70,17 @@ def _left_out(
         )
 
 
-def _by_stage(estimates: Sequence[CapabilityEstimate]) -> dict[str, list[CapabilityEstimate]]:
-    found: dict[str, list[CapabilityEstimate]] = {}
-    for one in estimates:
-        found.setdefault(one.stage, []).append(one)
-    return found
-
-
 def _main(estimates: Sequence[CapabilityEstimate]) -> str:
+    """The mean of the tasks, or the only task."""
     names = list(dict.fromkeys(found.benchmark for found in estimates))
-    return "mean of the tasks" if len(names) > 1 else names[0]
+    return ALL if len(names) > 1 else names[0]
 
 
 def _points(
     shown: Shown, stage: str, decoder: str, estimates: Sequence[CapabilityEstimate]
 ) -> list[tuple[ArmInfo, OverSeeds, Point]]:
     """The arms with both numbers."""
-    names = {found.benchmark for found in estimates}
-    main = ALL if len(names) > 1 else next(iter(names), "")
-    found = {one.arm: one.value for one in estimates if one.benchmark == main}
+    found = {one.arm: one.value for one in estimates if one.benchmark == _main(estimates)}
     attacked = {point.arm: point for point in shown.at(stage, decoder, "attack success") if not point.benchmark}
     return [(arm, found[arm.name], attacked[arm.name]) for arm in shown.arms if arm.name in found and arm.name in attacked]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
@@ -18,7 +19,7 @@ from curricula.eval.analysis import ArmInfo
 from curricula.eval.analysis.claims import AUC
 from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import BySeed, Crossed, ProbeAuc, ProbesBySeed, crossed_of
-from curricula.eval.analysis.statistics import NORMAL_95, Outcome, Pairs, Prompt, PromptMean, Tally, effective_size
+from curricula.eval.analysis.statistics import NORMAL_95, Evidence, Outcome, Pairs, Prompt, PromptMean, Tally, effective_size
 
 PAIRED, SHARED, LASTING = 0.5, 0.7, 0.6
 _NODES = np.linspace(-8, 8, 4001)
@@ -95,6 +96,18 @@ def holds(a: np.ndarray, b: np.ndarray, truth: float, samples: int) -> bool:
     """Whether the interval of a - b holds the truth, without looking for its ends."""
     over_seeds, pooled = crossed(a - b), pooled_pairs(a, b, samples)
     return abs(over_seeds.value - truth) <= over_seeds.reach or abs(pooled.score(truth)) <= NORMAL_95
+
+
+class Gap(NamedTuple):
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def gap_of(evidence: Evidence) -> Gap:
+    """A difference with its interval and its p-value."""
+    return Gap(evidence.value, *evidence.interval(), evidence.p(0.0))
 
 
 def pooled_tally(a: np.ndarray, samples: int) -> Tally:

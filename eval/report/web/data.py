@@ -181,7 +181,7 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]
     }
 
 
-def _number(names: dict[Any, int], value: Any) -> int:
+def _numbered(names: dict[Any, int], value: Any) -> int:
     """The number of a value in a column, in the order of first use."""
     return names.setdefault(value, len(names))
 
@@ -206,16 +206,16 @@ def packed_answers(study: StudyRows) -> tuple[list[str], dict[str, Any]]:
         numbers = [
             {
                 "arm": arm_numbers[key],
-                "stage": _number(names["stage"], stage),
-                "decoder": _number(names["decoder"], row.decoder),
-                "prompt": _number(prompts, (row.benchmark, row.prompt_id, row.behavior or row.prompt, row.category)),
-                "text": _number(texts, row.prompt),
+                "stage": _numbered(names["stage"], stage),
+                "decoder": _numbered(names["decoder"], row.decoder),
+                "prompt": _numbered(prompts, (row.benchmark, row.prompt_id, row.behavior or row.prompt, row.category)),
+                "text": _numbered(texts, row.prompt),
                 "sample": row.sample,
-                "finish": _number(names["finish"], row.finish),
+                "finish": _numbered(names["finish"], row.finish),
                 "tokens": row.tokens,
-                "own": _number(names["own"], f"{row.judge} {row.judge_version}".strip()),
-                "verdict": _number(names["verdict"], row.verdict if row.judge else "" if not row.changed else "unparsed"),
-                "others": [_number(names["verdict"], one.verdict if one and one.judge else "") for one in judged],
+                "own": _numbered(names["own"], f"{row.judge} {row.judge_version}".strip()),
+                "verdict": _numbered(names["verdict"], row.verdict if row.judge else "" if not row.changed else "unparsed"),
+                "others": [_numbered(names["verdict"], one.verdict if one and one.judge else "") for one in judged],
             }
             for key, stage, row, judged in lot
         ]

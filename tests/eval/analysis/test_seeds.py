@@ -9,7 +9,7 @@ import pandas
 import pytest
 import statsmodels.api
 from scipy import stats
-from seed_studies import Cell, crossed, draw_rates, holds, pooled_pairs, pooled_tally
+from seed_studies import Cell, crossed, draw_rates, gap_of, holds, pooled_pairs, pooled_tally
 from study_rows import ARMS, attack_rows
 
 from curricula.eval.analysis.metrics import harmful
@@ -25,7 +25,7 @@ from curricula.eval.analysis.seeds import (
     interval_over_seeds,
     rate_over_seeds,
 )
-from curricula.eval.analysis.statistics import PromptMean, difference, pair, prompt_means, rate_interval
+from curricula.eval.analysis.statistics import PromptMean, pair, prompt_means, rate_interval
 from curricula.eval.probes.auc import placements
 from curricula.randomness import keyed_rng
 
@@ -96,7 +96,7 @@ def test_interval_and_p_value_never_contradict_each_other(seeds):
     for rate in (0.02, 0.3):
         a, b = draw_rates(keyed_rng("contradiction", seeds, rate), Cell(seeds, 30, (rate, rate / 3), 0.05), 60)
         for one, other in zip(a, b):
-            gap = difference(Both(crossed(one - other), pooled_pairs(one, other, 5)), 30)
+            gap = gap_of(Both(crossed(one - other), pooled_pairs(one, other, 5)))
             assert gap.low <= gap.value <= gap.high
             assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
             low, high = Both(crossed(other - one), pooled_pairs(other, one, 5)).interval()
@@ -139,7 +139,7 @@ def test_two_seeds_that_disagree_decide_nothing():
     found = rate_over_seeds(by_seed(rates))
     assert found.low < 0.01 and found.high > 0.98 and found.spread == pytest.approx(0.2828, abs=1e-3)
     against = compare([by_seed(rates)], [by_seed(rates * 0)])
-    assert against.difference.p > 0.25 and against.seeds == 2
+    assert against.evidence.p(0.0) > 0.25 and against.seeds == 2
 
 
 def test_one_run_is_compared_over_prompts_as_before():
@@ -147,7 +147,7 @@ def test_one_run_is_compared_over_prompts_as_before():
             for arm, rate in ((ARMS[0], 0.2), (ARMS[-1], 0.6)))  # fmt: skip
     found = compare([{0: a}], [{0: b}])
     pairs = pair((mean.cluster, key[0], mean.mean, b[key].mean, 5) for key, mean in sorted(a.items()))
-    assert found.crossed is None and found.seeds == 1 and found.difference == difference(pairs, 40)
+    assert found.crossed is None and found.seeds == 1 and (found.n, gap_of(found.evidence)) == (40, gap_of(pairs))
 
 
 def test_only_seeds_and_prompts_that_both_sides_have_are_compared():
@@ -155,7 +155,7 @@ def test_only_seeds_and_prompts_that_both_sides_have_are_compared():
     a, b = by_seed(rates), by_seed(rates)
     del a[0], b[1]["b", "7"]
     found = compare([a], [b])
-    assert found.seeds == 2 and found.n == 20 and found.difference.value == 0
+    assert found.seeds == 2 and found.n == 20 and found.evidence.value == 0
     assert compare([{1: a[1]}], [{2: b[2]}]) is None
 
 
@@ -178,7 +178,7 @@ def test_probes_are_paired_by_training_seed_subset_and_text():
     arm, base = probes(keyed_rng("paired probes"), 200, own=0.1, shift=0.5)
     found = compare_probes([arm], [base])
     gaps = [np.mean([arm[seed][k].auc - base[seed][k].auc for k in range(4)]) for seed in range(3)]
-    assert found.seeds == 3 and found.n == 4 and found.difference.value == pytest.approx(np.mean(gaps))
+    assert found.seeds == 3 and found.n == 4 and found.evidence.value == pytest.approx(np.mean(gaps))
     assert found.crossed.seed_variance == pytest.approx(np.var(gaps, ddof=1) / 3)
     alone = [rate.crossed.prompt_variance for rate in (auc_over_seeds(arm), auc_over_seeds(base))]
     assert 0 < found.crossed.prompt_variance < 0.3 * sum(alone)  # what is hard for one is hard for the other
@@ -194,7 +194,7 @@ def test_probes_of_one_run_are_as_sure_as_their_test_texts_and_their_subsets():
     by_text = [np.mean([arm[k].placements[part] - base[k].placements[part] for k in arm], axis=0) for part in (0, 1)]
     texts, drawn = sum(np.var(one, ddof=1) / len(one) for one in by_text), np.var(gaps, ddof=1) / 4
     freedom = (texts + drawn) ** 2 / (texts**2 / 39 + drawn**2 / 3)
-    found = compare_probes([{0: arm}], [{0: base}]).difference
+    found = gap_of(compare_probes([{0: arm}], [{0: base}]).evidence)
     reach = stats.t.ppf(0.975, freedom) * (texts + drawn) ** 0.5
     assert (found.low, found.high) == pytest.approx((np.mean(gaps) - reach, np.mean(gaps) + reach))
 
@@ -204,7 +204,7 @@ def test_arms_that_differ_only_in_how_they_see_the_test_texts_are_rarely_told_ap
         ps = []
         for study in range(75):
             arm, base = probes(keyed_rng("equal probes", texts, study), texts, own=0.5)
-            ps.append(compare_probes([arm], [base]).difference.p)
+            ps.append(compare_probes([arm], [base]).evidence.p(0.0))
         assert np.mean(np.array(ps) < 0.05) <= 0.06
 
 
@@ -231,7 +231,7 @@ def test_perfect_probes_are_not_certain_and_a_little_worse_ones_no_surer(texts):
         found = auc_over_seeds(runs(scores))
         assert found.low < 1 - 0.5 / texts < found.high == 1.0
         assert found.crossed.freedom == pytest.approx(texts - 1)  # all subsets agree
-    gap = compare_probes([runs(perfect)] * 5, [runs(perfect)] * 3).difference
+    gap = gap_of(compare_probes([runs(perfect)] * 5, [runs(perfect)] * 3).evidence)
     assert gap.low < -0.5 / texts and gap.high > 0.5 / texts and gap.p == 1.0
 
 
@@ -256,7 +256,7 @@ def answered(rates: dict[int, dict[str, float]], answers: int = 5) -> dict[int, 
 def test_runs_that_share_no_benchmark_say_nothing_about_seeds():
     low, high = answered({1: {"tdc": 0.2}, 2: {"harmbench": 0.2}}), answered({1: {"tdc": 0.6}, 2: {"harmbench": 0.6}})
     found = compare([low], [high])
-    assert found.difference.p < 1e-4 and (found.seeds, found.crossed) == (2, None)
+    assert found.evidence.p(0.0) < 1e-4 and (found.seeds, found.crossed) == (2, None)
     assert rate_over_seeds(low).crossed is None
 
 
@@ -267,12 +267,12 @@ def test_an_arms_rate_its_runs_and_its_interval_are_of_the_same_answers():
     gap = compare(
         [answered({1: {"tdc": 0.1, "x": 0.5}, 2: {"tdc": 0.2}})], [answered({s: {"tdc": 0.4, "x": 0.1} for s in (1, 2)})]
     )
-    assert gap.difference.value == pytest.approx(-0.25) and gap.n == 40
+    assert gap.evidence.value == pytest.approx(-0.25) and gap.n == 40
     unequal = {("b", "0"): PromptMean("0", 0.0, 1), ("b", "1"): PromptMean("1", 1.0, 5)}
     assert rate_over_seeds({1: unequal, 2: unequal}).value == pytest.approx(5 / 6) == rate_over_seeds({1: unequal}).value
     assert rate_over_seeds({1: unequal, 2: dict(list(unequal.items())[1:])}).value == pytest.approx((5 / 6 + 1) / 2)
     never = {prompt: mean._replace(mean=0.0) for prompt, mean in unequal.items()}
-    assert compare([{1: unequal, 2: unequal}], [{1: never, 2: never}]).difference.value == 0.5  # pairs weigh the same
+    assert compare([{1: unequal, 2: unequal}], [{1: never, 2: never}]).evidence.value == 0.5  # pairs weigh the same
 
 
 def test_a_prompt_with_one_parsed_answer_does_not_hide_how_much_samples_vary():

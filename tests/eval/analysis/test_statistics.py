@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import statsmodels.api
 from scipy import optimize, stats
+from seed_studies import gap_of
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from study_rows import generation, verdict_rows
@@ -18,7 +19,6 @@ from curricula.eval.analysis.statistics import (
     Tally,
     cluster_of,
     clustered_error,
-    difference,
     effective_size,
     holm,
     p_above,
@@ -169,7 +169,7 @@ def test_the_score_is_tangos_with_the_nuisance_at_its_largest_likelihood(won, lo
     expected = (won - lost - n * bound) / np.sqrt(n * (2 * share + bound - bound**2))
     found = Pairs(value=(won - lost) / n, discordance=(won + lost) / n, size=n, prompts=n)
     assert found.score(bound) == pytest.approx(expected, rel=1e-3)
-    gap = difference(found, 0)
+    gap = gap_of(found)
     assert (found.score(gap.low), found.score(gap.high)) == pytest.approx((1.96, -1.96), abs=1e-3)
 
 
@@ -181,7 +181,7 @@ def test_interval_and_p_value_never_contradict_each_other(prompts, samples):
         for _ in range(60):
             ease = rng.beta(rate * 2, (1 - rate) * 2, prompts)
             a, b = (rng.binomial(samples, share * ease) / samples for share in (1.0, rng.random()))
-            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))), 0)
+            gap = gap_of(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))))
             assert gap.low <= gap.value <= gap.high
             assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
 
@@ -193,7 +193,7 @@ def test_intervals_of_differences_hold_the_truth_at_low_rates_too(samples):
         for _ in range(250):
             ease = rng.beta(rate, 1 - rate, 100)
             a, b = rng.binomial(samples, ease / 2) / samples, rng.binomial(samples, ease) / samples
-            gap = difference(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))), 0)
+            gap = gap_of(pair((str(i), "b", x, y, samples) for i, (x, y) in enumerate(zip(a, b))))
             held += gap.low <= -rate / 2 <= gap.high
         assert held / 250 >= 0.91
 
@@ -201,7 +201,7 @@ def test_intervals_of_differences_hold_the_truth_at_low_rates_too(samples):
 def test_a_paired_difference_is_surer_than_two_separate_intervals():
     hard = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
     better = {name: ["safe"] if 40 <= int(name) < 50 else verdicts for name, verdicts in hard.items()}
-    found = difference(paired(better, hard), 0)
+    found = gap_of(paired(better, hard))
     assert found.value == pytest.approx(-0.1) and found.high < 0 and found.p < 0.01
 
 
@@ -219,7 +219,7 @@ def test_a_side_of_several_models_has_the_mean_of_their_rates_and_their_noise():
 
 
 def test_equal_arms_leave_room_for_what_so_few_prompts_cannot_show():
-    found = difference(paired({str(i): ["safe"] for i in range(30)}, {str(i): ["safe"] for i in range(30)}), 0)
+    found = gap_of(paired({str(i): ["safe"] for i in range(30)}, {str(i): ["safe"] for i in range(30)}))
     assert (found.value, found.p) == (0, 1) and 0.1 < found.high < 0.14 and found.low == pytest.approx(-found.high)
 
 
@@ -227,7 +227,7 @@ def test_p_values_are_uniform_when_arms_do_not_differ():
     rng, ps = keyed_rng("null"), []
     for _ in range(300):
         a, b = rng.binomial(5, 0.4, 40) / 5, rng.binomial(5, 0.4, 40) / 5
-        ps.append(difference(pair((str(i), "b", x, y, 5) for i, (x, y) in enumerate(zip(a, b))), 0).p)
+        ps.append(gap_of(pair((str(i), "b", x, y, 5) for i, (x, y) in enumerate(zip(a, b)))).p)
     assert np.mean(np.array(ps) < 0.05) < 0.08 and 0.42 < np.mean(ps) < 0.6
 
 
@@ -241,7 +241,7 @@ def test_one_sided_p_values_are_the_tails_of_the_score(bound):
 def test_a_mean_is_tested_by_students_t():
     gaps = np.subtract([0.9, 0.92, 0.91, 0.93, 0.9], [0.85, 0.86, 0.88, 0.86, 0.87])
     mean = StudentMean(gaps.mean(), gaps.std(ddof=1) / 5**0.5, 4)
-    found = difference(mean, 5)
+    found = gap_of(mean)
     expected = stats.ttest_1samp(gaps, 0.0)
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)
