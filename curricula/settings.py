@@ -124,6 +124,13 @@ def require_distinct(key: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{key} {list(values)} repeats {repeated[0]!r}; give each once")
 
 
+def require_known(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError if one of `names`, which stand under `key`, is not among the `known`."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key} names {name!r}; choose from {', '.join(known)}")
+
+
 def read_yaml(path: Path, missing: str) -> Any:
     """The plain value in a YAML file. Raises UsageError that names the file, with the words `missing` when there is none, and
     StorageError when its disk fails."""

@@ -17,17 +17,7 @@ from typing import Annotated, Any
 import msgspec
 
 from curricula.core_yaml import dump_yaml
-from curricula.curriculum.config import (
-    MOST_TOKENS,
-    Along,
-    AnyStage,
-    Curriculum,
-    Midtrain,
-    ReplicateDraws,
-    Source,
-    Tokenizer,
-    Tuning,
-)
+from curricula.curriculum.config import MOST_TOKENS, Along, AnyStage, Curriculum, ReplicateDraws, Source, Tokenizer, Tuning
 from curricula.curriculum.plan import (
     DEFAULT_SEED,
     TRUNK,
@@ -56,7 +46,7 @@ from curricula.model import TrackingConfig, TrainConfig, costs
 from curricula.model.config import ModelConfig, check_layout, decay_start, warmup_steps
 from curricula.model.study import Finetuning, Model, Pretraining, Resources, sized, train_config_of
 from curricula.provenance import PACKAGE
-from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml, require_distinct
+from curricula.settings import NonNegative, Settings, changed, located, parse, read_yaml, require_distinct, require_known
 
 STUDIES = PACKAGE / "jobs" / "studies"
 """The folder of the studies that come with the suite."""
@@ -137,30 +127,27 @@ class Study(Settings, frozen=True, dict=True):
             )
 
     def _check_names(self) -> None:
-        for what, name in [
-            ("name", self.name),
-            *(("source", name) for name in self.sources),
-            *(("tuning set", name) for name in self.tuning_sets),
-        ]:
-            if not PLAIN_NAME.fullmatch(name):
-                raise ValueError(
-                    f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
-                )
-        for name in self.curriculum.interventions:
-            if not PLAIN_NAME.fullmatch(name) or name in ("safe", "none"):
-                raise ValueError(f"intervention set {name!r} must be a plain word other than 'safe' and 'none'")
-        for name in self.curriculum.arms:
-            if not PLAIN_NAME.fullmatch(name) or name in (TRUNK, "none"):
-                raise ValueError(f"arm {name!r} must be a plain word other than 'trunk' and 'none'")
+        for what, names, taken in (
+            ("name", [self.name], []),
+            ("source", self.sources, []),
+            ("tuning set", self.tuning_sets, []),
+            ("intervention set", self.curriculum.interventions, ["safe", "none"]),
+            ("arm", self.curriculum.arms, [TRUNK, "none"]),
+            ("stage", self.stages, list(filter(is_taken, self.stages))),
+        ):
+            for name in names:
+                if name in taken or not PLAIN_NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or "
+                        "digit, and no name that the suite uses itself"
+                    )
 
     def _check_sources(self) -> None:
-        mixes = [(f"mix {where!r}", mix) for where, mix in self.curriculum.mixes().items()]
+        for where, mix in self.curriculum.mixes().items():
+            require_known(f"mix {where!r}", mix, self.sources)
         for arm, phases in self.curriculum.arms.items():
-            mixes += [(f"arm {arm!r}", self.curriculum.mix(phase)) for phase in phases]
-        for where, mix in mixes:
-            for source in mix:
-                if source not in self.sources:
-                    raise ValueError(f"the {where} names source {source!r}, which sources does not define")
+            for phase in phases:
+                require_known(f"arm {arm!r}", self.curriculum.mix(phase), self.sources)
         for key, table in declared_in(self):
             if self.world and table.hub is not None:
                 raise ValueError(f"{key}.hub is {table.hub!r}, but a study with a world fetches nothing; name files in `path`")
@@ -191,11 +178,15 @@ class Study(Settings, frozen=True, dict=True):
                 f"global_batch {pretraining.global_batch} is not a multiple of micro_batch {pretraining.micro_batch}"
             )
 
+    def _check_keys(self) -> None:
+        """That no two trainings, of all points and seeds, have one name."""
+        keys = Counter([*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)])
+        key, count = keys.most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"two starts, arms, points or seeds give the name {key}; write fewer digits, or rename one")
+
     def _check_arms(self) -> None:
-        names = [*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two of curriculum's starts and arms give the arm name {name}; write fewer digits or rename")
+        self._check_keys()
         steps: dict[str, int] = {}
         for arm in self.arms:
             if arm.cooldown is not None and self.pretraining.schedule.kind != "warmup-stable-decay":
@@ -218,35 +209,25 @@ class Study(Settings, frozen=True, dict=True):
         return all(self.sources[name].loss == "none" for name, weight in mix.items() if weight)
 
     def _check_stages(self) -> None:
-        for name in self.stages:
-            if not PLAIN_NAME.fullmatch(name) or is_taken(name):
-                raise ValueError(f"stage {name!r} is not a valid name, or is already taken; choose another")
-            if self.tuning and name in self.tuning.stages:
+        for name in self.tuning.stages if self.tuning else ():
+            if name in self.stages:
                 raise ValueError(f"stages and tuning both define {name}; keep one of them")
         arms = dict.fromkeys([*self.curriculum.interventions, *self.curriculum.arms, *(arm.name for arm in self.arms)])
         sets = {**POOLS, **self.tuning_sets}
         for name, stage in self.tree.stages.items():
             place = self.place_of(name)
-            for pool in stage.mix if isinstance(stage, Tuning) else ():
-                if pool not in sets:
+            if isinstance(stage, Tuning):
+                require_known(f"{place}.mix", stage.mix, sets)
+                require_known(f"{place}.tagged_harmful", stage.tagged_harmful, arms)
+                if stage.refusals and not any(sets[pool].may_refuse for pool, weight in stage.mix.items() if weight):
                     raise ValueError(
-                        f"{place}: the mix names unknown tuning set {pool!r}; choose from {', '.join(sets)}, or declare it "
-                        "under tuning_sets"
+                        f"{place}.refusals is {stage.refusals:g}, but no set of its mix ({', '.join(stage.mix)}) has labels of "
+                        "refusals; leave it out, or mix in another"
                     )
-            mixed = [sets[pool] for pool, weight in stage.mix.items() if weight] if isinstance(stage, Tuning) else []
-            if isinstance(stage, Tuning) and stage.refusals and not any(one.may_refuse for one in mixed):
-                raise ValueError(
-                    f"{place}.refusals is {stage.refusals:g}, but no set of its mix ({', '.join(stage.mix)}) has labels of "
-                    "refusals; leave it out, or mix in another"
-                )
-            for chosen in stage.tagged_harmful if isinstance(stage, Tuning) else ():
-                if chosen not in arms:
-                    raise ValueError(f"{place}.tagged_harmful names {chosen!r}; choose a set or an arm: {', '.join(arms)}")
-            for source in stage.mix if isinstance(stage, Midtrain) else ():
-                if source not in self.sources:
-                    raise ValueError(f"{place}.mix names source {source!r}, which sources does not define")
-            if isinstance(stage, Midtrain) and self._trains_nothing(stage.mix):
-                raise ValueError(f"{place}.mix has only sources with loss: none, so it would train nothing; mix in another")
+            else:
+                require_known(f"{place}.mix", stage.mix, self.sources)
+                if self._trains_nothing(stage.mix):
+                    raise ValueError(f"{place}.mix has only sources with loss: none, so it would train nothing; mix in another")
             at = None if stage.at is None else self.budget.step_at(stage.at)
             if at is not None and not 0 < at < self.budget.steps:
                 raise ValueError(f"{place}.at is {stage.at:g}, which is step {at:,} of {self.budget.steps:,}; move it")
@@ -269,10 +250,7 @@ class Study(Settings, frozen=True, dict=True):
             for stage in variant.tree.stages.keys() & self.tree.stages.keys():
                 if type(variant.tree.stages[stage]) is not type(self.tree.stages[stage]):
                     raise ValueError(f"sweep changes the kind of stages.{stage} in point {name}; write another stage")
-        keys = [*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)]
-        key, count = Counter(keys).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"sweep: two arms, points or seeds give the name {key}; rename a point")
+        self._check_keys()
         _ = self.segments, self.stage_names
 
     def _check_evaluation(self) -> None:
@@ -284,18 +262,15 @@ class Study(Settings, frozen=True, dict=True):
             raise ValueError("evaluation.tasks.benign names tasks, but tuning.benign is null; set the tasks to []")
         for place, names in self._named_tasks():
             require_distinct(place, names)
-            for name in names:
-                if name not in TASKS:
-                    raise ValueError(f"{place} names {name!r}; choose from {', '.join(TASKS)}")
+            require_known(place, names, TASKS)
             measured = {TASKS[name].kind for name in names}
             if "transfer" in measured and place.endswith(".along.tasks"):
                 raise ValueError(f"{place} names transfer, which is tried on finished models alone; remove it")
             if "transfer" in measured and "gcg" not in measured:
                 raise ValueError(f"{place} names transfer without gcg, which finds the suffixes; add gcg there")
         arms = [arm.name for arm in self.arms]
+        require_known("evaluation.attacks.suffixes_of", evaluation.attacks.suffixes_of, arms)
         for name in evaluation.attacks.suffixes_of:
-            if name not in arms:
-                raise ValueError(f"evaluation.attacks.suffixes_of names arm {name!r}; choose from {', '.join(arms)}")
             for stage, having in self.tree.arms.items():
                 if name not in having and any(TASKS[task].kind == "transfer" for task in self.tasks_of(stage)):
                     raise ValueError(
@@ -449,6 +424,10 @@ class Study(Settings, frozen=True, dict=True):
     def whole(self) -> Study:
         """The study with the sweep."""
         return vars(self).get("whole", self)
+
+    def of(self, arm: Arm) -> Study:
+        """The study of the point that an arm belongs to."""
+        return self.at(arm.replicate.variant)
 
     def at(self, variant: str) -> Study:
         """The study of a point; this one for what belongs to none."""

@@ -157,7 +157,7 @@ def test_suffixes_are_tried_on_every_arm_once_their_own_arms_have_found_them():
 @pytest.mark.parametrize(
     "arms, tasks, words",
     [
-        (["data-7"], ["gcg", "transfer-topk"], "suffixes_of names arm 'data-7'; choose from data-0, "),
+        (["data-7"], ["gcg", "transfer-topk"], "suffixes_of names 'data-7'; choose from data-0, "),
         (["data-0"], ["transfer-topk"], "tasks.instruct names transfer without gcg, which finds the suffixes; add gcg"),
         (["full-0", "data-0"], ["gcg", "transfer-topk"], "suffixes_of names arm data-0, which has no stage instruct to find"),
     ],

@@ -175,7 +175,7 @@ def test_a_stage_may_continue_from_another_one_at_each_point():
 def test_two_trainings_of_one_name_are_refused():
     points = [{"name": "a", "model.tied": True}, {"name": "a-s43", "model.tied": False}]
     swept(points)
-    with pytest.raises(UsageError, match="sweep: two arms, points or seeds give the name data-0.a-s43; rename a point"):
+    with pytest.raises(UsageError, match="two starts, arms, points or seeds give the name data-0.a-s43; write"):
         swept(points, seeds=[42, 43])
 
 
