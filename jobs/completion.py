@@ -113,13 +113,13 @@ def is_done(work: Work) -> bool:
     mark = whole_mark(work.folder)
     if mark is None or not is_complete(work, mark):
         return False
-    marks = _marks_of(work.run, mark.rests_on(work.plan, _key(work)))
-    return made_again(work.plan, _key(work), mark, marks) is None
+    marks = _marks_of(work.run, mark.rests_on(work.plan, work.place))
+    return made_again(work.plan, work.place, mark, marks) is None
 
 
 def marks_read(work: Work) -> dict[str, float]:
     """What the element's `Done.read` will say if the element begins now."""
-    marks = _marks_of(work.run, (need for need, _ in work.plan.needs[_key(work)]))
+    marks = _marks_of(work.run, (need for need, _ in work.plan.needs[work.place]))
     return {"/".join(need): mark.started if mark else 0.0 for need, mark in marks.items()}
 
 
@@ -139,21 +139,15 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
     A done element runs again if what it read has been made again since it began, or if it needs an element that is not done,
     such as a report on a run with failures.
     """
-    works = [Work(run, plan, job, element) for job, element in plan.elements()]
     with ThreadPoolExecutor(READERS) as pool:
-        marks = dict(zip(map(_key, works), pool.map(lambda work: whole_mark(work.folder), works)))
-        complete = dict(zip(marks, pool.map(lambda work: (mark := marks[_key(work)]) and is_complete(work, mark), works)))
+        marks = dict(zip(plan.by_key, pool.map(lambda key: whole_mark(run.element(*key)), plan.by_key)))
+        marked = {key: mark for key, mark in marks.items() if mark}
+        complete = pool.map(lambda key: is_complete(Work(run, plan, *plan.by_key[key]), marked[key]), marked)
     done: set[Key] = set()
-    for key, mark in marks.items():
-        if mark is None or not complete[key] or made_again(plan, key, mark, marks):
-            continue
-        if done.issuperset(mark.rests_on(plan, key)):
+    for (key, mark), has_all in zip(marked.items(), complete):
+        if has_all and not made_again(plan, key, mark, marks) and done.issuperset(mark.rests_on(plan, key)):
             done.add(key)
     return done
-
-
-def _key(work: Work) -> Key:
-    return work.job.name, work.element.label
 
 
 def _marks_of(run: Run, keys: Iterable[Key]) -> dict[Key, Done | None]:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from curricula.curriculum.config import Midtrain, point_label
 from curricula.curriculum.plan import TRUNK, Arm, Segment, percent
-from curricula.curriculum.stages import BASE, StageTree
+from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError
-from curricula.eval import EvalTask, ModelKind
+from curricula.eval import ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads
 from curricula.jobs.plan import Edge, Element, Job, Key, Plan
 from curricula.jobs.slurm.profile import Profile, StageOptions, request_of
@@ -67,7 +67,7 @@ class _Planner:
         """By an arm's key and a stage, the element that trains the model."""
 
     def plan(self) -> Plan:
-        study, segments = self.study, self.study.segments
+        study = self.study
         self._add_data()
         self._add_pretraining()
         # A separate job, so that a missing licence for a benchmark does not hold back the training.
@@ -76,8 +76,7 @@ class _Planner:
         needs = tuple(map(Edge, benchmarks))
         self._add_pretraining_points(needs)
         self._add_evaluations(made, needs)
-        by_name = {segment.name: segment for segment in segments}
-        before = Plan(study, study.arms, by_name, tuple(self.jobs))
+        before = Plan(study, tuple(self.jobs))
         read = {need for needed in before.needs.values() for need, _ in needed}
         ends = [job.name for job in self.jobs if any((job.name, label) not in read for label in job.labels)]
         self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in ends))
@@ -86,19 +85,14 @@ class _Planner:
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         if any(job.name == name for job in self.jobs):
             raise UsageError(f"two jobs would have the name {name}; rename a stage of the study")
-        own, ask = STAGES[stage], STAGES[stage].ask(self.study)
-        section = own.section_of(self.study)
-        profile = self.profile
+        own, profile = STAGES[stage], self.profile
+        section, ask = own.section_of(self.study), own.ask(self.study)
         request = profile.request(stage, section, ask) if profile else request_of(section, ask, StageOptions())
-        priced = (
-            replace(
-                one,
-                gpu_hours=own.gpu_hours(self.study.at(one.variant), one, request),
-                flops=own.flops(self.study.at(one.variant), one),
-            )
-            for one in elements
-        )
-        self.jobs.append(Job(name, stage, tuple(priced), needs, request, STAGES[stage].names(elements[0])))
+        priced = []
+        for one in elements:
+            study = self.study.at(one.variant)
+            priced.append(replace(one, gpu_hours=own.gpu_hours(study, one, request), flops=own.flops(study, one)))
+        self.jobs.append(Job(name, stage, tuple(priced), needs, request, own.names(elements[0])))
         return name
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
@@ -123,10 +117,15 @@ class _Planner:
         branch that others leave has jobs of its own up to there."""
         self._job_of_segment = {one.name: self._pretrain_name(one) for one in self.study.segments}
         by_job: dict[str, list[Segment]] = defaultdict(list)
-        for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.start)):
+        for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.stop if one.is_trunk else one.start)):
             by_job[self._job_of_segment[segment.name]].append(segment)
-        for name in by_job:
-            self._pretrain(name, by_job)
+        for name, segments in by_job.items():
+            needs = []
+            for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
+                parents = [one.name for one in by_job.get(job, ())]
+                is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
+                needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
+            self._add(name, "pretrain", list(map(_training, segments)), *needs)
 
     def _pretrain_name(self, segment: Segment) -> str:
         variant = segment.arm.replicate.variant
@@ -136,18 +135,6 @@ class _Planner:
         is_start = segment.start == budget.step_at(segment.arm.start)
         name = f"pretrain-{percent(segment.arm.start if is_start else round(segment.start / budget.steps, 4))}"
         return f"{name}{'' if segment.stop == budget.steps else f'-{segment.stop}'}{suffix}"
-
-    def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
-        """Add a job after those that its segments' parents are in, once."""
-        if any(job.name == name for job in self.jobs):
-            return
-        segments, needs = by_job[name], []
-        for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
-            self._pretrain(job, by_job)
-            parents = [one.name for one in by_job.get(job, ())]
-            is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
-            needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
-        self._add(name, "pretrain", list(map(_training, segments)), *needs)
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
         """Add the export and the stages of the models of `arms`; returns the job that makes the model of each stage."""
@@ -162,15 +149,12 @@ class _Planner:
             # A stage that is added to a finished run may need data that nothing before it does.
             fetched = map(Edge, self._downloads if stage in self.study.stages else ())
             elements, needs = _models(having, stage), [*self._after(stage, having), *fetched]
-            is_midtraining = isinstance(self._tree(having[0]).stages[stage], Midtrain)
+            is_midtraining = isinstance(self.study.of(having[0]).tree.stages[stage], Midtrain)
             made[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
             self._made |= {(arm.key, stage): (made[stage], arm.key) for arm in having}
             if is_midtraining:
                 made[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(made[stage], "aftercorr"))
         return made
-
-    def _tree(self, arm: Arm) -> StageTree:
-        return self.study.at(arm.replicate.variant).tree
 
     def _having(self, stage: ModelKind, arms: list[Arm]) -> list[Arm]:
         """Those of `arms` that make a model of this stage themselves."""
@@ -187,7 +171,7 @@ class _Planner:
 
     def _before(self, stage: ModelKind, arm: Arm) -> Key:
         """The element that makes what a stage of an arm begins from."""
-        study = self.study.at(arm.replicate.variant)
+        study = self.study.of(arm)
         parent, at = (BASE, None) if stage == BASE else (study.tree.parent(stage), study.tree.stages[stage].at)
         if parent == BASE:
             segment = study.segment_at(arm, study.budget.steps if at is None else study.budget.step_at(at))
@@ -197,13 +181,11 @@ class _Planner:
     def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> None:
         """Add the evaluation of all models."""
         measured: dict[str, list[Measured]] = {}
-        tasks = [task for _, arms, made in groups for kind in made for arm in arms for task in self._tasks(kind, arm)]
-        transfers = any(map(_is_transfer, tasks))
+        transfers = any(self._elements(kind, arms, transfers=True) for _, arms, made in groups for kind in made)
         for group in groups:
-            name = group[0]
-            measured[name] = self._add_measurements(group, needs)
+            measured[group[0]] = self._add_measurements(group, needs)
             if not transfers:
-                self._add_merge(group, measured[name])
+                self._add_merge(group, measured[group[0]])
             self._add_points(group, needs)
         # An arm's suffixes are tried on every other, so no model's rows are whole before all are measured.
         sources = self.study.evaluation.attacks.suffixes_of
@@ -212,17 +194,14 @@ class _Planner:
             tried = self._add_measurements(group, needs, suffixes)
             self._add_merge(group, [*measured[group[0]], *tried])
 
-    def _tasks(self, kind: ModelKind, arm: Arm) -> list[EvalTask]:
-        return self.study.at(arm.replicate.variant).eval_tasks(kind)
-
     def _elements(self, kind: ModelKind, arms: list[Arm], transfers: bool) -> list[Element]:
         """The evaluation tasks on the models of this kind, without or only those that try other arms' suffixes."""
         having = self._having(kind, arms)
         return [
             replace(model, label=f"{model.label}/{task.name}", eval_task=task)
             for arm, model in zip(having, _models(having, kind))
-            for task in self._tasks(kind, arm)
-            if _is_transfer(task) is transfers
+            for task in self.study.of(arm).eval_tasks(kind)
+            if (task.task.kind == "transfer") is transfers
         ]
 
     def _add_measurements(
@@ -265,10 +244,10 @@ class _Planner:
 
     def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> None:
         """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
-        jobs, segments = {job.name: job for job in self.jobs}, {one.name: one for one in self.study.segments}
-        for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
+        segments = {one.name: one for one in self.study.segments}
+        for job in list(self.jobs):
             points = []
-            for element in job.elements:
+            for element in [one for one in job.elements if one.segment]:
                 segment, study = segments[element.segment], self.study.at(element.variant)
                 along = study.pretraining.along
                 points += [
@@ -278,10 +257,6 @@ class _Planner:
                 ]
             if points:
                 self._add(f"along-{job.name.removeprefix('pretrain-')}", "along", points, Edge(job.name), *needs)
-
-
-def _is_transfer(task: EvalTask) -> bool:
-    return task.task.kind == "transfer"
 
 
 def _training(segment: Segment) -> Element:

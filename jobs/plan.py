@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from curricula.curriculum.plan import Arm, Segment
+from curricula.curriculum.plan import Segment
 from curricula.curriculum.stages import BASE, model_name
 from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
@@ -89,13 +89,19 @@ class Plan:
     """What a study will do. Jobs come after those they need, segments after their parents."""
 
     study: Study
-    arms: tuple[Arm, ...]
-    segments: Mapping[str, Segment]
     jobs: tuple[Job, ...]
+
+    @cached_property
+    def segments(self) -> Mapping[str, Segment]:
+        return {segment.name: segment for segment in self.study.segments}
 
     @cached_property
     def by_name(self) -> Mapping[str, Job]:
         return {job.name: job for job in self.jobs}
+
+    @cached_property
+    def by_key(self) -> Mapping[Key, tuple[Job, Element]]:
+        return {(job.name, element.label): (job, element) for job in self.jobs for element in job.elements}
 
     @cached_property
     def needs(self) -> Mapping[Key, list[tuple[Key, bool]]]:
@@ -103,49 +109,41 @@ class Plan:
 
         On Slurm it waits for their whole arrays where the edge is no `aftercorr`.
         """
-        found: dict[Key, list[tuple[Key, bool]]] = {}
         makers = {job.name: _Makers(job, self.study) for job in self.jobs}
-        for job in self.jobs:
-            for index, element in enumerate(job.elements):
-                found[job.name, element.label] = [
-                    ((edge.job, self.by_name[edge.job].elements[place].label), edge.kind != "afterany")
-                    for edge in job.needs
-                    for place in ([index] if edge.kind == "aftercorr" else makers[edge.job].of(element))
-                ]
-        return found
+        return {
+            (job.name, element.label): [
+                ((edge.job, self.by_name[edge.job].labels[place]), edge.kind != "afterany")
+                for edge in job.needs
+                for place in ([index] if edge.kind == "aftercorr" else makers[edge.job].of(element))
+            ]
+            for job in self.jobs
+            for index, element in enumerate(job.elements)
+        }
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
         """The element with its job; raises UsageError that names the known ones when there is none."""
         if job_name not in self.by_name:
             raise UsageError(f"job {job_name!r} is not in this study; its jobs are {', '.join(self.by_name)}")
-        job = self.by_name[job_name]
-        for element in job.elements:
-            if element.label == label:
-                return job, element
-        raise UsageError(f"job {job_name} has no element {label!r}; it has {', '.join(job.labels)}")
+        if (job_name, label) not in self.by_key:
+            raise UsageError(f"job {job_name} has no element {label!r}; it has {', '.join(self.by_name[job_name].labels)}")
+        return self.by_key[job_name, label]
 
-    def elements(self) -> Iterator[tuple[Job, Element]]:
-        for job in self.jobs:
-            for element in job.elements:
-                yield job, element
+    def elements(self) -> Iterable[tuple[Job, Element]]:
+        return self.by_key.values()
 
     def gpu_hours(self, chosen: Collection[Key] | None = None) -> dict[str, float]:
         """GPU-hours of the `chosen` elements (all by default), by section of a profile's `stages`."""
         hours: dict[str, float] = defaultdict(float)
-        wanted = None if chosen is None else set(chosen)
-        for job, element in self.elements():
-            if wanted is None or (job.name, element.label) in wanted:
-                hours[job.request.section] += element.gpu_hours
+        for job, element in self.elements() if chosen is None else map(self.by_key.__getitem__, chosen):
+            hours[job.request.section] += element.gpu_hours
         return hours
 
     def jobs_up_to(self, names: Iterable[str]) -> tuple[Job, ...]:
         """The named jobs and all that they need, in the plan's order."""
-        wanted, todo = set(), list(names)
-        while todo:
-            name = todo.pop()
-            if name not in wanted:
-                wanted.add(name)
-                todo += [edge.job for edge in self.by_name[name].needs]
+        wanted = set(names)
+        for job in reversed(self.jobs):  # each before those that it needs
+            if job.name in wanted:
+                wanted.update(edge.job for edge in job.needs)
         return tuple(job for job in self.jobs if job.name in wanted)
 
 
@@ -154,40 +152,39 @@ class _Makers:
     those that work for the same arm and seed, where both have any."""
 
     def __init__(self, job: Job, study: Study):
-        self.study = study
-        self.shared = {place for place, one in enumerate(job.elements) if not one.arm}
-        self.all = set(range(len(job.elements)))
-        self.by_segment = {one.segment: place for place, one in enumerate(job.elements) if one.segment}
-        self.is_measurement = any(one.eval_task for one in job.elements)
-        self.by_model: dict[tuple[str, str], set[int]] = defaultdict(set)
-        for place in self.all - self.shared:
-            self.by_model[_key(job.elements[place], study), job.elements[place].kind].add(place)
-        self.suffixes: dict[tuple[str, str], list[int]] = defaultdict(list)
-        """All that an evaluation reads of another."""
+        self.job, self.study = job, study
+        self.places: dict[Hashable, list[int]] = defaultdict(list)
+        """The elements' places in the job, by the segment or the model that they make or measure; None for what has no arm."""
         for place, one in enumerate(job.elements):
-            if one.eval_task and one.eval_task.task.kind == "gcg":
-                self.suffixes[_key(one, study), one.kind].append(place)
+            self.places[(one.segment or (_key(one, study), one.kind)) if one.arm else None].append(place)
+        self.is_measurement = any(one.eval_task for one in job.elements)
 
     def of(self, element: Element) -> list[int]:
         """Their places in the job."""
         if not element.arm:
-            return sorted(self.all)
-        if element.eval_task and self.suffixes:
-            source = _key(replace(element, arm=element.eval_task.benchmark), self.study)
-            return self.suffixes.get((self.study.owners.get((source, element.kind), source), element.kind), [])
-        key, study, found = _key(element, self.study), self.study, set(self.shared)
+            return list(range(len(self.job.elements)))
+        if element.eval_task and self.is_measurement:  # it tries the suffixes of another arm
+            found = self.places[self._model(replace(element, arm=element.eval_task.benchmark), element.kind)]
+            tasks = {place: self.job.elements[place].eval_task for place in found}
+            return [place for place, task in tasks.items() if task and task.task.kind == "gcg"]
+        key, tree = _key(element, self.study), self.study.training_tree
+        read: list[Hashable] = [None]
         if element.segment:
-            before = [next(one.parent or "" for one in study.training_tree.chain(key) if one.name == element.segment)]
+            read += [one.parent for one in tree.chain(key) if one.name == element.segment]
         else:
-            before = [one.name for one in study.training_tree.chain(study.training_tree.branches.get(key, key))]
-            for kind in self._read_by(element):
-                found |= self.by_model.get((study.owners.get((key, kind), key), kind), set())
-        return sorted(found | {self.by_segment[name] for name in before if name in self.by_segment})
+            read += [one.name for one in tree.chain(tree.branches.get(key, key))]
+            read += [self._model(element, kind) for kind in self._read_by(element)]
+        return sorted({place for made in read for place in self.places.get(made, ())})
 
     def _read_by(self, element: Element) -> set[str]:
         """The stages whose models the element may read. A stage's parent differs between points of a sweep."""
         is_own = element.kind == BASE or self.is_measurement
         return {element.kind} if is_own else {element.kind, self.study.at(element.variant).tree.parent(element.kind)}
+
+    def _model(self, element: Element, kind: ModelKind) -> tuple[str, ModelKind]:
+        """The training that makes the model of this kind of the element's arm, which may be another arm's."""
+        key = _key(element, self.study)
+        return self.study.owners.get((key, kind), key), kind
 
 
 def _key(element: Element, study: Study) -> str:

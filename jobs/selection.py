@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from curricula.errors import UsageError
-from curricula.jobs.plan import Element, Job, Key, Plan
+from curricula.jobs.plan import Element, Key, Plan
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,40 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[K
     study, and when nothing is left.
     """
     names, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
-    _check("stage", selection.stages, stages)
-    _check("job", selection.jobs, names)
-    _check("arm", selection.arms, [element.arm for _, element in plan.elements()])
-    _check("seed", selection.seeds, [str(one.seed) for one in plan.study.replicates])
-    _check("point", selection.points, list(plan.study.variants))
-    _check("stage or job", [] if selection.start is None else [selection.start], stages, names)
-    first = next((place for place, job in enumerate(plan.jobs) if _is_named(job, selection.start)), 0)
-    training = _training_of(plan, selection.arms) if with_needs else set()
-    of_points = {(job.name, one.label) for job, one in plan.elements() if one.variant in selection.points}
-    made_for = needed_by(plan, of_points) if with_needs else set()
+    start = () if selection.start is None else (selection.start,)
+    for what, given, known in (
+        ("stage", selection.stages, stages),
+        ("job", selection.jobs, names),
+        ("arm", selection.arms, [element.arm for _, element in plan.elements()]),
+        ("seed", selection.seeds, [str(one.seed) for one in plan.study.replicates]),
+        ("point", selection.points, list(plan.study.variants)),
+        ("stage or job", start, [*stages, *names]),
+    ):
+        for name in given:
+            if name not in known:
+                choices = ", ".join(filter(None, dict.fromkeys(known)))
+                raise UsageError(f"{what} {name!r} is not in this study; choose one of {choices}")
+    first = next((place for place, job in enumerate(plan.jobs) if selection.start in (job.name, *job.stage_names)), 0)
+    jobs = {
+        job.name
+        for job in plan.jobs[first:]
+        if not selection.jobs or job.name in selection.jobs
+        if not selection.stages or {*job.stage_names} & {*selection.stages}
+    }
+    training = {key for key, (_, element) in plan.by_key.items() if element.segment}
+    of_arms = {key for key, (_, element) in plan.by_key.items() if element.arm in selection.arms}
+    of_points = {key for key, (_, element) in plan.by_key.items() if element.variant in selection.points}
+    if with_needs:  # the own branches of the arms, and the trunk up to these
+        of_arms |= needed_by(plan, of_arms, training)
+        of_points |= needed_by(plan, of_points)
 
-    def is_wanted(job: Job, element: Element) -> bool:
+    def is_wanted(key: Key, element: Element) -> bool:
         if with_needs and not element.arm:
             return True
         is_of_seed = not selection.seeds or str(element.seed) in selection.seeds
-        is_of_arm = not selection.arms or element.arm in selection.arms or (job.name, element.label) in training
-        is_of_point = not selection.points or element.variant in selection.points or (job.name, element.label) in made_for
-        return is_of_seed and is_of_arm and is_of_point
+        return is_of_seed and (not selection.arms or key in of_arms) and (not selection.points or key in of_points)
 
-    chosen = [
-        (job.name, element.label)
-        for job in plan.jobs[first:]
-        if not selection.jobs or job.name in selection.jobs
-        if not selection.stages or any(_is_named(job, stage) for stage in selection.stages)
-        for element in job.elements
-        if is_wanted(job, element)
-    ]
+    chosen = [key for key, (job, element) in plan.by_key.items() if job.name in jobs and is_wanted(key, element)]
     if not chosen:
         raise UsageError("no element matches all these options together; drop one of them")
     return chosen
@@ -83,17 +90,6 @@ def check_needs(plan: Plan, chosen: Collection[Key], done: Collection[Key], live
                 )
 
 
-def _is_named(job: Job, name: str | None) -> bool:
-    return name in (job.name, *job.stage_names)
-
-
-def _training_of(plan: Plan, arms: Sequence[str]) -> set[Key]:
-    """The pretraining from which the models of `arms` come: their own branches, and the trunk up to these."""
-    training = {(job.name, element.label) for job, element in plan.elements() if element.segment}
-    own = [(job.name, element.label) for job, element in plan.elements() if element.arm in arms]
-    return training.intersection(own) | needed_by(plan, own, training)
-
-
 def needed_by(plan: Plan, keys: Iterable[Key], among: Collection[Key] | None = None) -> set[Key]:
     """All that these elements wait for, directly or through others; with `among`, through these alone."""
     found: set[Key] = set()
@@ -103,10 +99,3 @@ def needed_by(plan: Plan, keys: Iterable[Key], among: Collection[Key] | None = N
         found |= new
         todo += new
     return found
-
-
-def _check(what: str, given: Sequence[str], *known: Sequence[str]) -> None:
-    names = [name for name in dict.fromkeys(name for group in known for name in group) if name]
-    for name in given:
-        if name not in names:
-            raise UsageError(f"{what} {name!r} is not in this study; choose one of {', '.join(names)}")

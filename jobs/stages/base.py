@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from curricula.curriculum.plan import Arm
 from curricula.errors import StorageError, UserError
-from curricula.jobs.plan import Element, Job, Plan
+from curricula.jobs.plan import Element, Job, Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Ask, Request
 from curricula.jobs.study import Study
@@ -63,11 +62,22 @@ class Work:
     @property
     def folder(self) -> Path:
         """The folder of the element's log, progress and marks."""
-        return self.run.element(self.job.name, self.element.label)
+        return self.run.element(*self.place)
+
+    @property
+    def training(self) -> Path:
+        """The folder in which an element that trains does so."""
+        segment = self.plan.segments.get(self.element.segment)
+        return self.run.branch(segment.branch) if segment else self.run.tuning(self.key, self.element.kind)
+
+    @property
+    def place(self) -> Key:
+        """The element in the plan."""
+        return self.job.name, self.element.label
 
     @property
     def name(self) -> str:
-        return f"{self.job.name}/{self.element.label}"
+        return "/".join(self.place)
 
 
 class Stage(ABC):
@@ -103,13 +113,10 @@ class Stage(ABC):
         """Do the work of one element, resuming where its outputs end."""
 
     def ask(self, study: Study) -> Ask:
-        """What `study` asks of the cluster for each element: for training what `resources` says under the section's name, for
-        anything else some hours without a GPU."""
-        resources = study.resources
-        if self.trains:
-            asked: Allocation = getattr(resources, self.section)
-            return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
-        return Ask(hours=resources.data_hours, cpus_per_task=resources.data_cpus if self.section == "data" else None)
+        """What `study` asks of the cluster for each element: some hours without a GPU, unless a stage says otherwise."""
+        return Ask(
+            hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus if self.section == "data" else None
+        )
 
     def global_batch(self, study: Study, element: Element) -> int:
         """Rows of a step, which must divide among the element's processes; 0 where it trains nothing."""
@@ -150,6 +157,35 @@ class Stage(ABC):
         return request.gpus * request.total_hours
 
 
+class Training(Stage):
+    """A stage whose elements each carry out a training, or a part of one, in the folder `Work.training`."""
+
+    trains, unit = True, "steps"
+
+    def stop(self, work: Work) -> int | None:
+        """The step up to which the element trains; None where the training's own length says that."""
+        return None
+
+    def ask(self, study: Study) -> Ask:
+        """What `resources` says under the section's name."""
+        asked: Allocation = getattr(study.resources, self.section)
+        return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
+
+    def is_complete(self, work: Work, made: str | None) -> bool:
+        """Whether its last checkpoint is whole, by names and sizes of its files, or nothing has yet to begin from it.
+
+        Nothing is trained again for a lost model, which the evaluation writes from that checkpoint, nor for a folder of
+        checkpoints that was moved away as a whole, unless another segment needs it.
+        """
+        return bool(made) or not is_awaited(work)
+
+    def made(self, work: Work) -> str | None:
+        return training_behind(work.training / "checkpoints", self.stop(work))
+
+    def saved(self, work: Work) -> int:
+        return saved_steps(work.training, self.stop(work))
+
+
 def saved_steps(branch: Path, stop: int | None = None) -> int:
     """The step of the newest checkpoint, at most at `stop`, from which a training run may go on, 0 without one. `latest` itself
     may name one that was found damaged and set aside, or lie beyond a lost one at `stop` that is trained again."""
@@ -180,27 +216,18 @@ def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
         return None
 
 
-def is_awaited(work: Work, training: Path) -> bool:
-    """Whether something has yet to begin from the last checkpoint of an element, whose folder is `training`: it neither is done
-    nor has saved anything of its own. Where no folder of checkpoints is left, only pretraining counts."""
-    is_kept = (training / "checkpoints").is_dir()
-    for one in waiting_for(work):
-        segment = work.plan.segments.get(one.element.segment)
-        own = work.run.branch(segment.branch) if segment else work.run.tuning(one.key, one.element.kind)
-        has_begun = (segment or own != training) and any((own / "checkpoints").glob("step_*"))
-        if not (one.element.eval_task or has_begun) and (is_kept or segment):
+def is_awaited(work: Work) -> bool:
+    """Whether something has yet to begin from the last checkpoint of an element's training: it neither is done nor has saved
+    anything of its own. Where no folder of checkpoints is left, only pretraining counts."""
+    is_kept = (work.training / "checkpoints").is_dir()
+    waiting = [key for key, needs in work.plan.needs.items() if (work.place, True) in needs]
+    for one in (Work(work.run, work.plan, *work.plan.by_key[key]) for key in waiting):
+        is_segment = bool(one.element.segment)
+        has_begun = (is_segment or one.training != work.training) and any((one.training / "checkpoints").glob("step_*"))
+        is_done = one.element.eval_task or has_begun or (one.folder / "done.json").exists()
+        if not is_done and (is_kept or is_segment):
             return True
     return False
-
-
-def waiting_for(work: Work) -> Iterator[Work]:
-    """The elements that need this one to succeed and are not marked as done."""
-    need = (work.job.name, work.element.label), True
-    for job in work.plan.jobs:
-        for element in job.elements if any(edge.job == work.job.name for edge in job.needs) else ():
-            one = Work(work.run, work.plan, job, element)
-            if need in work.plan.needs[job.name, element.label] and not (one.folder / "done.json").exists():
-                yield one
 
 
 def are_filled(*paths: Path) -> bool:

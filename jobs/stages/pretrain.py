@@ -26,7 +26,7 @@ from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, is_awaited, saved_steps, training_behind
+from curricula.jobs.stages.base import Training, Work, checkpoint_to_resume
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
 from curricula.model.checkpoints.folder import INFO_FILE, require_checkpoint, step_folder
@@ -47,8 +47,8 @@ UNUSED_S = 30 * 24 * 3600.0
 log = logging.getLogger(__name__)
 
 
-class Pretrain(Stage):
-    name, section, trains, unit = "pretrain", "pretraining", True, "steps"
+class Pretrain(Training):
+    name, section = "pretrain", "pretraining"
 
     def run(self, work: Work, progress: Progress) -> None:
         """Raises UserError before the first step of any segment when an arm of the study reads a source too often."""
@@ -58,35 +58,22 @@ class Pretrain(Stage):
     def global_batch(self, study: Study, element: Element) -> int:
         return study.budget.global_batch
 
-    def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether the segment's last checkpoint is whole, by names and sizes of its files, or nothing has yet to begin from it.
-
-        A folder of checkpoints that is gone as a whole was moved away: it is made again only for other segments.
-        """
-        branch = work.run.branch(work.plan.segments[work.element.segment].branch)
-        return bool(made) or not is_awaited(work, branch)
-
-    def made(self, work: Work) -> str | None:
-        segment = work.plan.segments[work.element.segment]
-        return training_behind(work.run.branch(segment.branch) / "checkpoints", segment.stop)
+    def stop(self, work: Work) -> int:
+        return work.plan.segments[work.element.segment].stop
 
     def shared(self, work: Work) -> Path:
         """The branch's folder: a lost branch point may have to be made again while a later segment trains, whose checkpoints
         each would take for leftovers of its own."""
-        return work.run.branch(work.plan.segments[work.element.segment].branch)
+        return work.training
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer, the first shard of each source, and the checkpoint that the segment continues from."""
         run, segment = work.run, work.plan.segments[work.element.segment]
         files = [run.tokenizer / "tokenizer.json", *shard_files(run, segment.arm.blend_phases(work.study.budget))]
-        start = checkpoint_to_resume(run.branch(segment.branch))
+        start = checkpoint_to_resume(work.training)
         if start is None and segment.parent:
             start = _last_checkpoint(run, work.plan.segments[segment.parent])
         return [*files, start / INFO_FILE] if start else files
-
-    def saved(self, work: Work) -> int:
-        segment = work.plan.segments[work.element.segment]
-        return saved_steps(work.run.branch(segment.branch), segment.stop)
 
     def flops(self, study: Study, element: Element) -> float:
         return _tokens(study, element) * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
@@ -104,7 +91,7 @@ def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None
     """Train `segment`. All its processes call this together."""
     from curricula.model.train import train
 
-    study, replicate = run.study.at(segment.arm.replicate.variant), segment.arm.replicate
+    study, replicate = run.study.of(segment.arm), segment.arm.replicate
     budget = study.budget
     batches = batches_of(run, study, segment.arm.blend_phases(budget), budget.global_batch, replicate.data_seed)
     parent = plan.segments[segment.parent] if segment.parent else None

@@ -22,7 +22,7 @@ from curricula.jobs.estimates import check_epochs, gpu_hours_of
 from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
-from curricula.jobs.stages.base import Stage, Work, checkpoint_to_resume, is_awaited, saved_steps, training_behind
+from curricula.jobs.stages.base import Stage, Training, Work, checkpoint_to_resume
 from curricula.jobs.stages.pretrain import batches_of, shard_files, validation_batches
 from curricula.jobs.study import Study
 from curricula.model import TrainJob, costs
@@ -30,8 +30,8 @@ from curricula.model.checkpoints.folder import INFO_FILE, read_info, require_che
 from curricula.progress import Progress
 
 
-class Tune(Stage):
-    name, section, trains, unit = "tune", "tuning", True, "steps"
+class Tune(Training):
+    name, section = "tune", "tuning"
 
     def names(self, element: Element) -> tuple[str, ...]:
         return (self.name, element.kind)
@@ -44,24 +44,13 @@ class Tune(Stage):
         if read_ranks().rank == 0:
             export_model(work, progress)
 
-    def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether its last checkpoint is whole, or nothing has yet to begin from it. Nothing is trained again for a lost model:
-        the evaluation writes it from that checkpoint."""
-        return bool(made) or not is_awaited(work, work.run.tuning(work.key, work.element.kind))
-
-    def made(self, work: Work) -> str | None:
-        return training_behind(work.run.tuning(work.key, work.element.kind) / "checkpoints")
-
     def global_batch(self, study: Study, element: Element) -> int:
         return study.tree.stages[element.kind].global_batch or 0
 
     def inputs(self, work: Work) -> list[Path]:
         """The tokenizer and the checkpoint to go on from: its own, or that of the model that is trained further."""
-        own = checkpoint_to_resume(work.run.tuning(work.key, work.element.kind))
+        own = checkpoint_to_resume(work.training)
         return [work.run.tokenizer / "tokenizer.json", (own or _source(work)) / INFO_FILE]
-
-    def saved(self, work: Work) -> int:
-        return saved_steps(work.run.tuning(work.key, work.element.kind))
 
     def flops(self, study: Study, element: Element) -> float:
         """Of one padded row for each conversation, where the study says how many."""
@@ -163,7 +152,7 @@ def train_stage(
         raise UserError(f"{study.place_of(kind)}.{error}") from None
     train(
         TrainJob(
-            out=run.tuning(work.key, kind),
+            out=work.training,
             model=study.model.resolve(),
             config=study.train_config(kind),
             execution=study.resources,
@@ -228,14 +217,14 @@ def checkpoint_of(work: Work) -> Path:
             return base_checkpoint(run, work.arm)
         return step_folder(run.branch(work.key) / "checkpoints", along.steps(study.budget.steps)[point])
     if along is None:
-        return _end_of(run.tuning(work.key, kind))
-    last = require_checkpoint(run.tuning(work.key, kind) / "checkpoints")
+        return _end_of(work.training)
+    last = require_checkpoint(work.training / "checkpoints")
     return step_folder(last.parent, along.steps(read_info(last).recipe["total_steps"])[point])
 
 
 def base_checkpoint(run: Run, arm: Arm, at: float | None = None) -> Path:
     """The checkpoint at a fraction of an arm's pretraining, by default its end, whatever else is there: a damaged last one may
     have been deleted."""
-    study = run.study.at(arm.replicate.variant)
+    study = run.study.of(arm)
     step = study.budget.step_at(1.0 if at is None else at)
     return step_folder(run.branch(study.segment_at(arm, step).branch) / "checkpoints", step)

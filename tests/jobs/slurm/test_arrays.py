@@ -18,7 +18,7 @@ def job(name: str, count: int, *needs: Edge, stage: str = "export") -> Job:
 PREPARE, TRAIN = job("prepare", 1), job("train", 4, Edge("prepare"))
 EXPORT = job("export", 4, Edge("train", "aftercorr"), Edge("prepare"))
 REPORT = job("report", 1, Edge("export", "afterany"))
-PLAN = Plan(parse_study(demo(), "demo"), arms=(), segments={}, jobs=(PREPARE, TRAIN, EXPORT, REPORT))
+PLAN = Plan(parse_study(demo(), "demo"), jobs=(PREPARE, TRAIN, EXPORT, REPORT))
 
 
 def submit(chosen=None, live=None, longest=100):
