@@ -18,12 +18,12 @@ from curricula.curriculum.plan import Arm
 from curricula.curriculum.sources.declared import dataset, declared_in
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import table_exists
-from curricula.curriculum.stages import samples_of
-from curricula.curriculum.stream.blend import Blend
+from curricula.curriculum.stages import BASE, samples_of
+from curricula.curriculum.stream.blend import Blend, Phase
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
-from curricula.eval.capability.settings import PUBLISHED
+from curricula.eval.capability.settings import PUBLISHED, Published
 from curricula.eval.probes.texts import NOT_FETCHED
 from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads, used_pools
@@ -62,7 +62,7 @@ MOST_HERE = 24 * 60.0
 def seconds_here(plan: Plan) -> dict[Key, float]:
     """Roughly how long each element takes on this machine's CPU, with `resources.workers` at a time."""
     cores = max(1, (os.cpu_count() or 1) // plan.study.resources.workers)
-    return {(job.name, element.label): ELEMENT_S + element.flops / (CPU_FLOPS * cores) for job, element in plan.elements()}
+    return {key: ELEMENT_S + element.flops / (CPU_FLOPS * cores) for key, (_, element) in plan.by_key.items()}
 
 
 def minutes_here(plan: Plan, keys: Collection[Key] | None = None) -> float:
@@ -88,12 +88,12 @@ def gpu_hours_of(study: Study, tokens: int) -> float:
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
-    study, segments, arms = plan.study, plan.segments.values(), plan.arms
+    study, segments = plan.study, plan.segments.values()
     sizes = _source_sizes(study, shards)
     seeds = list(dict.fromkeys(one.seed for one in study.replicates))
-    described = [_arm(arm, study.at(arm.replicate.variant), sizes) for arm in arms]  # of any seed
-    tokens = {s.name: (s.stop - s.start) * study.at(s.arm.replicate.variant).budget.step_tokens for s in segments}
-    hours, unshared = plan.gpu_hours(), sum(study.at(arm.replicate.variant).budget.tokens for arm in study.trainings)
+    described = [_arm(arm, study.of(arm), sizes) for arm in study.arms]  # of any seed
+    tokens = {s.name: (s.stop - s.start) * study.of(s.arm).budget.step_tokens for s in segments}
+    hours, unshared = plan.gpu_hours(), sum(study.of(arm).budget.tokens for arm in study.trainings)
     return {
         "study": study.name,
         "seeds": seeds,
@@ -102,14 +102,12 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         "arms": described,
         "source_sizes": {name: size._asdict() for name, size in sizes.items()},
         "warnings": [
-            *_too_many_epochs(described, study, sizes),
-            *_unknown_sizes(described, sizes),
+            *_too_many_epochs(study, sizes),
+            *_unknown_sizes(study, sizes),
             *dict.fromkeys(line for variant in study.variants.values() for line in _unfit(variant)),
             *_unused(study),
             *_overlaps(study),
-            *_unpinned(study),
-            *_licences(study),
-            *_probe_texts(study),
+            *_not_here(study),
         ],
         "segments": [
             {
@@ -223,9 +221,7 @@ def _points(plan: Plan) -> list[dict[str, Any]]:
 
 def check_epochs(plan: Plan, shards: Path) -> None:
     """Raise UserError when an arm reads a source more often than its `max_epochs`, by the sizes in the manifests."""
-    sizes = _source_sizes(plan.study, shards)
-    arms = [_arm(arm, plan.study.at(arm.replicate.variant), sizes) for arm in plan.arms]
-    for problem in _too_many_epochs(arms, plan.study, sizes):
+    for problem in _too_many_epochs(plan.study, _source_sizes(plan.study, shards)):
         raise UserError(problem)
 
 
@@ -284,12 +280,13 @@ def _sources(counts: Mapping[str, int], study: Study, sizes: dict[str, SourceSiz
     return sources
 
 
-def _midtrained(study: Study, sizes: dict[str, SourceSize]) -> Iterator[dict[str, Any]]:
-    """What each arm has read of each source by the end of each midtraining stage."""
-    for stage in (name for name, config in study.tree.stages.items() if isinstance(config, Midtrain)):
-        for arm in (arm for arm in study.arms if arm.name in study.tree.arms[stage]):
-            blend = Blend(study.tree.stream(stage, arm, study.budget))
-            yield {"name": f"{arm.key} by {stage}", "sources": _sources(blend.counts(blend.total), study, sizes)}
+def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
+    """What each arm has read by the end of pretraining, and by that of each stage, at each point of a sweep."""
+    for one in study.variants.values():
+        for stage, names in one.tree.arms.items():
+            for arm in one.arms:
+                if arm.name in names:
+                    yield one, stage, arm, one.tree.stream(stage, arm, one.budget)
 
 
 def _stage(name: str, study: Study) -> dict[str, Any]:
@@ -312,22 +309,25 @@ def _stage(name: str, study: Study) -> dict[str, Any]:
     }
 
 
-def _too_many_epochs(arms: list[dict[str, Any]], study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
+def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
     """A sentence for each source that an arm reads more often than its `max_epochs`, by the end of pretraining or later."""
-    arms = [*arms, *(one for variant in study.variants.values() for one in _midtrained(variant, sizes))]
+    read: dict[str, dict[str, dict[str, Any]]] = {}
+    for one, stage, arm, phases in _texts(study):
+        blend = Blend(phases)
+        name = arm.key if stage == BASE else f"{arm.key} by {stage}"
+        read[name] = _sources(blend.counts(blend.total), one, sizes)
     for name, source in study.sources.items():
-        epochs = {arm["name"]: arm["sources"][name]["epochs"] for arm in arms if name in arm["sources"]}
-        known = {arm: count for arm, count in epochs.items() if count is not None}
-        if known and max(known.values()) > source.max_epochs:
-            arm = max(known, key=lambda name: known[name])
+        epochs = {arm: sources[name]["epochs"] or 0.0 for arm, sources in read.items() if name in sources}
+        arm = max(epochs, key=lambda arm: epochs[arm], default="")
+        if arm and epochs[arm] > source.max_epochs:
             yield (
-                f"source {name}: {known[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
+                f"source {name}: {epochs[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
                 "give it more documents or less weight, or raise its max_epochs"
             )
 
 
-def _unknown_sizes(arms: list[dict[str, Any]], sizes: dict[str, SourceSize]) -> Iterator[str]:
-    read = {name for arm in arms for name, used in arm["sources"].items() if used["samples"]}
+def _unknown_sizes(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
+    read = {name for arm in study.arms for name in arm.sources}
     if unknown := [name for name, size in sizes.items() if size.tokens is None and name in read]:
         yield f"size unknown of {', '.join(unknown)}; epochs are checked when pretraining starts"
 
@@ -396,24 +396,35 @@ def _unused(study: Study) -> Iterator[str]:
             yield f"{key}: no stage and no task uses {', '.join(unused)}; name it where it is to be used, or remove it"
 
 
-def _unpinned(study: Study) -> Iterator[str]:
-    """What the hub may change before this study reads it, or between two runs."""
+def _not_here(study: Study) -> Iterator[str]:
+    """What must be fetched and cannot be, or what the hub may change before this study reads it, or between two runs."""
     if study.tokenizer.hub and not study.tokenizer.revision:
         yield f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
-    if local_root() is not None or study.world:
-        return
-    for name in study.used_benchmarks:
-        entry = BENCHMARKS.get(name)
-        if entry and not entry.hub_revision and not entry.texts:
-            yield f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
-    for key, table in declared_in(study):
-        if table.hub and not table.revision:
-            yield f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which"
+    root, probes = local_root(), study.used_probes
+    if root is None and not study.world:
+        for name in study.used_benchmarks:
+            entry = BENCHMARKS.get(name)
+            if entry and not entry.hub_revision and not entry.texts:
+                yield f"benchmark {name}: no commit of {entry.hub} is known, so the newest is read; the fetch records which"
+        for key, table in declared_in(study):
+            if table.hub and not table.revision:
+                yield f"{key}: no revision of {table.hub}, so the newest commit is read; the fetch records which"
+        if gated := [item.label for item in study_downloads(study, Path()) if item.download.gated]:
+            from huggingface_hub import get_token
+
+            if not get_token():
+                yield f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"
+    is_here = root is not None and all(table_exists(root / "probes" / split) for split in ("train", "test"))
+    if probes and not (probes.texts or study.world or is_here):
+        yield f"probes: {NOT_FETCHED}"
 
 
 def _overlaps(study: Study) -> Iterator[str]:
     """Sources that may read the same rows, where that repeats documents or spoils what is held out."""
-    read = list(_read_together(study))
+    read = [
+        (arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight})
+        for _, _, arm, phases in _texts(study)
+    ]
     for (name, one), (other_name, other) in combinations(study.sources.items(), 2):
         with contextlib.suppress(UserError):  # files may be moved away once they are tokenised
             if not one.overlaps(other):
@@ -427,34 +438,6 @@ def _overlaps(study: Study) -> Iterator[str]:
                     f"{name} and {other_name} may read the same rows, but choose among them differently: what one holds out, "
                     "the other may train on, so their held-out losses can be too low"
                 )
-
-
-def _read_together(study: Study) -> Iterator[tuple[str, set[str]]]:
-    """The sources that each arm reads by the end of pretraining, and by that of each stage."""
-    for variant in study.variants.values():
-        for stage, names in variant.tree.arms.items():
-            for arm in (arm for arm in variant.arms if arm.name in names):
-                phases = variant.tree.stream(stage, arm, variant.budget)
-                yield arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight}
-
-
-def _licences(study: Study) -> Iterator[str]:
-    """Datasets that the fetch jobs cannot read yet."""
-    if study.world or local_root() is not None:
-        return
-    if gated := [item.label for item in study_downloads(study, Path()) if item.download.gated]:
-        from huggingface_hub import get_token
-
-        if not get_token():
-            yield f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"
-
-
-def _probe_texts(study: Study) -> Iterator[str]:
-    """The texts of probes that no job fetches, where they are not in the data folder."""
-    probes, root = study.used_probes, local_root()
-    is_here = root is not None and all(table_exists(root / "probes" / split) for split in ("train", "test"))
-    if probes and not (probes.texts or study.world or is_here):
-        yield f"probes: {NOT_FETCHED}"
 
 
 def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -> dict[str, dict[str, float]]:
@@ -525,10 +508,8 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
     if kind == "probes":
         return reading(PROBE_TOKENS) / 3600
     if kind == "capability" and config.capability:
-        known = PUBLISHED.get(task.benchmark)
-        if known is None:
-            questions = study.whole.evaluation.own_sets.get(task.benchmark, UNKNOWN_QUESTIONS)
-            return reading(min(questions, config.capability.limit or questions) * 4 * PROMPT_TOKENS) / 3600
+        own = study.whole.evaluation.own_sets.get(task.benchmark, UNKNOWN_QUESTIONS)
+        known = PUBLISHED.get(task.benchmark, Published("", "", "", own, 4, PROMPT_TOKENS))
         questions = min(known.questions, config.capability.limit or known.questions)
         seconds = reading(questions * known.requests * known.prompt_tokens)
         if known.answer_tokens:
