@@ -40,10 +40,8 @@ def plan_study(study: Study, profile: Profile | None = None) -> Plan:
 def check_batches(plan: Plan, chosen: Collection[Key]) -> None:
     """Raise UsageError where the rows of a step do not divide among the GPUs that a chosen element gets. The job itself would
     find that out only when all that it waits for is done."""
-    keys, split = set(chosen), plan.study.resources.tensor_parallel
-    for job, element in plan.elements():
-        if (job.name, element.label) not in keys:
-            continue
+    split = plan.study.resources.tensor_parallel
+    for job, element in map(plan.by_key.__getitem__, chosen):
         stage, study = STAGES[job.stage], plan.study.at(element.variant)
         batch, processes = stage.global_batch(study, element), job.request.nodes * job.request.tasks_per_node
         where = f"the nodes and GPUs in the study's resources.{stage.section} or in the profile's stages"
@@ -117,15 +115,10 @@ class _Planner:
         branch that others leave has jobs of its own up to there."""
         self._job_of_segment = {one.name: self._pretrain_name(one) for one in self.study.segments}
         by_job: dict[str, list[Segment]] = defaultdict(list)
-        for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.stop if one.is_trunk else one.start)):
+        for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.start)):
             by_job[self._job_of_segment[segment.name]].append(segment)
-        for name, segments in by_job.items():
-            needs = []
-            for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
-                parents = [one.name for one in by_job.get(job, ())]
-                is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
-                needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
-            self._add(name, "pretrain", list(map(_training, segments)), *needs)
+        for name in by_job:
+            self._pretrain(name, by_job)
 
     def _pretrain_name(self, segment: Segment) -> str:
         variant = segment.arm.replicate.variant
@@ -135,6 +128,18 @@ class _Planner:
         is_start = segment.start == budget.step_at(segment.arm.start)
         name = f"pretrain-{percent(segment.arm.start if is_start else round(segment.start / budget.steps, 4))}"
         return f"{name}{'' if segment.stop == budget.steps else f'-{segment.stop}'}{suffix}"
+
+    def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
+        """Add a job after those that its segments' parents are in, once."""
+        if any(job.name == name for job in self.jobs):
+            return
+        segments, needs = by_job[name], []
+        for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
+            self._pretrain(job, by_job)
+            parents = [one.name for one in by_job.get(job, ())]
+            is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
+            needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
+        self._add(name, "pretrain", list(map(_training, segments)), *needs)
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
         """Add the export and the stages of the models of `arms`; returns the job that makes the model of each stage."""
@@ -179,7 +184,6 @@ class _Planner:
         return self._made[self.study.owners[arm.key, parent], parent]
 
     def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> None:
-        """Add the evaluation of all models."""
         measured: dict[str, list[Measured]] = {}
         transfers = any(self._elements(kind, arms, transfers=True) for _, arms, made in groups for kind in made)
         for group in groups:
@@ -219,7 +223,6 @@ class _Planner:
         return found
 
     def _add_points(self, group: Group, needs: tuple[Edge, ...]) -> None:
-        """Add the measurement of what the stages of a group pass."""
         name, arms, made_by = group
         for kind, made in made_by.items():
             points = [
@@ -232,7 +235,6 @@ class _Planner:
                 self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs)
 
     def _add_merge(self, group: Group, measured: list[Measured]) -> None:
-        """Add the job that merges the rows of these jobs, if there are any."""
         if not measured:
             return
         name, arms, _ = group
@@ -265,5 +267,4 @@ def _training(segment: Segment) -> Element:
 
 
 def _models(arms: list[Arm], kind: ModelKind) -> list[Element]:
-    """An element for the model of this kind of each arm."""
     return [Element(arm.key, arm=arm.name, seed=arm.replicate.seed, variant=arm.replicate.variant, kind=kind) for arm in arms]

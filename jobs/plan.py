@@ -26,8 +26,6 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Edge:
-    """A dependency on another job."""
-
     job: str
     kind: EdgeKind = "afterok"
     """As Slurm names it: `afterok` waits for all elements of that job to succeed, `aftercorr` for the element of the same
@@ -173,13 +171,11 @@ class _Makers:
             read += [one.parent for one in tree.chain(key) if one.name == element.segment]
         else:
             read += [one.name for one in tree.chain(tree.branches.get(key, key))]
-            read += [self._model(element, kind) for kind in self._read_by(element)]
+            kinds = [element.kind]
+            if element.kind != BASE and not self.is_measurement:
+                kinds.append(self.study.at(element.variant).tree.parent(element.kind))
+            read += [self._model(element, kind) for kind in kinds]
         return sorted({place for made in read for place in self.places.get(made, ())})
-
-    def _read_by(self, element: Element) -> set[str]:
-        """The stages whose models the element may read. A stage's parent differs between points of a sweep."""
-        is_own = element.kind == BASE or self.is_measurement
-        return {element.kind} if is_own else {element.kind, self.study.at(element.variant).tree.parent(element.kind)}
 
     def _model(self, element: Element, kind: ModelKind) -> tuple[str, ModelKind]:
         """The training that makes the model of this kind of the element's arm, which may be another arm's."""

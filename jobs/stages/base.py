@@ -56,7 +56,6 @@ class Work:
 
     @property
     def rows_folder(self) -> Path:
-        """The folder of its model's answers."""
         return self.run.evaluation(self.key, self.element.model)
 
     @property
@@ -72,7 +71,6 @@ class Work:
 
     @property
     def place(self) -> Key:
-        """The element in the plan."""
         return self.job.name, self.element.label
 
     @property
@@ -220,7 +218,9 @@ def is_awaited(work: Work) -> bool:
     """Whether something has yet to begin from the last checkpoint of an element's training: it neither is done nor has saved
     anything of its own. Where no folder of checkpoints is left, only pretraining counts."""
     is_kept = (work.training / "checkpoints").is_dir()
-    waiting = [key for key, needs in work.plan.needs.items() if (work.place, True) in needs]
+    jobs = [job for job in work.plan.jobs if work.job.name in [edge.job for edge in job.needs]]
+    places = [(job.name, label) for job in jobs for label in job.labels]
+    waiting = [key for key in places if (work.place, True) in work.plan.needs[key]]
     for one in (Work(work.run, work.plan, *work.plan.by_key[key]) for key in waiting):
         is_segment = bool(one.element.segment)
         has_begun = (is_segment or one.training != work.training) and any((one.training / "checkpoints").glob("step_*"))
