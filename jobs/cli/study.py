@@ -9,7 +9,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -19,7 +19,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from curricula.curriculum.config import Mix
-from curricula.curriculum.plan import Segment, intervention_share
+from curricula.curriculum.plan import intervention_share
 from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
@@ -162,12 +162,11 @@ def _refuse_conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]
 
 
 def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> Iterator[str]:
-    """What is live and does not bear the plan's changed study."""
     cut = cut_branches(run.study, plan.study)
-    for job, label in sorted(live.keys() & plan.needs.keys()):
-        _, element = plan.find(job, label)
+    for key in sorted(live.keys() & plan.by_key.keys()):
+        _, element = plan.by_key[key]
         if element.segment and plan.segments[element.segment].branch in cut:  # two elements would write to its folder
-            yield f"{job}/{label} is queued or running, and new arms would leave it before its end"
+            yield f"{'/'.join(key)} is queued or running, and new arms would leave it before its end"
     # An older version might refuse keys that this one writes, and a job that cannot read its study ends for good.
     code = f"/code/{planned_snapshot(run.root).folder.name}"
     for job_id in sorted({task.job_id for tasks in live.values() for task in tasks}, key=int):
@@ -220,6 +219,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     previews = preview(plan, chosen, profile, root)
     limits = (partition_minutes(), qos_minutes()) if has_slurm else ({}, {})
     refused = defaultdict[str, list[str]](list)
+    rows = []
     for one in previews:
         console.rule(f"{one.job}: {plural(len(one.array.labels), 'element')}", characters="─", align="left")
         console.print(one.script)
@@ -228,15 +228,12 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
             console.print(f"sbatch --test-only: {answer}\n")
             if STARTS not in answer:
                 refused[answer].append(one.job)
-    rows = []
-    for one in previews:
         first, *others = one.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
         request = one.array.job.request
         rows.append((one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
-    headings = ("job", "elements", "nodes", "GPUs", "time limit", "waits for")
-    _Rows("Arrays", headings, rows, left=(0, 5)).print(console)
+    _print_table(console, "Arrays", ("job", "elements", "nodes", "GPUs", "time limit", "waits for"), rows, left=(0, 5))
     for one in previews:
         if why := too_long(one.array.job.request, *limits):
             console.print(f"\n{one.job}: {why}")
@@ -265,7 +262,6 @@ def render(args: argparse.Namespace) -> int:
 
 
 def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
-    """The plan for people."""
     budget, model = value["budget"], value["model"]
     console.print(
         Text.assemble(
@@ -278,8 +274,8 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     )
     stages = [_stages(value, study)] if value["stages"] else []
     console.print(_tree(study), *stages, sep="\n")
-    for table in [*_arm_tables(value, study), _job_table(value)]:
-        table.print(console)
+    _print_arms(value, study, console)
+    _print_jobs(value["jobs"], console)
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
     is_small = value["minutes_on_this_machine"] < MOST_HERE
@@ -332,19 +328,15 @@ def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
 
 
 def _tree(study: Study) -> RenderableType:
-    """The training tree: which line branches from which step."""
     seeds = ", ".join(map(str, study.seeds or ()))
     title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
     nodes = {"": Tree(f"[bold]{title}")}
 
-    def label(segment: Segment) -> str:
-        budget = study.at(segment.arm.replicate.variant).budget
-        tokens = (segment.stop - segment.start) * budget.step_tokens
-        return f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({count(tokens)})"
-
     for segment in study.segments:
         if segment.arm.replicate.seed == study.first_seed:
-            nodes[segment.name] = nodes[segment.parent or ""].add(label(segment))
+            tokens = count((segment.stop - segment.start) * study.of(segment.arm).budget.step_tokens)
+            label = f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({tokens})"
+            nodes[segment.name] = nodes[segment.parent or ""].add(label)
     return nodes[""]
 
 
@@ -361,36 +353,25 @@ def _stages(value: dict[str, Any], study: Study) -> RenderableType:
     return nodes[BASE]
 
 
-class _Rows(NamedTuple):
-    """A table whose cells are never broken: where the terminal is too narrow, columns follow in further tables."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    left: tuple[int, ...] = (0,)
-    """Columns of text, not of numbers."""
-
-    def print(self, console: Console) -> None:
-        """In tables that each fit the console, if a single column does. The first column is in each of them."""
-        cells = list(zip(self.headings, *self.rows))
-        sizes = [max(map(cell_len, column)) for column in cells]
-        pages = [[0]]
-        for number in range(1, len(sizes)):
-            if len(pages[-1]) > 1 and sum(sizes[one] + 3 for one in (*pages[-1], number)) > console.width + 1:
-                pages.append([0])
-            pages[-1].append(number)
-        for columns in pages:
-            needed = sum(sizes[one] + 3 for one in columns)
-            wide = Console(file=console.file, width=max(console.width, needed), markup=False, highlight=False)
-            wide.print(self._of(columns))
-
-    def _of(self, columns: list[int]) -> Table:
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+def _print_table(
+    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
+) -> None:
+    """Print a table whose cells are never broken: where the console is too narrow, columns follow in further tables, the first
+    column in each of them. Columns in `left` are of text, the others of numbers."""
+    sizes = [max(map(cell_len, column)) + 3 for column in zip(headings, *rows)]
+    pages = [[0]]
+    for number in range(1, len(sizes)):
+        if len(pages[-1]) > 1 and sum(sizes[one] for one in (*pages[-1], number)) > console.width + 1:
+            pages.append([0])
+        pages[-1].append(number)
+    for columns in pages:
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for number in columns:
-            table.add_column(self.headings[number], justify="left" if number in self.left else "right", no_wrap=True)
-        for row in self.rows:
+            table.add_column(headings[number], justify="left" if number in left else "right", no_wrap=True)
+        for row in rows:
             table.add_row(*(row[number] for number in columns))
-        return table
+        width = max(console.width, sum(sizes[one] for one in columns))
+        Console(file=console.file, width=width, markup=False, highlight=False).print(table)
 
 
 def _mixes(study: Study) -> dict[str, Mix]:
@@ -403,44 +384,40 @@ def _mixes(study: Study) -> dict[str, Mix]:
     return found
 
 
-def _arm_tables(value: dict[str, Any], study: Study) -> list[_Rows]:
-    mixes, arms, sources = [], [], []
-    named = _mixes(study)
+def _print_arms(value: dict[str, Any], study: Study, console: Console) -> None:
+    """What the arms read: the mixes, the phases, and how much of each source."""
+    named, arms = _mixes(study), value["arms"]
+    mixes, phases, sources = [], [], []
     for name in study.sources:
         shares = [mix.get(name, 0) / sum(mix.values()) for mix in named.values()]
         mixes.append((name, *(f"{share:.1%}" if share else "–" for share in shares)))
-    for arm in value["arms"]:
+    for arm in arms:
         once = [arm["name"], count(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
         for phase in arm["phases"]:
             steps = f"{phase['start_step']:,} to {phase['stop_step']:,}"
             share = intervention_share(phase["mix"], study.curriculum)
             shown = f"{share:.1%}" if share else "safe only"
-            arms.append((once[0], steps, count(phase["tokens"]), shown, *once[1:]))
+            phases.append((once[0], steps, count(phase["tokens"]), shown, *once[1:]))
             once = ["", "", ""]
-    unknown = False
+    unknown = {name for name, size in value["source_sizes"].items() if size["tokens"] is None}
     for name in study.sources:
-        row = []
-        for arm in value["arms"]:
+        row = [f"{name} *" if name in unknown else name]
+        for arm in arms:
             used = arm["sources"].get(name)
             epochs = f" ({used['epochs']:.1f})" if used and used["epochs"] is not None else ""
             row.append(f"{count(used['tokens'])}{epochs}" if used else "–")
-        is_unknown = value["source_sizes"][name]["tokens"] is None
-        unknown = unknown or is_unknown
-        sources.append((f"{name} *" if is_unknown else name, *row))
+        sources.append(row)
     title = "Tokens (epochs) per source in pretraining" + ("; *: size unknown, so without epochs" if unknown else "")
-    return [
-        _Rows("Mixes: share of tokens", ("source", *named), mixes),
-        _Rows("Phases", ("arm", "steps", "tokens", "interventions", "in all", "snapped by"), arms),
-        _Rows(title, ("source", *(arm["name"] for arm in value["arms"])), sources),
-    ]
+    _print_table(console, "Mixes: share of tokens", ("source", *named), mixes)
+    _print_table(console, "Phases", ("arm", "steps", "tokens", "interventions", "in all", "snapped by"), phases)
+    _print_table(console, title, ("source", *(arm["name"] for arm in arms)), sources)
 
 
-def _job_table(value: dict[str, Any]) -> _Rows:
+def _print_jobs(jobs: list[dict[str, Any]], console: Console) -> None:
     rows = []
-    for job in value["jobs"]:
-        after = ""
-        if job["needs"]:
-            more = f" and {len(job['needs']) - 1} more" if len(job["needs"]) > 1 else ""
-            after = AFTER[job["needs"][0]["kind"]].format(job["needs"][0]["job"]) + more
-        rows.append((job["name"], f"{len(job['elements']):,}", after))
-    return _Rows("Jobs", ("job", "elements", "after"), rows, left=(0, 2))
+    for job in jobs:
+        needs = job["needs"]
+        after = AFTER[needs[0]["kind"]].format(needs[0]["job"]) if needs else ""
+        more = f" and {len(needs) - 1} more" if len(needs) > 1 else ""
+        rows.append((job["name"], f"{len(job['elements']):,}", after + more))
+    _print_table(console, "Jobs", ("job", "elements", "after"), rows, left=(0, 2))
