@@ -10,8 +10,8 @@ import contextlib
 import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ WITH_ROWS: tuple[State, ...] = ("running", *TO_REPEAT)
 """States of the elements that get rows of their own."""
 ROWS_EACH, MANY_ROWS = 8, 200
 """How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
-ERRORS_SHOWN = 10
+NOTES_SHOWN = 10
 LABEL_WIDTH, STATE_WIDTH = 26, 22
 """Longer states take a second line, and so do longer labels for which there is no room. A name within a label is not broken."""
 GAP = 2
@@ -151,16 +151,20 @@ def status_view(run: Run, status: RunStatus, console: Console, compact: bool = F
 def _headline(run: Run, status: RunStatus) -> Text:
     counts = Counter(element.state for element in status.elements)
     line = Text.assemble((one_line(str(run.root)), "bold"), f": {counts['done']} of {len(status.elements)} done")
-    for state in (*COUNTED, "waiting"):
+    return _with_counts(line, counts, (*COUNTED, "waiting"))
+
+
+def _with_counts(line: Text, counts: Counter[State], states: Sequence[State]) -> Text:
+    for state in states:
         if counts[state]:
             line.append(", ").append(f"{counts[state]} {state}", STYLES[state])
     return line
 
 
 def _rows(status: RunStatus, compact: bool) -> list[Row]:
-    by_job: dict[str, list[ElementStatus]] = {}
+    by_job: dict[str, list[ElementStatus]] = defaultdict(list)
     for element in status.elements:
-        by_job.setdefault(element.job, []).append(element)
+        by_job[element.job].append(element)
     rows: list[Row] = []
     quiet = Counter[str]()
     for name, elements in by_job.items():
@@ -177,8 +181,7 @@ def _rows(status: RunStatus, compact: bool) -> list[Row]:
             for element in of_state[:ROWS_EACH]:
                 rows.append(Row(Text(f"  {one_line(element.label)}"), Text(state, STYLES[state]), element))
             if len(of_state) > ROWS_EACH:
-                more = f"  and {len(of_state) - ROWS_EACH} more"
-                rows.append(Row(Text(more), Text(state, STYLES[state])))
+                rows.append(Row(Text(f"  and {len(of_state) - ROWS_EACH} more"), Text(state, STYLES[state])))
     return rows + [Row(Text(plural(jobs, "job"), "dim"), Text(f"all {state}", "dim")) for state, jobs in quiet.items()]
 
 
@@ -186,11 +189,7 @@ def _summary(states: Counter[State]) -> Text:
     total = sum(states.values())
     if states["done"] == total:
         return Text(f"{total}/{total} done", STYLES["done"])
-    text = Text(f"{states['done']}/{total}")
-    for state in COUNTED:
-        if states[state]:
-            text.append(", ").append(f"{states[state]} {state}", STYLES[state])
-    return text
+    return _with_counts(Text(f"{states['done']}/{total}"), states, COUNTED)
 
 
 def element_table(rows: list[Row], console: Console) -> Table:
@@ -244,28 +243,26 @@ def _cell(column: str, row: Row) -> Text:
 def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
     waits = Counter(element.reason for element in status.elements if element.state == "pending" and element.reason)
     notes = [Text(f"{times} pending: {explained(one_line(reason))}") for reason, times in waits.most_common()]
-
-    def note(element: ElementStatus, text: str, style: str = "yellow", more: str = "") -> None:
-        name = one_line(f"{element.job}/{element.label}{more}")
-        notes.append(Text.assemble((f"{name}: ", style), text))
-
-    wrong: dict[tuple[str, str], list[ElementStatus]] = {}
+    wrong: dict[tuple[str, str], list[ElementStatus]] = defaultdict(list)
     for element in status.elements:
         if text := element.reason if element.state == "stale" else element.error:
-            wrong.setdefault((element.job, text), []).append(element)
-    for (_, error), elements in list(wrong.items())[:ERRORS_SHOWN]:
-        more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
-        note(elements[0], one_line(error), STYLES[elements[0].state], more)
-    looping = [element for element in status.elements if element.last_failure]
-    for element in looping[:ERRORS_SHOWN]:
-        note(element, f"restarted {element.restarts}x, last failure: {one_line(element.last_failure)}")
+            wrong[element.job, text].append(element)
+    said: list[tuple[ElementStatus, str, str]] = []
+    """Elements, what follows their names, and what is to be told of them."""
+    for (_, error), elements in wrong.items():
+        said.append((elements[0], f" and {len(elements) - 1} more" if len(elements) > 1 else "", error))
     for element in status.elements:
+        if element.last_failure:
+            said.append((element, "", f"restarted {element.restarts}x, last failure: {element.last_failure}"))
         slow = element.progress.figures.get("straggler") if element.progress and element.state == "running" else None
         if isinstance(slow, str):
-            note(element, f"held up: {one_line(slow)}")
-    for count_all, what in ((len(looping), "more that failed and start again"), (len(wrong), "other errors")):
-        if count_all > ERRORS_SHOWN:
-            notes.append(Text(f"and {count_all - ERRORS_SHOWN} {what}; --json shows all", "dim"))
+            said.append((element, "", f"held up: {slow}"))
+    for element, more, text in said[:NOTES_SHOWN]:
+        name = one_line(f"{element.job}/{element.label}{more}")
+        style = STYLES[element.state] if element.state in TO_REPEAT else "yellow"
+        notes.append(Text.assemble((f"{name}: ", style), one_line(text)))
+    if len(said) > NOTES_SHOWN:
+        notes.append(Text(f"and {len(said) - NOTES_SHOWN} more; --json shows all", "dim"))
     if first := next((element for element in status.elements if element.state in ENDED_BADLY), None):
         again = "" if status.problem else f"; `curricula retry {run.root}` runs it again"  # it would refuse
         notes.append(Text(f"see `curricula logs {run.root} {first.job}`{again}", "dim"))
