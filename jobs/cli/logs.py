@@ -96,12 +96,10 @@ def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
     if args.job is not None:
         selection = replace(selection, jobs=(*selection.jobs, args.job))
     plan = plan_study(run.study)
-    chosen = select(plan, selection)
     if args.element is not None:
-        labels = [label for job, label in chosen if job == args.job]
-        if args.element not in labels:
-            raise UsageError(f"element of {args.job} {args.element!r} is not in this study; choose one of {', '.join(labels)}")
+        plan.find(args.job, args.element)
         return [(args.job, args.element)]
+    chosen = select(plan, selection)
     if selection:
         return chosen
     status = {(element.job, element.label): element for element in run_status(run, plan).elements}
