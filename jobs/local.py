@@ -48,9 +48,8 @@ class Watcher(Protocol):
 
 @dataclass
 class Outcome:
-    """How the elements ended."""
-
     done: list[Key] = field(default_factory=list)
+    """Also elements that were not chosen."""
     failed: list[Key] = field(default_factory=list)
     skipped: list[Key] = field(default_factory=list)
     """Not started, because something they need failed."""
@@ -72,18 +71,14 @@ class _LocalRun:
 
     def __init__(self, run: Run, plan: Plan, chosen: Sequence[Key], done: Set[Key], workers: int):
         self.run, self.workers = run, workers
-        self.done = {*done}
-        """Also elements that were not chosen."""
-        self.outcome = Outcome(done=[key for key in chosen if key in self.done])
-        seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
-        first_seed = next((seed for seed in seeds.values() if seed is not None), None)
-        self.waiting = [key for key in chosen if key not in self.done]
-        self.later = {key for key in self.waiting if seeds[key] not in (None, first_seed)}
+        self.outcome = Outcome(done=[key for key in plan.needs if key in done])
+        self.waiting = [key for key in chosen if key not in done]
+        self.later = {key for key in self.waiting if plan.by_key[key][1].seed not in (None, plan.study.first_seed)}
         """What belongs to further training seeds."""
         self.waiting.sort(key=lambda key: key in self.later)
         for key in self.waiting:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
-        awaited = self.done.union(self.waiting)
+        awaited = {*done, *self.waiting}
         self.needs = {key: [need for need in plan.needs[key] if need[0] in awaited] for key in self.waiting}
         self.running: dict[Key, ForkServerProcess] = {}
         self.last = {key for key in self.waiting if STAGES[plan.by_name[key[0]].stage].ends_study}
@@ -125,16 +120,17 @@ class _LocalRun:
 
     def _start_ready(self, context: multiprocessing.context.ForkServerContext) -> None:
         """Start waiting elements whose needs are met, in the plan's order, while workers are free."""
-        ended = {*self.done, *self.outcome.failed, *self.outcome.skipped}
+        done = set(self.outcome.done)
+        ended = {*done, *self.outcome.failed, *self.outcome.skipped}
         for key in list(self.waiting):
             needs = self.needs[key]
-            if any(must_be_ok and other in ended and other not in self.done for other, must_be_ok in needs):
+            if any(must_be_ok and other in ended - done for other, must_be_ok in needs):
                 self.waiting.remove(key)
                 self.outcome.skipped.append(key)
                 ended.add(key)
                 continue
             is_free = len(self.running) < self.workers and not (self.look and key in self.last)
-            if is_free and all(other in (self.done if must_be_ok else ended) for other, must_be_ok in needs):
+            if is_free and all(other in (done if must_be_ok else ended) for other, must_be_ok in needs):
                 self.waiting.remove(key)
                 self.run.element(*key).mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=_element_process, args=(self.run.root, *key), name="/".join(key))
@@ -144,7 +140,6 @@ class _LocalRun:
     def _note_end(self, key: Key) -> None:
         exit_code = self.running.pop(key).exitcode or 0
         if exit_code == 0:
-            self.done.add(key)
             self.outcome.done.append(key)
         else:
             if exit_code < 0:  # killed, which it could not say itself

@@ -72,7 +72,7 @@ def tokenize(args: argparse.Namespace) -> int:
         if not args.source or element.source in ("", *args.source)
     ]
     console = Console(stderr=True, highlight=False, markup=False)
-    run, _ = run_elements(run_root(study, args.run), plan, console, chosen, args.workers)
+    run = run_elements(run_root(study, args.run), plan, console, chosen, args.workers)
     print(f"Shards are in {run.shards}")
     return 0
 

@@ -5,6 +5,7 @@ On a terminal a live table shows what runs; elsewhere each finished element gets
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import time
@@ -12,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -75,27 +75,23 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
                 UserError("nothing was started"),
             )
         console.print(f"{what}. Ctrl-C stops it; the same command continues.")
-    run, done = run_elements(root, plan, console, chosen)
+    run = run_elements(root, plan, console, chosen)
     is_all = len(chosen) == len(plan.needs)
-    count_done = f"all {plural(len(done), 'element')}" if is_all else plural(len(done), "chosen element")
+    count_done = f"all {plural(len(chosen), 'element')}" if is_all else plural(len(chosen), "chosen element")
     took = clock(time.monotonic() - started)
     console.print(f"{run.root}: {count_done} done, {took} in this call.", soft_wrap=True)
     if (run.report / "index.html").exists():
         console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
 
 
-def run_elements(
-    root: Path, plan: Plan, console: Console, chosen: Sequence[Key], workers: int | None = None
-) -> tuple[Run, set[Key]]:
-    """Run the `chosen` elements, in the plan's order, that are not done yet; returns those that are done now.
-
-    Raises UserError when elements failed.
-    """
+def run_elements(root: Path, plan: Plan, console: Console, chosen: Sequence[Key], workers: int | None = None) -> Run:
+    """Run the `chosen` elements, in the plan's order, that are not done yet; raises UserError when some failed."""
     with Run.locked(root):
         run = Run.create(root, plan.study)
         done = done_elements(run, plan)
         workers = workers or plan.study.resources.workers
-        with Display(run, plan, console, chosen, done, workers) as display:
+        display = Display(run, plan, console, chosen, done, workers)
+        with display.live if console.is_terminal else contextlib.nullcontext():
             outcome = run_plan(run, plan, display, chosen, done, workers)
     if outcome.failed:
         more = f" and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
@@ -104,12 +100,11 @@ def run_elements(
             f"{run.root}: {plural(len(outcome.failed), 'element')} failed ({names}), and {len(outcome.skipped)} that need them "
             f"were not started; see `curricula logs {run.root} {outcome.failed[0][0]}`, fix it and give the same command again"
         )
-    return run, set(outcome.done)
+    return run
 
 
 class Display:
-    """A `curricula.jobs.local.Watcher` that counts the `chosen` elements; use it as a context manager. `done` are those that
-    need not run."""
+    """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, of which `done` need not run; `live` shows it."""
 
     def __init__(self, run: Run, plan: Plan, console: Console, chosen: Sequence[Key], done: Set[Key], workers: int):
         self.run, self.console, self.workers = run, console, workers
@@ -125,15 +120,6 @@ class Display:
         self.done_before = self._estimate_done()
         self.needs_torch = any(STAGES[self.stage_of[name]].needs_torch for name, _ in self.open)
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> Display:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
 
     def update(self, running: list[Key], finished: Key | None = None) -> None:
         self.running = running

@@ -44,7 +44,7 @@ def test_a_study_of_the_gallery_runs_to_a_report_in_miniature(tmp_path, name):
     assert [arm.key for arm in study.arms] == [arm.key for arm in original.arms]
     assert msgspec.structs.replace(study.curriculum) == original.curriculum
     plan = plan_study(study)
-    run, _ = run_elements(tmp_path / "run", plan, Console(quiet=True), list(plan.needs))
+    run = run_elements(tmp_path / "run", plan, Console(quiet=True), list(plan.needs))
     pages = [run.report / "points" / point if point else run.report for point in study.variants]
     for page, variant in zip(pages, study.variants.values()):
         rows = read_json(page / "summary.json")["attacks"]

@@ -131,7 +131,7 @@ def test_a_study_that_would_take_months_here_is_not_begun_unasked(tmp_path, monk
 
     def run_elements(root, plan, console, chosen):
         begun.append(root)
-        return Run(root), set()
+        return Run(root)
 
     monkeypatch.setattr("curricula.jobs.cli.local.run_elements", run_elements)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
