@@ -24,7 +24,7 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import Table
 from curricula.curriculum.stages import BASE
 from curricula.curriculum.tokens.shards import read_manifest
-from curricula.durable import NO_SPACE, exclusive_lock, make_folder, read_json, require_ours, team, write_json, write_text
+from curricula.durable import exclusive_lock, make_folder, read_json, require_ours, team, write_json, write_text
 from curricula.errors import StorageError, UsageError, UserError
 from curricula.eval.analysis import ArmInfo, read_study_rows
 from curricula.eval.tasks import JUDGED
@@ -74,10 +74,10 @@ class Run:
     def locked(root: Path) -> Iterator[None]:
         """Lock the run folder `root`, which need not exist yet; raises UserError while another process holds it, and where
         `admit` does."""
-        with _making(root):
-            Run(root).admit()
-            with exclusive_lock(root / "lock"):
-                yield
+        make_folder(root)
+        Run(root).admit()
+        with exclusive_lock(root / "lock"):
+            yield
 
     def admit(self) -> None:
         """Raise UserError where someone else could have changed what this run's jobs are and run.
@@ -96,17 +96,16 @@ class Run:
 
         Raises UserError if that run's study is another.
         """
-        if (root / "study.yaml").exists():
-            run = cls(root)
-            run.check(study)
-            if study != run.study:
-                write_text(root / "study.yaml", study_yaml(study))
-            run._move_to(None if study.world else local_root())
-            return cls(root)
-        data_folder = None if study.world else local_root()
-        with _making(root):
+        run, data_folder = cls(root), None if study.world else local_root()
+        if not (root / "study.yaml").exists():
+            make_folder(root)
             write_json(root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None})
             write_text(root / "study.yaml", study_yaml(study))
+            return run
+        run.check(study)
+        if study != run.study:
+            write_text(root / "study.yaml", study_yaml(study))
+        run._move_to(data_folder)
         return cls(root)
 
     def check(self, study: Study) -> None:
@@ -146,7 +145,6 @@ class Run:
 
     @cached_property
     def tag(self) -> int:
-        """The id of the harmfulness tag in the run's tokenizer."""
         from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids
 
         return special_ids(load_tokenizer(self.tokenizer))[1]
@@ -175,7 +173,6 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What the run was made with."""
         return read_json(self.root / "run.json")
 
     @property
@@ -214,7 +211,6 @@ def tokenizer_near(path: Path) -> Path:
 
 
 def tokenised(run: Run) -> bool:
-    """Whether all shards of the run's sources are there."""
     return all(
         (run.shards / name / f"{shard}.json").exists()
         for name, source in run.study.sources.items()
@@ -282,18 +278,6 @@ def newest_run() -> Path:
     return runs[-1].parent
 
 
-@contextlib.contextmanager
-def _making(root: Path) -> Iterator[None]:
-    """Make the folder `root`; raises UserError where the system refuses it, then or within the block."""
-    try:
-        make_folder(root)
-        yield
-    except OSError as error:
-        if error.errno not in NO_SPACE and Path(str(error.filename)) in (root, *root.parents, root / "lock"):
-            raise UserError(f"{root}: cannot be used ({error.strerror}); name another folder with --run") from None
-        raise
-
-
 def current_provenance() -> dict[str, Any]:
     """What a run is made with: versions of packages and Python, the machine, and the commit of the code."""
     versions = {}
@@ -313,10 +297,9 @@ def refusal(old: Study, new: Study) -> str:
     if seeds[0] != new_seeds[0]:
         what = "seed" if len(seeds) == len(new_seeds) == 1 else "the first of seeds"
         return f"{what} was {seeds[0]}, now {new_seeds[0]}"
-    if gone := [str(seed) for seed in seeds if seed not in new_seeds]:
-        return f"it has seed {', '.join(gone)}, which seeds now lacks"
-    if gone := [name for name in old.tree.stages if name not in new.tree.stages]:
-        return f"it has stage {', '.join(gone)}, which stages now lacks"
+    for what, had, has in (("seed", seeds, new_seeds), ("stage", old.tree.stages, new.tree.stages)):
+        if gone := [str(one) for one in had if one not in has]:
+            return f"it has {what} {', '.join(gone)}, which {what}s now lacks"
     if changed := differences(*_fixed(old, new)):
         return changed[0]
     arms, new_arms = ({arm.key: arm for arm in study.arms} for study in (old, new))
@@ -334,16 +317,11 @@ def refusal(old: Study, new: Study) -> str:
 def _lost_start(old: Study, new: Study) -> str:
     """The stage that would begin from a checkpoint which pretraining under `old` has not kept; empty if there is none."""
     ends = {segment.branch: segment.stop for segment in old.segments}
-    kept = {branch: old.kept_steps(branch) for branch in ends}
-    for segment in old.segments:
-        kept[segment.branch].add(segment.stop)
-    for one in new.variants.values():
-        for name, stage in one.tree.stages.items():
-            step = one.budget.step_at(stage.at or 0)
-            for arm in one.trainings if stage.at is not None else ():
-                branch = one.segment_at(arm, step).branch
-                if arm.name in one.tree.arms[name] and step < ends.get(branch, 0) and step not in kept[branch]:
-                    return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
+    kept = {(segment.branch, segment.stop) for segment in old.segments}
+    kept |= {(branch, step) for branch in ends for step in old.kept_steps(branch)}
+    for name, branch, step in new.beginnings():
+        if step < ends.get(branch, 0) and (branch, step) not in kept:
+            return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
     return ""
 
 

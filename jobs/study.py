@@ -327,12 +327,10 @@ class Study(Settings, frozen=True, dict=True):
             raise ValueError(f"sweep: its points order these stages in contradictory ways ({circle}); rename one") from None
 
     def train_config(self, name: str) -> TrainConfig:
-        """How a stage trains."""
         return train_config_of(self.tree.stages[name], self.pretraining, self.tuning)
 
     @property
     def tunings(self) -> list[Tuning]:
-        """The finetuning stages of all points."""
         stages = [stage for one in self.variants.values() for stage in one.tree.stages.values()]
         return [stage for stage in stages if isinstance(stage, Tuning)]
 
@@ -373,7 +371,6 @@ class Study(Settings, frozen=True, dict=True):
 
     @property
     def distorted(self) -> set[str]:
-        """The benchmarks whose prompts best of N distorts."""
         return {task.benchmark for task in self.all_eval_tasks if task.task.kind == "best-of-n"}
 
     def segment_at(self, arm: Arm, step: int) -> Segment:
@@ -385,17 +382,21 @@ class Study(Settings, frozen=True, dict=True):
         tree = self.whole.training_tree
         return tree.chain(tree.branches.get(arm.key, branch_of(arm)))
 
+    def beginnings(self) -> Iterator[tuple[str, str, int]]:
+        """The stages that begin at a point of pretraining: of each model the stage, the branch and the step."""
+        for one in self.whole.variants.values():
+            for name, stage in one.tree.stages.items():
+                for arm in one.trainings if stage.at is not None else ():
+                    if arm.name in one.tree.arms[name]:
+                        step = one.budget.step_at(stage.at or 0)
+                        yield name, one.segment_at(arm, step).branch, step
+
     def kept_steps(self, branch: str) -> set[int]:
         """The steps of a branch at which stages begin or models are measured, beside the ends of its segments."""
-        kept: set[int] = set()
+        kept = {step for _, begins_on, step in self.beginnings() if begins_on == branch}
         for one in self.whole.variants.values():
-            along = one.pretraining.along
-            kept |= set(along.steps(one.budget.steps).values()) if along else set()
-            for name, stage in one.tree.stages.items():
-                if stage.at is not None:
-                    step = one.budget.step_at(stage.at)
-                    having = [arm for arm in one.trainings if arm.name in one.tree.arms[name]]
-                    kept |= {step for arm in having if one.segment_at(arm, step).branch == branch}
+            if one.pretraining.along:
+                kept.update(one.pretraining.along.steps(one.budget.steps).values())
         return kept
 
     @cached_property
@@ -467,7 +468,6 @@ class Study(Settings, frozen=True, dict=True):
         return tuple(replace(arm, replicate=one) for one in self.replicates for arm in arms)
 
     def training(self, arm: str, seed: int | None) -> Arm:
-        """The training of an arm, or of the trunk, with a seed."""
         replicate = self.replicate_of(seed)
         if arm == TRUNK:
             return safe_only_arm(self.curriculum, replicate)
