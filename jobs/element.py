@@ -189,15 +189,14 @@ def main(arguments: list[str]) -> int:
 def _exit_code(root: Path, job_name: str, label: str) -> int:
     try:
         run_element(root, job_name, label)
-    except UserError as error:
-        note("failed")
-        print(f"curricula: {error}", file=sys.stderr)
-        return error.exit_code
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code if _rank() == 0 else 0  # srun ends the others when one leaves with an error
-    except Exception:
+    except Exception as error:
         note("failed")
+        if isinstance(error, UserError):
+            print(f"curricula: {error}", file=sys.stderr)
+            return error.exit_code
         traceback.print_exc()
         return 1
     return 0

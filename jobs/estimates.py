@@ -93,6 +93,8 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     seeds = list(dict.fromkeys(one.seed for one in study.replicates))
     described = [_arm(arm, study.of(arm), sizes) for arm in study.arms]  # of any seed
     tokens = {s.name: (s.stop - s.start) * study.of(s.arm).budget.step_tokens for s in segments}
+    longest = max(gpu_hours_of(one, one.budget.tokens) for one in study.variants.values())  # the trunk included
+    gpus = study.resources.pretraining.gpus
     hours, unshared = plan.gpu_hours(), sum(study.of(arm).budget.tokens for arm in study.trainings)
     return {
         "study": study.name,
@@ -139,8 +141,8 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         "minutes_on_this_machine": minutes_here(plan),
         "gpu_hours": {
             "pretraining": hours["pretraining"],
-            "pretraining_days_an_arm": max(_arm_days(one) for one in study.variants.values()),
-            "pretraining_days_on_its_gpus": hours["pretraining"] / study.resources.pretraining.gpus / 24,
+            "pretraining_days_an_arm": longest / gpus / 24,
+            "pretraining_days_on_its_gpus": hours["pretraining"] / gpus / 24,
             "tuning_at_most": hours["tuning"],
             "evaluation_at_most": hours["evaluation"],
         },
@@ -160,11 +162,6 @@ def _midtraining_tokens(variants: Iterable[Study]) -> int:
         if isinstance(stage, Midtrain) and arm.name in one.tree.arms[name]
     }
     return sum(found.values())
-
-
-def _arm_days(study: Study) -> float:
-    """How long an arm's pretraining takes on its GPUs, the trunk included."""
-    return gpu_hours_of(study, study.budget.tokens) / study.resources.pretraining.gpus / 24
 
 
 def describe_point(plan: Plan, point: Study, shards: Path | None = None) -> dict[str, Any]:
@@ -242,21 +239,18 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
     phases = arm.blend_phases(budget)
     blend = Blend(phases)
     counts = blend.counts(blend.total)
-    described, start, counts_before = [], 0, dict.fromkeys(blend.sources, 0)
-    for phase in phases:
-        counts_after = blend.counts(phase.until)
-        total = sum(phase.mix.values())
-        step = phase.until // budget.global_batch
+    described = []
+    for begin, phase in zip([0, *(phase.until for phase in phases)], phases):
+        before, after, total = blend.counts(begin), blend.counts(phase.until), sum(phase.mix.values())
         described.append(
             {
-                "start_step": start,
-                "stop_step": step,
-                "tokens": (step - start) * budget.step_tokens,
+                "start_step": begin // budget.global_batch,
+                "stop_step": phase.until // budget.global_batch,
+                "tokens": (phase.until - begin) * budget.sequence_length,
                 "mix": {name: weight / total for name, weight in phase.mix.items() if weight},
-                "samples": {name: counts_after[name] - counts_before[name] for name, weight in phase.mix.items() if weight},
+                "samples": {name: after[name] - before[name] for name, weight in phase.mix.items() if weight},
             }
         )
-        start, counts_before = step, counts_after
     sources = _sources(counts, study, sizes)
     added = [name for name, samples in counts.items() if samples and not study.curriculum.safe.get(name)]
     return {
@@ -292,20 +286,18 @@ def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
 def _stage(name: str, study: Study) -> dict[str, Any]:
     """A stage after pretraining as plain values; its steps where the study alone says them."""
     stage, tree = study.tree.stages[name], study.tree
-    steps = stage.total_steps if isinstance(stage, Tuning) else stage.steps
     plain = msgspec.to_builtins(stage)
-    points = [point_label(place) for place in stage.along.at] if stage.along else []
     return {
         "name": name,
         "kind": plain["kind"],
         "from": tree.parent(name),
         "at": stage.at,
         "arms": tree.arms[name],
-        "steps": steps,
+        "steps": stage.total_steps if isinstance(stage, Tuning) else stage.steps,
         "lr": plain["lr"],
         "mix": plain["mix"],
         "tasks": study.tasks_of(name),
-        "along": points,
+        "along": [point_label(place) for place in stage.along.at] if stage.along else [],
     }
 
 
@@ -451,7 +443,6 @@ def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -
 
 
 def _evaluation_hours(plan: Plan) -> dict[str, float]:
-    """The estimated GPU-hours of each evaluation task, over all models."""
     found = dict[str, float]()
     for _, element in plan.elements():
         if (task := element.eval_task) is not None:
@@ -470,7 +461,6 @@ class Answers(NamedTuple):
 
 
 def answers_of(task: EvalTask, study: Study) -> Iterator[Answers]:
-    """For each decoder of an evaluation of the study's models."""
     prompts, attempts = _asked(task, study)
     for settings in study.evaluation.decoder_settings(task.task):
         count = prompts * (attempts or getattr(settings, "samples", 1)) * getattr(settings, "candidates", 1)

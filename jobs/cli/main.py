@@ -27,7 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _exit_code(arguments: list[str]) -> int:
-    """Carry out the command and return the exit code; an error becomes a sentence."""
     try:
         code = _carried_out(arguments)
         sys.stdout.flush()  # while an error can still be told
@@ -101,7 +100,6 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
-    """The verbs that take a study file."""
     demo = add_verb(
         verbs,
         "demo",
@@ -174,7 +172,6 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
-    """The verbs that take a run folder."""
     status = add_verb(
         verbs,
         "status",

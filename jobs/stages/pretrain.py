@@ -136,7 +136,6 @@ def sources_of(phases: Sequence[Phase]) -> list[str]:
 
 
 def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
-    """The first shard of each source in `phases`."""
     return [run.shards / name / f"00000{suffix}" for name in sources_of(phases) for suffix in (".idx", ".bin")]
 
 
@@ -192,7 +191,7 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
     make_folder(copies.parent)
     require_ours(copies.parent)
     _drop_unused(copies)  # first: on a full disk it makes the room
-    began, copied = time.monotonic(), 0
+    began = time.monotonic()
     with exclusive_lock(copies / "lock", 2 * COPY_S):
         missing = [file for file in files if not _is_copied(file, copies / file.relative_to(shards))]
         needed, free = sum(file.stat().st_size for file in missing), shutil.disk_usage(copies).free
@@ -207,8 +206,7 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
         if missing:
             log.info("copying %.1f GB of shards to %s", needed / 1e9, copies)
         for file in missing:
-            passed, size = time.monotonic() - began, file.stat().st_size
-            if (passed * (1 + size / copied) if copied else passed) > COPY_S:  # at the speed until now
+            if time.monotonic() - began > COPY_S:
                 log.warning(
                     "node_scratch: %.0f minutes were too short to copy all; this start reads the shared shards, the next one "
                     "copies on",
@@ -216,7 +214,6 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
                 )
                 return shards
             _copy(file, copies / file.relative_to(shards))
-            copied += size
     return copies
 
 

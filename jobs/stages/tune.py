@@ -190,7 +190,6 @@ def _end_of(training: Path) -> Path:
 
 
 def export_model(work: Work, progress: Progress) -> None:
-    """Write the element's model from the checkpoint that holds it."""
     from curricula.model.convert import export_hf
 
     run, arm, element = work.run, work.arm, work.element
@@ -209,7 +208,6 @@ def export_model(work: Work, progress: Progress) -> None:
 
 
 def checkpoint_of(work: Work) -> Path:
-    """The checkpoint of the element's model."""
     run, study, kind, point = work.run, work.study, work.element.kind, work.element.point
     along = study.along(kind) if point else None
     if kind == BASE:
