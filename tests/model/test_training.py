@@ -4,12 +4,11 @@ import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from forked import Program
-from random_batches import RandomBatches, train_job
+from random_batches import RandomBatches, numbers, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
@@ -19,11 +18,6 @@ from curricula.model.config import OptimizerConfig, ScheduleConfig, SpikeGuard
 from curricula.model.runtime.distributed import Parallel
 from curricula.model.runtime.stopping import Interrupted, Watchdog
 from curricula.model.train import train
-
-
-def numbers(out: Path) -> list[dict]:
-    """The metrics without the timings."""
-    return [{k: v for k, v in row.items() if k != "timing"} for row in read_jsonl(out / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 
 from curricula.curriculum.stream.pretraining import Rows
 from curricula.model.config import ExecutionConfig, ModelConfig, ScheduleConfig, TrainConfig, TrainJob
+from curricula.model.runtime.reporting import read_metrics
 from curricula.randomness import keyed_rng
 
 SMALL = ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, ffn=64, vocabulary=64, sequence_length=16, init_std=0.05)
@@ -23,6 +24,11 @@ def train_job(out: Path, **settings: Any) -> TrainJob:
     config = {name: settings.pop(name) for name in TrainConfig.__struct_fields__ if name in settings}
     execution = {name: settings.pop(name) for name in ExecutionConfig.__struct_fields__ if name in settings}
     return TrainJob(config=TrainConfig(**config), execution=ExecutionConfig(**execution), **settings)
+
+
+def numbers(out: Path) -> list[dict[str, Any]]:
+    """The metrics of a run without the timings."""
+    return [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(out / "metrics.jsonl")]
 
 
 class RandomBatches(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import torch
 from forked import ended, ranks
-from random_batches import SMALL, RandomBatches, train_job
+from random_batches import SMALL, RandomBatches, numbers, train_job
 
 from curricula.durable import read_json, write_json
 from curricula.errors import StorageError, UserError
@@ -56,11 +56,6 @@ def whole(tmp_path_factory):
 def copy(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
     return tmp_path / "copy"
-
-
-def numbers(out: Path) -> list[dict]:
-    """The metrics without the timings."""
-    return [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(out / "metrics.jsonl")]
 
 
 def flip_a_bit(path: Path) -> None:

@@ -17,7 +17,7 @@ from examples import examples
 from forked import ended, ranks
 from hypothesis import given
 from hypothesis import strategies as st
-from random_batches import SCHEDULE, RandomBatches, SpoiltBatches, train_job
+from random_batches import SCHEDULE, RandomBatches, SpoiltBatches, numbers, train_job
 
 from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
@@ -32,10 +32,6 @@ TOTAL, BATCH = 24, RandomBatches().global_batch
 SPOILT = (9, 10, 17)
 ASTRAY = (14, 15, 16)
 """Batches after which `REWIND` leads from step 17 back to step 8."""
-
-
-def numbers(out: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "timing"} for row in read_jsonl(out / "metrics.jsonl")]
 
 
 def skipped(out: Path) -> dict[int, list[int]]:
