@@ -381,7 +381,7 @@ def sbatch_file(folder: Path, array: Array, options: Options, body: str) -> str:
         array_parallelism=array.job.request.options.throttle or count,
         stderr_to_stdout=True,
         use_srun=False,  # the body calls it
-        wckey=None,
+        wckey=None,  # type: ignore[arg-type]  # none; its annotation is wrong
     )
 
 
