@@ -14,7 +14,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -284,16 +284,13 @@ def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTab
     """Every table that is declared anywhere in `settings`, with its dotted key."""
     if isinstance(settings, DeclaredTable):
         yield key, settings
-        return
-    parts: dict[Any, Any] = {}
-    if isinstance(settings, msgspec.Struct):
-        parts = msgspec.structs.asdict(settings)
-    elif isinstance(settings, dict):
-        parts = settings
+    elif isinstance(settings, msgspec.Struct):
+        yield from declared_in(msgspec.structs.asdict(settings), key)
     elif isinstance(settings, (tuple, list)):
-        parts = dict(enumerate(settings))
-    for name, value in parts.items():
-        yield from declared_in(value, f"{key}.{name}" if key else str(name))
+        yield from declared_in(dict(enumerate(settings)), key)
+    elif isinstance(settings, dict):
+        for name, value in settings.items():
+            yield from declared_in(value, f"{key}.{name}" if key else str(name))
 
 
 def anchor(settings: Any, folder: Path) -> None:
@@ -313,14 +310,15 @@ def anchor_keys(settings: Any, keys: Iterable[str], folder: Path) -> None:
 
 
 def _require_columns(where: str, file: Path, rows: list[Row], present: list[str], wanted: Reads) -> None:
+    needed, fits = _KINDS[wanted.kind]
     for column in wanted.columns:
         if column not in present:
             raise UserError(f"{where}: {file} has no column {column!r}, only {', '.join(present)}; name one of these")
         for number, row in enumerate(rows):
-            if not _fits(row.get(column), wanted.kind):
+            if row.get(column) not in (None, "") and not fits(row[column]):
                 raise UserError(
                     f"{where}: {Place(file, number)}: column {column!r} holds {row[column]!r:.60}, where "
-                    f"{_NEEDED[wanted.kind]} needed; name another column or correct the rows"
+                    f"{needed} needed; name another column or correct the rows"
                 )
     values = (row.get(column) for row in rows for column in wanted.columns)
     if wanted.kind != "value" and all(value in (None, "", []) for value in values):
@@ -328,17 +326,6 @@ def _require_columns(where: str, file: Path, rows: list[Row], present: list[str]
             f"{where}: column {' and '.join(map(repr, wanted.columns))} is empty in the first {len(rows)} rows of {file}; "
             "name another column"
         )
-
-
-_NEEDED: dict[Kind, str] = {"text": "text is", "number": "a number is", "messages": "a list of messages is", "value": ""}
-
-
-def _fits(value: Any, kind: Kind) -> bool:
-    if value is None or value == "" or kind == "value":
-        return True
-    if kind == "number":
-        return as_number(value) is not None
-    return isinstance(value, str if kind == "text" else list)
 
 
 def as_number(value: Any) -> float | None:
@@ -349,3 +336,12 @@ def as_number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+_KINDS: dict[Kind, tuple[str, Callable[[Any], bool]]] = {
+    "text": ("text is", lambda value: isinstance(value, str)),
+    "number": ("a number is", lambda value: as_number(value) is not None),
+    "messages": ("a list of messages is", lambda value: isinstance(value, list)),
+    "value": ("anything is", lambda value: True),
+}
+"""What a column must hold, in words and as a test of a value."""
