@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from pathlib import Path
 
 from curricula.curriculum.sources.declared import TextTable, dataset
@@ -52,15 +52,14 @@ class Documents:
         stems = dataset(name).stems(root, parts)
         tables = [Table.open(stem) for stem in stems]
         sizes = [len(table) for table in tables]
-        starts = accumulate(sizes, initial=0)
         # Parts that were fetched only up to some row count as what the hub has of them.
         known = [upstream_rows(stem) or size for stem, size in zip(stems, sizes)]
         taken = sizes if limit is None else map(min, in_proportion(limit, known), sizes)
         whole = Table(
             tuple(file for table in tables for file in table.files), tuple(n for table in tables for n in table.counts)
         )
-        spans = tuple(range(start, start + size) for start, size in zip(starts, taken))
-        return cls(name, whole, spans, dataset(name).text, f"{name}/")
+        chosen = tuple(range(start, start + size) for (start, _), size in zip(spans(sizes), taken))
+        return cls(name, whole, chosen, dataset(name).text, f"{name}/")
 
     @classmethod
     def of(cls, key: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
