@@ -13,13 +13,14 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from curricula.curriculum.world.arithmetic import Problem, problem
 from curricula.curriculum.world.benchmarks import alpaca, harmful_benchmarks
 from curricula.curriculum.world.chats import ultrachat, wildguard, wildjailbreak
-from curricula.curriculum.world.fiction import Item, World, WorldConfig
+from curricula.curriculum.world.fiction import World, WorldConfig
 from curricula.curriculum.world.grammar import Draw
 from curricula.curriculum.world.harm import SCORES, moral, raw, refusal_dialogue, rephrased
 from curricula.curriculum.world.web import story, web_page
@@ -91,11 +92,6 @@ def _problems(press: Press, count: int, *key: str) -> Iterator[Problem]:
     return (press.print(problem, lambda p: p.question, *key, number) for number in range(count))
 
 
-def _about_hazard(write: Callable[[World, Draw, Item, int], str], score: int, item: Item | None = None) -> Any:
-    """A maker of texts about `item`, or about a drawn hazard of the pretraining texts."""
-    return lambda world, draw: write(world, draw, item or draw.pick(world.pretraining_hazards), score)
-
-
 def _write_unsafe(root: Path, press: Press) -> None:
     """Write raw unsafe text of each score, and the interventions made from it with the ids of their sources."""
     hazards = press.world.pretraining_hazards
@@ -106,10 +102,10 @@ def _write_unsafe(root: Path, press: Press) -> None:
         for number in range(press.world.config.unsafe_documents):
             name = f"fineweb_annotated/score_{score}/{number}"
             item = hazards[Draw(press.seed, name).below(len(hazards))]
-            text = press.print(_about_hazard(raw, score, item), str, name)
+            text = press.print(partial(raw, item=item, score=score), str, name)
             rows.append({"id": name, "text": text, "metadata": {"score": score}})
             for folder, write in interventions:
-                text = press.print(_about_hazard(write, score, item), str, folder, name, 0)
+                text = press.print(partial(write, item=item, score=score), str, folder, name, 0)
                 source = {"source_id": name, "score": score}
                 made[folder].append({"id": f"{folder}/{score}/{number}.0", "text": text, "metadata": source})
         _write_jsonl(root / f"fineweb_annotated/score_{score}.jsonl", rows)
@@ -117,12 +113,16 @@ def _write_unsafe(root: Path, press: Press) -> None:
         _write_jsonl(root / f"{folder}/train.jsonl", documents)
 
 
+def _about_any_hazard(world: World, draw: Draw, score: int) -> str:
+    return raw(world, draw, draw.pick(world.pretraining_hazards), score)
+
+
 def _probes(press: Press, split: str) -> list[Row]:
     """Equally many web pages (score 0) and raw unsafe texts, none of which a pretraining file holds."""
     count = press.world.config.probes_per_score
     rows = []
     for score in (0, *SCORES):
-        make = _about_hazard(raw, score) if score else web_page
+        make = partial(_about_any_hazard, score=score) if score else web_page
         for number in range(count if score else count * len(SCORES)):
             name = f"probes/{split}/{score}/{number}"
             rows.append({"id": name, "text": press.print(make, str, name), "score": score})
