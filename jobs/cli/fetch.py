@@ -115,13 +115,8 @@ def _state(download: Download) -> str:
 
 
 def _show(root: Path, as_json: bool) -> int:
-    rows: list[dict[str, Any]] = []
-    for name in DATASETS:
-        entry = dataset(name)
-        rows.append(_row(name, "dataset", downloads_of(name, root), entry.hub, entry.tokens))
-    for name, benchmark in BENCHMARKS.items():
-        if name not in DATASETS:
-            rows.append(_row(name, "benchmark", benchmark_downloads(name, root), benchmark.hub, None))
+    rows = [_row(name, "dataset", downloads_of(name, root), dataset(name).tokens) for name in DATASETS]
+    rows += [_row(name, "benchmark", benchmark_downloads(name, root)) for name in BENCHMARKS if name not in DATASETS]
     if as_json:
         print(json_text({"data": str(root.resolve()), "known": rows}))
         return 0
@@ -138,18 +133,17 @@ def _show(root: Path, as_json: bool) -> int:
     return 0
 
 
-def _row(name: str, kind: str, downloads: list[Download], hub: str, tokens: int | None) -> dict[str, Any]:
+def _row(name: str, kind: str, downloads: list[Download], tokens: int | None = None) -> dict[str, Any]:
     states = [_state(download) for download in downloads]
-    there = sum(bool(state) for state in states)
     alike = len(set(states)) == 1
     return {
         "name": name,
         "kind": kind,
-        "hub": hub,
+        "hub": downloads[0].hub,
         "revision": downloads[0].revision,
         "licence": downloads[0].licence,
         "gated": downloads[0].gated,
         "tokens": tokens,
         "parts": [download.config for download in downloads if download.config],
-        "state": states[0] if alike else f"{there} of {len(states)} parts",
+        "state": states[0] if alike else f"{sum(map(bool, states))} of {len(states)} parts",
     }
