@@ -67,18 +67,25 @@ def measure(step: Step, tokens: str, timed_steps: int, loss_steps: int, profiled
 
     until_ready = sum(once() for _ in range(UNTIMED_STEPS))
     seconds = [once() for _ in range(timed_steps)]
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     kernels = profile(once) if profiled and device == "cuda" else None
     while len(losses) < loss_steps:
         once()
+    return record(seconds, until_ready, torch.stack(losses).float().tolist(), kernels)
+
+
+def record(
+    seconds: list[float], until_ready: float, losses: list[float], kernels: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """What is kept of the timed steps, of the seconds before them and of the losses."""
+    on_gpu = torch.cuda.is_available()
     return {
         "seconds": seconds,
         "median_seconds": statistics.median(seconds),
         "seconds_until_ready": until_ready,
-        "peak_bytes": peak,
-        "losses": torch.stack(losses).float().tolist(),
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "losses": losses,
         "kernel_milliseconds": kernels,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch": torch.__version__,
     }
 

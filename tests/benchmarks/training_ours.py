@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import torch
 from training_changes import CHANGES
-from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure
+from training_measure import PEAK_LR, UNTIMED_STEPS, WARMUP_STEPS, Step, measure, record
 
 from curricula.model.config import (
     EngineConfig,
@@ -166,14 +166,4 @@ def whole_loop(
         began = time.perf_counter()
         with contextlib.suppress(_Enough):
             train(job, FileBatches(tokens, 10**6), note)
-    seconds = list(np.diff(ends)[-timed_steps:])
-    return {
-        "seconds": seconds,
-        "median_seconds": float(np.median(seconds)),
-        "seconds_until_ready": ends[UNTIMED_STEPS - 1] - began,
-        "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        "losses": losses,
-        "kernel_milliseconds": None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-    }
+    return record(np.diff(ends)[-timed_steps:].tolist(), ends[UNTIMED_STEPS - 1] - began, losses)
