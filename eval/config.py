@@ -295,7 +295,10 @@ class EvalConfig(Settings, frozen=True, dict=True):
         self.check_tasks(self._task_names())
 
     def check_tasks(self, tasks: Collection[str]) -> None:
-        """Raise ValueError where one of `tasks` needs an unknown benchmark, or a model judge without a template."""
+        """Raise ValueError where one of `tasks` needs an unknown benchmark, a decoder that cannot be used, or a model judge
+        without a template."""
+        for name in tasks:
+            self.decoder_settings(TASKS[name])
         self._require_known("attacks", self.benchmarks_of(self.battery(tasks, raw=False)))
         judged = {TASKS[name].judged for name in tasks}
         for kind in JUDGED:
@@ -327,8 +330,6 @@ class EvalConfig(Settings, frozen=True, dict=True):
             if name not in DECODERS or name in OWN:
                 others = ", ".join(DECODERS.keys() - set(OWN)) or "none is installed"
                 raise ValueError(f"decoders names {name!r}, which is not a decoder from another package ({others})")
-        for name in self._task_names():
-            self.decoder_settings(TASKS[name])
 
     def _check_prompts(self) -> None:
         capability = self.capability.names if self.capability else ()

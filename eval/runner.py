@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,21 +151,24 @@ def generate_rows(
     quoted = [count for prompt in prompts if (count := loaded.plain_text.quotes(prompt.text))]
     if quoted:
         log.info("%s: %d prompts quote %d control tokens, which are read as text", task.name, len(quoted), sum(quoted))
-    generations = [
-        Generation(loaded, task.name, label, decoder, for_attempts(settings, prompts), prompts, seed, attack)
-        for (label, decoder), settings in zip(task.labelled_decoders(), config.decoder_settings(task))
-    ]
-    work = [(generation, batch) for generation in generations for batch in generation.batches()]
-    keys = [generation.keys(batch) for generation, batch in work]
+    batches: list[Batch] = []
+    are_attempts = any(prompt.attempt is not None for prompt in prompts)
+    for (label, decoder), settings in zip(task.labelled_decoders(), config.decoder_settings(task)):
+        if are_attempts:  # each is a sample
+            settings = msgspec.structs.replace(settings, samples=1)
+        size = settings.batch_prompts
+        parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        batches += [Batch(loaded, task.name, label, decoder, settings, part, seed, attack) for part in parts]
+    keys = [batch.keys for batch in batches]
     total = sum(map(len, keys))
     done = finished_batches(path, GenerationRow, keys)
     finished = len(done)
     progress(finished, total)
-    for (generation, batch), batch_keys in zip(work, keys):
-        if batch_keys[0] not in done:
-            append_rows(path, generation.rows(batch))
-            finished += len(batch_keys)
-            progress(finished, total, benchmark=batch[0].benchmark)
+    for batch in batches:
+        if batch.keys[0] not in done:
+            append_rows(path, batch.rows())
+            finished += len(batch.keys)
+            progress(finished, total, benchmark=batch.prompts[0].benchmark)
     descriptions = {(prompt.benchmark, prompt.id): description(prompt) for prompt in prompts}
 
     def refresh(row: GenerationRow) -> GenerationRow:
@@ -178,41 +182,31 @@ def description(prompt: Prompt) -> dict[str, Any]:
     return {name: getattr(prompt, name) for name in ("category", "behavior", "context", "cluster", "shard_of")}
 
 
-def for_attempts(settings: Any, prompts: Sequence[Prompt]) -> Any:
-    """A decoder's settings, with one sample where each prompt is an attempt."""
-    is_attempts = any(prompt.attempt is not None for prompt in prompts)
-    return msgspec.structs.replace(settings, samples=1) if is_attempts else settings
-
-
 @dataclasses.dataclass(frozen=True)
-class Generation:
-    """Answers of one model to a list of prompts with one decoder, in batches fixed by the order of the prompts."""
+class Batch:
+    """Prompts that one decoder answers together; which ones is fixed by their order in the element."""
 
     loaded: LoadedModel
     task: str
     label: str
     decoder: Decoder
     settings: Any
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     seed: int
     attack: str = ""
 
-    def batches(self) -> Iterator[list[Prompt]]:
-        size = self.settings.batch_prompts
-        for start in range(0, len(self.prompts), size):
-            yield self.prompts[start : start + size]
-
-    def asked(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
+    @cached_property
+    def asked(self) -> list[tuple[Prompt, int]]:
         """The prompt and the sample's number of each answer, all samples of a prompt together."""
         samples = range(getattr(self.settings, "samples", 1))
-        return [(one, sample if one.attempt is None else one.attempt) for one in prompts for sample in samples]
+        return [(one, sample if one.attempt is None else one.attempt) for one in self.prompts for sample in samples]
 
-    def keys(self, prompts: Sequence[Prompt]) -> list[str]:
-        settings = msgspec.to_builtins(self.settings)
-        same = NEUTRAL_WHERE_DETERMINISTIC if self.loaded.deterministic else NEUTRAL
-        if self.loaded.precision in EXACT or self.loaded.deterministic:
-            for field in same:
-                settings.pop(field, None)
+    @cached_property
+    def keys(self) -> list[str]:
+        neutral: tuple[str, ...] = NEUTRAL if self.loaded.precision in EXACT else ()
+        if self.loaded.deterministic:
+            neutral = NEUTRAL_WHERE_DETERMINISTIC
+        settings = {name: value for name, value in msgspec.to_builtins(self.settings).items() if name not in neutral}
         return [
             row_key(
                 task=self.task,
@@ -231,20 +225,20 @@ class Generation:
                 **({"attack": self.attack} if self.attack else {}),
                 **({"deterministic": True} if self.loaded.deterministic else {}),
             )
-            for prompt, sample in self.asked(prompts)
+            for prompt, sample in self.asked
         ]
 
-    def rows(self, prompts: Sequence[Prompt]) -> list[GenerationRow]:
-        ids = [prompt_ids(self.loaded, prompt) for prompt in prompts]
+    def rows(self) -> list[GenerationRow]:
+        ids = [prompt_ids(self.loaded, prompt) for prompt in self.prompts]
         draws = [
             (self.seed, prompt.benchmark, prompt.id, *(() if prompt.attempt is None else (prompt.attempt,)))
-            for prompt in prompts
+            for prompt in self.prompts
         ]
-        answers, keys = self.decoder.answer(self.loaded, ids, draws, self.settings), self.keys(prompts)
-        if len(answers) != len(keys):
+        answers = self.decoder.answer(self.loaded, ids, draws, self.settings)
+        if len(answers) != len(self.keys):
             raise UserError(
-                f"decoder {self.decoder.name}: gave {len(answers)} answers where {len(keys)} were asked for, to "
-                f"{len(prompts)} prompts; correct its package"
+                f"decoder {self.decoder.name}: gave {len(answers)} answers where {len(self.keys)} were asked for, to "
+                f"{len(self.prompts)} prompts; correct its package"
             )
         return [
             GenerationRow(
@@ -268,5 +262,5 @@ class Generation:
                 shortcircuit=answer.shortcircuit,
                 pruning=answer.pruning,
             )
-            for (prompt, sample), key, answer in zip(self.asked(prompts), keys, answers)
+            for (prompt, sample), key, answer in zip(self.asked, self.keys, answers)
         ]

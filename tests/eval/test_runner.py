@@ -25,7 +25,7 @@ from curricula.eval.judging.merge import MergeAndJudge, is_merged
 from curricula.eval.judging.verdicts import read_judged, stamp_path
 from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
-from curricula.eval.runner import Generation, run_element
+from curricula.eval.runner import Batch, run_element
 from curricula.eval.tasks import TASKS, EvalTask, find_task
 from curricula.fencing import Superseded, generation
 
@@ -334,9 +334,7 @@ def test_what_is_decoded_together_is_part_of_a_key_where_it_changes_answers(mode
     prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
 
     def keys(**changes):
-        return Generation(loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1, **changes), prompts, 0).keys(
-            prompts
-        )
+        return Batch(loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1, **changes), prompts, 0).keys
 
     assert (keys(rows=4) == keys(rows=80)) == same
     assert (keys(batch_prompts=1) == keys(batch_prompts=32)) == same
@@ -351,13 +349,13 @@ def test_a_decoder_of_another_package_that_loses_answers_is_named(model_dir):
 
     losing = dataclasses.replace(DECODERS["greedy"], name="losing", answer=all_but_one)
     prompts = [Prompt(id=name, benchmark="b", text=name, behavior=name) for name in ("one", "two")]
-    generation = Generation(loaded, "attacks-losing", "losing", losing, Greedy(max_new_tokens=2), prompts, 0)
+    batch = Batch(loaded, "attacks-losing", "losing", losing, Greedy(max_new_tokens=2), prompts, 0)
     with pytest.raises(UserError, match="decoder losing: gave 1 answers where 2 were asked for"):
-        generation.rows(prompts)
+        batch.rows()
 
 
 def test_answers_in_float32_keep_the_keys_that_they_have_always_had(model_dir):
     loaded = dataclasses.replace(load_model(model_dir, "instruct", "cpu"), content_hash="m")
     prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
-    generation = Generation(loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1), prompts, 0)
-    assert generation.keys(prompts) == ["4a8518820212e5060e86ed9ded2d3f94"]
+    batch = Batch(loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1), prompts, 0)
+    assert batch.keys == ["4a8518820212e5060e86ed9ded2d3f94"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from curricula.eval.capability.settings import Capability
 from curricula.eval.config import Attacks, EvalConfig, Gcg
+from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.tasks import ROW_FILE, TASKS, EvalTask, row_files
 
 CONFIG = EvalConfig(
@@ -69,3 +71,10 @@ def test_shards_of_a_benchmark_that_is_there_whole_and_files_that_hold_no_answer
     # What was asked now is not what the same benchmark gave as a whole before.
     asked = [EvalTask(TASKS["gcg"], "a", shard=shard, shards=2) for shard in range(2)]
     assert [path.stem for path in row_files(tmp_path, TASKS["gcg"], asked)] == ["a.0-of-2", "b.0-of-2", "b.1-of-2"]
+
+
+def test_a_decoder_that_cannot_be_used_is_refused_where_only_a_stages_own_tasks_name_it(monkeypatch):
+    broken = dataclasses.replace(DECODERS["greedy"], problem="decoder 'greedy': cannot be imported")
+    monkeypatch.setitem(DECODERS, "greedy", broken)
+    with pytest.raises(ValueError, match="decoder 'greedy': cannot be imported"):
+        CONFIG.check_tasks(["attacks-greedy"])
