@@ -438,7 +438,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
 
     def decoder_settings(self, task: Task) -> list[Any]:
         """The settings of each decoder of a task; raises ValueError for a decoder from another package that cannot be used."""
-        found = []
+        found: list[Any] = []
         for name in task.decoders:
             kind, problem = DECODERS[name].settings, DECODERS[name].problem
             if problem:
