@@ -5,9 +5,9 @@ These are HarmBench's classifier, and any chat or guard model (docs/evaluation.m
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -189,9 +189,9 @@ class LocalModel(InProcess):
 def read_judge(load: Callable[..., Any], name: str, problem: str, mend: str) -> Any:
     """What `load`, of transformers, reads from a folder, or from a name on the hub, which may end in @REVISION."""
     repository, _, revision = name.partition("@")
-    explained = hub_explained(f"judge {name}", repository, revision or None)
+    explained: AbstractContextManager[None] = hub_explained(f"judge {name}", repository, revision or None)
     if Path(name).exists():
-        repository, revision, explained = name, "", contextlib.nullcontext()
+        repository, revision, explained = name, "", nullcontext()
     try:
         with explained:
             return load(repository, revision=revision or "main", trust_remote_code=False)

@@ -201,9 +201,13 @@ TEMPLATES = {
     )
 }
 # fmt: on
-DEFAULTS = {(name, "attack"): "harmbench-api" for name in ("llm", "local")}
-DEFAULTS |= {(name, "overrefusal"): "maini-helpfulness" for name in ("llm", "local")}
-DEFAULTS |= {("harmbench", "attack"): "harmbench-llama2"}
+DEFAULTS = {
+    ("harmbench", "attack"): "harmbench-llama2",
+    ("llm", "attack"): "harmbench-api",
+    ("local", "attack"): "harmbench-api",
+    ("llm", "overrefusal"): "maini-helpfulness",
+    ("local", "overrefusal"): "maini-helpfulness",
+}
 
 
 def find_template(settings: JudgeConfig, kind: str) -> Template:

@@ -37,13 +37,13 @@ def verdicts_path(rows: Path) -> Path:
 
 
 def question_of(row: GenerationRow) -> Question:
-    attack = kind_of(row.task) == "attack"
+    kind = kind_of(row.task)
     return Question(
-        kind="attack" if attack else "overrefusal",
+        kind=kind,
         behavior=row.behavior,
         response=row.response,
         context=row.context,
-        beginning=row.prompt if attack and row.raw else "",
+        beginning=row.prompt if kind == "attack" and row.raw else "",
         prefill=row.prefill,
     )
 
@@ -149,15 +149,15 @@ class JudgeRun:
 
 def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool = False) -> int:
     """Ask for the missing verdicts on several tasks' answers, as `JudgeRun.complete` does; returns the number of answers."""
-    total, finished = sum(len(run.rows) for run in runs), 0
+    answers, finished = sum(len(run.rows) for run in runs), 0
     for run in runs:
 
-        def of_all(done: int, _: int, before: int = finished, **figures: Any) -> None:
-            progress(before + done, total, **figures)
+        def of_all(done: int, total: int, before: int = finished, **figures: Any) -> None:
+            progress(before + done, answers, **figures)
 
         run.complete(of_all, as_first)
         finished += len(run.rows)
-    return total
+    return answers
 
 
 def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdict | VerdictRow | None) -> VerdictRow:
