@@ -90,8 +90,7 @@ def _plugin(name: str) -> Decoder:
     """A decoder from another package. A broken one gets in nobody's way: whoever uses it is told what is wrong."""
     try:
         found = load_plugin(PLUGINS, name, f"decoder {name!r}")
-        is_one = isinstance(found, Decoder) and found.settings and found.name == name and name.isidentifier()
-        if is_one and name not in {row.name for row in _ROWS}:
+        if isinstance(found, Decoder) and found.settings and found.name == name and name.isidentifier():
             return found
         problem = f"decoder {name!r}: its entry point must name a new Decoder of that name, with settings; correct the package"
     except UserError as error:
@@ -105,5 +104,5 @@ def _broken(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws,
 
 OWN = tuple(decoder.name for decoder in _ROWS)
 """The decoders that come with the suite."""
-DECODERS = {name: _plugin(name) for name in plugins(PLUGINS)} | {decoder.name: decoder for decoder in _ROWS}
-DECODERS = {name: DECODERS[name] for name in (*OWN, *sorted(DECODERS.keys() - set(OWN)))}
+DECODERS = {decoder.name: decoder for decoder in _ROWS}
+DECODERS |= {name: _plugin(name) for name in sorted(plugins(PLUGINS)) if name not in OWN}

@@ -71,7 +71,7 @@ class _Batches:
     def __init__(self, judge: ModelJudge, endpoint: Endpoint, settle: Settle, path: Path, proven: bool) -> None:
         self.judge, self.endpoint, self.settle, self.path, self.proven = judge, endpoint, settle, path, proven
         self.model = judge.settings.model_name
-        self.url = "/v1/completions" if judge.template.completes else "/v1/chat/completions"
+        self.url: Any = "/v1/completions" if judge.template.completes else "/v1/chat/completions"
         recorded = read_json(path) if path.exists() else {}
         if recorded.get("version") != judge.version:
             recorded = {}
@@ -113,10 +113,9 @@ class _Batches:
             file = await self.endpoint.call(
                 lambda client: client.files.create(file=(f"{mark}.jsonl", data), purpose="batch"), self.model
             )
-            url: Any = self.url
             batch = await self.endpoint.call(
                 lambda client: client.batches.create(
-                    input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: mark}
+                    input_file_id=file.id, endpoint=self.url, completion_window="24h", metadata={MARK: mark}
                 ),
                 self.model,
             )
