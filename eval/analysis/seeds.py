@@ -21,7 +21,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -160,8 +159,8 @@ def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
         sums[cell] += entry.value * weight
         counts[cell] += weight
     known = [entry.noise for entry in entries if not math.isnan(entry.noise)]
-    noise = fmean(known) if known else math.nan
-    return crossed_of(sums, counts, noise, fmean(entry.answers for entry in entries) if entries else math.nan)
+    noise = _mean(known) if known else math.nan
+    return crossed_of(sums, counts, noise, _mean(entry.answers for entry in entries) if entries else math.nan)
 
 
 def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:
@@ -234,7 +233,7 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         for prompt, means in paired.items():
             by_prompt[prompt].append(means)
     pooled = pair(
-        (of[0].cluster, of[0].benchmark, fmean(m.a for m in of), fmean(m.b for m in of), sum(m.answers for m in of))
+        (of[0].cluster, of[0].benchmark, _mean(m.a for m in of), _mean(m.b for m in of), sum(m.answers for m in of))
         for _, of in sorted(by_prompt.items())
     )
     if pooled is None:
@@ -254,7 +253,7 @@ def _difference_of_means(paired: Iterable[PairedMean]) -> float:
     gaps: dict[str, list[float]] = defaultdict(list)
     for means in paired:
         gaps[means.benchmark].append(means.a - means.b)
-    return fmean(fmean(of_benchmark) for of_benchmark in gaps.values())
+    return _mean(_mean(of_benchmark) for of_benchmark in gaps.values())
 
 
 def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:
@@ -321,7 +320,7 @@ def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int]
     mean = _combined([(1 / len(every), probe) for probe in every])
     if mean.placements is None:
         return None
-    by_subset = [fmean(of[subset].auc for of in probes.values()) for subset in subsets]
+    by_subset = [_mean(of[subset].auc for of in probes.values()) for subset in subsets]
     drawn = float(np.var(by_subset, ddof=1)) / len(subsets) if len(subsets) > 1 else 0.0
     texts = standard_error(mean.placements) ** 2, max(1, min(map(len, mean.placements)) - 1)
     variance, freedom = summed(texts, (drawn, max(1, len(subsets) - 1)))
@@ -373,13 +372,13 @@ def auc_over_seeds(arm: ProbesBySeed) -> OverSeeds | None:
 
     Without an interval where only one run is there, or where the placements of the texts are not known.
     """
-    runs = {seed: fmean(probe.auc for probe in probes.values()) for seed, probes in sorted(arm.items()) if probes}
+    runs = {seed: _mean(probe.auc for probe in probes.values()) for seed, probes in sorted(arm.items()) if probes}
     if not runs:
         return None
     spread = float(np.std(list(runs.values()), ddof=1)) if len(runs) > 1 else None
     crossed, pooled, _ = _over_texts(arm) or (None, None, 0)
     if crossed is None or pooled is None:
-        return OverSeeds(fmean(runs.values()), None, None, spread, runs)
+        return OverSeeds(_mean(runs.values()), None, None, spread, runs)
     low, high = Both(crossed, pooled).interval()
     return OverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
 
@@ -405,3 +404,9 @@ def _pooled_tally(entries: Sequence[Entry]) -> Tally:
 
 def _shared(sets: Sequence[Mapping[int, object]]) -> list[int]:
     return sorted(set.intersection(*map(set, sets)))
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Summed in order: `fmean` differs in the last digit, which decides how a value halfway between two is rounded."""
+    values = list(values)
+    return sum(values) / len(values)
