@@ -24,7 +24,7 @@ NAME = "capability"
 def draw_capability(shown: Shown, estimates: Sequence[CapabilityEstimate], folder: Path) -> tuple[Path, str] | None:
     """The figure as SVG, and its caption; None where no stage has both capability and attack success."""
     stages = dict.fromkeys(one.stage for one in estimates)
-    by_stage = {stage: [one for one in estimates if one.stage == stage] for stage in stages}
+    by_stage = {stage: [one for one in estimates if stage == one.stage] for stage in stages}
     decoder = next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in by_stage)), "")
     drawn = {stage: found for stage, own in by_stage.items() if (found := _points(shown, stage, decoder, own))}
     if not drawn:

@@ -259,15 +259,15 @@ def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], lis
     """The tables of the last losses: id, caption, rows, and the sources of validation in their columns."""
     rows = list(zip(training.branches, training_rows(training), strict=True))
     sources, later = (
-        sorted({name for branch in training.branches if bool(branch.stage) is is_tuning for name in branch.validation})
+        sorted({name for branch in training.branches if bool(branch.later_stage) is is_tuning for name in branch.validation})
         for is_tuning in (False, True)
     )
     pretrained = "The latest step of each pretraining run; branches leave the trunk where their interventions start."
     pretrained += " Validation losses are on held-out documents, in nats per token." if sources else ""
     tuned = "The latest step of each stage after pretraining."
     return [
-        ("t-losses", pretrained, [row for branch, row in rows if not branch.stage], sources),
-        ("t-tuning", tuned, [row for branch, row in rows if branch.stage], later),
+        ("t-losses", pretrained, [row for branch, row in rows if not branch.later_stage], sources),
+        ("t-tuning", tuned, [row for branch, row in rows if branch.later_stage], later),
     ]
 
 

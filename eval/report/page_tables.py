@@ -247,7 +247,7 @@ def capability_tables(
 ) -> Iterator[EstimateTable]:
     """One table a stage, the tasks in its columns. `lacking`: by stage and arm, the tasks without which it has no average."""
     for stage in dict.fromkeys(one.stage for one in estimates):
-        found = [one for one in estimates if one.stage == stage]
+        found = [one for one in estimates if stage == one.stage]
         parts = [
             f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
         ]

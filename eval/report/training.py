@@ -48,7 +48,7 @@ class Branch:
     """Steps that were trained again, because they were not saved yet when a start ended."""
 
     @property
-    def stage(self) -> str:
+    def later_stage(self) -> str:
         """The stage that it trains; "" for pretraining."""
         return self.name.partition("/")[2]
 
@@ -175,7 +175,7 @@ def loss_panels(training: Training) -> list[Panel]:
     families, panels = _families(training), []
     by_stage: dict[str, list[Branch]] = {stage: [] for stage in ("", *(one["name"] for one in training.plan.get("stages", ())))}
     for branch in training.branches:
-        by_stage.setdefault(branch.stage, []).append(branch)
+        by_stage.setdefault(branch.later_stage, []).append(branch)
     for stage, branches in by_stage.items():
         lines = []
         for branch in branches:
@@ -192,7 +192,7 @@ def loss_panels(training: Training) -> list[Panel]:
 def validation_panels(training: Training) -> list[Panel]:
     """The validation loss on each source; none where every run has a single one, which the table of losses holds."""
     families = _families(training)
-    pretrained = [branch for branch in training.branches if not branch.stage]
+    pretrained = [branch for branch in training.branches if not branch.later_stage]
     sources = sorted({name for branch in pretrained for name in branch.validation})
     if all(len(points) < 2 for branch in pretrained for points in branch.validation.values()):
         return []
@@ -275,9 +275,9 @@ def cost_rows(training: Training) -> Iterator[CostRow]:
     midtrained = {one["name"] for one in training.plan.get("stages", ()) if one.get("kind") == "midtrain"}
 
     def stage_of(branch: Branch) -> str:
-        if branch.stage in midtrained:
+        if branch.later_stage in midtrained:
             return "midtrain"
-        return "tune" if branch.stage else "pretrain"
+        return "tune" if branch.later_stage else "pretrain"
 
     counts: dict[str, int] = defaultdict(int)
     for job in training.plan.get("jobs", ()):
