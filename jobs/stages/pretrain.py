@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from curricula.curriculum.tokens.shards import source_shards
 from curricula.durable import disk_full_explained, exclusive_lock, make_folder, require_ours
 from curricula.errors import StorageError, UserError
 from curricula.jobs.estimates import check_epochs, gpu_hours_of
-from curricula.jobs.plan import Element, Plan
+from curricula.jobs.plan import Element
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Training, Work, checkpoint_to_resume
@@ -52,8 +52,38 @@ class Pretrain(Training):
 
     def run(self, work: Work, progress: Progress) -> None:
         """Raises UserError before the first step of any segment when an arm of the study reads a source too often."""
-        check_epochs(work.plan, work.run.shards)
-        pretrain(work.run, work.plan, work.plan.segments[work.element.segment], progress)
+        from curricula.model.train import train
+
+        run, study, segment = work.run, work.study, work.plan.segments[work.element.segment]
+        check_epochs(work.plan, run.shards)
+        budget, replicate = study.budget, segment.arm.replicate
+        batches = batches_of(run, study, segment.arm.blend_phases(budget), budget.global_batch, replicate.data_seed)
+        chain = work.plan.study.training_tree.chain(segment.branch)
+        before = chain[: chain.index(segment)]  # the segments that lead to it
+        along = study.pretraining.along
+        points = {step for step in along.steps(budget.steps).values() if segment.start < step} if along else set()
+        validates = points or segment.stop == budget.steps or study.pretraining.validation_interval_steps
+        ends = {other.stop for other in chain if other.branch == segment.branch}
+        train(
+            TrainJob(
+                out=work.training,
+                model=study.model.resolve(),
+                config=study.pretraining_of(segment.arm),
+                execution=study.resources,
+                tracking=study.tracking,
+                seed=replicate.init_seed,
+                stop_step=segment.stop,
+                keep_steps=tuple(sorted(ends | study.kept_steps(segment.branch))),
+                validate_steps=tuple(sorted(points)),
+                init_from=_last_checkpoint(run, before[-1]) if before else None,
+                earlier_branch_points=tuple(_last_checkpoint(run, one) for one in reversed(before[:-1])),
+                init_weights=require_checkpoint(run.initial_checkpoint) if study.model.weights else None,
+                compiled=run.compiled,
+            ),
+            batches,
+            progress,
+            validation=validation_batches(run, study) if validates else {},
+        )
 
     def global_batch(self, study: Study, element: Element) -> int:
         return study.budget.global_batch
@@ -87,40 +117,6 @@ def _tokens(study: Study, element: Element) -> int:
     return (segment.stop - segment.start) * study.budget.step_tokens
 
 
-def pretrain(run: Run, plan: Plan, segment: Segment, progress: Progress) -> None:
-    """Train `segment`. All its processes call this together."""
-    from curricula.model.train import train
-
-    study, replicate = run.study.of(segment.arm), segment.arm.replicate
-    budget = study.budget
-    batches = batches_of(run, study, segment.arm.blend_phases(budget), budget.global_batch, replicate.data_seed)
-    parent = plan.segments[segment.parent] if segment.parent else None
-    along = study.pretraining.along
-    points = {step for step in along.steps(budget.steps).values() if segment.start < step} if along else set()
-    validates = points or segment.stop == budget.steps or study.pretraining.validation_interval_steps
-    ends = {other.stop for other in plan.segments.values() if other.branch == segment.branch}
-    train(
-        TrainJob(
-            out=run.branch(segment.branch),
-            model=study.model.resolve(),
-            config=study.pretraining_of(segment.arm),
-            execution=study.resources,
-            tracking=study.tracking,
-            seed=replicate.init_seed,
-            stop_step=segment.stop,
-            keep_steps=tuple(sorted(ends | study.kept_steps(segment.branch))),
-            validate_steps=tuple(sorted(points)),
-            init_from=_last_checkpoint(run, parent) if parent else None,
-            earlier_branch_points=tuple(_branch_points(run, plan, parent)),
-            init_weights=require_checkpoint(run.initial_checkpoint) if study.model.weights else None,
-            compiled=run.compiled,
-        ),
-        batches,
-        progress,
-        validation=validation_batches(run, study) if validates else {},
-    )
-
-
 def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int, begin: int = 0) -> PretrainingBatches:
     """Batches of `rows` samples of the phases, from sample `begin` on, in the order that `seed` gives."""
     from curricula.curriculum.stream.pretraining import PretrainingBatches
@@ -137,13 +133,6 @@ def sources_of(phases: Sequence[Phase]) -> list[str]:
 
 def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:
     return [run.shards / name / f"00000{suffix}" for name in sources_of(phases) for suffix in (".idx", ".bin")]
-
-
-def _branch_points(run: Run, plan: Plan, segment: Segment | None) -> Iterator[Path]:
-    """Where `segment` begins, then where its ancestors begin."""
-    while segment and segment.parent:
-        segment = plan.segments[segment.parent]
-        yield _last_checkpoint(run, segment)
 
 
 def _last_checkpoint(run: Run, segment: Segment) -> Path:
