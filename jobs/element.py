@@ -33,7 +33,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import own_task, restart_count
 from curricula.jobs.slurm.profile import Profile, kept_profile
 from curricula.jobs.slurm.restarts import LIMIT, GaveUp, check_restarts
-from curricula.jobs.stages import STAGES, Work
+from curricula.jobs.stages import STAGES, Training, Work
 from curricula.model.runtime.stopping import Interrupted
 from curricula.progress import silent
 from curricula.secrets import without_userinfo
@@ -122,7 +122,7 @@ def _check_nodes(work: Work, profile: Profile) -> None:
     """Run the preflight where several processes train together; of a single process, check the GPUs that its job has."""
     processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
     stage = STAGES[work.job.stage]
-    if processes > 1 and stage.trains:
+    if processes > 1 and isinstance(stage, Training):
         from curricula.jobs.preflight.preflight import preflight
         from curricula.model.runtime.distributed import read_ranks
 

@@ -87,8 +87,6 @@ class Stage(ABC):
     name: ClassVar[str]
     section: ClassVar[str]
     """The key of a profile's `stages` with the options of its jobs."""
-    trains: ClassVar[bool] = False
-    """Whether an element is one process for each GPU, all of which work together."""
     needs_torch: ClassVar[bool] = True
     """Whether its elements import torch, which the local launcher then does once for all."""
     unit: ClassVar[str] = "bytes of results"
@@ -156,9 +154,10 @@ class Stage(ABC):
 
 
 class Training(Stage):
-    """A stage whose elements each carry out a training, or a part of one, in the folder `Work.training`."""
+    """A stage whose elements each carry out a training, or a part of one, in the folder `Work.training`: with one process for
+    each GPU, all of which work together."""
 
-    trains, unit = True, "steps"
+    unit = "steps"
 
     def stop(self, work: Work) -> int | None:
         """The step up to which the element trains; None where the training's own length says that."""

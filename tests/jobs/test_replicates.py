@@ -77,7 +77,7 @@ def test_an_arm_cannot_bear_the_name_of_a_replicate():
     raw["curriculum"]["arms"] = {"full-20-s43": [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full"}]}
     parse_study(raw, "study.yaml")
     del raw["seed"]
-    with pytest.raises(UsageError, match="give the arm name full-20-s43"):
+    with pytest.raises(UsageError, match="give the name full-20-s43"):
         parse_study({**raw, "seeds": [42, 43]}, "study.yaml")
 
 
@@ -142,7 +142,7 @@ def test_the_plan_shows_the_cost_of_each_seed(capsys):
     from rich.console import Console
 
     value, alone = describe(THREE), describe(ONE)
-    assert value["seeds"] == [42, 43, 44] and [arm["name"] for arm in value["arms"]] == [arm.name for arm in ONE.arms]
+    assert value["seeds"] == [42, 43, 44] and [arm["name"] for arm in value["arms"]] == [arm.name for arm in ONE.study.arms]
     assert value["gpu_hours"]["pretraining"] == pytest.approx(3 * alone["gpu_hours"]["pretraining"])
     (of_one,) = alone["gpu_hours_by_seed"].values()
     assert value["gpu_hours_by_seed"] == {seed: pytest.approx(of_one) for seed in ("42", "43", "44")}

@@ -79,7 +79,7 @@ def test_gpus_among_which_a_batch_does_not_divide_are_refused():
     with pytest.raises(UsageError, match=r"pretraining.global_batch is \d+, which the 24 data-parallel processes of pretrain-"):
         check_batches(plan, plan.needs)
     plan = plan_study(PAPER, parse(stages={"tuning": {"gpus_per_node": 8}}))
-    check_batches(plan, [("tokenize", "web/0"), ("pretrain-0", "full-0")])
+    check_batches(plan, [("tokenize", "fineweb-edu/00000"), ("pretrain-0", "full-0")])
     said = r"tuning.instruct.global_batch is 4, which the 8 data-parallel processes of instruct-0 cannot share evenly"
     with pytest.raises(UsageError, match=said):
         check_batches(plan, plan.needs)
