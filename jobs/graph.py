@@ -246,10 +246,10 @@ class _Planner:
 
     def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> None:
         """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
-        segments = {one.name: one for one in self.study.segments}
-        for job in list(self.jobs):
+        jobs, segments = {job.name: job for job in self.jobs}, {one.name: one for one in self.study.segments}
+        for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
             points = []
-            for element in [one for one in job.elements if one.segment]:
+            for element in job.elements:
                 segment, study = segments[element.segment], self.study.at(element.variant)
                 along = study.pretraining.along
                 points += [
