@@ -309,11 +309,11 @@ def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str
         name = arm.key if stage == BASE else f"{arm.key} by {stage}"
         read[name] = _sources(blend.counts(blend.total), one, sizes)
     for name, source in study.sources.items():
-        epochs = {arm: sources[name]["epochs"] or 0.0 for arm, sources in read.items() if name in sources}
-        arm = max(epochs, key=lambda arm: epochs[arm], default="")
-        if arm and epochs[arm] > source.max_epochs:
+        epochs = {reader: sources[name]["epochs"] or 0.0 for reader, sources in read.items() if name in sources}
+        most = max(epochs, key=lambda name: epochs[name], default="")
+        if most and epochs[most] > source.max_epochs:
             yield (
-                f"source {name}: {epochs[arm]:.1f} epochs in arm {arm}, more than its max_epochs {source.max_epochs:g}; "
+                f"source {name}: {epochs[most]:.1f} epochs in arm {most}, more than its max_epochs {source.max_epochs:g}; "
                 "give it more documents or less weight, or raise its max_epochs"
             )
 
