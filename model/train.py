@@ -15,6 +15,7 @@ the same numbers, and an arm that branches from the trunk ends as if it had been
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -150,7 +151,8 @@ class Trainer:
         self.saver = Saver(network, self.optimizer, parallel)
         self._saved_at = time.monotonic()
         self.stragglers = Stragglers(parallel)
-        self.wrapped.config.finalize_model_grads_func = self._finalize_gradients
+        # No method of this object, which would then live, with its weights, until the garbage collector finds the circle.
+        self.wrapped.config.finalize_model_grads_func = functools.partial(_finalize_gradients, self.stragglers)
         self._feed = self._read(batches, self.step, self.stop_step, job.execution.data_workers)
         self.pace = Pace(
             batches.global_batch * batches.sequence_length,
@@ -281,11 +283,6 @@ class Trainer:
                 micro_batch_size=self.job.config.micro_batch,
                 forward_only=forward_only,
             )
-
-    def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
-        """What the schedule calls last: it waits for other processes' gradients."""
-        self.stragglers.part_ends()
-        finalize_model_grads(*args, **kwargs)
 
     def _totals(self, reports: list[Report]) -> list[float]:
         """The summed loss of the global batch, and how many of its tokens count."""
@@ -468,6 +465,12 @@ def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch
         return loss, counted.to(torch.int), report
 
     return losses, summed
+
+
+def _finalize_gradients(stragglers: Stragglers, *args: Any, **kwargs: Any) -> None:
+    """What the schedule calls last: it waits for other processes' gradients."""
+    stragglers.part_ends()
+    finalize_model_grads(*args, **kwargs)
 
 
 def _timed(feed: Iterator[MicroBatch], pace: Pace) -> Iterator[MicroBatch]:
