@@ -147,7 +147,7 @@ def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_p
     row = {"key": "k", "judge": "llm", "version": "1", "label": "safe", "question": "q", "reply": "\ud800"}
     row["tells_helpful"] = None
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=f"{path}: line 1 holds text that is not UTF-8 .*; remove the line"):
+    with pytest.raises(UserError, match=f"{path}: line 1 is not a VerdictRow .*surrogates not allowed.*; remove the line"):
         read_rows(path, VerdictRow)
 
 

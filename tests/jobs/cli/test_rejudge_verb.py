@@ -251,7 +251,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
     [
         (["nowhere", "--judge", "llm", "--judge-model", "m"], "nowhere: no such folder"),
         ([".", "--judge", "refusal-phrases"], "holds no evaluated answers; name a run folder"),
-        ([".", "--judge", "gpt"], "judge 'gpt' is not known; choose one of refusal-phrases"),
+        ([".", "--judge", "gpt"], "--judge gpt: name: 'gpt' is not known; choose one of harmbench"),
         ([".", "--judge", "llm"], "judge llm needs a model"),
         (
             [".", "--judge", "llm", "--judge-model", "m", "--judge-set", "concurency=3"],

@@ -16,7 +16,7 @@ from curricula.jobs.study import parse_study, study_yaml
 
 def test_several_runs_get_their_own_pages_and_one_that_compares_them(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("curricula.eval.report.page.draw_figures", lambda shown, folder: {})  # they take most of the time
+    monkeypatch.setattr("curricula.eval.report.figures.FIGURES", ())  # they take most of the time
     runs = [new_run(tmp_path / name)[0] for name in ("one", "two")]
     assert main(["report", *(str(run.root) for run in runs)]) == 0
     *pages, comparison = capsys.readouterr().out.replace("\n", "").split("Report: ")[-1].split("Comparison: ")
@@ -30,7 +30,7 @@ def test_several_runs_get_their_own_pages_and_one_that_compares_them(tmp_path, c
 @as_root
 def test_runs_of_colleagues_in_folders_of_one_name_keep_pages_of_their_own(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("curricula.eval.report.page.draw_figures", lambda shown, folder: {})
+    monkeypatch.setattr("curricula.eval.report.figures.FIGURES", ())
     for user, name in ((64001, "ann"), (64002, "bob")):
         run, _ = new_run(tmp_path / name / "demo")
         (run.root / "study.yaml").write_text(study_yaml(parse_study({**demo(), "name": name}, "x")))
@@ -57,7 +57,7 @@ def test_only_one_run_can_be_served(tmp_path, capsys):
 
 
 def test_a_served_run_names_what_runs_or_waits_and_leaves_its_own_report_alone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("curricula.eval.report.page.draw_figures", lambda shown, folder: {})
+    monkeypatch.setattr("curricula.eval.report.figures.FIGURES", ())
     pages = []
     monkeypatch.setattr(
         LivePage, "serve", lambda self, interval_s: pages.append(self.page.decode()) or self._server.server_close()
