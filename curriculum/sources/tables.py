@@ -364,7 +364,8 @@ def _as_rows(file: Path, batch: Any, numbers: Sequence[int]) -> list[Row]:
         if str(column.type) == "string_view":  # it has no `take`
             column = column.cast(pyarrow.large_string())
         try:
-            columns[name] = _values(column.take(pyarrow.array(numbers)))
+            # Views within lists and structs have no `take` either, but can be read as a whole.
+            columns[name] = _values(column.take(pyarrow.array(numbers)) if len(numbers) < len(column) else column)
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:
             raise UserError(
                 f"{file}: column {name!r} of type {column.type} cannot be read ({first_line(error)}); write it as text"

@@ -139,13 +139,16 @@ def test_columns_of_unusual_types_are_read_or_named(tmp_path):
     views = pa.array(["a", "b", "c"], pa.string_view())
     pq.write_table(pa.table({"text": views}), tmp_path / "v.parquet")
     assert [row["text"] for row in Table.open(tmp_path / "v").select([0, 2])] == ["a", "c"]
+    nested = pa.array([["a"], ["b"]], pa.list_(pa.string_view()))
+    pq.write_table(pa.table({"text": nested}), tmp_path / "n.parquet")
+    assert [row["text"] for row in Table.open(tmp_path / "n").rows()] == [["a"], ["b"]]
     structs = pa.array([{"x": b"\xff"}], pa.struct([("x", pa.binary())])).cast(pa.struct([("x", pa.string())]), safe=False)
     pq.write_table(pa.table({"id": structs, "text": ["a"]}), tmp_path / "s.parquet")
     with pytest.raises(UserError, match="s.parquet: column 'id' of type struct<x: string> cannot be read"):
         list(Table.open(tmp_path / "s").rows())
 
 
-def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
+def test_a_missing_column_is_named_with_its_row(tmp_path):
     (tmp_path / "cosmopedia").mkdir()
     pq.write_table(pa.table({"id": ["1"], "body": ["x"]}), tmp_path / "cosmopedia/train.parquet")
     with pytest.raises(UserError, match=r"train.parquet: row 1 .* has no column 'text'; add it"):
