@@ -86,7 +86,7 @@ class TuningBatches:
         if HARMFUL in pools:
             pools[UNTAGGED], weights[UNTAGGED] = pools.pop(HARMFUL), weights.pop(HARMFUL)
         self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in tuning.loss.items() if part == "all"}
-        count = tuning.conversations or max(1, round((tuning.epochs or 1) * sum(map(len, pools.values()))))
+        count = tuning.conversations or round((tuning.epochs or 1) * sum(map(len, pools.values())))
         count = tuning.steps * tuning.global_batch if tuning.steps else count
         if tuning.refusals is not None:
             pools, weights = _with_refusals(pools, weights, tuning.refusals)
@@ -102,18 +102,22 @@ class TuningBatches:
             if quoting := sum(self._encoder.quotes_special(item.messages) for item in pool):
                 log.info("%s: %d of %d conversations quote special tokens, which are read as text", name, quoting, len(pool))
                 self._quotes = True
+        self._require_a_batch(count)
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
         self._rows = self._packed(count) if tuning.packing else None
         rows = count if self._rows is None else len(self._rows)
+        self._require_a_batch(rows)
         self.total_steps = rows // self.global_batch
-        if not self.total_steps:
+        self._tokenizer_hash = tokenizer_hash(self._tokenizer)
+        self._pool_hashes = {name: _hash([item.messages for item in pool]) for name, pool in self._pools.items()}
+
+    def _require_a_batch(self, rows: int) -> None:
+        if rows < self.global_batch:
             raise UserError(
                 f"tuning: a batch has {self.global_batch} rows, and the conversations fill only {rows}; add conversations, or "
                 "make global_batch smaller"
             )
-        self._tokenizer_hash = tokenizer_hash(self._tokenizer)
-        self._pool_hashes = {name: _hash([item.messages for item in pool]) for name, pool in self._pools.items()}
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(pool, epoch, conversation of the pool) with which each of rows [start, stop) of the run begins."""
