@@ -19,7 +19,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -37,8 +36,8 @@ from curricula.errors import UserError
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
 
-BATCH_DOCUMENTS = 512
-"""Texts that are encoded together: enough work for every core, little memory."""
+BATCH_CHARACTERS = 1 << 20
+"""Texts are encoded together up to this length: enough work for every core, little memory, also where texts are books."""
 READ_AS = ("text", "id", "score", "min_score", "max_score")
 """Keys of a source of one's own that decide which texts its rows are."""
 
@@ -152,8 +151,7 @@ def _spool(
         counts.update({f"speakers_{speakers}": 0 for speakers in get_args(Speakers)})
     lengths = array("i")
     began, read, encoded = time.monotonic(), 0, 0
-    remaining = iter(documents)
-    while batch := list(islice(remaining, BATCH_DOCUMENTS)):
+    for batch in _batches(documents):
         for tokens in _encode(work, batch, encoder, special, counts):
             file.write(tokens.data)
             lengths.append(len(tokens))
@@ -162,6 +160,19 @@ def _spool(
         progress(read, total, tokens_per_second=round(encoded / max(1e-3, time.monotonic() - began)))
     file.flush()
     return np.array(lengths, np.int64), counts
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _encode(

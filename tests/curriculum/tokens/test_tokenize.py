@@ -299,6 +299,20 @@ def test_a_document_of_three_megabytes_is_one_document(root, tmp_path):
     assert load_tokenizer(root / "tokenizer").decode(longest[:-1].tolist()) == text
 
 
+def test_long_documents_are_encoded_one_at_a_time(root, tmp_path, monkeypatch):
+    """However many books a shard has, its process needs the memory of one."""
+    write_rows(tmp_path, "fineweb_annotated/score_0", [{"id": f"d{n}", "text": "lamp " * 250_000} for n in range(3)])
+    together = []
+
+    def encode(encoder, texts):
+        together.append(len(texts))
+        return [np.array([5]) for _ in texts]
+
+    monkeypatch.setattr(tokenize.Encoder, "encode", encode)
+    tokenize_shard(web(root, tmp_path / "out", tmp_path, validation=0, shards=1), "00000")
+    assert together == [1, 1, 1]
+
+
 def test_speakers_get_names_that_depend_on_the_document_alone(root, tmp_path):
     work = web(root, tmp_path, dataset="refuseweb", shards=2)
     tokenize_source(work)
