@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from curricula.curriculum.config import RESERVED
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, EOS, TURN_END, TURN_START
-from curricula.durable import write_json, write_text
+from curricula.durable import read_json, write_json, write_text
 from curricula.errors import UserError
 
 TAG = "<potentially_unsafe_content>"
@@ -84,8 +84,9 @@ def _write_folder(content: dict[str, Any], out: Path) -> None:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`; raises UserError when there is none, or when it lacks a special entry the suite needs."""
     path = folder / "tokenizer.json"
+    content = json.dumps(read_json(path))
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the Rust side raises nothing more precise
         raise UserError(f"{path}: no tokenizer ({error}); name a tokenizer folder, or make or fetch it again") from error
     for special in SPECIALS:
@@ -136,10 +137,10 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
     prompt. Raises UserError when there is no tokenizer, no such entry, or when conversations use the entry.
     """
     path = source / "tokenizer.json"
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         vocabulary, added = content["model"]["vocab"], content["added_tokens"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path}: no tokenizer ({error!r}); name a folder with a tokenizer.json, or fetch it again") from error
     specials = {entry["content"]: entry for entry in added if entry["special"]}
     if TAG not in specials:  # else an export of this suite, or a model that was trained with tags

@@ -21,7 +21,7 @@ from curricula.curriculum.tokens.tokenizer import (
     tokenizer_hash,
     train_tokenizer,
 )
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 
 TEXTS = [f"The market in town {n} sells jars of salt, and it's open for {n % 7} hours. Müller waits." for n in range(200)]
 CHATS = [
@@ -228,7 +228,7 @@ def test_the_hash_survives_being_saved_by_transformers_and_differs_for_other_tex
 
 
 def test_a_folder_without_a_usable_tokenizer_is_a_user_error(tmp_path, published):
-    with pytest.raises(UserError, match="no tokenizer .*; name a tokenizer folder"):
+    with pytest.raises(UserError, match="tokenizer.json: no such file"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match=f"no entry {TAG}"):
         load_tokenizer(published)
@@ -236,6 +236,15 @@ def test_a_folder_without_a_usable_tokenizer_is_a_user_error(tmp_path, published
     with pytest.raises(UserError, match="no tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no tokenizer"):
+        reserve_tag(tmp_path, tmp_path / "out")
+
+
+def test_a_tokenizer_whose_disk_fails_may_be_whole(tmp_path):
+    """Another start may read it."""
+    (tmp_path / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    with pytest.raises(StorageError, match="tokenizer.json: cannot be read"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(StorageError, match="tokenizer.json: cannot be read"):
         reserve_tag(tmp_path, tmp_path / "out")
 
 
