@@ -29,10 +29,10 @@ from curricula.curriculum.config import LARGEST_VOCABULARY, VALIDATION, Source
 from curricula.curriculum.sources.documents import Document, Documents
 from curricula.curriculum.stream.blend import permute
 from curricula.curriculum.tokens.encoder import Encoder
-from curricula.curriculum.tokens.shards import manifest_path, whole_manifest, write_shard
+from curricula.curriculum.tokens.shards import manifest_path, read_manifest, whole_manifest, write_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.durable import disk_full_explained, write_json
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
 
@@ -114,8 +114,14 @@ def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> d
 
 
 def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
-    manifest, path = whole_manifest(prefix), manifest_path(prefix)
-    if manifest is None:
+    """Raises UserError for a shard of other inputs also where its files are incomplete: made again, and cut off before its
+    manifest, it would pass for what the old manifest says."""
+    path = manifest_path(prefix)
+    try:
+        manifest = read_manifest(prefix)
+    except StorageError:
+        raise
+    except UserError:  # missing or damaged: its own element makes the shard
         return False
     for key, value in inputs.items():
         if manifest.get(key) != value:
@@ -123,7 +129,7 @@ def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
                 f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
                 f"delete {path.parent} to make it anew, or name another run folder"
             )
-    return True
+    return whole_manifest(prefix) is not None
 
 
 def _chosen_documents(work: Tokenization, shard: str, documents: Documents) -> tuple[Iterable[Document], int]:

@@ -170,6 +170,16 @@ def test_shards_made_with_other_settings_are_refused_naming_the_setting(root, tm
         tokenize_source(web(root, tmp_path, **changes))
 
 
+def test_a_shard_that_lost_a_file_is_not_made_from_something_else(root, tmp_path):
+    """A kill before the new manifest would leave the new tokens, as many as before, under the old one."""
+    work = web(root, tmp_path, validation=0, shards=1)
+    tokenize_shard(work, "00000")
+    (tmp_path / "web/00000.bin").unlink()
+    with pytest.raises(UserError, match="00000.json: was made with seed 1, now it is 2; delete"):
+        tokenize_shard(replace(work, seed=2), "00000")
+    assert not (tmp_path / "web/00000.bin").exists()
+
+
 @pytest.mark.parametrize("changes", [{}, {"documents": 30}])
 def test_a_manifest_records_only_what_its_source_has(root, tmp_path, changes):
     """One more key, and a later version would refuse the finished shards of all users."""
