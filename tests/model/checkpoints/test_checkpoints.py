@@ -468,18 +468,20 @@ def test_a_checkpoint_that_cannot_be_deleted_yet_ends_no_training(tmp_path, monk
     assert list(tmp_path.iterdir()) == [step_folder(tmp_path, 3)]
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", "checkpoint.json"])
-def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "number"), [("__0_0.distcp", errno.EIO), ("checkpoint.json", errno.EIO), ("__0_0.distcp", errno.ENOENT)]
+)
+def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name, number):
     files = sorted(path.name for path in (copy / "checkpoints").iterdir())
 
     def unreadable(path, *_, **__):
         if path.name == name:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            raise OSError(number, os.strerror(number), str(path))
         return stored(path)
 
     stored = folder.stored_file if name != "checkpoint.json" else Path.read_text
     monkeypatch.setattr(*((folder, "stored_file") if name != "checkpoint.json" else (Path, "read_text")), unreadable)
-    with pytest.raises(StorageError, match=rf"{name}: cannot be read \(Input/output error\)") as raised:
+    with pytest.raises(StorageError, match=rf"{name}: cannot be read \({os.strerror(number)}\)") as raised:
         train(train_job(copy, stop_step=5), RandomBatches())
     assert raised.value.exit_code == os.EX_IOERR
     monkeypatch.undo()
