@@ -6,6 +6,7 @@ that column. So rows may have different lengths, and one row may hold a whole tr
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,7 +154,7 @@ class Slab(DynamicLayer):
 
     def __init__(self, batch: Decoding) -> None:
         super().__init__()
-        self.batch = batch
+        self.batch = weakref.proxy(batch)  # a circle of references would keep the model in memory
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         self.allocate(key_states, value_states)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import msgspec
 import pytest
@@ -106,6 +108,20 @@ def test_an_answer_ends_where_the_context_does_and_a_prompt_that_fills_it_is_ref
         search_greedy(loaded, [long + long[:12]], Greedy())
     with pytest.raises(UserError, match="a prompt has no tokens"):
         search_greedy(loaded, [[]], Greedy())
+
+
+def test_a_model_that_has_answered_is_freed_at_once(folder):
+    loaded = load_model(folder, "base", "cpu")
+    ids, model = loaded.prompt_ids("I"), weakref.ref(loaded.model)
+    gc.collect()
+    gc.disable()  # a judge on the same GPU may need the room before the collector runs
+    try:
+        search_greedy(loaded, [ids], Greedy(max_new_tokens=4))
+        search_safebeam(loaded, [ids], SafeBeam(beams=2, candidates=4, max_new_tokens=4))
+        del loaded
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("limit", [512, 10**12])
