@@ -234,6 +234,10 @@ def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
 
 def _parts(raw: Any, kind: Any) -> Iterator[tuple[list[str], Any, Any]]:
     """The values within `raw`, and the keys of a mapping: each with its own key, and the type that it has in a `kind`."""
+    for struct in _structs(kind) if isinstance(raw, dict) else ():
+        field = struct.__struct_config__.tag_field  # of the key that tells kinds of a struct apart
+        if field in raw:
+            yield [field], raw[field], str
     for struct in _meant(kind, raw):
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
         yield from (([key], value, fields[key]) for key, value in raw.items() if key in fields)
@@ -243,8 +247,8 @@ def _parts(raw: Any, kind: Any) -> Iterator[tuple[list[str], Any, Any]]:
             for key, value in raw.items():
                 yield [], key, types[0]
                 yield [str(key)], value, types[1]
-        if get_origin(one) is tuple and isinstance(raw, list | tuple):
-            each = types if types[-1] is not ... else types[:1] * len(raw)
+        if get_origin(one) in (list, tuple) and isinstance(raw, list | tuple):
+            each = types[:1] * len(raw) if get_origin(one) is list or types[-1] is ... else types
             yield from (([str(place)], *pair) for place, pair in enumerate(zip(raw, each)))
 
 
