@@ -96,10 +96,13 @@ def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
     if args.job is not None:
         selection = replace(selection, jobs=(*selection.jobs, args.job))
     plan = plan_study(run.study)
-    if args.element is not None:
-        plan.find(args.job, args.element)
-        return [(args.job, args.element)]
     chosen = select(plan, selection)
+    if args.element is not None:
+        key = args.job, args.element
+        plan.find(*key)
+        if key not in chosen:
+            raise UsageError(f"{'/'.join(key)} is not among the elements that the other options choose; drop them")
+        return [key]
     if selection:
         return chosen
     status = {(element.job, element.label): element for element in run_status(run, plan).elements}

@@ -213,6 +213,7 @@ def bytes_read() -> int:
     [
         (["nowhere"], "job 'nowhere' is not in this study; choose one of prepare, tokenize"),
         (["pretrain-0", "nobody"], "job pretrain-0 has no element 'nobody'; it has data-0, full-0"),
+        (["pretrain-0", "full-0", "--arm", "data-0"], "pretrain-0/full-0 is not among the elements that the other options"),
         (["--arm", "full-21"], "arm 'full-21' is not in this study; choose one of trunk, data-0"),
         (["--stage", "train"], "stage 'train' is not in this study; choose one of prepare"),
         (["--stage", "prepare", "--arm", "full-0"], "no element matches all these options together"),
