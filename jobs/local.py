@@ -124,7 +124,7 @@ class _LocalRun:
         ended = {*done, *self.outcome.failed, *self.outcome.skipped}
         for key in list(self.waiting):
             needs = self.needs[key]
-            if any(must_be_ok and other in ended - done for other, must_be_ok in needs):
+            if any(must_be_ok and other in ended and other not in done for other, must_be_ok in needs):
                 self.waiting.remove(key)
                 self.outcome.skipped.append(key)
                 ended.add(key)
