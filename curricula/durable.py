@@ -94,7 +94,7 @@ def require_ours(folder: Path) -> None:
     is_shared = group is not None and found.st_gid == _shown(group)
     if not is_shared and found.st_uid not in (os.geteuid(), 0):
         raise UserError(
-            f"{folder}: belongs to user {found.st_uid}, and what is in it would run with your rights; name another "
+            f"{folder}: belongs to {_user(found.st_uid)}, and what is in it would run with your rights; name another "
             f"folder, or share it as a group and set {TEAM} (docs/trust.md)"
         )
     others = found.st_mode & 0o002
@@ -126,6 +126,13 @@ def _lets_others_write(folder: Path) -> bool:
     named = [(kind, number) for kind, rights, number in struct.iter_unpack("<HHI", entries) if rights & 2]
     users = {number for kind, number in named if kind == ACL_USER} - {0, os.geteuid()}
     return bool(users) or not all(_is_private(number) for kind, number in named if kind == ACL_GROUP)
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user {number}"
 
 
 def make_folder(path: Path, shared: bool = False) -> None:
