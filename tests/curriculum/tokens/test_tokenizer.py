@@ -228,7 +228,7 @@ def test_the_hash_survives_being_saved_by_transformers_and_differs_for_other_tex
 
 
 def test_a_folder_without_a_usable_tokenizer_is_a_user_error(tmp_path, published):
-    with pytest.raises(UserError, match="tokenizer.json: no such file"):
+    with pytest.raises(UserError, match="tokenizer.json: no such file; name a folder with a tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match=f"no entry {TAG}"):
         load_tokenizer(published)
