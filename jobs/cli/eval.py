@@ -162,10 +162,14 @@ def _config(args: argparse.Namespace) -> EvalConfig:
     if not tasks:
         raise UsageError(f"{args.config}: names no task for {args.kind} models; add tasks.{args.kind}, such as [attacks-topk]")
     asked = {task.benchmark for task in tasks if task.task.kind == "transfer"}
-    if not asked <= dict(args.suffixes).keys() <= {*config.attacks.suffixes_of}:
+    found = dict(args.suffixes).keys()
+    if unknown := sorted(found - {*config.attacks.suffixes_of}):
         raise UsageError(
-            f"attacks.suffixes_of names {', '.join(config.attacks.suffixes_of) or 'no model'}, and --suffixes "
-            f"{', '.join(dict(args.suffixes)) or 'none'}; give --suffixes NAME=FOLDER for each of the former"
+            f"--suffixes {unknown[0]}: is not named in attacks.suffixes_of of a --config; name it there, or leave it out"
+        )
+    if missing := sorted(asked - found):
+        raise UsageError(
+            f"attacks.suffixes_of names {missing[0]}, and no --suffixes {missing[0]}=FOLDER says where its rows are"
         )
     return config
 
