@@ -372,9 +372,8 @@ def _overrefusal_metrics(
         verdicts[row.benchmark].append(row.verdict)
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes) if verdicts.keys() == names else None
     low, high = rate_interval(tallied) if tallied else (None, None)
-    shares = {
-        name: float(np.mean([of.count(name) / len(of) for of in verdicts.values()])) for name in ANSWER_CATEGORIES if tallied
-    }
+    by_benchmark = [verdicts[name] for name in sorted(verdicts)]  # another order would move the last digit of a mean
+    shares = {name: float(np.mean([of.count(name) / len(of) for of in by_benchmark])) for name in ANSWER_CATEGORIES if tallied}
     return OverrefusalMetrics(
         **vars(place),
         shares=shares,
