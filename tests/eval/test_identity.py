@@ -42,13 +42,13 @@ def place(run: Path, arm: int, stage: str, name: str = "attacks-topk") -> Path:
     return run / "eval" / TWO[arm].name / stage / f"{name}.jsonl"
 
 
-def refused(run: Path, path: Path, *words: str) -> None:
-    """Reading the run ends with one sentence that begins with `path`."""
+def refusal(run: Path, path: Path) -> str:
+    """The one sentence, beginning with `path`, with which reading the run ends."""
     with pytest.raises(UserError) as caught:
         read_study_rows(run, TWO)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
-    assert all(word in message for word in words), message
+    return message
 
 
 def test_the_rows_of_a_run_as_it_wrote_them_are_read(run):
@@ -57,13 +57,15 @@ def test_the_rows_of_a_run_as_it_wrote_them_are_read(run):
 
 def test_a_file_of_another_arm_is_refused(run):
     shutil.copy(place(run, 0, "instruct"), place(run, 1, "instruct"))
-    refused(run, place(run, 1, "instruct", "attacks-safebeam"), "data-0", "full-0")
+    said = refusal(run, place(run, 1, "instruct", "attacks-safebeam"))
+    assert "data-0" in said and "full-0" in said
 
 
 def test_a_folder_of_another_arm_is_refused(run):
     shutil.rmtree(place(run, 1, "benign").parent)
     shutil.copytree(place(run, 0, "benign").parent, place(run, 1, "benign").parent)
-    refused(run, place(run, 1, "benign"), str(place(run, 0, "benign")), "copy")
+    said = refusal(run, place(run, 1, "benign"))
+    assert str(place(run, 0, "benign")) in said and "copy" in said
 
 
 def test_swapped_arms_are_refused_where_the_export_recorded_its_model(run):
@@ -73,35 +75,36 @@ def test_swapped_arms_are_refused_where_the_export_recorded_its_model(run):
         (folder / "config.json").write_text(arm.name)
         record_hash(folder)
         assert recorded_hash(folder) == content_hash(folder)
-    refused(run, place(run, 0, "instruct"), "the exported model is")
+    assert "the exported model is" in refusal(run, place(run, 0, "instruct"))
 
 
 def test_rows_of_two_models_in_one_file_are_refused(run):
     path = place(run, 0, "instruct")
     path.write_text(path.read_text() + place(run, 1, "instruct").read_text())
-    refused(run, path, "line 21")
+    assert "line 21" in refusal(run, path)
 
 
 def test_rows_of_another_kind_of_model_are_refused(run):
     shutil.copy(place(run, 0, "benign"), place(run, 0, "instruct"))
-    refused(run, place(run, 0, "instruct"), "benign model", "instruct model")
+    said = refusal(run, place(run, 0, "instruct"))
+    assert "benign model" in said and "instruct model" in said
 
 
 def test_rows_of_another_task_are_refused(run):
     shutil.copy(place(run, 0, "instruct"), place(run, 0, "instruct", "attacks-safebeam"))
-    refused(run, place(run, 0, "instruct", "attacks-safebeam"), "'attacks-topk'")
+    assert "'attacks-topk'" in refusal(run, place(run, 0, "instruct", "attacks-safebeam"))
 
 
 def test_a_repeated_answer_is_refused(run):
     path = place(run, 0, "instruct")
     path.write_text(path.read_text() + path.read_text().splitlines(keepends=True)[3])
-    refused(run, path, "line 21 repeats sample 1")
+    assert "line 21 repeats sample 1" in refusal(run, path)
 
 
 def test_a_repeated_probe_is_refused(run):
     path = place(run, 0, "instruct", "probes")
     path.write_text(path.read_text() * 2)
-    refused(run, path, "line 6 repeats probe 0 of layer last")
+    assert "line 6 repeats probe 0 of layer last" in refusal(run, path)
 
 
 @pytest.mark.parametrize(("field", "value"), [("sample", -1), ("tokens", -7)])
@@ -109,7 +112,8 @@ def test_negative_counts_are_refused(run, field, value):
     path = place(run, 0, "instruct")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {field: value}), *lines[1:]]) + "\n")
-    refused(run, path, "line 1", field)
+    said = refusal(run, path)
+    assert "line 1" in said and field in said
 
 
 def test_an_answer_that_is_not_the_judged_text_counts_as_unparsed_and_is_shown(run):
@@ -136,7 +140,7 @@ def test_merged_answers_that_lost_rows_are_refused_until_they_are_merged_again(r
     merge().judge()
     whole = path.read_bytes()
     path.write_bytes(b"".join(whole.splitlines(keepends=True)[:15]))
-    refused(run, path, f"and the merge left {len(whole):,}; run the study again")
+    assert f"and the merge left {len(whole):,}; run the study again" in refusal(run, path)
     with pytest.raises(UserError, match="and the merge left"):
         Rejudging([path], {"attack": None, "overrefusal": None}, ask_unparsed_again=False)
     again = merge()
@@ -149,7 +153,7 @@ def test_merged_answers_that_lost_rows_are_refused_until_they_are_merged_again(r
     assert len(read_study_rows(run, TWO).generations["data-0", "instruct", "attacks-topk"]) == 12
     # Earlier versions left the size of the merge before.
     durable.write_text(stamp_path(path.parent), json.dumps({path.name: [len(whole), 0]}))
-    refused(run, path, "and the merge left")
+    assert "and the merge left" in refusal(run, path)
     merge()
     assert len(read_study_rows(run, TWO).generations["data-0", "instruct", "attacks-topk"]) == 12
 
