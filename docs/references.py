@@ -15,33 +15,38 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import inspect as types
 
-from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, SuffixRow, VerdictRow
+from curricula.eval.rows import CapabilityRow, GenerationRow, ProbeRow, Pruning, SuffixRow, VerdictRow
 from curricula.jobs.cli.main import WITH_OWN_PARSERS, build_parser
 from curricula.jobs.completion import Done, Failure
 from curricula.jobs.slurm.profile import Profile
 from curricula.jobs.slurm.submissions import Submission
 from curricula.jobs.study import Study
-from curricula.model.checkpoints.folder import CheckpointInfo
+from curricula.model.checkpoints.folder import CheckpointInfo, StoredFile
 from curricula.model.config import LARGEST_SIZE
 from curricula.settings import FINITE
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/references.py (`make docs`). Change the docstrings in the code instead. -->\n"
 FILES: dict[str, type[msgspec.Struct]] = {
-    "`eval/ARM/KIND/TASK/BENCHMARK.jsonl` and `TASK.jsonl`": GenerationRow,
-    "`eval/ARM/KIND/TASK.verdicts.jsonl`": VerdictRow,
-    "`eval/ARM/KIND/gcg/BENCHMARK.suffixes.jsonl`": SuffixRow,
-    "`eval/ARM/KIND/probes.jsonl`": ProbeRow,
-    "`eval/ARM/KIND/capability/TASK.jsonl`": CapabilityRow,
+    "`eval/ARM/MODEL/TASK/BENCHMARK.jsonl` and `TASK.jsonl`": GenerationRow,
+    "`pruning` in such a row": Pruning,
+    "`eval/ARM/MODEL/TASK.verdicts.jsonl`": VerdictRow,
+    "`eval/ARM/MODEL/gcg/BENCHMARK.suffixes.jsonl`": SuffixRow,
+    "`eval/ARM/MODEL/probes.jsonl`": ProbeRow,
+    "`eval/ARM/MODEL/capability/TASK.jsonl`": CapabilityRow,
     "`jobs/JOB/ELEMENT/done.json`": Done,
     "`jobs/JOB/ELEMENT/failed.json`": Failure,
     "`checkpoints/step_N/checkpoint.json`": CheckpointInfo,
+    "each of its `files`": StoredFile,
     "`slurm/submissions.jsonl`": Submission,
 }
+MOST_VALUES = 12
+"""Of a key that takes some words: more are listed below its table."""
 
 
 def pages() -> dict[str, str]:
@@ -73,8 +78,8 @@ FILES_INTRO = """[The run folder](../architecture.md#the-run-folder) lists every
 - `metrics.jsonl`: [one line a step](../training.md#logs-and-metrics).
 - `data/shards/SOURCE/SHARD.bin` and `.idx`: Megatron's indexed dataset, which Megatron-core reads as it is. `SHARD.json`:
   what the shard was made from and what it holds.
-- `models/ARM/KIND/`: a Hugging Face folder, which `transformers` loads as it is, and `curricula.json` with the hash of its
-  contents.
+- `models/ARM/MODEL/`: a Hugging Face folder, which `transformers` loads as it is, and `curricula.json` with the hash of its
+  contents. MODEL is the stage that made it, such as `instruct`, or `STAGE@POINT` for a model from the midst of a training.
 - `checkpoints/step_N/`: Megatron-core's `torch_dist` format, and `checkpoint.json`.
 - `report/tables/*.csv`, `report/summary.json`: the numbers of every figure and table of the page. What a study
   does not measure has no table, and an empty list in `summary.json`.
@@ -122,7 +127,20 @@ def _section(title: str, kind: type[msgspec.Struct], with_defaults: bool) -> str
         default = [_default(field)] if with_defaults else []
         rows.append([f"`{field.encode_name}`", _type(field.type), *default, _sentence(described.get(field.name, ""))])
     columns = ["key", "type", "default", "meaning"] if with_defaults else ["field", "type", "meaning"]
-    return f"## {title}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_table(columns, rows)}"
+    names = dict.fromkeys(f"`{name}`" for field in info.fields for name in _long_lists(field.type))
+    below = f"\n\nNames: {', '.join(names)}." if names else ""
+    return f"## {title}\n\n{_sentence(inspect.getdoc(kind) or '')}\n\n{_table(columns, rows)}{below}"
+
+
+def _long_lists(kind: types.Type) -> Iterator[object]:
+    """The values within a type that takes more than can stand in a cell."""
+    if isinstance(kind, types.LiteralType) and len(kind.values) > MOST_VALUES:
+        yield from kind.values
+    elif isinstance(kind, types.UnionType):
+        for one in kind.types:
+            yield from _long_lists(one)
+    elif isinstance(kind, types.VarTupleType | types.ListType):
+        yield from _long_lists(kind.item_type)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
@@ -158,7 +176,7 @@ def _type(kind: types.Type) -> str:
         shown = [f"{sign} {bound:,}" for sign, bound in bounds if bound not in (None, FINITE, LARGEST_SIZE)]
         return " ".join(["integer" if isinstance(kind, types.IntType) else "number", ", ".join(shown)]).strip()
     if isinstance(kind, types.LiteralType):
-        return " or ".join(f"`{value}`" for value in kind.values)
+        return " or ".join(f"`{value}`" for value in kind.values) if len(kind.values) <= MOST_VALUES else "names below"
     if isinstance(kind, types.DictType):
         return f"{_type(kind.value_type)} by name"
     if isinstance(kind, types.VarTupleType | types.ListType):
@@ -174,11 +192,21 @@ def _type(kind: types.Type) -> str:
 def _default(field: types.Field) -> str:
     if field.required:
         return "(must be given)"
-    value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    value = _value(field)
     if isinstance(value, msgspec.Struct):
-        return "those below"
-    shown = msgspec.json.encode(msgspec.to_builtins(value)).decode()
-    return f"`{shown}`" if len(shown) <= 40 else f"`{shown[:36]}…`"
+        inner = types.type_info(type(value)).fields  # type: ignore[attr-defined]
+        own = {one.encode_name: found for one in inner if (found := getattr(value, one.name)) != _value(one)}
+        return f"`{_json(own)}`; where the section is given, those below" if own else "those below"
+    shown = _json(value)
+    return f"`{shown}`" if len(shown) <= 50 else f"`{shown[:46]}…`"
+
+
+def _value(field: types.Field) -> Any:
+    return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(msgspec.to_builtins(value)).decode()
 
 
 def _files() -> str:

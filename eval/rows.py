@@ -116,11 +116,11 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     key: str
     """Key of the GenerationRow."""
     judge: str
-    """Name of the judge, such as "harmbench"."""
+    """Name of the judge and, behind a colon, of its model: "world", "llm:gpt-4o-mini"."""
     version: str
     """Hash of all that decides the judge's verdicts: model, template, rules."""
     label: str
-    """One of ATTACK_VERDICTS, or of OVERREFUSAL_VERDICTS for over-refusal."""
+    """Such as "harmful" or, for over-refusal, "4_full_refusal"; "shortcircuit"; "unparsed", which is no verdict."""
     question: str
     """Hash of what the judge was asked; equal questions are asked once."""
     reply: str | None = None

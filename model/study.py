@@ -135,7 +135,7 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
 
 
 TUNING_SAVE_STEPS = 5000
-"""More than pretraining's 500, since steps of finetuning are short: the paper's would write 24 GB every minute."""
+"""More than pretraining's, since steps of finetuning are short: the paper's would write 24 GB every minute."""
 
 
 class Finetuning(Settings, frozen=True):

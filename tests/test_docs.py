@@ -113,6 +113,10 @@ def test_the_references_are_those_of_the_code(name):
     assert written == references().pages()[name], "run `make docs` and commit docs/reference"
 
 
+def test_a_section_shows_the_defaults_that_it_has_where_it_is_left_out():
+    assert '| `pretraining` | keys | `{"nodes":4,"gpus_per_node":8,"hours":168}`; ' in references().pages()["study.md"]
+
+
 def slug(heading: str) -> str:
     """The anchor that GitHub gives to a heading."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip().lower())

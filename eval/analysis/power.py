@@ -18,12 +18,7 @@ from curricula.eval.analysis.seeds import Components
 
 ASSUMED = Components(seed=0.077**2, prompt=0.25**2, interaction=0.354**2, sample=0.5**2)
 """Components of a difference of two arms, where none have been measured: standard deviations of 7.7, 25, 35 and 50 points.
-
-From the demo's base models under top-k (60 prompts, five samples, three seeds): the paired differences of data-0, full-0 and
-safe-100 have a standard deviation over seeds of 9.5 points, of which prompts and samples explain 5.4. (Unpaired, the rates have
-13.3.) Within a prompt, outcomes correlate by 0.5. Assumed, for lack of measurements: half of what is the prompt's stays with it
-over seeds, and half of that is shared by both arms. One small model: measure your own with two seeds.
-"""
+docs/statistics.md says how they follow from the demo's base models. That is one small model: measure your own with two seeds."""
 
 POWER = 0.8
 

@@ -58,7 +58,7 @@ class StageOptions(Settings, frozen=True):
     gpu_option: Literal["gpus-per-node", "gres"] | None = None
     """How GPUs are asked for; sites that know only --gres=gpu:h100:8 want gres. Default: gpus-per-node."""
     cpus_per_task: Positive | None = None
-    """CPUs of each process, of which there is one for each GPU."""
+    """CPUs of each process: one for each GPU in training, otherwise one."""
     memory_gb: Annotated[float, msgspec.Meta(ge=0.01, le=1e6)] | None = None
     """Memory of each node; by default the site's, or with `exclusive` all of it."""
     exclusive: bool | None = None

@@ -47,7 +47,9 @@ class StoredFile(msgspec.Struct, frozen=True):
     """A file of a checkpoint as it was when the checkpoint was complete."""
 
     size_bytes: int
+    """Its length."""
     sha256: str
+    """Of its bytes, in hex digits."""
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +62,7 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     consumed_tokens: int
     """The same in tokens."""
     model: ModelConfig
-    """The network, with the keys of curricula.model.ModelConfig."""
+    """The network, with the keys of `ModelConfig` in curricula.model.config."""
     precision: str
     """Data type of the weights, such as "float32"."""
     full: bool
