@@ -18,7 +18,7 @@ from curricula.eval.analysis.seeds import Components
 
 ASSUMED = Components(seed=0.077**2, prompt=0.25**2, interaction=0.354**2, sample=0.5**2)
 """Components of a difference of two arms, where none have been measured: standard deviations of 7.7, 25, 35 and 50 points.
-docs/statistics.md says how they follow from the demo's base models. That is one small model: measure your own with two seeds."""
+docs/statistics.md says how they follow from the demo's base models. One small model: measure your own with two seeds."""
 
 POWER = 0.8
 
