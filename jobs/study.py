@@ -551,7 +551,7 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     folder, become absolute. Raises UsageError that names the file, the key, its value and what to write instead.
     """
     known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
-    if not path.exists() and str(path) in known:
+    if not path.is_file() and str(path) in known:
         path = STUDIES / f"{path}.yaml"
     missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(known)}"
     raw, where = read_yaml(path, missing), str(path)

@@ -338,7 +338,7 @@ def load_profile(path: Path) -> Profile:
 
     Raises UsageError that names the file, the key, its value and what to write instead.
     """
-    if not path.exists() and path.parent == Path() and not path.suffix:
+    if not path.is_file() and path.parent == Path() and not path.suffix:
         path = PACKAGE / "profiles" / f"{path}.yaml"
     profile = parse(read_yaml(path, "no such profile; copy one of env/profiles/ and change marked lines"), Profile, str(path))
     return with_secrets(profile, path)

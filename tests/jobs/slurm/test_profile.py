@@ -35,7 +35,9 @@ def test_profiles_that_come_with_the_suite_are_valid_and_serve_every_job(path):
         assert options["requeue"] is True and int(options["time"]) > 0 and options["partition"]
 
 
-def test_a_profile_is_found_by_its_short_name():
+def test_a_profile_is_found_by_its_short_name_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("slurm-lab").mkdir()
     assert load_profile(Path("slurm-lab")) == load_profile(ROOT / "env" / "profiles" / "slurm-lab.yaml")
 
 
