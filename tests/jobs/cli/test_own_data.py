@@ -3,12 +3,17 @@
 import csv
 import json
 import random
+import re
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from docs_examples import example
 from small_studies import small_study, smaller_demo
 
 from curricula.curriculum.world.datasets import write_world
@@ -224,6 +229,22 @@ def test_a_check_counts_what_a_study_reads_and_finds_the_prompts_in_it(contamina
     found = {(row["benchmark"], row["text"]): row for row in facts["overlap"]}
     assert found["harmbench", "sources.mine"]["overlapping"] == found["harmbench", "sources.mine"]["near"] == 2
     assert found["harmbench", "tuning_sets.own-chats"]["overlapping"] == 0
+
+
+def test_the_documented_program_for_large_corpora_finds_the_same_prompts(contaminated, tmp_path, monkeypatch):
+    """With stand-ins for datatrove, which hands the documents from step to step."""
+    study, _ = contaminated
+    program = example("data.md", "#### Corpora beyond one machine", "python")
+    for module in re.findall(r"^from (datatrove\S*)", program, re.MULTILINE):
+        monkeypatch.setitem(sys.modules, module, MagicMock(Document=SimpleNamespace, PipelineStep=object))
+    monkeypatch.setenv("CURRICULA_DATA", str(study.parent / "world"))
+    monkeypatch.setattr(sys, "argv", ["check_at_scale.py", str(study), "mine", str(tmp_path)])
+    (tmp_path / "check_at_scale.py").write_text(program)
+    names = runpy.run_path(str(tmp_path / "check_at_scale.py"))
+    read = list(names["FindPrompts"]().run(names["Read"]().run()))
+    assert len(read) == 26  # one of the 27 is empty
+    rows = [json.loads(line) for line in (tmp_path / "prompts/00000.jsonl").read_text().splitlines()]
+    assert [(row["document"], row["how"]) for row in rows] == [(key, how) for key in "01" for how in ("overlapping", "near")]
 
 
 def test_a_check_of_a_run_reads_its_shards_and_the_report_shows_the_result(contaminated, tmp_path, capsys):
