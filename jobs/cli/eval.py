@@ -45,10 +45,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n"
         "      --max-new-tokens 40 --judge refusal-phrases --prompts 20",
         "curricula eval --model models/mine --config evaluation.yaml --out evaluations/mine --json",
-        "curricula eval rejudge FOLDER --judge NAME",
         call=evaluate,
         details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
         "`rejudge` judges stored answers with another judge.",
+        usage="curricula eval --model MODEL [options]\n       curricula eval rejudge FOLDER --judge NAME [options]",
     )
     parser.add_argument("--model", metavar="MODEL", help="a Hugging Face folder or name, a .gguf file, or a package with one")
     parser.add_argument(

@@ -42,7 +42,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "not on the hub.",
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dataset or benchmark, as --list shows them")
-    parser.add_argument("--study", type=Path, help="what this study reads")
+    parser.add_argument("--study", type=Path, help="all that this study reads")
     parser.add_argument("--out", type=Path, help="the data folder (default: CURRICULA_DATA, else data)")
     parser.add_argument("--rows", type=at_least(1), metavar="N", help="only the first N rows of each dataset, for a trial run")
     parser.add_argument("--part", type=parse_shard, metavar="I/N", help="fetch part I of N (from 0), for array jobs")

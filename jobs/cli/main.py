@@ -93,7 +93,7 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         from curricula.jobs.cli.eval import add_parser as add_eval
         from curricula.jobs.cli.rejudge import add_parser as add_rejudge
 
-        add_rejudge(add_eval(verbs).add_subparsers(metavar="rejudge", title="judging again"))
+        add_rejudge(add_eval(verbs).add_subparsers(prog="curricula eval", metavar="rejudge", title="judging again"))
     else:
         verbs.add_parser("eval", help="measure attack success and over-refusal of any Hugging Face checkpoint")
     return parser
@@ -141,7 +141,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     _add_study(submit)
     submit.add_argument("--cluster", choices=["local", "slurm"], default="local", help="local (here, the default) or slurm")
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
-    submit.add_argument("--yes", action="store_true", help="do not ask, however long it takes")
+    submit.add_argument("--yes", action="store_true", help="do not ask, however many hours it takes")
     add_selection(submit, default="all that are not done")
     slurm = submit.add_argument_group("on a Slurm cluster")
     slurm.add_argument("--profile", metavar="P", type=Path, help=f"the site's profile, such as {PROFILE}")
@@ -161,7 +161,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    parser.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML), or one of the suite's by name")
     parser.add_argument(
         "--set",
         action="append",
@@ -284,7 +284,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         f"curricula data tokenize {STUDY}",
         call=Verb("data", "tokenize"),
     )
-    tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML), or one of the suite's by name")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     tokenize.add_argument(
         "--source", action="append", help="only this source; can be repeated (the others' datasets must be there)"
@@ -301,7 +301,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         details="With --run the training text is that of the run's shards, if it has them, and the result goes to "
         "contamination.csv in the run folder, from which the report shows it beside each benchmark.",
     )
-    check.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
+    check.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML), or one of the suite's by name")
     check.add_argument("--run", type=Path, help="read the data of this run folder")
     check.add_argument("--documents", type=at_least(1), metavar="N", help="read only the first N documents of each table")
     add_json_flag(check)
@@ -316,7 +316,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     inspect.add_argument(
         "prefix", type=Path, metavar="SHARD", help="a shard, without suffix, or a source's folder (its first shard)"
     )
-    inspect.add_argument("--tokenizer", type=Path, help="default: the tokenizer of the run that holds the shard")
+    inspect.add_argument("--tokenizer", type=Path, help="the tokenizer (default: that of the run that holds the shard)")
     shown = inspect.add_mutually_exclusive_group()
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
     shown.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
