@@ -133,7 +133,7 @@ def newest_whole(
     if problem is None:
         return end, True
     if parallel.is_main:
-        log.warning("%s; training up to step %d again", problem, kept_step)
+        log.warning("%s; training up to step %d again", problem if end.exists() else f"{end}: not there", kept_step)
         if end.exists():
             set_aside(end)
     return next((path for path in ordered if path < end and problem_of(path, parallel) is None), None), True

@@ -192,6 +192,7 @@ def test_a_lost_branch_point_is_made_again_and_what_came_after_it_stays(whole, t
         flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
     train(train_job(run, **BRANCH_POINTS, stop_step=6), RandomBatches())
     assert "training up to step 6 again" in caplog.text and "beginning with" in caplog.text
+    assert ("delete step_00000006" in caplog.text) is (lost == "damaged")  # a new arm may leave where none was kept
     assert {path.name: read_info(path).files.keys() for path in checkpoints.glob("step_*")} == {
         name: info.files.keys() for name, info in kept.items()
     }
