@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,12 +38,15 @@ def child(out: Path, batches: str = "random", kill_at: int | None = None, steps:
     return [str(SUPPORT / "engine_in_child.py"), json.dumps(asked)]
 
 
+def several(processes: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+
+
 def trained(out: Path, *, device: str = "gpu", processes: int = 1, **wanted) -> list[dict]:
     """The metrics of a run of `child` on one or several GPUs, or with them hidden."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     ran = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *child(out, **wanted)],
+        [sys.executable, *(several(processes) if processes > 1 else []), *child(out, **wanted)],
         env={**os.environ, "PYTHONPATH": PATH, **hidden},
         capture_output=True,
         text=True,
@@ -215,6 +219,29 @@ def test_packed_rows_train_as_on_the_cpu_where_a_mask_keeps_their_texts_apart(tm
     assert crossing != pytest.approx(cpu, rel=0.06)
 
 
+def test_a_process_times_its_own_part_of_a_step_on_the_gpu_without_waiting_for_it():
+    """As if another process had reported the same; several GPUs are not needed."""
+    from curricula.model.runtime.distributed import Parallel, Ranks, Stragglers
+
+    class Pair(Parallel):
+        def gather(self, value):
+            return [value, value]
+
+    stragglers = Stragglers(Pair(Ranks(0, 2, 0, "host:1"), torch.device("cuda", 0), torch.bfloat16, 1, 2, 0))
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    stragglers.step_begins()
+    torch.cuda._sleep(10**9)  # cycles: half a second or so
+    stragglers.part_ends()
+    launched_s = time.perf_counter() - began
+    torch.cuda.synchronize()
+    took_s = time.perf_counter() - began
+    stragglers.step_ended()
+    stragglers.compare()
+    assert launched_s < took_s / 2
+    assert stragglers.take_statistics()["ranks"]["median_s"] == pytest.approx(took_s, rel=0.2)
+
+
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
 
 
@@ -222,6 +249,16 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("te", marks=needs_te)])
 def test_two_gpus_train_like_one(gpu_run, tmp_path, backend):
     assert losses(tmp_path, processes=2, backend=backend) == pytest.approx(gpu_run[1], rel=0.02)
+
+
+@two_gpus
+def test_a_slow_process_does_not_make_the_other_one_look_slow_too(tmp_path):
+    asked = {"out": str(tmp_path), "fault": {"kind": "slow", "rank": 1, "seconds": 0.2}, "compare_every_step": True}
+    command = [sys.executable, *several(2), str(SUPPORT / "faulty_child.py"), json.dumps(asked)]
+    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": PATH}, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    compared = read_jsonl(tmp_path / "metrics.jsonl")[-1]["timing"]["ranks"]
+    assert compared["slowest"] == 1 and compared["slowest_s"] > compared["median_s"] + 0.15
 
 
 @two_gpus
