@@ -76,8 +76,9 @@ def test_without_sequence_parallelism_they_train_like_one_too(tmp_path, alone, f
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-def test_compiled_they_train_like_one_too(tmp_path, alone, free_port):
-    train_in_processes(2, tmp_path, free_port, tensor_parallel=2, engine={"backend": "torch"})
+@pytest.mark.parametrize("tensor_parallel", [1, 2], ids=["data parallel", "tensor parallel"])
+def test_compiled_they_train_like_one_too(tmp_path, alone, free_port, tensor_parallel):
+    train_in_processes(2, tmp_path, free_port, tensor_parallel=tensor_parallel, engine={"backend": "torch"})
     assert_same(alone, read_jsonl(tmp_path / "metrics.jsonl"))
 
 
