@@ -47,6 +47,7 @@ class Node:
         self.torch = {"version": "2.13.0+cu130", "cuda": "13.0", "sees": 8, "cudnn": 92000, "nccl": (2, 29, 7)}
         self.smi = "580.95.05, NVIDIA H100 80GB HBM3, 9.0, 81559 MiB\n" * 8
         self.ports = {"mlx5_0": "4: ACTIVE", "mlx5_1": "4: ACTIVE"}
+        self.locked = resource.RLIM_INFINITY
 
     def write(self) -> None:
         facts = self.torch
@@ -88,9 +89,9 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path, check, monkeypatch):
-    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    monkeypatch.setattr(check.resource, "getrlimit", lambda kind: unlimited)
-    return Node(tmp_path)
+    node = Node(tmp_path)
+    monkeypatch.setattr(check.resource, "getrlimit", lambda kind: (node.locked, resource.RLIM_INFINITY))
+    return node
 
 
 def test_an_environment_that_fits_is_found_to_fit(node, check):
@@ -177,6 +178,10 @@ def ports_down(node):
     node.ports = dict.fromkeys(node.ports, "1: DOWN")
 
 
+def little_locked_memory(node):
+    node.locked = 65536
+
+
 @pytest.mark.parametrize(
     "fault, what, said",
     [
@@ -198,6 +203,7 @@ def ports_down(node):
         (no_such_device, "fabric", "2 of 2 devices active: .*names mlx5_7 -> correct NCCL_IB_HCA"),
         (no_such_interface, "network", "ib0, lo; NCCL_SOCKET_IFNAME is bond -> correct NCCL_SOCKET_IFNAME"),
         (ports_down, "fabric", "0 of 2 devices active: .*-> ask the site: no port is active"),
+        (little_locked_memory, "locked memory", "at most 64 KiB -> .* say `options: {propagate: NONE}` in the profile"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
