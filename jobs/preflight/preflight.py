@@ -251,8 +251,6 @@ def _bus_bandwidth(message: torch.Tensor, group: ProcessGroup | None) -> float:
 
     for _ in range(WARM_UP):
         once()
-    message.fill_(1.0)
-    dist.barrier(group=group)
     seconds = statistics.median(once() for _ in range(TIMED))
     size = dist.get_world_size(group)
     return 2 * (size - 1) / size * message.numel() * message.element_size() / seconds / 1e9
