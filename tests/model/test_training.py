@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from forked import Program
 from random_batches import RandomBatches, numbers, train_job
 
@@ -15,7 +17,7 @@ from curricula.errors import UsageError, UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder, step_of
 from curricula.model.checkpoints.writer import Saver
 from curricula.model.config import OptimizerConfig, ScheduleConfig, SpikeGuard
-from curricula.model.runtime.distributed import Parallel
+from curricula.model.runtime.distributed import Parallel, started
 from curricula.model.runtime.stopping import Interrupted, Watchdog
 from curricula.model.train import train
 
@@ -49,6 +51,22 @@ def test_branch_arm_equals_training_from_scratch(whole_run, tmp_path):
     scratch = numbers(tmp_path / "scratch")
     assert numbers(whole_run)[:6] == [row for row in scratch if row["step"] <= 6 and "validation" not in row]
     assert numbers(tmp_path / "branch") == [row for row in scratch if row["step"] > 6]
+
+
+def test_with_the_weights_of_gpus_too_a_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch):
+    """Weights in bfloat16, and the float32 masters that the optimizer keeps of them."""
+
+    @contextlib.contextmanager
+    def in_bfloat16(*asked):
+        with started(*asked) as parallel:
+            yield dataclasses.replace(parallel, precision=torch.bfloat16)
+
+    monkeypatch.setattr("curricula.model.train.started", in_bfloat16)
+    for name, stops in {"whole": [8], "resumed": [4, 8]}.items():
+        for stop in stops:
+            train(train_job(tmp_path / name, stop_step=stop), RandomBatches())
+    assert read_info(latest_checkpoint(tmp_path / "whole/checkpoints")).precision == "bfloat16"
+    assert numbers(tmp_path / "resumed") == numbers(tmp_path / "whole")
 
 
 def test_a_cooldown_on_other_data_and_another_schedule_equals_training_from_scratch(whole_run, tmp_path):
