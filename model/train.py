@@ -71,7 +71,8 @@ Report = dict[str, torch.Tensor]
 def train(
     job: TrainJob, batches: BatchSource, progress: Progress = silent, validation: Mapping[str, RowSource] | None = None
 ) -> None:
-    """Train until `job.stop_step`, continuing from wherever an earlier call stopped. All processes call it together.
+    """Train until `job.stop_step`, continuing from wherever an earlier call stopped. All processes call it together; several
+    can do so only once (see `started`).
 
     Raises UserError when a checkpoint or the data cannot be used or the loss is not a number, UsageError when the job
     contradicts itself, `PeerLost` when another process ended, and `Interrupted` when a signal asked for a stop, after saving

@@ -143,7 +143,8 @@ def first_host(nodelist: str) -> str:
 
 @contextlib.contextmanager
 def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: bool = True) -> Iterator[Parallel]:
-    """The process group and Megatron-core's parallel state while the block lasts; may be entered again afterwards.
+    """The process group and Megatron-core's parallel state while the block lasts. A single process may enter it again; several
+    would find what the first group left in the store by which they meet.
 
     It spans all processes of this job unless `ranks` says otherwise. Raises UsageError when the number of processes is not a
     multiple of `tensor_parallel`.
