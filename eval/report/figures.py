@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,15 +26,26 @@ from matplotlib.ticker import PercentFormatter
 
 from curricula import durable
 from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
-from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, ProbeMetrics, without_average
+from curricula.eval.analysis.capability import pareto_front
+from curricula.eval.analysis.metrics import ALL, without_average
+from curricula.eval.analysis.seeds import OverSeeds
+from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.settings import COARSE
 from curricula.eval.report.panels import INK, PALETTE, Panel, Series, draw_panels
-from curricula.eval.report.points import Place, Shown, curves_of, draw_answers, draw_starts
+from curricula.eval.report.points import SAFE_ONLY_COLOUR, Place, Point, Shown, add_legend, curves_of, draw_answers, draw_starts
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
-from curricula.eval.report.wording import DECODERS, STAGES, arm_label, left_out, prompts_and_judge, span, stage_title
+from curricula.eval.report.wording import (
+    DECODERS,
+    STAGES,
+    arm_label,
+    left_out,
+    over_seeds,
+    prompts_and_judge,
+    span,
+    stage_title,
+    start_label,
+)
 from curricula.eval.tasks import judged_tasks
-
-Entry = AttackMetrics | OverrefusalMetrics | ProbeMetrics
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -84,7 +95,7 @@ class Figure(abc.ABC):
     paper: str
     """What the paper found in it; "" for one that is not the paper's."""
     section: ClassVar[str] = "figures"
-    """Where on the page it stands: "figures", "training" or "along"."""
+    """Where on the page it stands: "figures", "training", "along" or "capability"."""
 
     @abc.abstractmethod
     def caption(self, shown: Shown) -> str:
@@ -126,8 +137,7 @@ class AttackFigure(Figure):
         return places
 
     def draw(self, shown: Shown) -> Canvas:
-        entries = shown.metrics.attacks_by(self.stage, *self.decoders)
-        canvas, extents = draw_starts(shown, self.places(shown), any(one.corrected is not None for one in entries))
+        canvas, extents = draw_starts(shown, self.places(shown))
         top = min(1.0, max([0.05, *(extent.y1 for extent in extents)])) if extents else 1.0
         canvas.axes[0].set(ylabel="attack success rate", ylim=(0, top * 1.06))
         canvas.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.1 else None))
@@ -135,16 +145,18 @@ class AttackFigure(Figure):
 
     def caption(self, shown: Shown) -> str:
         entries = shown.metrics.attacks_by(self.stage, *self.decoders)
-        sentences = [
-            "Top-k band: standard deviation over sampling seeds, not training seeds, as in the paper.",
-            "Whiskers in both panels: 95% interval over prompts.",
-        ]
+        means = [point for place in self.places(shown) for point in shown.means(place.stage, place.place, place.measure)]
+        sentences = []
         if shown.several:
             sentences = over_seeds("Points: mean", "over seeds and prompts", entries, "intervals over prompts alone")
-        if any(entry.incoherent for entry in entries):
+        elif means:
+            sentences.append("Whiskers: 95% interval over prompts.")
+        if any(point.std is not None for point in means):
+            sentences.append("Bands: standard deviation over sampling seeds, not training seeds, as in the paper.")
+        if any(point.hollow for point in means):
             hollow = "runs, and means that include one" if shown.several else "models"
             sentences.append(f"Hollow: incoherent {hollow}; the verdicts leave such {hollow.split(',')[0]} out.")
-        if any(entry.corrected is not None for entry in entries):
+        if any(point.corrected is not None for point in means):
             sentences.append(
                 f"Crosses: the same {'means' if shown.several else 'rates'} after correction for the judge’s known errors, "
                 "without an interval (the whisker belongs to the point). Rates below the judge’s false-alarm rate are shown as "
@@ -392,21 +404,76 @@ class DifferenceFigure(Figure):
         return " ".join(sentences)
 
 
-def over_seeds(points: str, interval: str, entries: Sequence[Entry], alone: str) -> list[str]:
-    """What the figure of a study with several training seeds shows, and over how many; `alone`: what one run has instead."""
-    runs = Counter(arm for arm, _ in {(entry.arm, entry.seed) for entry in entries})
-    counts = sorted(set(runs.values()))
-    if not counts:
-        return []
-    seeds = f"{counts[-1]} training seeds" if counts[-1] > 1 else "1 training seed"
-    if len(counts) > 1:
-        seeds = f"{counts[0]} to {seeds}"
-    sentences = [f"{points} over {seeds}. Whiskers: 95% interval {interval}. Small marks: single runs."]
-    if counts[-1] == 1:
-        return [f"A single run of each arm so far, with {alone}: differences between arms may be due to the seed."]
-    if counts[0] == 1:
-        sentences.append(f"Arms with a single run so far have {alone}.")
-    return sentences
+@dataclass(frozen=True)
+class CapabilityFigure(Figure):
+    """Attack success against capability, with the Pareto front: a panel for each stage that has both."""
+
+    section = "capability"
+
+    def has(self, shown: Shown) -> bool:
+        return bool(self._drawn(shown))
+
+    @staticmethod
+    def _decoder(shown: Shown) -> str:
+        stages = {one.stage for one in shown.capability}
+        return next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in stages)), "")
+
+    def _drawn(self, shown: Shown) -> dict[tuple[str, str], list[tuple[ArmInfo, OverSeeds, Point]]]:
+        """The arms with both numbers, by stage and by what their capability is: the mean of the tasks, or the only task."""
+        found = {}
+        for stage in dict.fromkeys(one.stage for one in shown.capability):
+            own = [one for one in shown.capability if stage == one.stage]
+            task = ALL if len({one.benchmark for one in own}) > 1 else own[0].benchmark
+            capable = {one.arm: one.value for one in own if one.benchmark == task}
+            attacked = {point.arm: point for point in shown.means(stage, self._decoder(shown), "attack success")}
+            arms = [arm for arm in shown.arms if arm.name in capable and arm.name in attacked]
+            found[stage, task] = [(arm, capable[arm.name], attacked[arm.name]) for arm in arms]
+        return {place: points for place, points in found.items() if points}
+
+    def draw(self, shown: Shown) -> Canvas:
+        drawn = self._drawn(shown)
+        size = (4.2 * len(drawn), 3.9)
+        canvas, panels = pyplot.subplots(1, len(drawn), figsize=size, sharey=True, layout="constrained", squeeze=False)
+        looks = {arm.name: (curve.colour, curve.marker) for curve in curves_of(shown.arms) for arm in curve.arms}
+        looks |= {arm.name: (SAFE_ONLY_COLOUR, "D") for arm in shown.arms if arm.interventions == "none"}
+        for panel, ((stage, task), points) in zip(panels[0], drawn.items()):
+            panel.set_title(stage_title(stage).capitalize())
+            panel.set_xlabel(f"capability, {'mean of the tasks' if task == ALL else task}")
+            for arm, capability, attack in points:
+                at, (colour, marker) = (capability.value, attack.value), looks[arm.name]
+                if capability.low is not None and capability.high is not None:
+                    panel.hlines(attack.value, capability.low, capability.high, color=colour, lw=1, alpha=0.6)
+                if attack.low is not None and attack.high is not None:
+                    panel.vlines(capability.value, attack.low, attack.high, color=colour, lw=1, alpha=0.6)
+                face: Any = {"mfc": "white", "mew": 1.4} if attack.hollow else {"mec": "white"}
+                panel.plot(*at, marker=marker, color=colour, ms=6, ls="none", zorder=4, **face)
+                panel.annotate(start_label(arm.start), at, (4, 4), textcoords="offset points", fontsize=8)
+            places = [(capability.value, attack.value) for _, capability, attack in points if not attack.hollow]
+            front = [places[place] for place in pareto_front(places)]
+            panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        panels[0][0].set_ylim(bottom=0)  # once all have been drawn: it ends the scaling of them all
+        panels[0][0].set_ylabel(f"attack success rate, {DECODERS[self._decoder(shown)]}")
+        add_legend(canvas, shown.arms)
+        return canvas
+
+    def caption(self, shown: Shown) -> str:
+        drawn, decoder = self._drawn(shown), self._decoder(shown)
+        over = "training seeds and questions or prompts" if shown.several else "questions or prompts"
+        sentences = [
+            f"Attack success under {DECODERS[decoder]}. Beside the marks: the starts of interventions. Right and low is "
+            "better. The line joins the arms on the Pareto front: no other arm is better in one and not worse in the other. "
+            f"Whiskers: 95% intervals over {over}."
+        ]
+        if any(attack.hollow for points in drawn.values() for *_, attack in points):
+            sentences.append("Hollow: incoherent models, or means that include one, which are never on the front.")
+        for (stage, _), points in drawn.items():
+            measured = {one.arm for one in shown.capability if stage == one.stage}
+            measured &= {entry.arm for entry in shown.metrics.attacks_by(stage, decoder) if entry.rate is not None}
+            lost = measured - {arm.name for arm, _, _ in points}
+            sentences += left_out(shown.arms, lost, "a task or a benchmark", f"among the {stage_title(stage)}")
+        return " ".join(sentences)
 
 
 # fmt: off
@@ -448,6 +515,7 @@ FIGURES: tuple[Figure, ...] = (
                    "On held-out documents of each source, in nats per token; further seeds are faint.", validation_panels),
     TrainingFigure(0, "tree", "The tree of pretraining runs", "",
                    "Each branch starts from a checkpoint of another run and shares its training up to there.", tree_panels),
+    CapabilityFigure(0, "capability", "Attack success against capability", ""),
 )
 # fmt: on
 
@@ -482,7 +550,7 @@ def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:
 def remove_stale(folder: Path, drawn: Collection[Any]) -> None:
     """Remove the figures of an earlier report that are not among the SVGs that this one has `drawn`: what is named as a figure
     and is there in all formats."""
-    named = re.compile("|".join([*(figure.name for figure in FIGURES), "capability", "stage-.+-asr", "along-.+"]))
+    named = re.compile("|".join([*(figure.name for figure in FIGURES), "stage-.+-asr", "along-.+"]))
     for path in folder.glob("*.svg"):
         files = [path.with_suffix(suffix) for suffix in FORMATS]
         if path not in drawn and named.fullmatch(path.stem) and all(file.exists() for file in files):

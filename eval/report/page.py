@@ -46,12 +46,11 @@ from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.settings import COARSE, caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report import page_tables, wording
-from curricula.eval.report.capability import draw_capability
 from curricula.eval.report.figures import draw_figures, remove_stale
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
 from curricula.eval.report.tables import write_each, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
-from curricula.eval.report.web.data import drawn, embedded, embedded_json, hashes, head, packed_answers, study_data
+from curricula.eval.report.web.data import drawn, embedded_json, hashes, head, packed_answers, study_data
 from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
 from curricula.terminal import fixed
@@ -65,7 +64,7 @@ def write_report(
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
     `study` may hold "plan" (as `jobs/estimates.py: describe_point` tells it), "provenance" and "hashes", which are only shown;
-    "sweep", the plan of all points, whose cost is told together;
+    "sweep", the `Training` of all points, whose cost is told together;
     "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
     knows what is still missing; "parents", the stage that each one continues from, where both are asked in the same form;
     "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones; "judges", by kind, for answers
@@ -85,11 +84,10 @@ def write_report(
     progress(len(arms) + 2, steps)
     pictures = draw_figures(shown, out / "figures")
     figures = drawn(shown, pictures)
-    costs = draw_capability(shown, tables["capability-estimates"], out / "figures")
-    remove_stale(out / "figures", {*pictures.values(), *(costs or ())})
+    remove_stale(out / "figures", pictures.values())
     progress(len(arms) + 3, steps)
     write_tables(out, tables, arms)
-    spent = read_training(run, study["sweep"]) if study.get("sweep") else shown.training
+    spent = study.get("sweep") or shown.training
     record: dict[str, Sequence[Any]] = {"training": training_rows(shown.training), "cost": list(cost_rows(spent))}
     write_each(out / "record", record)  # times and restarts differ from run to run
     blocks, numbered = packed_answers(rows)
@@ -101,7 +99,6 @@ def write_report(
         blocks=[Markup(block) for block in blocks],
         count=numbered["count"],
         figures=figures,
-        capability_figure=(embedded(costs[0]), costs[1]) if costs else None,
         **record,
         **_words(run, rows, shown, tables, study),
     )
@@ -123,6 +120,7 @@ def shown_of(run: Path, runs: Runs, study: Mapping[str, Any]) -> Shown:
         training=read_training(run, study.get("plan") or {}, tuned),
         differences=list(arm_differences(runs)),
         curves=curve_points(run, study.get("courses", ())),
+        capability=list(capability_estimates(runs.study)),
         met=list(attacks_met(runs)),
     )
 
@@ -148,7 +146,7 @@ def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> 
         "worst-case": list(attack_strengths(shown.met)),
         "representations": list(representations(run, rows)),
         "capability": study_capability(rows),
-        "capability-estimates": list(capability_estimates(rows)),
+        "capability-estimates": shown.capability,
         "bits-per-byte": bits,
         "bits-estimates": list(bits_estimates(bits)),
         "along": shown.curves,

@@ -24,11 +24,13 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from curricula.eval.analysis.along import CurvePoint
+from curricula.eval.analysis.capability import CapabilityEstimate
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics, is_own_suffix, without_average
 from curricula.eval.analysis.runs import ArmDifference, ArmEstimate, ProbeEstimate, Runs, arm_estimates, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import Met
+from curricula.eval.report.panels import PALETTE
 from curricula.eval.report.training import Training
 from curricula.eval.report.wording import (
     CATEGORIES,
@@ -105,6 +107,7 @@ class Shown:
     training: Training = Training((), {}, {})
     differences: Sequence[ArmDifference] = ()
     curves: Sequence[CurvePoint] = ()
+    capability: Sequence[CapabilityEstimate] = ()
     met: Sequence[Met] = ()
     judge: str = ""
     """Whose verdicts these are; "" for the study's own judge."""
@@ -121,6 +124,10 @@ class Shown:
     def at(self, stage: str, place: str, *measures: str) -> list[Point]:
         """The points of one panel."""
         return [one for one in self.points if (one.stage, one.place) == (stage, place) and one.measure in measures]
+
+    def means(self, stage: str, place: str, measure: str) -> list[Point]:
+        """Those of the main curves: of all benchmarks together."""
+        return [one for one in self.at(stage, place, measure) if not one.benchmark]
 
     def _attack_points(self) -> Iterator[Point]:
         """Attack success; intervals over seeds are of the mean of the benchmarks alone.
@@ -207,11 +214,12 @@ class Shown:
 
 def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstimate]:
     """The estimates of all arms except those `without_average`: theirs would cover other benchmarks."""
-    for one in arm_estimates(runs):
-        entries = metrics.attacks if one.measure == "attack success" else metrics.overrefusals
-        place = (one.stage, one.decoder, one.arm)
-        if not without_average(entry for entry in entries if (entry.stage, entry.decoder, entry.arm) == place):
-            yield one
+    for (measure, stage, decoder), estimates in itertools.groupby(
+        arm_estimates(runs), key=lambda one: (one.measure, one.stage, one.decoder)
+    ):
+        by_place = metrics.attacks_by if measure == "attack success" else metrics.overrefusals_by
+        left_out = without_average(by_place(stage, decoder))
+        yield from (one for one in estimates if one.arm not in left_out)
 
 
 def judges_points(runs: Runs) -> Iterator[Point]:
@@ -224,7 +232,7 @@ def judges_points(runs: Runs) -> Iterator[Point]:
 
 
 SAFE_ONLY_COLOUR = "#222222"
-CURVE_LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
+MARKERS = ("o", "s", "^", "v", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -247,14 +255,14 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
     names = sorted({arm.interventions for arm in arms} - {"none"}, key=lambda name: (name not in PAPER_SETS, name))
     by_start = sorted(arms, key=lambda arm: arm.start)
     curves = []
-    for name, (colour, marker) in zip(names, itertools.cycle(CURVE_LOOKS)):
+    for name, colour, marker in zip(names, itertools.cycle(PALETTE), itertools.cycle(MARKERS)):
         own = [arm for arm in by_start if arm.interventions == name]
         end = [arm for arm in by_start if arm.interventions == "none" and not own[0].is_custom]
         curves.append(Curve(PAPER_SETS.get(name, name), colour, marker, own + end))
     return curves
 
 
-def draw_starts(shown: Shown, places: Sequence[Place], has_corrected: bool = False) -> tuple[Canvas, list[Bbox]]:
+def draw_starts(shown: Shown, places: Sequence[Place]) -> tuple[Canvas, list[Bbox]]:
     """A panel of curves for each place, with notes of what is missing; also the extents of the panels with curves."""
     size, extents = (8.4 if len(places) > 1 else 6.8, 3.7), []
     canvas, grid = pyplot.subplots(1, len(places), figsize=size, sharey=True, layout="constrained", squeeze=False)
@@ -270,7 +278,8 @@ def draw_starts(shown: Shown, places: Sequence[Place], has_corrected: bool = Fal
         else:
             look: Any = {"ha": "center", "color": "#777777", "style": "italic"}
             panel.text(0.5, 0.5, NOT_EVALUATED, transform=panel.transAxes, **look)
-    add_legend(canvas, shown.arms, has_corrected)
+    means = [point for place in places for point in shown.means(place.stage, place.place, place.measure)]
+    add_legend(canvas, shown.arms, has_corrected=any(point.corrected is not None for point in means))
     return canvas, extents
 
 

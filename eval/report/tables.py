@@ -103,6 +103,6 @@ def _in_words(runs: Mapping[int, float] | Sequence[tuple[float, bool]], form: tu
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A row with floats rounded to six decimals: beyond those, processors may differ."""
+    """A row with floats rounded to six decimals, and without -0.0: beyond those, processors may differ."""
     row = record if isinstance(record, dict) else as_row(record)
-    return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6))
+    return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6) + 0.0)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from curricula.eval.analysis.claims import AUC, LEFT_OUT, SINGLE_RUN, ClaimTest
-from curricula.eval.analysis.metrics import AttackMetrics, OverrefusalMetrics, StudyMetrics
+from curricula.eval.analysis.metrics import AttackMetrics, Model, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.settings import caveats
 from curricula.eval.tasks import decoder_titles
@@ -116,6 +116,23 @@ def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> st
     by_kind = [judge_names([one for one in shown if isinstance(one, kind)]) for kind in (AttackMetrics, OverrefusalMetrics)]
     prompts = span([metrics.prompts for metrics in shown])
     return f"{prompts} prompts per model. Judge: {judge_names(shown)}. {caveats(*by_kind)}".rstrip()
+
+
+def over_seeds(points: str, interval: str, entries: Sequence[Model], alone: str) -> list[str]:
+    """What the figure of a study with several training seeds shows, and over how many; `alone`: what one run has instead."""
+    runs = Counter(arm for arm, _ in {(entry.arm, entry.seed) for entry in entries})
+    counts = sorted(set(runs.values()))
+    if not counts:
+        return []
+    seeds = f"{counts[-1]} training seeds" if counts[-1] > 1 else "1 training seed"
+    if len(counts) > 1:
+        seeds = f"{counts[0]} to {seeds}"
+    sentences = [f"{points} over {seeds}. Whiskers: 95% interval {interval}. Small marks: single runs."]
+    if counts[-1] == 1:
+        return [f"A single run of each arm so far, with {alone}: differences between arms may be due to the seed."]
+    if counts[0] == 1:
+        sentences.append(f"Arms with a single run so far have {alone}.")
+    return sentences
 
 
 def left_out(arms: Sequence[ArmInfo], names: Collection[str], what: str, where: str) -> list[str]:

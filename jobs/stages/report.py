@@ -60,11 +60,13 @@ def report(
     `unfinished` says what runs or waits; a page that `is_live` looks for a newer one at its server.
     """
     from curricula.eval.report.page import write_report
+    from curricula.eval.report.training import read_training
 
     out, study = out or run.report, run.study
+    spent = None if study.sweep is None else read_training(run.root, describe(plan, run.shards))
 
     def write(point: Study, folder: Path, progress: Progress) -> Path:
-        described = _described(run, plan, point) | {"unfinished": unfinished}
+        described = _described(run, plan, point) | {"unfinished": unfinished, "sweep": spent}
         return write_report(run.root, arm_infos(point), described, folder, progress, is_live)
 
     with exclusive_lock(out / ".lock", wait_s=PATIENCE_S):  # files have one writer at a time
@@ -98,7 +100,6 @@ def _described(run: Run, plan: Plan, study: Study) -> dict[str, Any]:
     losses, missing = _held_out_losses(run, study)
     return {
         "plan": describe_point(plan, study, run.shards),
-        "sweep": describe(plan, run.shards) if study.variant else None,
         "provenance": run.provenance,
         "tasks": {name: list(dict.fromkeys(map(_planned_name, study.eval_tasks(name)))) for name in stages},
         "having": study.tree.arms,

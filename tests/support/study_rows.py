@@ -10,7 +10,7 @@ import msgspec
 
 from curricula.eval.analysis import ArmInfo
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
-from curricula.eval.rows import GenerationRow, JudgedRow, ProbeRow, VerdictRow, append_rows
+from curricula.eval.rows import CapabilityRow, GenerationRow, JudgedRow, ProbeRow, VerdictRow, append_rows
 from curricula.randomness import keyed_rng
 
 ARMS = [
@@ -171,6 +171,17 @@ def probe_rows(arm: ArmInfo, stage: str, layer: str, auc: float, seeds: int = 5)
         )
         for seed in range(seeds)
     ]
+
+
+def capability_rows(arm: ArmInfo, stage: str, name: str, right: float, questions: int = 30) -> list[CapabilityRow]:
+    draws = [keyed_rng(arm.key, name, n).random() for n in range(questions)]
+    return [
+        CapabilityRow(
+            key="k", model=f"{arm.key}/{stage}", model_kind=stage, precision="float32", benchmark=name, task=name,
+            prompt_id=str(n), question=f"{name}{n}", metric="acc", value=float(draw < right), shots=0,
+        )
+        for n, draw in enumerate(draws)
+    ]  # fmt: skip
 
 
 def paper_rate(arm: ArmInfo, stage: str, decoder: str) -> float:

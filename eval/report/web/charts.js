@@ -138,7 +138,7 @@ function plainPanel(panel) {
   for (const series of panel.series) {
     const long = series.x.length ? series.x : series.y;
     const data = long.map((_, i) => ({ x: series.x[i], y: series.y[i], ...(series.low.length && { low: series.low[i], high: series.high[i] }) }));
-    for (const one of data) { one.label = series.label; rows.push(one); }
+    for (const one of data) { one.label = series.label; if (panel.lanes.length) one.lane = panel.lanes[Math.round(one.y)]; rows.push(one); }
     const look = { stroke: colour(series.colour), strokeOpacity: (series.faint ? faintly(0.4, 0.6) : 1) * series.strength };
     if (series.kind === "line") marks.push(Plot.line(data, { x: "x", y: "y", ...look, strokeWidth: series.faint ? 1 : 2 }));
     else if (series.kind === "dots" && series.hollow) marks.push(Plot.dot(data, { x: "x", y: "y", r: 4, ...look, strokeWidth: 1.4, fill: "var(--paper)" }));

@@ -67,7 +67,7 @@ class Drawn:
     def alt(self) -> str:
         told = "; ".join(", ".join(part for part in row if part) for row in self.rows[:LONGEST_ALT])
         more = " The table below has all values." if len(self.rows) > LONGEST_ALT else ""
-        return f"{self.figure.heading} {told}.{more}"
+        return f"{self.figure.heading} {told}.{more}" if told else self.figure.heading
 
 
 def drawn(shown: Shown, pictures: Mapping[str, Path]) -> list[Drawn]:

@@ -11,6 +11,7 @@ from study_rows import generation
 from curricula.eval.analysis.accuracy import Accuracy, accuracy_of, agreement, corrected, published
 from curricula.eval.analysis.metrics import StudyMetrics, attack_metrics
 from curricula.eval.analysis.statistics import Tally, tally
+from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.points import Shown
 from curricula.randomness import keyed_rng
@@ -117,7 +118,7 @@ def test_the_caption_says_what_becomes_of_a_rate_below_the_false_alarms():
     ]
     metrics = StudyMetrics(attack_metrics(rows, "arm", "instruct"), [], [], [])
     assert metrics.attacks[0].corrected == 0.0 and metrics.attacks[0].corrected_high > 0
-    caption = FIGURES[2].caption(Shown([], [0], metrics))
+    caption = FIGURES[2].caption(Shown([ArmInfo("arm", 1.0, "none")], [0], metrics))
     assert "Rates below the judge’s false-alarm rate are shown as 0" in caption and "too far below" in caption
 
 

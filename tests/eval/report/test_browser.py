@@ -15,7 +15,17 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from hostile_texts import PAYLOADS
 from matplotlib import pyplot
-from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows, paper_rate, probe_rows, trained
+from study_rows import (
+    ARMS,
+    append_judged,
+    attack_rows,
+    capability_rows,
+    generation,
+    overrefusal_rows,
+    paper_rate,
+    probe_rows,
+    trained,
+)
 
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report import figures
@@ -61,6 +71,7 @@ def page(tmp_path_factory) -> Path:
                 rows = attack_rows(arm, stage, decoder, paper_rate(arm, stage, decoder), samples, benchmarks)
                 append_judged(folder / f"attacks-{decoder}.jsonl", rows)
             append_rows(folder / "probes.jsonl", probe_rows(arm, stage, "last", 0.8))
+            append_rows(folder / "capability/quiz.jsonl", capability_rows(arm, stage, "quiz", 0.6))
         append_judged(folder / "overrefusal-topk.jsonl", overrefusal_rows(arm, "topk", (0.6, 0.3, 0.06, 0.04), 10))
         second_judge(folder / "attacks-topk.jsonl")
     for i, branch in enumerate(("data-20", "trunk")):
@@ -208,6 +219,8 @@ def test_the_curriculum_the_losses_and_the_tree_are_drawn(watched, page):
         assert shown.locator(f"#{name} .panels svg").count() >= 1, name
     assert "unsafe-tagged" in shown.locator("#curriculum .legend").inner_text()
     assert "interventions start" in shown.locator("#training-loss .legend").inner_text()
+    lanes = {row["lane"] for row in figure_csv(shown, "differences") if row["label"] == "difference"}
+    assert lanes == {"data, from 20%", "data and tags, from 20%"}
 
 
 def test_a_figure_that_matplotlib_alone_draws_stays_a_picture_without_buttons(watched, tmp_path, monkeypatch):

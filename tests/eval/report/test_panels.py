@@ -10,9 +10,10 @@ from study_rows import ARMS, probe_rows
 
 from curricula.eval.analysis.along import CurvePoint
 from curricula.eval.analysis.metrics import StudyMetrics, probe_metrics
+from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.figures import FIGURES, figures_of, save_figure
 from curricula.eval.report.panels import Panel, Series, draw_panels
-from curricula.eval.report.points import Shown
+from curricula.eval.report.points import Shown, curves_of
 
 (LAYERS,) = (figure for figure in FIGURES if figure.name == "layers")
 
@@ -49,6 +50,11 @@ def test_rates_along_a_training_have_an_axis_from_0_to_100_percent_and_losses_th
     (figure,) = figures_of(shown)
     attacked, refused, loss, *_ = [axes.get_ylim() for axes in figure.draw(shown).axes]
     assert attacked == refused == (-0.03, 1.03) and loss[0] > 2
+
+
+def test_no_two_of_many_intervention_sets_look_alike():
+    curves = curves_of([ArmInfo(f"dose-{number}", 0.5, f"dose-{number}") for number in range(18)])
+    assert len({(curve.colour, curve.marker) for curve in curves}) == 18
 
 
 def test_stacked_shares_fill_the_axis_of_percent():

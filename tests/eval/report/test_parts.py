@@ -34,7 +34,7 @@ from curricula.eval.report.console import print_metrics
 from curricula.eval.report.overviews import comparison_panels, write_comparison
 from curricula.eval.report.page import template, write_report
 from curricula.eval.report.points import Point, Shown, judges_points
-from curricula.eval.report.tables import as_row, latex
+from curricula.eval.report.tables import as_row, latex, plain
 from curricula.eval.report.training import (
     Branch,
     Training,
@@ -252,6 +252,7 @@ def test_the_page_and_its_tables_round_a_tie_alike():
     assert as_row(point)["runs"] == "0.063*" and "0.063" in latex(["x"], [{"x": 0.0625}])
     page = template("report.html.j2").environment.from_string("{{ 12.5|fixed(0) }}").render()
     assert (page, percent(0.0625), points(-0.0625, "")) == ("13", "6.3%", "−6.3")
+    assert str(plain({"value": -1e-9})) == "{'value': 0.0}"
 
 
 def test_no_row_holds_two_numbers_over_seeds_in_one_column():

@@ -7,13 +7,13 @@ import io
 import json
 import re
 import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from msgspec import structs
 from report_page import Page
 from rich.console import Console
-from study_rows import ARMS, append_judged, attack_rows, overrefusal_rows, trained
+from study_rows import ARMS, append_judged, attack_rows, capability_rows, overrefusal_rows, trained
 
 from curricula.eval.analysis.along import Course
 from curricula.eval.analysis.capability import CapabilityEstimate, capability_metrics
@@ -21,12 +21,11 @@ from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.judges.settings import vague
-from curricula.eval.report.capability import draw_capability
 from curricula.eval.report.console import print_metrics
+from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
 from curricula.eval.report.points import Shown
 from curricula.eval.rows import CapabilityRow, append_rows
-from curricula.randomness import keyed_rng
 
 SEEDS = (1, 2)
 SHOWN = [trained(arm, seed) for seed in SEEDS for arm in (ARMS[0], ARMS[1], ARMS[6])]
@@ -41,15 +40,7 @@ def built(tmp_path_factory):
         folder = run / "eval" / arm.key / "base"
         append_judged(folder / "attacks-topk.jsonl", attack_rows(arm, "base", "topk", HARM[arm.name], 1, {"tdc": 20}))
         for name in ("arc_easy", "<b>mine"):
-            draws = [keyed_rng(arm.key, name, n).random() for n in range(30)]
-            rows = [
-                CapabilityRow(
-                    key="k", model=f"{arm.key}/base", model_kind="base", precision="float32", benchmark=name, task=name,
-                    prompt_id=str(n), question=f"{name}{n}", metric="acc", value=float(draw < RIGHT[arm.name]), shots=0,
-                )
-                for n, draw in enumerate(draws)
-            ]  # fmt: skip
-            append_rows(folder / "capability" / f"{name}.jsonl", rows)
+            append_rows(folder / "capability" / f"{name}.jsonl", capability_rows(arm, "base", name, RIGHT[arm.name]))
     losses = [
         {"arm": arm.name, "seed": arm.seed, "source": "web", "loss": 2.0 + arm.seed / 10, "bytes_per_token": 4.0}
         for arm in SHOWN
@@ -63,26 +54,30 @@ def test_the_page_shows_attack_success_against_capability_and_escapes_names(buil
     run, page = built
     read = Page(page)
     assert "What safety costs" in read.text and "<b>mine" in read.text
-    assert "Pareto front" in read.text and "fig-capability" in read.ids
+    assert "Pareto front" in read.text and "capability" in read.ids
     assert (run / "report/figures/capability.svg").stat().st_size > 5_000
     assert "data-0-s1 instruct capability arc_easy" in read.text and "data-0-s1 base capability mmlu" in read.text
     assert "data-0-s1 base capability arc_easy" not in read.text
 
 
-def test_an_incoherent_model_is_hollow_and_not_on_the_pareto_front(monkeypatch):
-    arms, answers, canvases = ARMS[:2], {}, []
+def test_an_incoherent_model_is_hollow_and_not_on_the_pareto_front():
+    arms, answers = ARMS[:2], {}
     for arm, harm, helpful in ((arms[0], 0.0, 0.0), (arms[1], 0.5, 1.0)):
         answers[arm.key, "instruct", "attacks-topk"] = attack_rows(arm, "instruct", "topk", harm, 1, {"tdc": 30})
         shares = (helpful, 1 - helpful, 0.0, 0.0)
         answers[arm.key, "instruct", "overrefusal-topk"] = overrefusal_rows(arm, "topk", shares)
-    shown = Shown(arms, [0], study_metrics(runs_of(StudyRows(tuple(arms), answers, {}))))
+    metrics = study_metrics(runs_of(StudyRows(tuple(arms), answers, {})))
     estimates = [CapabilityEstimate("instruct", "arc", arm.name, OverSeeds(0.6, 0.5, 0.7, None, {0: 0.6})) for arm in arms]
-    monkeypatch.setattr("curricula.eval.report.capability.save_figure", lambda name, draw, folder: canvases.append(draw()))
-    _, caption = draw_capability(shown, estimates, Path())
-    lost, fluent, front = canvases[0].axes[0].get_lines()
+    shown, figure = Shown(arms, [0], metrics, capability=estimates), next(one for one in FIGURES if one.name == "capability")
+    canvas = figure.draw(shown)
+    lost, fluent, front = canvas.axes[0].get_lines()
     assert (lost.get_markerfacecolor() == "white") and (fluent.get_markerfacecolor() != "white")
     assert list(front.get_ydata()) == list(fluent.get_ydata())
-    assert "Hollow: incoherent models" in caption
+    assert "Hollow: incoherent models" in figure.caption(shown)
+    # A set has its colour of the legend, whether or not the arms of others are in the panel.
+    of_legend = {text.get_text(): text.get_color() for text in canvas.legends[0].get_texts()}
+    (alone, _) = figure.draw(replace(shown, capability=estimates[1:])).axes[0].get_lines()
+    assert alone.get_color() == fluent.get_color() == of_legend["data and tags"]
 
 
 def test_the_page_of_a_study_that_measures_capability_alone_has_its_name_and_says_nothing_of_safety(built, tmp_path):
