@@ -344,9 +344,9 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
     probes = runs.study.probes
+    layers = metrics.layers_in(row for rows in probes.values() for row in rows)
     for stage in dict.fromkeys(stage for _, stage in probes):
-        rows = [row for (_, kind), of_run in probes.items() if kind == stage for row in of_run]
-        for layer, _ in metrics.layers_in(rows):
+        for layer, _ in layers:
             for arm in runs.arms:
                 if auc := auc_over_seeds(runs.aucs(arm, stage, layer)):
                     yield ProbeEstimate(stage, layer, arm.name, auc)

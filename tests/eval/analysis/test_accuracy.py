@@ -160,6 +160,8 @@ def test_the_world_judges_accuracy_holds_for_the_decoder_under_which_answers_wer
     assert attack_metrics(rows, "arm", "instruct")[0].corrected is not None
     other = [msgspec.structs.replace(row, decoder="safebeam") for row in rows]
     assert attack_metrics(other, "arm", "instruct")[0].corrected is None
+    of_two_kinds = [*rows[1:], msgspec.structs.replace(rows[0], model_kind="base")]
+    assert attack_metrics(of_two_kinds, "arm", "instruct")[0].corrected is None
 
 
 def test_short_circuits_which_no_judge_sees_are_not_corrected():

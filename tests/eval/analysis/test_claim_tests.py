@@ -186,6 +186,9 @@ def test_a_claim_about_an_arm_that_the_study_lacks_is_not_measured_and_names_it(
     tests = [only(run_claim_tests(runs_of(rows), [claim("base-middle-beats-start")])) for rows in (study, without)]
     assert tests[0].outcome != "not measured" and tests[0].note == ""
     assert (tests[1].outcome, tests[1].note) == ("not measured", "the study lacks data-60, full-60")
+    never = dataclasses.replace(study, arms=tuple(arm for arm in study.arms if arm.start < 1))
+    (test,) = run_claim_tests(runs_of(never), [claim("base-safe-only-worst")])
+    assert (test.outcome, test.note) == ("not measured", "the study lacks safe-100")
 
 
 def test_arms_that_were_judged_by_different_versions_decide_no_claim():

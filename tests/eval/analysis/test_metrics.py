@@ -111,6 +111,12 @@ def test_overrefusal_is_categories_three_to_five():
     assert sum(found.shares.values()) == pytest.approx(1)
 
 
+def test_missing_answers_to_benign_requests_are_those_of_their_set():
+    full = [row for name in ("alpaca", "xstest") for row in verdict_rows({"a": ["4_full_refusal"], "b": ["unparsed"]}, name)]
+    found = overrefusal_metrics(full[:3], "arm", "instruct", "topk", expected={row_id(row) for row in full})
+    assert [(one.benchmark, one.missing, one.unparsed) for one in found] == [("alpaca", 0, 1), ("xstest", 1, 0), (ALL, 1, 1)]
+
+
 def test_a_deterministic_decoder_has_no_spread_over_samples():
     found = metrics_of(verdict_rows({str(i): ["harmful" if i < 3 else "safe"] for i in range(40)}, decoder="safebeam"))
     assert found.method == "agresti-coull" and found.low < 0.03 and 0.19 < found.high < 0.22

@@ -25,7 +25,7 @@ from curricula.eval.analysis.seeds import (
     interval_over_seeds,
     rate_over_seeds,
 )
-from curricula.eval.analysis.statistics import PromptMean, pair, prompt_means, rate_interval
+from curricula.eval.analysis.statistics import PromptMean, StudentMean, pair, prompt_means, rate_interval
 from curricula.eval.probes.auc import placements
 from curricula.randomness import keyed_rng
 
@@ -81,6 +81,19 @@ def test_without_shared_prompt_effects_it_is_students_t_over_seeds():
     assert found.p(0.0) == pytest.approx(expected.pvalue)
     assert found.p(0.05) == pytest.approx(stats.ttest_1samp(gaps, 0.05).pvalue)
     assert found.interval() == pytest.approx((interval.low, interval.high))
+
+
+def test_prompts_have_as_many_degrees_of_freedom_as_make_up_their_variance():
+    values = gaussian("freedom", 3, 10, (0.1, 0.2, 0.1))
+    u = (values - values.mean(axis=1, keepdims=True)).mean(axis=0)
+    assert crossed(values).freedom == pytest.approx((u**2).sum() ** 2 / (u**4).sum()) and crossed(values).freedom < 9
+    assert crossed(np.tile([1.0, 0.0], (3, 5))).freedom == 9  # all alike: one less than the prompts
+
+
+def test_runs_and_their_prompts_that_point_apart_are_no_evidence():
+    values = np.full((3, 20), 0.1)
+    p = [Both(crossed(values), StudentMean(value, 0.01, 50)).p(0.0) for value in (0.1, -0.1)]
+    assert p[0] < 0.001 and p[1] == 1.0
 
 
 def test_the_measured_seeds_of_the_demo_do_not_separate_its_arms_but_one():
