@@ -58,6 +58,8 @@ def test_every_seed_lowers_the_smallest_difference_and_costs_its_hours():
     assert [(row.seeds, row.gpu_hours) for row in rows] == [(3, 30.0), (4, 40.0), (5, 50.0)]
     assert rows[0].unadjusted > rows[1].unadjusted > rows[2].unadjusted
     assert rows[0].holm is None and rows[2].holm > 1.5 * rows[2].unadjusted
+    told = (rows[0].unadjusted, rows[2].unadjusted, rows[2].holm)  # in docs/statistics.md
+    assert told == pytest.approx((0.32, 0.18, 0.37), abs=0.005)
     for row in rows:
         assert power(row.unadjusted, Design(row.seeds, 60, 5)) == pytest.approx(0.8, abs=0.005)
 
