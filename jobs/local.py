@@ -134,8 +134,8 @@ class _LocalRun:
                 self.waiting.remove(key)
                 self.run.element(*key).mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=_element_process, args=(self.run.root, *key), name="/".join(key))
+                process.start()  # waits until the server has imported all; an interrupt may come before there is a process
                 self.running[key] = process
-                process.start()
 
     def _note_end(self, key: Key) -> None:
         exit_code = self.running.pop(key).exitcode or 0

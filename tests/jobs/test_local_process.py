@@ -1,12 +1,15 @@
-"""What a forked element finds in its process."""
+"""What a forked element finds in its process, and an interrupt while there is none yet."""
 
 import multiprocessing
 import os
+from multiprocessing.context import ForkServerProcess
 
 import pytest
 import torch
+from run_folders import new_run
 
 from curricula.jobs import local
+from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 
 
@@ -30,3 +33,14 @@ def test_an_element_uses_the_cards_that_cuda_can_use_not_those_that_nvml_counts(
     element.join(timeout=60)
     assert answers.get() is bool(usable)
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+
+
+def test_an_interrupt_while_the_server_imports_is_no_other_error(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ForkServerProcess, "start", interrupted)
+    monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("forkserver"))
+    run, _ = new_run(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        local.run_plan(run, plan_study(run.study), None, [("prepare", "prepare")], set(), 1)
