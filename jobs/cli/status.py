@@ -41,6 +41,7 @@ WITH_ROWS: tuple[State, ...] = ("running", *TO_REPEAT)
 ROWS_EACH, MANY_ROWS = 8, 200
 """How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
 NOTES_SHOWN = 10
+"""Of each kind: errors, failures that were restarted, and ranks that hold others up."""
 LABEL_WIDTH, STATE_WIDTH = 26, 22
 """Longer states take a second line, and so do longer labels for which there is no room. A name within a label is not broken."""
 GAP = 2
@@ -139,7 +140,7 @@ DROPPED_FIRST = ("tokens", "nodes", "requeued", "tok/s", "MFU", "beat", "loss")
 
 
 def status_view(run: Run, status: RunStatus, console: Console, compact: bool = False) -> RenderableType:
-    """The whole status. `compact` gives finished and waiting jobs one row together."""
+    """The whole status. `compact` gives finished, pending and waiting jobs one row for each state."""
     parts: list[RenderableType] = [_headline(run, status)]
     if status.problem:
         parts.append(Text(one_line(status.problem), "yellow"))
@@ -169,7 +170,7 @@ def _rows(status: RunStatus, compact: bool) -> list[Row]:
     quiet = Counter[str]()
     for name, elements in by_job.items():
         states = Counter(element.state for element in elements)
-        if compact and len(states) == 1 and (states["done"] or states["waiting"]):
+        if compact and len(states) == 1 and elements[0].state not in WITH_ROWS:
             quiet[elements[0].state] += 1
             continue
         seconds = sum(element.seconds or 0.0 for element in elements)
@@ -244,25 +245,23 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
     waits = Counter(element.reason for element in status.elements if element.state == "pending" and element.reason)
     notes = [Text(f"{times} pending: {explained(one_line(reason))}") for reason, times in waits.most_common()]
     wrong: dict[tuple[str, str], list[ElementStatus]] = defaultdict(list)
+    restarted, held_up = [], []
     for element in status.elements:
         if text := element.reason if element.state == "stale" else element.error:
             wrong[element.job, text].append(element)
-    said: list[tuple[ElementStatus, str, str]] = []
-    """Elements, what follows their names, and what is to be told of them."""
-    for (_, error), elements in wrong.items():
-        said.append((elements[0], f" and {len(elements) - 1} more" if len(elements) > 1 else "", error))
-    for element in status.elements:
         if element.last_failure:
-            said.append((element, "", f"restarted {element.restarts}x, last failure: {element.last_failure}"))
+            restarted.append((element, "", f"restarted {element.restarts}x, last failure: {element.last_failure}"))
         slow = element.progress.figures.get("straggler") if element.progress and element.state == "running" else None
         if isinstance(slow, str):
-            said.append((element, "", f"held up: {slow}"))
-    for element, more, text in said[:NOTES_SHOWN]:
-        name = one_line(f"{element.job}/{element.label}{more}")
-        style = STYLES[element.state] if element.state in TO_REPEAT else "yellow"
-        notes.append(Text.assemble((f"{name}: ", style), one_line(text)))
-    if len(said) > NOTES_SHOWN:
-        notes.append(Text(f"and {len(said) - NOTES_SHOWN} more; --json shows all", "dim"))
+            held_up.append((element, "", f"held up: {slow}"))
+    errors = [(one, f" and {len(alike)} more" if alike else "", text) for (_, text), (one, *alike) in wrong.items()]
+    for said in (errors, restarted, held_up):
+        for element, more, text in said[:NOTES_SHOWN]:
+            name = one_line(f"{element.job}/{element.label}{more}")
+            style = STYLES[element.state] if element.state in TO_REPEAT else "yellow"
+            notes.append(Text.assemble((f"{name}: ", style), one_line(text)))
+        if len(said) > NOTES_SHOWN:
+            notes.append(Text(f"and {len(said) - NOTES_SHOWN} more; --json shows all", "dim"))
     if first := next((element for element in status.elements if element.state in ENDED_BADLY), None):
         again = "" if status.problem else f"; `curricula retry {run.root}` runs it again"  # it would refuse
         notes.append(Text(f"see `curricula logs {run.root} {first.job}`{again}", "dim"))

@@ -265,13 +265,16 @@ def test_the_figures_that_an_earlier_version_wrote_are_shown(demo, capsys):
         assert "2.345" in table(run, capsys)
 
 
-def test_a_straggler_of_a_running_element_is_named_below_the_table(demo, capsys):
-    run, _ = demo
+def test_a_straggler_of_a_running_element_is_named_below_the_table_also_after_ten_errors(demo, capsys):
+    run, jobs = demo
+    for number, label in enumerate(jobs["evaluate-instruct-0"].labels[:11]):
+        fail(run, "evaluate-instruct-0", label, f"error {number}.")
     text = "rank 13 (gpu07, GPU 5) takes 1.41 times as long as the median rank"
     report_progress(run, "pretrain-0", "full-0", straggler=text)
     report_progress(run, "pretrain-0", "data-0", straggler=13)
     shown = " ".join(table(run, capsys).split())
     assert f"pretrain-0/full-0: held up: {text}" in shown and "data-0: held up" not in shown
+    assert "error 9." in shown and "error 10." not in shown and "and 1 more; --json shows all" in shown
 
 
 def test_only_the_selected_elements_are_shown(demo, capsys):
@@ -398,8 +401,10 @@ def test_watch_needs_a_terminal(demo, capsys):
     assert "--watch: standard output is not a terminal" in capsys.readouterr().err
 
 
-def test_watch_looks_as_often_as_asked_and_ends_when_all_is_done(demo, monkeypatch, capsys):
+def test_watch_looks_as_often_as_asked_and_ends_when_all_is_done(demo, slurm, monkeypatch, capsys):
     run, waited = demo[0], []
+    submitted(run, "pretrain-0", "7", ["data-0", "full-0"])
+    slurm.queue(("7", "0", "PENDING", "Dependency", "", 0), ("7", "1", "PENDING", "Dependency", "", 0))
 
     def sleep(seconds):
         waited.append(seconds)
@@ -411,7 +416,7 @@ def test_watch_looks_as_often_as_asked_and_ends_when_all_is_done(demo, monkeypat
     monkeypatch.setattr("curricula.jobs.cli.status.time.sleep", sleep)
     assert main(["status", str(run.root), "--watch", "--interval", "7", "--job", "pretrain-0"]) == 0
     shown = capsys.readouterr().out
-    assert waited == [7.0] and shown.index("waiting") < shown.rindex("done")
+    assert waited == [7.0] and shown.index("all pending") < shown.rindex("all done")
 
 
 def test_times_and_counts_are_short():
