@@ -45,7 +45,8 @@ def retry(args: argparse.Namespace) -> int:
             done = done_elements(run, plan)
             again = [key for key in plan.needs if key not in done]
     if not again:
-        console.print(f"{run.root}: nothing has failed, been cancelled or gone stale")
+        what = "nothing selected" if selection else "nothing"
+        console.print(f"{run.root}: {what} has failed, been cancelled or interrupted, or gone stale")
     elif args.dry_run:
         for job, label in again:
             console.print(f"{job}/{label}")
@@ -134,17 +135,17 @@ def cancel(args: argparse.Namespace) -> int:
     on_cluster(kept_cluster(run.profile))
     with Run.locked(run.root):  # else a `submit` that is at work would go on with what needs the cancelled
         live = _live(run, chosen)
-    if not live:
-        print(f"{run.root}: none of this is in Slurm's queue")
-        return 0
-    if not args.yes:
+    if live and not args.yes:
         question = f"Cancel {_told(live)} of {run.root}?"
         unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
         confirm(question, unattended, UserError("nothing was cancelled"))
     with Run.locked(run.root):  # which nobody holds while the user thinks
         still = {task: state for task, state in _live(run, chosen).items() if task in live}
         scancel(still)
-    print(f"cancelled {_told(still) or 'nothing'}; `curricula retry {run.root}` submits them again, with what needs them")
+    if still:
+        print(f"cancelled {_told(still)}; `curricula retry {run.root}` submits them again, with what needs them")
+    else:
+        print(f"{run.root}: none of this is in Slurm's queue")
     return 0
 
 

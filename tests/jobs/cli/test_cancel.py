@@ -92,7 +92,7 @@ def test_nothing_is_cancelled_while_another_command_submits(demo, slurm, capsys)
     assert "in use by a live run" in capsys.readouterr().err and slurm.calls("scancel") == []
 
 
-def test_other_commands_may_change_the_run_while_the_user_thinks(demo, slurm, monkeypatch):
+def test_other_commands_may_change_the_run_while_the_user_thinks(demo, slurm, monkeypatch, capsys):
     """And what has ended when the answer comes is not cancelled."""
     run, _ = demo
 
@@ -104,7 +104,11 @@ def test_other_commands_may_change_the_run_while_the_user_thinks(demo, slurm, mo
     monkeypatch.setattr("sys.stdin", Typed())
     monkeypatch.setattr("builtins.input", think)
     assert main(["cancel", str(run.root)]) == 0
+    monkeypatch.setattr("builtins.input", lambda question: slurm.queue() or "y")
+    assert main(["cancel", str(run.root)]) == 0
     assert slurm.calls("scancel") == [["9_[0]"]]
+    cancelled, nothing = capsys.readouterr().out.splitlines()
+    assert cancelled.startswith("cancelled 1 running; ") and nothing.endswith("none of this is in Slurm's queue")
 
 
 def test_an_error_of_scancel_is_passed_on(demo, slurm, capsys):

@@ -299,6 +299,9 @@ def test_nothing_to_retry_is_reported(tmp_path, capsys):
     run, _ = new_run(tmp_path / "run")
     assert main(["retry", str(run.root)]) == 0
     assert "nothing has failed" in capsys.readouterr().out
+    fail(run, "prepare", "prepare")
+    assert main(["retry", str(run.root), "--stage", "tokenize"]) == 0
+    assert "nothing selected has failed" in capsys.readouterr().out
 
 
 def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch):
