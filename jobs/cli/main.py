@@ -255,9 +255,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     report.add_argument("run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing")
     report.add_argument("--serve", action="store_true", help="show the page here and keep it up to date, until Ctrl-C")
-    report.add_argument(
-        "--port", type=int, default=8642, metavar="N", help="the port of --serve (default: %(default)s; 0: any free one)"
-    )
+    report.add_argument("--port", type=int, metavar="N", help="the port of --serve (default: 8642; 0: any free one)")
 
 
 def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:

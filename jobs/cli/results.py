@@ -16,13 +16,17 @@ from curricula.jobs.stages.data import model_source
 from curricula.jobs.stages.report import report as write_report
 from curricula.model.checkpoints.folder import INFO_FILE, require_checkpoint
 
+PORT = 8642
+
 
 def report(args: argparse.Namespace) -> int:
     runs = [Run.open(folder) for folder in args.run]
     if args.serve:
         if len(runs) > 1:
             raise UsageError(f"--serve shows one run, and {len(runs)} were given; leave the others out")
-        return _serve(runs[0], args.port)
+        return _serve(runs[0], PORT if args.port is None else args.port)
+    if args.port is not None:
+        raise UsageError(f"--port {args.port}: only --serve has a port; give both, or leave it out")
     for run in runs if len(runs) > 1 else ():
         if run.study.sweep is not None:
             raise UsageError(f"{run.root}: a sweep has a report for each point and cannot be compared; leave it out")
