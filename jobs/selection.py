@@ -86,7 +86,7 @@ def check_needs(plan: Plan, chosen: Collection[Key], done: Collection[Key], live
             if must_be_ok and need not in available:
                 raise UsageError(
                     f"{job} needs {need[0]}/{need[1]}, which is not done, queued or selected; "
-                    f"start earlier, with --from {need[0]}"
+                    f"select {need[0]} too, or give --from {need[0]} alone"
                 )
 
 

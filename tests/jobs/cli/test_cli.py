@@ -117,7 +117,8 @@ def test_what_cannot_be_submitted_or_rendered_leaves_no_run_folder(tmp_path, mon
 def test_a_selection_whose_needs_are_not_done_is_refused(tmp_path, capsys):
     study, run = "jobs/studies/demo.yaml", tmp_path / "run"
     assert main(["submit", study, "--run", str(run), "--stage", "tokenize"]) == 2
-    assert "tokenize needs prepare/prepare, which is not done, queued or selected" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tokenize needs prepare/prepare, which is not done, queued or selected; select prepare too, or give --from" in said
     assert not run.exists()
 
 
