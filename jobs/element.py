@@ -139,7 +139,8 @@ def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: 
 
     A final error of another process stays: that this one lost it is no more than the consequence."""
     code = error.exit_code if isinstance(error, UserError) else 1
-    task, sentence, is_final = own_task(os.environ), _sentence(error), _is_final(error)
+    sentence = without_userinfo(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    task, is_final = own_task(os.environ), _is_final(error)
     with contextlib.suppress(UserError):
         if not is_final and (noted := read_failure(folder)) and noted.final:
             return
@@ -153,10 +154,6 @@ def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: 
         note(f"the failure is not noted: {problem}")
     if is_final or task is None:
         notify(profile.notify, "failed", run.root, name, sentence)
-
-
-def _sentence(error: Exception) -> str:
-    return without_userinfo(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def _is_final(error: Exception) -> bool:

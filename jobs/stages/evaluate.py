@@ -42,7 +42,7 @@ class Evaluate(Stage):
 
     def run(self, work: Work, progress: Progress) -> None:
         from curricula.eval.models import load_model
-        from curricula.eval.runner import run_element
+        from curricula.eval.runner import run_element, task_prompts
 
         run, study, seed, kind = work.run, work.study, work.element.seed, work.element.kind
 
@@ -50,10 +50,12 @@ class Evaluate(Stage):
             key = study.training(arm, seed).key
             return run.evaluation(study.whole.owners.get((key, kind), key), kind)
 
-        config, step = study.evaluation, self.make_model(work, progress)
-        raw = study.tree.is_raw(kind)
+        config, raw, tasks = study.evaluation, study.tree.is_raw(kind), self.tasks(study, work.element)
+        for task in tasks:  # a file that is missing is told of before a large model is loaded
+            task_prompts(task, config, run.data_root, rows_of)
+        step = self.make_model(work, progress)
         loaded = load_model(work.model_folder, kind, None, config.precision, raw, step, deterministic=config.deterministic)
-        for task in self.tasks(study, work.element):
+        for task in tasks:
             run_element(
                 task,
                 loaded,

@@ -1,10 +1,13 @@
-"""The stage `evaluate`: suffixes of an arm are tried on another arm of the same training seed."""
+"""The stage `evaluate`: suffixes of an arm are tried on another arm of the same training seed; a missing file is told of."""
 
 from __future__ import annotations
 
+import pytest
+from run_folders import new_run
 from small_studies import demo
 from tiny_llama import save_tiny_llama
 
+from curricula.errors import UserError
 from curricula.eval.rows import GenerationRow, SuffixRow, read_rows
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
@@ -51,3 +54,11 @@ def test_a_suffix_comes_from_the_named_arm_of_the_same_training_seed(tmp_path):
         rows = read_rows(run.evaluation(key, "instruct") / "transfer-topk/data-0.jsonl", GenerationRow)
         assert [row.prompt for row in rows] == [row.behavior + row.suffix for row in found] and len(rows) == 2
         assert {row.benchmark for row in rows} == {"data-0"}
+
+
+def test_a_missing_benchmark_is_told_of_before_a_model_is_made_or_loaded(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find("evaluate-instruct-0", "full-0/attacks-topk/harmbench"))
+    with pytest.raises(UserError, match="harmbench.*: no such table"):
+        STAGES["evaluate"].run(work, silent)
