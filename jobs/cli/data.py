@@ -292,10 +292,8 @@ def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Shard) -> np.n
     number = args.document or 0
     if not 0 <= number < max(1, len(shard.lengths)):
         raise UsageError(f"--document {number}: {prefix} has documents 0 to {len(shard.lengths) - 1}")
-    if not len(shard.lengths):
-        return shard.tokens
-    first = int(shard.lengths[:number].sum())
-    return shard.tokens[first : first + int(shard.lengths[number])]
+    first, end = (int(shard.lengths[:documents].sum()) for documents in (number, number + 1))
+    return shard.tokens[first:end]
 
 
 def _verified(shard: Shard, manifest: dict[str, Any]) -> bool:
