@@ -378,7 +378,9 @@ def test_a_plan_speaks_of_minutes_here_or_of_days_on_the_nodes(capsys):
     assert "up to 1.7 days an arm" in ladder and "weights 3.2" in ladder  # of its largest model
 
 
-def test_the_demo_is_run_by_its_own_verb(monkeypatch):
+def test_the_demo_is_run_by_its_own_verb_and_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
     started = []
 
     def run_here(root, plan, chosen):
