@@ -34,7 +34,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
-from curricula.terminal import clock, one_line, plural
+from curricula.terminal import clock, one_line, plural, say
 
 FULL_BYTES = 1 << 16
 """With less free space than this an element cannot write why it failed."""
@@ -74,7 +74,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
                 ),
                 UserError("nothing was started"),
             )
-        console.print(f"{what}. Ctrl-C stops it; the same command continues.")
+        say(console, f"{what}. Ctrl-C stops it; the same command continues.")
     run = run_elements(root, plan, console, chosen)
     is_all = len(chosen) == len(plan.needs)
     count_done = f"all {plural(len(chosen), 'element')}" if is_all else plural(len(chosen), "chosen element")

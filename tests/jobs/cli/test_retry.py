@@ -304,7 +304,7 @@ def test_nothing_to_retry_is_reported(tmp_path, capsys):
     assert "nothing selected has failed" in capsys.readouterr().out
 
 
-def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch):
+def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch, capsys):
     run, jobs = new_run(tmp_path / "run")
     for name, job in jobs.items():
         for element in job.elements:
@@ -324,6 +324,7 @@ def test_on_this_machine_only_what_is_selected_runs_again(tmp_path, monkeypatch)
     assert main(["retry", str(run.root), "--arm", "data-20", "--profile", "h100-4x8"]) == 2 and not started
     assert main(["retry", str(run.root), "--arm", "data-20"]) == 0
     assert started == [("pretrain-20", "data-20")]
+    assert "on this machine. Ctrl-C stops it; the same command continues.\n" in capsys.readouterr().out  # not broken in a file
 
 
 def test_on_this_machine_a_run_goes_on_as_a_whole_and_not_for_days_unasked(tmp_path, monkeypatch, capsys):
