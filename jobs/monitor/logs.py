@@ -85,7 +85,7 @@ def note(text: str) -> None:
 def find_logs(run: Run, tasks: Mapping[Key, Sequence[Task]]) -> dict[Key, list[LogFile]]:
     """The log files of elements, by rank. `tasks`: the array tasks that ran each of them, oldest first."""
     of_task: dict[str, list[LogFile]] = defaultdict(list)
-    for path in sorted(_files(run.slurm), key=lambda path: path.name) if any(tasks.values()) else ():
+    for path in sorted(_files(run.slurm), key=lambda path: path.name):
         for task, rank in _TASK.findall(path.name):
             of_task[task].append(LogFile(path, int(rank or 0)))
     found = {}

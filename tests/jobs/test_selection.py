@@ -38,6 +38,13 @@ def test_an_arm_that_the_trunk_itself_trains_takes_all_of_the_trunk():
     assert chosen == [(job.name, "trunk") for job in PLAN.jobs if job.name.startswith("pretrain-trunk-")]
 
 
+def test_an_arm_takes_no_other_arm_along_whose_suffixes_it_tries():
+    raw = demo()
+    raw["evaluation"] |= {"attacks": {"suffixes_of": ["data-0"]}, "tasks": {"instruct": ["gcg", "transfer-topk"]}}
+    chosen = select(plan_study(parse_study(raw, "demo")), given("--arm", "full-20"), with_needs=True)
+    assert not [label for _, label in chosen if label.startswith("data-0")]
+
+
 def test_an_arm_alone_is_what_bears_its_name():
     for arm in ("full-60", "trunk"):
         of_arm = [(job.name, element.label) for job, element in PLAN.elements() if element.arm == arm]
