@@ -37,6 +37,12 @@ log = logging.getLogger(__name__)
 
 MARK = "\u2063TEXT\u2063"
 """Stands for a text where a chat template is cut around it."""
+DATED = (
+    "{% macro strftime_now(format) %}{{ format.replace('%d', '26').replace('%B', 'July').replace('%b', 'Jul')"
+    ".replace('%m', '07').replace('%Y', '2024') }}{% endmacro +%}"
+)
+"""Stands before a chat template that writes today's date, so that no answer depends on the day. Llama 3's take this date, too,
+where they are given none."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 LONGEST_TEMPLATE = 1_000_000
 """Characters; published templates have up to 20,000."""
@@ -162,9 +168,9 @@ class LoadedModel:
             raise UserError(f"{self.name}: its chat template does more than put marks around a text; evaluate it as 'base'")
         return self.encode_turn(opening, rendered[len(opening) : len(rendered) - len(closing)], closing)
 
-    def around_turn(self, before: str = "", mark: str = MARK) -> tuple[str, str]:
-        """What the chat template puts around a user's turn: up to `mark`, before which stands `before`, and after it."""
-        parts = self.chat(f"{before}{mark}").split(mark)
+    def around_turn(self, before: str = "") -> tuple[str, str]:
+        """What the chat template puts around a user's turn, with `before` at the turn's beginning."""
+        parts = self.chat(f"{before}{MARK}").split(MARK)
         if len(parts) != 2:
             raise UserError(f"{self.name}: its chat template does not show the user's turn once; evaluate it as 'base'")
         return parts[0], parts[1]
@@ -224,8 +230,9 @@ def load_model(
     path = locate(source)
     model, tokenizer = read_checkpoint(path, dtype)
     check_fit(source, model, tokenizer)
-    if not raw and getattr(tokenizer, "chat_template", None):
-        check_template(tokenizer, tokenizer.chat_template, str(source))
+    if not raw and (template := getattr(tokenizer, "chat_template", None)):
+        check_template(tokenizer, template, str(source))
+        tokenizer.chat_template = (DATED if "strftime_now" in template else "") + template
     model = model.to(where).eval().requires_grad_(False)
     if where.type == "cpu":
         pack_linears(model)

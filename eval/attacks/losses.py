@@ -15,10 +15,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from curricula.errors import UserError
 from curricula.eval.config import Gcg
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.models import LoadedModel
+from curricula.eval.models import MARK, LoadedModel
 
-MARK = "\u2063SUFFIX\u2063"
-"""Stands for the suffix while the chat template is rendered."""
 CPU_CANDIDATES = 16
 """Candidates in one pass on a CPU: more make its products no quicker, and have less in common."""
 
@@ -30,7 +28,7 @@ class Attack:
         self.loaded, self.config = loaded, config
         raw = loaded.raw
         self.request = request.strip()
-        self.opening, self.closing = (self.request, "") if raw else loaded.around_turn(self.request, MARK)
+        self.opening, self.closing = (self.request, "") if raw else loaded.around_turn(self.request)
         self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
         """Whether the request quotes special entries, which are read as text."""
         self.trims = not raw and loaded.chat(f"{self.request}{MARK} ") == loaded.chat(f"{self.request}{MARK}")

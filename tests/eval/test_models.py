@@ -174,6 +174,16 @@ def test_a_template_that_changes_a_text_gets_the_text_that_it_shows(folder, copi
     ).prompt_ids(QUOTING)
 
 
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(copied):
+    llama = "{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}{{ today }}"
+    others = "\n{% macro of(format) %}{{ strftime_now(format) }}{% endmacro %}{{ of('%Y-%m-%d') }}, {{ of('%d %B %Y') }}"
+    (copied / "chat_template.jinja").write_text(f"{llama}{others}: {{{{ messages[0].content }}}}")
+    loaded = load_model(copied, "instruct", "cpu")
+    said = "26 Jul 2024\n2024-07-26, 26 July 2024: Explain"
+    asked_by_lm_eval = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "Explain"}], tokenize=False)
+    assert loaded.chat("Explain") == asked_by_lm_eval == said
+
+
 @pytest.mark.parametrize(
     ("single", "bos"), [("<|im_start|> $A", "<|im_start|>"), ("<|im_start|> <|im_end|> $A <|endoftext|>", None)]
 )
