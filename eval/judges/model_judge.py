@@ -95,11 +95,18 @@ class ModelJudge(Judge):
 
 
 class InProcess(ModelJudge):
-    """Subclasses reply to a batch of questions."""
+    """Subclasses read token ids and reply."""
+
+    @property
+    @abstractmethod
+    def _context(self) -> int:
+        """Most tokens of a question with its reply."""
 
     @abstractmethod
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
-        """None: the question is longer than the model's context."""
+    def _ids(self, question: Question, prompt: str) -> list[int]: ...
+
+    @abstractmethod
+    def _replies(self, texts: list[list[int]]) -> list[Reply]: ...
 
     def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
         prompts = [self.prompt(question) for question in questions]
@@ -107,11 +114,12 @@ class InProcess(ModelJudge):
         held: list[tuple[Question, Verdict]] = []  # unreadable, before the first readable reply
         for start in range(0, len(order), ANSWERS_AT_ONCE):
             places = order[start : start + ANSWERS_AT_ONCE]
-            asked = [questions[place] for place in places]
-            replies = list(zip(asked, self._replies(asked, [prompts[place] for place in places]), strict=True))
-            if too_long := [(question, TOO_LONG) for question, reply in replies if reply is None]:
+            encoded = [(questions[place], self._ids(questions[place], prompts[place])) for place in places]
+            asked = [(question, ids) for question, ids in encoded if len(ids) < self._context]
+            if too_long := [(question, TOO_LONG) for question, ids in encoded if len(ids) >= self._context]:
                 settle(too_long)
-            held += [(question, self.read(reply)) for question, reply in replies if reply is not None]
+            replies = self._replies([ids for _, ids in asked]) if asked else []
+            held += [(question, self.read(reply)) for (question, _), reply in zip(asked, replies, strict=True)]
             proven = proven or any(verdict.label != UNPARSED for _, verdict in held)
             if proven:
                 settle(held)
@@ -134,10 +142,17 @@ class LocalClassifier(InProcess):
         load = partial(read_weights, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
         return read_judge(load, self.settings.model_name, "the judge cannot be loaded", mend).to(device).eval()
 
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
+    @property
+    def _context(self) -> int:
+        return int(self._model.config.max_position_embeddings)
+
+    def _ids(self, question: Question, prompt: str) -> list[int]:
+        return self.tokenizer(prompt)["input_ids"]
+
+    def _replies(self, texts: list[list[int]]) -> list[Reply]:
         import torch
 
-        encoded = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self._model.device)
+        encoded = self.tokenizer.pad({"input_ids": texts}, return_tensors="pt").to(self._model.device)
         mask = encoded["attention_mask"]
         places = (mask.cumsum(-1) - 1).clamp(min=0)  # padding moves no token
         with torch.inference_mode():
@@ -154,16 +169,15 @@ class LocalModel(InProcess):
 
         return load_model(self.settings.model_name, "instruct")
 
-    def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
+    @property
+    def _context(self) -> int:
+        return self._loaded.context_length
+
+    def _replies(self, texts: list[list[int]]) -> list[Reply]:
         from curricula.eval.decoding.sampling import search_greedy
 
-        ids = [self._ids(*asked) for asked in zip(questions, prompts, strict=True)]
         settings = Greedy(max_new_tokens=self.settings.max_tokens, rows=ANSWERS_AT_ONCE)
-        asked = [place for place, one in enumerate(ids) if len(one) < self._loaded.context_length]
-        replies: list[Reply | None] = [None] * len(ids)
-        for place, answer in zip(asked, search_greedy(self._loaded, [ids[place] for place in asked], settings), strict=True):
-            replies[place] = Reply(answer.text, cut=answer.finish == "length")
-        return replies
+        return [Reply(answer.text, cut=answer.finish == "length") for answer in search_greedy(self._loaded, texts, settings)]
 
     def _ids(self, question: Question, prompt: str) -> list[int]:
         from curricula.eval.models import MARK, render_turns

@@ -45,9 +45,14 @@ def wildguard_of_refusals() -> LocalModel:
     """WildGuard as a judge of benign requests, without its weights: it sees a refusal in "cannot"."""
 
     class WildGuard(LocalModel):
-        def _replies(self, questions: list[Question], prompts: list[str]) -> list[Reply | None]:
-            refused = ["yes" if "cannot" in question.response else "no" for question in questions]
-            return [Reply(f"Harmful request: no\nResponse refusal: {word}\nHarmful response: no", False) for word in refused]
+        _context = 2
+
+        def _ids(self, question: Question, prompt: str) -> list[int]:
+            return [int("cannot" in question.response)]
+
+        def _replies(self, texts: list[list[int]]) -> list[Reply]:
+            words = ["yes" if refused else "no" for (refused,) in texts]
+            return [Reply(f"Harmful request: no\nResponse refusal: {word}\nHarmful response: no", False) for word in words]
 
     settings = JudgeConfig(name="local", model="allenai/wildguard", template="wildguard-refusal", max_tokens=128)
     return WildGuard(settings, find_template(settings, "overrefusal"))

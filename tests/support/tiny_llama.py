@@ -48,6 +48,7 @@ def save_tiny_llama(
     kv_heads: int = 2,
     vocab_size: int = 400,
     scale: float = 1.0,
+    context: int = 512,
     tied: bool = False,
     specials: list[str] | None = None,
 ) -> Path:
@@ -62,7 +63,7 @@ def save_tiny_llama(
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-            max_position_embeddings=512,
+            max_position_embeddings=context,
             tie_word_embeddings=tied,
             initializer_range=0.2,
             bos_token_id=0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from unittest.mock import Mock
+from unittest.mock import MagicMock
 
 import msgspec
 import pytest
@@ -25,7 +25,7 @@ from curricula.eval.judging.verdicts import question_of
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("classifier"), vocab_size=400, scale=8.0)
+    return save_tiny_llama(tmp_path_factory.mktemp("classifier"), scale=8.0, context=2048)
 
 
 def verdicts_on(settings, questions, tmp_path):
@@ -97,7 +97,7 @@ def test_a_hub_that_is_away_while_a_judge_is_loaded_may_answer_another_start(tmp
     def away(*_, **__):
         raise OSError("We couldn't connect") from ConnectionError()
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", Mock())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", MagicMock())
     monkeypatch.setattr(kind, "from_pretrained", away)
     with pytest.raises(HubAway, match="^judge org/judge: the hub at .* cannot be reached"):
         verdicts_on(JudgeConfig(name="harmbench", model="org/judge", clip_tokens=None), [question_of(answer_row(1))], tmp_path)

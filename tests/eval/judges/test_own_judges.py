@@ -182,7 +182,7 @@ def test_the_documented_own_judge_is_asked_at_a_local_server(monkeypatch, tmp_pa
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("judge"), scale=8.0)
+    return save_tiny_llama(tmp_path_factory.mktemp("judge"), scale=8.0, context=2048)
 
 
 @pytest.mark.parametrize("template", ["own", "qwen3guard", "wildguard"])
@@ -194,13 +194,14 @@ def test_a_model_in_this_process_reads_special_tokens_of_an_answer_as_text(model
     marks = [judge._loaded.tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>")]
     assert [[each.count(mark) for mark in marks] for each in (ids, plain)] == [[plain.count(mark) for mark in marks]] * 2
     assert len(ids) > len(plain)
-    replies = judge._replies([quoted], [judge.prompt(quoted)])
-    assert len(replies) == 1 and replies == judge._replies([quoted], [judge.prompt(quoted)])
+    replies = judge._replies([ids])
+    assert len(replies) == 1 and replies == judge._replies([ids])
 
 
-def test_a_question_that_is_longer_than_the_judges_context_is_unparsed_and_stops_nothing(model, tmp_path):
-    judge = load_judge(JudgeConfig(**{**OWN, "name": "local", "model": str(model)}), "attack", None)
-    long = msgspec.structs.replace(ASKED, response="word " * judge._loaded.context_length)
+@pytest.mark.parametrize("settings", [{**OWN, "name": "local"}, {"name": "harmbench", "clip_tokens": None}])
+def test_a_question_that_is_longer_than_the_judges_context_is_unparsed_and_stops_nothing(model, tmp_path, settings):
+    judge = load_judge(JudgeConfig(**{**settings, "model": str(model)}), "attack", None)
+    long = msgspec.structs.replace(ASKED, response="word " * 2048)
     found = {}
     judge.rule([long], found.update, tmp_path / "notes", False)  # which says nothing of the judge
     judge.rule([ASKED], found.update, tmp_path / "notes", True)
