@@ -189,7 +189,8 @@ class PromptSet(DeclaredTable, frozen=True):
     behavior: str | None = None
     """The column of what the judge is asked about; by default the prompt itself."""
     context: str | None = None
-    """The column of a text that the prompt refers to: the model reads it before the prompt, and the judge is shown it."""
+    """The column of a text that the prompt refers to: the model reads it before the prompt, and the judge is shown it where its
+    template has a place for it."""
     target: str | None = None
     """The column of right answers, which sets of kind capability need."""
     category: str | None = None

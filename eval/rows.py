@@ -69,7 +69,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     step: Count | None = None
     """The step of the stage at which the model was taken, if that was before its end."""
     raw: bool
-    """Whether the model got the prompt as it is, without a chat template."""
+    """Whether the model gets prompts as they are, without a chat template. In the task template-removal every model does."""
     precision: str
     """Precision of the weights."""
     benchmark: str

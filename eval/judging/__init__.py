@@ -1,1 +1,1 @@
-"""From answers to verdicts: `merge` judges a model's answers, `rejudge` judges stored ones with another judge."""
+"""From answers to verdicts: `verdicts.py` joins and judges a model's answers, `rejudge.py` judges stored ones again."""

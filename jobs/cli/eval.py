@@ -97,8 +97,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Check the arguments, generate, judge, print. Rows are in OUT, as `eval/rows.py` describes."""
-    from curricula.eval.judging.merge import MergeAndJudge
-    from curricula.eval.judging.verdicts import stamp_path
+    from curricula.eval.judging.verdicts import MergeAndJudge, stamp_path
 
     no_other_bars()
     config = _config(args)
@@ -318,8 +317,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics, row_id
     from curricula.eval.analysis.runs import Runs
     from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
-    from curricula.eval.judging.merge import merged_path
-    from curricula.eval.judging.verdicts import kind_of, read_judged
+    from curricula.eval.judging.verdicts import kind_of, merged_path, read_judged
 
     judged = [task for task in tasks if task.task.judged]
     generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]

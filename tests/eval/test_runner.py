@@ -21,8 +21,7 @@ from curricula.eval.benchmarks import Prompt, PromptSet
 from curricula.eval.config import EvalConfig, Gcg, Probes
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
-from curricula.eval.judging.merge import MergeAndJudge, is_merged
-from curricula.eval.judging.verdicts import read_judged, stamp_path
+from curricula.eval.judging.verdicts import MergeAndJudge, is_merged, read_judged, stamp_path
 from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
 from curricula.eval.runner import Batch, run_element

@@ -10,8 +10,7 @@ from tiny_llama import save_tiny_llama
 
 from curricula.eval.config import Ablation, Attacks, BestOfN, EvalConfig, Gcg, Prefill, Tasks
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
-from curricula.eval.judging.merge import MergeAndJudge
-from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.judging.verdicts import MergeAndJudge, read_judged
 from curricula.eval.models import load_model
 from curricula.eval.runner import run_element
 from curricula.eval.tasks import TASKS, EvalTask

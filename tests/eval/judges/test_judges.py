@@ -23,10 +23,12 @@ from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import check_judge, load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig, caveats
-from curricula.eval.judging.merge import MergeAndJudge, is_judged_as_now, is_merged
 from curricula.eval.judging.rejudge import Rejudging, read_labels
 from curricula.eval.judging.verdicts import (
     JudgeRun,
+    MergeAndJudge,
+    is_judged_as_now,
+    is_merged,
     judged_now,
     key_of_question,
     question_of,
