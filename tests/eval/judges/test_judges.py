@@ -277,12 +277,12 @@ def test_a_study_may_change_its_judge(tmp_path):
     path = tmp_path / "attacks-topk.jsonl"
     rows = [answer_row(number) for number in range(4)]
     append_rows(path, rows)
-    append_rows(verdicts_path(path), [verdict_of(row, "old") for row in rows])
+    append_rows(verdicts_path(path), [verdict_of(row, "world") for row in rows])
     JudgeRun(rows, verdicts_path(path), JUDGE).complete()
-    assert {row.judge for row in read_judges(path)[0]} == {"old"}  # until the merge is complete
+    assert {row.judge for row in read_judges(path)[0]} == {"world"}  # until the merge is complete
     JudgeRun(rows, verdicts_path(path), JUDGE).complete(as_first=True)
     first, others = read_judges(path)
-    assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["old 1"]
+    assert {row.judge for row in first} == {JUDGE.name} and list(others) == ["world 1"]
 
 
 def test_a_merge_that_died_before_its_first_verdict_leaves_its_place_to_no_other_judge(tmp_path, monkeypatch):
