@@ -450,7 +450,8 @@ def test_the_estimate_counts_what_is_left_and_its_price(server, tmp_path):
     half = load_judge(msgspec.structs.replace(settings, batch_api=True), "attack", None)
     assert half.estimate(JudgeRun(rows, verdicts_path(path), half).left).dollars == pytest.approx(found.dollars / 2)
     reasoning = server.settings(request={"max_tokens": None, "max_completion_tokens": 2000})
-    assert load_judge(reasoning, "attack", None).estimate([question_of(row) for row in rows]).tokens_out == 20_000
+    thinking, questions = load_judge(reasoning, "attack", None), [question_of(row) for row in rows]
+    assert thinking.estimate(questions).tokens_out == 20_000 and "max_tokens" not in thinking.request(questions[0])
     complete(path, settings)
     assert judge.estimate(JudgeRun(rows, verdicts_path(path), judge).left).questions == 0
 

@@ -45,7 +45,9 @@ def test_its_replies_equal_those_of_generate_for_one_prompt_at_a_time(folder, tm
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     for question, verdict in zip(questions, found, strict=True):
         clipped = tokenizer.decode(tokenizer(question.response)["input_ids"][:12])
-        prompt = tokenizer(TEMPLATES["harmbench-llama2"].fill(question, clipped), return_tensors="pt")
+        filled = TEMPLATES["harmbench-llama2"].fill(question, clipped)
+        assert load_judge(settings, "attack", None).prompt(question) == filled  # the replies are too alike to show a clip
+        prompt = tokenizer(filled, return_tensors="pt")
         with torch.no_grad():
             out = model.generate(
                 input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=1, do_sample=False
