@@ -235,12 +235,12 @@ def names_in(folder: Path) -> list[str]:
         raise StorageError(f"{folder}: cannot be read ({error.strerror}); correct its permissions, or try again") from None
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises UserError when it is missing or damaged."""
+def read_json(path: Path, missing: str = "has the job that writes it finished?") -> Any:
+    """The JSON value in `path`. Raises UserError when it is damaged, and with the words `missing` when there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; has the job that writes it finished?") from None
+        raise UserError(f"{path}: no such file; {missing}") from None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}); correct its permissions, or move it away") from None
     except (ValueError, RecursionError) as error:

@@ -32,6 +32,7 @@ STOPS = (EOS, TURN_END)
 """Generation ends at either."""
 _NO_LIMIT = 10**30
 """What transformers writes for "no maximum length"."""
+_MISSING = "name a folder with a tokenizer, or run the job that makes it"
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
@@ -81,20 +82,10 @@ def _write_folder(content: dict[str, Any], out: Path) -> None:
     write_json(out / "tokenizer_config.json", config)
 
 
-def _read(path: Path) -> Any:
-    try:
-        path.stat()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name a folder with a tokenizer, or run the job that makes it") from None
-    except OSError:
-        pass  # reading it says which
-    return read_json(path)
-
-
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`; raises UserError when there is none, or when it lacks a special entry the suite needs."""
     path = folder / "tokenizer.json"
-    content = json.dumps(_read(path))
+    content = json.dumps(read_json(path, _MISSING))
     try:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the Rust side raises nothing more precise
@@ -147,7 +138,7 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
     prompt. Raises UserError when there is no tokenizer, no such entry, or when conversations use the entry.
     """
     path = source / "tokenizer.json"
-    content = _read(path)
+    content = read_json(path, _MISSING)
     try:
         vocabulary, added = content["model"]["vocab"], content["added_tokens"]
     except (KeyError, TypeError) as error:
