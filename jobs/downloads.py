@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -82,12 +82,13 @@ def used_pools(study: Study) -> list[str]:
 
 
 def check_pool(study: Study, name: str, root: Path) -> None:
-    """Raise UserError where a stage would learn nothing from a tuning set that it reads, or asks for more than it holds."""
+    """Raise UserError for a row of a tuning set that is no conversation, and where a stage would learn nothing from the set or
+    asks for more than it holds."""
+    pool = list(read_conversations(name, root, study.tuning_sets))
     for tuning in study.tunings:
         if tuning.mix.get(name):
-            require_learnable(name, read_conversations(name, root, study.tuning_sets), tuning.loss.get(name) == "all")
-            if most := tuning.examples.get(name):
-                require_examples(name, most, sum(1 for _ in islice(read_conversations(name, root, study.tuning_sets), most)))
+            require_learnable(name, pool, tuning.loss.get(name) == "all")
+            require_examples(name, tuning.examples.get(name, 0), len(pool))
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:

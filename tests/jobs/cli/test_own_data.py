@@ -304,6 +304,9 @@ def test_a_tuning_set_without_a_turn_of_the_assistant_is_refused_before_anything
     asked = ["tuning.instruct.examples={own: 2}", "tuning.instruct.loss={own: all}"]
     with pytest.raises(UserError, match="tuning set own: examples asks for 2 of its 1 conversations; ask for fewer"):
         prepare(Run.create(tmp_path / "other", load_study(study, asked)))
+    write_rows(tmp_path / "chats.jsonl", *({"talk": [{"role": "assistant", "content": said}]} for said in ("oil", None)))
+    with pytest.raises(UserError, match="chats.jsonl: line 2 has a message that is not text; fix the row"):
+        prepare(Run.create(tmp_path / "third", load_study(study)))
 
 
 def test_prompts_whose_letters_best_of_n_would_drop_are_refused_before_anything_is_trained(tmp_path, capsys):
