@@ -27,7 +27,7 @@ from curricula.errors import StorageError, UserError, first_line
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
-_UNREAD = re.compile(r"\.(parquet|jsonl?|ndjson|csv)(\.(gz|zst|bz2|xz|lz4|zip))?$", re.IGNORECASE)
+_UNREAD = re.compile(r"\.(parquet|arrow|feather|jsonl?|ndjson|[ct]sv)(\.(gz|zst|bz2|xz|lz4|zip))?$", re.IGNORECASE)
 """Endings of tables that are not read, where they are not among `SUFFIXES`."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
@@ -154,7 +154,7 @@ def table_exists(stem: Path) -> bool:
 
 def _tables_of(stem: Path) -> list[Path]:
     """The folder of this name, and the files of this name with an ending."""
-    files = [path for suffix in SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()]
+    files = [path for suffix in SUFFIXES if (path := stem.parent / (stem.name + suffix)).is_file()]
     return [stem, *files] if stem.is_dir() else files
 
 

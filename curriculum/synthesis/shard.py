@@ -30,7 +30,7 @@ SAMPLED_DOCUMENTS = 1000
 def open_table_input(stem: Path, limit: int | None) -> Documents:
     """The rows of a table, or the first ones; `stem` may be a folder, or a file with or without its suffix."""
     suffix = next((suffix for suffix in SUFFIXES if stem.is_file() and stem.name.endswith(suffix)), "")
-    stem = stem.with_name(stem.name.removesuffix(suffix))
+    stem = stem.parent / stem.name.removesuffix(suffix)
     table = Table.open(stem)
     return Documents(str(stem.resolve()), table, (range(len(table))[:limit],), "text", "")
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.tables import Table, files_matching
+from curricula.curriculum.synthesis import open_table_input
 from curricula.errors import StorageError, UserError
 
 
@@ -189,12 +191,13 @@ def test_an_incomplete_dataset_is_not_read(tmp_path, marker):
             read()
 
 
-@pytest.mark.parametrize("name", ["b.jsonl.zst", "b.csv.gz", "b.ndjson", "b.JSONL"])
-def test_a_folder_is_not_read_in_part(tmp_path, name):
+@pytest.mark.parametrize("name", ["b.jsonl.zst", "b.csv.gz", "b.ndjson", "b.JSONL", "b.arrow", "b.feather", "b.tsv"])
+def test_a_folder_is_not_read_in_part(tmp_path, monkeypatch, name):
     (tmp_path / "t").mkdir()
     for one in ("a.jsonl", "README.md", "a.jsonl.sha256", ".b.json.gz"):
         (tmp_path / "t" / one).write_text('{"text": "x"}\n')
-    assert len(Table.open(tmp_path / "t")) == 1
+    monkeypatch.chdir(tmp_path / "t")
+    assert len(open_table_input(Path("."), None)) == len(Table.open(tmp_path / "t")) == 1
     (tmp_path / "t" / name).write_text("x")
     with pytest.raises(UserError, match=f"{name}: is not read under this ending, unlike a.jsonl; convert, rename or move it"):
         Table.open(tmp_path / "t")
