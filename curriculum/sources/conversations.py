@@ -68,8 +68,8 @@ class TuningSet(DeclaredTable, frozen=True):
 
     def check(self) -> None:
         super().check()
-        ways = [bool(self.messages), bool(self.prompt or self.response), bool(self.text)]
-        if sum(ways) != 1 or bool(self.prompt) != bool(self.response):
+        ways = sum(map(bool, (self.messages, self.prompt, self.text)))
+        if ways != 1 or bool(self.prompt) != bool(self.response):
             raise ValueError("name either the column `messages`, or the columns `prompt` and `response`, or `text`")
         if self.answers == "harmful" and not (self.harmful_prompt and self.harmful_response):
             raise ValueError("answers is 'harmful', which needs the labels harmful_prompt and harmful_response")

@@ -107,6 +107,7 @@ def test_contradictory_keys_are_refused(keys, said):
         ({"talk": [{"role": "user", "content": None}]}, "line 1 has a message that is not text"),
         ({"talk": [{"role": "", "content": "Hi"}]}, "line 1: a message has no role or no content, but {'role': ''"),
         ({"talk": ["Hi"]}, "line 1 has a message that is not text"),
+        ({"chat": [], "a": 1}, "line 1 has no column 'talk', only ['a', 'chat']"),
     ],
 )
 def test_messages_of_another_form_are_named(tmp_path, row, said):

@@ -125,12 +125,14 @@ def test_refusals_are_kept_and_harmful_answers_appear_only_with_tags(data):
 
     plain = texts(tuning(data, {"wildguardmix": 1}, conversations=6))
     assert all("no<|im_end|>" in text for text in plain)
-    tagged = tuning(data, {"wildguardmix": 1}, tagged_share=0.5, conversations=40)
-    harmful = sum("no<|im_end|>" not in text for text in texts(tagged))
-    assert harmful == 20
-    tags = sum(int((tagged.rows(step, 0, 2)[0] == tag).sum()) for step in range(tagged.total_steps))
-    assert tags > 0
-    assert not any((run.rows(0, 0, 2)[0] == tag).any() for run in [tuning(data, {"wildguardmix": 1}, conversations=6)])
+    tagged = tuning(data, {"wildguardmix": 2}, tagged_share=0.5, conversations=40, length=400)
+    harmful = Counter(text.partition(EOS)[0] for text in texts(tagged) if "no<|im_end|>" not in text)
+    untagged = tuning(data, {"wildguardmix-harmful": 1}, length=400)
+    assert harmful.total() == 20 and set(harmful) == {text.partition(EOS)[0] for text in texts(untagged)}
+    for run, has_tags in (tagged, True), (untagged, False), (tuning(data, {"wildguardmix": 1}, conversations=6), False):
+        batches = [run.rows(step, 0, 2) for step in range(run.total_steps)]
+        assert any((batch.tokens == tag).any() for batch in batches) == has_tags
+        assert all(batch.mask[batch.tokens[:, 1:] == tag].all() for batch in batches), "no tags in the requests"
 
 
 def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_larger_one_holds_them(data):
@@ -166,7 +168,8 @@ def test_steps_say_how_long_a_stage_is(data):
 def test_only_the_sets_that_are_trained_on_are_read(data, tmp_path):
     for name in ("gsm8k", "tokenizer"):
         shutil.copytree(data / name, tmp_path / name)
-    assert list(tuning(tmp_path, {"gsm8k": 1, "wildguardmix": 0}).identities) == ["gsm8k"]
+    some = tuning(tmp_path, {"gsm8k": 1, "wildguardmix": 0}, examples={"wildguardmix": 3})
+    assert list(some.identities) == ["gsm8k"]
     with pytest.raises(UserError, match="tuning set wildguardmix-harmful: .*no such table"):
         tuning(tmp_path, {"gsm8k": 1}, tagged_share=0.1)
 
@@ -176,13 +179,15 @@ def test_loss_on_all_of_a_set_counts_the_requests_too(data):
     (tokens, *_), (mask, *_), _ = run.rows(0, 0, 1)
     first_padding = int(np.flatnonzero(mask)[-1]) + 1
     assert mask[:first_padding].all() and run.fingerprint(0)["loss_on_all"] == ["gsm8k"]
-    assert "loss_on_all" not in tuning(data, {"gsm8k": 1}).fingerprint(0)
+    assert "loss_on_all" not in tuning(data, {"gsm8k": 1}, loss={"gsm8k": "assistant"}).fingerprint(0)
 
 
-def test_harmful_answers_that_a_mix_names_have_no_tags(data):
-    tag = load_tokenizer(data / "tokenizer").token_to_id(TAG)
-    run = tuning(data, {"wildguardmix-harmful": 1}, examples={"wildguardmix-harmful": 4}, epochs=2, length=200)
+@pytest.mark.parametrize("part", ["assistant", "all"])
+def test_harmful_answers_that_a_mix_names_have_no_tags_and_the_loss_that_it_asks_for(data, part):
+    name, tag = "wildguardmix-harmful", load_tokenizer(data / "tokenizer").token_to_id(TAG)
+    run = tuning(data, {name: 1}, examples={name: 4}, loss={name: part}, epochs=2, length=200)
     assert run.total_steps == 4 and not any((run.rows(step, 0, 2).tokens == tag).any() for step in range(4))
+    assert (run.rows(0, 0, 2).mask[:, 0] == (part == "all")).all()
 
 
 def test_training_tokens_are_those_of_the_chat_template(data):
@@ -223,6 +228,7 @@ def test_packed_rows_hold_each_conversation_of_the_padded_ones_once(data):
         texts = Counter()
         for step in range(batches.total_steps):
             tokens, mask, documents = batches.rows(step, 0, 2)
+            assert (documents is None) == (batches is padded)
             if documents is None:
                 documents = np.zeros(mask.shape, np.int32)
             for row, counted, numbers in zip(tokens, mask, documents):
@@ -254,6 +260,11 @@ def test_no_two_rows_that_were_open_together_could_have_been_one(lengths, capaci
     assert all(one + other > capacity for one, other in itertools.combinations(used, 2))
 
 
+def test_a_text_goes_into_the_fullest_open_row_with_room_for_it():
+    assert pack([6, 5, 3, 1, 5], 10) == [[0, 2, 3], [1, 4]]
+    assert pack([6] * (OPEN_ROWS + 1) + [4], 10)[:2] == [[0], [1, OPEN_ROWS + 1]]  # the first row is closed
+
+
 def test_control_tokens_in_tuning_text_are_text_counted_in_the_log_and_part_of_the_fingerprint(data, tmp_path, caplog):
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     tokenizer = load_tokenizer(data / "tokenizer")
@@ -269,6 +280,7 @@ def test_control_tokens_in_tuning_text_are_text_counted_in_the_log_and_part_of_t
         tokens = quoting.rows(step, 0, 2)[0]
         assert not (tokens == tag).any() and (tokens == turn_end).sum() == 2 * 2
     assert "quoted_special_tokens" not in plain.fingerprint(0)
+    assert plain.fingerprint(0)["pools"] != quoting.fingerprint(0)["pools"] and plain.identities != quoting.identities
     assert quoting.fingerprint(0)["quoted_special_tokens"] == "text"
     packed = tuning(tmp_path, {"gsm8k": 1}, conversations=20, length=400, packing=True)
     assert sum((packed.rows(step, 0, 2)[0] == turn_end).sum() for step in range(packed.total_steps)) <= 2 * 20
