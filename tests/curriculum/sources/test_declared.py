@@ -25,10 +25,10 @@ def write_rows(path, *rows):
 
 def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
     folder = tmp_path / "run[12]"  # which is no pattern
-    write_rows(folder / "mine/b.jsonl", {"title": "C", "body": "c", "key": 3})
+    write_rows(folder / "mine/more/b.jsonl", {"title": "C", "body": "c", "key": 3})
     write_rows(folder / "mine/a.jsonl", {"title": "A", "body": "a", "key": 1}, {"title": "B", "body": None, "key": 2})
     write_rows(tmp_path / "run1/mine/a.jsonl", {"title": "D", "body": "d", "key": 4})
-    source = Source(path="mine/*.jsonl", text="{title}: {body}", id="key")
+    source = Source(path="mine/**/*.jsonl", text="{title}: {body}", id="key")
     anchor({"sources": {"mine": source}}, folder)
     source.look(tmp_path, "sources.mine")
     documents = list(Documents.of("sources.mine", source, tmp_path).read())

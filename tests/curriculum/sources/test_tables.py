@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.tables import Table, files_matching
+from curricula.curriculum.sources.tables import Table, files_matching, head
 from curricula.curriculum.synthesis import open_table_input
 from curricula.errors import StorageError, UserError
 
@@ -56,6 +57,8 @@ def test_any_selection_of_rows_equals_that_of_the_whole_table(tmp_path_factory, 
     assert list(table.rows(start, stop)) == whole[start:stop]
     chosen = sorted(data.draw(st.sets(st.integers(0, len(whole) - 1)))) if whole else []
     assert list(table.select(chosen)) == [whole[number] for number in chosen]
+    places = [table.place(number) for number in chosen]
+    assert [head(place.file, place.number + 1)[-1] for place in places] == [whole[number] for number in chosen]
 
 
 def test_another_text_of_the_same_length_at_either_end_of_a_long_file_changes_its_identity(tmp_path):
@@ -67,6 +70,8 @@ def test_another_text_of_the_same_length_at_either_end_of_a_long_file_changes_it
         (tmp_path / "t.jsonl").write_bytes(b"".join(some))
         found.add(Table.open(tmp_path / "t").identity)
     assert len(found) == 3
+    (tmp_path / "t.jsonl").write_bytes(lines[0])  # were it hashed otherwise, all finished shards would be refused
+    assert Table.open(tmp_path / "t").identity == hashlib.sha256(b"[1]t.jsonl 14 " + 2 * lines[0]).hexdigest()
 
 
 def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
