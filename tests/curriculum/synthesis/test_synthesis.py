@@ -377,7 +377,7 @@ def test_the_estimate_and_the_dry_run_ask_nothing_and_write_nothing(tmp_path, fa
         synthesize(*args)
     assert not fake.requests and not (tmp_path / "out").exists()
     said = summary(capsys, *args, "--yes")
-    assert said["requests"] == 10
+    assert (said["requests"], said["tokens_in"], said["tokens_out"]) == (10, 1000, 200)
 
     synthesize(*args, "--dry-run", "--json")
     plan = json.loads(capsys.readouterr().out)

@@ -159,8 +159,15 @@ def test_pieces_are_the_text_cut_between_words():
     cut = pieces(text, 300)
     assert "".join(cut) == text and max(map(len, cut)) <= 300
     assert all(piece[-1] in " \n" for piece in cut[:10])
-    assert pieces("   ", 300) == []
-    assert pieces("aa bbb\ncc dddd", 12) == ["aa bbb\n", "cc dddd"], "a line end is better than the last space"
+    for text, size, expected in (
+        ("   ", 300, []),
+        ("aa bb", 5, ["aa bb"]),
+        ("aa bbb cc dddd", 12, ["aa bbb cc ", "dddd"]),
+        ("aa bbb\ncc dddd", 12, ["aa bbb\n", "cc dddd"]),  # a line end is better than the last space
+        ("a\nbbbb cccc", 8, ["a\nbbbb ", "cccc"]),  # but not one in the first half
+        ("yyyyyyy", 3, ["yyy", "yyy", "y"]),
+    ):
+        assert pieces(text, size) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

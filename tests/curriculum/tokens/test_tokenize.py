@@ -170,6 +170,15 @@ def test_shards_made_with_other_settings_are_refused_naming_the_setting(root, tm
         tokenize_source(web(root, tmp_path, **changes))
 
 
+@pytest.mark.parametrize(("key", "value"), [("text", "body"), ("id", "body"), ("min_score", 4.5), ("max_score", 99.0)])
+def test_shards_made_of_as_many_other_texts_of_a_table_are_refused_naming_the_key(root, tmp_path, key, value):
+    write_rows(tmp_path, "own", [{"id": f"d{n}", "text": "the lamp", "body": "the bell", "safety": n} for n in range(20)])
+    own = {"dataset": None, "path": str(tmp_path / "own.jsonl"), "score": "safety", "min_score": 5.0, "shards": 1}
+    tokenize_shard(web(root, tmp_path, validation=0, **own), "00000")
+    with pytest.raises(UserError, match=f"00000.json: was made with {key} .*, now it is {value!r}; delete"):
+        tokenize_shard(web(root, tmp_path, validation=0, **own | {key: value}), "00000")
+
+
 def test_a_shard_that_lost_a_file_is_not_made_from_something_else(root, tmp_path):
     """A kill before the new manifest would leave the new tokens, as many as before, under the old one."""
     work = web(root, tmp_path, validation=0, shards=1)
