@@ -12,7 +12,7 @@ from curricula import durable
 from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError
 from curricula.eval.analysis.claims import CLAIMS
-from curricula.eval.analysis.power import ASSUMED, POWER, Design, averaged, table
+from curricula.eval.analysis.power import ASSUMED, POWER, Design, averaged, equal_prompts, table
 from curricula.eval.analysis.seeds import Components
 from curricula.eval.benchmarks import BENCHMARKS
 from curricula.jobs.estimates import MOST_HERE, minutes_here
@@ -29,12 +29,15 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     study = plan.study
     seeds = len(study.replicates) // len(study.variants)
     prompts = prompts_of(study)
-    design = Design(seeds, sum(prompts.values()), study.evaluation.topk.samples)
+    design = Design(seeds, equal_prompts([max(1, number) for number in prompts.values()]), study.evaluation.topk.samples)
     measured = averaged(_measured(summary))
     components = measured or ASSUMED
     rows = table(design, sum(plan.gpu_hours().values()) / seeds, len(CLAIMS), components)
     return {
-        **dataclasses.asdict(design),
+        "seeds": seeds,
+        "prompts": sum(prompts.values()),
+        "equal_prompts": design.prompts,
+        "samples": design.samples,
         "prompts_assumed": {
             name: number for name, number in prompts.items() if name not in {*BENCHMARKS, *study.evaluation.own_sets}
         },
@@ -74,9 +77,11 @@ def power_lines(value: dict[str, Any]) -> Iterator[str]:
     parts = ", ".join(f"{name} {100 * found[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
     source = "assumed from the demo's base models" if found["source"] == "assumed" else f"measured in {found['source']}"
     assumed = "".join(f", {number:,} of {name} assumed" for name, number in value["prompts_assumed"].items())
+    total, equal = value["prompts"], round(value["equal_prompts"])
+    counted = f", which count as {equal:,} since benchmarks count alike" if equal < total else ""
     yield "\n" + folded(
         f"Smallest difference in attack success between two arms that is found with {POWER:.0%} probability, in points "
-        f"({value['prompts']:,} prompts{assumed}, {value['samples']} samples; two-sided):",
+        f"({total:,} prompts{counted}{assumed}, {value['samples']} samples; two-sided):",
         sys.__stdout__,
     )
     is_here = value["minutes_a_seed"] * value["seeds"] < MOST_HERE

@@ -8,7 +8,7 @@ probability that the difference goes beyond it. Pure arithmetic, for rates away 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,11 @@ class Design:
     seeds: int
     prompts: float
     samples: int
+
+
+def equal_prompts(benchmarks: Collection[int]) -> float:
+    """As how many prompts of one benchmark so many prompts of each count, whose mean weighs every benchmark alike."""
+    return len(benchmarks) ** 2 / sum(1 / number for number in benchmarks)
 
 
 def power(effect: float, design: Design, components: Components = ASSUMED, alpha: float = 0.05) -> float:

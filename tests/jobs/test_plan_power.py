@@ -102,6 +102,8 @@ def test_the_kind_of_model_with_the_fewest_prompts_counts():
     few = msgspec.structs.replace(study.evaluation, prompts_per_benchmark=20)
     few = msgspec.structs.replace(study, evaluation=few)
     assert [sum(prompts_of(one).values()) for one in (study, few)] == [910, 20]
+    found = study_power(plan_study(study), Path("no report"))
+    assert "910 prompts, which count as 443 since benchmarks count alike" in "".join(power_lines(found))
 
 
 def test_only_models_that_are_attacked_count():

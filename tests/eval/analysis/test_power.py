@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from seed_studies import crossed
 
-from curricula.eval.analysis.power import ASSUMED, Design, averaged, detectable, power, table
+from curricula.eval.analysis.power import ASSUMED, Design, averaged, detectable, equal_prompts, power, table
 from curricula.eval.analysis.seeds import Components, reach_squared
 from curricula.randomness import keyed_rng
 
@@ -74,3 +74,10 @@ def test_measured_components_are_averaged_over_comparisons():
         pytest.approx(0.2), pytest.approx(0.1), pytest.approx(0.2), pytest.approx(0.4)
     )
     assert averaged([]) is None
+
+
+def test_benchmarks_of_unequal_sizes_count_as_prompts_whose_mean_varies_as_theirs():
+    sizes, rng = (400, 60, 20), keyed_rng("sizes")
+    means = np.mean([rng.normal(size=(20_000, size)).mean(axis=1) for size in sizes], axis=0)
+    assert equal_prompts(sizes) == pytest.approx(1 / means.var(), rel=0.05)
+    assert equal_prompts((60, 60)) == pytest.approx(120)
