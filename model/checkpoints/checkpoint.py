@@ -64,6 +64,7 @@ from curricula.model.megatron import (
     parallel_state,
 )
 from curricula.model.runtime.distributed import Parallel
+from curricula.model.runtime.stopping import lost_peers_named
 from curricula.provenance import running_commit
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+)")
 
 
 def newest_whole(
-    checkpoints: Path, parallel: Parallel, kept_step: int | None, is_usable: Callable[[Path], bool] = lambda folder: True
+    checkpoints: Path, parallel: Parallel, kept_step: int | None, is_usable: Callable[[Path], bool]
 ) -> tuple[Path | None, bool]:
     """The checkpoint to train from, and whether training only fills a gap before the latest.
 
@@ -182,21 +183,29 @@ def _read_by_each(place: Path, parallel: Parallel, read: Callable[[], T]) -> lis
     value: T | None = None
     unread = ""
     try:
-        value = read()
+        with _disk_errors_named(place):
+            value = read()
     except StorageError as error:
         unread = str(error)
-    except OSError as error:
-        unread = f"{error.filename or place}: cannot be read ({error.strerror}); fix the cause and run it again"
     values, unreads = zip(*parallel.gather((value, unread)))
     if any(unreads):
         raise StorageError(next(filter(None, unreads)))
     return list(values)
 
 
-def load(
-    folder: Path, network: GPTModel, optimizer: Any | None, parallel: Parallel, is_checked: bool = False
-) -> CheckpointInfo:
-    """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`; returns what it holds.
+@contextlib.contextmanager
+def _disk_errors_named(place: Path) -> Iterator[None]:
+    """Turn an error of the system in reading `place` into a StorageError: it says nothing about a checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or place}: cannot be read ({error.strerror or error}); fix the cause and run it again"
+        ) from None
+
+
+def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Parallel, is_checked: bool = False) -> None:
+    """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`.
 
     Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are set
     too, if the tensor-parallel size is the same, and the kind of device, which the precision tells. All bytes are checked first
@@ -213,17 +222,18 @@ def load(
         raise UserError(f"{folder}: holds weights only, so training cannot continue from it; use it as init_weights")
     layout = parallel.tensor_parallel, str(parallel.precision).removeprefix("torch.")
     generators = optimizer is not None and (info.tensor_parallel, info.precision) == layout
-    with parallel.cuda_names(), _read_as_data(folder) as metadata:
+    with _disk_errors_named(folder), parallel.cuda_names(), _read_as_data(folder) as metadata:
         state = sharded_state(network, optimizer, generators, stored=metadata.state_dict_metadata.keys())
         strategy = None
         if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange
             reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
             strategy = FullyParallelLoadStrategyWrapper(reader, parallel_state.get_data_parallel_group())
         try:
-            loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
+            with lost_peers_named(parallel.ranks.rank, parallel.ranks.size):
+                loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
         except UNREADABLE as error:
             for behind in errors_behind(error):
-                if isinstance(behind, ForbiddenName):
+                if isinstance(behind, ForbiddenName | OSError) and not isinstance(behind, FileNotFoundError):
                     raise behind from None
             raise UserError(_intact_but_unreadable(folder, info, error)) from error
         check_layer_states(folder, loaded["model"])
@@ -236,7 +246,6 @@ def load(
         if generators:
             torch.set_rng_state(loaded["generators"]["torch"])
             megatron_random.get_cuda_rng_tracker().set_states(loaded["generators"]["megatron"])
-    return info
 
 
 def _intact_but_unreadable(folder: Path, info: CheckpointInfo, error: BaseException) -> str:
@@ -288,7 +297,7 @@ def _read_metadata(folder: Path) -> Metadata:
             metadata: Metadata = _Unpickler(file, path, METADATA_NAMES).load()
         names = [info.relative_path for info in metadata.storage_data.values()]
         outside = [name for name in names if Path(name).name != name]
-    except UserError:
+    except (UserError, OSError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error) or type(error).__name__
@@ -419,9 +428,7 @@ def _load_optimizer(optimizer: Any, places: Mapping[str, Any], loaded: Mapping[s
     Only the state comes from the checkpoint. The groups' settings stay those of this optimizer.
     """
     for name, place in places["param_state"].items():
-        found = loaded["param_state"][name]
-        if found.data_ptr() != place.data.data_ptr():  # most readers fill the place itself
-            place.data.copy_(found)
+        place.data.copy_(loaded["param_state"][name])  # most readers have filled it already
     step = float(loaded["step"] if "step" in loaded else _step_in_groups(loaded))
     for part in _parts(optimizer):
         for state in part.optimizer.state.values():

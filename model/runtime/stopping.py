@@ -65,7 +65,7 @@ def lost_peers_named(rank: int, processes: int) -> Iterator[None]:
         yield
     except RuntimeError as error:  # the base class of torch.distributed's errors
         text = str(error)
-        is_lost = any(sign in text for sign in ("peer", "Connection", "NCCL", "Timed out"))
+        is_lost = any(sign in text.lower() for sign in ("peer", "connect", "nccl", "timed out", "timeout"))
         if processes == 1 or not is_lost or any(sign in text for sign in ("invalid usage", "Duplicate GPU")):
             raise
         raise PeerLost(
@@ -75,7 +75,7 @@ def lost_peers_named(rank: int, processes: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listening(signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR2)) -> Iterator[list[str]]:
+def listening() -> Iterator[list[str]]:
     """Collect the names of stop signals for the block's duration, then restore the old handlers.
 
     Python delivers signals to the main thread only; in any other thread this does nothing.
@@ -85,9 +85,8 @@ def listening(signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGU
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGTERM, signal.SIGUSR2) if in_main_thread else ()
     previous = {number: signal.signal(number, remember) for number in signals}
     try:
         yield received
@@ -165,11 +164,13 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _end_process(self, what: str, limit_s: float) -> None:
-        sys.stderr.write(
-            f"watchdog: {what} has taken more than {limit_s:.0f} s; what each thread of process {os.getpid()} is doing:\n"
-        )
-        sys.stderr.flush()
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        sys.stderr.write("watchdog: ending this process; start it again to continue from the last checkpoint\n")
-        sys.stderr.flush()
-        os._exit(HANG_EXIT_CODE)
+        try:
+            sys.stderr.write(
+                f"watchdog: {what} has taken more than {limit_s:.0f} s; what each thread of process {os.getpid()} is doing:\n"
+            )
+            sys.stderr.flush()
+            faulthandler.dump_traceback()
+            sys.stderr.write("watchdog: ending this process; start it again to continue from the last checkpoint\n")
+            sys.stderr.flush()
+        finally:  # even if the log cannot be written
+            os._exit(HANG_EXIT_CODE)

@@ -17,8 +17,8 @@ import torch
 from random_batches import RandomBatches, train_job
 
 from curricula.errors import UserError
+from curricula.model.checkpoints import checkpoint, writer
 from curricula.model.checkpoints import folder as checkpoint_folder
-from curricula.model.checkpoints import writer
 from curricula.model.runtime import distributed
 from curricula.model.runtime.stopping import Interrupted
 from curricula.model.train import train
@@ -56,7 +56,7 @@ def kill_the_trainer(*arguments):
     time.sleep(3600)  # the child of a dead parent has to end too
 
 
-def kill_myself(*arguments):
+def kill_myself(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -75,6 +75,8 @@ if __name__ == "__main__":
     if fault.get("kind") == "killed before the pointer moves":
         moved = checkpoint_folder.point_at
         checkpoint_folder.point_at = lambda folder: kill_myself() if folder.name == fault["folder"] else moved(folder)
+    if fault.get("kind") == "killed in a load":
+        checkpoint.dist_checkpointing.load = kill_myself
     if fault.get("kind") == "full disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, resource.RLIM_INFINITY))
     if asked.get("like_nccl"):  # there an end waits for collectives, which wait for the process that failed

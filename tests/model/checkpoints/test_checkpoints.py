@@ -18,6 +18,7 @@ import pytest
 import torch
 from forked import ended, ranks
 from random_batches import SMALL, RandomBatches, numbers, train_job
+from torch.distributed.checkpoint.filesystem import FileSystem
 
 from curricula.durable import read_json, write_json
 from curricula.errors import StorageError, UserError
@@ -470,18 +471,25 @@ def test_a_checkpoint_that_cannot_be_deleted_yet_ends_no_training(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("__0_0.distcp", errno.EIO), ("checkpoint.json", errno.EIO), ("__0_0.distcp", errno.ENOENT)]
+    ("owner", "reader", "name", "number"),
+    [
+        (folder, "stored_file", "__0_0.distcp", errno.EIO),
+        (Path, "read_text", "checkpoint.json", errno.EIO),
+        (folder, "stored_file", "__0_0.distcp", errno.ENOENT),
+        (FileSystem, "create_stream", "__0_0.distcp", errno.ESTALE),
+    ],
 )
-def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, name, number):
+def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, owner, reader, name, number):
     files = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    read = getattr(owner, reader)
 
-    def unreadable(path, *_, **__):
+    def unreadable(*args, **options):
+        path = next(arg for arg in args if isinstance(arg, Path))
         if path.name == name:
             raise OSError(number, os.strerror(number), str(path))
-        return stored(path)
+        return read(*args, **options)
 
-    stored = folder.stored_file if name != "checkpoint.json" else Path.read_text
-    monkeypatch.setattr(*((folder, "stored_file") if name != "checkpoint.json" else (Path, "read_text")), unreadable)
+    monkeypatch.setattr(owner, reader, unreadable)
     with pytest.raises(StorageError, match=rf"{name}: cannot be read \({os.strerror(number)}\)") as raised:
         train(train_job(copy, stop_step=5), RandomBatches())
     assert raised.value.exit_code == os.EX_IOERR

@@ -1,10 +1,15 @@
 """Faults injected into real training processes: nothing is lost or hangs, no sample is repeated or skipped."""
 
+import errno
+import faulthandler
+import io
 import json
 import os
 import re
 import signal
 import socket
+import sys
+import threading
 import time
 import types
 from collections import Counter
@@ -19,8 +24,9 @@ from random_batches import RandomBatches, train_job
 from curricula.durable import read_jsonl
 from curricula.errors import UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, step_of
+from curricula.model.runtime import stopping
 from curricula.model.runtime.reporting import read_metrics
-from curricula.model.runtime.stopping import HANG_EXIT_CODE, Interrupted, PeerLost, lost_peers_named
+from curricula.model.runtime.stopping import HANG_EXIT_CODE, Interrupted, PeerLost, Watchdog, lost_peers_named
 from curricula.model.train import train
 
 pytestmark = pytest.mark.forked
@@ -78,17 +84,25 @@ def test_when_one_rank_is_killed_in_a_step_the_others_end_and_nothing_is_lost(tm
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
 
 
+def test_when_one_rank_is_killed_in_a_load_the_other_does_not_blame_the_checkpoint(tmp_path, free_port):
+    train(train_job(tmp_path, stop_step=2), RandomBatches())
+    (survivor, said), _ = ended(start(tmp_path, 2, free_port, fault={"kind": "killed in a load", "rank": 1}))
+    assert survivor == PeerLost.exit_code and "another process of this job ended" in said
+
+
 @pytest.mark.parametrize(
     ("said", "is_lost"),
     [
         ("NCCL error in: x.cpp:1, remote process exited or there was a network error\nLast error: peer gone", True),
+        ("The client socket has timed out after 1800000ms while trying to connect to (n1, 29500).", True),
+        ("wait timeout after 1800000ms, keys: /default_pg/0//cpu//0/rank_1", True),
         ("NCCL error in: x.cpp:1, invalid usage\nDuplicate GPU detected : rank 1 and rank 0", False),
         ("shape mismatch", False),
     ],
 )
 def test_a_wrong_set_up_is_not_taken_for_a_lost_peer(said, is_lost):
-    kind, shown = (PeerLost, "Last error: peer gone") if is_lost else (RuntimeError, said[:9])
-    with pytest.raises(kind, match=shown), lost_peers_named(1, 8):
+    kind, shown = PeerLost if is_lost else RuntimeError, said.splitlines()[-1]
+    with pytest.raises(kind, match=re.escape(shown)), lost_peers_named(1, 8):
         raise RuntimeError(said)
 
 
@@ -242,3 +256,26 @@ def test_checkpoints_are_also_saved_by_the_clock(tmp_path, monkeypatch):
     job = train_job(tmp_path, save_interval_minutes=2.5, keep_last=50)
     train(job, RandomBatches(), lambda done, total, **figures: minutes.append(done))
     assert [step_of(folder) for folder in sorted((tmp_path / "checkpoints").glob("step_*"))] == [4, 8, 12]
+
+
+def test_a_hang_ends_the_process_even_if_the_log_cannot_be_written(monkeypatch):
+    ended, statuses = threading.Event(), []
+
+    class Full(io.StringIO):
+        fileno = sys.stderr.fileno
+
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def end(status):
+        statuses.append(status)
+        ended.set()
+        sys.exit()  # ends the watching thread
+
+    monkeypatch.setattr(stopping, "UNKNOWN_LEAST_S", 0.05)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(sys, "stderr", Full())
+    with Watchdog(hang_minutes=0.0005).on_duty():
+        ended.wait(30)
+    faulthandler.cancel_dump_traceback_later()
+    assert statuses == [HANG_EXIT_CODE]
