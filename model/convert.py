@@ -88,7 +88,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, aside / name)
-        (aside / "README.md").write_text(model_card(out.name, info, provenance))
+        (aside / "README.md").write_text(model_card(out.name, info, provenance), encoding="utf-8")
         _replace(aside, out)
         progress(3, 3)
     except (OSError, SafetensorError) as error:

@@ -240,7 +240,7 @@ class Trainer:
         config = self.job.config
         lr = learning_rate(self.step, self.batches.total_steps, config.optimizer, config.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_mult", 1.0)
+            group["lr"] = lr
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
         self.stragglers.step_begins()
@@ -386,7 +386,7 @@ class Trainer:
                 bool(self.stop),
                 self.saver.is_writing,
                 minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
-                self.parallel.is_main and self.stragglers.is_due,
+                self.stragglers.is_due,
             )
         )
 

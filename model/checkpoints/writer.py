@@ -19,7 +19,6 @@ import os
 import shutil
 import signal
 import sys
-import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,11 +80,10 @@ class Saver:
         self._request: AsyncRequest | None = None
 
     def start(self, folder: Path, info: CheckpointInfo) -> None:
-        """Begin to write the current state as the checkpoint `folder`, after finishing an earlier save.
+        """Begin to write the current state as the checkpoint `folder`. An earlier save is finished.
 
         Returns as soon as the state may change again. Raises UserError when the files cannot be written.
         """
-        self.finish()
         self._folder, self._info, self._aside = folder, info, folder.with_name(f".{folder.name}.aside")
         with self._unwritable_reported():
             self._aside = self._group.broadcast("begin", lambda: _make_empty(self._aside))
@@ -249,8 +247,7 @@ def _fork(
         answers, sender = multiprocessing.Pipe(duplex=False)
         child = (os.getpid(), writer, plan, items, folder, sender)
         process = multiprocessing.get_context("fork").Process(target=_write, args=child, daemon=True)
-        with signals_blocked(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads; this child only writes
+        with signals_blocked():
             process.start()
         sender.close()
         if answers.poll(BEGIN_S):
