@@ -119,8 +119,7 @@ class Saver:
         with self._unwritable_reported(), self._parallel.cuda_names():
             for finalize in request.finalize_fns:
                 finalize()
-            written = self._strategy.write.files
-            self._group.broadcast("publish", lambda: publish(self._aside, self._folder, self._info, written))
+            self._group.broadcast("publish", lambda: publish(self._aside, self._folder, self._info, self._strategy.write.files))
 
     def abandon(self) -> None:
         """Drop the save that was started, if any, without telling the other processes."""

@@ -89,7 +89,7 @@ def read_micro_batches(
             yield item.to(device)
     except (RuntimeError, *_WORKER_GONE) as error:
         is_gone = isinstance(error, _WORKER_GONE) or "DataLoader worker" in str(error)
-        if not is_gone or "in DataLoader worker process" in str(error):  # the latter: raised there, and brought here by torch
+        if not (workers and is_gone) or "in DataLoader worker process" in str(error):  # raised there, and brought here by torch
             raise
         raise PeerLost(
             f"a process that reads ahead was killed ({first_line(error)}); was memory short? Lower resources.data_workers, "

@@ -85,8 +85,7 @@ def listening() -> Iterator[list[str]]:
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGTERM, signal.SIGUSR2) if in_main_thread else ()
+    signals = (signal.SIGTERM, signal.SIGUSR2) if threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, remember) for number in signals}
     try:
         yield received
@@ -164,13 +163,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _end_process(self, what: str, limit_s: float) -> None:
+        hang = f"{what} has taken more than {limit_s:.0f} s"
         try:
-            sys.stderr.write(
-                f"watchdog: {what} has taken more than {limit_s:.0f} s; what each thread of process {os.getpid()} is doing:\n"
-            )
-            sys.stderr.flush()
+            print(f"watchdog: {hang}; what each thread of process {os.getpid()} is doing:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback()
-            sys.stderr.write("watchdog: ending this process; start it again to continue from the last checkpoint\n")
-            sys.stderr.flush()
+            end = "watchdog: ending this process; start it again to continue from the last checkpoint"
+            print(end, file=sys.stderr, flush=True)
         finally:  # even if the log cannot be written
             os._exit(HANG_EXIT_CODE)

@@ -96,14 +96,14 @@ class Failing:
         raise self.error
 
 
-def read_failing(error):
-    list(read_micro_batches(MicroBatches(Failing(error), 4), 0, 20, 1, torch.device("cpu")))
+def read_failing(error, workers):
+    list(read_micro_batches(MicroBatches(Failing(error), 4), 0, 20, workers, torch.device("cpu")))
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, EOFError])
-def test_an_error_in_a_worker_is_not_taken_for_its_death(aside, kind):
+@pytest.mark.parametrize(("kind", "workers"), [(RuntimeError, 1), (EOFError, 1), (BrokenPipeError, 0)])
+def test_an_error_in_reading_is_not_taken_for_the_death_of_a_worker(aside, kind, workers):
     with pytest.raises(kind, match="the index ends too soon"):
-        aside.submit(read_failing, kind("the index ends too soon")).result()
+        aside.submit(read_failing, kind("the index ends too soon"), workers).result()
 
 
 def _consume(shards, what, said):
