@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -113,6 +114,12 @@ def test_a_stop_signal_saves_at_the_step_boundary_and_training_goes_on_from_ther
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000004\n"
     train(train_job(tmp_path), RandomBatches())
     assert numbers(tmp_path) == numbers(whole_run)
+
+
+def test_a_run_trains_in_a_thread_to_which_python_delivers_no_signal(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, train_job(tmp_path, stop_step=1), RandomBatches()).result()
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_00000001\n"
 
 
 def test_a_stop_signal_in_the_last_step_ends_the_run_as_usual(tmp_path):

@@ -104,6 +104,8 @@ def test_a_wrong_set_up_is_not_taken_for_a_lost_peer(said, is_lost):
     kind, shown = PeerLost if is_lost else RuntimeError, said.splitlines()[-1]
     with pytest.raises(kind, match=re.escape(shown)), lost_peers_named(1, 8):
         raise RuntimeError(said)
+    with pytest.raises(RuntimeError), lost_peers_named(0, 1):  # alone
+        raise RuntimeError(said)
 
 
 def test_a_rank_with_an_error_says_so_and_ends_although_nccl_would_wait_for_the_others(tmp_path, free_port):
