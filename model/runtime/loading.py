@@ -67,14 +67,13 @@ def read_micro_batches(
 
     Raises UserError when the data turn out to be damaged, PeerLost when a worker was killed: a restart may well succeed.
     """
-    cuda = device.type == "cuda"
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(start * dataset.per_step, stop * dataset.per_step),
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        pin_memory=cuda,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader draws an unused seed: not from the generator in checkpoints
         multiprocessing_context="fork" if workers else None,  # the dataset cannot be pickled
     )
