@@ -39,7 +39,7 @@ MARK = "\u2063TEXT\u2063"
 """Stands for a text where a chat template is cut around it."""
 DATED = (
     "{% macro strftime_now(format) %}{{ format.replace('%d', '26').replace('%B', 'July').replace('%b', 'Jul')"
-    ".replace('%m', '07').replace('%Y', '2024') }}{% endmacro +%}"
+    ".replace('%m', '07').replace('%Y', '2024') }}{% endmacro %}\n"
 )
 """Stands before a chat template that writes today's date, so that no answer depends on the day. Llama 3's take this date, too,
 where they are given none."""

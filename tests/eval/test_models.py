@@ -175,7 +175,7 @@ def test_a_template_that_changes_a_text_gets_the_text_that_it_shows(folder, copi
 
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(copied):
-    llama = "{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}{{ today }}"
+    llama = "  {% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}{{ today }}"
     others = "\n{% macro of(format) %}{{ strftime_now(format) }}{% endmacro %}{{ of('%Y-%m-%d') }}, {{ of('%d %B %Y') }}"
     (copied / "chat_template.jinja").write_text(f"{llama}{others}: {{{{ messages[0].content }}}}")
     loaded = load_model(copied, "instruct", "cpu")
