@@ -29,7 +29,7 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     study = plan.study
     seeds = len(study.replicates) // len(study.variants)
     prompts = prompts_of(study)
-    design = Design(seeds, equal_prompts([max(1, number) for number in prompts.values()]), study.evaluation.topk.samples)
+    design = Design(seeds, equal_prompts(prompts.values()), study.evaluation.topk.samples)
     measured = averaged(_measured(summary))
     components = measured or ASSUMED
     rows = table(design, sum(plan.gpu_hours().values()) / seeds, len(CLAIMS), components)
@@ -49,7 +49,7 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
 
 
 def prompts_of(study: Study) -> dict[str, int]:
-    """About how many prompts of each benchmark attack a model under top-k, of the kind of model that has the fewest in all.
+    """About how many prompts of each benchmark attack a model under top-k, of the kind of model whose mean they tell least of.
 
     Near-copies are not left out. Raises UsageError where no model is attacked so.
     """
@@ -60,7 +60,7 @@ def prompts_of(study: Study) -> dict[str, int]:
         raise UsageError(
             f"--power is about attack success, and no model of {study.name} has the task attacks-topk; leave it out"
         )
-    return min(found, key=lambda prompts: sum(prompts.values()))
+    return min(found, key=lambda prompts: equal_prompts(prompts.values()))
 
 
 def _measured(summary: Path) -> Iterator[Components]:

@@ -34,7 +34,7 @@ class Design:
 
 def equal_prompts(benchmarks: Collection[int]) -> float:
     """As how many prompts of one benchmark so many prompts of each count, whose mean weighs every benchmark alike."""
-    return len(benchmarks) ** 2 / sum(1 / number for number in benchmarks)
+    return len(benchmarks) ** 2 / sum(1 / max(1, number) for number in benchmarks)
 
 
 def power(effect: float, design: Design, components: Components = ASSUMED, alpha: float = 0.05) -> float:
