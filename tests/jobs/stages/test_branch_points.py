@@ -160,6 +160,7 @@ def test_a_model_that_was_lost_before_it_was_measured_is_written_again_once_and_
     monkeypatch.setattr("curricula.model.convert.export_hf", export)
     monkeypatch.setattr("curricula.eval.models.load_model", lambda folder, *_, **__: folder)
     monkeypatch.setattr("curricula.eval.runner.run_element", lambda task, model, *_, **__: measured.append((task, model)))
+    monkeypatch.setattr("curricula.eval.runner.task_prompts", lambda *_: [])
     own, step = (run.branch("full-20"), run.study.budget.steps) if kind == "base" else (run.tuning("full-20", kind), 4)
     last = step_folder(own / "checkpoints", step)
     _save(last, {"total_steps": step})
