@@ -84,11 +84,11 @@ def used_pools(study: Study) -> list[str]:
 def check_pool(study: Study, name: str, root: Path) -> None:
     """Raise UserError for a row of a tuning set that is no conversation, and where a stage would learn nothing from the set or
     asks for more than it holds."""
-    pool = list(read_conversations(name, root, study.tuning_sets))
+    held = sum(1 for _ in read_conversations(name, root, study.tuning_sets))
     for tuning in study.tunings:
         if tuning.mix.get(name):
-            require_learnable(name, pool, tuning.loss.get(name) == "all")
-            require_examples(name, tuning.examples.get(name, 0), len(pool))
+            require_learnable(name, read_conversations(name, root, study.tuning_sets), tuning.loss.get(name) == "all")
+            require_examples(name, tuning.examples.get(name, 0), held)
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:
