@@ -203,7 +203,7 @@ def little_locked_memory(node):
         (no_such_device, "fabric", "2 of 2 devices active: .*names mlx5_7 -> correct NCCL_IB_HCA"),
         (no_such_interface, "network", "ib0, lo; NCCL_SOCKET_IFNAME is bond -> correct NCCL_SOCKET_IFNAME"),
         (ports_down, "fabric", "0 of 2 devices active: .*-> ask the site: no port is active"),
-        (little_locked_memory, "locked memory", "at most 64 KiB -> .* say `options: {propagate: NONE}` in the profile"),
+        (little_locked_memory, "locked memory", "at most 64 KiB -> .* say `stages: {all: {options: {propagate: NONE}}}`"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
