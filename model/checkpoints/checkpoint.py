@@ -233,7 +233,8 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
                 loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
         except UNREADABLE as error:
             for behind in errors_behind(error):
-                if isinstance(behind, ForbiddenName | OSError) and not isinstance(behind, FileNotFoundError):
+                never_had = isinstance(behind, FileNotFoundError) and Path(str(behind.filename)).name not in info.files
+                if isinstance(behind, ForbiddenName | OSError) and not never_had:  # which other versions look for
                     raise behind from None
             raise UserError(_intact_but_unreadable(folder, info, error)) from error
         check_layer_states(folder, loaded["model"])

@@ -477,6 +477,7 @@ def test_a_checkpoint_that_cannot_be_deleted_yet_ends_no_training(tmp_path, monk
         (Path, "read_text", "checkpoint.json", errno.EIO),
         (folder, "stored_file", "__0_0.distcp", errno.ENOENT),
         (FileSystem, "create_stream", "__0_0.distcp", errno.ESTALE),
+        (FileSystem, "create_stream", "__0_0.distcp", errno.ENOENT),
     ],
 )
 def test_a_disk_that_cannot_be_read_costs_no_checkpoint(copy, monkeypatch, owner, reader, name, number):
