@@ -127,7 +127,8 @@ def test_a_wrong_declaration_is_refused_in_one_sentence(settings, said):
 
 def test_a_benchmark_that_no_task_asks_need_not_exist():
     """Earlier versions accepted it, and their runs must stay readable."""
-    parse({"attacks": {"benchmarks": ["jbb"], "ablation": {"harmful": "jbb"}}}, EvalConfig, "eval.yaml")
+    config = parse({"attacks": {"benchmarks": ["jbb"], "ablation": {"harmful": "jbb"}}}, EvalConfig, "eval.yaml")
+    assert list(config.attacks.benchmarks) == ["jbb"] and config.attacks.ablation.harmful == "jbb"
 
 
 def test_orbench_and_phtest_are_read_and_their_sizes_checked(tmp_path):

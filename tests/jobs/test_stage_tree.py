@@ -275,7 +275,12 @@ def test_a_stage_may_begin_at_a_point_that_nothing_was_trained_to_before(tmp_pat
     run = Run.create(tmp_path / "run", parse_study(raw, "study.yaml"))
     raw["curriculum"]["starts"], raw["seed"], raw["seeds"] = now, None, seeds
     raw["stages"]["late"] = {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": ["attacks-topk"], **late}
-    run.check(parse_study(raw, "study.yaml"))
+    grown = parse_study(raw, "study.yaml")
+    run.check(grown)
+    kept = [
+        {(one.branch, step) for one in study.segments for step in study.kept_steps(one.branch)} for study in (run.study, grown)
+    ]
+    assert grown.budget.step_at(late["at"]) in {step for _, step in kept[1] - kept[0]}
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
@@ -301,4 +306,6 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
             ):
                 del stage[key]
     (run.root / "study.yaml").write_text(yaml.safe_dump(frozen))
-    Run(run.root).check(parse_study(raw, "study.yaml"))
+    earlier = Run(run.root)
+    earlier.check(parse_study(raw, "study.yaml"))
+    assert earlier.study == run.study

@@ -325,6 +325,7 @@ def test_generators_of_another_kind_of_device_are_not_taken_over(tmp_path):
     record = latest_checkpoint(tmp_path / "checkpoints") / "checkpoint.json"
     write_json(record, {**read_json(record), "precision": "bfloat16"})
     train(train_job(tmp_path, stop_step=5), RandomBatches(), as_in_attention)
+    assert latest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints/step_00000005"
 
 
 def test_a_record_without_a_recipe_is_named(copy):
