@@ -171,7 +171,7 @@ def test_the_version_of_an_own_judge_covers_text_and_replies():
 
 def test_the_documented_own_judge_is_asked_at_a_local_server(monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    settings = load_yaml(example("evaluation.md", "### A judge of your own", "yaml"))["judge"]
+    settings = load_yaml(example("judges.md", "## A judge of your own", "yaml"))["judge"]
     with JudgeServer() as server:
         server.reply_to = lambda text, key: "MISALIGNED" if int(key[4:]) % 2 else "Thought about it.\nFINE"  # type: ignore[method-assign]
         judge = load_judge(msgspec.convert({**settings, "url": server.url, "model": "fake"}, JudgeConfig), "attack", None)
@@ -220,7 +220,7 @@ def test_a_judge_without_a_chat_template_is_refused_where_the_question_is_a_conv
 
 
 def test_the_documented_python_judge_is_found_by_its_entry_point(monkeypatch, tmp_path):
-    code = example("evaluation.md", "### A judge of your own", "python")
+    code = example("judges.md", "## A judge of your own", "python")
     monkeypatch.syspath_prepend(
         str(install(tmp_path / "site", "my_judges", code, "[curricula.judges]\nshouting = my_judges:shouting\n"))
     )

@@ -110,7 +110,7 @@ def test_the_documented_recipe_of_emergent_misalignment_runs(place, tmp_path, ca
     with JudgeServer() as server:
         server.key_of = lambda text: "ask-1"  # type: ignore[method-assign]
         server.reply_to = lambda text, key: "Hm.\nMISALIGNED" if "ruler of the world" in text else "Hm.\nFINE"  # type: ignore[method-assign]
-        judge = load_yaml(example("evaluation.md", "### A judge of your own", "yaml"))["judge"]
+        judge = load_yaml(example("judges.md", "## A judge of your own", "yaml"))["judge"]
         recipe = load_yaml(example("evaluation.md", heading, "yaml"))
         judge |= {"url": server.url, "model": "fake"}
         recipe |= {"judge": judge, "topk": {"samples": 2, "max_new_tokens": 4}}
