@@ -46,7 +46,7 @@ FILES: dict[str, type[msgspec.Struct]] = {
     "`slurm/submissions.jsonl`": Submission,
 }
 MOST_VALUES = 12
-"""Of a key that takes some words: more are listed below its table."""
+"""Most values that a cell lists for a key that accepts certain words; longer lists stand below the table."""
 
 
 def pages() -> dict[str, str]:
@@ -59,35 +59,36 @@ def pages() -> dict[str, str]:
     }
 
 
-STUDY_INTRO = """A study is one YAML file, such as `jobs/studies/demo.yaml`. A key without a default must be given; one whose
-type is *keys* has a section of its own below. `curricula submit` writes the study with all defaults to `RUN/study.yaml`.
-"The paper" is [Sam et al. 2026](https://arxiv.org/abs/2601.07087); sections are the paper's. Where a description names no
+STUDY_INTRO = """A study is one YAML file, such as `jobs/studies/demo.yaml`. A key without a default must be given. A key of
+type *keys* has a section of its own below. `curricula submit` writes the study with all defaults to `RUN/study.yaml`.
+"The paper" is [Sam et al. 2026](https://arxiv.org/abs/2601.07087); section numbers are the paper's. If a description names no
 source, the default is ours.
 """
 PROFILE_INTRO = """A profile says how one site runs jobs; nothing in it changes what is computed.
-[Port a profile](../howto/profile.md) takes ten minutes, [cluster.md](../cluster.md) says more of some keys. Every key has
+[Port a profile](../howto/profile.md) takes ten minutes; [cluster.md](../cluster.md) says more about some keys. Every key has
 a default.
 """
-COMMANDS_INTRO = """`curricula VERB --help` shows the same with an example. Exit codes: 0 success, 1 something outside is
-wrong or a job failed, 2 the command or the study is wrong, 130 interrupted.
+COMMANDS_INTRO = """`curricula VERB --help` shows the same with an example. Exit codes: 0 for success, 1 if a job
+failed or something outside the suite is wrong, 2 if the command or the study is wrong, 130 if interrupted.
 """
-FILES_INTRO = """[The run folder](../architecture.md#the-run-folder) lists every file with what writes it and when. The formats:
+FILES_INTRO = """[The run folder](../architecture.md#the-run-folder) lists every file, what writes it, and when. The
+formats:
 
 - `*.jsonl`: one JSON object a line; a torn last line is ignored. `*.json`: one object. `*.yaml`:
   [a study](study.md) or [a profile](profile.md).
 - `metrics.jsonl`: [one line a step](../training.md#logs-and-metrics).
-- `data/shards/SOURCE/SHARD.bin` and `.idx`: Megatron's indexed dataset, which Megatron-core reads as it is. `SHARD.json`:
+- `data/shards/SOURCE/SHARD.bin` and `.idx`: Megatron's indexed dataset, which Megatron-core reads unchanged. `SHARD.json`:
   what the shard was made from and what it holds.
-- `models/ARM/MODEL/`: a Hugging Face folder, which `transformers` loads as it is, and `curricula.json` with the hash of its
-  contents. MODEL is the stage that made it, such as `instruct`, or `STAGE@POINT` for a model from the midst of a training.
+- `models/ARM/MODEL/`: a Hugging Face folder, which `transformers` loads unchanged, and `curricula.json` with the hash of its
+  contents. MODEL is the stage that made it, such as `instruct`, or `STAGE@POINT` for a model from within a training.
 - `checkpoints/step_N/`: Megatron-core's `torch_dist` format, and `checkpoint.json`.
 - `report/tables/*.csv`, `report/summary.json`: the numbers of every figure and table of the page. What a study
-  does not measure has no table, and an empty list in `summary.json`.
+  does not measure has no table in `tables/`, and an empty list in `summary.json`.
 """
 
 
 def _keys(root: type[msgspec.Struct]) -> str:
-    """A section for each struct that `root` reaches, with the places where it stands."""
+    """A section for each struct that `root` reaches, titled by the keys that hold it."""
     places: dict[type, list[str]] = {}
 
     def visit(kind: type[msgspec.Struct], place: str) -> None:
@@ -105,7 +106,7 @@ def _keys(root: type[msgspec.Struct]) -> str:
 
 
 def _structs(kind: types.Type, suffix: str = "") -> Iterator[tuple[type[msgspec.Struct], str]]:
-    """The structs within a type, with how a place in them is written."""
+    """The structs within a type, each with what its key adds to the path: `.NAME` in a mapping, `[]` in a list."""
     if isinstance(kind, types.StructType):
         yield kind.cls, suffix
     elif isinstance(kind, types.UnionType):
@@ -118,11 +119,11 @@ def _structs(kind: types.Type, suffix: str = "") -> Iterator[tuple[type[msgspec.
 
 
 def _section(title: str, kind: type[msgspec.Struct], with_defaults: bool) -> str:
-    """What a struct is, and a table of its fields. Those of settings have defaults; those of files do not."""
+    """A struct's docstring and a table of its fields, with a column of defaults for settings and without one for files."""
     info: types.StructType = types.type_info(kind)  # type: ignore[assignment]
     described, rows = descriptions(kind), []
     if with_defaults and info.tag_field:
-        rows.append([f"`{info.tag_field}`", f'"{info.tag}"', "required in `stages`", "Which of the kinds of stages this is."])
+        rows.append([f"`{info.tag_field}`", f'"{info.tag}"', "required in `stages`", "The kind of stage."])
     for field in info.fields:
         default = [_default(field)] if with_defaults else []
         rows.append([f"`{field.encode_name}`", _type(field.type), *default, _sentence(described.get(field.name, ""))])
@@ -133,7 +134,7 @@ def _section(title: str, kind: type[msgspec.Struct], with_defaults: bool) -> str
 
 
 def _long_lists(kind: types.Type) -> Iterator[object]:
-    """The values within a type that takes more than can stand in a cell."""
+    """The values of those types within `kind` that accept more than a cell lists."""
     if isinstance(kind, types.LiteralType) and len(kind.values) > MOST_VALUES:
         yield from kind.values
     elif isinstance(kind, types.UnionType):
@@ -150,7 +151,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
 
 @functools.cache
 def descriptions(kind: type) -> dict[str, str]:
-    """The docstrings under the fields of a class and of those that it extends."""
+    """The docstrings under the fields of a class and its base classes, by field."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__[:-1]):
         if not one.__module__.startswith("curricula"):
@@ -164,7 +165,7 @@ def descriptions(kind: type) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """A docstring on one line, as Markdown: what would be HTML is shown as it is."""
+    """A docstring as one line of Markdown; `<...>`, which would be HTML, becomes code."""
     return re.sub(r"<([^>\s]+)>", r"`<\1>`", " ".join(text.split()))
 
 
@@ -196,7 +197,7 @@ def _default(field: types.Field) -> str:
     if isinstance(value, msgspec.Struct):
         inner = types.type_info(type(value)).fields  # type: ignore[attr-defined]
         own = {one.encode_name: found for one in inner if (found := getattr(value, one.name)) != _value(one)}
-        return f"`{_json(own)}`; where the section is given, those below" if own else "those below"
+        return f"`{_json(own)}`; if the section is given, those below" if own else "those below"
     shown = _json(value)
     return f"`{shown}`" if len(shown) <= 50 else f"`{shown[:46]}…`"
 
@@ -218,7 +219,7 @@ def _commands() -> str:
 
 
 def commands() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    """Every verb with its parser and its summary."""
+    """Every verb with its parser and its summary line."""
 
     def visit(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
         for action in parser._actions:
