@@ -215,6 +215,8 @@ def stem_files(stem: Path) -> list[Path]:
     for other in there:
         if _UNREAD.search(other.name) and not other.name.endswith(SUFFIXES):
             raise UserError(f"{other}: is not read under this ending, unlike {found[0].name}; convert, rename or move it")
+        if nested := next((path for path in other.rglob("*") if _UNREAD.search(path.name)), None):
+            raise UserError(f"{nested}: is not read in a subfolder, unlike {found[0].name} above it; move one of them")
     return _once(found)
 
 

@@ -196,6 +196,16 @@ def test_an_incomplete_dataset_is_not_read(tmp_path, marker):
             read()
 
 
+def test_a_table_in_a_subfolder_of_a_table_is_not_passed_over(tmp_path):
+    (tmp_path / "t" / "more" / "deep").mkdir(parents=True)
+    (tmp_path / "t" / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "t" / "more" / "deep" / "README.md").write_text("no table")
+    assert len(Table.open(tmp_path / "t")) == 1
+    (tmp_path / "t" / "more" / "deep" / "b.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"more/deep/b\.parquet: is not read in a subfolder, unlike a\.jsonl above it"):
+        Table.open(tmp_path / "t")
+
+
 @pytest.mark.parametrize("name", ["b.jsonl.zst", "b.csv.gz", "b.ndjson", "b.JSONL", "b.arrow", "b.feather", "b.tsv"])
 def test_a_folder_is_not_read_in_part(tmp_path, monkeypatch, name):
     (tmp_path / "t").mkdir()
