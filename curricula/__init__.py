@@ -3,7 +3,7 @@
     run = curricula.Run("runs/demo")
     pandas.DataFrame(run.answers()).groupby(["arm", "stage"]).verdict.value_counts()
 
-The command line is `curricula` (`curricula --help`). What a notebook wants can be imported from here; docs/library.md has
+The command line is `curricula` (`curricula --help`). Notebooks can import the names below from here; docs/library.md has
 recipes. The packages, in the order of the data: `curricula.curriculum` (what the model reads, and when), `curricula.model`
 (training), `curricula.eval` (what the model does), `curricula.jobs` (where and when all this runs). Each package says in its
 docstring what its modules are for.
@@ -21,12 +21,12 @@ _OFFERED = {
     "load_model": "eval.models",
     "UserError": "errors",
 }
-"""A run folder; a study file and its plan; a model of a run, or any other; and what is raised for what a user can mend."""
+"""Public names, and the module that defines each."""
 __all__ = ["__version__", *_OFFERED]
 
 
 def __getattr__(name: str) -> Any:
-    """Each name when it is asked for: some import torch, and looking the version up takes longer than most imports."""
+    """Import a public name on first use: some modules import torch, and the version takes longer to find than most imports."""
     if name in _OFFERED:
         return getattr(importlib.import_module(f"curricula.{_OFFERED[name]}"), name)
     if name != "__version__":

@@ -1,7 +1,7 @@
 """Reads untrusted YAML, with the types of YAML 1.2's core schema.
 
 PyYAML reads version 1.1: there `168:00:00` is 604,800, `no` is false, `010` is 8 and `2026-01-01` is a date. Here they are
-the text "168:00:00", the text "no", the number 10 and the text "2026-01-01". One liberty is kept: underscores may group an
+the text "168:00:00", the text "no", the number 10 and the text "2026-01-01". One extension is kept: underscores can group an
 integer's digits, as in `600_000_000_000`.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 MOST_CHARACTERS = 256 * 1024
-"""Of a text. The longest study that comes with the suite has 5,000."""
+"""Length of the longest text that is read. The longest study that comes with the suite has 5,000 characters."""
 MOST_VALUES = 20_000
-"""With every alias written out."""
+"""Largest number of values in a text, with every alias written out."""
 MOST_DEPTH = 40
 INTEGERS = range(-(2**63), 2**63)
 
@@ -25,9 +25,9 @@ TAG = "tag:yaml.org,2002:"
 
 
 def load_yaml(text: str) -> Any:
-    """The value in `text`: null, a boolean, a number but not .nan, a text, or a list or a mapping of such. Keys are texts.
+    """The value in `text`: null, a boolean, a number other than .nan, a text, or a list or mapping of these. Keys are texts.
 
-    Raises yaml.YAMLError for anything else, and for texts that would take long or much memory to read.
+    Raises yaml.YAMLError for anything else, and for texts that would take too much time or memory to read.
     """
     if len(text) > MOST_CHARACTERS:
         raise yaml.YAMLError(f"longer than {MOST_CHARACTERS:,} characters")
@@ -40,12 +40,12 @@ def load_yaml(text: str) -> Any:
 
 
 def dump_yaml(value: Any, width: int = 80) -> str:
-    """`value` as a text that `load_yaml` reads back to it, and PyYAML too. Mappings keep their order."""
+    """`value` as YAML that both `load_yaml` and PyYAML read back as the same value. Mappings keep their order."""
     return yaml.dump(value, Dumper=_CoreDumper, sort_keys=False, width=width)
 
 
 def _check_size(value: Any) -> None:
-    """Raise YAMLError when aliases make of a short text a large value, or one that holds itself."""
+    """Raise YAMLError if aliases expand a short text to a large value, or to one that contains itself."""
     count = 0
     level = [value]
     for _ in range(MOST_DEPTH):
@@ -75,7 +75,7 @@ def _integer(text: str) -> int:
 
 
 def _float(text: str) -> float:
-    if text.lower() == ".nan":  # which is not even equal to itself: a file could not be compared with its copy
+    if text.lower() == ".nan":  # it does not even equal itself, so a file could not be compared with its copy
         raise ValueError(".nan is not a number")
     return float(text.lower().replace(".inf", "inf"))
 
@@ -93,16 +93,16 @@ SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _float),
     "str": (r"(?s:.*)", _text),
 }
-"""For each type how it is written, and what makes a value of that or raises ValueError."""
+"""For each type, the pattern of its texts and the function that converts one or raises ValueError."""
 
 
 def _base() -> Any:
-    """libyaml's parser, fifty times as fast as the one in Python, if it refuses what is nested too deep for its stack."""
+    """libyaml's parser, fifty times as fast as the one in Python, if its version refuses text nested too deep for its stack."""
     return yaml.CSafeLoader if yaml.__with_libyaml__ and yaml._yaml.get_version() >= (0, 2, 5) else yaml.SafeLoader
 
 
 class _CoreLoader(_base()):  # type: ignore[misc]
-    """Constructs the core schema's types alone. A repeated key is an error: PyYAML would silently take the last one."""
+    """Constructs only the core schema's types. A repeated key is an error: PyYAML would silently keep the last value."""
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}
     yaml_constructors: dict[str | None, Any] = {}
@@ -119,7 +119,7 @@ class _CoreLoader(_base()):  # type: ignore[misc]
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Version 1.2 has no merge key `<<`."""
+        """Do nothing: YAML 1.2 has no merge key `<<`."""
 
     def construct_core(self, node: yaml.ScalarNode) -> Any:
         text = self.construct_scalar(node)
@@ -140,13 +140,13 @@ def _refused(node: yaml.Node, problem: str) -> yaml.YAMLError:
 
 
 class _CoreDumper(yaml.SafeDumper):
-    """Quotes a text that either version of YAML would take for something else."""
+    """Quotes texts that either version of YAML would read as another type."""
 
 
 for _kind, (_written, _) in SCALARS.items():
     _CoreLoader.add_constructor(TAG + _kind, _CoreLoader.construct_core)
     if _kind != "str":
-        _whole = re.compile(f"(?:{_written})$")  # PyYAML matches from the beginning
+        _whole = re.compile(f"(?:{_written})$")  # PyYAML anchors a pattern only at the beginning
         _CoreLoader.add_implicit_resolver(TAG + _kind, _whole, None)
         _CoreDumper.add_implicit_resolver(TAG + _kind, _whole, None)
 _CoreLoader.add_constructor(TAG + "seq", yaml.SafeLoader.construct_yaml_seq)

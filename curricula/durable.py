@@ -1,11 +1,10 @@
 """Files that survive a kill at any instant.
 
-A whole file is written under another name, synced and renamed. Rows are appended in one write, and a torn last line is ignored
-when they are read.
+A whole file is written under another name, synced and renamed. Rows are appended in one write; readers ignore a torn last line.
 
-Files and folders made here are for their owner alone (0600 and 0700), for many hold generated harmful text; where
-CURRICULA_GROUP names a Unix group, for that group too (0660 and 2770). Folders that exist keep their permissions; a file
-that is rewritten as a whole gets these. docs/trust.md says whose folders are trusted.
+Only their owner can open the files and folders made here (0600 and 0700), since many hold generated harmful text. If
+CURRICULA_GROUP names a Unix group, its members can too (0660 and 2770). Existing folders keep their permissions; a file that is
+rewritten as a whole gets these. docs/trust.md says whose folders are trusted.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ log = logging.getLogger(__name__)
 TEAM = "CURRICULA_GROUP"
 """Environment variable with the name or number of the Unix group whose members share run folders."""
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ESTALE, errno.EOPNOTSUPP)
-"""The file system, or its lock server, knows no flock."""
+"""Errors that say that the file system or its lock server does not support flock."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Full disk, exhausted quota, file size limit."""
+"""Errors that say that the disk is full, the quota exhausted or the file size limit reached."""
 
 ACL_USER, ACL_GROUP = 0x02, 0x08
-"""Linux's entries of an access control list for a user or a group that it names."""
+"""Kinds of the entries in a Linux access control list that name a user or a group."""
 
 
 @contextlib.contextmanager
 def disk_full_explained(path: Path) -> Iterator[None]:
-    """Turn the system's errors about a full disk into a StorageError that names `path`: there may be room at another start."""
+    """Turn the system's errors about a full disk into a StorageError that names `path`: a later start may find space."""
     try:
         yield
     except OSError as error:
@@ -56,7 +55,10 @@ def disk_full_explained(path: Path) -> Iterator[None]:
 
 
 def team() -> int | None:
-    """The number of the group that CURRICULA_GROUP names, None without it. Raises UsageError unless the user is a member."""
+    """The number of the group that CURRICULA_GROUP names; None if it is unset.
+
+    Raises UsageError if there is no such group or the user is not a member.
+    """
     name = os.environ.get(TEAM)
     return _group(name) if name else None
 
@@ -73,7 +75,7 @@ def _group(name: str) -> int:
 
 
 def _shown(group: int) -> int:
-    """The number that `group` has in this container: a rootless one maps every group but the user's own to one number."""
+    """The number of `group` in this container. A rootless container maps every group but the user's own to the same number."""
     try:
         ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/gid_map").read_text().splitlines()]
     except FileNotFoundError:  # not Linux
@@ -83,18 +85,18 @@ def _shown(group: int) -> int:
 
 
 def _give(file: int | Path, group: int) -> None:
-    """Give a new file or folder to the team; where a container does not know the group, the parent folder has done so."""
+    """Give a new file or folder to the team. If the container does not know the group, the parent's setgid bit has done so."""
     if _shown(group) == group:
         os.chown(file, -1, group)
 
 
 def require_ours(folder: Path) -> None:
-    """Raise UserError if anyone but the user, root and the team could have changed what is in `folder`."""
+    """Raise UserError if anyone but the user, root and the team could have changed the contents of `folder`."""
     found, group = folder.stat(), team()
     is_shared = group is not None and found.st_gid == _shown(group)
     if not is_shared and found.st_uid not in (os.geteuid(), 0):
         raise UserError(
-            f"{folder}: belongs to {_user(found.st_uid)}, and what is in it would run with your rights; name another "
+            f"{folder}: belongs to {_user(found.st_uid)}, and its contents would run with your rights; name another "
             f"folder, or share it as a group and set {TEAM} (docs/trust.md)"
         )
     others = found.st_mode & 0o002
@@ -102,14 +104,14 @@ def require_ours(folder: Path) -> None:
         others = others or not _is_private(found.st_gid) or _lets_others_write(folder)
     if others:
         raise UserError(
-            f"{folder}: others than its owner may write there (mode {found.st_mode & 0o7777:o}), so its contents could run "
-            f"with your rights; `chmod -R go-w` the run folder, share it as a group and set {TEAM} (docs/trust.md), or, where "
+            f"{folder}: users other than its owner can write there (mode {found.st_mode & 0o7777:o}), so its contents could "
+            f"run with your rights; `chmod -R go-w` the run folder, share it as a group and set {TEAM} (docs/trust.md), or, if "
             "the file system ignores permissions, name another folder"
         )
 
 
 def _is_private(group: int) -> bool:
-    """Whether it is the user's own group, which many systems give to each user, and has no other member."""
+    """Whether `group` is the user's own, as many systems give one to each user, and has no other member."""
     try:
         found, user = grp.getgrgid(group), pwd.getpwuid(os.geteuid())
     except KeyError:
@@ -118,10 +120,10 @@ def _is_private(group: int) -> bool:
 
 
 def _lets_others_write(folder: Path) -> bool:
-    """Whether an access control list names others that may write there, if the group's part of the mode allows it."""
+    """Whether an access control list lets other users or groups write there, provided that the mode lets the group write."""
     try:
         entries = os.getxattr(folder, "system.posix_acl_access")[4:]
-    except (AttributeError, OSError):  # not Linux; no list, or a file system without any
+    except (AttributeError, OSError):  # not Linux; no list, or a file system without lists
         return False
     named = [(kind, number) for kind, rights, number in struct.iter_unpack("<HHI", entries) if rights & 2]
     users = {number for kind, number in named if kind == ACL_USER} - {0, os.geteuid()}
@@ -136,7 +138,7 @@ def _user(number: int) -> str:
 
 
 def make_folder(path: Path, shared: bool = False) -> None:
-    """Make `path` and the parents that it lacks, for the owner (and the team), or, if `shared`, as the umask says."""
+    """Make `path` and its missing parents, for the owner (and the team) or, if `shared`, with the umask's permissions."""
     if not path.parent.is_dir():
         make_folder(path.parent, shared)
     try:
@@ -152,13 +154,13 @@ def make_folder(path: Path, shared: bool = False) -> None:
 
 @contextlib.contextmanager
 def open_atomically(path: Path, mode: str = "wb", shared: bool = False, own: str = "") -> Iterator[IO[Any]]:
-    """Yield a file that appears as `path` only when the block succeeds. An error leaves nothing behind.
+    """Yield a file that appears as `path` only if the block succeeds. An error leaves nothing behind.
 
-    One process may write a file at a time: where several could, they hold a lock, or each has a word of its `own`. With
-    `shared`, the file and its folder get the permissions of the umask.
+    Only one process may write a file at a time. If several could, they must hold a lock or each pass another `own`, a suffix
+    of the temporary name. With `shared`, the file and its folder get the umask's permissions.
     """
     make_folder(path.parent, shared)
-    # Without `own`, always the same name: kills do not fill the disk.
+    # Without `own` the name is always the same, so that what kills leave behind does not fill the disk.
     temporary = path.with_name(f".{path.name}{own}.aside")
     fencing.check_fences()
     mine: os.stat_result | None = None
@@ -182,7 +184,7 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False, own: str
 
 
 def _private(path: str, flags: int) -> int:
-    """Open with access for the owner alone (and the team), if it is a new file."""
+    """Open a file; a new one is accessible only to its owner (and the team)."""
     group = team()
     if group is not None and flags & os.O_CREAT:
         try:
@@ -201,8 +203,8 @@ def _private_no_link(path: str, flags: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename or a new name in `folder` durable, where the file system can: shared folders of Windows and of virtual
-    machines cannot."""
+    """Make a rename or a new name in `folder` durable if the file system can. Shared folders of Windows and of virtual machines
+    cannot."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -225,8 +227,7 @@ def write_json(path: Path, value: Any, shared: bool = False, own: str = "") -> N
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder; none if there is no folder. Raises StorageError where its disk fails, of which `Path.glob` says
-    nothing."""
+    """The names in a folder; none if it does not exist. Raises StorageError if its disk fails, which `Path.glob` would hide."""
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -236,7 +237,11 @@ def names_in(folder: Path) -> list[str]:
 
 
 def read_json(path: Path, missing: str = "has the job that writes it finished?") -> Any:
-    """The JSON value in `path`. Raises UserError when it is damaged, and with the words `missing` when there is none."""
+    """The JSON value in `path`.
+
+    Raises UserError if the file is damaged or does not exist (the message then ends with `missing`), and StorageError if it
+    cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -248,7 +253,7 @@ def read_json(path: Path, missing: str = "has the job that writes it finished?")
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows in one write and sync them, after cutting off a line that an earlier kill left torn."""
+    """Append rows in one write and sync them, after cutting off a last line that a kill left torn."""
     make_folder(path.parent)
     fencing.check_fences()
     with disk_full_explained(path), open(path, "a+b", opener=_private) as file:
@@ -279,9 +284,9 @@ def read_jsonl(
     what: str = "JSON",
     mend: str = "remove the line and run the job again, or move the file away if another version wrote it",
 ) -> list[Any]:
-    """All complete rows of `path`, each `what` `parse` reads; none if it does not exist. A torn last line is ignored.
+    """All complete rows of `path`, read by `parse`; none if the file does not exist. A torn last line is ignored.
 
-    Raises UserError that names the file and line, and ends with `mend`, where `parse` raises ValueError.
+    If `parse` raises ValueError, raises UserError: "FILE: line N is not WHAT (reason); MEND".
     """
     if not path.exists():
         return []
@@ -296,10 +301,10 @@ def read_jsonl(
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:
-    """Hold `path` as a lock until the block or the process ends. Raises UserError while a live process has it.
+    """Hold `path` as a lock until the block or the process ends.
 
-    Where the file system knows no flock, a lease takes its place (`fencing.leased`). With `shared`, the file and its folder get
-    the permissions of the umask.
+    Raises UserError if a live process still has the lock after `wait_s`. On file systems without flock, a lease
+    replaces it (`fencing.leased`). With `shared`, the file and its folder get the umask's permissions.
     """
     make_folder(path.parent, shared)
     with open(path, "a+", opener=_shared if shared else _private_no_link) as file:
@@ -310,8 +315,8 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
                 raise fencing.in_use(path, file.read().strip() or "unknown")
             time.sleep(0.05)
         if is_locked is None:
-            log.info("%s: its file system has no flock; a lease takes its place", path)
-        # A node without flock may have left leases here: then they count for all.
+            log.info("%s: its file system has no flock; using a lease instead", path)
+        # Leases that a node without flock left here bind all nodes.
         needs_lease = is_locked is None or fencing.has_leases(path)
         with fencing.leased(path, wait_s) if needs_lease else contextlib.nullcontext():
             with disk_full_explained(path):
@@ -322,7 +327,7 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a live process holds the lock, as far as this machine can see; None where it cannot. Writes nothing."""
+    """Whether a live process holds the lock, as seen from this machine; None if it cannot tell. Writes nothing."""
     try:
         with open(path) as file:
             is_free = _flock(file, fcntl.LOCK_SH)
@@ -338,7 +343,7 @@ def _shared(path: str, flags: int) -> int:
 
 
 def _flock(file: IO[Any], kind: int) -> bool | None:
-    """Whether the lock could be taken; None where the file system knows none."""
+    """Whether the lock could be taken; None if the file system has no flock."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Settings: immutable structs whose constraints always hold, and YAML files read into them.
+"""Settings: immutable structs whose constraints always hold. They can be read from YAML files.
 
     class Training(Settings, frozen=True):
         global_batch: Positive
@@ -30,10 +30,10 @@ from curricula.errors import StorageError, UsageError
 from curricula.secrets import SECRET, without_userinfo
 
 SHOWN_CHARACTERS = 60
-"""Of a value, in an error message."""
+"""Length to which error messages shorten a value."""
 
 FINITE = sys.float_info.max
-"""Upper bound of numbers that must not be infinite."""
+"""Upper bound for numbers that must be finite."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -45,18 +45,19 @@ Struct = TypeVar("Struct", bound=msgspec.Struct)
 Kind = TypeVar("Kind")
 
 _CONVERTING = threading.RLock()
-"""msgspec collects a struct's fields on first use. A thread that converts the same struct meanwhile sees only some of them, and
-the process dies of a segmentation fault (msgspec 0.22). Reentrant, since a check may convert further values."""
+"""Held during every conversion. msgspec 0.22 collects a struct's fields on first use; a thread that converts the same struct
+meanwhile sees only some of them, and the process dies of a segmentation fault. The lock is reentrant, since a check can convert
+further values."""
 
 
 def convert(value: Any, kind: type[Kind], strict: bool = True) -> Kind:
-    """`msgspec.convert`, safe in threads."""
+    """`msgspec.convert`, made thread-safe."""
     with _CONVERTING:
         return msgspec.convert(value, kind, strict=strict)
 
 
 def decode(text: bytes | str, kind: type[Kind]) -> Kind:
-    """JSON as a `kind`: `msgspec.json.decode`, safe in threads."""
+    """Decode JSON as a `kind`: `msgspec.json.decode`, made thread-safe."""
     with _CONVERTING:
         return msgspec.json.decode(text, type=kind)
 
@@ -64,7 +65,7 @@ def decode(text: bytes | str, kind: type[Kind]) -> Kind:
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A group of settings. An unknown key is an error.
 
-    The fields' types and constraints hold for objects made in Python as for those read from a file. A subclass overrides
+    The fields' types and constraints are checked whether an object is made in Python or read from a file. A subclass overrides
     `check` for conditions on several fields together.
     """
 
@@ -78,10 +79,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError when fields contradict each other, in one sentence with the values and what to write instead."""
+        """Raise ValueError if fields contradict each other, with a sentence that gives the values and what to write instead."""
 
     def require_one(self, *names: str, or_none: bool = False) -> None:
-        """Raise ValueError where several of the fields `names` are given, or, unless `or_none`, where none is."""
+        """Raise ValueError if more than one of the fields `names` is given, or if none is, unless `or_none`."""
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
@@ -89,13 +90,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"give one of {', '.join(names[:-1])} and {names[-1]}")
 
     def allow_only_with(self, key: str, *names: str) -> None:
-        """Raise ValueError where one of the fields `names` is not what it is by default, and the field `key` is not given."""
+        """Raise ValueError if one of the fields `names` differs from its default although the field `key` is not given."""
         if getattr(self, key) is None:
             self.require_default(names, f"with `{key}`")
 
     def require_default(self, names: Iterable[str], otherwise: str) -> None:
-        """Raise ValueError where one of the fields `names`, which have an effect only as `otherwise` says, is not what it is by
-        default."""
+        """Raise ValueError if one of the fields `names` differs from its default. `otherwise` says when they have an effect."""
         fields = {field.name: field for field in msgspec.structs.fields(self)}
         for name in names:
             field, value = fields[name], getattr(self, name)
@@ -111,7 +111,7 @@ def _field_types(kind: type[Settings]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def located(key: str) -> Iterator[None]:
-    """Have a ValueError begin with the key that it is about."""
+    """Prefix the message of a ValueError with the key that it concerns."""
     try:
         yield
     except ValueError as error:
@@ -119,21 +119,24 @@ def located(key: str) -> Iterator[None]:
 
 
 def require_distinct(key: str, values: Sequence[Any]) -> None:
-    """Raise ValueError if `values`, which stand under `key`, hold one twice."""
+    """Raise ValueError if a value occurs twice in `values`, the list under `key`."""
     if repeated := [value for value in values if values.count(value) > 1]:
         raise ValueError(f"{key} {list(values)} repeats {repeated[0]!r}; give each once")
 
 
 def require_known(key: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError if one of `names`, which stand under `key`, is not among the `known`."""
+    """Raise ValueError if one of `names`, the list under `key`, is not `known`."""
     for name in names:
         if name not in known:
             raise ValueError(f"{key} names {name!r}; choose from {', '.join(known)}")
 
 
 def read_yaml(path: Path, missing: str) -> Any:
-    """The plain value in a YAML file. Raises UsageError that names the file, with the words `missing` when there is none, and
-    StorageError when its disk fails."""
+    """The plain value in a YAML file.
+
+    Raises UsageError if the file is missing (the message then ends with `missing`), unreadable or not valid YAML, and
+    StorageError if its disk fails.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             return load_yaml(file.read(MOST_CHARACTERS + 1))
@@ -148,7 +151,10 @@ def read_yaml(path: Path, missing: str) -> Any:
 
 
 def changed(raw: Any, change: str, where: str) -> Any:
-    """A copy of `raw`, a plain value from a file, with one entry as `change` says: "a.b.0=VALUE", the value in YAML."""
+    """A copy of `raw`, a plain value from a file, with one entry changed. `change` is "a.b.0=VALUE", with the value in YAML.
+
+    Raises UsageError that begins with `where`.
+    """
     key, is_set, text = change.partition("=")
     if not is_set or not all(key.split(".")):
         raise UsageError(f"{where}: not KEY=VALUE, such as optimizer.lr=3e-4")
@@ -161,7 +167,7 @@ def changed(raw: Any, change: str, where: str) -> Any:
 
 
 def replaced(raw: Any, keys: list[str], value: Any) -> Any:
-    """A copy of `raw` with `value` at `keys`, where the last of them may be new; raises LookupError where they lead nowhere."""
+    """A copy of `raw` with `value` at `keys`. The last key can be new; raises LookupError if the path to it does not exist."""
     if not keys:
         return value
     first, *rest = keys
@@ -173,7 +179,7 @@ def replaced(raw: Any, keys: list[str], value: Any) -> Any:
 
 
 def differences(then: Any, now: Any, place: str = "") -> list[str]:
-    """Where two plain values differ, a phrase for each place: "mix.web was 0.7, now 0.6"."""
+    """One phrase for each place where two plain values differ, such as "mix.web was 0.7, now 0.6"."""
     if isinstance(then, dict) and isinstance(now, dict):
         inner = [(f"{place}.{key}" if place else str(key), then.get(key), now.get(key)) for key in {**then, **now}]
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
@@ -188,7 +194,7 @@ def _shortened(text: str) -> str:
 
 
 def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
-    """A plain value as a `kind`. Raises UsageError that begins with `where` the value is from."""
+    """Convert a plain value to a `kind`. Raises UsageError that begins with `where`, the value's origin."""
     try:
         return convert(raw, kind, strict=False)
     except msgspec.ValidationError:
@@ -200,8 +206,11 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 
 
 def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
-    """Why `raw`, which stands at `keys`, is no `kind`: a sentence about the innermost part of it that is wrong, with the key as
-    the user wrote it, the value found there, and what is known instead. Empty if `raw` is right."""
+    """Why `raw`, the value at `keys`, is not a `kind`; empty if it is.
+
+    The sentence is about the innermost part that is wrong. It gives the key as the user wrote it, the value found there, and
+    what is allowed instead.
+    """
     try:
         convert(raw, kind, strict=False)
         return ""
@@ -221,21 +230,21 @@ def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
     if text.startswith("Invalid enum"):
         choices = [str(value) for one in _alternatives(kind) if get_origin(one) is Literal for value in get_args(one)]
         return f"{place}: {_shown(raw, keys)} is not known; choose one of {', '.join(sorted(choices))}"
-    if text.startswith("Invalid value"):  # of the key that tells kinds of a struct apart
+    if text.startswith("Invalid value"):  # of the key that distinguishes the structs of a union
         tags = {struct.__struct_config__.tag: struct.__struct_config__.tag_field for struct in _structs(kind)}
         field = next(iter(tags.values()))
         return f"{place}.{field}: {_shown(raw[field], keys)} is not known; choose one of {', '.join(tags)}"
     if text.startswith("Expected"):
-        # Without a key the value is the whole file, which may be one of secrets, named by mistake.
+        # Without a key the value is the whole file. It is not shown: the user may have named a file of secrets by mistake.
         found = f"; it is {_shown(raw, keys)}" if keys else ""
         return f"{place}: {text[0].lower() + text[1:]}{found}"
     return f"{place}: {text}" if keys else text
 
 
 def _parts(raw: Any, kind: Any) -> Iterator[tuple[list[str], Any, Any]]:
-    """The values within `raw`, and the keys of a mapping: each with its own key, and the type that it has in a `kind`."""
+    """The parts of `raw`: its values and, for mappings, the keys. Each comes with its own key and its type in a `kind`."""
     for struct in _structs(kind) if isinstance(raw, dict) else ():
-        field = struct.__struct_config__.tag_field  # of the key that tells kinds of a struct apart
+        field = struct.__struct_config__.tag_field  # the key that distinguishes the structs of a union
         if field in raw:
             yield [field], raw[field], str
     for struct in _meant(kind, raw):
@@ -258,7 +267,7 @@ def _structs(kind: Any) -> list[Any]:
 
 
 def _meant(kind: Any, raw: Any) -> list[Any]:
-    """Of these structs the one that the mapping `raw` is meant as: where there are several, it says so itself."""
+    """The struct that the mapping `raw` is meant as: the only one that `kind` allows, or the one whose tag `raw` holds."""
     structs = _structs(kind) if isinstance(raw, dict) else []
     configs = [struct.__struct_config__ for struct in structs]
     return [one for one, its in zip(structs, configs) if len(structs) == 1 or raw.get(its.tag_field) == its.tag]
@@ -274,7 +283,7 @@ def _alternatives(kind: Any) -> list[Any]:
 
 
 def _shown(value: Any, keys: list[str]) -> str:
-    """The value at `keys`, shortened to fit into a message."""
+    """The value at `keys`, shortened to fit into a message; "hidden" if its key looks like a secret's."""
     if any(key.isupper() and SECRET.search(key) for key in keys):  # a variable within `environment`
         return "hidden"
     return _shortened(without_userinfo(repr(value)))

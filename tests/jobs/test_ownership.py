@@ -139,7 +139,7 @@ def test_two_colleagues_of_a_group_share_a_run_folder_by_choice(runs, monkeypatc
     monkeypatch.delenv(TEAM)
     with acting_as(BOB, LAB), pytest.raises(UserError, match=f"belongs to user {ANN}"), Run.locked(root):
         pass
-    with acting_as(ANN, LAB), pytest.raises(UserError, match="others than its owner may write"), Run.locked(root):
+    with acting_as(ANN, LAB), pytest.raises(UserError, match="users other than its owner can write"), Run.locked(root):
         pass
 
 

@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_while_shards_are_copied_gets_its_room_back(shards,
 def test_a_missing_folder_and_one_made_by_another_user_are_refused(shards, disk, monkeypatch):
     copies = near(shards, ["web"])
     copies.parent.chmod(0o777)
-    with pytest.raises(UserError, match="others than its owner may write there"):
+    with pytest.raises(UserError, match="users other than its owner can write there"):
         near(shards, ["web"])
     monkeypatch.setenv(SCRATCH, "/no/such/disk")
     with pytest.raises(UserError, match="node_scratch: /no/such/disk is not a folder on"):
