@@ -1,8 +1,8 @@
 """Ask many questions at once, keep the answers safe, and tell a bad question from a broken server.
 
-The loop knows nothing of HTTP. `ask` is any coroutine function; it returns an answer or raises one of the errors below. A
-`Blame` decides what a failure means: it is the question's own, or the question is asked again, or the server is at fault and
-the work ends. Answers reach the disk while others are under way, so that a kill costs only what was in flight.
+The loop knows nothing about HTTP. `ask` is any coroutine function; it returns an answer or raises one of the errors below. A
+`Blame` decides what a failure means: the question itself is at fault, or it is asked again, or the server is at fault and the
+work ends. Answers are written to disk while other questions are under way, so a kill costs only what was in flight.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from curricula.errors import UserError
 LAST_REPLIES_S = 10.0
 """Seconds to wait for the replies under way when an error ends the work: they have been paid for."""
 CHARACTERS_PER_TOKEN = 4
-"""For estimates of tokens where no tokenizer is at hand."""
+"""Assumed where tokens are estimated without a tokenizer."""
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
 class Refused(Exception):
-    """The server will never take this request. It is too long, for example."""
+    """The server will never accept this request, for example because it is too long."""
 
 
 class NoAnswer(Exception):
@@ -34,7 +34,7 @@ class NoAnswer(Exception):
     def __init__(self, reason: str, status: int | None = None):
         super().__init__(reason)
         self.status = status
-        """The HTTP status it gave up with, if there was one."""
+        """The HTTP status of the last attempt, if there was one."""
 
 
 class Unreadable(Exception):
@@ -59,7 +59,7 @@ class Reply:
 
     text: str
     cut: bool
-    """Whether it was cut short, at max_tokens or by a filter of the server."""
+    """Whether the text was cut short, at max_tokens or by a filter of the server."""
 
 
 def after_thoughts(reply: str) -> str:
@@ -89,34 +89,36 @@ class Failed(Generic[Question]):
 
 @dataclass(frozen=True)
 class Decision(Generic[Question]):
-    """What a `Blame` makes of the failures it knows. Those in neither list are still undecided."""
+    """What a `Blame` decides about the failures it knows. Those in neither list are still undecided."""
 
     final: list[Failed[Question]] = field(default_factory=list)
-    """Failures that are the question's own: they are written down."""
+    """Failures for which the question itself is to blame; they are recorded."""
     again: list[Question] = field(default_factory=list)
+    """Questions to ask again."""
 
 
 class Blame(Protocol[Question]):
-    """Decides who is at fault. Each method may raise UserError: the server is, and no failure it knows is written."""
+    """Decides who is at fault. A method raises UserError if the server is; then no undecided failure is recorded."""
 
     def succeeded(self) -> Decision[Question]:
-        """A good answer came."""
+        """A question was answered well."""
 
     def failed(self, failure: Failed[Question]) -> Decision[Question]:
         """A question failed."""
 
     def exhausted(self) -> Decision[Question]:
-        """No question is left or under way. The work ends unless some are to be asked again."""
+        """No question is left or under way. The work ends unless the decision asks some again."""
 
 
 Outcomes = Sequence[Answered[Question, Answer] | Failed[Question]]
 
 
 class Asking(Generic[Question, Answer]):
-    """Questions under way, and outcomes that are not on the disk yet.
+    """Questions under way, and outcomes that are not on disk yet.
 
-    `write` makes outcomes durable. It runs in a thread, one call at a time, as soon as there are some; with `pause_s` it runs
-    that often instead, outcomes or none. `stop` keeps requests from being sent when an error ends the work.
+    `write` makes outcomes durable. It runs in a thread, one call at a time, as soon as there are outcomes; with `pause_s` it
+    runs at this interval instead, even without outcomes. `stop` is called when an error ends the work and must prevent further
+    requests.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class Asking(Generic[Question, Answer]):
         self._accused = False
 
     async def run(self, questions: Iterable[Question]) -> None:
-        """Ask all of `questions`. Raises UserError when the server is at fault; the answers until then are kept."""
+        """Ask all of `questions`. Raises UserError if the server is at fault; answers received before that are kept."""
         self._left = iter(questions)
         writer = asyncio.create_task(self._write_on())
         writer.add_done_callback(self._note_error)
@@ -210,7 +212,7 @@ class Asking(Generic[Question, Answer]):
                     return
 
     def _decide(self, decide: Callable[..., Decision[Question]], *failure: Failed[Question]) -> None:
-        """Carry out what the blame decides. After an accusation it is asked no more: late replies clear nobody."""
+        """Carry out what the blame decides. It is not asked again after it accuses the server: late replies change nothing."""
         if self._accused:
             return
         try:
@@ -228,10 +230,10 @@ class Asking(Generic[Question, Answer]):
         self._some_outcome.set()
 
     async def _write_on(self) -> None:
-        """Write the outcomes that came, again and again; those that come meanwhile are written next."""
+        """Write outcomes as they arrive; those that arrive during a write are written next."""
         while True:
             await (asyncio.sleep(self._pause_s) if self._pause_s else self._some_outcome.wait())
             self._some_outcome.clear()
             outcomes, self._outcomes = self._outcomes, []
             self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, outcomes))
-            await asyncio.shield(self._writing)  # runs to its end even when the work is stopped
+            await asyncio.shield(self._writing)  # a write runs to its end even if the work is stopped

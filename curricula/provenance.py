@@ -18,7 +18,7 @@ RECORD = "commit.json"
 def running_commit(root: Path = ROOT) -> str:
     """The commit, followed by "-dirty" if files have changed since; "" if it is unknown.
 
-    A copy of changed code also has its digest appended, for the commit alone does not tell it from another.
+    For a copy of changed code its digest is appended too, since the commit alone does not identify it.
     """
     if (root / RECORD).is_file():
         record = read_json(root / RECORD)
@@ -36,7 +36,7 @@ def is_checkout(root: Path = ROOT) -> bool:
 
 
 def ask_git(root: Path, *args: str) -> str:
-    """What git prints; "" if it fails or is not installed."""
+    """The output of a git command; "" if it fails or git is not installed."""
     try:
         result = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
     except OSError:

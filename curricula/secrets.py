@@ -1,4 +1,4 @@
-"""What looks like a secret: names of variables, and passwords within URLs. Neither belongs into files, logs or pages."""
+"""Recognises secrets by the names of variables and by passwords in URLs. They must not reach files, logs or pages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ SECRET = re.compile(
     r"|(^|_)(DATABASE|DB|SQL\w*|MYSQL|MARIADB|POSTGRES\w*|PG|MONGO\w*|REDIS|AMQP|RABBITMQ|BROKER|CELERY\w*|SMTP)_UR[IL]",
     re.IGNORECASE,
 )
-"""Names of variables that look like a secret's; neither scripts nor the notify command get them. The expression leaves out
-names that merely look similar: PWD, TOKENIZER_PATH, TIKTOKEN_CACHE_DIR, MAX_TOKENS, SSH_AUTH_SOCK, NCCL_IB_PKEY."""
+"""Matches names of variables that look like a secret's; neither scripts nor the notify command get such variables. It does not
+match names that merely look similar: PWD, TOKENIZER_PATH, TIKTOKEN_CACHE_DIR, MAX_TOKENS, SSH_AUTH_SOCK, NCCL_IB_PKEY."""
 _USERINFO = re.compile(r"(?<![\w+.-])([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
 _PASSWORD = re.compile(r"\bhttps?://[^\s/?#'\"<>]*@|\b[a-z][a-z0-9+.-]*://[^\s/?#'\"<>@]*:[^\s/?#'\"<>]+@", re.IGNORECASE)
-"""Not the user alone of another scheme: docker://USER@REGISTRY is no secret."""
+"""Matches the user and password of a URL. A user without a password counts only over HTTP: docker://USER@REGISTRY is no
+secret."""
 _ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_])([A-Z_][A-Z0-9_]*)=(?![\"']?[$`]|\"[^\"]*[$`]|[\"']*(\s|$))")
-"""NAME=value within a line of shell or an option, but not NAME=$OTHER, NAME="Bearer $OTHER", NAME=$(command) or NAME without
-a value."""
+"""Matches NAME=value in a line of shell or an option, but not NAME=$OTHER, NAME="Bearer $OTHER", NAME=$(command) or NAME
+without a value."""
 
 
 def without_userinfo(text: str) -> str:
@@ -26,16 +27,16 @@ def without_userinfo(text: str) -> str:
 
 
 def has_password(text: str) -> bool:
-    """Whether `text` contains a URL that gives a password, or a user over HTTP, who may be a token."""
+    """Whether `text` contains a URL with a password, or an HTTP URL with a user, which can be a token."""
     return bool(_PASSWORD.search(text))
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether the variable `name` looks like a secret's, or its value is a URL with a password, as HTTPS_PROXY may be."""
+    """Whether the variable's name looks like a secret's, or its value is a URL with a password, as in HTTPS_PROXY."""
     return bool(SECRET.search(name)) or has_password(value)
 
 
 def secret_in(text: str) -> str:
-    """What a line of shell or an option gives away: the name of a variable that it sets, "a URL's password", or ""."""
+    """The secret that a line of shell or an option reveals: the name of a variable that it sets, "a URL's password", or ""."""
     named = next((found[1] for found in _ASSIGNMENT.finditer(text) if SECRET.search(found[1])), "")
     return named or ("a URL's password" if has_password(text) else "")

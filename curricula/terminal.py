@@ -1,4 +1,4 @@
-"""How text, times and counts look on a terminal, and what never reaches one."""
+"""Formats text, times and counts for a terminal, and keeps from it what it must not show or obey."""
 
 from __future__ import annotations
 
@@ -20,37 +20,39 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LONGEST = 500
-"""Characters of a failure's text in a line of its own."""
+"""Length to which `one_line` shortens a text by default."""
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-"""Colours, movements of the cursor, titles and links."""
+"""Matches escape sequences: colours, cursor movements, titles and links."""
 _OBEYED = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\x1b(?!\\[[0-9;?]*[A-Za-z])"
 )
-"""What this package never sends to a terminal: controls, marks that reverse the order of letters, and escape sequences other
-than those for colours and the cursor, which `rich` sends."""
+"""Matches what this package never sends to a terminal: control characters, marks that reverse the order of letters, and escape
+sequences other than those for colours and the cursor, which `rich` sends."""
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters replaced: a terminal would obey them, and documents and logs may hold any."""
-    if text.isprintable():  # quickly
+    """`text` with its control characters replaced: a terminal would obey them, and documents and logs can contain any."""
+    if text.isprintable():  # the usual case, quickly
         return text
     return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """`text` on one line and cut, with its control characters and the passwords of URLs replaced."""
+    """`text` on one line of at most `longest` characters, with control characters and passwords in URLs replaced."""
     line = printable(without_userinfo(" ".join(text.split())))
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON in ASCII, with DEL escaped too: a terminal obeys no character of it."""
+    """`value` as ASCII JSON with DEL escaped too, so that a terminal obeys none of it."""
     return json.dumps(value, indent=1).replace("\x7f", "\\u007f")
 
 
 class _Guarded:
-    """A text stream that replaces what a terminal would obey, what its encoding lacks, and the passwords of URLs. Standard
-    output ends the process without an error when its reader, such as `head`, has seen enough."""
+    """A text stream that replaces what a terminal would obey, what its encoding lacks, and passwords in URLs.
+
+    If the reader of standard output, such as `head`, stops reading, the process ends without an error.
+    """
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -77,8 +79,8 @@ class _Guarded:
         try:
             yield
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what is left to be written
-            if self._stream is sys.__stdout__:  # an error that nobody reads is one all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # takes what is left to write
+            if self._stream is sys.__stdout__:  # not for standard error: an unread error is still an error
                 sys.exit(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -87,18 +89,18 @@ class _Guarded:
 
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
-    """Guard standard output and standard error, whoever writes: texts of servers, models and datasets may hold anything."""
+    """Guard standard output and standard error for all writers: texts of servers, models and datasets can contain anything."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed, as `>&-` does: the next file would take its place
+        if getattr(sys, name) is None:  # closed, as by `>&-`: the next file to be opened would take its place
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    if not os.environ.get("COLUMNS", "1").strip("0"):  # a terminal of unknown width, on which `rich` would print nothing
+    if not os.environ.get("COLUMNS", "1").strip("0"):  # the width is unknown, and `rich` would print nothing
         del os.environ["COLUMNS"]
     with contextlib.redirect_stdout(_Guarded(sys.stdout)), contextlib.redirect_stderr(_Guarded(sys.stderr)):
         yield
 
 
 def folded(sentence: str, stream: IO[str] | None) -> str:
-    """A sentence for `stream`: on a terminal in lines that break between words, for files and programs as it is."""
+    """A sentence for `stream`: broken between words into lines for a terminal, unchanged for files and programs."""
     if not stream or not stream.isatty():
         return sentence
     width = shutil.get_terminal_size().columns
@@ -112,7 +114,7 @@ def say(console: Console, sentence: str, style: str | None = None) -> None:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 2:03, and 3d 04:05 from one day on; a dash if it is not finite."""
+    """A duration as 2:03 or 1:02:03, and from one day on as 3d 04:05; a dash if it is not finite."""
     if not math.isfinite(seconds):
         return "-"
     minutes, seconds = divmod(max(0, round(seconds)), 60)
@@ -124,9 +126,12 @@ def clock(seconds: float) -> str:
 
 
 def fixed(value: float, digits: int, sign: str = "", times: int = 1) -> str:
-    """A number, or so many `times` as much, with so many decimals. Ties go away from zero, as JavaScript and most people round
-    them; Python's formats round them to even digits. The value is taken to six decimals, as tables and the page's scripts
-    have it: a mean over seeds of 0.41249999999999998 is a tie there. With the `sign` "+", positive numbers have one, too."""
+    """`value` multiplied by `times`, with `digits` decimals. With the `sign` "+", positive numbers get a sign too.
+
+    Ties round away from zero, as JavaScript and most people round them; Python's formats round them to even digits. The value
+    is first rounded to six decimals, as in tables and the page's scripts: a mean over seeds of 0.41249999999999998 is a tie
+    there.
+    """
     if not math.isfinite(value):
         return f"{value:{sign}}"
     exact = Decimal(round(float(value), 6) * times)
@@ -147,7 +152,7 @@ def age(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """Three digits and a unit: 950, 12.3k, 1.71B, 600B; a dash if it is not finite."""
+    """A number with three digits and a unit: 950, 12.3k, 1.71B, 600B; a dash if it is not finite."""
     if not math.isfinite(number):
         return "-"
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):

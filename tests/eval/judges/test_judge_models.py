@@ -312,9 +312,9 @@ def test_a_request_that_is_turned_away_narrows_the_window_even_without_retries(s
     ("what", "said", "requests"),
     [
         ("always_500", "status 500", 4),
-        ("always_garbage", "something else than the API's JSON (<html>a page of", 8),
-        ("always_an_error", "something else than the API's JSON (later)", 8),
-        ("always_aborted", "something else than the API's JSON (a reply that ends with abort)", 8),
+        ("always_garbage", "something other than the API's JSON (<html>a page of", 8),
+        ("always_an_error", "something other than the API's JSON (later)", 8),
+        ("always_aborted", "something other than the API's JSON (a reply that ends with abort)", 8),
     ],
 )
 def test_a_question_that_crashes_the_server_is_unparsed_and_stops_nothing(server, tmp_path, what, said, requests):
