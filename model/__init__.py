@@ -1,7 +1,7 @@
-"""SmolLM2 on Megatron-core: its configuration, training, distributed checkpoints, and conversion to and from Hugging Face.
+"""SmolLM2 on Megatron-core: configuration, training, distributed checkpoints, and conversion to and from Hugging Face.
 
-The names below need no torch, nor do the settings in `curricula.model.config`. Training is `curricula.model.train.train`;
-`export_hf` and `import_hf` are in `curricula.model.convert`. Both load torch and Megatron-core, which takes seconds.
+The names below and the settings in `curricula.model.config` need no torch. Training is `curricula.model.train.train`;
+`export_hf` and `import_hf` are in `curricula.model.convert`. These modules load torch and Megatron-core, which takes seconds.
 """
 
 from curricula.model.config import PRESETS as PRESETS

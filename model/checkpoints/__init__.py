@@ -1,4 +1,4 @@
-"""Checkpoints: their folder (`folder`), what they hold and how it is read, as data (`checkpoint`), and saving them in the
+"""Checkpoints: their folder (`folder`), their contents and how these are read as data (`checkpoint`), and saving them in the
 background (`writer`).
 
 Only `folder` needs no torch.

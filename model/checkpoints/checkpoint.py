@@ -1,20 +1,21 @@
-"""What a checkpoint holds, as a Megatron-core distributed checkpoint, and how it is read; `writer` saves it.
+"""The contents of a checkpoint, as a Megatron-core distributed checkpoint, and how they are read; `writer` saves them.
 
-It holds a run's whole state, or only its weights, and does not depend on the number of processes that wrote it. Megatron-core's
-distributed optimizer gives each data-parallel rank a range of every flattened parameter. Its own reshardable layout first
-gathers the whole state on each rank: 20.5 GB for the 1.7B model, eight times on a node. Here a rank names the same tensors, in
-the shapes of the parameters, and contributes its own range, cut into rectangles. So a save copies only what the rank holds, a
-load reads only what it needs, and any number of processes, tensor-parallel size and backend can read what another wrote.
+A checkpoint holds a run's whole state, or only its weights, and does not depend on the number of processes that wrote it.
+Megatron-core's distributed optimizer gives each data-parallel rank a range of every flattened parameter. Its own reshardable
+layout first gathers the whole state on each rank: 20.5 GB for the 1.7B model, eight times on a node. Here a rank names the same
+tensors, in the shapes of the parameters, and contributes its own range, cut into rectangles. So a save copies only what the
+rank holds, a load reads only what it needs, and any number of processes, tensor-parallel size and backend can read what another
+wrote.
 
 Checkpoints are read as data. A pickle is a program: read without restrictions, it calls any function that it names. The hashes
-in checkpoint.json do not help, for whoever writes the pickle writes them too. A checkpoint holds four kinds:
+in checkpoint.json do not help, because whoever writes a pickle writes them too. A checkpoint holds four kinds of pickles:
 
 .metadata                 torch reads it with pickle.load
 common.pt                 Megatron-core reads it with torch.load
 objects in *.distcp       torch reads them with torch.load, and turns its restrictions off
 FP8 states, as tensors    Transformer Engine reads them with pickle.loads
 
-Here each may name only what such a checkpoint needs.
+Here each of them can name only what such a checkpoint needs.
 """
 
 from __future__ import annotations
@@ -73,15 +74,15 @@ T = TypeVar("T")
 LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 """Megatron-core's name for optimizer state in the shape of the parameters, which `_optimizer_state` writes."""
 STATES = ("param", "exp_avg", "exp_avg_sq")
-"""The float32 master weight and AdamW's two moments; in AdamW's state they lie next to the step."""
+"""The float32 master weight and AdamW's two moments. AdamW's state also holds the step, which is saved separately."""
 READS_CHECKED_STATES = {"NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE": "1"}
-"""Without this, Transformer Engine 2.17 reads no pickled state of a layer. Ours name only what `check_layer_states` allows."""
+"""Environment without which Transformer Engine 2.17 refuses a layer's pickled state. `check_layer_states` has checked ours."""
 EXTRA_STATE = "_extra_state"
-"""Ends the name of what a layer keeps beside its weights."""
+"""End of the name of what a layer keeps besides its weights."""
 UNREADABLE = (
     CheckpointingException, torch_checkpoint.CheckpointException, EOFError, KeyError, RuntimeError, pickle.UnpicklingError,
 )  # fmt: skip
-"""What the readers of Megatron-core and torch raise for damaged files."""
+"""Errors that the readers of Megatron-core and torch raise for damaged files."""
 METADATA_NAMES = {
     "torch.Size",
     "torch.distributed.checkpoint.filesystem._StorageInfo",
@@ -91,7 +92,7 @@ METADATA_NAMES = {
         "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
     )),
 }  # fmt: skip
-"""What .metadata may name, beside torch's data types and a path."""
+"""What .metadata may name, besides torch's data types and a path."""
 FP8_NAMES = {
     "builtins.bytes",
     "collections.OrderedDict",
@@ -103,9 +104,9 @@ FP8_NAMES = {
         "NVFP4BlockScaling", "QParams", "_FormatHelper",
     )),
 }  # fmt: skip
-"""What the FP8 state of a layer may name, beside torch's data types."""
+"""What the FP8 state of a layer may name, besides torch's data types."""
 TENSOR_READERS = ("torch.storage._load_from_bytes", "megatron.core.safe_globals.safe_load_from_bytes")
-"""What reads a tensor in that state; Megatron-core 0.19 puts the second, which reads data only, in place of the first."""
+"""Functions that read a tensor in that state. Megatron-core 0.19 replaces the first by the second, which reads only data."""
 LOAD_UNRESTRICTED = torch.load
 REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+)")
 """Finds the name in torch's message about a pickle that is more than data."""
@@ -116,10 +117,10 @@ def newest_whole(
 ) -> tuple[Path | None, bool]:
     """The checkpoint to train from, and whether training only fills a gap before the latest.
 
-    A gap is a branch point at `kept_step`, the end of this training (None if that step is not kept), that was lost or damaged
-    after the run had gone on; `latest` then stays where it is. Older checkpoints are tried only if `is_usable` accepts them on
-    the main process. Raises UserError as `_newest_whole` does, StorageError on all processes when the main one cannot
-    read the folder.
+    There is a gap if the branch point at `kept_step`, the end of this training (None if that step is not kept), was lost or
+    damaged after the run had continued; `latest` then stays where it is. Older checkpoints are tried only if `is_usable`
+    accepts them on the main process. Raises UserError as `_newest_whole` does, and StorageError on all processes if the main
+    one cannot read the folder.
     """
 
     def found_here() -> list[Path]:
@@ -141,16 +142,16 @@ def newest_whole(
 
 
 def _newest_whole(ordered: Sequence[Path], parallel: Parallel) -> Path | None:
-    """The checkpoint to continue from, every byte of it checked: the first of these, or the next undamaged one.
+    """The first undamaged checkpoint of `ordered`, with every byte checked; None if there are no checkpoints.
 
-    Falling back sets `latest` back and the damaged ones aside. Raises UserError when all checkpoints are damaged.
+    Falling back to a later one sets `latest` back and the damaged ones aside. Raises UserError if all are damaged.
     """
     problems: dict[Path, str] = {}
     for folder in ordered:
         problem = problem_of(folder, parallel)
         if problem is None:
             if problems and parallel.is_main:
-                log.warning("%s; going on from %s", next(iter(problems.values())), folder.name)
+                log.warning("%s; continuing from %s", next(iter(problems.values())), folder.name)
                 point_at(folder)
                 for damaged in problems:
                     set_aside(damaged)
@@ -162,9 +163,9 @@ def _newest_whole(ordered: Sequence[Path], parallel: Parallel) -> Path | None:
 
 
 def problem_of(folder: Path, parallel: Parallel) -> str | None:
-    """What is damaged in a checkpoint, in a sentence, the same on all processes; each reads its share of the files.
+    """A sentence about what is damaged in a checkpoint, or None; the same on all processes. Each reads its share of the files.
 
-    Raises StorageError on all processes when one cannot read its share: that says nothing about the checkpoint.
+    Raises StorageError on all processes if one cannot read its share, since that says nothing about the checkpoint.
     """
 
     def found_here() -> str | None:
@@ -179,7 +180,7 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
 
 
 def _read_by_each(place: Path, parallel: Parallel, read: Callable[[], T]) -> list[T]:
-    """What `read` returns on each process, by rank. Raises StorageError on all of them when one cannot read `place`."""
+    """What `read` returns on each process, by rank. Raises StorageError on all of them if one cannot read `place`."""
     value: T | None = None
     unread = ""
     try:
@@ -195,7 +196,7 @@ def _read_by_each(place: Path, parallel: Parallel, read: Callable[[], T]) -> lis
 
 @contextlib.contextmanager
 def _disk_errors_named(place: Path) -> Iterator[None]:
-    """Turn an error of the system in reading `place` into a StorageError: it says nothing about a checkpoint."""
+    """Turn a system error while reading `place` into a StorageError: it does not mean that a checkpoint is damaged."""
     try:
         yield
     except OSError as error:
@@ -207,11 +208,11 @@ def _disk_errors_named(place: Path) -> Iterator[None]:
 def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Parallel, is_checked: bool = False) -> None:
     """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`.
 
-    Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are set
-    too, if the tensor-parallel size is the same, and the kind of device, which the precision tells. All bytes are checked first
-    unless `is_checked`. Nothing in the checkpoint is run. Raises UserError when a file is missing, truncated or damaged, or
-    when the checkpoint lacks the optimizer's state. A checkpoint with damaged bytes is set aside, so that the run that made it
-    makes it again.
+    Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are restored
+    too, if the tensor-parallel size and the precision, which depends on the kind of device, are the same. All bytes are checked
+    first unless `is_checked`. Nothing in the checkpoint is executed. Raises UserError if a file is missing, truncated or
+    damaged, or if the checkpoint lacks the optimizer's state. A checkpoint with damaged bytes is set aside, so that the run
+    that made it makes it again.
     """
     if not is_checked and (problem := problem_of(folder, parallel)):
         if parallel.is_main:
@@ -225,7 +226,7 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
     with _disk_errors_named(folder), parallel.cuda_names(), _read_as_data(folder) as metadata:
         state = sharded_state(network, optimizer, generators, stored=metadata.state_dict_metadata.keys())
         strategy = None
-        if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange
+        if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange the shares
             reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
             strategy = FullyParallelLoadStrategyWrapper(reader, parallel_state.get_data_parallel_group())
         try:
@@ -233,8 +234,9 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
                 loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
         except UNREADABLE as error:
             for behind in errors_behind(error):
+                # Other versions look for files that this checkpoint never had.
                 never_had = isinstance(behind, FileNotFoundError) and Path(str(behind.filename)).name not in info.files
-                if isinstance(behind, ForbiddenName | OSError) and not never_had:  # which other versions look for
+                if isinstance(behind, ForbiddenName | OSError) and not never_had:
                     raise behind from None
             raise UserError(_intact_but_unreadable(folder, info, error)) from error
         check_layer_states(folder, loaded["model"])
@@ -250,7 +252,7 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
 
 
 def _intact_but_unreadable(folder: Path, info: CheckpointInfo, error: BaseException) -> str:
-    """All bytes are those that were written, so the checkpoint may be good, and what differs is the software."""
+    """The message for a checkpoint whose bytes are as written: it may be good, and only the software differs."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
     wrote = ", ".join(f"{name} {version}" for name, version in info.versions.items() if version)
     return (
@@ -260,17 +262,18 @@ def _intact_but_unreadable(folder: Path, info: CheckpointInfo, error: BaseExcept
 
 
 class ForbiddenName(UserError):
-    """A pickle names something that is no data."""
+    """A pickle names something that is not data."""
 
 
 @contextlib.contextmanager
 def _read_as_data(folder: Path) -> Iterator[Metadata]:
-    """Within the block, torch and Megatron-core read the checkpoint `folder` as data, and share its metadata, which this gives.
+    """Make torch and Megatron-core read the checkpoint `folder` as data, and share its metadata, until the block ends.
 
-    Raises UserError when a file is more than data. They may wrap that error; `errors_behind` finds it.
+    Yields the metadata. Reading a file that is more than data raises UserError. Torch and Megatron-core may wrap that error;
+    `errors_behind` finds it.
     """
     file_read: str | os.PathLike[str] = folder
-    """The file that torch reads objects from."""
+    """The file from which torch currently reads objects."""
     load_object = DefaultLoadPlanner.load_bytes
 
     def load(file: Any, *args: Any, **options: Any) -> Any:
@@ -291,7 +294,7 @@ def _read_as_data(folder: Path) -> Iterator[Metadata]:
 
 
 def _read_metadata(folder: Path) -> Metadata:
-    """Raises UserError when .metadata cannot be read as data, or names a file outside the checkpoint."""
+    """The contents of .metadata. Raises UserError if it cannot be read as data, or names a file outside the checkpoint."""
     path = folder / ".metadata"
     try:
         with open(path, "rb") as file:
@@ -303,7 +306,7 @@ def _read_metadata(folder: Path) -> Metadata:
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error) or type(error).__name__
         raise UserError(
-            f"{path}: cannot be read here ({reason:.200}); keep it, and use the versions that wrote it, in checkpoint.json"
+            f"{path}: cannot be read here ({reason:.200}); keep it, and use the versions that wrote it (see checkpoint.json)"
         ) from None
     if outside:
         raise UserError(f"{path}: names the file {outside[0]!r:.200}, which is outside the checkpoint; do not use it")
@@ -311,7 +314,7 @@ def _read_metadata(folder: Path) -> Metadata:
 
 
 def check_layer_states(folder: Path, model_state: Mapping[str, Any]) -> None:
-    """Raise UserError when the FP8 state of a layer, as read from `folder`, is more than data."""
+    """Raise UserError if the FP8 state of a layer, as read from `folder`, is more than data."""
     for name, state in model_state.items():
         if name.endswith(EXTRA_STATE):
             for part in state if isinstance(state, list) else [state]:
@@ -324,7 +327,7 @@ def check_layer_states(folder: Path, model_state: Mapping[str, Any]) -> None:
 
 
 def _load_as_data(path: str | os.PathLike[str], file: Any, *args: Any, **options: Any) -> Any:
-    """`torch.load`, but only of data; `path` names the file."""
+    """`torch.load` restricted to data. Error messages name the file `path`."""
     try:
         return LOAD_UNRESTRICTED(file, *args, **{**options, "weights_only": True})
     except pickle.UnpicklingError as error:
@@ -335,7 +338,7 @@ def _load_as_data(path: str | os.PathLike[str], file: Any, *args: Any, **options
 
 
 class _Unpickler(pickle.Unpickler):
-    """Refuses every name but `allowed` ones, before anything is done with it."""
+    """Refuses every name that is not `allowed`, before anything is done with it."""
 
     def __init__(self, file: IO[bytes], path: Path, allowed: Set[str]) -> None:
         super().__init__(file)
@@ -355,12 +358,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _joined(*parts: str) -> str:
-    """Stands for paths, in place of a function that the process uses itself: a pickle can set attributes of what it names."""
+    """Replaces the class of paths. A pickle can set attributes of what it names, so it gets a function of its own."""
     return os.path.join(*parts)
 
 
 def _member(kind: Any, name: str) -> Any:
-    """Stands for getattr: gives the members of enumerations, and nothing else of the classes that a checkpoint may name."""
+    """Replaces getattr: returns members of enumerations, and no other attribute of the classes that a checkpoint may name."""
     if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
         return kind[name]
     raise pickle.UnpicklingError(f"asks for the attribute {name!r:.200} of {kind!r:.200}, which no checkpoint needs")
@@ -374,7 +377,7 @@ def _refusal(path: str | os.PathLike[str], name: str) -> ForbiddenName:
 
 
 def errors_behind(error: BaseException) -> Iterator[BaseException]:
-    """`error` and all that it was raised for, on any process, however torch wrapped them."""
+    """`error` and all errors that caused it, on any process, however torch wrapped them."""
     yield error
     failures = error.failures.values() if isinstance(error, torch_checkpoint.CheckpointException) else ()
     for cause in (error.__cause__ or error.__context__, *(failure for failure, _ in failures)):
@@ -383,10 +386,10 @@ def errors_behind(error: BaseException) -> Iterator[BaseException]:
 
 
 def sharded_state(network: GPTModel, optimizer: Any | None, generators: bool, stored: Set[str] | None = None) -> dict[str, Any]:
-    """What to save, or, if `stored` names what a checkpoint holds, what to load from it."""
+    """The state to save or, if `stored` holds the names in a checkpoint, the state to load from it."""
     model_state = network.sharded_state_dict(metadata=dict(LAYOUT))  # Megatron-core puts process groups into it
-    # Extra state only for delayed fp8 scaling, whose history of maxima it holds. Layers of other backends have some that are
-    # empty, each at other places. Without a stored history, fp8 begins a new one.
+    # Extra state is needed only for delayed fp8 scaling: it holds the history of maxima. Other layers have empty extra states,
+    # whose names depend on the backend. If no history is stored, fp8 begins a new one.
     has_history = network.backend.engine.fp8 == "delayed"
     needed = {
         name: entry
@@ -397,7 +400,7 @@ def sharded_state(network: GPTModel, optimizer: Any | None, generators: bool, st
         return {"model": needed}
     state = {"model": needed, "optimizer": _optimizer_state(optimizer, model_state)}
     if generators:
-        # One set for each tensor-parallel rank. No step draws from them today (no dropout; data and weights are keyed).
+        # One set for each tensor-parallel rank. No step draws from them today (no dropout; data and weights have keys).
         state["generators"] = ShardedObject(
             "generators",
             {"torch": torch.get_rng_state(), "megatron": megatron_random.get_cuda_rng_tracker().get_states()},
@@ -409,7 +412,7 @@ def sharded_state(network: GPTModel, optimizer: Any | None, generators: bool, st
 
 
 def _optimizer_state(optimizer: Any, model_state: Mapping[str, Any]) -> dict[str, Any]:
-    """What to save of `optimizer`, or the places to load it into, for the parameters in the sharded `model_state`."""
+    """The state of `optimizer` to save, or the tensors to load it into, for the parameters in the sharded `model_state`."""
     tensors = (entry for entry in model_state.values() if isinstance(entry, ShardedTensor | ShardedTensorFactory))
     places = {id(entry.data): entry for entry in tensors}
     parts: dict[str, ShardedTensor] = {}
@@ -424,9 +427,9 @@ def _optimizer_state(optimizer: Any, model_state: Mapping[str, Any]) -> dict[str
 
 
 def _load_optimizer(optimizer: Any, places: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
-    """Take over what was `loaded` into `places`, both as `_optimizer_state` names them.
+    """Copy what was `loaded` into `places`; both have the names that `_optimizer_state` gives.
 
-    Only the state comes from the checkpoint. The groups' settings stay those of this optimizer.
+    Only the state comes from the checkpoint. The settings of the parameter groups stay those of this optimizer.
     """
     for name, place in places["param_state"].items():
         place.data.copy_(loaded["param_state"][name])  # most readers have filled it already
@@ -437,7 +440,7 @@ def _load_optimizer(optimizer: Any, places: Mapping[str, Any], loaded: Mapping[s
 
 
 def _step_in_groups(loaded: Mapping[Any, Any]) -> float:
-    """The step in a checkpoint that Megatron-core laid out: one optimizer, or several by number."""
+    """The step in a checkpoint with Megatron-core's own layout: one optimizer, or several by number."""
     states = [loaded] if "optimizer" in loaded else [state for state in loaded.values() if "optimizer" in state]
     return max(group.get("step") or 0 for state in states for group in state["optimizer"]["param_groups"])
 
@@ -447,7 +450,7 @@ def _parts(optimizer: Any) -> list[Any]:
 
 
 def _held(part: Any) -> Iterator[tuple[torch.nn.Parameter, dict[str, torch.Tensor], int]]:
-    """Each parameter of which this rank holds a range, the flat tensors that it holds, and where the range begins."""
+    """For each parameter of which this rank holds a range: the parameter, the flat tensors held, and the range's start."""
     buckets = itertools.chain.from_iterable(buckets for by_type in part.gbuf_ranges for buckets in by_type.values())
     for bucket in buckets:
         for parameter, ranges in bucket["param_map"].items():
@@ -458,9 +461,9 @@ def _held(part: Any) -> Iterator[tuple[torch.nn.Parameter, dict[str, torch.Tenso
 
 
 def _pieces(entry: Any) -> Iterator[tuple[ShardedTensor, int]]:
-    """The tensors as which a parameter is stored, and where each begins in the flattened parameter.
+    """The tensors that store a parameter, and where each begins in the flattened parameter.
 
-    One, but for gate and up: they are one parameter, whose halves tensor parallelism splits separately.
+    There is one, except for gate and up: they are one parameter, but tensor parallelism splits each half separately.
     """
     offset = 0
     for piece in entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]:
@@ -469,7 +472,7 @@ def _pieces(entry: Any) -> Iterator[tuple[ShardedTensor, int]]:
 
 
 def _rectangles(piece: ShardedTensor, flat: torch.Tensor, start: int, key: str) -> Iterator[ShardedTensor]:
-    """The part of `piece` that lies in `flat`, which begins at `start` of the flattened piece, as up to three rectangles.
+    """The part of `piece` that `flat` holds, as up to three rectangles. `flat` begins at `start` of the flattened piece.
 
     A piece is a vector or a matrix.
     """
@@ -497,7 +500,7 @@ def _rectangles(piece: ShardedTensor, flat: torch.Tensor, start: int, key: str) 
 
 
 def _cuts(begin: int, end: int, width: int) -> Iterator[tuple[int, int]]:
-    """[begin, end) of a flattened matrix cut at row borders: the end of a row, whole rows, the beginning of a row."""
+    """Cut the range [begin, end) of a flattened matrix at row borders: the end of a row, whole rows, the beginning of a row."""
     first_row, last_row = -(-begin // width) * width, end // width * width
     borders = sorted({begin, end, *(border for border in (first_row, last_row) if begin < border < end)})
     yield from itertools.pairwise(borders)
@@ -505,7 +508,7 @@ def _cuts(begin: int, end: int, width: int) -> Iterator[tuple[int, int]]:
 
 @functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; `curricula` is the git commit of this code, "" when unknown."""
+    """Versions of the software that the numbers depend on; `curricula` is the git commit of this code, "" if unknown."""
     import megatron.core
 
     return {

@@ -1,12 +1,12 @@
-"""The folder of a run's checkpoints: which are complete, which is the latest, what each holds, which run may continue from it.
+"""The folder of a run's checkpoints: which are complete, which is the latest, what each holds, which run can continue from it.
 
 checkpoints/latest              the name of the newest complete checkpoint
-checkpoints/step_00000100/      one checkpoint; it appears by rename, so it is whole or not there
+checkpoints/step_00000100/      one checkpoint; it appears by rename, so it is complete or absent
     checkpoint.json             what it holds (`CheckpointInfo`), with the size and hash of every other file
     metadata.json, .metadata, *.distcp, common.pt     Megatron-core's distributed checkpoint
 
-A run may continue from a checkpoint (`check_past`) when the checkpoint's past is the run's own. The future may differ; that is
-how arms branch. So data and learning rates are compared only up to the checkpoint's step. Imports no torch.
+A run can continue from a checkpoint if they have the same past (`check_past`). The future may differ; that is how arms branch.
+So data and learning rates are compared only up to the checkpoint's step. Imports no torch.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ log = logging.getLogger(__name__)
 INFO_FILE = "checkpoint.json"
 STEP_FOLDER = re.compile(r"step_\d{8,}")
 NOT_IN_WEIGHTS = ("sequence_length", "init_std")
-"""What may differ between the model that wrote weights and the one that reads them: neither changes any weight."""
+"""Keys that may differ between the model that wrote weights and the one that reads them: they affect no weight."""
 
 
 class StoredFile(msgspec.Struct, frozen=True):
     """A file of a checkpoint as it was when the checkpoint was complete."""
 
     size_bytes: int
-    """Its length."""
+    """Size in bytes."""
     sha256: str
-    """Of its bytes, in hex digits."""
+    """SHA-256 of its bytes, in hex digits."""
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,29 +60,29 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     consumed_samples: int
     """Samples read so far: the place in the data stream."""
     consumed_tokens: int
-    """The same in tokens."""
+    """Tokens read so far."""
     model: ModelConfig
     """The network, with the keys of `ModelConfig` in curricula.model.config."""
     precision: str
     """Data type of the weights, such as "float32"."""
     full: bool
-    """Whether it holds the optimizer's state too, so that training can continue exactly; otherwise only weights."""
+    """Whether it also holds the optimizer's state, so that training can continue exactly; otherwise it holds only weights."""
     data: dict[str, Any] = {}
     """Fingerprint of the batches before `step`."""
     recipe: dict[str, Any] = {}
     """Seed, optimizer, schedule and length of the run that wrote it."""
     versions: dict[str, str] = {}
-    """Of Python, torch, Megatron-core and this code (a git commit)."""
+    """Versions of Python, torch, Megatron-core and this code (a git commit)."""
     tensor_parallel: int = 1
-    """Tensor-parallel size that wrote it. Only the states of random generators depend on it."""
+    """Tensor-parallel size of the run that wrote it. Only the states of random generators depend on it."""
     recent: tuple[tuple[float, float], ...] = ()
-    """Loss and gradient norm of the latest steps, as the spike guard compares with them."""
+    """Loss and gradient norm of the latest steps, with which the spike guard compares the next."""
     guarded_from: int = 0
-    """Steps done before the first that the spike guard compares with or goes back to."""
+    """Number of steps before the first one that the spike guard compares with or goes back to."""
     skipped_in_a_row: int = 0
-    """How many of the latest steps the spike guard skipped."""
+    """Number of consecutive latest steps that the spike guard skipped."""
     generation: int = 0
-    """Which start of the element saved it (`curricula.fencing`); 0 outside a study."""
+    """Number of the element's start that saved it (`curricula.fencing`); 0 outside a study."""
     files: dict[str, StoredFile] = {}
     """Every other file of the folder, by name."""
 
@@ -96,9 +96,9 @@ def step_of(folder: Path) -> int:
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names, or None when there is no checkpoint yet.
+    """The checkpoint that `latest` names; None if there is no checkpoint yet.
 
-    When `latest` is lost or damaged, the newest checkpoint serves. Raises UserError when it names one that does not exist:
+    If `latest` is lost or damaged, the newest checkpoint counts. Raises UserError if `latest` names one that does not exist:
     only the user knows which was meant.
     """
     name = _pointer(checkpoints)
@@ -113,7 +113,7 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
 
 
 def require_checkpoint(checkpoints: Path) -> Path:
-    """The newest whole checkpoint in a folder of checkpoints. Raises UserError if there is none."""
+    """The latest checkpoint in a folder of checkpoints. Raises UserError if there is none."""
     found = latest_checkpoint(checkpoints)
     if found is None:
         raise UserError(f"{checkpoints}: no checkpoint here; has the job that trains it finished?")
@@ -121,13 +121,13 @@ def require_checkpoint(checkpoints: Path) -> Path:
 
 
 def checkpoints_to_resume(checkpoints: Path) -> list[Path]:
-    """The checkpoints from which training may continue, best first: the latest, then older ones."""
+    """The checkpoints from which training can continue, best first: the latest, then older ones."""
     name = _pointer(checkpoints)
     return sorted((path for path in _complete(checkpoints) if name is None or path.name <= name), reverse=True)
 
 
 def _pointer(checkpoints: Path) -> str | None:
-    """What `latest` says; None when it is missing or holds anything but a checkpoint's name."""
+    """The name in `latest`; None if the file is missing or holds anything but a checkpoint's name."""
     pointer = checkpoints / "latest"
     try:
         name = pointer.read_text(errors="replace").strip()
@@ -135,20 +135,20 @@ def _pointer(checkpoints: Path) -> str | None:
         return None
     if STEP_FOLDER.fullmatch(name):
         return name
-    log.warning("%s: damaged, it holds %r; taking the newest checkpoint there", pointer, name[:40])
+    log.warning("%s: damaged, it holds %r; taking the newest checkpoint", pointer, name[:40])
     return None
 
 
 def _complete(checkpoints: Path) -> list[Path]:
-    """Raises StorageError where they cannot be listed now: training would begin anew."""
+    """The complete checkpoints. Raises StorageError if they cannot be listed: an empty list would restart training."""
     names = names_in(checkpoints)
     return [path for name in names if STEP_FOLDER.fullmatch(name) and (path := checkpoints / name).is_dir()]
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What the checkpoint in `folder` holds, after checking that it is of that step and that every file has its size.
+    """What the checkpoint in `folder` holds. Raises UserError unless it is of the folder's step and every file has its size.
 
-    Raises UserError when one does not; `damaged_file` checks the contents.
+    `damaged_file` checks the files' contents.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint; {instead(folder)}")
@@ -170,17 +170,17 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def instead(folder: Path) -> str:
-    """What to do about a lost or damaged checkpoint. A training that has ended is done without those of its midst."""
+    """What to do about a lost or damaged checkpoint. A finished training counts as done even if an earlier one is lost."""
     return (
-        f"delete {folder.name} if it is still there, and run what trained it again: it continues from an earlier checkpoint; "
-        "if that counts as done, copy this one back, or delete all later ones beside it and that element's done.json"
+        f"delete {folder.name} if it is still there, and run the training again: it continues from an earlier checkpoint; "
+        "if the training counts as done, copy this one back, or delete all later ones next to it and the element's done.json"
     )
 
 
 def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int = 1) -> str | None:
-    """A sentence about the first file whose bytes are not those that were written, or None.
+    """A sentence about the first file whose bytes are not those that were written; None if there is none.
 
-    Reads every file at the speed of SHA-256 (about 1 to 2 GB/s). Each of several readers takes every `shares`th file.
+    Reads the files at the speed of SHA-256 (about 1 to 2 GB/s). Each of several readers takes every `shares`-th file.
     """
     for name in sorted(info.files)[share::shares]:
         if stored_file(folder / name) != info.files[name]:
@@ -197,11 +197,11 @@ def stored_file(path: Path) -> StoredFile:
 
 
 def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[str, StoredFile]) -> None:
-    """Make the finished files of `aside` the checkpoint `folder` and point `latest` at it, each in one atomic step.
+    """Turn the finished folder `aside` into the checkpoint `folder`, then point `latest` at it; both steps are atomic.
 
-    `latest` never moves back here: a checkpoint from before the latest only appears beside it. `written` holds the files
-    whose hashes are already known. Raises UserError, and leaves `latest` alone, when the folder is not what was written, and
-    Superseded when another process trains this run now.
+    `latest` never moves back here: a checkpoint older than the latest is only added. `written` holds the files whose hashes
+    are already known. Raises UserError, without moving `latest`, if the files are not those that were written, and Superseded
+    if another process now trains this run.
     """
     files = dict(written)
     for path in sorted(aside.iterdir()):
@@ -213,9 +213,9 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
         raise UserError(f"{aside}: incomplete, it has no metadata; earlier checkpoints are kept, so run it again")
     info = msgspec.structs.replace(info, files=files, generation=fencing.current_generation())
     write_json(aside / INFO_FILE, msgspec.to_builtins(info))
-    read_info(aside)  # checks that every file has arrived as it was written, also from other machines
+    read_info(aside)  # checks that every file has its full size here, also those that other machines wrote
     fencing.check_fences()
-    if folder.exists():  # left from before a restart at an earlier step
+    if folder.exists():  # left over from before a restart at an earlier step
         _delete(set_aside(folder))
     os.rename(aside, folder)
     sync_folder(folder.parent)
@@ -234,12 +234,13 @@ def prune(
     needed_by: Callable[[Path], Collection[int]] = lambda folder: (),
     in_gap: Path | None = None,
 ) -> None:
-    """Keep `keep_steps`, the newest `keep_last` up to the latest, and the steps that each of these needs; delete all others and
-    what a kill left half-written.
+    """Keep `keep_steps`, the newest `keep_last` checkpoints up to the latest, and the steps that each of these needs.
 
-    `in_gap` is the newest checkpoint of a training that makes one before the latest again: of those up to it, too, the newest
-    `keep_last` are kept. Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or a kill came
-    before it moved.
+    All others are deleted, and so is what a kill left half-written.
+
+    `in_gap` is the newest checkpoint of a training that only fills a gap before the latest (`newest_whole`). Of those up to it,
+    the newest `keep_last` are kept too. Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or
+    a kill came before it moved.
     """
     past = sorted(checkpoints_to_resume(checkpoints))
     until_gap = [folder for folder in past if in_gap is not None and folder <= in_gap]
@@ -253,22 +254,22 @@ def prune(
 
 
 def _delete(folder: Path) -> None:
-    """What cannot be deleted now waits for the next `prune`, such as a file on NFS that a process of this node has open."""
+    """Delete a folder. If that fails, such as for a file on NFS that a process here has open, the next `prune` retries."""
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
-        log.warning("%s: cannot be deleted yet; the next save tries it again", folder)
+        log.warning("%s: cannot be deleted yet; the next save tries again", folder)
 
 
 def retire(folder: Path) -> None:
-    """Set aside a checkpoint whose bytes are damaged. One that `read_info` refuses already stays: its fault shows without
+    """Set aside a checkpoint whose bytes are damaged. One that `read_info` refuses stays where it is: its fault shows without
     reading all of it, or another version wrote it."""
-    with contextlib.suppress(UserError, OSError):  # the latter: another process was faster, or the folder is another user's
+    with contextlib.suppress(UserError, OSError):  # OSError: another process was faster, or the folder is another user's
         read_info(folder)
         set_aside(folder)
 
 
 def set_aside(folder: Path) -> Path:
-    """Hide a worthless checkpoint until the next `prune` deletes it; returns its new place."""
+    """Hide a worthless checkpoint until the next `prune` deletes it. Returns its new path."""
     doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.deleted")
     os.rename(folder, doomed)
     return doomed
@@ -279,15 +280,15 @@ def check_weights(folder: Path, info: CheckpointInfo, model: ModelConfig) -> Non
 
 
 def misfits(weights: ModelConfig, model: ModelConfig) -> list[str]:
-    """Why weights of one model do not fit another, such as "layers 2, not 3"."""
+    """Why weights of one model do not fit another, as phrases such as "layers 2, not 3"."""
     values = zip(model.__struct_fields__, msgspec.structs.astuple(weights), msgspec.structs.astuple(model))
     return [f"{name} {found}, not {wanted}" for name, found, wanted in values if found != wanted and name not in NOT_IN_WEIGHTS]
 
 
 def identity(folder: Path) -> str:
-    """A short name of the training behind `folder`: equal for equal model, recipe, data and step, wherever the folder is.
+    """A short name for the training that led to `folder`: equal for equal model, recipe, data and step, wherever the folder is.
 
-    It is made of what was recorded, not of what this code reads in it: a setting that came later must not rename old ones.
+    It is computed from the record as written, not as parsed: a setting that was added later must not rename old trainings.
     """
     info, record = read_info(folder), read_json(folder / INFO_FILE)
     past = {"model": record["model"], "recipe": info.recipe, "data": info.data}
@@ -295,7 +296,7 @@ def identity(folder: Path) -> str:
 
 
 def check_past(folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: dict[str, Any], batches: BatchSource) -> None:
-    """Raise UserError, naming what changed, unless the run described would have reached this very checkpoint."""
+    """Raise UserError, naming what changed, unless a run with these settings would have reached exactly this checkpoint."""
     was, is_now = msgspec.to_builtins(info.model), msgspec.to_builtins(model)
     _refuse(folder, "is a checkpoint of another model", differences(was, is_now, "model"))
     data = json.loads(json.dumps(batches.fingerprint(info.step)))
@@ -314,19 +315,19 @@ def check_past(folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: d
 
 
 def warn_of_versions(folder: Path, info: CheckpointInfo, now: Mapping[str, str]) -> None:
-    """Log in which versions of its software a training goes on that are not those of the checkpoint."""
+    """Log a warning if torch or Megatron-core is not the version that wrote the checkpoint."""
     changed = [
         f"{name} was {info.versions[name]}, now {now[name]}"
         for name in ("torch", "megatron-core")
         if name in info.versions and info.versions[name] != now[name]
     ]
     if changed:
-        log.warning("%s: training goes on with other software, so its last digits may differ: %s", folder, "; ".join(changed))
+        log.warning("%s: training continues with other software, so its last digits may differ: %s", folder, "; ".join(changed))
 
 
 def _rates(recipe: dict[str, Any], steps: int) -> list[float]:
-    """The learning rates of the first `steps` steps; removes from `recipe` the entries that affect nothing else, and completes
-    the others: a setting that came after them has its default there."""
+    """The learning rates of the first `steps` steps. Removes from `recipe` the entries that affect nothing else, and completes
+    the others: settings that were added after it was written get their defaults."""
     schedule = convert(recipe.pop("schedule"), ScheduleConfig)
     total_steps = recipe.pop("total_steps")
     optimizer = convert(recipe["optimizer"], OptimizerConfig)

@@ -1,11 +1,11 @@
 """Saves checkpoints in the background, each complete or not at all.
 
 A checkpoint is written to a folder aside, verified and renamed; only then does `latest` move. A failed save (no space, a dead
-disk) leaves earlier checkpoints untouched. Each process forks one that writes its part while training continues.
+disk) leaves earlier checkpoints untouched. Each process forks a child that writes its part while training continues.
 
 The fork is the snapshot. On a CPU the child writes the tensors as they were at the fork, whatever training does to them
-afterwards; on a GPU they are copied to the host first. The writing process dies with its parent, so that no orphan writes into
-the files of a restarted run, and it never touches CUDA.
+afterwards; on a GPU they are copied to the host first. The child dies with its parent, so that no orphan writes into the files
+of a restarted run, and it never touches CUDA.
 """
 
 from __future__ import annotations
@@ -50,16 +50,17 @@ from curricula.model.runtime.stopping import signals_blocked
 log = logging.getLogger(__name__)
 
 DIE_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
+"""PR_SET_PDEATHSIG, an option of Linux's prctl."""
 STARTS = 5
+"""Attempts to start a writing process."""
 BEGIN_S = 30.0
-"""How long a writing process may take to begin; milliseconds are usual."""
+"""How long a writing process may take to begin; it usually takes milliseconds."""
 NICENESS = 5
-"""The writer yields to training where they share cores."""
+"""Niceness of the writing process, which yields to training if they share cores."""
 
 
 def save(folder: Path, network: GPTModel, optimizer: Any | None, info: CheckpointInfo, parallel: Parallel) -> None:
-    """Write the checkpoint `folder` and wait for it; see `Saver`."""
+    """Write the checkpoint `folder` and wait until it is complete; see `Saver`."""
     saver = Saver(network, optimizer, parallel)
     saver.start(folder, info)
     saver.finish()
@@ -80,9 +81,9 @@ class Saver:
         self._request: AsyncRequest | None = None
 
     def start(self, folder: Path, info: CheckpointInfo) -> None:
-        """Begin to write the current state as the checkpoint `folder`. An earlier save is finished.
+        """Begin to write the current state as the checkpoint `folder`. Any earlier save must have been finished.
 
-        Returns as soon as the state may change again. Raises UserError when the files cannot be written.
+        Returns as soon as the state may change again. Raises UserError if the files cannot be written.
         """
         self._folder, self._info, self._aside = folder, info, folder.with_name(f".{folder.name}.aside")
         with self._unwritable_reported():
@@ -92,7 +93,7 @@ class Saver:
                     sharded_state(self._network, self._optimizer, generators=True),
                     str(self._aside),
                     sharded_strategy=self._distributed,
-                    validate_access_integrity=not self._saved_before,  # ranks exchange all they hold: once
+                    validate_access_integrity=not self._saved_before,  # ranks exchange lists of what they hold: once
                     async_sharded_save=True,
                     content_metadata=dict(LAYOUT),
                 )
@@ -100,18 +101,18 @@ class Saver:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this process is still writing its part; if not, `finish` hardly waits."""
+        """Whether this process is still writing its part. If not, `finish` hardly waits."""
         return self._request is not None and self._strategy.write.is_writing
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether a save was started and is not finished yet: the same on all processes."""
+        """Whether a save was started and not yet finished; the same on all processes."""
         return self._request is not None
 
     def finish(self) -> None:
         """Wait until the save that was started, if any, is complete, and point `latest` at it.
 
-        Raises UserError when the files could not be written, and then leaves nothing behind.
+        Raises UserError if the files could not be written; nothing is left behind then.
         """
         if self._request is None:
             return
@@ -130,7 +131,7 @@ class Saver:
     def _unwritable_reported(self) -> Any:
         try:
             yield
-        except (Exception, CheckpointException) as error:  # the latter is a bare BaseException
+        except (Exception, CheckpointException) as error:  # CheckpointException is a bare BaseException
             if self._parallel.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
             for behind in errors_behind(error):
@@ -140,13 +141,13 @@ class Saver:
             if reason is None:
                 raise
             raise StorageError(
-                f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept: fix that and "
+                f"{self._folder}: the checkpoint could not be written ({reason}); earlier ones are kept: fix the cause and "
                 "run it again"
             ) from error
 
 
 def _make_empty(folder: Path) -> Path:
-    """An empty folder of this generation's own: an earlier one may wake up while it writes."""
+    """Make an empty folder for this generation only: an earlier one can wake up and write to its own meanwhile."""
     fencing.check_fences()
     if number := fencing.current_generation():
         folder = folder.with_name(f"{folder.name}-{number}")
@@ -159,7 +160,7 @@ class BackgroundSave(TorchDistSaveShardedStrategy):
     """Megatron-core's format and save strategy with a writer of our own.
 
     Megatron-core's writer starts a queue server and a process for every save, which for small models takes longer than the
-    training between two saves; and 0.19 announces its end in favour of nvidia-resiliency-ext. This class needs
+    training between two saves; and version 0.19 deprecates it in favour of nvidia-resiliency-ext. This class needs
     Megatron-core only for the translation into torch's state dict.
     """
 
@@ -175,12 +176,12 @@ class BackgroundWrite:
     """One save: planned by all ranks together, written by a child of each, finished by all together."""
 
     files: dict[str, StoredFile]
-    """What all ranks wrote, by name; set by `finish`."""
+    """The files that all ranks wrote, by name; set by `finish`."""
 
     def __init__(self, folder: Path, state: dict[str, Any]) -> None:
-        """Plan the save of torch's `state` into `folder` and start to write. The caller may change the tensors at once."""
+        """Plan the save of torch's `state` into `folder` and start to write. The caller can then change the tensors."""
         self._group = Group(None, True, 0)
-        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # 0: else it would call CUDA
+        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # otherwise it would call CUDA
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
 
         def plan_own() -> SavePlan:
@@ -228,7 +229,7 @@ class BackgroundWrite:
 
 
 def _on_host(plan: SavePlan, planner: SavePlanner) -> Any:
-    """The planner of the writing process, of which torch asks the planned items alone: they are on the host."""
+    """The planner for the writing process: torch asks it only for the planned items, which it holds on the host."""
     resolved = {item.index: planner.resolve_data(item) for item in plan.items}
     items = {index: data.cpu() if torch.is_tensor(data) else data for index, data in resolved.items()}
     return SimpleNamespace(resolve_data=lambda item: items[item.index])
@@ -237,10 +238,10 @@ def _on_host(plan: SavePlan, planner: SavePlanner) -> Any:
 def _fork(
     writer: FileSystemWriter, plan: SavePlan, items: Any, folder: Path
 ) -> tuple[multiprocessing.process.BaseProcess, Connection]:
-    """The writing process, begun, and what it answers with.
+    """Start the writing process. Returns it and the connection through which it answers.
 
-    A fork beside other threads can leave the child waiting for a lock that one of them held, so a child that does not begin is
-    replaced. Training waits meanwhile, so that its tensors are still those to save.
+    If other threads run during a fork, the child can wait for ever for a lock that one of them held. So a child that does not
+    begin is replaced. Training waits meanwhile, so its tensors are still those to save.
     """
     for _ in range(STARTS):
         answers, sender = multiprocessing.Pipe(duplex=False)
@@ -250,7 +251,7 @@ def _fork(
             process.start()
         sender.close()
         if answers.poll(BEGIN_S):
-            with contextlib.suppress(EOFError):  # it has ended already: `_answer` tells how
+            with contextlib.suppress(EOFError):  # it has ended already: `_answer` says how
                 answers.recv()
             return process, answers
         log.warning("the process that writes %s did not begin within %g s; starting another", folder.name, BEGIN_S)
@@ -261,7 +262,7 @@ def _fork(
 
 
 def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: Any, folder: Path, answers: Connection) -> None:
-    """The child: say that it began, write the planned items, read each file back for its hash, send both, or the error."""
+    """Run in the child: report the start, write the planned items, hash each file, and send the results or the error."""
     answers.send("begun")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
@@ -281,7 +282,10 @@ def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: Any, fo
 
 
 def writing_failure(error: BaseException) -> str | None:
-    """What the operating system, or a check of ours, says if `error`, however torch wrapped it, comes from writing files."""
+    """The reason if `error`, however torch wrapped it, comes from writing files, as the system or a check of ours states it.
+
+    None for other errors.
+    """
     behind = list(errors_behind(error))
     for one in behind:
         if isinstance(one, OSError):

@@ -236,7 +236,7 @@ def test_a_lost_checkpoint_from_the_midst_of_a_training_is_made_again_by_what_it
     for job, label in (("along-50", "full-50/75"), ("mt-50", "full-50")):
         one = Work(run, plan, *plan.find(job, label))
         start = checkpoint_of(one) if one.element.point else base_checkpoint(run, one.arm, 0.75)
-        with pytest.raises(UserError, match="if that counts as done, copy this one back, or delete all later ones beside it"):
+        with pytest.raises(UserError, match="if the training counts as done, copy this one back, or delete all later ones"):
             read_info(start)
     assert is_done(training)
     shutil.rmtree(step_folder(checkpoints, 24))

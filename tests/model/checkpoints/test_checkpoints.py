@@ -107,7 +107,7 @@ def test_training_that_goes_on_with_another_torch_says_so(trained, tmp_path, cap
     record = read_json(start / "checkpoint.json")
     write_json(start / "checkpoint.json", {**record, "versions": {**record["versions"], "torch": "1.0"}})
     train(train_job(tmp_path / "other", init_from=start, stop_step=5), RandomBatches())
-    assert f"{start}: training goes on with other software" in caplog.text
+    assert f"{start}: training continues with other software" in caplog.text
     assert f"torch was 1.0, now {torch.__version__}" in caplog.text
 
 
@@ -173,7 +173,7 @@ def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(
     checkpoints = copy / "checkpoints"
     flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
     train(train_job(copy, stop_step=7), RandomBatches())
-    assert "__0_0.distcp: damaged" in caplog.text and "going on from step_00000004" in caplog.text
+    assert "__0_0.distcp: damaged" in caplog.text and "continuing from step_00000004" in caplog.text
     (checkpoints / "step_00000007/checkpoint.json").write_text("[1, 2]")
     train(train_job(copy), RandomBatches())
     assert "checkpoint.json: not a checkpoint record" in caplog.text
