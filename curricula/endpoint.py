@@ -334,7 +334,7 @@ def host_of(url: str) -> str:
     """`http://host:port` of a URL, without its user and password. Raises UsageError if it is not a server's address."""
     if set("?#") & set(url):
         shown = re.split("[?#]", url.rpartition("//")[2].rpartition("@")[2])[0]  # a password may hold them, too
-        raise UsageError(f"{shown}: its address has a ? or #, after which no path can follow; give it up to /v1 only")
+        raise UsageError(f"{shown}: its address has a ? or #, after which no path can follow; give it up to /v1 alone")
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname:

@@ -94,7 +94,7 @@ def test_a_folder_that_others_may_write_to_is_refused_and_keeps_its_mode(tmp_pat
         os.chown(run.root, -1, group)
     run.root.chmod(mode)
     if refused:
-        with pytest.raises(UserError, match=rf"{run.root}: others than .* \(mode {mode:o}\).*chmod -R go-w"):
+        with pytest.raises(UserError, match=rf"{run.root}: users other than .* \(mode {mode:o}\).*chmod -R go-w"):
             run.admit()
     else:
         run.admit()
