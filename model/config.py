@@ -20,10 +20,10 @@ from curricula.settings import NonNegative, NonNegativeNumber, Positive, Positiv
 
 Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 LARGEST_SIZE = 2**31 - 1
-"""Torch's kernels count in 32 bits."""
+"""Upper bound of sizes: torch's kernels count in 32 bits."""
 Size = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
 FP8_MULTIPLE = 16
-"""Transformer Engine multiplies matrices in 8 bits only if their sides are multiples of it."""
+"""Transformer Engine multiplies matrices in 8 bits only if their sides are multiples of this."""
 
 
 class ModelConfig(Settings, frozen=True):
@@ -57,7 +57,7 @@ class ModelConfig(Settings, frozen=True):
 
 
 class EngineConfig(Settings, frozen=True):
-    """How a network is computed, not what it computes: a run may change all of it but `fp8` later."""
+    """How a network is computed, not what it computes. A run can change all of this later except `fp8`."""
 
     backend: Literal["auto", "te", "torch", "cpu"] = "auto"
     """"te" (Transformer Engine), "torch" (compiled) or "cpu" (neither); "auto" takes the fastest: "torch", or "te" for fp8."""
@@ -80,7 +80,7 @@ class EngineConfig(Settings, frozen=True):
 
 
 class OptimizerConfig(Settings, frozen=True):
-    """AdamW as SmolLM2 was trained with it."""
+    """AdamW's settings, by default those of SmolLM2."""
 
     lr: PositiveNumber = 5e-4
     """Peak learning rate."""
@@ -91,7 +91,7 @@ class OptimizerConfig(Settings, frozen=True):
     eps: PositiveNumber = 1e-8
     """Added to the root of the second moment."""
     weight_decay: NonNegativeNumber = 0.01
-    """Of all weights, those of norms too; SmolLM2's and the paper's are 0.01."""
+    """Weight decay of all weights, including those of norms; SmolLM2's and the paper's is 0.01."""
     clip_grad: NonNegativeNumber = 1.0
     """Largest global norm of the gradient; 0 leaves it as it is."""
 
@@ -102,7 +102,7 @@ class ScheduleConfig(Settings, frozen=True):
     kind: Literal["warmup-stable-decay", "cosine"] = "warmup-stable-decay"
     """"warmup-stable-decay" for pretraining, "cosine" for tuning."""
     warmup_steps: NonNegative = 2000
-    """Optimizer steps over which the learning rate rises; SmolLM2's are 2,000."""
+    """Optimizer steps over which the learning rate rises; SmolLM2 has 2,000."""
     warmup_fraction: Share | None = None
     """Warm-up as a share of all steps; overrides `warmup_steps` when given."""
     decay_fraction: Share = 0.1
@@ -119,8 +119,8 @@ def learning_rate(step: int, total_steps: int, optimizer: OptimizerConfig, sched
     """The rate of optimizer step `step`, counted from 0, in a run of `total_steps`.
 
     Both kinds warm up linearly and reach the peak at the last step of the warm-up. Then "warmup-stable-decay" stays at
-    the peak and falls linearly over the last `decay_fraction` of the steps; "cosine" falls along half a cosine. Before the
-    decay the former depends on neither the arm nor the length of the run, which is what lets arms branch from a shared trunk.
+    the peak and falls linearly over the last `decay_fraction` of the steps; "cosine" falls along half a cosine. Until it
+    falls, "warmup-stable-decay" depends on neither the arm nor the length of the run, so arms can branch from a shared trunk.
     """
     warmup = warmup_steps(total_steps, schedule)
     if step < warmup:
@@ -141,12 +141,12 @@ def warmup_steps(total_steps: int, schedule: ScheduleConfig) -> int:
 
 
 def decay_start(total_steps: int, schedule: ScheduleConfig) -> int:
-    """The step from which "warmup-stable-decay" falls: the last with the peak rate."""
+    """The step from which "warmup-stable-decay" falls, which is the last one at the peak rate."""
     return total_steps - round(schedule.decay_fraction * total_steps)
 
 
 def check_layout(model: ModelConfig, tensor_parallel: int, engine: EngineConfig) -> None:
-    """Raise ValueError where so many GPUs cannot divide the model among them, or where the engine cannot compute it."""
+    """Raise ValueError if `tensor_parallel` GPUs cannot divide the model among them, or if the engine cannot compute it."""
     for name in ("kv_heads", "ffn", "vocabulary", "sequence_length"):
         if (size := getattr(model, name)) % tensor_parallel:
             raise ValueError(
@@ -155,17 +155,17 @@ def check_layout(model: ModelConfig, tensor_parallel: int, engine: EngineConfig)
     for name in ("hidden", "ffn", "sequence_length") if engine.fp8 else ():
         if (size := getattr(model, name)) % (unit := FP8_MULTIPLE * tensor_parallel):
             raise ValueError(
-                f'engine.fp8 is "{engine.fp8}", which takes multiples of {unit} as model.{name}, not {size}; change one of them'
+                f'engine.fp8 is "{engine.fp8}", which needs multiples of {unit} as model.{name}, not {size}; change one of them'
             )
     if engine.recompute_layers > model.layers:
         raise ValueError(f"engine.recompute_layers is {engine.recompute_layers}; the model has {model.layers} layers")
 
 
 class Rewind(Settings, frozen=True):
-    """Goes back to an earlier checkpoint when spikes do not end, and on from there with the data that comes next."""
+    """Goes back to an earlier checkpoint if spikes do not end. Training continues from it with the data that come next."""
 
     after: Positive = 5
-    """How many consecutive skipped steps mean that the weights, not the batches, are at fault."""
+    """Number of consecutive skipped steps after which the weights, not the batches, count as the cause."""
     interval_steps: Positive = 500
     """Optimizer steps between the checkpoints that the run can go back to; at least the guard's window."""
 
@@ -174,11 +174,11 @@ class SpikeGuard(Settings, frozen=True):
     """Skips the update of a step whose loss or gradient norm is far above those of the steps before it."""
 
     window: Annotated[int, msgspec.Meta(ge=2)] = 128
-    """Latest steps to compare with, of the same phase of the curriculum. With fewer than half of them nothing is skipped."""
+    """Number of latest steps to compare with, all of the same phase. Until half of them are there, nothing is skipped."""
     sigmas: PositiveNumber = 6.0
-    """Standard deviations above their mean at which a spike begins."""
+    """Standard deviations above the mean of these steps at which a spike begins."""
     rewind: Rewind | None = None
-    """When to undo the steps that led to a run of spikes; by default only the spikes' own updates are skipped."""
+    """When to undo the steps that led to a series of spikes; by default only the spikes' own updates are skipped."""
 
     def check(self) -> None:
         if self.rewind and self.rewind.interval_steps < self.window:
@@ -189,7 +189,7 @@ class SpikeGuard(Settings, frozen=True):
 
 
 class TrainConfig(Settings, frozen=True, kw_only=True):
-    """How a run trains and when it saves: what a study's `pretraining` says beside the amount of data."""
+    """How a run trains and when it saves: what a study's `pretraining` says besides the amount of data."""
 
     micro_batch: Positive = 16
     """Sequences in one forward and backward pass of a device; a global batch takes several passes."""
@@ -202,28 +202,28 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     save_interval_minutes: PositiveNumber | None = 30.0
     """Save also when this much time has passed since the last save: the most that a kill without warning can cost."""
     keep_last: Positive = 2
-    """Newest checkpoints to keep, besides branch points and what a spike guard may go back to. With 1, a damaged checkpoint may
-    leave none to fall back to."""
+    """Number of newest checkpoints to keep, besides branch points and those that a spike guard can go back to. With 1, none may
+    be left if that one is damaged."""
     validation_interval_steps: Positive | None = None
-    """Steps between validation losses; by default they are measured at the end only."""
+    """Optimizer steps between validation losses; by default they are measured only at the end."""
     spike_guard: SpikeGuard | None = None
     """When to skip the update of a step after the warm-up; by default every update is made."""
 
 
 class ExecutionConfig(Settings, frozen=True, kw_only=True):
-    """How the processes of a run share and do the work. A run may change all of it but `engine.fp8` later."""
+    """How the processes of a run divide and do the work. A run can change all of this later except `engine.fp8`."""
 
     tensor_parallel: Positive = 1
-    """GPUs that split each matrix between them."""
+    """Number of GPUs that split each matrix among them."""
     data_workers: NonNegative = 0
-    """Processes that read batches ahead for each GPU; with 0 the training process reads them itself."""
+    """Number of processes that read batches ahead for each GPU; with 0 the training process reads them itself."""
     peak_tflops: PositiveNumber = 989.0
     """Peak TFLOP/s of one GPU in bfloat16 (989: H100 SXM), for the model FLOP utilisation (MFU)."""
     engine: EngineConfig = EngineConfig()
     """How the network is computed."""
     hang_minutes: PositiveNumber = 10.0
-    """A step that takes longer, and longer than 20 times the median step, counts as hung and ends the process. Loading, the
-    first steps, validation and saves may take six times as long."""
+    """A step that takes longer than this and longer than 20 times the median step counts as hung, and the process is ended.
+    Loading, the first steps, validation and saves may take six times as long."""
 
 
 class TrackingConfig(Settings, frozen=True):
@@ -232,7 +232,7 @@ class TrackingConfig(Settings, frozen=True):
     tensorboard: bool = True
     """Write event files to the folder tensorboard/ of each run: `tensorboard --logdir RUN`."""
     wandb_project: str | None = None
-    """A Weights & Biases project to send them to; needs the package wandb and `wandb login`."""
+    """Weights & Biases project to send the curves to; needs the package wandb and `wandb login`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,9 +246,9 @@ class TrainJob:
     execution: ExecutionConfig = ExecutionConfig()
     tracking: TrackingConfig = TrackingConfig(tensorboard=False)
     seed: int = 0
-    """Draws the initial weights."""
+    """Seed of the initial weights."""
     stop_step: int | None = None
-    """Train until this many steps are done; by default all of the batch source's. The schedule always spans all."""
+    """Train until this many steps are done; by default all of the batch source. The schedule always spans all of them."""
     keep_steps: tuple[int, ...] = ()
     """Steps to save at and never delete: where arms and stages branch off, and where models are measured."""
     validate_steps: tuple[int, ...] = ()
@@ -256,11 +256,11 @@ class TrainJob:
     init_from: Path | None = None
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     earlier_branch_points: tuple[Path, ...] = ()
-    """The branch points of the runs before it, nearest first: a rewind may need checkpoints from before them."""
+    """Checkpoints from which that run and those before it branched, nearest first: a rewind can need even earlier ones."""
     init_weights: Path | None = None
     """Checkpoint whose weights are step 0 of this run, or were step 0 of the trunk it branches from."""
     compiled: Path | None = None
-    """Folder that keeps compiled code, so that a restart does not compile again; by default a temporary one."""
+    """Folder for compiled code, so that a restart does not compile again; by default a temporary one."""
     packed: bool = False
     """Whether rows hold several documents that must not see each other."""
 
@@ -277,7 +277,7 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2-135m": ModelConfig(layers=30, hidden=576, heads=9, kv_heads=3, ffn=1536, init_std=0.041667),
     # Llama's 7B with SmolLM's vocabulary.
     "llama-7b": ModelConfig(layers=32, hidden=4096, heads=32, kv_heads=32, ffn=11008, tied=False),
-    # Under a million parameters. Three layers are the fewest of which first, middle and last differ.
+    # Under a million parameters. With three layers the first, a middle one and the last are different layers.
     "tiny": ModelConfig(
         layers=3, hidden=128, heads=4, kv_heads=2, ffn=384, vocabulary=2048, sequence_length=128, init_std=0.05
     ),

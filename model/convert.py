@@ -59,7 +59,7 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     """Write the checkpoint `folder` as the Hugging Face model `out`, complete or not at all.
 
     The tokenizer's files are copied from the folder `tokenizer`; `provenance` goes into the model card. `progress` counts three
-    steps: read, written, in place. Raises UserError when the checkpoint or the tokenizer cannot be read.
+    steps: read, written, in place. Raises UserError if the checkpoint or the tokenizer cannot be read.
     """
     info = read_info(folder)
     out = out.absolute()
@@ -99,8 +99,8 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
 def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Path:
     """Write the Llama model `source`, a Hugging Face folder or a GGUF file, as a checkpoint of step 0 under `out`.
 
-    Returns the checkpoint's folder, to be used as `TrainJob.init_weights`. The checkpoint records `sequence_length` as the
-    training length, by default the model's own maximum. Raises UserError for models that are damaged or not plain Llama.
+    Returns the checkpoint's folder, for use as `TrainJob.init_weights`. The checkpoint records `sequence_length` as the
+    training length, by default the model's own maximum. Raises UserError for models that are damaged or not a plain Llama.
     """
     if any(folder != step_folder(out, 0) for folder in out.glob("step_[0-9]*")):
         raise UserError(f"{out}: holds the checkpoints of a training run; name a new folder")
@@ -124,7 +124,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
 
 
 def _hash(weights: dict[str, torch.Tensor], model: ModelConfig) -> str:
-    """Tells a model from another of the same name and sizes, such as what stands in its place later."""
+    """A hash that distinguishes the model from others of the same name and sizes, such as a later one in its place."""
     digest = hashlib.sha256()
     for name, _ in tensor_shapes(model):
         digest.update(weights[name].contiguous().view(torch.uint8).numpy().data)
@@ -182,7 +182,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _replace(aside: Path, out: Path) -> None:
-    """Put the finished folder `aside` in the place of `out`."""
+    """Replace `out` by the finished folder `aside`."""
     for path in aside.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -12,8 +12,8 @@ micro-batch, h the hidden size, k the size of keys and of values, f the size of 
     other        1.5 GiB for kernels' workspaces and what the allocator cannot use
     nccl         2 GiB for NCCL's buffers where there are several GPUs: an estimate, not measured
 
-Within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_costs.py), measured with a
-hand-written prototype of this step, not with this package.
+The estimate is within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_costs.py), measured
+with a hand-written prototype of this step, not with this package.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ NCCL = 2 * GIB
 """NCCL allocates outside torch's allocator: each group that communicates has buffers of some MiB for each channel and peer,
 several hundred MiB together, and a step uses about four groups. An estimate, not measured."""
 OWN_BYTES = 2 * GIB
-"""What a process has of a GPU besides its tensors: the CUDA context and NCCL's first buffers."""
+"""GPU memory that a process needs besides its tensors: for the CUDA context and NCCL's first buffers."""
 TIGHT = 0.92
-"""Share of the free memory above which the estimate's own error may decide."""
+"""Share of the free memory above which an error in the estimate could matter."""
 
 
 def parameters(model: ModelConfig) -> int:
@@ -64,21 +64,21 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the estimate depends on, besides the model."""
+    """What the memory estimate depends on besides the model."""
 
     micro_batch: int
-    """Sequences."""
+    """Sequences in a micro-batch."""
     sequence_length: int
-    """Tokens."""
+    """Tokens in a sequence."""
     tensor_parallel: int = 1
     data_parallel: int = 1
     engine: EngineConfig = EngineConfig()
-    """Its "auto" counts as what a GPU takes: "te" for fp8, else "torch"."""
+    """Engine settings. The backend "auto" counts as the one it chooses on a GPU: "te" for fp8, else "torch"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one GPU."""
+    """Memory needed on one GPU, in bytes."""
 
     weights: int
     gradients: int
@@ -119,7 +119,7 @@ def step_memory(model: ModelConfig, layout: Layout) -> MemoryEstimate:
 
 
 def layer_bytes(model: ModelConfig, layout: Layout) -> int:
-    """Bytes that a layer keeps of one token for its backward pass.
+    """Bytes that a layer keeps for its backward pass, for each token.
 
     Every backend keeps the layer's input, both norms' outputs and the residual (h each); queries, keys, values; the
     attention's output; gate and up (2 f) and their product (f). Our own layer keeps keys and values once for each query
@@ -157,20 +157,20 @@ class GpuInUse(UserError):
     """Another process holds memory of this GPU. It may be gone when the job starts again."""
 
     exit_code = os.EX_UNAVAILABLE
-    """69."""
+    """Exit code 69."""
 
 
 def check_fit(model: ModelConfig, layout: Layout, free: int, total: int) -> MemoryEstimate:
-    """The estimate; logs a warning when memory is tight. `free` and `total` are the GPU's bytes.
+    """Estimate the memory of a step, and log a warning if it will be tight. `free` and `total` are the GPU's bytes.
 
-    Raises UsageError when the GPU is too small, GpuInUse when only what others hold of it is lacking.
+    Raises UsageError if the GPU is too small, and GpuInUse if it is large enough but other processes use too much of it.
     """
     needed, usable = step_memory(model, layout), total - OWN_BYTES
     if needed.total > free:
         what = f"micro_batch {layout.micro_batch} of {layout.sequence_length} tokens needs about {needed} on each GPU"
         if needed.total > usable:
             fitting = " or ".join(what_would_fit(model, layout, usable))
-            raise UsageError(f"{what}, which can have {usable / GIB:.1f} GiB of it; use {fitting}")
+            raise UsageError(f"{what}, which has room for {usable / GIB:.1f} GiB; use {fitting}")
         raise GpuInUse(
             f"{what}, of whose {total / GIB:.1f} GiB only {free / GIB:.1f} are free; `nvidia-smi` on {os.uname().nodename} "
             "shows which processes are using the rest: end them, or start again elsewhere"

@@ -1,7 +1,7 @@
 """Reads Hugging Face models and checks them; makes config.json and the model card of an export.
 
-Models come from elsewhere and may be damaged, half fetched or of another kind. Each such case is one sentence that names the
-file. Imports torch only to read weights.
+Models come from elsewhere and can be damaged, partly fetched or of another kind. Each case raises an error that names the file.
+Imports torch only to read weights.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
-"""For a model in several files: which file holds which tensor."""
+"""File of a model in several parts that says which part holds which tensor."""
 PLAIN_TYPES = ("torch.bfloat16", "torch.float16", "torch.float32", "torch.float64")
 LARGEST_ROPE_BASE = 1e12
 CARD = "A language model trained by Curricula to study when safety data should enter pretraining."
-"""In the card of every model that is exported."""
+"""Sentence in the card of every exported model."""
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 GGUF_TENSOR = re.compile(
     r"(token_embd|output_norm|output|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_(norm|gate|up|down)))\.weight"
 )
-"""Those of a plain Llama model. Others are biases, experts, or the frequencies of scaled rotary positions."""
+"""Matches the tensors of a plain Llama. Others are biases, experts, or the frequencies of scaled rotary positions."""
 
 
 def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """The Llama model `source`, a Hugging Face folder or a GGUF file: its sizes, and its tensors by Hugging Face's names.
+    """Read the Llama model `source`, a Hugging Face folder or a GGUF file: its sizes, and its tensors by Hugging Face's names.
 
-    Raises UserError when something is missing, damaged or of the wrong shape, or the model is not plain Llama.
+    Raises UserError if something is missing, damaged or of the wrong shape, or if the model is not a plain Llama.
     """
     config, weights = _read_gguf(source) if source.suffix == ".gguf" else _read_folder(source)
     model = model_config(source, config, weights, sequence_length)
@@ -48,7 +48,7 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
         found = tuple(weights[name].shape)
         if found != shape:
             raise UserError(
-                f"{source}: the tensor {name} has the shape {found}, where config.json makes it {shape}; fetch the model again"
+                f"{source}: the tensor {name} has the shape {found}, but config.json makes it {shape}; fetch the model again"
             )
         if str(weights[name].dtype) not in PLAIN_TYPES:
             raise UserError(
@@ -59,13 +59,13 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
     beyond = next((name for name in weights if (layer := LAYER.match(name)) and int(layer[1]) >= model.layers), None)
     if beyond is not None:
         raise UserError(
-            f"{source}: holds the tensor {beyond}, where config.json has {model.layers} layers; fetch the model again"
+            f"{source}: holds the tensor {beyond}, but config.json has {model.layers} layers; fetch the model again"
         )
     return model, weights
 
 
 def tensor_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names of a Llama model's tensors, as Hugging Face has them, and their shapes."""
+    """The tensors of a Llama model: their names on Hugging Face, and their shapes."""
     hidden, kv = model.hidden, model.kv_heads * model.head_size
     yield "model.embed_tokens.weight", (model.vocabulary, hidden)
     yield "model.norm.weight", (hidden,)
@@ -87,7 +87,7 @@ def tensor_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
-    """config.json of a Llama model, with the older form of the RoPE entry, which all versions of transformers read."""
+    """The config.json of a Llama model, with the older form of the RoPE entry, which all versions of transformers read."""
     model = info.model
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -114,18 +114,18 @@ def hugging_face_config(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def read_config(source: Path) -> ModelConfig:
-    """What config.json in the Hugging Face folder `source` says of its model; raises UserError unless it is plain Llama."""
+    """The ModelConfig from config.json in the Hugging Face folder `source`. Raises UserError unless it is a plain Llama."""
     return model_config(source, _read_json(source / "config.json"))
 
 
 def model_config(
     source: Path, config: dict[str, Any], weights: dict[str, torch.Tensor] | None = None, sequence_length: int | None = None
 ) -> ModelConfig:
-    """The ModelConfig of a Hugging Face config.json, old or new; raises UserError unless it is plain Llama.
+    """The ModelConfig of a Hugging Face config.json, old or new. Raises UserError unless it is a plain Llama.
 
-    Where there are `weights`, these say how large the vocabulary is and whether the output projection is tied to it.
+    If `weights` are given, they say how large the vocabulary is and whether the output projection is tied to the embeddings.
     """
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # of both, transformers takes the former
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers prefers rope_scaling
     if not isinstance(rope, dict):
         raise UserError(f"{source}: config.json cannot be used (its RoPE entry is {rope!r}); fetch the model again")
     rope_base = rope.get("rope_theta", config.get("rope_theta"))
@@ -146,7 +146,9 @@ def model_config(
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
     tied = bool(config.get("tie_word_embeddings")) if weights is None else "lm_head.weight" not in weights
     if tied and not config.get("tie_word_embeddings"):
-        raise UserError(f"{source}: the weights lack 'lm_head.weight', though config.json ties none; fetch the model again")
+        raise UserError(
+            f"{source}: the weights lack 'lm_head.weight', though config.json does not tie it; fetch the model again"
+        )
     kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
         model = ModelConfig(
@@ -163,7 +165,7 @@ def model_config(
             init_std=float(config.get("initializer_range", 0.02)),
         )
         if not 1 <= model.rope_base <= LARGEST_ROPE_BASE:
-            raise ValueError(f"rope_base is {model.rope_base}, and 1 to {LARGEST_ROPE_BASE:g} is possible")
+            raise ValueError(f"rope_base is {model.rope_base}, not between 1 and {LARGEST_ROPE_BASE:g}")
         if (size := config.get("head_dim")) not in (None, model.head_size):
             why = f"head_dim is {size!r}, not hidden_size / num_attention_heads"
             raise UserError(f"{source}: not a plain Llama model ({why}); import one that is")
@@ -186,7 +188,7 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     from safetensors.torch import load_file
 
     config_file, whole, index_file = source / "config.json", source / "model.safetensors", source / INDEX
-    if whole.exists():  # what transformers reads then, whatever lies beside it
+    if whole.exists():  # transformers then reads this file and no other
         files = [whole]
     elif index_file.exists():
         place_of = _read_json(index_file).get("weight_map")
@@ -205,7 +207,7 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     if config.get("tie_word_embeddings") and (output := weights.pop("lm_head.weight", None)) is not None:
         embedding = weights.get("model.embed_tokens.weight")
         if embedding is not None and not embedding.equal(output):  # transformers 5 leaves them untied, transformers 4 ties them
-            raise UserError(f"{source}: config.json ties lm_head.weight to the embeddings, and they differ; correct either")
+            raise UserError(f"{source}: config.json ties lm_head.weight to the embeddings, but they differ; correct either")
     return config, weights
 
 
@@ -238,24 +240,24 @@ def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         reader = gguf.GGUFReader(source)
         scaling = reader.get_field("llama.rope.scaling.type")
         is_scaled = any(reader.get_field(f"llama.rope.{key}") for key in ("scaling.factor", "scale_linear"))
-        # What a factor alone means to llama.cpp, where files come from.
+        # A factor without a type means linear scaling to llama.cpp, which writes such files.
         rope_type = bytes(scaling.parts[-1]).decode() if scaling else "linear" if is_scaled else "none"
     except Exception as error:  # the parser trusts its file: damage can raise anything
         raise UserError(f"{source}: cannot be read ({first_line(error):.200}); fetch the model again") from error
-    # What follows transformers passes over.
+    # transformers ignores what follows.
     strange = next((tensor.name for tensor in reader.tensors if not GGUF_TENSOR.fullmatch(tensor.name)), None)
     if strange or rope_type != "none":
         why = f"it holds the tensor {strange}" if strange else f"its rope type is {rope_type!r}"
         raise UserError(f"{source}: not a plain Llama model ({why}); import one that is")
-    drawn = report["missing_keys"]  # at random, as when the file is one part of several
+    drawn = report["missing_keys"]  # drawn at random by transformers, for example if the file is one part of several
     weights = {name: weight for name, weight in loaded.state_dict().items() if name not in drawn}
     if loaded.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    return loaded.config.to_dict() | {"quantization_config": None}, weights  # the numbers are plain now
+    return loaded.config.to_dict() | {"quantization_config": None}, weights  # they are plain numbers now
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether `folder` holds a model that was exported there: its card is still the one that `model_card` wrote."""
+    """Whether `folder` holds a model that was exported there: its card still has the sentence that `model_card` wrote."""
     card = folder / "README.md"
     return card.is_file() and CARD in card.read_text(encoding="utf-8", errors="replace")
 

@@ -1,13 +1,14 @@
 """Everything this package takes from Megatron-core, imported in one place, and what lets it run without CUDA.
 
-Versions 0.16 to 0.19 work; what is about to change in them (`GPTModel`, checkpoint strategies) is visible here. Megatron-core
-decorates its fused functions with `torch.compile` at import, which loads the compiler: 1.7 s that a process on a CPU never
-earns back. So without CUDA the decorator does nothing. It also expects an ImportError where Transformer Engine cannot be
-loaded, but without NVIDIA's driver, as on a login node or a CPU partition, the error is another.
+Versions 0.16 to 0.19 work. What is about to change in Megatron-core (`GPTModel`, checkpoint strategies) can be seen here.
+
+Two things are switched off at import if there is no CUDA. Megatron-core decorates its fused functions with `torch.compile`,
+which loads the compiler; a process on a CPU never gains back the 1.7 s that this takes. And it expects an ImportError if
+Transformer Engine cannot be loaded, but without NVIDIA's driver, as on a login node or a CPU partition, it meets another error.
 
 Megatron-core allocates with device="cuda", asks for `torch.cuda.current_device()`, waits on CUDA streams and recognises
 parameters by the type name "torch.cuda.FloatTensor". On a CPU each of these has an obvious answer: the tensor lives on the
-CPU, streams are idle, and the type name gets its "cuda". Two things give these answers without changing Megatron-core:
+CPU, streams are idle, and the type name gets its "cuda". Two tools give these answers without changing Megatron-core:
 
 - `cuda_functions_on_cpu()` replaces the few functions of `torch.cuda` that Megatron-core calls, and restores them.
 - `CpuAsCuda` is a mode that redirects tensor calls. It costs about a microsecond a call, so training enters it only around
@@ -38,12 +39,12 @@ _without_compiler = (
     contextlib.nullcontext() if torch.cuda.is_available() else mock.patch.object(torch, "compile", _not_compiled)
 )
 with warnings.catch_warnings(), _without_compiler:
-    # Warnings that Transformer Engine and Apex are missing; the log's line about the backend says so.
+    # It warns that Transformer Engine and Apex are missing; the log's line about the backend says so.
     warnings.simplefilter("ignore")
     if torch.cuda.is_available():
         with contextlib.suppress(ImportError):
             import transformer_engine
-    else:  # Megatron-core would call its kernels, or fail to import it where there is no driver
+    else:  # Megatron-core would call its kernels, or fail to import it without a driver
         sys.modules.setdefault("transformer_engine", None)  # type: ignore[arg-type]
     import megatron.core.optimizer
     from megatron.core import dist_checkpointing, parallel_state
@@ -88,14 +89,14 @@ megatron.core.optimizer.Adam = torch.optim.AdamW
 megatron.core.optimizer.USING_PYTORCH_OPTIMIZER = True
 distrib_optimizer.HAVE_APEX_OR_TE = False
 
-# They log every parameter's name at every start and every save.
+# These log every parameter's name at every start and every save.
 for _name in ("megatron", "c10d-NullHandler-dcp_logger"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-# Megatron-core 0.19 warns here of what only its developers can change.
+# Here Megatron-core 0.19 warns of things that only its developers can change.
 for _name in ("models.gpt.gpt_model", "distributed.distributed_data_parallel"):
     logging.getLogger(f"megatron.core.{_name}").setLevel(logging.ERROR)
 
-# What Megatron-core and torch tell each other's developers: a user can fix none of it.
+# Warnings meant for the developers of Megatron-core and torch; a user can do nothing about them.
 for _message in (
     "full scope is deprecated",
     r"The \.grad attribute of a Tensor that is not a leaf",
@@ -137,7 +138,7 @@ class _Idle:
 
 @contextlib.contextmanager
 def cuda_functions_on_cpu() -> Iterator[None]:
-    """Answer Megatron-core's calls of `torch.cuda` for a CPU, until the block ends."""
+    """Answer Megatron-core's calls to `torch.cuda` for a CPU until the block ends."""
     answers: dict[str, Any] = {
         "current_device": lambda: "cpu",
         "synchronize": lambda *args, **kwargs: None,

@@ -1,4 +1,4 @@
-"""What a study file says about its model, about training and about the machines for it."""
+"""The parts of a study file about its model, its training and the machines."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Sett
 
 Hours = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn")
-"""What a model cannot do without."""
+"""Keys without which there is no model."""
 LARGEST_HEAD = 256
-"""Up to which, and in multiples of 8, FlashAttention and cuDNN take heads."""
+"""Largest head size of FlashAttention and cuDNN, which accept multiples of 8."""
 
 
 class Model(Settings, frozen=True):
-    """A Llama: a preset of model/config.py with the study's changes to it, or one of the study's own sizes."""
+    """A Llama: a preset of model/config.py with the study's changes to it, or a model of the study's own sizes."""
 
     preset: str | None = None
-    """tiny, smollm2-135m, smollm2-360m, smollm2-1.7b or llama-7b; model/config.py has their sizes. It may be left out where
-    `layers`, `hidden`, `heads`, `kv_heads` and `ffn` are all given, or where the config.json of `weights` gives them."""
+    """tiny, smollm2-135m, smollm2-360m, smollm2-1.7b or llama-7b; model/config.py has their sizes. It can be left out if
+    `layers`, `hidden`, `heads`, `kv_heads` and `ffn` are all given, here or in the config.json of `weights`."""
     layers: Size | None = None
-    """Blocks of attention and MLP; by default the preset's."""
+    """Number of blocks of attention and MLP; by default the preset's."""
     hidden: Size | None = None
     """Size of the residual stream; by default the preset's."""
     heads: Size | None = None
     """Query heads of a layer; by default the preset's. Each has the size `hidden` / `heads`, a multiple of 8 up to 256."""
     kv_heads: Size | None = None
-    """Key-value heads of a layer, which divide `heads`: as many for multi-head attention, fewer for grouped queries; by default
-    the preset's."""
+    """Key-value heads of a layer, a divisor of `heads`: the same number for multi-head attention, a smaller one for grouped
+    queries; by default the preset's."""
     ffn: Size | None = None
-    """Size of the MLP between its projections; by default the preset's."""
+    """Size of the MLP's inner layer; by default the preset's."""
     tied: bool | None = None
     """Whether the output projection is the embedding matrix; by default the preset's, else true."""
     vocabulary: Size | None = None
     """Entries of the embedding; by default the preset's, else 49,152."""
     sequence_length: Size | None = None
-    """Tokens in a row of training; by default the preset's, else 2,048."""
+    """Tokens in a training sequence; by default the preset's, else 2,048."""
     rope_base: PositiveNumber | None = None
     """Base of the rotary positions; by default 10,000."""
     rms_norm_eps: PositiveNumber | None = None
     """Added to the mean square in norms; by default 1e-5."""
     init_std: NonNegativeNumber | None = None
     """Standard deviation of the initial weights; divided by sqrt(2 `layers`) for projections into the residual stream. By
-    default the preset's, also where `hidden` is another, else 0.02."""
+    default the preset's, even if `hidden` differs from it, else 0.02."""
     weights: str | None = None
     """Pretrained weights of a plain Llama to continue from: a Hugging Face folder or a GGUF file (a relative path starts at the
-    study file's folder), or a package that holds one. The sizes here must be theirs. Without a preset, keys that are left out,
-    except `sequence_length` and `init_std`, are read from a folder's config.json together with the study."""
+    study file's folder), or a package that holds one. The sizes here must match theirs. Without a preset, keys that are left
+    out, except `sequence_length` and `init_std`, are read from the folder's config.json when the study is read."""
 
     def check(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
@@ -66,21 +66,21 @@ class Model(Settings, frozen=True):
                 f"{', '.join(PRESETS)}"
             )
         if self.preset is not None and not missing:
-            raise ValueError(f"{', '.join(SIZES)} leave nothing of preset {self.preset}'s sizes; remove it or one of them")
+            raise ValueError(f"{', '.join(SIZES)} replace all sizes of preset {self.preset}; remove it or one of them")
         try:
             model = self.resolve()
         except ValueError as error:
             raise ValueError(f"{error}; change one of them") from None
         if (size := model.head_size) % 8 or size > LARGEST_HEAD:
             raise ValueError(
-                f"hidden / heads is {size}, and attention on GPUs takes multiples of 8 up to {LARGEST_HEAD}; change one of them"
+                f"hidden / heads is {size}, but attention on GPUs takes multiples of 8 up to {LARGEST_HEAD}; change one of them"
             )
         if model.vocabulary > LARGEST_VOCABULARY:
             raise ValueError(
-                f"vocabulary is {model.vocabulary}, and shards hold 16-bit tokens, which allow {LARGEST_VOCABULARY:,} entries; "
+                f"vocabulary is {model.vocabulary}, but shards hold 16-bit tokens, which allow {LARGEST_VOCABULARY:,} entries; "
                 "use a smaller one"
             )
-        for name in model.__struct_fields__ if self.preset is None else ():  # for `sized` to find nothing missing later
+        for name in model.__struct_fields__ if self.preset is None else ():  # so that `sized` finds nothing missing later
             msgspec.structs.force_setattr(self, name, getattr(model, name))
 
     def resolve(self) -> ModelConfig:
@@ -89,15 +89,15 @@ class Model(Settings, frozen=True):
 
     @property
     def name(self) -> str:
-        """The preset and the sizes that are not its own, for people."""
+        """The preset and the sizes that replace its own, to show to people."""
         sizes = [f"{name} {value}" for name in SIZES if (value := getattr(self, name)) is not None]
         return ", ".join([self.preset, *sizes] if self.preset else sizes)
 
 
 def sized(raw: Any, folder: Path) -> Any:
-    """The plain value of a study file, with its model's missing keys from the config.json of its weights if it has no preset.
+    """The plain value of a study file. A model without a preset gets its missing keys from the config.json of its weights.
 
-    They are then frozen with the study, so nothing that reads it later needs the weights.
+    They are then frozen with the study, so whatever reads it later does not need the weights.
     """
     model = raw.get("model") if isinstance(raw, dict) else None
     if not isinstance(model, dict) or not isinstance(weights := model.get("weights"), str):
@@ -120,7 +120,8 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
     budget_tokens: Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)] | None = None
     """Tokens that each arm reads, rounded to whole steps. Give this or `tokens_per_parameter`."""
     tokens_per_parameter: PositiveNumber | None = None
-    """The same as a multiple of the model's parameters with embeddings. About 20 is compute-optimal (Hoffmann et al. 2022)."""
+    """Tokens that each arm reads, as a multiple of the model's parameters including embeddings. About 20 is compute-optimal
+    (Hoffmann et al. 2022)."""
     global_batch: Positive
     """Sequences in one optimizer step."""
     micro_batch: Positive
@@ -128,14 +129,15 @@ class Pretraining(TrainConfig, frozen=True, kw_only=True):
     save_interval_steps: Positive = 1000
     """Optimizer steps between checkpoints."""
     along: Along | None = None
-    """What is measured on the way, on checkpoints of the trunk once for all arms; null measures the end alone."""
+    """What is measured during pretraining, on checkpoints of the trunk once for all arms; null measures only the end."""
 
     def check(self) -> None:
         self.require_one("budget_tokens", "tokens_per_parameter")
 
 
 TUNING_SAVE_STEPS = 5000
-"""More than pretraining's, since steps of finetuning are short: the paper's would write 24 GB every minute."""
+"""Default steps between saves in finetuning. More than in pretraining, because these steps are short: the paper's would write
+24 GB every minute."""
 
 
 class Finetuning(Settings, frozen=True):
@@ -144,7 +146,7 @@ class Finetuning(Settings, frozen=True):
     instruct: Tuning
     """Safety instruction tuning of the base model (section 4.4 of the paper)."""
     benign: Tuning | None
-    """null leaves the stage out."""
+    """Benign finetuning of the instruction-tuned model; null leaves the stage out."""
     save_interval_steps: Positive = TUNING_SAVE_STEPS
     """Optimizer steps between saves; also of the finetuning stages in `stages`."""
     save_interval_minutes: PositiveNumber | None = 30.0
@@ -157,7 +159,7 @@ class Finetuning(Settings, frozen=True):
 
     @property
     def stages(self) -> dict[str, Tuning]:
-        """The stages by the name of the model that each makes, in their order."""
+        """The stages in order, by the name of the model that each makes."""
         after = msgspec.structs.replace(self.benign, parent="instruct") if self.benign else None
         return {"instruct": self.instruct, **({"benign": after} if after else {})}
 
@@ -166,11 +168,11 @@ class Allocation(Settings, frozen=True):
     """What one element of a stage asks of the cluster."""
 
     nodes: Positive = 1
-    """Machines."""
+    """Number of machines."""
     gpus_per_node: Positive = 1
-    """GPUs on each of them, with a process each."""
+    """GPUs on each machine, with one process for each."""
     hours: Hours = 1.0
-    """The time limit of each start: a job that reaches it saves and is requeued. A profile may set a shorter one."""
+    """Time limit of each start: a job that reaches it saves and is requeued. A profile can set a shorter one."""
 
     @property
     def gpus(self) -> int:
@@ -181,26 +183,26 @@ class Resources(ExecutionConfig, frozen=True, kw_only=True):
     """What the jobs ask of a cluster, and how many elements run at a time on one machine."""
 
     pretraining: Allocation = Allocation(nodes=4, gpus_per_node=8, hours=168)
-    """Of each segment of the training tree."""
+    """What each segment of the training tree asks for."""
     tuning: Allocation = Allocation(gpus_per_node=4, hours=4)
-    """Of each model that is tuned."""
+    """What the tuning of each model asks for."""
     evaluation: Allocation = Allocation(hours=1)
-    """Of each task on one benchmark; it takes one GPU at most."""
+    """What each task on one benchmark asks for; it uses one GPU at most."""
     data_hours: Hours = 24
-    """The time limit of each element that fetches, prepares, tokenises, exports, merges or reports."""
+    """Time limit of each element that fetches, prepares, tokenises, exports, merges or reports."""
     data_cpus: Positive = 8
-    """CPUs of each element that fetches, prepares or tokenises; tokenising uses them all."""
+    """CPUs of each element that fetches, prepares or tokenises; tokenising uses all of them."""
     expected_mfu: PositiveNumber = 0.40
     """Share of the GPUs' peak that the estimate of pretraining's GPU-hours assumes."""
     gpu_memory_gib: PositiveNumber = 79.0
     """Memory of one GPU (H100 80GB), for the estimate of memory."""
     workers: Positive = 2
-    """Elements that run at a time with `--cluster local`."""
+    """Number of elements that run at a time with `--cluster local`."""
 
 
 def train_config_of(stage: AnyStage, pretraining: Pretraining, tuning: Finetuning | None) -> TrainConfig:
-    """How a stage after pretraining trains: in what it does not say, midtraining is like pretraining, and finetuning saves as
-    `tuning` does."""
+    """How a stage after pretraining trains. Midtraining takes what the stage does not set from `pretraining`; finetuning takes
+    its save intervals from `tuning`."""
     assert stage.micro_batch
     like: TrainConfig = pretraining
     if isinstance(stage, Tuning):

@@ -71,13 +71,14 @@ Report = dict[str, torch.Tensor]
 def train(
     job: TrainJob, batches: BatchSource, progress: Progress = silent, validation: Mapping[str, RowSource] | None = None
 ) -> None:
-    """Train until `job.stop_step`, continuing from wherever an earlier call stopped. All processes call it together; several
-    can do so only once (see `started`).
+    """Train until `job.stop_step`, continuing where an earlier call stopped.
 
-    Raises UserError when a checkpoint or the data cannot be used or the loss is not a number, UsageError when the job
-    contradicts itself, `PeerLost` when another process ended, and `Interrupted` when a signal asked for a stop, after saving
-    the state. A process that hangs is ended with status `HANG_EXIT_CODE` of `curricula.model.runtime.stopping`. After an error
-    under NCCL the process group is still there if it has several processes (see `group_until_end`): leave by `os._exit`.
+    All processes of the job call this together. A single process can call it again; several cannot (see `started`).
+
+    Raises UserError if a checkpoint or the data cannot be used or the loss is not a number, UsageError if the job
+    contradicts itself, `PeerLost` if another process ended, and `Interrupted`, after saving the state, if a signal asked for a
+    stop. A process that hangs is ended with status `HANG_EXIT_CODE` of `curricula.model.runtime.stopping`. After an error
+    under NCCL, a process group of several processes still exists (see `group_until_end`): leave by `os._exit`.
     """
     watchdog = Watchdog(job.execution.hang_minutes)
     ranks = read_ranks()
@@ -95,14 +96,16 @@ def train(
 
 
 class Agreed(NamedTuple):
-    """What all processes know at the end of a step, as soon as one of them does."""
+    """Flags at the end of a step, the same on all processes: each is set if it holds for any process."""
 
     stop: bool
+    """A signal has asked for a stop."""
     writing: bool
-    """Some file of the save that was begun is still being written."""
+    """A file of the save that was begun is still being written."""
     overdue: bool
     """The last save began longer ago than `save_interval_minutes`."""
     comparing: bool
+    """The comparison of how long each process takes is due (`Stragglers.compare`)."""
 
 
 class Trainer:
@@ -127,7 +130,7 @@ class Trainer:
         self.checkpoints = job.out / "checkpoints"
         self.guard = Guard(job, batches, parallel)
         self._check_sizes()
-        self._recipe = self._recipe_of()  # once: what it names may change on the disk meanwhile
+        self._recipe = self._recipe_of()  # only once: the weights that it names may change on disk
         self.network = network = self._build_network()
         kept_step = self.stop_step if self.stop_step in job.keep_steps else None
         own, self._fills_gap = checkpoint.newest_whole(self.checkpoints, parallel, kept_step, self.guard.has_what_it_needs)
@@ -148,11 +151,11 @@ class Trainer:
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
             self.guard.resume(info)
-        self._begins = 0 if own else self.step  # where it branches off, the run before it has validated
+        self._begins = 0 if own else self.step  # at a branch point, the run before this one has validated
         self.saver = Saver(network, self.optimizer, parallel)
         self._saved_at = time.monotonic()
         self.stragglers = Stragglers(parallel)
-        # No method of this object, which would then live, with its weights, until the garbage collector finds the circle.
+        # Not a method: this object would be part of a reference cycle, and live on with its weights until garbage collection.
         self.wrapped.config.finalize_model_grads_func = functools.partial(_finalize_gradients, self.stragglers)
         self._feed = self._read(batches, self.step, self.stop_step, job.execution.data_workers)
         self.pace = Pace(
@@ -214,7 +217,8 @@ class Trainer:
         """Take the steps up to `stop_step`; save and validate at the end."""
         while self.step < self.stop_step:
             self.advance(progress)
-        # Branched off at the very end, with nothing left to train. One asks the disk: others may see another state of it.
+        # A run that branched off at the very end has nothing to train and no checkpoint. Only the main process looks at the
+        # disk: others may see another state of it.
         if self.parallel.any(self.parallel.is_main and latest_checkpoint(self.checkpoints) is None):
             self._save()
             self._finish_save()
@@ -222,7 +226,7 @@ class Trainer:
         self._validate_if_due()
 
     def advance(self, progress: Progress) -> None:
-        """One step with everything around it: validation before, report and save after."""
+        """Take one step: validate before it if due, then report and save."""
         self._validate_if_due()
         row, agreed = self._train_step()
         if self.reports:
@@ -235,7 +239,7 @@ class Trainer:
             self._save_if_due(agreed)
 
     def _train_step(self) -> tuple[dict[str, Any], Agreed]:
-        """One optimizer step; returns its metrics, and what the processes agree on at its end."""
+        """Take one optimizer step. Returns its metrics, and what the processes agree on at its end."""
         began = time.perf_counter()
         config = self.job.config
         lr = learning_rate(self.step, self.batches.total_steps, config.optimizer, config.schedule)
@@ -270,9 +274,9 @@ class Trainer:
         return row, agreed
 
     def _run(self, batches: RowSource, feed: Iterator[MicroBatch], forward_only: bool) -> list[Report]:
-        """Forward, and unless `forward_only` backward, over this rank's micro-batches of the next global batch.
+        """Run forward and, unless `forward_only`, backward over this rank's micro-batches of the next global batch.
 
-        Megatron-core's schedule goes through them; returns what `_loss_step` reports of each.
+        Megatron-core's schedule goes through them. Returns what `_loss_step` reports about each.
         """
         with self.parallel.cuda_names():
             return get_forward_backward_func()(
@@ -286,7 +290,7 @@ class Trainer:
             )
 
     def _totals(self, reports: list[Report]) -> list[float]:
-        """The summed loss of the global batch, and how many of its tokens count."""
+        """The summed loss of the global batch, and the number of its tokens that count."""
         return self.parallel.sum(*torch.stack([report["loss and tokens"] for report in reports]).sum(dim=0).tolist())
 
     def _bad_rows(self, reports: list[Report]) -> list[int]:
@@ -305,9 +309,9 @@ class Trainer:
         return read_micro_batches(self._share(batches), start, stop, workers, self.parallel.device)
 
     def _update(self, loss: float) -> tuple[float, dict[str, Any]]:
-        """Update the weights, unless the step is a spike; returns the gradient norm and what the metrics say of a skip."""
+        """Update the weights unless the step is a spike. Returns the gradient norm, and the metrics' entry about a skip."""
         with self.parallel.cuda_names():
-            if self.guard.is_on:  # the norm is wanted before the update
+            if self.guard.is_on:  # it needs the norm before the update
                 self.optimizer.prepare_grads()
                 grad_norm = self.optimizer.get_grad_norm()
             else:
@@ -324,21 +328,21 @@ class Trainer:
         return measured.grad_norm, skipped
 
     def _rewind_if_due(self) -> dict[str, Any]:
-        """Go back to an earlier state where spikes do not end; returns what the metrics say of it.
+        """Go back to an earlier state if spikes do not end. Returns the metrics' entry about it.
 
-        Steps, data and learning rates go on as if nothing had happened. A run that is killed before it saves the new state
+        Steps, data and learning rates continue as if nothing had happened. A run that is killed before it saves the new state
         repeats the rewind.
         """
         earlier = self.guard.window.rewinds_to(self.step)
         if earlier is None:
             return {}
-        self._finish_save()  # it may be of the very step
+        self._finish_save()  # it may be of the step to go back to
         if self.parallel.is_main:
             log.warning(
-                "%d steps in a row are spikes: step %d goes on from the weights and the optimizer of step %d",
+                "%d steps in a row are spikes: step %d continues with the weights and the optimizer of step %d",
                 self.guard.window.skipped_in_a_row, self.step + 1, earlier,
             )  # fmt: skip
-        self.watchdog.expect("the reading of a checkpoint")
+        self.watchdog.expect("reading a checkpoint")
         folder = self.guard.checkpoint_of(earlier)
         if problem := checkpoint.problem_of(folder, self.parallel):
             log.error("%s", problem)
@@ -354,7 +358,7 @@ class Trainer:
         raise nonfinite_error(self.job.out, what, self.batches, self.step, bad_rows, self.parallel.is_main)
 
     def _validate_if_due(self) -> None:
-        """Report the mean loss per token of each validation source, once for each step where it is due."""
+        """Report the mean loss per token of each validation source, once at each step where that is due."""
         interval = self.job.config.validation_interval_steps
         due = self.step in (self.stop_step, *self.job.validate_steps)
         due = due or bool(interval and self.step > self._begins and self.step % interval == 0)
@@ -371,7 +375,7 @@ class Trainer:
     def _mean_loss(self, batches: RowSource) -> float:
         feed, totals = self._read(batches, 0, batches.total_steps, workers=0), []
         self.wrapped.eval()
-        # In bfloat16 even if training computes in fp8: else the layers' history of largest values would take note of it.
+        # In bfloat16 even if training computes in fp8: otherwise validation would enter the layers' history of maxima.
         with mock.patch.object(self.wrapped.config, "fp8", None):
             for _ in range(batches.total_steps):
                 self.watchdog.expect("a validation batch")  # before it: the first one compiles
@@ -391,7 +395,7 @@ class Trainer:
         )
 
     def _save_if_due(self, agreed: Agreed) -> None:
-        """Between two steps: finish a save whose files are written, begin one that is due, stop if asked to."""
+        """Finish a save whose files are written, begin one that is due, and stop if asked to. Called between two steps."""
         config, last = self.job.config, self.step == self.stop_step
         if not agreed.writing:
             self._finish_save()
@@ -431,7 +435,7 @@ class Trainer:
         """Wait for the save that was begun, if any, and delete the checkpoints that it replaces."""
         if not self.saver.is_unfinished:
             return
-        self.watchdog.expect("the writing of a checkpoint")
+        self.watchdog.expect("writing a checkpoint")
         self.saver.finish()
         if self.parallel.is_main:
             in_gap = self._saved if self._fills_gap and step_of(self._saved) < self.stop_step else None
@@ -450,8 +454,10 @@ def _mean(loss: float, tokens: float) -> float:
 
 
 def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch.Tensor, Any]:
-    """Megatron-core's forward step: the loss of each token of the next micro-batch [n, S], which the network computes by
-    `linear_cross_entropy` in `network/linear_cross_entropy.py`, and the function that sums them up."""
+    """Megatron-core's forward step. Returns the loss of each token of the next micro-batch, [n, S], and a function to sum them.
+
+    The network computes the losses with `linear_cross_entropy` in `network/linear_cross_entropy.py`.
+    """
     tokens, mask, documents = next(micro_batches)
     losses = network(tokens[:, :-1], None, documents, labels=tokens[:, 1:])
 
@@ -469,7 +475,7 @@ def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch
 
 
 def _finalize_gradients(stragglers: Stragglers, *args: Any, **kwargs: Any) -> None:
-    """What the schedule calls last: it waits for other processes' gradients."""
+    """Called last by the schedule: end this process's own part of the step, then wait for other processes' gradients."""
     stragglers.part_ends()
     finalize_model_grads(*args, **kwargs)
 

@@ -119,15 +119,15 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"model": {"weights": "there/model.gguf"}},
             r"layers, .*, ffn must be given, and none was read from a config.json in weights 'there/model.gguf'; add",
         ),
-        ({"model": {**OWN, "preset": "tiny"}}, r"layers, .* leave nothing of preset tiny's sizes; remove it or one of them"),
+        ({"model": {**OWN, "preset": "tiny"}}, r"layers, .* replace all sizes of preset tiny; remove it or one of them"),
         ({"model__hidden": 130}, r"model: hidden 130 is not a multiple of heads 4; change one of them"),
         ({"model__kv_heads": 3}, r"model: heads 4 is not a multiple of kv_heads 3; change one of them"),
         ({"model__hidden": 12}, r"model: hidden / heads is 3; rotary positions need an even head size; change one of them"),
-        ({"model__hidden": 400}, r"model: hidden / heads is 100, and attention on GPUs takes multiples of 8 up to 256; change"),
-        ({"model__heads": 2, "model__hidden": 528}, r"model: hidden / heads is 264, and attention on GPUs takes"),
+        ({"model__hidden": 400}, r"model: hidden / heads is 100, but attention on GPUs takes multiples of 8 up to 256; change"),
+        ({"model__heads": 2, "model__hidden": 528}, r"model: hidden / heads is 264, but attention on GPUs takes"),
         (
             {"model__vocabulary": 128256, "tokenizer": {"folder": "llama-3"}},
-            r"model: vocabulary is 128256, and shards hold 16-bit tokens, which allow 65,536 entries; use a smaller",
+            r"model: vocabulary is 128256, but shards hold 16-bit tokens, which allow 65,536 entries; use a smaller",
         ),
         ({"model__ffn": 2**31}, r"model.ffn: expected `int` <= 2147483647; it is 2147483648"),
         (
@@ -136,11 +136,11 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         (
             {"model__ffn": 400, "resources": {"tensor_parallel": 2, "engine": {"fp8": "delayed"}}},
-            r'resources.engine.fp8 is "delayed", which takes multiples of 32 as model.ffn, not 400; change one of them',
+            r'resources.engine.fp8 is "delayed", which needs multiples of 32 as model.ffn, not 400; change one of them',
         ),
         (
             {"model__sequence_length": 100, "resources__engine": {"fp8": "delayed"}},
-            r'engine.fp8 is "delayed", which takes multiples of 16 as model.sequence_length, not 100; change one of them',
+            r'engine.fp8 is "delayed", which needs multiples of 16 as model.sequence_length, not 100; change one of them',
         ),
         ({"model__layers": 1, "evaluation__probes__layers": [2]}, r"probes.layers names layer 2, and the model has 1"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be at most 100 letters, digits"),

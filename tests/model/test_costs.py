@@ -108,7 +108,7 @@ def test_a_step_that_cannot_fit_is_refused_with_its_numbers_and_what_would_fit()
         check_fit(BIG, greedy, H100, H100)
     message = str(refusal.value)
     assert message.startswith("micro_batch 16 of 2048 tokens needs about 9")
-    assert "which can have 77.0 GiB of it; use micro_batch 8 or engine." in message
+    assert "which has room for 77.0 GiB; use micro_batch 8 or engine." in message
     for change in what_would_fit(BIG, greedy, H100):
         name, value = change.split()
         engine = EngineConfig(recompute_layers=int(value))
