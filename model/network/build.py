@@ -1,15 +1,15 @@
 """Builds SmolLM2 out of Megatron-core on this machine: the backend that computes it, the network, its wrapper, its optimizer.
 
 A training calls, in the order of this file: `choose_backend`, `check_memory`, `build_network`, `initialize`, `wrap`,
-`build_optimizer`. The backends, and all in which they differ:
+`build_optimizer`. The backends, and everything in which they differ:
 
 - torch: our own layer (`transformer.py`), compiled. It needs no package besides torch, and was the fastest in bfloat16: 0.988
-  to 0.995 of LitGPT's speed, where Transformer Engine had 0.963 to 0.969.
+  to 0.995 of LitGPT's speed, compared with 0.963 to 0.969 for Transformer Engine.
 - te: Transformer Engine's layers. It computes matrix products in 8 bits, 1.13 to 1.28 times as fast as LitGPT in bfloat16.
 - cpu: our own layer, not compiled, in float32. Laptops and the tests use it.
 
 The speeds were measured on an H100 with a hand-written prototype of the step, not with this package. Initial weights are drawn
-by parameter name, so they depend on neither the backend nor the number of processes. Nor does what checkpoints hold.
+by parameter name, so they depend on neither the backend nor the number of processes. The same is true of what checkpoints hold.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ LAYER_OPTIONS = {"max_complex_pointwise_cat_inputs": 2}
 """Inductor's settings for a layer's code, for `layer_options`.
 
 The gradient of `mixed` in `attend` is three tensors side by side. By default, one kernel computes all three for each element
-and keeps one: 45 instructions, which take about as long as the memory traffic. With this, one kernel turns queries and keys and
-another copies values: 11 instructions an element, for the same traffic.
+and keeps one: 45 instructions, which take about as long as the memory traffic. With this setting, one kernel rotates queries
+and keys and another copies values: 11 instructions per element, for the same traffic.
 """
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,14 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """What computes a network, chosen for this machine."""
+    """The way in which a network is computed, chosen for this machine."""
 
     name: str
     """"te", "torch" or "cpu"."""
     reason: str
+    """Why it was chosen, for the log."""
     engine: EngineConfig = EngineConfig()
-    """What was asked for."""
+    """The settings that were asked for."""
     packed: bool = False
     """Whether rows hold several documents that must not see each other."""
 
@@ -85,7 +86,7 @@ class Backend:
 
 
 def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = False) -> Backend:
-    """Choose the backend for `engine` on this machine. Raises UsageError when the backend asked for cannot run here."""
+    """Choose the backend for `engine` on this machine. Raises UsageError if the backend asked for cannot run here."""
     on_gpu = parallel.device.type == "cuda"
     if engine.backend != "auto":
         name, reason = engine.backend, "engine.backend asks for it"
@@ -112,7 +113,7 @@ def choose_backend(engine: EngineConfig, parallel: Parallel, packed: bool = Fals
 
 
 def _check_fp8(recipe: str) -> None:
-    """Raise UsageError where this GPU, or this CUDA, has no such 8-bit products; Transformer Engine would say so in a step."""
+    """Raise UsageError if this GPU or CUDA version lacks such 8-bit products. Transformer Engine would only fail in a step."""
     from transformer_engine.pytorch.quantization import check_fp8_block_scaling_support, check_fp8_support
 
     is_supported, reason = check_fp8_support()
@@ -126,7 +127,7 @@ def _check_fp8(recipe: str) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # the enclosing package is missing, or the module is kept from being imported
+    except (ModuleNotFoundError, ValueError):  # the enclosing package is missing, or the import is blocked
         return False
 
 
@@ -142,7 +143,7 @@ def describe(backend: Backend, parallel: Parallel) -> str:
 
 
 def check_memory(model: ModelConfig, parallel: Parallel, backend: Backend, micro_batch: int, sequence_length: int) -> None:
-    """Raise UsageError when training cannot fit into this process's GPU. On a CPU nothing is checked."""
+    """Raise UsageError or GpuInUse if training cannot fit into this process's GPU (see `check_fit`). A CPU is not checked."""
     if parallel.device.type != "cuda":
         return
     layout = Layout(micro_batch, sequence_length, parallel.tensor_parallel, parallel.data_parallel, backend.engine)
@@ -153,7 +154,7 @@ def check_memory(model: ModelConfig, parallel: Parallel, backend: Backend, micro
 
 
 def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | None = None) -> GPTModel:
-    """The bare network on this process's device, weights not yet set. The one place that makes a `GPTModel`.
+    """Build the bare network on this process's device, without setting its weights. Only this function makes a `GPTModel`.
 
     `backend` defaults to the best one on this machine.
     """
@@ -171,7 +172,7 @@ def build_network(model: ModelConfig, parallel: Parallel, backend: Backend | Non
             share_embeddings_and_output_weights=model.tied,
         ).to(parallel.device)
     for name, parameter in network.named_parameters():
-        if parameter.dim() == 2:  # Megatron-core marks matrices only where it also draws their weights
+        if parameter.dim() == 2:  # Megatron-core marks matrices only if it also draws their weights
             parameter.tensor_model_parallel = True
             parameter.partition_dim = _split_dimension(name)
             parameter.partition_stride = 1
@@ -215,7 +216,7 @@ def transformer_config(model: ModelConfig, parallel: Parallel, backend: Backend)
         sequence_parallel=engine.sequence_parallel and splits,
         bias_dropout_fusion=te,
         apply_rope_fusion=te,
-        fused_single_qkv_rope=te and not backend.packed,  # it knows no borders between documents
+        fused_single_qkv_rope=te and not backend.packed,  # it ignores borders between documents
         use_te_activation_func=te,
         gradient_accumulation_fusion=te or splits,  # our own linears do the same, in `network/fused_linear.py`
         **options,
@@ -229,7 +230,7 @@ def _te_layers() -> Any:
 
 
 def _own_layers(config: TransformerConfig) -> Any:
-    """Megatron-core's own layer with our computation in it. Under tensor parallelism its linears stay: they communicate."""
+    """Megatron-core's own layer with our computation. Under tensor parallelism it keeps its linears, which communicate."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.module = Block
     parts = layer.submodules
@@ -243,15 +244,15 @@ def _own_layers(config: TransformerConfig) -> Any:
 
 
 def _submodules(spec: Any) -> Any:
-    """The parts that a Megatron-core spec names; from 0.19 on some specs are partial functions."""
+    """The submodules that a Megatron-core spec names. Since 0.19 some specs are partial functions."""
     return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
 
 
 def _order_attention_kernels(name: str) -> None:
-    """Have torch's attention take flash kernels: its own, or those of FlashAttention 3 or 4 if `name` says so.
+    """Make torch's attention use flash kernels: its own, or those of FlashAttention 3 or 4 if `name` says so.
 
-    Left to itself, torch prefers cuDNN's kernels on some cards. They are as fast as its own, but FlashAttention's never run.
-    With those asked for, nothing else is allowed, so that attention fails rather than runs without them.
+    By default, torch prefers cuDNN's kernels on some cards. They are as fast as its own, but FlashAttention's would never run.
+    If FlashAttention 3 or 4 is asked for, no other kernels are allowed, so that attention fails rather than runs without it.
     """
     torch.backends.cuda.enable_flash_sdp(True)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -262,18 +263,19 @@ def _order_attention_kernels(name: str) -> None:
     try:
         from torch.nn.attention import activate_flash_attention_impl
     except ImportError:
-        raise UsageError(f'engine.attention is "{name}", for which torch {torch.__version__} is too old') from None
+        raise UsageError(f'engine.attention is "{name}", for which torch {torch.__version__} is too old; update it') from None
     activate_flash_attention_impl(name)
 
 
 def _compile_layers(network: GPTModel) -> None:
-    """Compile each layer by itself: they are alike, so the code of the first serves them all.
+    """Compile each layer by itself. All layers are alike, so the code of the first serves them all.
 
-    With tensor parallelism the compiled code breaks around the linears, which communicate with other processes.
+    With tensor parallelism the compiled code is interrupted by the linears, which communicate with other processes.
     """
     whole = network.config.tensor_model_parallel_size == 1
-    # Shapes, masks and gradient modes are compiled separately: training, tuning, validation, recomputation make more than 8.
-    # From torch 2.13 on, autograd's threads, which recompute layers, do not see the global setting.
+    # Each combination of shape, mask and gradient mode is compiled separately. Training, tuning, validation and recomputation
+    # have more than torch's default limit of 8. Since torch 2.13, autograd's threads, which recompute layers, do not see the
+    # global setting.
     takes_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
     limit: dict[str, Any] = {"recompile_limit": RECOMPILE_LIMIT} if takes_limit else {}
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
@@ -291,7 +293,7 @@ def _compile_layers(network: GPTModel) -> None:
 
 
 def layer_options() -> dict[str, Any]:
-    """Those of `LAYER_OPTIONS` that this torch knows: 2.13 knows all."""
+    """The `LAYER_OPTIONS` that this torch version knows; 2.13 knows all."""
     import torch._inductor
 
     return {name: value for name, value in LAYER_OPTIONS.items() if name in torch._inductor.list_options()}
@@ -299,7 +301,7 @@ def layer_options() -> dict[str, Any]:
 
 @torch.no_grad()
 def attention_kernel(network: GPTModel) -> str:
-    """The kernel that the network's attention takes: by asking torch, not by what was wished for."""
+    """The kernel that the network's attention uses, according to torch rather than to what was asked for."""
     backend, config = network.backend, network.config
     if not backend.own_layers:
         return "chosen by Transformer Engine; with NVTE_DEBUG=1 and NVTE_DEBUG_LEVEL=1 it says which"
@@ -312,7 +314,7 @@ def attention_kernel(network: GPTModel) -> str:
 
 @torch.no_grad()
 def initialize(network: GPTModel, model: ModelConfig, seed: int) -> None:
-    """Set all weights: norms to one, others normal, keyed by (seed, parameter name) whatever the layout of processes.
+    """Set all weights: norms to one, others to normal draws with the key (seed, parameter name), in any layout of processes.
 
     Projections into the residual stream get `init_std / sqrt(2 layers)`, so that its variance does not grow with depth.
     """
@@ -335,20 +337,22 @@ def initialize(network: GPTModel, model: ModelConfig, seed: int) -> None:
 
 
 def _split_dimension(name: str) -> int:
-    """The dimension of a matrix that tensor parallelism splits: for projections into the residual stream, the inputs."""
+    """The dimension of a matrix that tensor parallelism splits: the inputs of projections into the residual stream, else the
+    outputs."""
     return 1 if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 0
 
 
 class AccumulatingDDP(DistributedDataParallel):
-    """Megatron-core's wrapper, which also knows the weights that add their gradients to its buffer themselves."""
+    """Megatron-core's wrapper, extended for weights whose gradients our own code adds to its buffer."""
 
     accumulating: tuple[torch.nn.Parameter, ...] = ()
+    """These weights (`_accumulating`)."""
 
     def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
-        """Scale the part that this rank's optimizer reads.
+        """Scale the gradients that this rank's optimizer reads.
 
-        Megatron-core would scale the whole buffer, 8 bytes of traffic a parameter on every rank, though the reduce-scatter
-        left sums only in this part: it is the same part of each bucket.
+        Megatron-core would scale the whole buffer, which costs 8 bytes of traffic per parameter on every rank. But the
+        reduce-scatter leaves sums only in this rank's part, which is the same part of each bucket.
         """
         for buffer in (*self.buffers, *self.expert_parallel_buffers):
             ranks = buffer.data_parallel_group
@@ -362,11 +366,11 @@ class AccumulatingDDP(DistributedDataParallel):
 
 
 def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
-    """The network with its gradient buffers; from here on parameters live in one flat buffer.
+    """Wrap the network with its gradient buffers. From then on its parameters live in one flat buffer.
 
-    Gradients are reduced during the backward pass. Gathering new weights does not overlap with the next forward pass: at 32
-    GPUs it takes under 1% of a step (docs/scaling.md), and between a step and that pass, when we save and validate,
-    weights would be stale.
+    Gradients are reduced during the backward pass. Gathering new weights does not overlap with the next forward pass: it takes
+    under 1% of a step at 32 GPUs (docs/scaling.md), and with overlap the weights would be stale between a step and that pass,
+    when we save and validate.
     """
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
@@ -380,7 +384,7 @@ def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
     if ddp.overlap_grad_reduce:
         wrapped.config.no_sync_func = wrapped.no_sync
     if network.share_embeddings_and_output_weights:
-        # The matrix gets a second gradient, from the look-up, through autograd. Megatron-core waits for that one and adds it.
+        # The look-up gives the matrix a second gradient, through autograd. Megatron-core waits for it and adds it.
         attach_sinks([network.shared_embedding_or_output_weight()], announced=False)
     wrapped.accumulating = tuple(_accumulating(network))
     attach_sinks(wrapped.accumulating, announced=ddp.overlap_grad_reduce)
@@ -388,7 +392,7 @@ def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
 
 
 def _accumulating(network: GPTModel) -> list[torch.nn.Parameter]:
-    """Weights whose only gradient is added to the buffer by our linears or our loss."""
+    """The weights whose only gradient is added to the buffer by our linears or our loss."""
     weights = [module.weight for module in network.modules() if isinstance(module, (ColumnLinear, RowLinear))]
     return weights if network.share_embeddings_and_output_weights else [*weights, network.output_layer.weight]
 
@@ -407,7 +411,7 @@ def build_optimizer(wrapped: DistributedDataParallel, optimizer: OptimizerConfig
         params_dtype=parallel.precision,
         use_distributed_optimizer=True,
     )
-    # Norms are in a group whose `wd_mult` is 0, which Megatron-core's own scheduler would apply. Nothing does so here.
+    # Megatron-core puts norms into a group with `wd_mult` 0. Only its own scheduler applies that, so here norms decay too.
     with parallel.cuda_names():
         built = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False)
     for part in getattr(built, "chained_optimizers", [built]):

@@ -1,17 +1,17 @@
-"""Linear layers whose weight gradients are added to Megatron-core's gradient buffer by the product that makes them.
+"""Linear layers that add their weight gradients to Megatron-core's gradient buffer in the product that computes them.
 
 Megatron-core keeps one gradient buffer in float32. Autograd would first write each weight's gradient in the weight's
 precision, then add it there: twice the traffic, and a rounding to bfloat16 in between. That took 31.5 ms of a 1,354 ms step of
 the 1.7B model on an H100, measured with a hand-written prototype of this step, not with this package. Here the product itself
 accumulates (`torch.addmm` with a float32 result), as Megatron-core does where APEX is installed.
 
-`attach_sinks` gives every weight its part of the buffer once the network is wrapped. A weight without a sink (in an
+`attach_sinks` gives every weight a sink, its part of the buffer, once the network is wrapped. A weight without a sink (in an
 unwrapped network) gets its gradient from autograd as usual. Each forward pass must be followed by its backward pass before the
-next; pipeline parallelism would break that, and is not used here.
+next forward pass. Pipeline parallelism, which is not used here, would break that.
 
 `use_quick_gradient_kernels` replaces the gradient kernels that Megatron-core otherwise takes from APEX or Transformer Engine.
 Without those packages it measures and scales gradients tensor by tensor, waiting for the GPU each time, and refuses to
-accumulate weight gradients in its products. Torch has all three as single calls.
+accumulate weight gradients in its products. Torch can do each of the three in a single call.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from curricula.model.megatron import ColumnParallelLinear, RowParallelLinear, me
 class AccumulatingLinear(torch.autograd.Function):
     """x @ weight.T; backward adds the weight's gradient to `sink`.
 
-    Autograd then sees no gradient of the weight, or an unfilled one where Megatron-core waits for a gradient to start its
-    reduction (`announced`).
+    Autograd then sees no gradient of the weight. If Megatron-core waits for one to start its reduction (`announced`), autograd
+    sees an unfilled one.
     """
 
     @staticmethod
@@ -83,7 +83,7 @@ def _adds_in_float32() -> bool:
 
 
 def linear(x: torch.Tensor, weight: torch.nn.Parameter) -> torch.Tensor:
-    """x [..., in] @ weight [out, in].T, the weight's gradient going to its sink if it has one."""
+    """x [..., in] @ weight [out, in].T. The weight's gradient goes to its sink if it has one."""
     sink = getattr(weight, "sink", None)
     if sink is None:
         return F.linear(x, weight)
@@ -91,14 +91,14 @@ def linear(x: torch.Tensor, weight: torch.nn.Parameter) -> torch.Tensor:
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Megatron-core's column-parallel linear where tensor parallelism is 1: the plain product."""
+    """Megatron-core's column-parallel linear without tensor parallelism: the plain product."""
 
     def forward(self, input_: torch.Tensor, weight: Any = None, runtime_gather_output: Any = None) -> Any:
         return linear(input_, self.weight), None
 
 
 class RowLinear(RowParallelLinear):
-    """Megatron-core's row-parallel linear where tensor parallelism is 1: the plain product."""
+    """Megatron-core's row-parallel linear without tensor parallelism: the plain product."""
 
     def forward(self, input_: torch.Tensor) -> Any:
         return linear(input_, self.weight), None
@@ -110,18 +110,18 @@ def attach_sinks(weights: Iterable[torch.nn.Parameter], announced: bool) -> None
     `announced` says whether Megatron-core waits for a gradient from autograd (`overlap_grad_reduce`).
     """
     for weight in weights:
-        # A separate tensor has a version of its own: the buffer's parts share one version, which autograd checks.
+        # `.data` has a version counter of its own. The parts of the buffer share one, which autograd checks.
         weight.sink = weight.main_grad.data  # type: ignore[attr-defined]
         weight.sink_announced = announced  # type: ignore[attr-defined]
 
 
 def use_quick_gradient_kernels() -> None:
-    """Install torch's kernels where Megatron-core found none. Harmless to repeat."""
+    """Install torch's kernels if Megatron-core found none. It is harmless to call this again."""
     if megatron_clip_grads.l2_norm_impl.__name__ == "local_multi_tensor_l2_norm":
         megatron_clip_grads.l2_norm_impl = joint_norm
         megatron_clip_grads.multi_tensor_scale_impl = scale_all
     if not megatron_layers._grad_accum_fusion_available:
-        # Transformer Engine's layers have their own; Megatron-core's ask for this one, under tensor parallelism and with TE.
+        # Transformer Engine's layers have their own. Megatron-core's need this one under tensor parallelism and with TE.
         megatron_layers.fused_weight_gradient_mlp_cuda = types.SimpleNamespace(
             wgrad_gemm_accum_fp32=add_weight_gradient, wgrad_gemm_accum_fp16=add_weight_gradient
         )
@@ -129,7 +129,7 @@ def use_quick_gradient_kernels() -> None:
 
 
 def joint_norm(chunk: int, flag: Any, lists: list[list[torch.Tensor]], per_tensor: bool) -> tuple[torch.Tensor, None]:
-    """The joint norm of all tensors in the only list, float32 [1]."""
+    """The joint norm of all tensors in the only list of `lists`, float32 [1]."""
     return torch.stack(torch._foreach_norm(lists[0])).norm().to(torch.float32)[None], None
 
 

@@ -1,4 +1,4 @@
-"""The training loss: cross entropy straight from hidden states, the output projection and the loss in one, chunk by chunk.
+"""The training loss: cross entropy straight from hidden states, with output projection and loss combined, chunk by chunk.
 
 With z the logits, loss = log sum exp z - z[target], and its gradient is softmax(z) - one-hot(target).
 
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from curricula.model.network.fused_linear import accumulate
 
 CHUNK = 4096
-"""Tokens."""
+"""Tokens in a chunk."""
 
 
 def linear_cross_entropy(
@@ -89,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _losses(
     logits: torch.Tensor, targets: torch.Tensor, first: int, group: dist.ProcessGroup | None, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses [N] of logits [N, V], and the logarithm of the exponentials summed over the whole vocabulary [N]."""
+    """Losses [N] of logits [N, V], and the logarithm of the sum of exponentials over the whole vocabulary [N]."""
     maximum, total, at_target = _kernels(compiled)[0](logits, targets, first)
     if group is not None:
         highest = maximum.clone()
@@ -104,7 +104,7 @@ def _losses(
 def _statistics(logits: torch.Tensor, targets: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each row of logits [N, V]: maximum, sum of exponentials relative to it, target's logit (0 if in another part)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # Kept dimensions make this the softmax that the compiler knows: it reads the logits once for both results, not twice.
+    # With kept dimensions the compiler recognises a softmax and reads the logits once for both results, not twice.
     maximum = wide.amax(dim=-1, keepdim=True)
     total = (wide - maximum).exp_().sum(dim=-1, keepdim=True)
     here, column = _columns(targets, first, logits.shape[1])

@@ -1,7 +1,7 @@
 """SwiGLU, silu(gate) * up, with a backward pass that goes over memory once.
 
-Left to itself, the compiler computes the two halves of the gradient separately and joins them, which reads everything twice.
-In a step of the 1.7B model on an H100 that took 88 ms, and 69 ms with the Triton kernel below; measured with a hand-written
+The compiler would compute the two halves of the gradient separately and join them, which reads everything twice. In a step of
+the 1.7B model on an H100 that took 88 ms, and 69 ms with the Triton kernel below. Both were measured with a hand-written
 prototype of this step, not with this package.
 """
 
@@ -49,15 +49,15 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 class TransformerEngineSwiGLU(torch.nn.Module):
     """Transformer Engine's kernel in Megatron-core's MLP, without a state.
 
-    As a module of its own, the kernel's operation would bring an empty state into checkpoints, and Megatron-core 0.16 cannot
-    save it.
+    If the kernel's operation were a submodule, it would bring an empty state into checkpoints, which Megatron-core 0.16 cannot
+    save.
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         from transformer_engine.pytorch import ops
 
-        self._operation = (ops.SwiGLU(),)  # in a tuple, torch does not count it as a part
+        self._operation = (ops.SwiGLU(),)  # in a tuple, torch does not register it as a submodule
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
         return self._operation[0](gate_up)
@@ -107,7 +107,7 @@ if triton:
 def launch(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     """`swiglu_gradient` as one kernel: gradient [..., F], gate_up [..., 2 F] -> [..., 2 F]."""
     if triton is None:
-        raise UserError("triton: not installed, and training on a GPU needs it; torch's packages for CUDA bring it")
+        raise UserError("triton: not installed, but training on a GPU needs it; torch's packages for CUDA include it")
     gradient, gate_up = gradient.contiguous(), gate_up.contiguous()
     result = torch.empty_like(gate_up)
     width = gate_up.shape[-1] // 2

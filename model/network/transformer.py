@@ -30,13 +30,13 @@ varlen_attn: Any = None
 with contextlib.suppress(ImportError):  # torch 2.10 and later
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
 CAUSAL: dict[str, Any] = {"window_size": (-1, 0)}
-"""How torch's kernel is told not to look ahead; torch 2.10 had another word for it."""
+"""The argument that makes torch's kernel causal; torch 2.10 had another one."""
 if varlen_attn is not None and "is_causal" in inspect.signature(varlen_attn).parameters:
     CAUSAL = {"is_causal": True}
 
 
 class RMSNorm(torch.nn.Module):
-    """Root-mean-square norm; under sequence parallelism its weight asks for its gradient to be summed over ranks."""
+    """Root-mean-square norm. Under sequence parallelism its weight is marked, so that its gradient is summed over ranks."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **unused: Any) -> None:
         super().__init__()
@@ -51,23 +51,24 @@ class RMSNorm(torch.nn.Module):
 class Block(TransformerLayer):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Without tensor parallelism sequences come first, [B, S, H]: the order of attention kernels, which saves copies. With it
-    positions come first, [S, B, H], since Megatron-core splits and joins the first dimension.
+    Without tensor parallelism sequences come first, [B, S, H]: this is the order of attention kernels, which saves copies. With
+    tensor parallelism positions come first, [S, B, H], since Megatron-core splits and joins the first dimension.
     """
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, rotary_pos_emb: torch.Tensor, **unused: Any
     ) -> Any:
-        """Hidden states in either order, with S/TP positions under sequence parallelism; `turns_of` the rotary angles; mask as
-        in `attend`."""
+        """Compute the layer. Hidden states are in either order, with S / TP positions under sequence parallelism;
+        `rotary_pos_emb` is a result of `turns_of`; `attention_mask` is as in `attend`."""
         output, _ = self.compute(hidden_states, attention_mask, rotary_pos_emb)
         return output, None
 
     def compute(self, x: torch.Tensor, mask: torch.Tensor | None, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The output, and the sum after attention, detached.
 
-        The compiler saves for the backward pass what compiled code returns. Otherwise it would save attention's part and repeat
-        the addition: 11 passes over tensors of this size instead of 8, for both norms' gradients together.
+        The sum is returned because the compiler saves for the backward pass what compiled code returns. Otherwise it would save
+        attention's output and repeat the addition: 11 passes over tensors of this size instead of 8, for both norms' gradients
+        together.
         """
         attention, mlp = self.self_attention, self.mlp
         mixed, _ = attention.linear_qkv(self.input_layernorm(x))
@@ -94,8 +95,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
-    For each of the `groups` key-value heads `mixed` holds its query heads, then the key, then the value; `turns` is what
-    `turns_of` returns. Attention is causal. For rows of several documents `mask` is what `borders` or `crossing_mask` returns.
+    For each of the `groups` key-value heads, `mixed` holds its query heads, then the key, then the value. `turns` is a result
+    of `turns_of`. Attention is causal. For rows of several documents, `mask` is a result of `borders` or `crossing_mask`.
     """
     batch, sequence, _ = mixed.shape
     size = turns.shape[-1]
@@ -117,16 +118,16 @@ def attend_between(
 ) -> torch.Tensor:
     """Causal attention of [tokens, heads, size] within the documents that begin at `borders`, of at most `longest` tokens.
 
-    Torch's kernel for it runs on GPUs only. It takes no time for what lies in different documents.
+    Torch's kernel for this runs only on GPUs. It spends no time on pairs of tokens in different documents.
     """
     return varlen_attn(query, key, value, borders, borders, longest, longest, **CAUSAL)
 
 
 def borders(documents: torch.Tensor, steady: bool = False) -> torch.Tensor:
-    """Where the documents of rows with document numbers [n, S] begin in the flattened rows, and the end: int32 [number + 1].
+    """Where each document begins in the flattened rows, and where the last one ends: int32 [number of documents + 1].
 
-    A document's positions are adjacent. If `steady`, the end is repeated (empty documents) up to a power of two: code compiled
-    for one length serves most batches.
+    `documents` [n, S] holds document numbers; a document's positions are adjacent. If `steady`, the end is repeated (as empty
+    documents) until the length is a power of two, so that code compiled for one length serves most batches.
     """
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -138,10 +139,10 @@ def borders(documents: torch.Tensor, steady: bool = False) -> torch.Tensor:
 
 
 def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
-    """Where attention must not look, bool [n, 1, S, S], for rows with document numbers [n, S]: at later positions, and at
-    other documents of the row. True means masked out, Megatron-core's convention.
+    """What attention must not see, bool [n, 1, S, S], in rows with document numbers [n, S]: later positions, and other
+    documents of the row. True means masked out, as in Megatron-core.
 
-    Exact everywhere, but it costs as much as attention to everything. It serves where there is no kernel for `borders`.
+    It works on every device but costs as much as attention to everything, so it is used only without a kernel for `borders`.
     """
     length = documents.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
@@ -152,7 +153,7 @@ def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
 def turns_of(angles: torch.Tensor) -> torch.Tensor:
     """Cosine and sine, [2, S, 1, size], of Megatron-core's rotary angles [S, 1, 1, size].
 
-    All blocks share them: code compiled for a block would compute them anew for each head, forward and backward.
+    All blocks share them: code compiled for a block would compute them again for each head, forward and backward.
     """
     return torch.stack([angles.cos(), angles.sin()]).squeeze(2)
 
@@ -168,7 +169,7 @@ class Network(GPTModel):
     """Megatron-core's GPTModel, with the loss computed straight from hidden states by `linear_cross_entropy`."""
 
     backend: Any
-    """The `Backend` of `build.py`; set by the builder."""
+    """The `Backend` of `build.py`; set by `build_network`."""
 
     def forward(
         self,
@@ -180,11 +181,11 @@ class Network(GPTModel):
     ) -> torch.Tensor:
         """Logits [B, S, V] of tokens [B, S], for this process's part of the vocabulary.
 
-        With `labels` [B, S] the loss of each token instead, float32 [B, S]. Tokens see only those of the same document, by
-        their numbers in `documents` [B, S]. Rotary positions need no reset: attention depends only on distances.
+        With `labels` [B, S], the loss of each token instead, float32 [B, S]. With document numbers in `documents` [B, S],
+        tokens see only those of the same document. Rotary positions need no reset: attention depends only on distances.
         """
         if documents is not None and not self.backend.own_layers:
-            # Transformer Engine takes packed rows as one sequence and looks at nothing across the borders in it.
+            # Transformer Engine takes packed rows as one sequence and does not attend across the borders in it.
             marks, longest = borders(documents), input_ids.shape[1]
             losses_or_logits = self._compute(
                 input_ids.reshape(1, -1),

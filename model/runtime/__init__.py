@@ -1,1 +1,1 @@
-"""What surrounds the training loop: its processes, its batches, its reports, its spikes, and what ends it early."""
+"""What surrounds the training loop: processes, batches, reports, spikes, and what ends it early."""

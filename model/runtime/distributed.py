@@ -1,9 +1,9 @@
-"""The processes of a run: what they share, and which of them is slow (`Stragglers`).
+"""The processes of a run: what they share, and which of them are slow (`Stragglers`).
 
-Each has a device; they share a process group, Megatron-core's parallel state and compiled kernels.
+Each has a device. They share a process group, Megatron-core's parallel state and compiled kernels.
 
-Ranks come from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR) or from a Slurm step (one srun task per
-GPU). Without either this is a single process, which opens no port. With CUDA: NCCL and bfloat16; without: gloo and
+Ranks come from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR) or from a Slurm step (one srun task per GPU).
+Without either, this is a single process, which opens no port. With CUDA, processes use NCCL and bfloat16; without it, gloo and
 float32, through `CpuAsCuda`.
 """
 
@@ -37,13 +37,13 @@ T = TypeVar("T")
 TIMEOUT_MINUTES = 30
 """How long a collective may wait for another process."""
 MOST_THREADS = 8
-"""One layer has too few kernels to keep more compiling processes busy."""
+"""Most compiling processes of a training process: one layer has too few kernels to keep more of them busy."""
 INTERVAL_S = 30.0
-"""Between two comparisons of how long each process takes."""
+"""Time between two comparisons of how long each process takes."""
 FACTOR = 1.2
-"""A process is slow when its own part takes longer than this many times the median process's."""
+"""A process is slow if its own part takes longer than this many times the median process's."""
 INTERVALS = 3
-"""Comparisons in a row after which a slow process is named: one may fall on a passing disturbance."""
+"""Consecutive comparisons after which a slow process is named: a single one can coincide with a passing disturbance."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Parallel:
         return self.ranks.rank == 0
 
     def cuda_names(self) -> contextlib.AbstractContextManager[object]:
-        """To enter around every call into Megatron-core that may name a CUDA device; does nothing where there is CUDA."""
+        """A context for every call into Megatron-core that can name a CUDA device. It does nothing if there is CUDA."""
         return contextlib.nullcontext() if self.device.type == "cuda" else CpuAsCuda()
 
     def sum(self, *values: float) -> list[float]:
@@ -90,11 +90,11 @@ class Parallel:
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether any process raised the flag; by this, all processes take the same decision."""
+        """Whether any process raised the flag. All processes get the same answer, and so take the same decision."""
         return self.any_of(flag)[0]
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """`any` for several flags at the cost of one."""
+        """`any` for several flags, at the cost of one."""
         if self.ranks.size == 1:
             return list(flags)
         raised = torch.tensor([int(flag) for flag in flags], device=self.device)
@@ -110,7 +110,7 @@ class Parallel:
 
 
 def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """This process's place from torchrun's or a Slurm step's variables; without them it is alone."""
+    """This process's place, from the variables of torchrun or a Slurm step; without them it is alone."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
         size = int(environment["WORLD_SIZE"])
         address = f"{environment.get('MASTER_ADDR', '127.0.0.1')}:{environment.get('MASTER_PORT', '29500')}"
@@ -119,8 +119,8 @@ def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     # Only srun sets the step's variables; a plain batch script also has SLURM_PROCID but is one process.
     if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
-        # Jobs that share a node need different ports, and so does a start whose predecessor's processes live on. All ranks have
-        # the same numbers.
+        # Jobs that share a node need different ports, and so does a start if processes of the one before still live. All ranks
+        # compute the same port.
         job, step, restarts = (int(environment.get(f"SLURM_{it}", "0")) for it in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
         number = job * 7 + step + restarts * 1009
         port = environment.get("MASTER_PORT") or str(15000 + number % 15000)
@@ -143,11 +143,11 @@ def first_host(nodelist: str) -> str:
 
 @contextlib.contextmanager
 def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: bool = True) -> Iterator[Parallel]:
-    """The process group and Megatron-core's parallel state while the block lasts. A single process may enter it again; several
-    would find what the first group left in the store by which they meet.
+    """Set up the process group and Megatron-core's parallel state until the block ends.
 
-    It spans all processes of this job unless `ranks` says otherwise. Raises UsageError when the number of processes is not a
-    multiple of `tensor_parallel`.
+    A single process can enter this again. Several cannot: they would find what the first group left in the store through which
+    they meet. The group spans all processes of this job unless `ranks` says otherwise. Raises UsageError if the number of
+    processes is not a multiple of `tensor_parallel`.
     """
     ranks = ranks or read_ranks()
     if ranks.size % tensor_parallel:
@@ -168,7 +168,7 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
         timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=timeout, **meet)
         stack.enter_context(group_until_end())
-        # Nothing uses Megatron-core's groups over gloo, which would hang where a host's name resolves to 127.0.1.1.
+        # Nothing uses Megatron-core's gloo groups, and they would hang if a host's name resolves to 127.0.1.1.
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_parallel,
             distributed_timeout_minutes=TIMEOUT_MINUTES,
@@ -191,10 +191,10 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
 
 @contextlib.contextmanager
 def group_until_end() -> Iterator[None]:
-    """Destroy the process group at the block's end; after an error under NCCL leave it, unless this process is alone.
+    """Destroy the process group at the block's end. After an error under NCCL, leave it unless this process is alone.
 
-    Under NCCL, destroying it waits for all pending work of the GPU. If the others wait for this process in a collective, none
-    would ever end or report the error. `curricula.jobs.element` ends a process that is left with its group.
+    Under NCCL, destroying the group waits for all pending work of the GPU. If the others wait for this process in a collective,
+    no process would ever end or report the error. `curricula.jobs.element` ends a process that is left with its group.
     """
     try:
         yield
@@ -207,10 +207,10 @@ def group_until_end() -> Iterator[None]:
 
 
 def share_compiler(cache: Path | None, processes: int, cores: int, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Keep compiled code in `cache`, for this node, and compile with this process's share of `cores`.
+    """Keep compiled code in a folder of `cache` for this node, and compile with this process's share of `cores`.
 
-    By default each process of a node starts 32 more to compile, and keeps the result in a temporary folder that a restart does
-    not find. Variables that are already set stay. Call it before the first compilation.
+    By default each process of a node starts 32 others to compile, and keeps the result in a temporary folder that a restart
+    does not find. Environment variables that are already set stay as they are. Call this before the first compilation.
     """
     if cache is not None:
         cache = cache / socket.gethostname()  # compilers of several nodes would race on a shared file system
@@ -223,12 +223,12 @@ def share_compiler(cache: Path | None, processes: int, cores: int, environment: 
 
 
 class Stragglers:
-    """Finds the process that holds all others up. Each has one of these, and now and then they call `compare` together.
+    """Finds processes that hold up all others. Each process has one of these; from time to time all call `compare` together.
 
     A process's own part of a step lasts from the request for the batch (`step_begins`) to the end of the last backward pass
     (`part_ends`), before it waits for other processes' gradients. On a GPU it is measured by events on its stream, without
-    waiting for them. Processes that split matrices between them (tensor parallelism) wait for each other within it, so a slow
-    one there makes its whole group slow.
+    waiting for them. Processes that split matrices among them (tensor parallelism) wait for each other during this part, so a
+    slow one makes its whole group slow.
     """
 
     def __init__(self, parallel: Parallel) -> None:
@@ -257,7 +257,7 @@ class Stragglers:
             self._times[number] = time.perf_counter()
 
     def step_ended(self) -> None:
-        """To be called once the loss is known, when the stream has passed both events."""
+        """Record this process's time for the step. Call it once the loss is known: the stream has then passed both events."""
         if self._parallel.ranks.size > 1:
             began, ended = self._times
             self._own.append(self._events[0].elapsed_time(self._events[1]) / 1000 if self._events else ended - began)
@@ -281,7 +281,7 @@ class Stragglers:
         return f"{host}, GPU {device.index}" + (f", GPU-{uuid}" if uuid else "")
 
     def _judge(self, seconds: Sequence[float], places: Sequence[str]) -> None:
-        median = statistics.median_low(seconds)  # of two ranks the faster
+        median = statistics.median_low(seconds)  # of two ranks, the faster
         self._statistics = {
             "median_s": round(median, 4),
             "slowest_s": round(max(seconds), 4),
@@ -301,6 +301,6 @@ class Stragglers:
             log.info("no rank is much slower than the median any more")
 
     def take_statistics(self) -> dict[str, dict[str, float]]:
-        """What the metrics say of the last comparison, once, on the first rank."""
+        """The metrics' entry about the last comparison, on the first rank; each comparison is returned once."""
         found, self._statistics = self._statistics, {}
         return {"ranks": found} if found else {}

@@ -1,8 +1,8 @@
 """Reads micro-batches for training: a torch Dataset, read ahead by worker processes into pinned memory.
 
-A micro-batch is one int64 tensor [micro_batch, sequence_length + 1]. A loss mask comes with it only where some targets do not
-count, document numbers only where rows are packed. Which rows it holds is a function of its number alone, so the number of
-workers or ranks and restarts change nothing.
+A micro-batch is one int64 tensor [micro_batch, sequence_length + 1]. It has a loss mask only if some targets do not count, and
+document numbers only if rows are packed. The rows that it holds depend on its number alone, so neither the number of workers or
+ranks nor restarts change anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curricula.model.runtime.stopping import PeerLost, signals_blocked
 PREFETCH = 4
 """Micro-batches that each worker keeps ready."""
 _WORKER_GONE = (EOFError, ConnectionError)
-"""What a killed worker raises here, besides torch's own error: its pipe ends in the middle of a message."""
+"""Errors that a killed worker causes here, besides torch's own: its pipe ends in the middle of a message."""
 
 
 class MicroBatch(NamedTuple):
@@ -40,7 +40,7 @@ class MicroBatch(NamedTuple):
 class MicroBatches(Dataset):
     """One data-parallel rank's share: micro-batch k is part k % `per_step` of its rows of global batch k // `per_step`.
 
-    A UserError is returned as an item: raised in a worker, torch would wrap it in text with the worker's traceback.
+    A UserError is returned as an item: if a worker raised it, torch would wrap it in a text with the worker's traceback.
     """
 
     def __init__(self, batches: RowSource, micro_batch: int, data_rank: int = 0, data_parallel: int = 1):
@@ -63,9 +63,9 @@ class MicroBatches(Dataset):
 def read_micro_batches(
     dataset: MicroBatches, start: int, stop: int, workers: int, device: torch.device
 ) -> Generator[MicroBatch, None, None]:
-    """The micro-batches of steps [start, stop) in order, on `device`. With no `workers` this process reads them itself.
+    """The micro-batches of steps [start, stop) in order, on `device`. Without `workers` this process reads them itself.
 
-    Raises UserError when the data turn out to be damaged, PeerLost when a worker was killed: a restart may well succeed.
+    Raises UserError if the data are damaged, and PeerLost if a worker was killed: a restart may then succeed.
     """
     loader = DataLoader(
         dataset,
@@ -74,12 +74,12 @@ def read_micro_batches(
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the loader draws an unused seed: not from the generator in checkpoints
+        generator=torch.Generator(),  # the loader draws an unused seed, but not from the generator that checkpoints store
         multiprocessing_context="fork" if workers else None,  # the dataset cannot be pickled
     )
-    with signals_blocked():  # the workers stay while the trainer saves
+    with signals_blocked():  # a stop signal must not end the workers: the trainer still has to save
         items: Any = iter(loader)
-    if workers:  # Python's exit would wait for such workers for ever; torch has no public way to end them
+    if workers:  # at exit, Python would wait for these workers for ever; torch has no public way to end them
         atexit.register(items._shutdown_workers)
     try:
         for item in items:
@@ -88,7 +88,7 @@ def read_micro_batches(
             yield item.to(device)
     except (RuntimeError, *_WORKER_GONE) as error:
         is_gone = isinstance(error, _WORKER_GONE) or "DataLoader worker" in str(error)
-        if not (workers and is_gone) or "in DataLoader worker process" in str(error):  # raised there, and brought here by torch
+        if not (workers and is_gone) or "in DataLoader worker process" in str(error):  # the second: raised by a live worker
             raise
         raise PeerLost(
             f"a process that reads ahead was killed ({first_line(error)}); was memory short? Lower resources.data_workers, "

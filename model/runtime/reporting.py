@@ -1,12 +1,12 @@
 """What a training run reports: metrics.jsonl, its curves in TensorBoard or Weights & Biases, and its log. Imports no torch.
 
 metrics.jsonl is the record; curves and log repeat it. A step's line holds {"step", "loss", "lr", "grad_norm", "tokens", ...the
-batch source's description..., "timing": {...}}; where its update was skipped, also "skipped": {...}, and where the run then
+batch source's description..., "timing": {...}}. If its update was skipped, it also has "skipped": {...}, and if the run then
 went back to an earlier state, "rewound": {...}. A validation's line is {"step", "validation": {name: loss}, "validation_of":
-"text"}: in lines of earlier versions, which lack the last key, the harmfulness tags of the text count too. `step` counts
-finished steps, `tokens` those read so far. Everything except "timing" is a function of the study: it stays the same after any
-number of kills and resumes. starts.jsonl has a line for each start instead, with the steps that were on record but not saved,
-and so were lost.
+"text"}; lines of earlier versions lack the last key, and their losses include the harmfulness tags of the text. `step` counts
+finished steps, `tokens` the tokens read so far. Everything except "timing" is a function of the study: it stays the same after
+any number of kills and resumes. starts.jsonl has a line for each start, with the number of steps that were on record but not
+saved, and so were lost.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 30.0
-"""Between two steps' lines in the log."""
+"""Time between two steps' lines in the log."""
 
 
 class Reports:
@@ -48,8 +48,8 @@ class Reports:
     def __init__(self, job: TrainJob, resumed_step: int, stop_step: int, is_on_record: bool) -> None:
         """Reports of the run in `job.out`, which continues after `resumed_step`.
 
-        With `is_on_record`, the steps are trained again only to replace a lost checkpoint: they appear in the log and are not
-        recorded twice. Raises UserError when metrics.jsonl is damaged or a tracker's package is missing.
+        With `is_on_record`, the steps are trained again only to replace a lost checkpoint: they appear in the log but are not
+        recorded twice. Raises UserError if metrics.jsonl is damaged or a tracker's package is missing.
         """
         self._stop_step, self._logged_at = stop_step, 0.0
         self._records: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
@@ -95,10 +95,10 @@ class Reports:
 
 
 class MetricsFile:
-    """Appends lines; after a resume, first drops those of steps that will be repeated."""
+    """Appends lines. After a resume, it first drops those of steps that will be repeated."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
-        """Raises UserError when `path` holds lines that are neither a step's nor a validation's."""
+        """Raises UserError if `path` holds lines that are neither a step's nor a validation's."""
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = read_metrics(path)
         kept = [row for row in rows if row["step"] <= resumed_step]
@@ -121,12 +121,12 @@ class MetricsFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # it tries again to write a line whose writing has failed, which was reported then
+        with contextlib.suppress(OSError):  # closing retries a write that failed, and that failure has been reported
             self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics.jsonl; raises UserError at one that is not a metrics line."""
+    """All complete lines of a metrics.jsonl. Raises UserError if one is not a metrics line."""
     rows = read_jsonl(path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
@@ -146,12 +146,12 @@ class Pace:
     """
 
     def __init__(self, tokens: int, flops_per_token: float, devices: int, peak_flops: float | None) -> None:
-        """Of steps of `tokens` on `devices` of `peak_flops` each; None where a peak means nothing."""
+        """`tokens` are those of one step. `peak_flops` is the peak of one device; None on CPUs, where it means nothing."""
         self._tokens, self._flops, self._devices, self._peak = tokens, flops_per_token, devices, peak_flops
         self._recent: deque[float] = deque(maxlen=50)
         self._stalled_s, self._steps = 0.0, 0
         self.waited_s = defaultdict[str, float](float)
-        """Since the last step's timing: for "data", this process's batches, and for a "save" that held training up."""
+        """Seconds waited since the last step's timing: for "data" (batches), and for a "save" that held up training."""
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -191,7 +191,7 @@ def curves(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files, one for each start of the run; a start takes back the points after the step it resumes from."""
+    """Event files, one for each start of the run. A start discards the points after the step that it resumes from."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -201,7 +201,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_step + 1, flush_secs=10)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        # One event for each step: `add_scalar` writes one for each value, which takes milliseconds.
+        # One event for each step: `add_scalar` would write one for each value, which takes milliseconds.
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in curves(row).items()]
         self._writer.file_writer.add_summary(self._summary(value=points), row["step"])
 
@@ -231,7 +231,7 @@ class WeightsAndBiases:
 
 
 def wandb_run(project: str, place: str, name: str, **more: Any) -> Any:
-    """The W&B run of a folder, or of another `place`. Raises UserError where its package is missing."""
+    """The W&B run of a folder, or of another `place`. Raises UserError if its package is missing."""
     try:
         import wandb
     except ImportError:
@@ -251,7 +251,7 @@ def banner(
     source: Path | None,
     versions: Mapping[str, str],
 ) -> str:
-    """The resolved configuration, one aligned line for each part; training begins with the checkpoint `source`."""
+    """The resolved configuration for the log, one aligned line for each part. `source` is the checkpoint to begin with."""
     config, model = job.config, job.model
     rewind = config.spike_guard and config.spike_guard.rewind
     per_rank = batches.global_batch // parallel.data_parallel
@@ -259,7 +259,7 @@ def banner(
     lines = {
         "steps": f"{step:,} to {stop:,} of {batches.total_steps:,}, beginning with {source or 'new weights'}",
         "model": f"{costs.parameters(model):,} parameters: {_settings(model)}",
-        "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; of a data-parallel rank "
+        "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; for each data-parallel rank "
         f"{plural(per_rank, 'sequence')} in micro-batches of at most {config.micro_batch}",
         "devices": f"{parallel.ranks.size} x {parallel.device.type}, {str(parallel.precision).removeprefix('torch.')}; "
         f"tensor parallel {parallel.tensor_parallel} x data parallel {parallel.data_parallel}",

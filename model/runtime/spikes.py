@@ -1,8 +1,7 @@
-"""Spikes: steps whose loss or gradient norm is far above those before them, or no number at all.
+"""Spikes: steps whose loss or gradient norm is far above those of the steps before, or not a number at all.
 
-A run with a spike guard makes no update after such a step, and where they do not end it goes back to an earlier checkpoint. A
-loss or gradient that is not a number ends any run: the error names the samples, and nonfinite.json lists them all. Imports no
-torch.
+A run with a spike guard skips the update of such a step, and goes back to an earlier checkpoint if spikes do not end. A loss or
+gradient that is not a number ends any run: the error names the samples, and nonfinite.json lists them all. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLOOR = 0.01
-"""Least standard deviation, as a share of the mean: however calm the steps before, a smaller rise is no spike."""
+"""Smallest standard deviation assumed, as a share of the mean: after very calm steps, a small rise is no spike."""
 NAMED_SAMPLES = 8
-"""Samples that a message about a batch names before it counts the others."""
+"""Samples that a message about a batch names; it only counts the others."""
 
 
 class Measured(NamedTuple):
@@ -37,35 +36,36 @@ class Measured(NamedTuple):
 
 
 class SpikeWindow:
-    """The latest steps of this phase. What it says is a function of the steps before, which checkpoints hold.
+    """The latest steps of this phase, with which the next is compared. Its answers depend only on earlier steps, and
+    checkpoints store those.
 
-    As OLMo-core's `SkipStepOptimizer` does (2 OLMo 2 Furious, 2025), with three differences. Steps of another phase of the
-    curriculum are not compared with, since other text has another loss. A spike enters the window only up to its limit, so that
-    it does not hide the next one, while a lasting change of level is accepted in the end. Calm windows have a floor.
+    It works like OLMo-core's `SkipStepOptimizer` (2 OLMo 2 Furious, 2025), with three differences. Steps of other phases of the
+    curriculum are not compared, since other text has another loss. A spike enters the window only up to its limit, so that it
+    does not hide the next one, while a lasting change of level is accepted in the end. The deviation has a floor (`FLOOR`).
 
-    Where the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
-    least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint is of the
-    same phase, and of no step that was undone.
+    If the guard has a rewind, skipped steps that do not end lead back to a checkpoint at a multiple of `interval_steps`, at
+    least half a window before the first of them: the weights may have gone astray before it showed. The checkpoint belongs to
+    the same phase, and not to a step that was undone.
     """
 
     def __init__(self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0) -> None:
-        """`begins` is the number of steps done before the first that counts, as `CheckpointInfo` has it."""
+        """`begins` is the number of steps before the first one that counts (`CheckpointInfo.guarded_from`)."""
         self._guard = guard
         self.steps = deque(steps, maxlen=guard.window)
         self.begins, self.skipped_in_a_row = begins, skipped_in_a_row
 
     @classmethod
     def of(cls, guard: SpikeGuard, info: CheckpointInfo) -> SpikeWindow:
-        """The window of a run that goes on from the checkpoint that `info` describes."""
+        """The window of a run that continues from the checkpoint that `info` describes."""
         return cls(guard, (Measured(*step) for step in info.recent), info.guarded_from, info.skipped_in_a_row)
 
     def begin(self, step: int) -> None:
-        """Forget what was before: the steps after `step` are of another phase, or begin with other weights."""
+        """Forget all earlier steps: those after `step` belong to another phase, or begin with other weights."""
         self.steps.clear()
         self.begins, self.skipped_in_a_row = step, 0
 
     def limits(self) -> Measured | None:
-        """The largest values that are no spike; None until half the window is filled."""
+        """The largest values that are no spike; None until the window is half full."""
         if len(self.steps) < self._guard.window / 2:
             return None
         return Measured(*(self._limit(values) for values in zip(*self.steps)))
@@ -80,18 +80,18 @@ class SpikeWindow:
         self.steps.append(step if limits is None else Measured(*map(min, step, limits)))
 
     def count(self, is_skipped: bool) -> None:
-        """Tell what became of the step that was added."""
+        """Record whether the step just added was skipped."""
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
 
     def rewinds_to(self, step: int) -> int | None:
-        """The step whose checkpoint replaces the state after `step`; None where the run simply goes on."""
+        """The step whose checkpoint replaces the state after `step`; None if the run simply continues."""
         rewind = self._guard.rewind
         if rewind is None or self.skipped_in_a_row < rewind.after:
             return None
         return max((needed for needed in self.needed_steps(step) if needed <= self._last_good(step)), default=None)
 
     def needed_steps(self, step: int) -> set[int]:
-        """The steps up to `step` whose checkpoints a run that goes on from there may have to go back to."""
+        """The steps up to `step` whose checkpoints a run that continues from `step` may have to go back to."""
         rewind = self._guard.rewind
         if rewind is None:
             return set()
@@ -100,7 +100,7 @@ class SpikeWindow:
         return set(range(-(-first // interval) * interval, step + 1, interval))
 
     def is_save_due(self, step: int) -> bool:
-        """Whether a rewind may lead to this step."""
+        """Whether a rewind could lead back to this step."""
         rewind = self._guard.rewind
         return rewind is not None and step % rewind.interval_steps == 0
 
@@ -109,10 +109,10 @@ class SpikeWindow:
 
 
 class Guard:
-    """The spike guard of a run: it judges each step, and knows the checkpoints that the run may go back to."""
+    """The spike guard of a run: it judges each step, and knows the checkpoints that the run can go back to."""
 
     def __init__(self, job: TrainJob, batches: BatchSource, parallel: Parallel) -> None:
-        """Without settings in `job` it `is_on` for no step, and the run never goes back."""
+        """Without settings in `job` the guard is off, and the run never goes back."""
         self._job, self._batches, self._parallel = job, batches, parallel
         self._checkpoints = job.out / "checkpoints"
         self.is_on = job.config.spike_guard is not None
@@ -123,16 +123,18 @@ class Guard:
         self.window = SpikeWindow.of(self._settings, info)
 
     def state(self) -> dict[str, Any]:
-        """What checkpoints hold of it: fields of `CheckpointInfo`."""
+        """What checkpoints store about the guard: fields of `CheckpointInfo`."""
         window = self.window
         return {"recent": tuple(window.steps), "guarded_from": window.begins, "skipped_in_a_row": window.skipped_in_a_row}
 
     def judge(self, step: int, measured: Measured) -> dict[str, Any]:
-        """What the metrics say of the step after `step` where it is a spike, whose update all processes skip; else nothing."""
+        """Judge the step after `step`. Returns the metrics' entry if it is a spike, so that all processes skip its update; else
+        an empty one."""
         batches, window = self._batches, self.window
         if step and batches.describe(step) != batches.describe(step - 1):
             window.begin(step)
-        is_warm = step >= warmup_steps(batches.total_steps, self._job.config.schedule)  # before, gradient norms rise and fall
+        # During the warm-up gradient norms rise and fall.
+        is_warm = step >= warmup_steps(batches.total_steps, self._job.config.schedule)
         limits = window.limits() if is_warm else None
         window.add(measured)
         is_spike = limits is not None and (measured.loss > limits.loss or measured.grad_norm > limits.grad_norm)
@@ -154,7 +156,7 @@ class Guard:
         return {"skipped": {"samples": [first, end], "loss_limit": limits.loss, "grad_norm_limit": limits.grad_norm}}
 
     def checkpoint_of(self, step: int) -> Path:
-        """Where the checkpoint of an earlier step is: in this run's folder, or in that of a run that it branched from."""
+        """The place of an earlier step's checkpoint: in this run's folder, or in that of a run that it branched from."""
         branch_points = filter(None, (self._job.init_from, *self._job.earlier_branch_points))
         holders = [self._checkpoints, *(point.parent for point in branch_points if step <= step_of(point))]
         return step_folder(holders[-1], step)
@@ -175,7 +177,7 @@ class Guard:
             info = read_info(folder)
         except StorageError:  # which says nothing about the checkpoint
             raise
-        except UserError:  # a damaged one is no place to go on from, as the check of all its bytes finds out
+        except UserError:  # it is damaged, so the check of all bytes will keep the run from continuing there
             return set()
         return SpikeWindow.of(self._settings, info).needed_steps(info.step)
 
@@ -185,9 +187,9 @@ class Guard:
 
 
 def nonfinite_error(out: Path, what: str, batches: BatchSource, step: int, bad_rows: Sequence[int], is_main: bool) -> UserError:
-    """The error to raise when global batch `step` gave `what`; the losses of its `bad_rows` are not finite.
+    """The error to raise if global batch `step` gave `what`, such as "loss nan". The losses of its `bad_rows` are not finite.
 
-    The main process writes `out`/nonfinite.json.
+    The main process also writes `out`/nonfinite.json.
     """
     first = step * batches.global_batch
     batch = batches.sample_ids(first, first + batches.global_batch)
@@ -204,7 +206,7 @@ def nonfinite_error(out: Path, what: str, batches: BatchSource, step: int, bad_r
 
 
 def named_samples(samples: Sequence[tuple[str, int, int]]) -> str:
-    """The first few (source, epoch, number) by name, the others counted: "web 12, web 90 and 3 more (2 web, 1 stories)"."""
+    """Name the first few (source, epoch, number) and count the others: "web 12, web 90 and 3 more (2 web, 1 stories)"."""
     text = ", ".join(f"{source} {number}" for source, _, number in samples[:NAMED_SAMPLES])
     rest = Counter(source for source, _, _ in samples[NAMED_SAMPLES:])
     if rest:

@@ -1,8 +1,9 @@
 """What ends a training run before its last step: a request to stop, a lost process, a hang.
 
-- A request: Slurm's signal before a time limit or a pre-emption. The handler only raises a flag. The training loop looks at
-  it between steps, agrees on it with all processes, saves and raises `Interrupted`; whoever started the loop requeues the job.
-- A lost process: `PeerLost`, for every rank that still lives.
+- A request: Slurm sends a signal before a time limit or a preemption. The handler only raises a flag. The training loop looks
+  at it between steps, agrees on it with all processes, saves and raises `Interrupted`; whoever started the loop requeues the
+  job.
+- A lost process: every rank that still lives raises `PeerLost`.
 - A hang: a dead disk or a lost peer must not burn GPU-hours until the time limit. A rank whose peer hangs waits in a
   collective for ever, so the watchdogs of all ranks end their processes within the same limit. The stacks in their logs
   distinguish the rank that hung from those that waited for it.
@@ -28,22 +29,22 @@ from curricula.errors import UserError
 from curricula.terminal import one_line
 
 HANG_EXIT_CODE = os.EX_SOFTWARE
-"""A hung process ends with 70: worth starting again, unlike 1, which would only end in 1 again."""
+"""Exit code 70 of a hung process: it is worth starting again, unlike one that ends with 1 and would do so again."""
 HANG_FACTOR = 20.0
 """A step counts as hung when it takes longer than this many times the median step, and longer than the configured limit."""
 UNKNOWN_FACTOR, UNKNOWN_LEAST_S = 6.0, 120.0
-"""Limits for what has no median (loading, compiling, the first steps, waiting for a save): this multiple of the configured
-limit, and at least so many seconds."""
+"""Limits for what has no median (loading, compiling, the first steps, waiting for a save): a multiple of the configured limit,
+and the smallest number of seconds."""
 TICK_S = 1.0
 BACKSTOP = 1.5
-"""Times the limit: when a timer in C writes the stacks, in case the interpreter itself is stuck."""
+"""Multiple of the limit after which a timer in C writes the stacks, in case the interpreter itself is stuck."""
 
 
 class Interrupted(Exception):
     """Training stopped early on request. Everything up to `step` is saved; the same call continues from there."""
 
     exit_code = os.EX_TEMPFAIL
-    """75: requeue the job."""
+    """Exit code 75: requeue the job."""
 
     def __init__(self, step: int, stop_step: int, signal_name: str) -> None:
         super().__init__(f"stopped by {signal_name} at step {step} of {stop_step}, which is saved; start it again to continue")
@@ -52,15 +53,15 @@ class Interrupted(Exception):
 
 
 class PeerLost(UserError):
-    """Another process of this job ended or stopped answering. Started again, the job continues from its last checkpoint."""
+    """Another process of this job ended or stopped answering. If started again, the job continues from its last checkpoint."""
 
     exit_code = os.EX_OSERR
-    """71: nothing is wrong with this process; the other's log says what ended it."""
+    """Exit code 71: nothing is wrong with this process; the other's log says what ended it."""
 
 
 @contextlib.contextmanager
 def lost_peers_named(rank: int, processes: int) -> Iterator[None]:
-    """Turn what torch raises when another process is gone into a `PeerLost`."""
+    """Turn the errors that torch raises when another process is gone into a `PeerLost`."""
     try:
         yield
     except RuntimeError as error:  # the base class of torch.distributed's errors
@@ -76,9 +77,9 @@ def lost_peers_named(rank: int, processes: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[str]]:
-    """Collect the names of stop signals for the block's duration, then restore the old handlers.
+    """Collect the names of stop signals that arrive during the block, then restore the old handlers.
 
-    Python delivers signals to the main thread only; in any other thread this does nothing.
+    Python delivers signals only to the main thread; in any other thread this does nothing.
     """
     received: list[str] = []
 
@@ -96,8 +97,11 @@ def listening() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """To fork in: the child keeps stop signals blocked for good, so that one to the whole job does not end a process that the
-    training process needs to save. A signal that arrives meanwhile reaches this process afterwards."""
+    """Block stop signals while this process forks.
+
+    The child keeps them blocked, so that a signal to the whole job does not end a process that training needs for its save. A
+    signal that arrives during the block reaches this process afterwards.
+    """
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -141,7 +145,7 @@ class Watchdog:
         self._expected = f"step {step}", limit_s
 
     def expect(self, what: str) -> None:
-        """Something other than a step begins, such as a wait for a save, or one of its parts, such as a validation batch."""
+        """Watch something other than a whole step from now on, such as a wait for a save or a validation batch."""
         self._expected = what, self._unknown_limit_s  # replaced as a whole: the watching thread reads it at any time
 
     def _watch(self) -> None:
