@@ -144,7 +144,7 @@ class Asking(Generic[Question, Answer]):
     async def run(self, questions: Iterable[Question]) -> None:
         """Ask all of `questions`. Raises UserError if the server is at fault; answers received before that are kept."""
         self._left = iter(questions)
-        writer = asyncio.create_task(self._write_on())
+        writer = asyncio.create_task(self._keep_writing())
         writer.add_done_callback(self._note_error)
         try:
             await self._ask_all()
@@ -229,7 +229,7 @@ class Asking(Generic[Question, Answer]):
         self._outcomes.append(outcome)
         self._some_outcome.set()
 
-    async def _write_on(self) -> None:
+    async def _keep_writing(self) -> None:
         """Write outcomes as they arrive; those that arrive during a write are written next."""
         while True:
             await (asyncio.sleep(self._pause_s) if self._pause_s else self._some_outcome.wait())

@@ -123,8 +123,8 @@ class _CoreLoader(_base()):  # type: ignore[misc]
 
     def construct_core(self, node: yaml.ScalarNode) -> Any:
         text = self.construct_scalar(node)
-        written, convert = SCALARS[node.tag.removeprefix(TAG)]
-        if not re.fullmatch(written, text):
+        pattern, convert = SCALARS[node.tag.removeprefix(TAG)]
+        if not re.fullmatch(pattern, text):
             raise _refused(node, f"{text!r:.60} is not of the type {node.tag.replace(TAG, '!!')}")
         try:
             return convert(text)
@@ -143,12 +143,12 @@ class _CoreDumper(yaml.SafeDumper):
     """Quotes texts that either version of YAML would read as another type."""
 
 
-for _kind, (_written, _) in SCALARS.items():
+for _kind, (_pattern, _) in SCALARS.items():
     _CoreLoader.add_constructor(TAG + _kind, _CoreLoader.construct_core)
     if _kind != "str":
-        _whole = re.compile(f"(?:{_written})$")  # PyYAML anchors a pattern only at the beginning
-        _CoreLoader.add_implicit_resolver(TAG + _kind, _whole, None)
-        _CoreDumper.add_implicit_resolver(TAG + _kind, _whole, None)
+        _anchored = re.compile(f"(?:{_pattern})$")  # PyYAML anchors a pattern only at the beginning
+        _CoreLoader.add_implicit_resolver(TAG + _kind, _anchored, None)
+        _CoreDumper.add_implicit_resolver(TAG + _kind, _anchored, None)
 _CoreLoader.add_constructor(TAG + "seq", yaml.SafeLoader.construct_yaml_seq)
 _CoreLoader.add_constructor(TAG + "map", yaml.SafeLoader.construct_yaml_map)
 _CoreLoader.add_constructor(None, _CoreLoader._unknown)

@@ -69,12 +69,12 @@ def _group(name: str) -> int:
         group = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError:
         raise UsageError(f"{TEAM}={name}: there is no such group here; `id` lists yours") from None
-    if os.geteuid() and _shown(group) not in (os.getegid(), *os.getgroups()):
+    if os.geteuid() and _number_here(group) not in (os.getegid(), *os.getgroups()):
         raise UsageError(f"{TEAM}={name}: you are not a member of this group; `id` lists yours")
     return group
 
 
-def _shown(group: int) -> int:
+def _number_here(group: int) -> int:
     """The number of `group` in this container. A rootless container maps every group but the user's own to the same number."""
     try:
         ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/gid_map").read_text().splitlines()]
@@ -86,25 +86,25 @@ def _shown(group: int) -> int:
 
 def _give(file: int | Path, group: int) -> None:
     """Give a new file or folder to the team. If the container does not know the group, the parent's setgid bit has done so."""
-    if _shown(group) == group:
+    if _number_here(group) == group:
         os.chown(file, -1, group)
 
 
 def require_ours(folder: Path) -> None:
     """Raise UserError if anyone but the user, root and the team could have changed the contents of `folder`."""
-    found, group = folder.stat(), team()
-    is_shared = group is not None and found.st_gid == _shown(group)
-    if not is_shared and found.st_uid not in (os.geteuid(), 0):
+    status, group = folder.stat(), team()
+    is_shared = group is not None and status.st_gid == _number_here(group)
+    if not is_shared and status.st_uid not in (os.geteuid(), 0):
         raise UserError(
-            f"{folder}: belongs to {_user(found.st_uid)}, and its contents would run with your rights; name another "
+            f"{folder}: belongs to {_user(status.st_uid)}, and its contents would run with your rights; name another "
             f"folder, or share it as a group and set {TEAM} (docs/trust.md)"
         )
-    others = found.st_mode & 0o002
-    if found.st_mode & 0o020 and not is_shared:
-        others = others or not _is_private(found.st_gid) or _lets_others_write(folder)
-    if others:
+    others_write = bool(status.st_mode & 0o002)
+    if status.st_mode & 0o020 and not is_shared:
+        others_write = others_write or not _is_private(status.st_gid) or _lets_others_write(folder)
+    if others_write:
         raise UserError(
-            f"{folder}: users other than its owner can write there (mode {found.st_mode & 0o7777:o}), so its contents could "
+            f"{folder}: users other than its owner can write there (mode {status.st_mode & 0o7777:o}), so its contents could "
             f"run with your rights; `chmod -R go-w` the run folder, share it as a group and set {TEAM} (docs/trust.md), or, if "
             "the file system ignores permissions, name another folder"
         )
@@ -113,10 +113,10 @@ def require_ours(folder: Path) -> None:
 def _is_private(group: int) -> bool:
     """Whether `group` is the user's own, as many systems give one to each user, and has no other member."""
     try:
-        found, user = grp.getgrgid(group), pwd.getpwuid(os.geteuid())
+        entry, user = grp.getgrgid(group), pwd.getpwuid(os.geteuid())
     except KeyError:
         return False
-    return group == user.pw_gid and found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
+    return group == user.pw_gid and entry.gr_name == user.pw_name and set(entry.gr_mem) <= {user.pw_name}
 
 
 def _lets_others_write(folder: Path) -> bool:

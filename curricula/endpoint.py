@@ -147,10 +147,10 @@ class Endpoint:
 
     async def classify(self, model: str, texts: list[str]) -> list[list[float]]:
         """The probability of each class for each text, from vLLM's /classify."""
-        found = await self._post("/classify", {"model": model, "input": texts}, _read_classes)
-        if len(found) != len(texts):
-            raise NoAnswer(f"{self.host} classified {len(found)} of {len(texts)} texts")
-        return found
+        classes = await self._post("/classify", {"model": model, "input": texts}, _read_classes)
+        if len(classes) != len(texts):
+            raise NoAnswer(f"{self.host} classified {len(classes)} of {len(texts)} texts")
+        return classes
 
     async def doubt(self, model: str) -> str:
         """Why this server would not answer for `model` now, after one look at its list of models; "" if it would."""

@@ -92,9 +92,9 @@ _held: list[Generation] = []
 def generation(lock: Path) -> Iterator[Generation]:
     """Take the next generation of the work that `lock` guards. From then on all earlier ones are fenced off."""
     token = secrets.token_hex(8).encode()
-    while (made := _make_next(lock, "generation", token)) is None:
+    while (created := _make_next(lock, "generation", token)) is None:
         pass
-    number, descriptor = made
+    number, descriptor = created
     os.close(descriptor)
     _held.append(taken := Generation(lock, number, token))
     try:
@@ -158,8 +158,9 @@ def is_leased(lock: Path) -> bool:
 
 def _take_lease(lock: Path, deadline: float) -> int:
     """Take the lease and return a descriptor of its file."""
-    seen: tuple[int, int] | None = None
-    seen_at, beats = 0.0, False
+    last_touch: tuple[int, int] | None = None
+    """Number and time of the touch seen last, if only touches can tell whether the holder is alive."""
+    untouched_since, was_touched = 0.0, False
     while True:
         looked_at = time.monotonic()
         number = max(_numbers(lock, "lease"), default=0)
@@ -167,17 +168,17 @@ def _take_lease(lock: Path, deadline: float) -> int:
             holder = _Holder.read(_file(lock, "lease", number)) if number else None
         except FileNotFoundError:  # another process has just taken over
             continue
-        if holder and holder.lives is None and (number, holder.touched_ns) != seen:
-            beats = seen is not None
-            seen, seen_at = (number, holder.touched_ns), time.monotonic()
+        if holder and holder.lives is None and (number, holder.touched_ns) != last_touch:
+            was_touched = last_touch is not None
+            last_touch, untouched_since = (number, holder.touched_ns), time.monotonic()
         if time.monotonic() - looked_at > BEAT_S:  # the file system hung, perhaps for the holder's touches too
-            seen_at = time.monotonic()
-        is_stale = seen is not None and time.monotonic() - seen_at >= STALE_S
+            untouched_since = time.monotonic()
+        is_stale = last_touch is not None and time.monotonic() - untouched_since >= STALE_S
         if holder is None or holder.lives is False or (holder.lives is None and is_stale):
-            if made := _make_next(lock, "lease", json.dumps(_this_process()).encode(), after=number):
-                return made[1]
+            if created := _make_next(lock, "lease", json.dumps(_this_process()).encode(), after=number):
+                return created[1]
             continue
-        if time.monotonic() >= deadline and (holder.lives or beats):
+        if time.monotonic() >= deadline and (holder.lives or was_touched):
             raise in_use(lock, holder.name)
         time.sleep(POLL_S)
 
@@ -202,8 +203,9 @@ class _Holder:
         if data.startswith(RELEASED):
             return cls("", False, touched_ns)
         try:
-            said = json.loads(data)
-            name, place, pid, started = f"{said['pid']} on {said['host']}", said["place"], said["pid"], said["started"]
+            record = json.loads(data)
+            pid, place, started = record["pid"], record["place"], record["started"]
+            name = f"{pid} on {record['host']}"
         except (ValueError, KeyError, TypeError):  # just created, or its creator was killed before it wrote this
             return cls("unknown", None, touched_ns)
         if not place or place != _this_process()["place"]:

@@ -19,10 +19,10 @@ def packaged_gguf(name: str) -> Path | None:
     spec = find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         return None
-    found = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-    if not found:
+    files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if not files:
         raise UserError(f"{name}: the installed package holds no .gguf file; name a model folder instead")
-    return found[0]
+    return files[0]
 
 
 def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
@@ -33,15 +33,15 @@ def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
 def load_plugin(group: str, name: str, where: str) -> Any:
     """The object that the entry point `name` of `group` refers to. Raises UserError, which begins with `where`, if it is
     missing or cannot be imported."""
-    found = plugins(group)
-    if name not in found:
-        known = ", ".join(found) or "none"
+    entries = plugins(group)
+    if name not in entries:
+        known = ", ".join(entries) or "none"
         raise UserError(f"{where}: no installed package offers this in the entry point group {group} (installed: {known})")
     try:
-        return found[name].load()
+        return entries[name].load()
     except Exception as error:  # a third-party module can fail in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise UserError(f"{where}: cannot be imported from {found[name].value} ({reason}); correct or remove it") from error
+        raise UserError(f"{where}: cannot be imported from {entries[name].value} ({reason}); correct or remove it") from error
 
 
 def plugin_version(group: str, name: str) -> str:

@@ -38,5 +38,6 @@ def is_secret(name: str, value: str) -> bool:
 
 def secret_in(text: str) -> str:
     """The secret that a line of shell or an option reveals: the name of a variable that it sets, "a URL's password", or ""."""
-    named = next((found[1] for found in _ASSIGNMENT.finditer(text) if SECRET.search(found[1])), "")
-    return named or ("a URL's password" if has_password(text) else "")
+    variables = (assignment[1] for assignment in _ASSIGNMENT.finditer(text))
+    secret = next(filter(SECRET.search, variables), "")
+    return secret or ("a URL's password" if has_password(text) else "")

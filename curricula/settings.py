@@ -83,10 +83,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def require_one(self, *names: str, or_none: bool = False) -> None:
         """Raise ValueError if more than one of the fields `names` is given, or if none is, unless `or_none`."""
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
-        if not given and not or_none:
+        present = [name for name in names if getattr(self, name) is not None]
+        if len(present) > 1:
+            raise ValueError(f"{' and '.join(present)} exclude each other; keep one of them")
+        if not present and not or_none:
             raise ValueError(f"give one of {', '.join(names[:-1])} and {names[-1]}")
 
     def allow_only_with(self, key: str, *names: str) -> None:
@@ -94,14 +94,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if getattr(self, key) is None:
             self.require_default(names, f"with `{key}`")
 
-    def require_default(self, names: Iterable[str], otherwise: str) -> None:
-        """Raise ValueError if one of the fields `names` differs from its default. `otherwise` says when they have an effect."""
+    def require_default(self, names: Iterable[str], condition: str) -> None:
+        """Raise ValueError if one of the fields `names` differs from its default. `condition` says when they have an effect."""
         fields = {field.name: field for field in msgspec.structs.fields(self)}
         for name in names:
             field, value = fields[name], getattr(self, name)
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             if value != default:
-                raise ValueError(f"{name} is {value!r}, which has an effect only {otherwise}; leave it out")
+                raise ValueError(f"{name} is {value!r}, which has an effect only {condition}; leave it out")
 
 
 @functools.cache
@@ -216,9 +216,14 @@ def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
         return ""
     except msgspec.ValidationError as error:
         text = _readable(str(error)).partition(" - at `")[0]
-    for key, part, its_kind in _parts(raw, kind):
-        if sentence := _explained(part, its_kind, [*keys, *key]):
+    for key, part, part_kind in _parts(raw, kind):
+        if sentence := _explained(part, part_kind, [*keys, *key]):
             return sentence
+    return _explanation(text, raw, kind, keys)
+
+
+def _explanation(text: str, raw: Any, kind: Any, keys: list[str]) -> str:
+    """The sentence for msgspec's complaint `text` about `raw` itself, the value at `keys`."""
     place = ".".join(keys) or f"the {kind.__name__.removesuffix('Config').lower()}"
     if unknown := re.search(r"unknown field `(.*)`", text):
         known = [name for struct in _meant(kind, raw) for name in struct.__struct_encode_fields__]
@@ -228,7 +233,8 @@ def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
     if missing := re.search(r"missing required field `(.*)`", text):
         return f"{place}: the key `{missing[1]}` is missing; add it"
     if text.startswith("Invalid enum"):
-        choices = [str(value) for one in _alternatives(kind) if get_origin(one) is Literal for value in get_args(one)]
+        literals = [option for option in _alternatives(kind) if get_origin(option) is Literal]
+        choices = [str(value) for literal in literals for value in get_args(literal)]
         return f"{place}: {_shown(raw, keys)} is not known; choose one of {', '.join(sorted(choices))}"
     if text.startswith("Invalid value"):  # of the key that distinguishes the structs of a union
         tags = {struct.__struct_config__.tag: struct.__struct_config__.tag_field for struct in _structs(kind)}
@@ -250,27 +256,29 @@ def _parts(raw: Any, kind: Any) -> Iterator[tuple[list[str], Any, Any]]:
     for struct in _meant(kind, raw):
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
         yield from (([key], value, fields[key]) for key, value in raw.items() if key in fields)
-    for one in _alternatives(kind):
-        types = get_args(one)
-        if get_origin(one) is dict and isinstance(raw, dict):
+    for option in _alternatives(kind):
+        origin, types = get_origin(option), get_args(option)
+        if origin is dict and isinstance(raw, dict):
             for key, value in raw.items():
                 yield [], key, types[0]
                 yield [str(key)], value, types[1]
-        if get_origin(one) in (list, tuple) and isinstance(raw, list | tuple):
-            each = types[:1] * len(raw) if get_origin(one) is list or types[-1] is ... else types
+        if origin in (list, tuple) and isinstance(raw, list | tuple):
+            each = types[:1] * len(raw) if origin is list or types[-1] is ... else types
             yield from (([str(place)], *pair) for place, pair in enumerate(zip(raw, each)))
 
 
 def _structs(kind: Any) -> list[Any]:
     """The structs among the types that `kind` allows."""
-    return [one for one in _alternatives(kind) if hasattr(one, "__struct_config__")]
+    return [option for option in _alternatives(kind) if hasattr(option, "__struct_config__")]
 
 
 def _meant(kind: Any, raw: Any) -> list[Any]:
     """The struct that the mapping `raw` is meant as: the only one that `kind` allows, or the one whose tag `raw` holds."""
     structs = _structs(kind) if isinstance(raw, dict) else []
+    if len(structs) == 1:
+        return structs
     configs = [struct.__struct_config__ for struct in structs]
-    return [one for one, its in zip(structs, configs) if len(structs) == 1 or raw.get(its.tag_field) == its.tag]
+    return [struct for struct, config in zip(structs, configs) if raw.get(config.tag_field) == config.tag]
 
 
 def _alternatives(kind: Any) -> list[Any]:
@@ -278,7 +286,7 @@ def _alternatives(kind: Any) -> list[Any]:
     if get_origin(kind) is Annotated:
         return _alternatives(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
-        return [one for part in get_args(kind) for one in _alternatives(part)]
+        return [option for part in get_args(kind) for option in _alternatives(part)]
     return [kind]
 
 
