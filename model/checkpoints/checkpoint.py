@@ -123,14 +123,14 @@ def newest_whole(
     one cannot read the folder.
     """
 
-    def found_here() -> list[Path]:
-        found = checkpoints_to_resume(checkpoints) if parallel.is_main else []
-        return [*found[:1], *filter(is_usable, found[1:])]
+    def usable_here() -> list[Path]:
+        newest_first = checkpoints_to_resume(checkpoints) if parallel.is_main else []
+        return [*newest_first[:1], *filter(is_usable, newest_first[1:])]
 
-    ordered, *_ = _read_by_each(checkpoints, parallel, found_here)
-    own = _newest_whole(ordered, parallel)
-    if own is None or kept_step is None or own <= (end := step_folder(checkpoints, kept_step)):
-        return own, False
+    ordered, *_ = _read_by_each(checkpoints, parallel, usable_here)
+    newest = _newest_whole(ordered, parallel)
+    if newest is None or kept_step is None or newest <= (end := step_folder(checkpoints, kept_step)):
+        return newest, False
     problem = problem_of(end, parallel)
     if problem is None:
         return end, True
@@ -168,7 +168,7 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
     Raises StorageError on all processes if one cannot read its share, since that says nothing about the checkpoint.
     """
 
-    def found_here() -> str | None:
+    def problem_here() -> str | None:
         try:
             return damaged_file(folder, read_info(folder), parallel.ranks.rank, parallel.ranks.size)
         except StorageError:
@@ -176,7 +176,7 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
         except UserError as error:
             return str(error)
 
-    return next(filter(None, _read_by_each(folder, parallel, found_here)), None)
+    return next(filter(None, _read_by_each(folder, parallel, problem_here)), None)
 
 
 def _read_by_each(place: Path, parallel: Parallel, read: Callable[[], T]) -> list[T]:
@@ -225,20 +225,7 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
     generators = optimizer is not None and (info.tensor_parallel, info.precision) == layout
     with _disk_errors_named(folder), parallel.cuda_names(), _read_as_data(folder) as metadata:
         state = sharded_state(network, optimizer, generators, stored=metadata.state_dict_metadata.keys())
-        strategy = None
-        if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange the shares
-            reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
-            strategy = FullyParallelLoadStrategyWrapper(reader, parallel_state.get_data_parallel_group())
-        try:
-            with lost_peers_named(parallel.ranks.rank, parallel.ranks.size):
-                loaded = dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
-        except UNREADABLE as error:
-            for behind in errors_behind(error):
-                # Other versions look for files that this checkpoint never had.
-                never_had = isinstance(behind, FileNotFoundError) and Path(str(behind.filename)).name not in info.files
-                if isinstance(behind, ForbiddenName | OSError) and not never_had:
-                    raise behind from None
-            raise UserError(_intact_but_unreadable(folder, info, error)) from error
+        loaded = _read_state(folder, info, state, parallel)
         check_layer_states(folder, loaded["model"])
         with mock.patch.dict(os.environ, READS_CHECKED_STATES):
             missing, unexpected = network.load_state_dict(loaded["model"], strict=False)
@@ -249,6 +236,25 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
         if generators:
             torch.set_rng_state(loaded["generators"]["torch"])
             megatron_random.get_cuda_rng_tracker().set_states(loaded["generators"]["megatron"])
+
+
+def _read_state(folder: Path, info: CheckpointInfo, state: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
+    """What the checkpoint `folder` holds of the sharded `state`. Raises the error behind one of Megatron-core or torch if it is
+    about the disk or a forbidden name, else UserError."""
+    strategy = None
+    if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange the shares
+        reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
+        strategy = FullyParallelLoadStrategyWrapper(reader, parallel_state.get_data_parallel_group())
+    try:
+        with lost_peers_named(parallel.ranks.rank, parallel.ranks.size):
+            return dist_checkpointing.load(state, str(folder), sharded_strategy=strategy)
+    except UNREADABLE as error:
+        for cause in errors_behind(error):
+            # Other versions look for files that this checkpoint never had.
+            never_had = isinstance(cause, FileNotFoundError) and Path(str(cause.filename)).name not in info.files
+            if isinstance(cause, ForbiddenName | OSError) and not never_had:
+                raise cause from None
+        raise UserError(_intact_but_unreadable(folder, info, error)) from error
 
 
 def _intact_but_unreadable(folder: Path, info: CheckpointInfo, error: BaseException) -> str:

@@ -114,10 +114,10 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
 
 def require_checkpoint(checkpoints: Path) -> Path:
     """The latest checkpoint in a folder of checkpoints. Raises UserError if there is none."""
-    found = latest_checkpoint(checkpoints)
-    if found is None:
+    latest = latest_checkpoint(checkpoints)
+    if latest is None:
         raise UserError(f"{checkpoints}: no checkpoint here; has the job that trains it finished?")
-    return found
+    return latest
 
 
 def checkpoints_to_resume(checkpoints: Path) -> list[Path]:
@@ -151,25 +151,25 @@ def read_info(folder: Path) -> CheckpointInfo:
     `damaged_file` checks the files' contents.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such checkpoint; {instead(folder)}")
+        raise UserError(f"{folder}: no such checkpoint; {remedy(folder)}")
     path = folder / INFO_FILE
     try:
         info = convert(read_json(path), CheckpointInfo)
     except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(f"{path}: not a checkpoint record ({error}); {instead(folder)}") from None
+        raise UserError(f"{path}: not a checkpoint record ({error}); {remedy(folder)}") from None
     if STEP_FOLDER.fullmatch(folder.name) and info.step != step_of(folder):
-        raise UserError(f"{folder}: holds step {info.step}, so it was renamed or copied over another; {instead(folder)}")
+        raise UserError(f"{folder}: holds step {info.step}, so it was renamed or copied over another; {remedy(folder)}")
     for name, file in info.files.items():
         try:
-            found = (folder / name).stat().st_size
+            size = (folder / name).stat().st_size
         except FileNotFoundError:
-            raise UserError(f"{folder / name}: missing; {instead(folder)}") from None
-        if found != file.size_bytes:
-            raise UserError(f"{folder / name}: has {found} bytes of {file.size_bytes}; {instead(folder)}")
+            raise UserError(f"{folder / name}: missing; {remedy(folder)}") from None
+        if size != file.size_bytes:
+            raise UserError(f"{folder / name}: has {size} bytes of {file.size_bytes}; {remedy(folder)}")
     return info
 
 
-def instead(folder: Path) -> str:
+def remedy(folder: Path) -> str:
     """What to do about a lost or damaged checkpoint. A finished training counts as done even if an earlier one is lost."""
     return (
         f"delete {folder.name} if it is still there, and run the training again: it continues from an earlier checkpoint; "
@@ -184,7 +184,7 @@ def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int
     """
     for name in sorted(info.files)[share::shares]:
         if stored_file(folder / name) != info.files[name]:
-            return f"{folder / name}: damaged, its bytes are not those that were written; {instead(folder)}"
+            return f"{folder / name}: damaged, its bytes are not those that were written; {remedy(folder)}"
     return None
 
 
@@ -301,12 +301,11 @@ def check_past(folder: Path, info: CheckpointInfo, model: ModelConfig, recipe: d
     _refuse(folder, "is a checkpoint of another model", differences(was, is_now, "model"))
     data = json.loads(json.dumps(batches.fingerprint(info.step)))
     _refuse(folder, f"was trained on other data up to step {info.step}", differences(info.data, data, "data"))
-    recipe_then, recipe_now = dict(info.recipe), dict(recipe)
     try:
-        rates_then = _rates(recipe_then, info.step)
+        recipe_then, rates_then = _comparable(info.recipe, info.step)
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise UserError(f"{folder}: its record has no usable recipe ({error}); name another checkpoint") from None
-    rates_now = _rates(recipe_now, info.step)
+    recipe_now, rates_now = _comparable(recipe, info.step)
     _refuse(folder, "was trained by another recipe", differences(recipe_then, recipe_now, "recipe"))
     if rates_then != rates_now:
         step = next(i for i, (a, b) in enumerate(zip(rates_then, rates_now)) if a != b)
@@ -325,16 +324,19 @@ def warn_of_versions(folder: Path, info: CheckpointInfo, now: Mapping[str, str])
         log.warning("%s: training continues with other software, so its last digits may differ: %s", folder, "; ".join(changed))
 
 
-def _rates(recipe: dict[str, Any], steps: int) -> list[float]:
-    """The learning rates of the first `steps` steps. Removes from `recipe` the entries that affect nothing else, and completes
-    the others: settings that were added after it was written get their defaults."""
-    schedule = convert(recipe.pop("schedule"), ScheduleConfig)
-    total_steps = recipe.pop("total_steps")
-    optimizer = convert(recipe["optimizer"], OptimizerConfig)
-    recipe["optimizer"] = msgspec.to_builtins(optimizer)
-    if guard := recipe.get("spike_guard"):
-        recipe["spike_guard"] = msgspec.to_builtins(convert(guard, SpikeGuard))
-    return [learning_rate(step, total_steps, optimizer, schedule) for step in range(steps)]
+def _comparable(recipe: dict[str, Any], steps: int) -> tuple[dict[str, Any], list[float]]:
+    """A recipe as it is compared, and the learning rates of its first `steps` steps.
+
+    The rates replace the schedule and the number of steps, which affect nothing else. Settings that were added after the recipe
+    was written get their defaults.
+    """
+    rest = dict(recipe)
+    schedule, total_steps = convert(rest.pop("schedule"), ScheduleConfig), rest.pop("total_steps")
+    optimizer = convert(rest["optimizer"], OptimizerConfig)
+    rest["optimizer"] = msgspec.to_builtins(optimizer)
+    if guard := rest.get("spike_guard"):
+        rest["spike_guard"] = msgspec.to_builtins(convert(guard, SpikeGuard))
+    return rest, [learning_rate(step, total_steps, optimizer, schedule) for step in range(steps)]
 
 
 def _refuse(folder: Path, what: str, phrases: list[str]) -> None:

@@ -134,9 +134,9 @@ class Saver:
         except (Exception, CheckpointException) as error:  # CheckpointException is a bare BaseException
             if self._parallel.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
-            for behind in errors_behind(error):
-                if isinstance(behind, fencing.Superseded):
-                    raise behind from None
+            for cause in errors_behind(error):
+                if isinstance(cause, fencing.Superseded):
+                    raise cause from None
             reason = writing_failure(error)
             if reason is None:
                 raise
@@ -286,13 +286,13 @@ def writing_failure(error: BaseException) -> str | None:
 
     None for other errors.
     """
-    behind = list(errors_behind(error))
-    for one in behind:
-        if isinstance(one, OSError):
-            return one.strerror or str(one)
-    for one in behind:
-        if isinstance(one, UserError):
-            return str(one)
-        if isinstance(one, RuntimeError) and any(sign in str(one) for sign in ("StreamWriter", "iostream", "container")):
+    causes = list(errors_behind(error))
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in ("StreamWriter", "iostream", "container")):
             return "the file system accepts no more data"
     return None
