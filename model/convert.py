@@ -133,32 +133,32 @@ def _hash(weights: dict[str, torch.Tensor], model: ModelConfig) -> str:
 
 def to_hugging_face(state: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
     """The tensors of Megatron-core's `state` by Hugging Face's names."""
-    weights = {ours: state[theirs] for ours, theirs in _parts(model).items()}
+    weights = {hf_name: state[megatron_name] for hf_name, megatron_name in _parts(model).items()}
     group = model.heads // model.kv_heads
     for layer in range(model.layers):
-        prefix, theirs = f"model.layers.{layer}.", f"decoder.layers.{layer}."
-        qkv = state[theirs + "self_attention.linear_qkv.weight"]
+        hf, megatron = f"model.layers.{layer}.", f"decoder.layers.{layer}."
+        qkv = state[megatron + "self_attention.linear_qkv.weight"]
         groups = qkv.view(model.kv_heads, group + 2, model.head_size, model.hidden)
-        weights[prefix + "self_attn.q_proj.weight"] = groups[:, :group].reshape(-1, model.hidden)
-        weights[prefix + "self_attn.k_proj.weight"] = groups[:, group].reshape(-1, model.hidden)
-        weights[prefix + "self_attn.v_proj.weight"] = groups[:, group + 1].reshape(-1, model.hidden)
-        gate, up = state[theirs + "mlp.linear_fc1.weight"].chunk(2)
-        weights[prefix + "mlp.gate_proj.weight"], weights[prefix + "mlp.up_proj.weight"] = gate, up
+        weights[hf + "self_attn.q_proj.weight"] = groups[:, :group].reshape(-1, model.hidden)
+        weights[hf + "self_attn.k_proj.weight"] = groups[:, group].reshape(-1, model.hidden)
+        weights[hf + "self_attn.v_proj.weight"] = groups[:, group + 1].reshape(-1, model.hidden)
+        gate, up = state[megatron + "mlp.linear_fc1.weight"].chunk(2)
+        weights[hf + "mlp.gate_proj.weight"], weights[hf + "mlp.up_proj.weight"] = gate, up
     return weights
 
 
 def from_hugging_face(weights: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
     """The tensors of Hugging Face's `weights` by Megatron-core's names."""
-    state = {theirs: weights[ours] for ours, theirs in _parts(model).items()}
+    state = {megatron_name: weights[hf_name] for hf_name, megatron_name in _parts(model).items()}
     for layer in range(model.layers):
-        prefix, theirs = f"model.layers.{layer}.", f"decoder.layers.{layer}."
+        hf, megatron = f"model.layers.{layer}.", f"decoder.layers.{layer}."
         q, k, v = (
-            weights[prefix + f"self_attn.{name}_proj.weight"].view(model.kv_heads, -1, model.head_size, model.hidden)
+            weights[hf + f"self_attn.{name}_proj.weight"].view(model.kv_heads, -1, model.head_size, model.hidden)
             for name in "qkv"
         )
-        state[theirs + "self_attention.linear_qkv.weight"] = torch.cat([q, k, v], dim=1).reshape(-1, model.hidden)
-        gate_up = [weights[prefix + f"mlp.{name}_proj.weight"] for name in ("gate", "up")]
-        state[theirs + "mlp.linear_fc1.weight"] = torch.cat(gate_up)
+        state[megatron + "self_attention.linear_qkv.weight"] = torch.cat([q, k, v], dim=1).reshape(-1, model.hidden)
+        gate_up = [weights[hf + f"mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        state[megatron + "mlp.linear_fc1.weight"] = torch.cat(gate_up)
     return state
 
 
@@ -170,9 +170,9 @@ def _parts(model: ModelConfig) -> dict[str, str]:
         "model.norm.weight": "decoder.final_layernorm.weight",
         **output,
         **{
-            f"model.layers.{layer}.{ours}.weight": f"decoder.layers.{layer}.{theirs}.weight"
+            f"model.layers.{layer}.{hf_name}.weight": f"decoder.layers.{layer}.{megatron_name}.weight"
             for layer in range(model.layers)
-            for ours, theirs in SAME_IN_LAYERS.items()
+            for hf_name, megatron_name in SAME_IN_LAYERS.items()
         },
     }
 

@@ -100,16 +100,16 @@ class MemoryEstimate:
 def step_memory(model: ModelConfig, layout: Layout) -> MemoryEstimate:
     """Memory of one GPU at the fullest moment of a training step in bfloat16 or fp8."""
     own = parameters(model) // layout.tensor_parallel
-    looked_up = model.vocabulary * model.hidden * (1 if model.tied else 2) // layout.tensor_parallel
+    embeddings = model.vocabulary * model.hidden * (1 if model.tied else 2) // layout.tensor_parallel
     tokens = layout.micro_batch * layout.sequence_length
     split = layout.tensor_parallel if layout.engine.sequence_parallel else 1
-    a_layer, its_input = layer_bytes(model, layout), 2 * model.hidden // split
+    layer, layer_input = layer_bytes(model, layout), 2 * model.hidden // split
     recomputed = min(layout.engine.recompute_layers, model.layers)
-    per_token = (model.layers - recomputed) * a_layer + recomputed * its_input + (a_layer if recomputed else 0)
+    per_token = (model.layers - recomputed) * layer + recomputed * layer_input + (layer if recomputed else 0)
     logits = 2 * model.vocabulary // layout.tensor_parallel + 4 * model.hidden
     layer_gradients = 2 * 3 * (model.ffn // layout.tensor_parallel + model.hidden)
     return MemoryEstimate(
-        weights=2 * own + (2 * (own - looked_up) if layout.engine.fp8 else 0),
+        weights=2 * own + (2 * (own - embeddings) if layout.engine.fp8 else 0),
         gradients=4 * own,
         optimizer=12 * own // layout.data_parallel,
         activations=tokens * per_token,
@@ -142,15 +142,15 @@ def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list
     def fits(**change: Any) -> bool:
         return step_memory(model, dataclasses.replace(layout, **change)).total <= available
 
-    found = []
+    changes = []
     halved = (layout.micro_batch >> times for times in range(1, layout.micro_batch.bit_length()))  # still divides the batch
     if size := next((size for size in halved if fits(micro_batch=size)), None):
-        found.append(f"micro_batch {size}")
+        changes.append(f"micro_batch {size}")
     more = range(layout.engine.recompute_layers + 1, model.layers + 1)
-    at = bisect_left(more, True, key=lambda layers: fits(engine=structs.replace(layout.engine, recompute_layers=layers)))
-    if at < len(more):
-        found.append(f"engine.recompute_layers {more[at]}")
-    return found or ["more GPUs, so that the optimizer is split further", "a larger tensor_parallel"]
+    fewest = bisect_left(more, True, key=lambda layers: fits(engine=structs.replace(layout.engine, recompute_layers=layers)))
+    if fewest < len(more):
+        changes.append(f"engine.recompute_layers {more[fewest]}")
+    return changes or ["more GPUs, so that the optimizer is split further", "a larger tensor_parallel"]
 
 
 class GpuInUse(UserError):

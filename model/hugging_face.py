@@ -45,10 +45,10 @@ def read_model(source: Path, sequence_length: int | None = None) -> tuple[ModelC
     for name, shape in tensor_shapes(model):  # one by one: config.json may claim any number of layers
         if name not in weights:
             raise UserError(f"{source}: lacks the tensor {name}; fetch the model again")
-        found = tuple(weights[name].shape)
-        if found != shape:
+        actual = tuple(weights[name].shape)
+        if actual != shape:
             raise UserError(
-                f"{source}: the tensor {name} has the shape {found}, but config.json makes it {shape}; fetch the model again"
+                f"{source}: the tensor {name} has the shape {actual}, but config.json makes it {shape}; fetch the model again"
             )
         if str(weights[name].dtype) not in PLAIN_TYPES:
             raise UserError(
@@ -128,22 +128,8 @@ def model_config(
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers prefers rope_scaling
     if not isinstance(rope, dict):
         raise UserError(f"{source}: config.json cannot be used (its RoPE entry is {rope!r}); fetch the model again")
+    _require_plain(source, config, rope)
     rope_base = rope.get("rope_theta", config.get("rope_theta"))
-    unsupported = [
-        f"{key} is {value!r}"
-        for key, value, plain in (
-            ("model_type", config.get("model_type"), "llama"),
-            ("rope type", rope.get("rope_type", rope.get("type", "default")), "default"),
-            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-            ("attention_bias", bool(config.get("attention_bias")), False),
-            ("mlp_bias", bool(config.get("mlp_bias")), False),
-            ("is_causal", bool(config.get("is_causal", True)), True),
-            ("quantization_config", bool(config.get("quantization_config")), False),
-        )
-        if value != plain
-    ]
-    if unsupported:
-        raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
     tied = bool(config.get("tie_word_embeddings")) if weights is None else "lm_head.weight" not in weights
     if tied and not config.get("tie_word_embeddings"):
         raise UserError(
@@ -175,6 +161,25 @@ def model_config(
         raise UserError(f"{source}: {where} {missing}; fetch the model again") from None
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{source}: config.json cannot be used ({error}); fetch the model again") from None
+
+
+def _require_plain(source: Path, config: dict[str, Any], rope: dict[str, Any]) -> None:
+    """Raise UserError if config.json, with the RoPE entry `rope`, asks for anything that a plain Llama does not have."""
+    unsupported = [
+        f"{key} is {value!r}"
+        for key, value, plain in (
+            ("model_type", config.get("model_type"), "llama"),
+            ("rope type", rope.get("rope_type", rope.get("type", "default")), "default"),
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("attention_bias", bool(config.get("attention_bias")), False),
+            ("mlp_bias", bool(config.get("mlp_bias")), False),
+            ("is_causal", bool(config.get("is_causal", True)), True),
+            ("quantization_config", bool(config.get("quantization_config")), False),
+        )
+        if value != plain
+    ]
+    if unsupported:
+        raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
 
 
 def _size(config: dict[str, Any], key: str) -> int:

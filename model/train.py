@@ -151,7 +151,7 @@ class Trainer:
             checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
             self.step = info.step
             self.guard.resume(info)
-        self._begins = 0 if own else self.step  # at a branch point, the run before this one has validated
+        self._validated_to = 0 if own else self.step  # at a branch point, by the run before this one
         self.saver = Saver(network, self.optimizer, parallel)
         self._saved_at = time.monotonic()
         self.stragglers = Stragglers(parallel)
@@ -361,7 +361,7 @@ class Trainer:
         """Report the mean loss per token of each validation source, once at each step where that is due."""
         interval = self.job.config.validation_interval_steps
         due = self.step in (self.stop_step, *self.job.validate_steps)
-        due = due or bool(interval and self.step > self._begins and self.step % interval == 0)
+        due = due or bool(interval and self.step > self._validated_to and self.step % interval == 0)
         if not (self.validation and due) or self._fills_gap:
             return
         if self.parallel.any(self.reports is not None and self.reports.is_validated(self.step)):

@@ -272,7 +272,7 @@ def _compile_layers(network: GPTModel) -> None:
 
     With tensor parallelism the compiled code is interrupted by the linears, which communicate with other processes.
     """
-    whole = network.config.tensor_model_parallel_size == 1
+    is_split = network.config.tensor_model_parallel_size > 1
     # Each combination of shape, mask and gradient mode is compiled separately. Training, tuning, validation and recomputation
     # have more than torch's default limit of 8. Since torch 2.13, autograd's threads, which recompute layers, do not see the
     # global setting.
@@ -280,7 +280,7 @@ def _compile_layers(network: GPTModel) -> None:
     limit: dict[str, Any] = {"recompile_limit": RECOMPILE_LIMIT} if takes_limit else {}
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for layer in network.decoder.layers:
-        if not whole:
+        if is_split:
             for linear in (
                 layer.self_attention.linear_qkv,
                 layer.self_attention.linear_proj,
@@ -288,7 +288,7 @@ def _compile_layers(network: GPTModel) -> None:
                 layer.mlp.linear_fc2,
             ):
                 linear.forward = torch.compiler.disable(linear.forward)
-        layer.compute = torch.compile(layer.compute, fullgraph=whole, dynamic=False, options=layer_options(), **limit)
+        layer.compute = torch.compile(layer.compute, fullgraph=not is_split, dynamic=False, options=layer_options(), **limit)
     network.decoder.final_layernorm.compile(dynamic=False)
 
 

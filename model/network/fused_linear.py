@@ -66,7 +66,7 @@ def _accumulate(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> 
 
 
 @torch.library.custom_op("curricula::accumulate_", mutates_args=("sink",))
-def _one_step(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
+def _accumulate_opaquely(sink: torch.Tensor, d_output: torch.Tensor, x: torch.Tensor) -> None:
     _accumulate(sink, d_output, x)
 
 

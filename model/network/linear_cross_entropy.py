@@ -61,12 +61,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: bool,
         chunk: int,
     ) -> torch.Tensor:
+        _, to_gradient = _kernels(compiled)
         logits = hidden.new_empty(hidden.shape[0], weight.shape[0])
         losses = []
         for piece, x, t in zip(logits.split(chunk), hidden.split(chunk), targets.split(chunk)):
             torch.mm(x, weight.t(), out=piece)
             loss, log_total = _losses(piece, t, first, group, compiled)
-            _kernels(compiled)[1](piece, t, first, log_total)
+            to_gradient(piece, t, first, log_total)
             losses.append(loss)
         ctx.save_for_backward(hidden, weight, logits)
         ctx.sink = getattr(weight, "sink", None)
@@ -90,7 +91,8 @@ def _losses(
     logits: torch.Tensor, targets: torch.Tensor, first: int, group: dist.ProcessGroup | None, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [N] of logits [N, V], and the logarithm of the sum of exponentials over the whole vocabulary [N]."""
-    maximum, total, at_target = _kernels(compiled)[0](logits, targets, first)
+    statistics, _ = _kernels(compiled)
+    maximum, total, at_target = statistics(logits, targets, first)
     if group is not None:
         highest = maximum.clone()
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
@@ -134,6 +136,7 @@ def _columns(targets: torch.Tensor, first: int, size: int) -> tuple[torch.Tensor
 
 @functools.cache
 def _kernels(compiled: bool) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """`_statistics` and `_to_gradient`."""
     if not compiled:
         return _statistics, _to_gradient
     return torch.compile(_statistics, dynamic=False), torch.compile(_to_gradient, dynamic=False)

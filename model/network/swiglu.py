@@ -77,11 +77,11 @@ def swiglu_gradient(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tens
 
 
 @torch.library.custom_op("curricula::swiglu_gradient", mutates_args=())
-def _one_step(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
+def _opaque_gradient(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     return swiglu_gradient(gradient, gate_up)
 
 
-@_one_step.register_fake
+@_opaque_gradient.register_fake
 def _(gradient: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(gate_up)
 

@@ -131,11 +131,11 @@ def borders(documents: torch.Tensor, steady: bool = False) -> torch.Tensor:
     """
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    found = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=documents.numel()).to(torch.int32)
+    positions = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=documents.numel()).to(torch.int32)
     if steady:
-        length = max(64, 1 << (found.numel() - 1).bit_length())
-        found = F.pad(found, (0, length - found.numel()), value=documents.numel())
-    return found
+        length = max(64, 1 << (positions.numel() - 1).bit_length())
+        positions = F.pad(positions, (0, length - positions.numel()), value=documents.numel())
+    return positions
 
 
 def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
@@ -212,10 +212,12 @@ class Network(GPTModel):
         group = self.pg_collection.tp
         sequences_first = self.backend.own_layers and not positions_first(self.config)
         angles = self.rotary_pos_emb(rotary_length)
+        if sequences_first:
+            embedded = self.embedding.word_embeddings(input_ids)
+        else:
+            embedded = self.embedding(input_ids=input_ids, position_ids=None)
         hidden = self.decoder(
-            hidden_states=self.embedding.word_embeddings(input_ids)
-            if sequences_first
-            else self.embedding(input_ids=input_ids, position_ids=None),
+            hidden_states=embedded,
             attention_mask=attention_mask,
             rotary_pos_emb=turns_of(angles) if self.backend.own_layers else angles,
             **packed,
@@ -229,14 +231,15 @@ class Network(GPTModel):
             hidden = gather_from_sequence_parallel_region(hidden, group=group)
         elif group.size() > 1:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+        targets = labels if sequences_first else labels.t()
         losses = linear_cross_entropy(
             hidden.flatten(0, 1),
             weight,
-            (labels if sequences_first else labels.t()).flatten(),
+            targets.flatten(),
             group=group if group.size() > 1 else None,
             compiled=self.backend.is_compiled,
-        )
-        return losses.view(labels.shape) if sequences_first else losses.view(labels.t().shape).t()
+        ).view(targets.shape)
+        return losses if sequences_first else losses.t()
 
 
 def has_kernel_for_borders(documents: torch.Tensor) -> bool:

@@ -302,5 +302,5 @@ class Stragglers:
 
     def take_statistics(self) -> dict[str, dict[str, float]]:
         """The metrics' entry about the last comparison, on the first rank; each comparison is returned once."""
-        found, self._statistics = self._statistics, {}
-        return {"ranks": found} if found else {}
+        latest, self._statistics = self._statistics, {}
+        return {"ranks": latest} if latest else {}

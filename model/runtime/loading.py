@@ -88,7 +88,8 @@ def read_micro_batches(
             yield item.to(device)
     except (RuntimeError, *_WORKER_GONE) as error:
         is_gone = isinstance(error, _WORKER_GONE) or "DataLoader worker" in str(error)
-        if not (workers and is_gone) or "in DataLoader worker process" in str(error):  # the second: raised by a live worker
+        is_passed_on = "in DataLoader worker process" in str(error)  # a live worker raised it
+        if not workers or not is_gone or is_passed_on:
             raise
         raise PeerLost(
             f"a process that reads ahead was killed ({first_line(error)}); was memory short? Lower resources.data_workers, "

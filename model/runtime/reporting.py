@@ -181,13 +181,13 @@ class Pace:
 
 def curves(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of a metrics line as named curves: {"loss": 2.3, "mix/web": 0.7, "timing/mfu": 0.41}."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            found |= curves(value, f"{prefix}{name}/")
+            values |= curves(value, f"{prefix}{name}/")
         elif isinstance(value, (int, float)) and name != "step":
-            found[prefix + name] = float(value)
-    return found
+            values[prefix + name] = float(value)
+    return values
 
 
 class TensorBoard:

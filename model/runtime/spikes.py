@@ -195,14 +195,17 @@ def nonfinite_error(out: Path, what: str, batches: BatchSource, step: int, bad_r
     batch = batches.sample_ids(first, first + batches.global_batch)
     bad = [batch[row] for row in bad_rows if row < len(batch)]
     if is_main:
-        named = {"samples": bad, "whole_batch": batch}
-        records = {name: [dict(zip(("source", "epoch", "sample"), one)) for one in samples] for name, samples in named.items()}
-        write_json(out / "nonfinite.json", {"step": step + 1, "what": what, **records})
+        record = {"step": step + 1, "what": what, "samples": _as_records(bad), "whole_batch": _as_records(batch)}
+        write_json(out / "nonfinite.json", record)
     culprits = f"; caused by {named_samples(bad)}" if bad else ""
     return UserError(
         f"{out}: {what} at step {step + 1}, on batch {step} {batches.describe(step)}{culprits}; all samples of the batch are "
         "in nonfinite.json, and the last checkpoint precedes it: look at them or lower optimizer.lr, then start again"
     )
+
+
+def _as_records(samples: Sequence[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    return [{"source": source, "epoch": epoch, "sample": number} for source, epoch, number in samples]
 
 
 def named_samples(samples: Sequence[tuple[str, int, int]]) -> str:
