@@ -18,7 +18,7 @@ from curricula.errors import UserError
 LAST_REPLIES_S = 10.0
 """Seconds to wait for the replies under way when an error ends the work: they have been paid for."""
 CHARACTERS_PER_TOKEN = 4
-"""Assumed where tokens are estimated without a tokenizer."""
+"""Assumed when tokens are estimated without a tokenizer."""
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -98,7 +98,7 @@ class Decision(Generic[Question]):
 
 
 class Blame(Protocol[Question]):
-    """Decides who is at fault. A method raises UserError if the server is; then no undecided failure is recorded."""
+    """Decides who is at fault. If it is the server, a method raises UserError, and undecided failures are not recorded."""
 
     def succeeded(self) -> Decision[Question]:
         """A question was answered well."""

@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 TEAM = "CURRICULA_GROUP"
 """Environment variable with the name or number of the Unix group whose members share run folders."""
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ESTALE, errno.EOPNOTSUPP)
-"""Errors that say that the file system or its lock server does not support flock."""
+"""Errors of a file system, or of its lock server, without flock."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors that say that the disk is full, the quota exhausted or the file size limit reached."""
+"""Errors of a full disk, an exhausted quota and the file size limit."""
 
 ACL_USER, ACL_GROUP = 0x02, 0x08
 """Kinds of the entries in a Linux access control list that name a user or a group."""
@@ -85,7 +85,7 @@ def _number_here(group: int) -> int:
 
 
 def _give(file: int | Path, group: int) -> None:
-    """Give a new file or folder to the team. If the container does not know the group, the parent's setgid bit has done so."""
+    """Give a new file or folder to the team. If the container does not know the group, the parent folder has passed it on."""
     if _number_here(group) == group:
         os.chown(file, -1, group)
 
@@ -111,7 +111,7 @@ def require_ours(folder: Path) -> None:
 
 
 def _is_private(group: int) -> bool:
-    """Whether `group` is the user's own, as many systems give one to each user, and has no other member."""
+    """Whether `group` is the user's private group, which many systems create for each user, and has no other member."""
     try:
         entry, user = grp.getgrgid(group), pwd.getpwuid(os.geteuid())
     except KeyError:
@@ -156,8 +156,8 @@ def make_folder(path: Path, shared: bool = False) -> None:
 def open_atomically(path: Path, mode: str = "wb", shared: bool = False, own: str = "") -> Iterator[IO[Any]]:
     """Yield a file that appears as `path` only if the block succeeds. An error leaves nothing behind.
 
-    Only one process may write a file at a time. If several could, they must hold a lock or each pass another `own`, a suffix
-    of the temporary name. With `shared`, the file and its folder get the umask's permissions.
+    Only one process may write a file at a time. If several could, they must hold a lock or each pass a different `own`, a
+    suffix of the temporary name. With `shared`, the file and its folder get the umask's permissions.
     """
     make_folder(path.parent, shared)
     # Without `own` the name is always the same, so that what kills leave behind does not fill the disk.

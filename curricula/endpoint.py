@@ -55,7 +55,7 @@ class BadBody(Exception):
 
 
 def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
-    """Up to `tries` attempts, each made because the one before it ended in one of `errors`; raises the last error."""
+    """Up to `tries` attempts in all, repeated after any of `errors`; raises the last error."""
     return tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(tries),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),

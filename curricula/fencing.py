@@ -1,4 +1,4 @@
-"""Leases and generations: which process may write, on file systems whose flock does not say.
+"""Leases and generations: they decide which process may write on file systems where flock cannot.
 
 On some file systems flock fails (Lustre mounted without `-o flock`, some NFS); on others each node has its own locks
 (`-o localflock`). Creating a file with O_EXCL works on all of them. So both mechanisms here use numbered files next to a lock:
@@ -41,7 +41,8 @@ class Superseded(UserError):
     """Another process has since taken over this work; this one must stop."""
 
     exit_code = 250
-    """Higher than any signal's code: srun returns the highest code of all ranks, and the batch script must not requeue this."""
+    """Exit code of an element's process, which the batch script must not requeue. Higher than any signal's code, since srun
+    returns the highest code of all ranks."""
 
 
 class InUse(UserError):
@@ -136,7 +137,7 @@ def leased(lock: Path, wait_s: float) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        with contextlib.suppress(OSError):  # unmarked, the lease is taken over once this process has ended
+        with contextlib.suppress(OSError):  # without the mark, others take over once this process has ended
             os.pwrite(descriptor, RELEASED, 0)
         os.close(descriptor)
 
@@ -146,8 +147,8 @@ def has_leases(lock: Path) -> bool:
 
 
 def is_leased(lock: Path) -> bool:
-    """Whether a live process holds a lease on `lock`, at one look. On another machine it counts as live if its file was touched
-    in the last STALE_S seconds."""
+    """Whether a live process holds a lease on `lock`, from a single look. A holder on another machine counts as live if it has
+    touched its file in the last STALE_S seconds."""
     number = max(_numbers(lock, "lease"), default=0)
     try:
         holder = _Holder.read(_file(lock, "lease", number))
@@ -159,7 +160,7 @@ def is_leased(lock: Path) -> bool:
 def _take_lease(lock: Path, deadline: float) -> int:
     """Take the lease and return a descriptor of its file."""
     last_touch: tuple[int, int] | None = None
-    """Number and time of the touch seen last, if only touches can tell whether the holder is alive."""
+    """Lease number and time of the latest touch seen, for holders that only touches show to be alive."""
     untouched_since, was_touched = 0.0, False
     while True:
         looked_at = time.monotonic()

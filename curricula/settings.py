@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raise ValueError if fields contradict each other, with a sentence that gives the values and what to write instead."""
 
     def require_one(self, *names: str, or_none: bool = False) -> None:
-        """Raise ValueError if more than one of the fields `names` is given, or if none is, unless `or_none`."""
+        """Raise ValueError if more than one of the fields `names` is given, or none is (unless `or_none`)."""
         present = [name for name in names if getattr(self, name) is not None]
         if len(present) > 1:
             raise ValueError(f"{' and '.join(present)} exclude each other; keep one of them")

@@ -174,7 +174,7 @@ class SpikeGuard(Settings, frozen=True):
     """Skips the update of a step whose loss or gradient norm is far above those of the steps before it."""
 
     window: Annotated[int, msgspec.Meta(ge=2)] = 128
-    """Number of latest steps to compare with, all of the same phase. Until half of them are there, nothing is skipped."""
+    """Number of latest steps to compare with, all of the same phase. With fewer than half of them, nothing is skipped."""
     sigmas: PositiveNumber = 6.0
     """Standard deviations above the mean of these steps at which a spike begins."""
     rewind: Rewind | None = None
@@ -202,8 +202,8 @@ class TrainConfig(Settings, frozen=True, kw_only=True):
     save_interval_minutes: PositiveNumber | None = 30.0
     """Save also when this much time has passed since the last save: the most that a kill without warning can cost."""
     keep_last: Positive = 2
-    """Number of newest checkpoints to keep, besides branch points and those that a spike guard can go back to. With 1, none may
-    be left if that one is damaged."""
+    """Number of newest checkpoints to keep, besides branch points and those that a spike guard can go back to. With 1, a
+    damaged checkpoint may leave none to fall back to."""
     validation_interval_steps: Positive | None = None
     """Optimizer steps between validation losses; by default they are measured only at the end."""
     spike_guard: SpikeGuard | None = None
@@ -248,7 +248,7 @@ class TrainJob:
     seed: int = 0
     """Seed of the initial weights."""
     stop_step: int | None = None
-    """Train until this many steps are done; by default all of the batch source. The schedule always spans all of them."""
+    """Train until this many steps are done; by default all steps of the batch source. The schedule always spans all of them."""
     keep_steps: tuple[int, ...] = ()
     """Steps to save at and never delete: where arms and stages branch off, and where models are measured."""
     validate_steps: tuple[int, ...] = ()
@@ -256,7 +256,7 @@ class TrainJob:
     init_from: Path | None = None
     """Checkpoint of another run to branch from, with its whole state: optimizer, step, position in the data."""
     earlier_branch_points: tuple[Path, ...] = ()
-    """Checkpoints from which that run and those before it branched, nearest first: a rewind can need even earlier ones."""
+    """Checkpoints from which that run and those before it branched, nearest first: a rewind can go back beyond them."""
     init_weights: Path | None = None
     """Checkpoint whose weights are step 0 of this run, or were step 0 of the trunk it branches from."""
     compiled: Path | None = None

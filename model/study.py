@@ -15,7 +15,7 @@ from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Sett
 
 Hours = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn")
-"""Keys without which there is no model."""
+"""Sizes that every model needs."""
 LARGEST_HEAD = 256
 """Largest head size of FlashAttention and cuDNN, which accept multiples of 8."""
 
@@ -168,9 +168,9 @@ class Allocation(Settings, frozen=True):
     """What one element of a stage asks of the cluster."""
 
     nodes: Positive = 1
-    """Number of machines."""
+    """Number of nodes."""
     gpus_per_node: Positive = 1
-    """GPUs on each machine, with one process for each."""
+    """GPUs on each node, with one process for each."""
     hours: Hours = 1.0
     """Time limit of each start: a job that reaches it saves and is requeued. A profile can set a shorter one."""
 

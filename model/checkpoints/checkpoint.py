@@ -76,7 +76,7 @@ LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avo
 STATES = ("param", "exp_avg", "exp_avg_sq")
 """The float32 master weight and AdamW's two moments. AdamW's state also holds the step, which is saved separately."""
 READS_CHECKED_STATES = {"NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE": "1"}
-"""Environment without which Transformer Engine 2.17 refuses a layer's pickled state. `check_layer_states` has checked ours."""
+"""Without this variable, Transformer Engine 2.17 refuses a layer's pickled state. `check_layer_states` has checked ours."""
 EXTRA_STATE = "_extra_state"
 """End of the name of what a layer keeps besides its weights."""
 UNREADABLE = (
@@ -239,8 +239,10 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
 
 
 def _read_state(folder: Path, info: CheckpointInfo, state: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
-    """What the checkpoint `folder` holds of the sharded `state`. Raises the error behind one of Megatron-core or torch if it is
-    about the disk or a forbidden name, else UserError."""
+    """Read the sharded `state` from the checkpoint `folder`.
+
+    If Megatron-core or torch fails because of the disk or a forbidden name, raises that cause, otherwise UserError.
+    """
     strategy = None
     if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange the shares
         reader = dist_checkpointing.serialization.get_default_load_sharded_strategy(str(folder))
@@ -393,7 +395,7 @@ def errors_behind(error: BaseException) -> Iterator[BaseException]:
 
 def sharded_state(network: GPTModel, optimizer: Any | None, generators: bool, stored: Set[str] | None = None) -> dict[str, Any]:
     """The state to save or, if `stored` holds the names in a checkpoint, the state to load from it."""
-    model_state = network.sharded_state_dict(metadata=dict(LAYOUT))  # Megatron-core puts process groups into it
+    model_state = network.sharded_state_dict(metadata=dict(LAYOUT))  # a copy: Megatron-core adds to it
     # Extra state is needed only for delayed fp8 scaling: it holds the history of maxima. Other layers have empty extra states,
     # whose names depend on the backend. If no history is stored, fp8 begins a new one.
     has_history = network.backend.engine.fp8 == "delayed"

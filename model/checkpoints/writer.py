@@ -93,7 +93,7 @@ class Saver:
                     sharded_state(self._network, self._optimizer, generators=True),
                     str(self._aside),
                     sharded_strategy=self._distributed,
-                    validate_access_integrity=not self._saved_before,  # ranks exchange lists of what they hold: once
+                    validate_access_integrity=not self._saved_before,  # once: ranks exchange lists of all they hold
                     async_sharded_save=True,
                     content_metadata=dict(LAYOUT),
                 )
@@ -147,7 +147,7 @@ class Saver:
 
 
 def _make_empty(folder: Path) -> Path:
-    """Make an empty folder for this generation only: an earlier one can wake up and write to its own meanwhile."""
+    """Make an empty folder with the generation in its name: an earlier generation that wakes up then writes elsewhere."""
     fencing.check_fences()
     if number := fencing.current_generation():
         folder = folder.with_name(f"{folder.name}-{number}")
@@ -181,7 +181,7 @@ class BackgroundWrite:
     def __init__(self, folder: Path, state: dict[str, Any]) -> None:
         """Plan the save of torch's `state` into `folder` and start to write. The caller can then change the tensors."""
         self._group = Group(None, True, 0)
-        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # otherwise it would call CUDA
+        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # copying ahead calls CUDA
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
 
         def plan_own() -> SavePlan:

@@ -274,8 +274,8 @@ def _compile_layers(network: GPTModel) -> None:
     """
     is_split = network.config.tensor_model_parallel_size > 1
     # Each combination of shape, mask and gradient mode is compiled separately. Training, tuning, validation and recomputation
-    # have more than torch's default limit of 8. Since torch 2.13, autograd's threads, which recompute layers, do not see the
-    # global setting.
+    # need more than 8 together, torch's default limit. Since torch 2.13, autograd's threads, which recompute layers, do not see
+    # the global setting.
     takes_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
     limit: dict[str, Any] = {"recompile_limit": RECOMPILE_LIMIT} if takes_limit else {}
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
@@ -346,7 +346,7 @@ class AccumulatingDDP(DistributedDataParallel):
     """Megatron-core's wrapper, extended for weights whose gradients our own code adds to its buffer."""
 
     accumulating: tuple[torch.nn.Parameter, ...] = ()
-    """These weights (`_accumulating`)."""
+    """The weights that `_accumulating` lists."""
 
     def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
         """Scale the gradients that this rank's optimizer reads.
