@@ -87,7 +87,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if len(present) > 1:
             raise ValueError(f"{' and '.join(present)} exclude each other; keep one of them")
         if not present and not or_none:
-            raise ValueError(f"give one of {', '.join(names[:-1])} and {names[-1]}")
+            raise ValueError(f"give {', '.join(names[:-1])} or {names[-1]}")
 
     def allow_only_with(self, key: str, *names: str) -> None:
         """Raise ValueError if one of the fields `names` differs from its default although the field `key` is not given."""

@@ -155,7 +155,8 @@ def check_layout(model: ModelConfig, tensor_parallel: int, engine: EngineConfig)
     for name in ("hidden", "ffn", "sequence_length") if engine.fp8 else ():
         if (size := getattr(model, name)) % (unit := FP8_MULTIPLE * tensor_parallel):
             raise ValueError(
-                f'engine.fp8 is "{engine.fp8}", which needs multiples of {unit} as model.{name}, not {size}; change one of them'
+                f'engine.fp8 is "{engine.fp8}", which needs model.{name} to be a multiple of {unit}, not {size}; '
+                "change one of them"
             )
     if engine.recompute_layers > model.layers:
         raise ValueError(f"engine.recompute_layers is {engine.recompute_layers}; the model has {model.layers} layers")

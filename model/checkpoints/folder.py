@@ -170,7 +170,7 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def remedy(folder: Path) -> str:
-    """What to do about a lost or damaged checkpoint. A finished training counts as done even if one from its midst is lost."""
+    """What to do about a lost or damaged checkpoint. A finished training counts as done even if it loses one of them."""
     return (
         f"delete {folder.name} if it is still there, and run the training again: it continues from an earlier checkpoint; "
         "if the training counts as done, copy this one back, or delete all later ones next to it and the element's done.json"

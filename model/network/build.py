@@ -121,7 +121,9 @@ def _check_fp8(recipe: str) -> None:
         raise UsageError(f'engine.fp8 is "{recipe}": {reason.rstrip(".")}; leave the setting out')
     is_supported, reason = check_fp8_block_scaling_support() if recipe == "blockwise" else (True, "")
     if not is_supported:
-        raise UsageError(f'engine.fp8 is "blockwise": {reason.rstrip(".")}; use "tensorwise", or the CUDA 13 set')
+        raise UsageError(
+            f'engine.fp8 is "blockwise": {reason.rstrip(".")}; use "tensorwise", or env/gpu/install with --cuda 13'
+        )
 
 
 def _is_installed(module: str) -> bool:

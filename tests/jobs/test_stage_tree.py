@@ -144,7 +144,7 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
         ("pretraining.along.tasks", ["attack"], r"pretraining.along.tasks names 'attack'; choose from attacks-topk"),
         ("stages.mt.along.at", [9], r"stages.mt.along.at names 9, which is step 9 of 8"),
         ("stages.instruct.along", {"at": [9]}, r"stages.instruct.along.at names 9, which is step 9 of 4"),
-        ("stages.mt.tokens", None, r"stages.mt: give one of tokens and steps"),
+        ("stages.mt.tokens", None, r"stages.mt: give tokens or steps"),
         ("stages.mt.tokens", 100, r"stages.mt.tokens 100 is less than one step; raise it"),
         (
             "stages.mt",

@@ -81,7 +81,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         ({"resources__engine": {"backend": "torch", "fp8": "delayed"}}, r'engine.fp8 is "delayed", which needs'),
         ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
-        ({"pretraining__budget_tokens": None}, r"pretraining: give one of budget_tokens and tokens_per_parameter"),
+        ({"pretraining__budget_tokens": None}, r"pretraining: give budget_tokens or tokens_per_parameter"),
         (
             {"pretraining__tokens_per_parameter": 20},
             r"pretraining: budget_tokens and tokens_per_parameter exclude each other; keep one of them",
@@ -136,11 +136,11 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         (
             {"model__ffn": 400, "resources": {"tensor_parallel": 2, "engine": {"fp8": "delayed"}}},
-            r'resources.engine.fp8 is "delayed", which needs multiples of 32 as model.ffn, not 400; change one of them',
+            r'resources.engine.fp8 is "delayed", which needs model.ffn to be a multiple of 32, not 400; change one of them',
         ),
         (
             {"model__sequence_length": 100, "resources__engine": {"fp8": "delayed"}},
-            r'engine.fp8 is "delayed", which needs multiples of 16 as model.sequence_length, not 100; change one of them',
+            r'engine.fp8 is "delayed", which needs model.sequence_length to be a multiple of 16, not 100; change one of them',
         ),
         ({"model__layers": 1, "evaluation__probes__layers": [2]}, r"probes.layers names layer 2, and the model has 1"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be at most 100 letters, digits"),

@@ -83,7 +83,7 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({}, "give one of dataset, path and hub"),
+        ({}, "give dataset, path or hub"),
         ({"path": "x", "hub": "org/name"}, "path and hub exclude each other; keep one of them"),
         ({"path": "x", "split": "test"}, "split is 'test', which has an effect only with `hub`"),
         ({"hub": "../etc"}, "hub '../etc' is not a name on the hub"),
