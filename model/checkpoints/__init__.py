@@ -1,5 +1,5 @@
-"""Checkpoints: their folder (`folder`), their contents and how these are read as data (`checkpoint`), and saving them in the
-background (`writer`).
+"""Checkpoints: their folder (`folder`), their contents (`checkpoint`), reading these as data (`read_as_data`), and saving them
+in the background (`writer`).
 
 Only `folder` needs no torch.
 """

@@ -16,8 +16,8 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from curricula.curriculum.tokens.tokenizer import train_tokenizer
 from curricula.errors import UserError
-from curricula.model.checkpoints.checkpoint import check_layer_states
 from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint, read_info, stored_file
+from curricula.model.checkpoints.read_as_data import check_layer_states
 from curricula.model.convert import export_hf
 from curricula.model.train import train
 
