@@ -85,7 +85,7 @@ class Endpoint:
         self.host = host_of(base_url)
         if not (key.isascii() and key.isprintable()):
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
-        self._key, self._limit, self.tries = key, retries, tries
+        self._key, self._client_retries, self.tries = key, retries, tries
         try:
             self._client = openai.AsyncOpenAI(
                 base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries, http_client=BoundedClient()
@@ -153,7 +153,7 @@ class Endpoint:
         return classes
 
     async def doubt(self, model: str) -> str:
-        """Why this server would not answer for `model` now, after one look at its list of models; "" if it would."""
+        """Why this server would not answer for `model` now, from one look at its list of models; "" if no reason shows."""
         try:
             known = [each.id async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()]
         except openai.APIConnectionError as error:
@@ -210,7 +210,7 @@ class Endpoint:
         if isinstance(error, openai.APIStatusError):
             return self._meaning(error, model)
         if isinstance(error, openai.APIConnectionError):
-            return NoAnswer(f"{self._broken(error)}, asked {self._limit + 1} times")
+            return NoAnswer(f"{self._broken(error)}, asked {self._client_retries + 1} times")
         return NoAnswer(f"{self.host} answers with something other than the API's JSON")
 
     def _broken(self, error: openai.APIConnectionError) -> str:

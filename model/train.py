@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from unittest import mock
 
@@ -144,13 +145,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.wrapped, job.config.optimizer, parallel)
         self.step = 0
         if source is not None and source != job.init_weights:
-            info = read_info(source)
-            check_past(source, info, job.model, self._recipe, batches)
-            if parallel.is_main:
-                warn_of_versions(source, info, checkpoint.versions())
-            checkpoint.load(source, network, self.optimizer, parallel, is_checked=source == own)
-            self.step = info.step
-            self.guard.resume(info)
+            self._resume(source, is_checked=source == own)
         self._validated_to = 0 if own else self.step  # at a branch point, by the run before this one
         self.saver = Saver(network, self.optimizer, parallel)
         self._saved_at = time.monotonic()
@@ -168,6 +163,16 @@ class Trainer:
         if parallel.is_main:
             self.reports = Reports(job, self.step, self.stop_step, is_on_record=self._fills_gap)
             log.info("%s", banner(job, batches, parallel, self.step, self.stop_step, source, checkpoint.versions()))
+
+    def _resume(self, source: Path, is_checked: bool) -> None:
+        """Take over the whole state of the checkpoint `source`: weights, optimizer, step and the guard's window."""
+        info = read_info(source)
+        check_past(source, info, self.job.model, self._recipe, self.batches)
+        if self.parallel.is_main:
+            warn_of_versions(source, info, checkpoint.versions())
+        checkpoint.load(source, self.network, self.optimizer, self.parallel, is_checked)
+        self.step = info.step
+        self.guard.resume(info)
 
     def _build_network(self) -> GPTModel:
         job, batches, parallel = self.job, self.batches, self.parallel
