@@ -114,7 +114,7 @@ def test_an_access_control_list_lets_nobody_in_unseen(tmp_path, kind, named, rig
         os.setxattr(tmp_path, "system.posix_acl_access", struct.pack("<I", 2) + entries)
     except OSError as error:
         pytest.skip(f"no access control lists here: {error}")
-    with pytest.raises(UserError, match=r"others than .* \(mode 770\)") if refused else contextlib.nullcontext():
+    with pytest.raises(UserError, match=r"users other than .* \(mode 770\)") if refused else contextlib.nullcontext():
         require_ours(tmp_path)
 
 
