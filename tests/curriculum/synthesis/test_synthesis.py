@@ -49,7 +49,7 @@ def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_r
     assert sorted([row["id"] for row in done] + [row["id"] for row in dead]) == sorted(f"web/{n}" for n in range(count + 4))
     reasons = {row["id"]: row["reason"] for row in dead}
     assert reasons["web/20"].startswith("status 400") and reasons["web/33"] == "the reply holds no verdict"
-    assert "status 500" in reasons["web/47"] and "something else" in reasons["web/59"]
+    assert "status 500" in reasons["web/47"] and "something other" in reasons["web/59"]
     assert [reasons[f"web/{n}"] for n in range(60, 64)] == ["empty", "empty", "not_utf8", "empty"]
     for number in range(count):
         if f"doc-{number}" not in doomed:
