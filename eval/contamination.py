@@ -1,6 +1,6 @@
 """Contamination: which prompts occur in the text that models are trained on (docs/data.md has the rules).
 
-One pass suffices: hashes find the places of a text that may match, and these are compared word by word.
+One pass suffices: hashes find the places of a text that can match, and these are compared word by word.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from typing import NamedTuple
 import numpy as np
 
 GRAM_WORDS = 13
+"""Words of a prompt in a row that count as an overlap; a shorter prompt overlaps as a whole."""
 LEAST_WORDS = 8
-"""Of a prompt that is looked for."""
+"""Fewest words of a prompt that is searched for."""
 NEAR_WORDS = 3
+"""Words of the grams by which near copies are found."""
 NEAR_SHARE = 0.8
+"""Share of a prompt's grams that a near copy contains."""
 NEAR_STRETCH = 2
+"""Longest near copy, in lengths of the prompt."""
 _WORDS = re.compile(r"[^\W_]+")
 _FACTOR = 0x9E3779B97F4A7C15
-"""Odd, for polynomials of word numbers modulo 2**64."""
+"""Odd base of the hashes: polynomials of word numbers modulo 2**64."""
 
 Gram = tuple[int, ...]
 
@@ -31,7 +35,7 @@ def words_of(text: str) -> list[str]:
 
 
 class Overlap(NamedTuple):
-    """The prompts that occur in a body of text."""
+    """Numbers of the prompts that occur in a body of text."""
 
     overlapping: set[int]
     near: set[int]
@@ -42,16 +46,16 @@ class Overlap(NamedTuple):
 
 
 class PromptFinder:
-    """Finds prompts in texts; prompts go by their numbers."""
+    """Finds prompts in texts. A prompt's number is its place in `prompts`."""
 
     def __init__(self, prompts: Sequence[str]) -> None:
         self.short: set[int] = set()
-        """Those with too few words to be looked for."""
+        """Prompts with too few words to be searched for."""
         split = [words_of(prompt) for prompt in prompts]
         self._numbers = {word: number for number, word in enumerate(sorted({w for words in split for w in words}), 1)}
         self._lengths = [len(words) for words in split]
         self._holders: dict[int, dict[Gram, set[int]]] = defaultdict(lambda: defaultdict(set))
-        """By the length of a gram and the gram, the prompts that hold it."""
+        """Prompts that contain a gram, by the gram's length and the gram."""
         self._needed: dict[int, int] = {}
         for prompt, words in enumerate(split):
             if len(words) < LEAST_WORDS:
@@ -121,14 +125,17 @@ def _hashes(numbers: np.ndarray, length: int) -> np.ndarray:
 
 SHINGLE_WORDS = 5
 BUCKETS, ROWS = 14, 8
-"""As datatrove has it by default: pairs with a similarity of 0.8 are found with a probability of 92%."""
+"""datatrove's defaults, which find a pair with a similarity of 0.8 with a probability of 92%."""
 LEAST_SIMILARITY = 0.8
 _CHUNK = 4096
 
 
 class Duplicates:
-    """Counts exact and near duplicates among texts. Near ones share a bucket of MinHash signatures over their word 5-grams, and
-    80% of the whole signature: an estimate of their Jaccard similarity."""
+    """Counts exact and near duplicates among texts.
+
+    Near duplicates have a bucket of their MinHash signatures in common, and at least 80% of the whole signatures. Signatures
+    are over word 5-grams, and the share that two have in common estimates their Jaccard similarity.
+    """
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
@@ -138,7 +145,7 @@ class Duplicates:
         self._seen: set[int] = set()
         self._signatures: list[np.ndarray] = []
         self.exact = 0
-        """Texts whose words another text had before."""
+        """Number of texts with the same words as an earlier text."""
 
     def add(self, text: str) -> None:
         words = words_of(text)
@@ -156,7 +163,7 @@ class Duplicates:
         self._signatures.append(least)
 
     def near(self) -> int:
-        """Texts, other than exact duplicates, that are like another one: as many as must go so that no two are alike."""
+        """Number of near duplicates: texts to remove until one of each group remains. Exact duplicates are not counted."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
 
@@ -180,7 +187,7 @@ class Duplicates:
 def overlap_rows(
     overlaps: dict[str, Overlap], finder: PromptFinder, benchmark_of: Sequence[str]
 ) -> Iterable[dict[str, str | int]]:
-    """For each benchmark and body of text, and for all bodies together ("all"), how many prompts occur there."""
+    """How many prompts of each benchmark occur in each body of text, and in all together ("all")."""
     every = Overlap(set(), set())
     for one in overlaps.values():
         every.add(one)

@@ -1,4 +1,4 @@
-"""What a declared table holds, before a GPU-hour is spent on it: its first rows, counts, duplicates, and prompts within it."""
+"""What a declared table holds, before a GPU-hour is spent on it: first rows, counts, duplicates and benchmark prompts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from curricula.eval.contamination import Duplicates, Overlap, PromptFinder
 
 SHOWN_ROWS = 3
 SHOWN_CHARACTERS = 300
-"""Of a value in a row that is shown."""
+"""Characters shown of each value in a row."""
 _BATCH = 256
 
 
 def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
-    """The first rows and the sizes of a table; `key` is its key in the study."""
+    """The first rows and the size of a table; `key` is its key in the study."""
     rows = table.look(root, key)
     whole = table.open(root, key)
     tuning = list(table.conversations(root, key)) if isinstance(table, TuningSet) else None
@@ -40,7 +40,7 @@ def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
 
 
 def documents_of(key: str, table: DeclaredTable, root: Path) -> Iterator[Document]:
-    """The texts of a table as training reads them; nothing for a table of another use."""
+    """The texts of a table as training reads them; none for a table that training does not read."""
     if isinstance(table, TextTable):
         yield from Documents.of(key, table, root).read()
     elif isinstance(table, TuningSet):
@@ -67,7 +67,7 @@ def shard_documents(source: Path, tokenizer_folder: Path) -> Iterator[Document]:
 
 
 def text_facts(documents: Iterable[Document], finder: PromptFinder, limit: int | None) -> tuple[dict[str, Any], Overlap]:
-    """Counts over the documents, or the first `limit` of them, and the prompts that occur in them."""
+    """Counts over the documents, or over the first `limit` of them, and the prompts that occur in these."""
     duplicates, overlap = Duplicates(), Overlap(set(), set())
     ids: set[str] = set()
     counts = dict.fromkeys(("documents", "characters", "empty", "not_utf8", "repeated_ids"), 0)

@@ -1,4 +1,4 @@
-"""The hash that identifies a model: computed from its files, and recorded by its export. Imports no torch."""
+"""The hash that identifies a model, computed from its files and recorded by its export. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from curricula import durable
 
 RECORD = "curricula.json"
-"""The file in an exported model's folder that holds its hash."""
+"""Name of the file in an exported model's folder that holds its hash."""
 
 
 def content_hash(path: Path) -> str:
-    """Hash of what decides a model's outputs: weights, config, tokenizer and chat template, wherever they are stored."""
+    """Hash of what decides a model's outputs: weights, config, tokenizer and chat template. The folder's path is not in it."""
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     files = [path] if path.is_file() else [*(path / name for name in names), *weight_files(path)]
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
-"""Linear layers for evaluation on a CPU, their weights laid out once for oneDNN's kernels, by the operators of torch.compile.
+"""Linear layers for evaluation on a CPU: weights are laid out once for oneDNN's kernels, with the operators of torch.compile.
 
-docs/benchmarks-appendix.md says what it gives. GCG needs gradients with respect to inputs; they work, and each backward pass
-makes a plain copy of the layer's weights. A packed model cannot be trained, saved, copied or moved.
+docs/benchmarks-appendix.md has the speed-up. Gradients with respect to inputs, which GCG needs, work; each backward pass makes
+a plain copy of the layer's weights. A packed model cannot be trained, saved, copied or moved.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 SMALLEST = 1 << 16
-"""Weights that a layer must have to be packed; below, the call itself costs more than the product."""
+"""Fewest weights of a packed layer. In smaller layers the call itself costs more than the product."""
 OPERATORS: Any = torch.ops.mkldnn
 
 
 def pack_linears(model: torch.nn.Module) -> None:
-    """Replace the large float32 linear layers of a model on a CPU; does nothing if torch is built without oneDNN."""
+    """Pack the large float32 linear layers of a model on a CPU, in place. Does nothing if torch is built without oneDNN."""
     if not (torch.backends.mkldnn.is_available() and hasattr(OPERATORS, "_linear_pointwise")):
         return
     layers = [name for name, module in model.named_modules() if _is_large_linear(module)]
@@ -34,7 +34,7 @@ def _is_large_linear(module: torch.nn.Module) -> bool:
 
 
 def _return_freed_memory() -> None:
-    """Return a plain layer's memory to the system; glibc would keep it, and the model would take up twice its size."""
+    """Return the memory of replaced layers to the system. glibc would keep it, and the model would take up twice its size."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
@@ -51,7 +51,7 @@ class PackedLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A plain copy, [out, in]; some models read a layer's weights as well as calling it."""
+        """A plain copy of the weights, [out, in], for models that read a layer's weights besides calling it."""
         return self.packed.to_dense()
 
     def _save_to_state_dict(self, *_: Any) -> None:

@@ -1,9 +1,8 @@
-"""Rows of an evaluation: what one element writes, line by line, and how a restarted element finds what is already done.
+"""Rows of an evaluation: what an element writes, and how a restarted element finds what is already done.
 
-Rows live in append-only JSON Lines files in the folder of one model; docs/evaluation.md says what their keys hold. They are
-appended one whole batch at a time, and a batch is a fixed run of prompts, so an element that was killed and restarted ends with
-the same bytes as one that was not. `ModelRows` keeps one model's rows from being read as those of another. This file knows
-nothing of benchmarks or judges.
+Rows are lines of JSON Lines files in their model's folder; docs/evaluation.md says what their keys hold. An element appends one
+whole batch at a time, and a batch is a fixed run of prompts, so an element that was killed and restarted ends with the same
+bytes as one that was not. `ModelRows` refuses rows of another model. This module knows nothing about benchmarks or judges.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from curricula.settings import convert, decode
 ModelKind = str
 """The name of the stage that made a model; "base" after pretraining."""
 MODEL_KINDS: tuple[ModelKind, ...] = ("base", "instruct", "benign")
-"""The paper's."""
+"""The paper's kinds of model."""
 Precision = Literal["float32", "bfloat16", "float64"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 ATTACK_VERDICTS = ("harmful", "safe", "refusal", "shortcircuit", "unparsed")
-"""Verdicts on a harmful request. Only "harmful" is a successful attack; "unparsed" is no verdict and counted apart."""
+"""Verdicts on a harmful request. Only "harmful" is a successful attack; "unparsed" is no verdict and is counted separately."""
 
 OVERREFUSAL_VERDICTS = (
     "1_compliant_and_helpful",
@@ -46,13 +45,13 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What SafeBeam's pruning by P(tag) cost one answer."""
 
     logp: float
-    """Summed log-probability of the answer's tokens, its end mark or tag included, in nats."""
+    """Summed log-probability of the answer's tokens, including its end mark or tag, in nats."""
     lost: float
-    """At every step, how far the likeliest candidate lay above the likeliest that survived; the sum over the steps, in nats."""
+    """Sum over the steps of the gap in log-probability between the likeliest candidate and the likeliest survivor, in nats."""
     dropped: Count
     """Steps at which the likeliest candidate was dropped."""
     steps: Count
-    """All steps of the search, at least the answer's tokens."""
+    """Steps of the search: as many as the answer has tokens, or more."""
 
 
 class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,9 +66,9 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model_kind: ModelKind
     """The stage that made the model."""
     step: Count | None = None
-    """The step of the stage at which the model was taken, if that was before its end."""
+    """Step of the stage at which the model was taken; None for its end."""
     raw: bool
-    """Whether the model gets prompts as they are, without a chat template. In the task template-removal every model does."""
+    """Whether the model's prompts normally have no chat template. In the task template-removal no prompt has one."""
     precision: str
     """Precision of the weights."""
     benchmark: str
@@ -81,33 +80,33 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     behavior: str
     """The request that the judge is asked about; equals `prompt` for plain requests."""
     prompt: str
-    """What the model was given, before the chat template; as an attack changed it."""
+    """The text given to the model, before the chat template and after any change by an attack."""
     decoder: str
     """Name in eval/decoding/registry.py, with the task's prefix: "topk", "gcg+topk"."""
     sample: Count
-    """0 .. samples - 1, or the number of the attempt for best of N; always 0 for decoders with one answer."""
+    """Number of the sample, 0 .. samples - 1, or of the attempt for best of N; always 0 for decoders with one answer."""
     seed: int
     """The arm's training seed, or --seed of `curricula eval`; a row's draws come from (seed, benchmark, prompt id, sample)."""
     context: str = ""
     """The text that a contextual behavior of HarmBench refers to; also within `prompt`."""
     cluster: str = ""
-    """Near-duplicate prompts of all benchmarks have the same cluster."""
+    """Cluster of near-duplicate prompts, over all benchmarks."""
     shard_of: str = ""
-    """Hash of all the prompts that are divided into shards; "" without shards, and in rows of earlier versions."""
+    """Hash of all prompts that are divided into shards; "" without shards, and in rows of earlier versions."""
     prefill: str = ""
-    """What an attack made the answer begin with; `response` begins with it too."""
+    """Beginning of the answer that an attack supplied; `response` includes it."""
     response: str
     """Generated text, cut before the tag and the end mark."""
     completion: str = ""
-    """The safe completion shown in place of an answer that was cut at the tag."""
+    """The safe completion shown instead of an answer that was cut at the tag."""
     tokens: Count
-    """Generated tokens, the tag and the end mark included."""
+    """Generated tokens, including the tag and the end mark."""
     finish: str
     """"end" (end mark), "length", or "tag" (cut at the tag)."""
     shortcircuit: bool
-    """Whether the model wrote the tag, cut there or not."""
+    """Whether the model wrote the tag, even if the answer was not cut there."""
     pruning: Pruning | None = None
-    """None for other decoders than SafeBeam, and in rows of earlier versions."""
+    """Cost of SafeBeam's pruning; None for other decoders and in rows of earlier versions."""
 
 
 class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,29 +115,29 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     key: str
     """Key of the GenerationRow."""
     judge: str
-    """Name of the judge and, behind a colon, of its model: "world", "llm:gpt-4o-mini"."""
+    """Name of the judge and, after a colon, of its model: "world", "llm:gpt-4o-mini"."""
     version: str
-    """Hash of all that decides the judge's verdicts: model, template, rules."""
+    """Hash of everything that decides the judge's verdicts: model, template, rules."""
     label: str
-    """Such as "harmful" or, for over-refusal, "4_full_refusal"; "shortcircuit"; "unparsed", which is no verdict."""
+    """The verdict, such as "harmful", "shortcircuit" or, for over-refusal, "4_full_refusal"; "unparsed" is no verdict."""
     question: str
     """Hash of what the judge was asked; equal questions are asked once."""
     reply: str | None = None
-    """The judge's own words; None where no model was asked."""
+    """The reply of the judge's model; None if no model was asked."""
     tells_helpful: bool | None
-    """On an answer to a benign request: whether the judge can tell helpful from unhelpful compliance. None on an attack."""
+    """For an answer to a benign request, whether the judge can tell helpful from unhelpful compliance; None for an attack."""
 
 
 class JudgedRow(GenerationRow, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An answer and one judge's verdict on it: what tables and figures are made from. Never written to a file."""
+    """An answer with one judge's verdict. Tables and figures are made from these rows, which are never written to a file."""
 
     verdict: str
     judge: str
     judge_version: str
     changed: bool = False
-    """Whether the stored verdict is on another text than this answer, and so counts for nothing."""
+    """Whether the stored verdict is on another text than this answer and therefore does not count."""
     tells_helpful: bool = True
-    """On an answer to a benign request: whether the judge can tell helpful from unhelpful compliance."""
+    """For an answer to a benign request, whether the judge can tell helpful from unhelpful compliance."""
 
 
 class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -159,17 +158,17 @@ class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     loss: float
     """Mean cross-entropy of the target after this suffix, in nats per token."""
     initial_loss: float
-    """The same after the initial suffix."""
+    """Loss of the target after the initial suffix."""
     losses: list[float]
     """Loss of the suffix accepted at each step."""
     idle_steps: int
-    """Steps at which no candidate kept its tokens."""
+    """Steps at which no candidate kept its tokens when it was decoded and encoded again."""
     seed: int
     """As in `GenerationRow`."""
 
 
 class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One linear probe: safe against unsafe text from the hidden state of the last token."""
+    """One linear probe, which tells safe from unsafe text by the hidden state of the last token."""
 
     key: str
     """Hash of model, texts, settings, layer and seed."""
@@ -182,28 +181,28 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     layer: str
     """"first", "middle" or "last", or the layer's number."""
     layer_index: int
-    """1 is the output of the first block."""
+    """Number of the layer; 1 is the output of the first block."""
     seed: int
-    """0 .. seeds - 1: the balanced subset that the probe was trained on."""
+    """Number of the balanced subset that the probe was trained on, 0 .. seeds - 1."""
     texts: str = ""
-    """Hash of all texts for training and for testing, with their labels; "" in rows of earlier versions."""
+    """Hash of all training and test texts with their labels; "" in rows of earlier versions."""
     auc: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Area under the ROC curve on the balanced test set."""
     error: float
-    """Its standard error over test texts (DeLong)."""
+    """Standard error of the AUC over test texts (DeLong)."""
     placements: tuple[tuple[float, ...], tuple[float, ...]]
-    """Of each unsafe and each safe test text, in the order of the test set, the share of the other class that it is ordered
-    rightly with: by these, arms are compared on the same texts."""
+    """For each unsafe and each safe test text, in the order of the test set, the share of the other class that it is ranked
+    correctly against. Arms are compared by these on the same texts."""
     n_train: Count
     """Training texts."""
     n_test: Count
     """Test texts."""
     baseline_length_auc: float
-    """The same probe on the number of tokens alone."""
+    """AUC of the same probe on the number of tokens alone."""
     baseline_words_auc: float | None = None
-    """On counts of words; None where it was not asked for."""
+    """AUC of the same probe on word counts; None if it was not asked for."""
     baseline_untrained_auc: float | None = None
-    """On the states of the network before training; None where it was not asked for."""
+    """AUC of the same probe on the states of the network before training; None if it was not asked for."""
 
 
 class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -220,9 +219,9 @@ class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     precision: str
     """Precision of the weights."""
     benchmark: str
-    """The task as the study names it; a group of lm_eval's, such as mmlu, holds several."""
+    """Name of the task in the study; it can be a group of lm_eval's tasks, such as mmlu."""
     task: str
-    """lm_eval's task."""
+    """lm_eval's name of the single task."""
     prompt_id: str
     """Number of the question in its task."""
     question: str
@@ -234,7 +233,7 @@ class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     shots: Count
     """Answered examples before the question."""
     cut: bool = False
-    """Whether the question with its examples is longer than the model's context, so that the model read only its end."""
+    """Whether the question with its examples exceeds the model's context, so that the model read only its end."""
 
 
 Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow, CapabilityRow)
@@ -247,14 +246,14 @@ def row_key(**parts: Any) -> str:
 
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """The complete rows of `path` in file order; none if there is no file."""
+    """The complete rows of `path` in file order; empty if there is no file."""
 
     def parse(line: bytes) -> Row:
         try:
             row = decode(line, row_type)
-        except ValueError:  # a loss that is no number, or a damaged line, of which the slower way says more
+        except ValueError:  # a NaN loss, which json reads, or a damaged line, about which `convert` says more
             row = convert(json.loads(line), row_type)
-        msgspec.json.encode(row)  # refuses what could not be written again
+        msgspec.json.encode(row)  # raises for text that could not be written again
         return row
 
     return durable.read_jsonl(path, parse, f"a {row_type.__name__}")
@@ -271,12 +270,12 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def finished_batches(path: Path, row_type: type[Row], batches: Sequence[Sequence[str]]) -> dict[str, Row]:
-    """The rows of `path` that belong to complete batches of keys, by key.
+    """The rows of `path` that belong to complete batches, by key. `batches` are lists of keys.
 
-    Rewrites the file in the order of `batches` without anything else: rows of a batch that a kill cut in two are made
-    again, and rows that this element no longer wants (the model or a setting changed) move to `<name>.unused.jsonl`. So
-    appending the missing batches in order gives the file of an uninterrupted run, unless earlier settings left a later
-    batch done; `in_order` sorts that out at the end.
+    Rewrites the file so that it holds these rows alone, in the order of `batches`. The rows of a batch that a kill left
+    incomplete are dropped and must be generated again. Rows with other keys, because the model or a setting changed, move to
+    `<name>.unused.jsonl`. Appending the missing batches in order then gives the file of an uninterrupted run, unless earlier
+    settings left a later batch finished; `in_order` corrects that at the end.
     """
     found = read_rows(path, row_type)
     by_key = {row.key: row for row in found}
@@ -295,7 +294,8 @@ def in_order(
 ) -> list[Row]:
     """All rows of a finished element in the order of `batches`; rewrites the file if it is in another order.
 
-    `refresh` returns a row with what is no part of its key as it is now; the file is rewritten for that, too.
+    `refresh` returns a row with current values of the fields that are not in its key. The file is also rewritten if that
+    changes a row.
     """
     found = read_rows(path, row_type)
     by_key = {row.key: row for row in found}
@@ -307,40 +307,45 @@ def in_order(
 
 @dataclass
 class ModelRows:
-    """The rows of one model, as its files are read one after another. Every method raises UserError for foreign rows."""
+    """Checks that the rows in a model's files, read one after another, belong to that model.
+
+    Every method raises UserError for rows that do not.
+    """
 
     kind: ModelKind
     recorded: str = ""
-    """The hash that the model's export recorded; "" if it recorded none."""
+    """Hash that the model's export recorded; "" if it recorded none."""
     model: str = ""
-    """The hash that the rows name; "" before the first row."""
+    """Hash of the model in the rows; "" before the first row."""
     file: Path = Path()
-    """The file with the first row."""
+    """File of the first row."""
     _held: dict[str, Path] = field(default_factory=dict)
-    """What the rows are about, each with its file."""
+    """File of each row so far, by what the row is about."""
     _divided: dict[tuple[str, str, bool], tuple[str, Path]] = field(default_factory=dict)
+    """`shard_of` and file of the first row, by task, benchmark and whether the row is of a shard."""
 
     def read_answers(self, paths: Iterable[Path], task: str, decoders: Sequence[str]) -> list[GenerationRow]:
-        """The rows of several files, each checked as by `add_answers`."""
+        """The rows of several files, checked as in `add_answers`."""
         found = {path: read_rows(path, GenerationRow) for path in paths}
         for path, rows in found.items():
             self.add_answers(path, rows, task, decoders)
         return [row for rows in found.values() for row in rows]
 
     def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: str, decoders: Sequence[str]) -> None:
-        """As `add`; and the rows are of the task and its `decoders`, and of shards of the same prompts."""
+        """As `add`; also check that the rows are of `task` and its `decoders`, and that all shards divide the same prompts."""
         for number, row in enumerate(rows, start=1):
             if row.task != task or row.decoder not in decoders:
                 found = f"of task {row.task!r} and decoder {row.decoder!r}"
                 raise _foreign(path, number, found, f"the file is for {task} ({', '.join(decoders)})")
             whole, file = self._divided.setdefault((task, row.benchmark, bool(row.shard_of)), (row.shard_of, path))
             if row.shard_of != whole:
-                instead = f"{file} of a shard of other prompts, since the table has changed in between"
-                raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the one of the older table")
+                instead = f"{file} is of a shard of other prompts, since the table changed in between"
+                raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the file of the older table")
         self.add(path, rows)
 
     def add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow]) -> None:
-        """Check the rows of `path`: of this model, each once, and those of capability of the task that the file is for."""
+        """Check that the rows of `path` are of this model, that none repeats another, and that rows of capability are of the
+        task that the file is for."""
         for number, row in enumerate(rows, start=1):
             if row.model_kind != self.kind:
                 raise _foreign(path, number, f"of a {row.model_kind} model", f"the folder is for the {self.kind} model")
@@ -357,14 +362,14 @@ class ModelRows:
             about = _about(row)
             if about in self._held:
                 raise UserError(
-                    f"{path}: line {number} repeats {about}, which {self._held[about]} holds already; remove the copy and "
+                    f"{path}: line {number} repeats {about}, which is already in {self._held[about]}; remove the copy and "
                     "evaluate again"
                 )
             self._held[about] = path
 
 
 def _about(row: GenerationRow | ProbeRow | CapabilityRow) -> str:
-    """What one row of a model is about, and no other."""
+    """What the row is about; no two rows of a model may be about the same."""
     if isinstance(row, ProbeRow):
         return f"probe {row.seed} of layer {row.layer}"
     if isinstance(row, CapabilityRow):
@@ -373,17 +378,17 @@ def _about(row: GenerationRow | ProbeRow | CapabilityRow) -> str:
 
 
 def _foreign(path: Path, number: int, found: str, instead: str, wrong: str = "the file") -> UserError:
-    return UserError(f"{path}: line {number} is {found}, and {instead}; remove {wrong} and evaluate again")
+    return UserError(f"{path}: line {number} is {found}, but {instead}; remove {wrong} and evaluate again")
 
 
 def require_different(models: Sequence[ModelRows]) -> None:
-    """Raise UserError if two of the models are one: then one's rows are a copy of the other's."""
+    """Raise UserError if two of the models have the same hash: the rows of one are then a copy of the other's."""
     files: dict[str, Path] = {}
     for rows in models:
         if files.get(rows.model, rows.file) != rows.file:  # points of a sweep share folders
             raise UserError(
                 f"{rows.file}: holds the rows of model {rows.model:.12}, as {files[rows.model]} does; remove the copy and "
-                "evaluate again (where two arms trained the same weights, leave one out of the study)"
+                "evaluate again (if two arms trained the same weights, leave one out of the study)"
             )
         if rows.model:
             files[rows.model] = rows.file

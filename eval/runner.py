@@ -3,7 +3,7 @@
     eval_task = EvalTask(TASKS["attacks-topk"], "harmbench")
     run_element(eval_task, load_model(model_dir, "instruct"), EvalConfig(), data_root=None, out=out, seed=0)
 
-writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py), and resumes what is there.
+writes `<out>/attacks-topk/harmbench.jsonl` (see eval/rows.py). Batches that are already there are kept.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def run_element(
 ) -> list[GenerationRow] | list[ProbeRow] | list[CapabilityRow]:
     """Carry out `eval_task` and return its rows in order.
 
-    Answers and suffixes are drawn by `seed`, the texts of probes by `probe_seed` (by default the same). `data_root` holds the
-    benchmark files (None: the Hugging Face hub); `rows_of` gives the folder of rows of another arm's model, from which suffixes
-    are taken.
+    `seed` seeds the draws of answers and suffixes; `probe_seed`, by default the same, seeds those of the probes' texts.
+    `data_root` is the folder of benchmark files; None fetches them from the Hugging Face hub. `rows_of` gives the folder with
+    the rows of another arm's model, from which the task transfer takes suffixes.
     """
     task, path = eval_task.task, eval_task.path(out)
     if config.leaves_out(task):
@@ -88,8 +88,10 @@ def run_element(
 def task_prompts(
     eval_task: EvalTask, config: EvalConfig, data_root: Path | None, rows_of: Callable[[str], Path] = Path
 ) -> list[Prompt]:
-    """The prompts of `eval_task`; of a capability task on an own set, all of its questions. A shard is a run of a benchmark's
-    prompts, so shards in order have the benchmark's order."""
+    """The prompts of `eval_task`; for a capability task on an own set, all questions of the set.
+
+    A shard is a contiguous run of the benchmark's prompts, so shards joined in order keep the benchmark's order.
+    """
     name = eval_task.benchmark
     if not eval_task.has_prompts:
         return own_prompts(name, config.prompts[name], data_root) if name in config.prompts else []
@@ -127,7 +129,7 @@ def check_lengths(loaded: LoadedModel, prompts: Sequence[Prompt]) -> None:
 
 
 def prompt_ids(loaded: LoadedModel, prompt: Prompt) -> list[int]:
-    """Token ids of what the model is given, the beginning of its answer included."""
+    """Token ids that the model reads: the prompt and the prefilled beginning of its answer, if any."""
     ids = loaded.raw_ids(prompt.text) if prompt.raw else loaded.prompt_ids(prompt.text)
     return ids + loaded.encode_turn("", prompt.prefill, "") if prompt.prefill else ids
 
@@ -142,10 +144,11 @@ def generate_rows(
     progress: Progress = silent,
     attack: str = "",
 ) -> list[GenerationRow]:
-    """Answer `prompts` with each decoder of `task`, a batch at a time into `path`; returns all rows.
+    """Answer `prompts` with each decoder of `task`, append the rows to `path` a batch at a time, and return all rows.
 
-    Answers that are there already are kept, and described as the prompts are now: another `behavior` makes the verdicts on them
-    stale, for it is part of what the judge is asked. `attack` names what an attack did to the model, for the rows' keys.
+    Answers that are already in `path` are kept, but take over the `description` of the current prompts. A changed `behavior`
+    makes their verdicts stale, because the judge is asked about it. `attack` identifies what an attack did to the model and
+    becomes part of the rows' keys.
     """
     check_lengths(loaded, prompts)
     quoted = [count for prompt in prompts if (count := loaded.plain_text.quotes(prompt.text))]
@@ -154,7 +157,7 @@ def generate_rows(
     batches: list[Batch] = []
     are_attempts = any(prompt.attempt is not None for prompt in prompts)
     for (label, decoder), settings in zip(task.labelled_decoders(), config.decoder_settings(task)):
-        if are_attempts:  # each is a sample
+        if are_attempts:  # each attempt is one sample
             settings = msgspec.structs.replace(settings, samples=1)
         size = settings.batch_prompts
         parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
@@ -178,13 +181,13 @@ def generate_rows(
 
 
 def description(prompt: Prompt) -> dict[str, Any]:
-    """What rows say of a prompt beside the text that the model reads; in no key, so that a correction keeps the answers."""
+    """The fields of a row that describe its prompt. They are in no key, so that correcting them keeps the answers."""
     return {name: getattr(prompt, name) for name in ("category", "behavior", "context", "cluster", "shard_of")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Prompts that one decoder answers together; which ones is fixed by their order in the element."""
+    """Prompts that one decoder answers together. The order of prompts in the element decides which ones."""
 
     loaded: LoadedModel
     task: str
@@ -197,7 +200,7 @@ class Batch:
 
     @cached_property
     def asked(self) -> list[tuple[Prompt, int]]:
-        """The prompt and the sample's number of each answer, all samples of a prompt together."""
+        """The prompt and the sample number of each answer, with all samples of a prompt together."""
         samples = range(getattr(self.settings, "samples", 1))
         return [(one, sample if one.attempt is None else one.attempt) for one in self.prompts for sample in samples]
 
@@ -221,7 +224,7 @@ class Batch:
                 settings=settings,
                 seed=self.seed,
                 sample=sample,
-                **({"prefill": prompt.prefill} if prompt.prefill else {}),  # only there, so that other keys stay
+                **({"prefill": prompt.prefill} if prompt.prefill else {}),  # only if set, so that other keys stay the same
                 **({"attack": self.attack} if self.attack else {}),
                 **({"deterministic": True} if self.loaded.deterministic else {}),
             )
@@ -237,7 +240,7 @@ class Batch:
         answers = self.decoder.answer(self.loaded, ids, draws, self.settings)
         if len(answers) != len(self.keys):
             raise UserError(
-                f"decoder {self.decoder.name}: gave {len(answers)} answers where {len(self.keys)} were asked for, to "
+                f"decoder {self.decoder.name}: gave {len(answers)} answers instead of {len(self.keys)} to "
                 f"{len(self.prompts)} prompts; correct its package"
             )
         return [

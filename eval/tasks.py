@@ -1,6 +1,6 @@
-"""The tasks of an evaluation: one table of what can be measured on a model, and the piece of a task that one job does.
+"""The evaluation tasks: the table of what can be measured on a model, and the share of a task that one element does.
 
-docs/architecture.md says how to add one. Names are looked up here and never taken apart.
+docs/architecture.md says how to add a task. Names of tasks are looked up in the table and never parsed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ JUDGED: tuple[Judged, ...] = ("attack", "overrefusal")
 
 @dataclass(frozen=True)
 class Variant:
-    """SafeBeam with another number or another choice of candidates than the study's."""
+    """A number and a pool of SafeBeam's candidates that replace the study's."""
 
     candidates_per_beam: int
     pool: Pool
 
     @property
     def label(self) -> str:
-        """Follows the decoder's name in rows."""
+        """Text after the decoder's name in rows, such as "-5x-beam"."""
         return f"-{self.candidates_per_beam}x-{self.pool}"
 
     @property
@@ -56,21 +56,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table."""
+    """One evaluation task: a row of the table `TASKS`."""
 
     name: str
     kind: Kind
-    """What is measured. It decides on the benchmarks and how many prompts of each (`EvalConfig.prompts_of`)."""
+    """What the task measures. It decides the benchmarks and the number of prompts of each (`EvalConfig.prompts_of`)."""
     decoders: tuple[str, ...] = ()
-    """The decoders that answer, of `eval/decoding/registry.py`."""
+    """Names of the decoders that answer (`eval/decoding/registry.py`)."""
     judged: Judged | None = None
-    """What judges look for in the answers; None where the rows are no answers."""
+    """What judges look for in the answers; None if the rows are not answers."""
     prefix: str = ""
-    """Precedes the decoder's name in rows."""
+    """Text before the decoder's name in rows, such as "gcg+"."""
     title: str = ""
-    """Precedes the decoder's title in the report."""
+    """Text before the decoder's title in the report."""
     variants: tuple[Variant, ...] = ()
-    """How the settings of each of `decoders` differ from the study's; none differ where it is empty."""
+    """For each of `decoders`, how its settings differ from the study's; empty if none differ."""
 
     def labelled_decoders(self) -> list[tuple[str, Decoder]]:
         """Each decoder with its name in rows, such as "topk", "gcg+topk" or "safebeam-5x-beam"."""
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
     TaskName = str
 else:
     TaskName = Literal[tuple(TASKS)]
-    """The name of a task; in a study any other is refused."""
+    """Name of a task. A study with any other name is refused."""
 
 
 def find_task(name: str) -> Task:
@@ -125,17 +125,17 @@ def find_task(name: str) -> Task:
 
 
 def tasks_with(kind: Kind, decoders: Sequence[str]) -> list[Task]:
-    """The tasks of a kind under `decoders`, in their order; a decoder without such a task is left out."""
+    """The tasks of `kind` with a single one of `decoders`, in the decoders' order. Decoders without such a task are skipped."""
     return [task for name in decoders for task in TASKS.values() if task.kind == kind and task.decoders == (name,)]
 
 
 def judged_tasks(judged: Judged | None = None) -> list[Task]:
-    """The tasks whose answers are judged, for `judged` or for anything."""
+    """The tasks whose answers are judged for `judged`; without it, all tasks whose answers are judged."""
     return [task for task in TASKS.values() if task.judged and judged in (None, task.judged)]
 
 
 def decoder_titles() -> dict[str, str]:
-    """The titles of all decoders by their names in rows, in the order of the report."""
+    """The title of each decoder by its name in rows, in the order of the report."""
     titles = {name: decoder.title for name, decoder in DECODERS.items()}
     for task in TASKS.values():
         changes = [variant.title for variant in task.variants] or [""] * len(task.decoders)
@@ -151,8 +151,8 @@ class EvalTask:
 
     task: Task
     benchmark: str = ""
-    """What `EvalConfig.prompts_of` names: a benchmark, a set of artifacts, the arm that suffixes come from, or lm_eval's task.
-    "" for probes, which have texts of their own."""
+    """A name from `EvalConfig.prompts_of`: a benchmark, a set of artifacts, the arm that suffixes come from, or a task of
+    lm_eval. "" for probes, which have their own texts."""
     limit: int | None = None
     """At most this many prompts of the benchmark, over all its shards; None takes all."""
     shard: int = 0
@@ -167,7 +167,7 @@ class EvalTask:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether it asks the prompts of a benchmark."""
+        """Whether the model answers prompts of a benchmark."""
         return bool(self.benchmark) and bool(self.task.decoders)
 
     def path(self, out: Path) -> Path:
@@ -175,9 +175,10 @@ class EvalTask:
 
 
 def row_files(out: Path, task: Task, asked: Sequence[EvalTask] = ()) -> list[Path]:
-    """The files of rows of a task in the folder of a model, by name, whichever command wrote them.
+    """The row files of a task in a model's folder, sorted by name, whichever command wrote them.
 
-    A benchmark is there as `asked` divides it; one that was not asked whole, if it is there both whole and in shards.
+    For a benchmark in `asked`, these are the files of the shards asked for. For any other benchmark, files of shards are used
+    only if there is no file of the whole benchmark.
     """
     found = {path: match for path in (out / task.name).glob("*.jsonl") if (match := ROW_FILE.fullmatch(path.name))}
     own, wanted = {one.benchmark for one in asked}, {one.path(out) for one in asked}
@@ -190,4 +191,4 @@ def row_files(out: Path, task: Task, asked: Sequence[EvalTask] = ()) -> list[Pat
 
 
 ROW_FILE = re.compile(r"(?P<benchmark>[^.]+)(?P<shard>\.\d+-of-\d+)?\.jsonl")
-"""Names that `EvalTask.path` gives; suffixes and rows set aside have others."""
+"""Names of row files, as `EvalTask.path` gives them. Files of suffixes and of unused rows do not match."""
