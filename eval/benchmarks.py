@@ -1,6 +1,7 @@
 """The benchmarks by name: their files and hub tables, their licences, and how their rows become prompts.
 
-docs/decoding.md has the published ones, docs/evaluation.md a study's own. Knows neither models nor judges.
+docs/decoding.md describes the published benchmarks, docs/evaluation.md a study's own. This module knows neither models nor
+judges.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from curricula.randomness import key_seed
 from curricula.settings import decode
 
 LONGEST_PROMPT = 200_000
-"""Characters; HarmBench's longest prompt has 4,000."""
+"""Most characters of a prompt; HarmBench's longest has 4,000."""
 PARTS = ("id", "text", "behavior", "context", "target", "category", "cluster", "tags")
-"""What a row of a table may say of its prompt."""
+"""The parts of a prompt that a row of a table can hold."""
 COPYRIGHT_TAG = "hash_check"
-"""Among the tags of HarmBench's copyright rows."""
+"""The tag of HarmBench's copyright rows."""
 PUBLISHED = Path(__file__).with_name("published.json")
-"""Made by `tests/support/published_clusters.py`."""
+"""File of a `Published`, written by `tests/support/published_clusters.py`."""
 Use = Literal["attack", "completion", "overrefusal", "capability"]
 
 
@@ -43,26 +44,26 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """Unique within the benchmark."""
     benchmark: str
     text: str
-    """What the model is given, before any chat template."""
+    """The text given to the model, before any chat template."""
     behavior: str
-    """What the judge is asked about."""
+    """The request that the judge is asked about."""
     context: str = ""
     """The text that a contextual behaviour of HarmBench refers to; also within `text`."""
     category: str = ""
     copyright: bool = False
     """Whether a HarmBench prompt asks for copyrighted text, which no classifier can judge."""
     cluster: str = ""
-    """Near-duplicate requests of all benchmarks have the same cluster (`cluster_of`)."""
+    """Cluster of near-duplicate requests, over all benchmarks (`cluster_of`)."""
     target: str = ""
-    """How a compliant answer would begin, where the benchmark says so; the right answer in own sets of kind capability."""
+    """Beginning of a compliant answer, if the benchmark gives one; in own sets of kind capability, the right answer."""
     prefill: str = ""
-    """What the answer is made to begin with, by an attack."""
+    """Beginning of the answer that an attack supplies."""
     raw: bool = False
     """Whether an attack leaves the chat template out."""
     attempt: int | None = None
-    """Number of the attempt, for an attack that makes several on one prompt."""
+    """Number of the attempt, for an attack that makes several attempts on one prompt."""
     shard_of: str = ""
-    """Hash of all the prompts that are divided into shards; "" without shards."""
+    """Hash of all prompts that are divided into shards; "" without shards."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +72,25 @@ class Benchmark:
 
     use: Use
     file: str
-    """Relative to the root folder."""
+    """Path of the publishers' file within the data folder."""
     hub: str
     licence: str
     rows: int
-    """Prompts of the published set, HarmBench's copyright rows among them."""
+    """Prompts of the published set, including HarmBench's copyright rows."""
     columns: dict[str, tuple[str, ...]]
-    """For each part of a prompt the columns that may hold it."""
+    """For each part of a prompt, the columns that can hold it; the first with a value counts."""
     make: Callable[[dict[str, str]], dict[str, Any]]
+    """Turns the parts of a row into fields of `Prompt`."""
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
     hub_revision: str | None = None
-    """None where no commit is known; the newest is then fetched. `texts` pins the content all the same."""
+    """Commit on the hub; None fetches the newest. Either way, `texts` pins the content."""
     copyright_rows: int = 0
-    """Of `rows`, those that are left out unless `harmbench_copyright` is set."""
+    """Number of `rows` that are left out unless `harmbench_copyright` is set."""
     texts: str = ""
-    """The `texts_hash` of the published set; "" where only its size is known."""
+    """The `texts_hash` of the published set; "" if only its size is known."""
     keep: Callable[[dict[str, Any]], bool] = lambda row: True
+    """Whether a row belongs to the benchmark."""
 
     def stem(self, root: Path) -> Path:
         """This benchmark's table in a data folder, without the suffix of its format."""
@@ -117,7 +120,7 @@ def advbench_completion(parts: dict[str, str]) -> dict[str, Any]:
 
 # fmt: off
 BENCHMARKS: dict[str, Benchmark] = {
-    # On the hub all 400 behaviours; the 80 of validation are left out.
+    # The hub has all 400 behaviours; the 80 of the validation split are left out.
     "harmbench": Benchmark(
         "attack", "harmbench/harmbench_behaviors_text_test.csv", "walledai/HarmBench", "MIT", 320,
         {"text": ("Behavior", "prompt"), "id": ("BehaviorID",), "category": ("SemanticCategory", "category"),
@@ -135,7 +138,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         hub_configs=("behaviors",), hub_split="harmful",
         hub_revision="886acc352a31533ffbcf4ef22c744658688086fc", texts="25205c3154e73763",
     ),
-    # On the hub development and test phase; the 50 of the former are left out.
+    # The hub has the development and the test phase; the 50 behaviours of the development phase are left out.
     "tdc": Benchmark(
         "attack", "tdc2023/test_behaviors.json", "walledai/TDC23-RedTeaming", "MIT", 50,
         {"text": ("text", "prompt")}, plain, texts="b5904e25a8402b63",
@@ -151,7 +154,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"text": ("target",), "behavior": ("goal", "prompt")}, advbench_completion,
         hub_revision="9d4730540082fa4017450b65ca1c0e1d8d30446e", texts="cc6baa36f3b201a6",
     ),
-    # On the hub 52,002, of which those with an input are left out.
+    # The hub has 52,002 rows; those with an input are left out.
     "alpaca": Benchmark(
         "overrefusal", "stanford_alpaca/alpaca_instructions_noinput.json", "tatsu-lab/alpaca", "CC-BY-NC-4.0", 31_323,
         {"text": ("instruction",), "category": ("category",)}, plain,
@@ -170,7 +173,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "overrefusal", "or_bench/or-bench-hard-1k.csv", "bench-llm/or-bench", "CC-BY-4.0", 1_319,
         {"text": ("prompt",), "category": ("category",)}, plain, hub_configs=("or-bench-hard-1k",),
     ),
-    # Maini et al. use 300 of them. Harmless and controversial ones: the category tells them apart.
+    # Harmless and controversial requests, which the category tells apart. Maini et al. use 300 of them.
     "phtest": Benchmark(
         "overrefusal", "phtest/PHTest.csv", "furonghuang-lab/PHTest", "MIT", 3_269,
         {"text": ("Request",), "category": ("Harmfulness",)}, plain,
@@ -180,25 +183,27 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 class PromptSet(DeclaredTable, frozen=True):
-    """A table of prompts. Its name may then stand where benchmarks or capability tasks are named."""
+    """A table of prompts. Its name can be used where benchmarks or capability tasks are named."""
 
     column: str = "prompt"
     """The column of prompts."""
     kind: Use = "attack"
-    """Harmful requests, harmful beginnings for base models, harmless requests, or questions with a right answer."""
+    """What the prompts are: harmful requests (attack), harmful beginnings for base models (completion), harmless requests
+    (overrefusal), or questions with a right answer (capability)."""
     behavior: str | None = None
-    """The column of what the judge is asked about; by default the prompt itself."""
+    """The column of the request that the judge is asked about; by default the prompt itself."""
     context: str | None = None
-    """The column of a text that the prompt refers to: the model reads it before the prompt, and the judge is shown it where its
-    template has a place for it."""
+    """The column of a text that the prompt refers to. The model reads it before the prompt; the judge sees it if its template
+    has a place for it."""
     target: str | None = None
     """The column of right answers, which sets of kind capability need."""
     category: str | None = None
-    """The column of the prompt's class, for the rows."""
+    """The column of the prompt's class, which the rows repeat."""
     id: str | None = None
     """The column of unique ids; by default the row's number."""
     cluster: str | None = None
-    """Prompts with the same value in this column are one cluster, not independent draws; by default, equal prompts are."""
+    """The column of clusters: prompts with the same value count as one cluster, not as independent draws. By default, equal
+    prompts are a cluster."""
 
     def check(self) -> None:
         super().check()
@@ -230,9 +235,9 @@ def load_prompts(
 ) -> list[Prompt]:
     """Prompts of a benchmark in file order.
 
-    A set that differs from the published one is refused unless `accept_changed` names the benchmark. `limit` takes a sample
-    that depends on the prompts' texts alone: the same for every model and file, and part of any larger one. `jb_completions`
-    falls back to `advbench_completions` under a root folder that lacks its file. `own` are the sets that a study declares.
+    `limit` takes a sample that depends on the prompts' texts alone: it is the same for every model and file, and part of any
+    larger sample. `jb_completions` falls back to `advbench_completions` if the folder `root` lacks its file. `own` are the sets
+    that a study declares. Raises UserError for a set that differs from the published one, unless `accept_changed` names it.
     """
     if name in own:
         prompts = own_prompts(name, own[name], root)
@@ -249,7 +254,7 @@ def load_prompts(
 
 
 def limited(prompts: list[Prompt], source: str, limit: int | None) -> list[Prompt]:
-    """`limit` of the prompts in their order, drawn by their texts alone; None takes all."""
+    """A sample of `limit` prompts in their order, drawn by their texts alone; None takes all."""
     if limit is None or limit >= len(prompts):
         return prompts
     by_lot = sorted(range(len(prompts)), key=lambda i: key_seed("prompts", source, _normal(prompts[i].text)))
@@ -257,7 +262,7 @@ def limited(prompts: list[Prompt], source: str, limit: int | None) -> list[Promp
 
 
 def difference(name: str, root: Path | None) -> str:
-    """How the benchmark's set differs from the published one, such as "10 prompts, where 520 were published"; else ""."""
+    """How the benchmark's set differs from the published one, such as "10 prompts, where 520 were published"; "" if equal."""
     prompts, _, _ = _published_prompts(name, root)
     return _difference(prompts, root)
 
@@ -274,18 +279,19 @@ def _difference(prompts: Sequence[Prompt], root: Path | None) -> str:
 
 
 def texts_hash(prompts: Iterable[Prompt]) -> str:
-    """A hash of the prompts' texts and behaviours, 16 hex digits; order, white space and the file's format do not count."""
+    """Hash of the prompts' texts and behaviours, 16 hex digits. Order, white space and the file's format do not count."""
     texts = (_normal(f"{item.text}\n{item.behavior}") for item in prompts)
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
 
 
 def _normal(text: str) -> str:
-    """A text as it is in every file of a published set."""
+    """A text in a form that all files of a published set have in common."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 class Published(msgspec.Struct, frozen=True):
-    """Clusters and left-out splits of the published files, by `request_hash`: the same whichever benchmarks a run reads."""
+    """Clusters and left-out splits of the published files, by `request_hash`. They are the same whichever benchmarks a run
+    reads."""
 
     clusters: dict[str, str]
     """Request -> cluster, for clusters of more than one request."""
@@ -299,13 +305,13 @@ def published() -> Published:
 
 
 def cluster_of(request: str) -> str:
-    """The cluster of a request, 12 hex digits; near-duplicates among the public benchmarks share one (docs/decoding.md)."""
+    """The cluster of a request, 12 hex digits. Near-duplicates among the public benchmarks share one (docs/decoding.md)."""
     own = request_hash(request)
     return published().clusters.get(own, own)
 
 
 def request_hash(text: str) -> str:
-    plain = latin_words(text) or text  # a request in another script has no such letters
+    plain = latin_words(text) or text  # a request in another script has no Latin words
     return hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
@@ -314,9 +320,9 @@ def latin_words(text: str) -> str:
 
 
 def _published_prompts(name: str, root: Path | None) -> tuple[list[Prompt], Path, str]:
-    """All prompts of the benchmark that is read for `name`, their table, and what mends it.
+    """All prompts of the benchmark that is read for `name`, the path of their table, and what to do if the table is wrong.
 
-    Without a data folder, one for each commit that is asked for in the hub's cache takes its place.
+    Without a data folder, a folder for each commit in the hub's cache serves as one.
     """
     if name == "jb_completions" and root is not None and not table_exists(BENCHMARKS[name].stem(root)):
         name = "advbench_completions"
@@ -332,7 +338,7 @@ def _published_prompts(name: str, root: Path | None) -> tuple[list[Prompt], Path
             for download in benchmark_downloads(name, cache):
                 fetch(download)
         except UserError as error:
-            # Its class holds the exit code: a hub that is away may answer another start.
+            # The error keeps its class, which decides the exit code: a hub that is down can answer the next start.
             raise type(error)(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
     prompts, left_out = [], published().left_out.get(name, ())
     for row, parts in _parts(Table.open(where), entry.columns, ("text", "behavior"), "", f"correct the row, or {mend}"):
@@ -347,8 +353,11 @@ def _published_prompts(name: str, root: Path | None) -> tuple[list[Prompt], Path
 def _parts(
     table: Table, columns: Mapping[str, Sequence[str]], needed: Container[str], key: str, mend: str
 ) -> Iterator[tuple[Row, dict[str, str]]]:
-    """Each row of a table and the texts of the parts of its prompt, each from the first of its `columns` that has a value; ""
-    where none has, but the row's number for its id. `key` is the table's key in the study."""
+    """Each row of a table with the text of each part of its prompt.
+
+    A part comes from the first of its `columns` that has a value. Without a value it is "", or for the id, the row's number.
+    Raises UserError if a part in `needed` is blank. `key` is the table's key in the study.
+    """
     for number, row in enumerate(table.rows()):
         place, parts = table.place(number, key), dict.fromkeys(PARTS, "")
         for part, names in columns.items():
@@ -373,10 +382,10 @@ def find(name: str) -> Benchmark:
 
 
 def benchmark_downloads(name: str, root: Path) -> list[Download]:
-    """One download for each configuration on the hub, in their order, into the folder beside the publishers' own file."""
+    """One download for each configuration on the hub, in order, into a folder next to the publishers' own file."""
     entry = find(name)
     out = entry.stem(root)
-    # Where a dataset of the registry has the same place, both need the same columns of it.
+    # If a dataset of the registry has the same place, both need the same columns of it.
     columns = {download.out: download.columns for other in DATASETS for download in downloads_of(other, root)}
     several = len(entry.hub_configs) > 1
     return [
@@ -388,7 +397,7 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
             columns=columns.get(out, ()),
             out=out,
             licence=entry.licence,
-            # A configuration of copyright rows says in its name what the publishers' file says in a column.
+            # Copyright rows are marked by the configuration's name here, and by a column in the publishers' file.
             constants={"tags": COPYRIGHT_TAG} if config == "copyright" else {},
             prefix=f"{number}-{config}-" if several else "",
         )
@@ -398,11 +407,11 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
 
 def text_of(value: Any, name: str, where: str | Place) -> str:
     if not isinstance(value, (str, int, float)):
-        raise UserError(f"{where}: column {name!r} holds a {type(value).__name__}, where text is needed; correct the row")
+        raise UserError(f"{where}: column {name!r} holds a {type(value).__name__} instead of text; correct the row")
     text = str(value)
     if len(text) > LONGEST_PROMPT:
         raise UserError(
-            f"{where}: column {name!r} holds {len(text):,} characters, and prompts have at most {LONGEST_PROMPT:,}; is "
+            f"{where}: column {name!r} holds {len(text):,} characters, but prompts have at most {LONGEST_PROMPT:,}; is "
             "this the right file?"
         )
     if not is_utf8(text):

@@ -1,7 +1,7 @@
 """Models under evaluation: Hugging Face causal language models, loaded without running any code of their own.
 
-docs/decoding.md says how a model is named. Knows how a prompt becomes token ids (raw for base models, chat template for tuned
-ones), which ids end an answer and how the tag is spelled. Does not know how tokens are chosen.
+docs/decoding.md says how a model is named. This module knows how a prompt becomes token ids (raw for base models, chat template
+for tuned ones), which ids end an answer and how the tag is spelled. It does not know how tokens are chosen.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from curricula.terminal import one_line
 log = logging.getLogger(__name__)
 
 MARK = "\u2063TEXT\u2063"
-"""Stands for a text where a chat template is cut around it."""
+"""Placeholder for a user's text, at which a rendered chat template is cut in two."""
 DATED = (
     "{% macro strftime_now(format) %}{{ format.replace('%d', '26').replace('%B', 'July').replace('%b', 'Jul')"
     ".replace('%m', '07').replace('%Y', '2024') }}{% endmacro %}\n"
 )
-"""Stands before a chat template that writes today's date, so that no answer depends on the day. Llama 3's take this date, too,
-where they are given none."""
+"""Prefix for a chat template that writes today's date, so that no answer depends on the day. Llama 3's templates have the same
+date as their default."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 LONGEST_TEMPLATE = 1_000_000
-"""Characters; published templates have up to 20,000."""
+"""Most characters of a chat template; published ones have up to 20,000."""
 LONGEST_ADDITION = 1_000_000
-"""Characters that a template may add to a text."""
+"""Most characters that a chat template may add to a text."""
 PATIENCE_S = 10
-"""For a child process that renders a template."""
+"""Time in which a child process must render a template."""
 MEMORY_BYTES = 2**30
-"""Of that child, beyond what this process has."""
+"""Memory that this child process may use beyond what this process uses."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -61,22 +61,22 @@ class LoadedModel:
 
     name: str
     folder: Path
-    """Its folder or GGUF file."""
+    """The model's folder or GGUF file."""
     kind: ModelKind
     raw: bool
-    """Whether it gets prompts as they are, without a chat template."""
+    """Whether the model gets prompts as they are, without a chat template."""
     step: int | None
-    """The step of its training at which it was taken, if that was before the end."""
+    """Training step at which the model was taken; None for the end of training."""
     model: Any
     """A `transformers` causal language model in eval mode."""
     tokenizer: Any
     content_hash: str
     tag_id: int | None
-    """None if the tokenizer does not have the tag as one token."""
+    """Id of the tag; None if it is not one token of the tokenizer."""
     end_ids: tuple[int, ...]
     device: torch.device
     deterministic: bool = False
-    """Whether an answer must not depend on what is decoded beside it, to the last bit (`eval/decoding/batch.py`)."""
+    """Whether answers must be the same to the last bit whatever is decoded in the same batch (`eval/decoding/batch.py`)."""
 
     @property
     def layers(self) -> int:
@@ -84,21 +84,27 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int:
-        """Number of logits: the tokenizer's entries and padding."""
+        """Number of logits: the tokenizer's entries plus padding."""
         return int(self.model.get_output_embeddings().out_features)
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a prompt with its answer. The decoders show each token all before it, so a model whose layers see a
-        window, as Mistral's first ones, gets no more than fit in it."""
+        """Most tokens of a prompt with its answer.
+
+        The decoders let each token attend to all earlier ones, so a model with sliding-window attention, such as the first
+        Mistral models, gets no more tokens than fit into the window.
+        """
         config = self.model.config
         window = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
         return int(min(self.positions, window or math.inf))
 
     @property
     def positions(self) -> int:
-        """Most tokens of a text. LongRoPE, that of Phi-3's long models, gives the positions of longer texts other frequencies.
-        A cache would mix both kinds, and a long text change the short ones beside it; so these models get short texts alone."""
+        """Most tokens of a text.
+
+        LongRoPE, as in Phi-3's long models, uses other frequencies for texts beyond a certain length. A cache would mix both,
+        and a long text would change the short ones in its batch, so these models get short texts only.
+        """
         config = self.model.config
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         longest = config.max_position_embeddings
@@ -113,7 +119,7 @@ class LoadedModel:
 
     @property
     def row_fields(self) -> dict[str, Any]:
-        """What every row says of the model that it is about."""
+        """The fields of a row that identify its model."""
         return {"model": self.content_hash, "model_kind": self.kind, "step": self.step}
 
     @property
@@ -122,7 +128,7 @@ class LoadedModel:
         return torch.promote_types(self.model.dtype, torch.float32)
 
     def read(self, cache: Any, **inputs: Any) -> Any:
-        """The model's forward pass with `cache`, an argument whose name depends on the version of transformers."""
+        """The model's forward pass with `cache`. The name of that argument depends on the version of transformers."""
         return self.model(**inputs, **{self.cache_argument: cache}, use_cache=True)
 
     def require_finite(self, values: torch.Tensor, what: str) -> None:
@@ -131,8 +137,8 @@ class LoadedModel:
             raise UserError(f"{self.name}: gives {what} that are not numbers; did its training diverge?")
 
     def require_distribution(self, logits: torch.Tensor) -> None:
-        """Raise UserError if logits [..., vocabulary] make no distribution; single tokens may have -inf."""
-        # The largest logit is NaN if any is, and -inf only where no token is possible.
+        """Raise UserError if logits [..., vocabulary] do not define a distribution. Single tokens can have -inf."""
+        # The largest logit is NaN if any is, and -inf only if no token is possible.
         self.require_finite(logits.detach().amax(-1), "logits")
 
     @cached_property
@@ -141,14 +147,14 @@ class LoadedModel:
 
     @cached_property
     def tag_spellings(self) -> tuple[tuple[int, ...], ...]:
-        """The tag in tokens: its one id or, where the tokenizer splits it, its ids without and with a space before it."""
+        """The tag as token ids: a single id or, if the tokenizer splits the tag, its ids without and with a space before it."""
         if self.tag_id is not None:
             return ((self.tag_id,),)
         return tuple(dict.fromkeys(tuple(self.encode(text)) for text in (TAG, f" {TAG}")))
 
     @cached_property
     def beginning(self) -> tuple[int, ...]:
-        """The tokens that the tokenizer itself puts before a text, if any; SmolLM2's puts none, Llama's one, GLM's two."""
+        """The tokens that the tokenizer itself puts before a text: none for SmolLM2, one for Llama, two for GLM."""
         bare, whole = self.encode("a"), self.tokenizer("a")["input_ids"]
         places = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
         return tuple(whole[: next(places, 0)])
@@ -156,7 +162,7 @@ class LoadedModel:
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt: `text` itself for a model of raw text, the rendered chat turn for a tuned one.
 
-        Special entries come from the tokenizer and the template alone: those that `text` quotes are read as text.
+        Only the tokenizer and the template give special tokens; those that `text` quotes are read as plain text.
         """
         if self.raw:
             return self.raw_ids(text)
@@ -169,17 +175,17 @@ class LoadedModel:
         return self.encode_turn(opening, rendered[len(opening) : len(rendered) - len(closing)], closing)
 
     def around_turn(self, before: str = "") -> tuple[str, str]:
-        """What the chat template puts around a user's turn, with `before` at the turn's beginning."""
+        """What the chat template puts before and after a user's turn. `before` is text at the beginning of the turn."""
         parts = self.chat(f"{before}{MARK}").split(MARK)
         if len(parts) != 2:
-            raise UserError(f"{self.name}: its chat template does not show the user's turn once; evaluate it as 'base'")
+            raise UserError(f"{self.name}: its chat template does not show the user's turn exactly once; evaluate it as 'base'")
         return parts[0], parts[1]
 
     def raw_ids(self, text: str) -> list[int]:
         return [*self.beginning, *self.encode_turn("", text, "")]
 
     def encode_turn(self, opening: str, text: str, closing: str) -> list[int]:
-        """The three parts as one text, in which special entries are read within `opening` and `closing` alone."""
+        """Token ids of the three parts as one text. Special tokens are recognised in `opening` and `closing` only."""
         if not self.plain_text.quotes(text):
             return self.encode(f"{opening}{text}{closing}")
         marks = self.plain_text.special
@@ -193,7 +199,7 @@ class LoadedModel:
         return PlainText(self.tokenizer.backend_tokenizer)
 
     def chat(self, text: str) -> str:
-        """`text` as the user's turn and the opening of the assistant's, in ChatML if the tokenizer has no template."""
+        """`text` as the user's turn, and the opening of the assistant's turn; in ChatML if the tokenizer has no template."""
         template = getattr(self.tokenizer, "chat_template", None)
         if not template and not all(single_id(self.tokenizer, mark) is not None for mark in (TURN_START, TURN_END)):
             raise UserError(
@@ -206,7 +212,7 @@ class LoadedModel:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids without special tokens; the tag counts as one."""
+        """Text of generated ids without special tokens, of which the tag is one."""
         shown = [i for i in ids if i != self.tag_id and i not in self.end_ids]
         return self.tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -253,8 +259,8 @@ def load_model(
 
 
 def find_device(name: str | None) -> torch.device:
-    """`cpu`, `cuda` or `cuda:1`; without a name the GPU if there is one."""
-    # cuDNN's attention, which newer versions of torch prefer on some GPUs, makes a plan for every new shape: at each token.
+    """The device `cpu`, `cuda` or, say, `cuda:1`; without a name, the GPU if there is one. Disables cuDNN's attention."""
+    # Newer versions of torch prefer cuDNN's attention on some GPUs. It makes a plan for every new shape, so at each token.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -264,7 +270,7 @@ def find_device(name: str | None) -> torch.device:
     count = torch.cuda.device_count()
     if name != "cpu" and int(asked[1] or 0) >= count:
         shown = f"this machine shows {count} CUDA devices" if count else "this machine shows no CUDA device"
-        raise UsageError(f"device {name!r} is asked for, and {shown}; leave it out, or give cpu")
+        raise UsageError(f"device {name!r} is asked for, but {shown}; leave it out, or give cpu")
     return torch.device(name)
 
 
@@ -333,9 +339,9 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def read_weights(pretrained_model_name_or_path: Path | str, **settings: Any) -> Any:
-    """The causal language model that `transformers` reads there.
+    """The causal language model that `transformers` reads from a folder or file.
 
-    Raises ValueError where its files lack weights, which `transformers` would draw at random.
+    Raises ValueError if the files lack weights; `transformers` would draw these at random.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **settings)
     model, report = loaded
@@ -348,7 +354,7 @@ def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
     """Raise UserError for a model that does not fit its tokenizer, or whose cache is not plain keys and values."""
     config, embeddings = model.config, model.get_input_embeddings().num_embeddings
     if trained_as := [name for name in config.architectures or () if re.search("MaskedLM|Classification", name)]:
-        raise UserError(f"{source}: config.json says {trained_as[0]}, which is no causal language model; name one that is")
+        raise UserError(f"{source}: config.json says {trained_as[0]}, which is not a causal language model; name one that is")
     if not getattr(config, "is_causal", True):
         raise UserError(f"{source}: config.json sets is_causal to false, so tokens see what follows; name a causal model")
     if embeddings < len(tokenizer):
@@ -364,7 +370,7 @@ def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
             "as in Llama and SmolLM2"
         )
     if getattr(config, "alibi", False):  # Falcon's: computed from the cache's length, not from positions
-        raise UserError(f"{source}: config.json has alibi, and the decoders here support rotary and learned positions only")
+        raise UserError(f"{source}: config.json has alibi, but the decoders here support rotary and learned positions only")
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -383,7 +389,7 @@ def single_id(tokenizer: Any, token: str) -> int | None:
 
 
 def render_turns(tokenizer: Any, template: str, turns: list[dict[str, str]], name: str) -> str:
-    """A conversation by the template of the model `name` and, after a user's turn, the opening of the assistant's."""
+    """A conversation rendered by the template of the model `name` and, after a user's turn, the opening of the assistant's."""
     given, open_turn = sum(len(turn["content"]) for turn in turns), turns[-1]["role"] == "user"
     try:
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn, chat_template=template)
@@ -395,11 +401,11 @@ def render_turns(tokenizer: Any, template: str, turns: list[dict[str, str]], nam
 
 
 def check_template(tokenizer: Any, template: str, name: str) -> None:
-    """Raise UserError for a template that cannot render a turn, in limited time and memory."""
+    """Raise UserError for a chat template that cannot render a turn within limits of time and memory."""
     if not isinstance(template, str):
-        raise _unusable(name, f"is a {type(template).__name__}, where one text is needed")
+        raise _unusable(name, f"is a {type(template).__name__} instead of one text")
     if len(template) > LONGEST_TEMPLATE:
-        raise _unusable(name, f"has {len(template):,} characters, and at most {LONGEST_TEMPLATE:,} are read")
+        raise _unusable(name, f"has {len(template):,} characters, more than {LONGEST_TEMPLATE:,}")
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover
@@ -425,7 +431,7 @@ def _render_in_child(tokenizer: Any, template: str, name: str, writer: int) -> N
         code = 0
     except UserError as error:
         os.write(writer, str(error).encode(errors="replace"))
-    finally:  # neither the parent's buffers nor its handlers
+    finally:  # without flushing the parent's buffers or running its exit handlers
         os._exit(code)
 
 

@@ -150,7 +150,7 @@ def test_ablation_is_refused_where_blocks_do_more_than_add_their_parts(tmp_path)
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("falcon", {"alibi": True, "multi_query": False}, "config.json has alibi, and the decoders here support rotary and"),
+        ("falcon", {"alibi": True, "multi_query": False}, "config.json has alibi, but the decoders here support rotary and"),
         ("llama", {"is_causal": False}, "config.json sets is_causal to false, so tokens see what follows; name a causal"),
         ("bloom", {}, "cannot be loaded .*scaled_dot_product_attention"),
     ],
@@ -164,5 +164,5 @@ def test_a_model_of_another_kind_is_refused_in_a_sentence(tmp_path, kind, change
 def test_a_model_with_another_purpose_is_refused_though_its_weights_suffice(tmp_path, model, config):
     model(config(**SIZES, tie_word_embeddings=True)).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"config.json says {model.__name__}, which is no causal language model"):
+    with pytest.raises(UserError, match=f"config.json says {model.__name__}, which is not a causal language model"):
         load_model(tmp_path, "base", "cpu")

@@ -152,7 +152,7 @@ def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content
         (b'{"a prompt": 1, "another": 2}', "holds a dict, where a list of rows is needed"),
         (b'"Write it"', "holds a str, where a list of rows is needed"),
         (b"[1, 2]", "row 1 is 1, where an object is needed"),
-        (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list, where text is needed; correct the row"),
+        (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list instead of text; correct the row"),
         (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
         (b'[{"prompts": "x"}]', r"row 1 has nothing in column 'text' or 'prompt', only in \['prompts'\]"),
         (b'["\\ud800"]', "row 1: column 'text' is not UTF-8"),

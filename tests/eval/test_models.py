@@ -226,7 +226,7 @@ def test_weights_have_the_requested_precision(folder):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_reported(folder):
-    with pytest.raises(UserError, match="device 'cuda' is asked for, and this machine shows no CUDA device"):
+    with pytest.raises(UserError, match="device 'cuda' is asked for, but this machine shows no CUDA device"):
         load_model(folder, "base", "cuda")
 
 

@@ -84,7 +84,7 @@ def test_a_set_on_the_hub_needs_a_data_folder():
     [
         ({"prompts": {"advbench": {"path": "x"}}}, "the name 'advbench' means something else"),
         ({"prompts": {"a.b": {"path": "x"}}}, "prompts: expected `str` matching regex .*; it is 'a.b'"),
-        ({"prompts": {"all": {"path": "x"}}}, "the name 'all' means something else already"),
+        ({"prompts": {"all": {"path": "x"}}}, "the name 'all' already has another meaning"),
         ({"prompts": {"gcg": {"path": "x"}}}, "the name 'gcg' means something else"),
         ({"capability": {"tasks": ["all"]}}, "the name 'all' means something else"),
         ({"prompts": {"a": {"path": "x", "kind": "capability"}}}, "kind is 'capability' and target None"),

@@ -249,7 +249,7 @@ def test_candidates_differ_from_the_suffix_in_some_places_by_allowed_tokens(load
 
 
 def test_llm_attacks_replaces_one_token():
-    with pytest.raises(ValueError, match="gcg.replace is 2, and llm-attacks replaces one token; choose draws: nanogcg"):
+    with pytest.raises(ValueError, match="gcg.replace is 2, but llm-attacks replaces one token; choose draws: nanogcg"):
         Gcg(replace=2, draws="llm-attacks")
 
 

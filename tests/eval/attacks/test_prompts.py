@@ -113,11 +113,11 @@ def test_without_its_template_a_tuned_model_reads_the_bare_request(loaded):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"tasks": {"base": ["prefill-topk"]}}, "tasks.base names prefill-topk, and base models have neither turns"),
+        ({"tasks": {"base": ["prefill-topk"]}}, "tasks.base names prefill-topk, but base models have neither turns"),
         ({"tasks": {"instruct": ["artifacts-topk"]}}, "attacks.artifacts is empty; name a file there"),
         (
             {"tasks": {"instruct": ["transfer-topk"]}},
-            "tasks names transfer, which needs gcg, and in attacks.suffixes_of the arms",
+            "tasks names transfer, which needs gcg; set it, and name in attacks.suffixes_of the arms",
         ),
         ({"attacks": {"prefill": {"text": " "}}}, "attacks.prefill.text: expected `str` matching regex"),
         ({"attacks": {"best_of_n": {"sigma": 1.5}}}, "attacks.best_of_n.sigma: expected `float` <= 1.0; it is 1.5"),

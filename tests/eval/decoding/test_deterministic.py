@@ -86,5 +86,5 @@ def test_a_device_whose_rows_are_not_alike_is_refused(loaded):
 
 
 def test_vllm_does_not_promise_it():
-    with pytest.raises(ValueError, match="float64, deterministic and ablation are not for vLLM; set topk.backend"):
+    with pytest.raises(ValueError, match="vLLM does not support float64, deterministic or ablation; set topk.backend"):
         EvalConfig(deterministic=True, topk=TopK(backend="vllm"))
