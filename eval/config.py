@@ -374,7 +374,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
         return {*tasks.base, *tasks.instruct, *tasks.benign}
 
     def anchor_paths(self, folder: Path) -> None:
-        """Make relative paths absolute, starting at `folder`. A model that is not there keeps its name, as the hub can have it."""
+        """Make relative paths absolute, starting at `folder`. A model that is not there keeps its name: the hub can have it."""
         if self.capability and self.capability.folder:
             path = str(folder.absolute() / Path(self.capability.folder).expanduser())
             msgspec.structs.force_setattr(self.capability, "folder", path)

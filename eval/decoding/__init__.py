@@ -1,4 +1,4 @@
-"""Decoders: how a model's tokens become answers. Top-k sampling and greedy search, SafeBeam, and their settings.
+"""Decoders, which turn a model's logits into answers: top-k sampling, greedy decoding, SafeBeam, and their settings.
 
 `registry.py` is the table of decoders, `sampling.py` and `safebeam.py` are the algorithms.
 """

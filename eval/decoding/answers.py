@@ -1,4 +1,4 @@
-"""An answer: how long it may get, which token ends it, and what its token ids amount to."""
+"""Answers: how long they can get, which tokens end them, and the text that their token ids give."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from curricula.randomness import key_seed
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     text: str
-    """As generated, without the tag and the end mark."""
+    """Generated text without the tag and the end mark."""
     tokens: int
-    """Generated tokens, up to and with the one that ended the answer."""
+    """Generated tokens, up to and including the one that ended the answer."""
     finish: str
     """"end" (end mark), "length", or "tag" (short-circuit: cut at the tag)."""
     shortcircuit: bool
-    """Whether the model wrote the tag, cut there or not."""
+    """Whether the model wrote the tag, even if the answer was not cut there."""
     pruning: Pruning | None = None
-    """Of SafeBeam alone."""
+    """Cost of SafeBeam's pruning; None for other decoders."""
     completion: str = ""
-    """What a user would read in place of `text` after a short-circuit; "" for `text` itself."""
+    """Text that a user would read instead of `text` after a short-circuit; "" if they would read `text`."""
 
 
 def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:
-    """How many tokens can follow the prompt: `wanted`, or what the model's context leaves; UserError if that is none."""
+    """How many tokens can follow the prompt: `wanted`, or fewer if the context has less room. Raises UserError if it has none."""
     if not prompt:
         raise UserError("a prompt has no tokens, so nothing can follow it; take the empty prompt out of the benchmark")
     room = loaded.context_length - len(prompt)
     if room < 1:
         raise UserError(
-            f"a prompt has {len(prompt)} tokens, and the context of {loaded.name} holds {loaded.context_length}; "
+            f"a prompt has {len(prompt)} tokens, but the context of {loaded.name} holds {loaded.context_length}; "
             f"shorten it or leave it out (it begins {loaded.decode(prompt[:24])!r})"
         )
     return min(wanted, room)
@@ -54,7 +54,7 @@ def make_answer(
     key: tuple[object, ...] = (),
     pruning: Pruning | None = None,
 ) -> Answer:
-    """The answer in the generated `ids`: up to the first end mark or, with `stop_at_tag`, the first tag.
+    """The answer that generated `ids` hold, up to the first end mark or, with `stop_at_tag`, the first tag.
 
     An answer cut at the tag gets one of the safe `completions`, chosen by `key`.
     """
@@ -76,7 +76,7 @@ def make_answer(
 
 
 def find_tag(loaded: LoadedModel, ids: Sequence[int]) -> tuple[int, int] | None:
-    """Where the first tag in `ids` begins and ends."""
+    """Start and end of the first tag in `ids`; None if there is no tag."""
     for start in range(len(ids)):
         for spelling in loaded.tag_spellings:
             if tuple(ids[start : start + len(spelling)]) == spelling:

@@ -1,7 +1,8 @@
-"""A batch in the middle of decoding: the cache of its rows, prompts read into it, and one forward pass over new tokens.
+"""A batch during decoding: the cache of its rows, the reading of prompts into it, and one forward pass over new tokens.
 
-A cache that grows by `torch.cat` is copied whole at every token; here a token is one column of its row, and the decoder names
-that column. So rows may have different lengths, and one row may hold a whole tree of texts, each token once (docs/decoding.md).
+A cache that grows by `torch.cat` is copied whole at every token. Here a token takes one column of its row, which the decoder
+chooses. Rows can therefore have different lengths, and a row can hold a tree of texts with each token stored once
+(docs/decoding.md).
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from curricula.errors import UserError
 from curricula.eval.models import LoadedModel
 
 WIDTH = 256
-"""Columns in which the width of a pass of fixed shape grows."""
+"""Columns by which the width of a pass of fixed shape grows."""
 
 
 class Decoding:
-    """`rows` rows with room for `capacity` tokens each; with `fixed`, every pass has exactly so many rows.
+    """`rows` rows with room for `capacity` tokens each. If `fixed` is not 0, every pass has exactly `fixed` rows.
 
-    Passes of fixed shape are filled up with a line of the cache behind those of the rows, and see whole stretches of columns.
+    Passes of fixed shape are padded with an extra line of the cache, the one after the rows' lines. Their width is a multiple
+    of `WIDTH`.
     """
 
     def __init__(self, loaded: LoadedModel, rows: int, capacity: int, fixed: int = 0) -> None:
         self.loaded, self.rows, self.fixed = loaded, rows, fixed
         self.capacity = -(-capacity // WIDTH) * WIDTH if fixed else capacity
-        # Of a pass: its lines of the cache [n, 1], whether they are some of all, and the columns that it writes and sees.
+        # The current pass, for `Slab`: its lines of the cache [n, 1], the columns it writes, whether its lines are only some
+        # of all, and how many columns it sees.
         self.lines = self.columns = torch.empty(0, dtype=torch.long)
         self.some, self.width = False, 0
         self.slabs = [Slab(self) for _ in range(loaded.layers)]
@@ -39,13 +42,15 @@ class Decoding:
 
     @property
     def height(self) -> int:
-        """Lines of the cache."""
+        """Number of lines of the cache."""
         return self.rows + (1 if self.fixed else 0)
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Read prompts[i] into row rows[i], equal prompts once, without the last token: the next pass adds it, so that new rows
-        and rows in mid-answer share that pass."""
+        """Read prompts[i] without its last token into row rows[i]; equal prompts are read once.
+
+        The next pass adds the last token, so that new rows and rows in mid-answer share that pass.
+        """
         beginnings = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
         device = self.loaded.device
         for some in [[ids] for ids in beginnings] if self.fixed else [beginnings]:
@@ -129,10 +134,10 @@ class Decoding:
 
     @torch.inference_mode()
     def check_rows_alike(self) -> None:
-        """Raise UserError if a token's logits depend on the place of its row or on the other rows."""
+        """Raise UserError if a token's logits depend on its row's place or on the other rows."""
         place = torch.arange(self.fixed, device=self.loaded.device)[:, None]
         column, start = place % WIDTH, torch.zeros_like(place)
-        same = torch.full_like(place, self.loaded.vocabulary // 2)  # special tokens may have an embedding of zeros
+        same = torch.full_like(place, self.loaded.vocabulary // 2)  # not a special token, whose embedding can be zeros
         others = column % self.loaded.vocabulary
         others[[0, -1]] = same[0]
         mask = (torch.arange(WIDTH, device=place.device) == column)[:, None]
@@ -140,7 +145,7 @@ class Decoding:
         alike, mixed = (self._forward(tokens, start, column, mask, lines) for tokens in (same, others))
         if not all(torch.equal(row, alike[0]) for row in (*alike, mixed[0], mixed[-1])):
             raise UserError(
-                f"{self.loaded.name}: evaluation.deterministic is true, and on this device ({self.loaded.device}) a row's "
+                f"{self.loaded.name}: evaluation.deterministic is true, but on this device ({self.loaded.device}) a row's "
                 f"result depends on its place among {self.fixed} rows; choose another number of rows, or leave it out"
             )
 
@@ -154,7 +159,7 @@ class Slab(DynamicLayer):
 
     def __init__(self, batch: Decoding) -> None:
         super().__init__()
-        self.batch = weakref.proxy(batch)  # a circle of references would keep the model in memory
+        self.batch = weakref.proxy(batch)  # a cycle of references would keep the model in memory
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         self.allocate(key_states, value_states)
@@ -167,8 +172,8 @@ class Slab(DynamicLayer):
 
     def allocate(self, *like: torch.Tensor) -> None:
         if self.keys is None:
-            # Zeros: a masked column still takes part in the product, and uninitialised memory may hold NaN. Keys and values
-            # may differ in size, as DeepSeek's do.
+            # Zeros, because a masked column still takes part in the product, and uninitialised memory can hold NaN. Keys and
+            # values can differ in size, as in DeepSeek's models.
             self.keys, self.values = (
                 part.new_zeros(self.batch.height, part.shape[1], self.batch.capacity, part.shape[3]) for part in like
             )

@@ -1,6 +1,6 @@
-"""The decoders: one table with the name, the titles, the version and the implementation of each.
+"""The table of decoders: name, titles, version and implementation of each.
 
-docs/architecture.md says how to add one, docs/evaluation.md how an installed package does. Importing it imports no torch.
+docs/architecture.md says how to add a decoder, docs/evaluation.md how an installed package adds one. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from curricula.eval.models import LoadedModel
 
 Draws = Sequence[tuple[object, ...]]
-"""For each prompt the words that seed its random draws."""
+"""For each prompt, the values that seed its random draws."""
 
 NEUTRAL = ("batch_prompts", "rows", "samples")
-"""Settings of what is decoded together. They leave an answer the same in EXACT precisions, and can change it in others."""
+"""Settings that decide what is decoded together. They do not change an answer in EXACT precisions, but can in others."""
 
 NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts", "samples")
-"""Settings that leave an answer the same to the last bit with `evaluation.deterministic`."""
+"""Settings that do not change an answer by a bit with `evaluation.deterministic`."""
 
 EXACT = ("float32", "float64")
-"""Precisions in which what is decoded beside an answer hardly ever changes it, so that keys leave it out."""
+"""Precisions in which an answer hardly ever depends on the rest of its batch, so that keys leave NEUTRAL settings out."""
 
 
 PLUGINS = "curricula.decoders"
@@ -35,7 +35,7 @@ PLUGINS = "curricula.decoders"
 
 
 class PluginSettings(Settings, frozen=True):
-    """What every decoder from another package can be told; a subclass adds its own."""
+    """The settings that every decoder from another package has; a subclass adds its own."""
 
     batch_prompts: Positive = 16
     """Prompts that are decoded and stored together."""
@@ -46,19 +46,19 @@ class PluginSettings(Settings, frozen=True):
 @dataclass(frozen=True)
 class Decoder:
     name: str
-    """Name in studies, rows and on the command line; the field of `EvalConfig` that holds its settings."""
+    """Name in studies, in rows and on the command line; also the field of `EvalConfig` with the decoder's settings."""
     title: str
     """Name in headings of the report."""
     short: str
     """Name in the middle of a heading."""
     version: int
-    """Version of the algorithm, part of every row's key: raise it when answers change, so that they are generated again."""
+    """Version of the algorithm, part of every row's key. Raise it when answers change, so that they are generated again."""
     answer: Callable[[LoadedModel, Sequence[Sequence[int]], Draws, Any], list[Answer]]
     """answer(loaded, prompts as token ids, draws, settings) -> all answers, those to one prompt together."""
     settings: type[PluginSettings] | None = None
-    """Of a decoder from another package; `EvalConfig` has those of the others."""
+    """Type of the settings, for a decoder from another package; those of the others are fields of `EvalConfig`."""
     problem: str = ""
-    """Why a decoder from another package cannot be used."""
+    """Why a decoder from another package cannot be used; "" if it can."""
 
 
 def _topk(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:
@@ -87,7 +87,7 @@ _ROWS = (
 
 
 def _plugin(name: str) -> Decoder:
-    """A decoder from another package. A broken one gets in nobody's way: whoever uses it is told what is wrong."""
+    """A decoder from another package. A broken one is an error only for a study that uses it."""
     try:
         found = load_plugin(PLUGINS, name, f"decoder {name!r}")
         if isinstance(found, Decoder) and found.settings and found.name == name and name.isidentifier():

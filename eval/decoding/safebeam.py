@@ -19,10 +19,11 @@ from curricula.eval.models import LoadedModel
 from curricula.eval.rows import Pruning
 
 STEPS_OF_SLACK = 12
-"""Steps between two clearings, at least."""
+"""Fewest steps between two calls of `BeamTrees.clear`."""
 
 
 def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[Answer]:
+    """The answer to each prompt (token ids)."""
     return [
         make_answer(loaded, found, config.stop_at_tag, config.safe_completions, tuple(prompt), pruning)
         for prompt, (found, pruning) in zip(prompts, search_tokens(loaded, prompts, config))
@@ -30,8 +31,8 @@ def search_safebeam(loaded: LoadedModel, prompts: Sequence[Sequence[int]], confi
 
 
 def search_tokens(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> list[tuple[list[int], Pruning]]:
-    """Generated ids of the best beam of each prompt, whatever follows its end mark or tag included, and what pruning cost."""
-    if loaded.deterministic:  # each prompt by itself, so that nothing else has a part in its shapes
+    """Generated ids of each prompt's best beam, including any after its end mark or tag, and the cost of pruning."""
+    if loaded.deterministic:  # one prompt at a time, so that shapes depend on nothing else
         return [found for prompt in prompts for found in Search(loaded, [prompt], config).run()]
     return Search(loaded, prompts, config).run()
 
@@ -39,8 +40,8 @@ def search_tokens(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config:
 class Search:
     """The search for several prompts, as many at a time as `config.rows` has room for.
 
-    Line i of each tensor is one prompt, [lines, beams, ...] its beams, best first; a score of -inf marks a place without
-    a beam. A prompt enters as one beam that lacks its last token, which a step without pruning adds.
+    Line i of each tensor [lines, beams, ...] holds the beams of one prompt, best first. A score of -inf marks a place without a
+    beam. A prompt enters as a single beam without its last token; the prompt's first step adds that token and prunes nothing.
     """
 
     def __init__(self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: SafeBeam) -> None:
@@ -61,7 +62,7 @@ class Search:
         self.score = full(value=-torch.inf, dtype=torch.float64)
         self.ended = full(value=False, dtype=torch.bool)
         self.p_tag = full(value=0, dtype=loaded.logit_dtype)
-        self.logits = full(loaded.vocabulary, value=0, dtype=loaded.logit_dtype)  # of what follows each beam
+        self.logits = full(loaded.vocabulary, value=0, dtype=loaded.logit_dtype)  # for the token after each beam
         self.history = full(max(self.limits, default=0), value=0, dtype=torch.long)
         self.lost = torch.zeros(lines, dtype=torch.float64, device=self.device)  # by pruning, in log-probability
         self.dropped = torch.zeros(lines, dtype=torch.long, device=self.device)  # steps that dropped the likeliest
@@ -98,7 +99,7 @@ class Search:
     def step(self) -> None:
         """One step of Algorithm 1 on all lines."""
         config = self.config
-        steps = torch.tensor(self.steps, device=self.device).clamp(max=max(self.limits) - 1)  # free lines run on
+        steps = torch.tensor(self.steps, device=self.device).clamp(max=max(self.limits) - 1)  # free lines count on
         entering = [line for line, step in enumerate(self.steps) if step < 0]
         score, parent, token = candidates(self.score, self.logits, self.ended, self.loaded.end_ids, config)
         if entering:
@@ -123,7 +124,7 @@ class Search:
         p_tag = torch.where(ended, risk, p_tag)
 
         kept = survivors(score, p_tag, config)
-        first = kept[:, :1]  # the likeliest survivor: candidates stand best first
+        first = kept[:, :1]  # the likeliest survivor, since candidates are sorted best first
         self.lost += score[:, 0] - score.gather(1, first)[:, 0]
         self.dropped += first[:, 0] > 0
         self.score, self.ended, self.p_tag = (x.gather(1, kept) for x in (score, now_ended, p_tag))
@@ -165,9 +166,9 @@ class Search:
 def candidates(
     score: torch.Tensor, logits: torch.Tensor, ended: torch.Tensor, end_ids: Sequence[int], config: SafeBeam
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Candidates [lines, pool], best first: score (-inf where none is left), parent's place among the beams, token.
+    """Candidates [lines, pool], best first: score (-inf if there are too few), parent's place among the beams, and token.
 
-    `score` and `ended` are [lines, beams], `logits` [lines, beams, vocabulary]. A finished beam is a candidate itself.
+    `score` and `ended` are [lines, beams], `logits` [lines, beams, vocabulary]. A finished beam is itself a candidate.
     """
     pool, (lines, beams) = config.candidates, score.shape
     values, tokens = best_first(logits.flatten(0, 1), pool)
@@ -181,22 +182,23 @@ def candidates(
     stay = torch.full_like(extended, -torch.inf)
     stay[..., 0] = score
     extended = torch.where(ended[..., None], stay, extended)
-    # Without an end mark a beam ends at the tag alone, behind which nothing is read.
+    # Without an end mark a beam ends only at the tag, and what follows the tag is never read.
     tokens = torch.where(ended[..., None], end_ids[0] if end_ids else 0, tokens)
     found, flat = best_first(extended.flatten(1), pool)
     return found, flat // pool, tokens.flatten(1).gather(1, flat)
 
 
 def best_first(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` highest of each line of [lines, n], best first, equals by place; -inf fills up a shorter line.
+    """The `count` highest scores of each line [lines, n] and their places, best first. Equal scores are sorted by place, and
+    lines shorter than `count` are padded with -inf.
 
-    `torch.topk` alone would leave the choice among equals to the device.
+    `torch.topk` alone would leave the choice among equal scores to the device.
     """
     if scores.shape[1] <= count:
         scores = torch.nn.functional.pad(scores, (0, count + 1 - scores.shape[1]), value=-torch.inf)
     values, places = scores.topk(count + 1, dim=1)
     least = values[:, count - 1 : count]
-    if not bool((least == values[:, count:]).any()):  # the choice is clear, the order of equals within it is not
+    if not bool((least == values[:, count:]).any()):  # the choice is unique; only the order of equal scores is open
         places, order = places[:, :count].sort(dim=1)
         values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
         return values, places.gather(1, order)
@@ -211,16 +213,16 @@ def best_first(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 def survivors(score: torch.Tensor, p_tag: torch.Tensor, config: SafeBeam) -> torch.Tensor:
     """Places [lines, beams] of the candidates [lines, pool] that survive pruning, best first.
 
-    Where fewer survive than there are beams, the rest are places with a score of -inf.
+    If fewer survive than there are beams, the rest are places with a score of -inf.
     """
     filled = ~score.isinf()
     drops = (config.drop * filled.sum(1, keepdim=True) + 1e-9).floor()
-    # Highest P(tag) first, among equals the lower score: a stable sort of the reversed line.
+    # Highest P(tag) first, and among equals the lowest score: a stable sort of the reversed line.
     risk = torch.where(filled, p_tag, -1.0).flip(1)
     order = risk.sort(dim=1, descending=True, stable=True).indices
     risk_rank = order.argsort(dim=1).flip(1)
     kept = filled & (risk_rank >= drops)
-    # Where survivors are too few, places without a score fill up, so that no dropped candidate returns.
+    # Places without a score come before dropped candidates, so that these do not return if survivors are too few.
     group = torch.where(kept, 0, torch.where(filled, 2, 1))
     return group.sort(dim=1, stable=True).indices[:, : config.beams]
 
@@ -234,8 +236,8 @@ class BeamTrees:
     """`rows` prompts with `beams` beams each, extended by `pool` candidates at a time.
 
     `ancestors` says for each beam which columns make up its text. A step appends all candidates, each of which attends to its
-    parent's text and itself, and the survivors move to the front of that space. Behind each candidate stand the probes, from
-    which P(tag) is read: the tokens of the tag's `spellings` but for the last of each; none where every spelling is one token.
+    parent's text and to itself; then the survivors move to the front of the new columns. Each candidate is followed by probes,
+    from which P(tag) is read: all tokens but the last of each of the tag's `spellings`. Spellings of one token need no probes.
     """
 
     def __init__(self, loaded: LoadedModel, rows: int, beams: int, pool: int, spellings: tuple[tuple[int, ...], ...]) -> None:
@@ -274,7 +276,7 @@ class BeamTrees:
     def extend(self, parent: torch.Tensor, token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append candidates: beam parent[row, i] followed by token[row, i], both [rows, pool].
 
-        Returns logits [rows, pool, vocabulary] of what follows each, and P(tag) [rows, pool] after each.
+        Returns logits [rows, pool, vocabulary] for the token after each, and P(tag) [rows, pool] after each.
         """
         if int(self.used.max()) + self.step_room > self.capacity:
             self.clear()
@@ -312,7 +314,7 @@ class BeamTrees:
     def keep(self, parent: torch.Tensor, kept: torch.Tensor, live: torch.Tensor) -> None:
         """Make candidates `kept` [rows, beams] the beams; `parent` [rows, pool] as in `extend`.
 
-        Where `live` [rows, beams] is false nothing extends the beam any more, and its text is forgotten.
+        A beam with a false entry in `live` [rows, beams] is not extended any more, and its text is forgotten.
         """
         places = torch.arange(self.beams, device=self.device)
         target = self.used[:, None] + places
@@ -325,7 +327,7 @@ class BeamTrees:
         self.length = self.length + 1
 
     def clear(self, at_least: int = 0) -> None:
-        """Drop the columns that no beam contains; leaves room for some steps, and `at_least` columns in all."""
+        """Drop the columns that no beam contains. Leaves room for `STEPS_OF_SLACK` steps, and for `at_least` columns in all."""
         needed = self.ancestors.any(1)
         count = needed.sum(1)
         order = needed.int().sort(dim=1, descending=True, stable=True).indices[:, : int(count.max())]
@@ -336,7 +338,7 @@ class BeamTrees:
         self.used = count
 
     def retire(self, rows: torch.Tensor) -> None:
-        """Forget the texts of these rows, which are free now."""
+        """Forget the texts of these rows, which then are free."""
         self.ancestors[rows], self.used[rows], self.length[rows] = False, 0, 0
 
     def select(self, rows: torch.Tensor) -> None:
@@ -345,7 +347,10 @@ class BeamTrees:
 
 
 def tag_spellings(loaded: LoadedModel, config: SafeBeam) -> tuple[tuple[int, ...], ...]:
-    """What P(tag) is the probability of: the tag's ids, or their beginnings. Raises UserError where it must be one token."""
+    """The token sequences whose probabilities P(tag) sums: the tag's spellings, or their first tokens.
+
+    Raises UserError if the tokenizer splits the tag and `config.tag` needs it to be one token.
+    """
     spellings = loaded.tag_spellings
     if config.tag == "one-token" and loaded.tag_id is None:
         raise UserError(

@@ -18,21 +18,21 @@ from curricula.eval.models import LoadedModel
 from curricula.randomness import key_seed, keyed_rng
 
 GPU_MEMORY = 0.6
-"""Share of the GPU's memory for vLLM; the rest holds the model that the other decoders use."""
+"""Share of the GPU's memory for vLLM; the rest is for the model that the other decoders use."""
 REFILL_SHARE = 8
 """Rows are refilled once one in this many is free."""
 ROW_TOKENS = 512
-"""Longer texts get fewer rows, so that memory stays that of all rows at this many tokens each."""
+"""Tokens of the longest text that gets all `rows`. Longer texts get fewer, so that memory stays the same."""
 Choose = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits [rows, vocabulary], number of each row's answer [rows], tokens it has so far [rows]) -> ids [rows]"""
+"""(logits [rows, vocabulary], number of each row's answer [rows], tokens of that answer so far [rows]) -> ids [rows]"""
 
 
 def sample_topk(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], draw_keys: Sequence[tuple[object, ...]], config: TopK
 ) -> list[Answer]:
-    """`config.samples` answers to each prompt, those to one prompt together.
+    """`config.samples` answers to each prompt, with the answers to one prompt together.
 
-    `prompts` are token ids; the words of `draw_keys[i]`, with the sample's number, seed the draws of prompt i.
+    `prompts` are token ids. The values in `draw_keys[i]` and the sample's number seed the draws of prompt i.
     """
     asked = [(ids, (*key, sample)) for ids, key in zip(prompts, draw_keys) for sample in range(config.samples)]
     generated = (_sample_by_vllm if config.backend == "vllm" else _sample)(loaded, asked, config)
@@ -103,7 +103,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor, config: TopK) -> torch.Te
 
 
 def search_greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config: Greedy) -> list[Answer]:
-    """The greedy answer to each prompt (token ids); UserError for one that is empty or fills the model's context."""
+    """The greedy answer to each prompt (token ids). Raises UserError for one that is empty or fills the model's context."""
     return [
         make_answer(loaded, ids, config.stop_at_tag, config.safe_completions, tuple(prompt))
         for ids, prompt in zip(generate(loaded, prompts, likeliest, config), prompts)
@@ -111,12 +111,12 @@ def search_greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], config:
 
 
 def likeliest(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-    """The likeliest token of each row; the smallest id among equals, a choice that torch.argmax leaves to the device."""
+    """The likeliest token of each row; among equals the smallest id, a choice that torch.argmax leaves to the device."""
     return (logits == logits.amax(-1, keepdim=True)).int().cumsum(-1).eq(0).sum(-1)
 
 
 def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choose, config: TopK | Greedy) -> list[list[int]]:
-    """The token ids of one answer to each prompt (token ids), up to and with the end mark or tag that ends it."""
+    """The token ids of one answer to each prompt (token ids), up to and including the end mark or tag that ends it."""
     limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
     fixed = config.rows if loaded.deterministic else 0
@@ -128,10 +128,10 @@ def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choo
 
 
 def groups_of_like_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The prompts' places, longest first, split where the next is less than half as long as the group's first."""
+    """The prompts' places in groups, longest first. A prompt less than half as long as the first of a group starts another."""
     groups: list[list[int]] = []
     for place in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
-        # Short prompts stay together: there the answers make up most of the width.
+        # Prompts of up to 128 tokens stay together: among these, answers make up most of the width.
         if groups and len(prompts[groups[-1][0]]) <= max(128, 2 * len(prompts[place])):
             groups[-1].append(place)
         else:

@@ -1,6 +1,6 @@
-"""How answers are decoded: the settings of every decoder. The defaults are the paper's (section 4, appendix B).
+"""The settings of every decoder. The defaults are the paper's (section 4, appendix B).
 
-A docstring notes what the paper leaves open. Imports no torch: studies are read on login nodes.
+A docstring says so if the paper does not give a value. Imports no torch: studies are read on login nodes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAFE_COMPLETIONS = (
     "This touches on something harmful, so I will stop here.",
     "I'm not able to answer that safely, so I won't.",
 )
-"""Texts shown in place of an answer that is cut at the tag; ours, since the paper gives none."""
+"""Texts shown instead of an answer that is cut at the tag. They are ours, since the paper gives none."""
 
 
 class TopK(Settings, frozen=True):
@@ -30,21 +30,21 @@ class TopK(Settings, frozen=True):
     k: Positive = 10
     """Tokens to sample from; the paper's is 10."""
     temperature: Temperature = 1.0
-    """Not given in the paper."""
+    """Sampling temperature. The paper does not give it."""
     max_new_tokens: Positive = 256
     """Longest answer in tokens; the paper's is 256."""
     samples: Positive = 5
     """Answers per prompt, each with its own random draws."""
     stop_at_tag: bool = False
-    """Whether the tag ends an answer (short-circuit), as a product would have it; standard inference goes on."""
+    """Whether the tag ends an answer (short-circuit), as in a product; in standard inference the answer continues."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """What is shown where the tag cut an answer off."""
+    """Texts of which one is shown instead of an answer that the tag ended."""
     batch_prompts: Positive = 32
     """Prompts that are decoded, with all their samples, and stored together."""
     rows: Positive = 80
-    """Answers in one forward pass; finished ones make room for waiting ones."""
+    """Answers in one forward pass; finished answers make room for waiting ones."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """vLLM needs the extra `vllm` and a GPU."""
+    """Library that generates the answers; vLLM needs the extra `vllm` and a GPU."""
 
 
 class Greedy(Settings, frozen=True):
@@ -55,7 +55,7 @@ class Greedy(Settings, frozen=True):
     stop_at_tag: bool = False
     """Whether the tag ends an answer (short-circuit)."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """What is shown where the tag cut an answer off."""
+    """Texts of which one is shown instead of an answer that the tag ended."""
     batch_prompts: Positive = 128
     """Prompts that are decoded and stored together."""
     rows: Positive = 64
@@ -71,21 +71,21 @@ class SafeBeam(Settings, frozen=True):
     beams: Positive = 10
     """Texts kept at each step; the paper's is 10."""
     candidates: Positive = 20
-    """Extensions considered before pruning; not given. Here 2 x beams, so that dropping half leaves the beams."""
+    """Extensions considered before pruning. The paper does not give the number; ours is 2 x beams, of which half is dropped."""
     pool: Pool = "all"
-    """Whether candidates are the likeliest extensions over all beams, or equally many of each beam."""
+    """Whether candidates are the likeliest extensions over all beams (all), or equally many of each beam (beam)."""
     drop: DropShare = 0.5
     """Share of the candidates dropped, those with the highest P(tag); 0 is plain beam search."""
     ended_risk: Literal["before", "after", "none"] = "before"
-    """P(tag) of a text that has ended; not given."""
+    """P(tag) of a text that has ended: that before its last token, that after it, or 0 (none). The paper does not say which."""
     tag: Literal["one-token", "product", "first-token"] = "one-token"
-    """What P(tag) is where the tokenizer splits the tag."""
+    """P(tag) if the tokenizer splits the tag: not allowed (one-token), the product over its tokens, or that of its first."""
     max_new_tokens: Positive = 256
     """Longest answer in tokens; the paper's is 256."""
     stop_at_tag: bool = True
     """Whether the tag ends a text; the answer is then a short-circuit."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """What is shown where the tag cut an answer off."""
+    """Texts of which one is shown instead of an answer that the tag ended."""
     batch_prompts: Positive = 16
     """Prompts that are decoded and stored together."""
     rows: Positive = 320

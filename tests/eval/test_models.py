@@ -303,7 +303,7 @@ def test_a_model_that_sees_a_window_gets_no_more_than_fits_in_it(copied):
     prompt = [5, 60, 7, 81, 9]
     (answer,) = search_greedy(dataclasses.replace(loaded, end_ids=()), [prompt], Greedy(max_new_tokens=6))
     assert answer.tokens == 3 and answer.finish == "length"
-    with pytest.raises(UserError, match=r"a prompt has 8 tokens, and the context of .* holds 8"):
+    with pytest.raises(UserError, match=r"a prompt has 8 tokens, but the context of .* holds 8"):
         search_greedy(loaded, [list(range(5, 13))], Greedy())
 
 

@@ -164,7 +164,7 @@ def test_a_prompt_that_fills_the_context_with_its_suffix_is_refused(loaded):
     long = REQUEST
     while len(loaded.prompt_ids(long)) < loaded.context_length - 5:  # alone it fits
         long += " a"
-    with pytest.raises(UserError, match=r"a prompt has \d+ tokens, and the context of .* holds 512; shorten it"):
+    with pytest.raises(UserError, match=r"a prompt has \d+ tokens, but the context of .* holds 512; shorten it"):
         Attack(loaded, long, Gcg(suffix="x x x x x x x x x x x x x x x x x x x x"))
 
 

@@ -105,7 +105,7 @@ def test_an_answer_ends_where_the_context_does_and_a_prompt_that_fills_it_is_ref
     answers = sample_topk(loaded, [long], [(0,)], TopK(max_new_tokens=40, samples=2))
     assert [(answer.tokens, answer.finish) for answer in answers] == [(12, "length")] * 2
     assert search_greedy(loaded, [long + long[:11]], Greedy())[0].tokens == 1
-    with pytest.raises(UserError, match=r"a prompt has 512 tokens, and the context of .* holds 512; shorten it"):
+    with pytest.raises(UserError, match=r"a prompt has 512 tokens, but the context of .* holds 512; shorten it"):
         search_greedy(loaded, [long + long[:12]], Greedy())
     with pytest.raises(UserError, match="a prompt has no tokens"):
         search_greedy(loaded, [[]], Greedy())
