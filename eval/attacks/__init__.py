@@ -1,2 +1,2 @@
-"""Attacks: GCG (`gcg.py`), prompts that are rewritten or that others found (`prompts.py`), a model without its direction of
-refusal (`ablation.py`), and the worst case over all of them (`worst_case.py`)."""
+"""Attacks: GCG (`gcg.py`, with its forward passes in `losses.py`), rewritten and replayed prompts (`prompts.py`), ablation of
+the refusal direction (`ablation.py`), and the worst case over attacks (`worst_case.py`)."""

@@ -1,8 +1,8 @@
-"""Refusal-direction ablation (Arditi et al. 2024): a model without the direction of its residual stream that carries refusal.
+"""Ablation of the refusal direction (Arditi et al. 2024): the residual stream without the direction that carries refusal.
 
     direction = find_direction(loaded, EvalConfig(), data_root, out / "refusal-direction.json", out / "scores.jsonl")
     with without_direction(loaded.model, direction.vector):
-        ...  # whatever reads the model now reads it without that direction
+        ...  # the model runs without that direction
 
 docs/evaluation.md says how the direction is chosen.
 """
@@ -37,27 +37,28 @@ VERSION = 1
 """Version of the procedure, part of the direction's key."""
 BATCH_PROMPTS = 32
 MOST_LEFT = 0.1
-"""Share of a direction that may stay in the residual stream: more than rounding leaves in any precision."""
+"""Largest share of a direction that may remain in the residual stream. Rounding leaves less in any precision."""
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
 """Names that published models give to the two parts of a block that write to the residual stream."""
 NORMS_BEHIND = (("post_self_attn_layernorm", "post_attention_layernorm"), ("post_feedforward_layernorm", "post_mlp_layernorm"))
-"""Names of the norms behind these parts. Where the second is missing, Llama's post_attention_layernorm is none of them."""
+"""Names of the norms after these parts. In blocks without the second norm, post_attention_layernorm is not the first, but the
+one before the feed-forward part, as in Llama."""
 
 
 class Direction(msgspec.Struct, frozen=True, kw_only=True):
-    """The direction that was chosen, as `refusal-direction.json` holds it."""
+    """The chosen direction, as stored in `refusal-direction.json`."""
 
     key: str
     """Hash of model, prompts and settings."""
     position: int
-    """Token that it was found at, counted back from the end of the rendered prompt: -1 is the last."""
+    """Token at which the direction was found, counted back from the end of the rendered prompt: -1 is the last."""
     layer: int
-    """Block at whose input it was found, counted from 0."""
+    """Block at whose input the direction was found, counted from 0."""
     refusal: float
     """Mean log-odds of a refusal on harmful prompts with the direction ablated."""
     refusal_before: float
-    """The same without ablation."""
+    """Mean log-odds of a refusal on harmful prompts without ablation."""
     induced: float
     """Mean log-odds of a refusal on harmless prompts with the direction added."""
     divergence: float
@@ -65,12 +66,13 @@ class Direction(msgspec.Struct, frozen=True, kw_only=True):
     prompts_filtered: bool
     """Whether the direction was found with harmful prompts that are refused and harmless ones that are not."""
     thresholds_met: bool
+    """Whether the direction meets `most_divergence` and `least_induced`."""
     vector: list[float]
     """The difference of means, not normalised."""
 
 
 class Score(msgspec.Struct, frozen=True):
-    """One candidate, compared."""
+    """The scores of one candidate; the fields are as in `Direction`."""
 
     key: str
     position: int
@@ -82,7 +84,7 @@ class Score(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Sets:
-    """Prompts as token ids."""
+    """Harmful and harmless prompts as token ids."""
 
     harmful: list[list[int]]
     harmless: list[list[int]]
@@ -91,9 +93,9 @@ class Sets:
 def find_direction(
     loaded: LoadedModel, config: EvalConfig, data_root: Path | None, path: Path, scores: Path, progress: Progress = silent
 ) -> Direction:
-    """The direction of this model, read from `path` or found now. It is the same for every task and prompt.
+    """The refusal direction of this model, read from `path` or found now. It is the same for every task and prompt.
 
-    `scores` is a file of this element's own: others may look for the same direction at the same time.
+    `scores` is a file that no other element writes: several can search for the same direction at the same time.
     """
     settings = config.attacks.ablation
     texts = {name: _texts(config, data_root, name) for name in (settings.harmful, settings.harmless)}
@@ -105,7 +107,7 @@ def find_direction(
         precision=loaded.precision,
         settings=msgspec.to_builtins(settings),
         texts=texts,
-        **({"raw": True} if loaded.raw else {}),  # only there, so that keys of tuned models stay
+        **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
     )
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
         found = decode(path.read_bytes(), Direction)
@@ -120,11 +122,11 @@ def find_direction(
 
 
 def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
-    """Prompts of a benchmark to find the direction with, drawn by key: none that is attacked, nor a near-copy of one."""
+    """Prompts of a benchmark from which to find the direction, drawn by key, without near-duplicates of attacked prompts."""
     settings, accepted = config.attacks.ablation, config.accept_changed
 
     def clusters(one: Prompt) -> set[str]:
-        return {one.cluster, cluster_of(one.behavior)}  # an own set can have clusters of its own
+        return {one.cluster, cluster_of(one.behavior)}  # an own set can declare other clusters
 
     attacked = set[str]().union(
         *(
@@ -138,17 +140,20 @@ def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
     count = settings.train + settings.validation
     if len(own) < count:
         raise UserError(
-            f"benchmark {name} has {len(own)} prompts that are not attacked themselves, and attacks.ablation asks for {count} "
+            f"benchmark {name} has {len(own)} prompts that are not attacked themselves, but attacks.ablation asks for {count} "
             "(train + validation); lower them or name a larger benchmark"
         )
     return [own[place].text for place in keyed_rng("ablation", name).permutation(len(own))[:count]]
 
 
 class Search:
+    """The search for a model's refusal direction."""
+
     def __init__(self, loaded: LoadedModel, settings: Ablation, key: str) -> None:
         self.loaded, self.settings, self.key = loaded, settings, key
         self.blocks = blocks_of(loaded.model)
-        # A raw text goes on after a space; Llama 2's tokenizer puts one before any text of its own.
+        # After a raw text, a word follows a space. It is encoded after a letter, because Llama 2's tokenizer puts a space
+        # before any text.
         before = "a" if loaded.raw else ""
         words = [f"{before} {word.lstrip()}" if loaded.raw else word for word in settings.refusal_words]
         self.refusals = sorted({loaded.encode(word)[len(loaded.encode(before))] for word in words})
@@ -164,7 +169,7 @@ class Search:
         before = self.scores(validation.harmful).mean().item()
         usual = self.logits(validation.harmless)
         layers = range(int(len(self.blocks) * (1 - self.settings.pruned_layers)))
-        # What all prompts share, such as the template's embeddings, has no difference of means but for rounding.
+        # If all prompts have the same states, as at the template's tokens in the first layers, means differ by rounding alone.
         differ = directions.norm(dim=-1) > 1e-6 * means[1].norm(dim=-1)
         places = [(position, layer) for position in self.positions for layer in layers if differ[position, layer]]
         if not places:
@@ -197,7 +202,7 @@ class Search:
 
     @torch.inference_mode()
     def check_blocks(self, prompt: Sequence[int]) -> None:
-        """Raise UserError where the blocks write to the residual stream by more than the parts that are known here."""
+        """Raise UserError if the blocks write to the residual stream through other parts than those known here."""
         model = self.loaded.model
         vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(model.device)
 
@@ -222,13 +227,14 @@ class Search:
             )
 
     def filtered(self, sets: Sets) -> tuple[Sets, bool]:
-        """The harmful prompts that are refused and the harmless ones that are not, and True; all and False if none is left."""
+        """The harmful prompts that are refused and the harmless ones that are not, and True; all prompts and False if either
+        would be empty."""
         refused = [ids for ids, score in zip(sets.harmful, self.scores(sets.harmful).tolist()) if score > 0]
         answered = [ids for ids, score in zip(sets.harmless, self.scores(sets.harmless).tolist()) if score < 0]
         return (Sets(refused, answered), True) if refused and answered else (sets, False)
 
     def compare(self, vector: torch.Tensor, layer: int, validation: Sets, usual: torch.Tensor) -> tuple[float, float, float]:
-        """A candidate's log-odds of refusal when ablated and when added, and its divergence when ablated."""
+        """Log-odds of a refusal with the candidate ablated and with it added, and the KL divergence that ablation causes."""
         with without_direction(self.loaded.model, vector.tolist()):
             refusal = self.scores(validation.harmful).mean().item()
             divergence = kl_divergence(usual, self.logits(validation.harmless)).mean().item()
@@ -238,7 +244,7 @@ class Search:
 
     @torch.inference_mode()
     def mean_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Mean states at the input of each block, float64 [positions, blocks, hidden], the last position last."""
+        """Mean states at the input of each block, float64 [positions, blocks, hidden], in the order of `positions`."""
         total = torch.zeros((), dtype=torch.float64)
         for output, ends in self.read(prompts, output_hidden_states=True):
             places = ends[:, None] + torch.tensor(self.positions, device=ends.device) + 1
@@ -282,7 +288,7 @@ def kl_divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def without_direction(model: Any, vector: Sequence[float]) -> Iterator[None]:
-    """While the block runs, nothing writes `vector` to the model's residual stream: not the embeddings, attention or MLPs."""
+    """Within the context, nothing writes along `vector` to the model's residual stream: no embedding, attention or MLP."""
     direction = torch.tensor(vector, dtype=torch.float64)
     unit = (direction / (direction.norm() + 1e-8)).to(device=model.device, dtype=model.dtype)
 
@@ -296,7 +302,7 @@ def without_direction(model: Any, vector: Sequence[float]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(inputs: Sequence[Any], outputs: Sequence[Any], change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """While the block runs, `change` is applied to the states that `inputs` read and that `outputs` give."""
+    """Within the context, `change` is applied to the states that the modules `inputs` read and that `outputs` return."""
 
     def before(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if arguments:
@@ -316,6 +322,7 @@ def hooked(inputs: Sequence[Any], outputs: Sequence[Any], change: Callable[[torc
 
 
 def blocks_of(model: Any) -> list[Any]:
+    """The model's transformer blocks, in order. Raises UserError if their parts are not known here."""
     count = model.config.num_hidden_layers
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
     found = next((list(part) for part in lists if all(parts_of(block) for block in part)), None)
@@ -328,12 +335,12 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 def parts_of(block: Any) -> list[Any]:
-    """The parts of a block that write to the residual stream; empty for a module that is no such block."""
+    """The parts of a block that write to the residual stream; empty for a module that is not such a block."""
 
     def first(names: Sequence[str]) -> Any:
         return next((part for name in names if (part := getattr(block, name, None)) is not None), None)
 
-    # Where a norm stands behind the feed-forward part, as in OLMo 2, one stands behind attention, and they write.
+    # If a norm follows the feed-forward part, as in OLMo 2, one also follows attention, and these norms write to the stream.
     norms = [first(names) for names in NORMS_BEHIND]
     found = [first(names) for names in (ATTENTION, FEED_FORWARD)]
     if None in found:

@@ -29,20 +29,20 @@ from curricula.settings import decode
 VERSION = 3
 """Version of the algorithm, part of every row's key."""
 NEUTRAL = ("benchmark", "prompts")
-"""Settings that leave a suffix the same."""
+"""Settings that do not change a suffix."""
 NEUTRAL_WHERE_EXACT = ("batch_prompts", "batch_candidates")
-"""Settings that change a suffix by rounding alone."""
+"""Settings that change a suffix only through rounding."""
 NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts",)
-"""Settings without effect with `evaluation.deterministic`, where each prompt is attacked by itself."""
+"""Settings without effect with `evaluation.deterministic`, which attacks one prompt at a time."""
 SAVE_INTERVAL_STEPS = 10
 OnStep = Callable[[int, float], None]
-"""(steps of all prompts so far, loss of the suffix just taken)"""
+"""(steps of all prompts so far, loss of the suffix accepted last)"""
 
 
 def attacked_prompts(
     loaded: LoadedModel, prompts: list[Prompt], config: Gcg, path: Path, seed: int, progress: Progress
 ) -> list[Prompt]:
-    """The prompts with their suffixes, which are kept beside `path`; those missing there are optimised."""
+    """The prompts with their suffixes. Suffixes are stored in a file next to `path`; those missing there are optimised."""
     suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
     draft = load_draft(config.probe_sampling.draft, loaded) if config.probe_sampling else None
     neutral = NEUTRAL + (NEUTRAL_WHERE_EXACT if loaded.precision in EXACT else ())
@@ -62,7 +62,7 @@ def attacked_prompts(
             version=VERSION,
             settings=settings,
             seed=seed,
-            **({"raw": True} if loaded.raw else {}),  # only there, so that keys of tuned models stay
+            **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
             **({"deterministic": True} if loaded.deterministic else {}),
         )
         for prompt in prompts
@@ -110,23 +110,23 @@ class State(msgspec.Struct, kw_only=True):
     current: list[int]
     """The suffix that the next step starts from."""
     loss: float
-    """Of the candidate taken last: mean cross-entropy of the target, in nats per token."""
+    """Loss of the candidate accepted last: mean cross-entropy of the target, in nats per token."""
     initial_loss: float
     best: list[int]
     """The suffix of lowest loss over all steps."""
     best_loss: float
     losses: list[float]
-    """Of the best candidate of each step, of which there are fewer after an early stop."""
+    """Loss of the best candidate of each step so far."""
     buffer: list[tuple[float, list[int]]]
-    """The suffixes of lowest loss, the best first; empty without a buffer."""
+    """The suffixes of lowest loss, best first; empty without a buffer."""
     idle_steps: int = 0
-    """Steps at which no candidate kept its tokens, so that the suffix stayed."""
+    """Steps at which no candidate kept its tokens, so that the suffix did not change."""
     stopped: bool = False
-    """Whether some candidate has made the model begin with the target, where that ends the attack."""
+    """Whether `early_stop` has ended the attack: after some candidate, the model began with the target."""
 
 
 def saved_states(path: Path) -> dict[str, State]:
-    """The attacks in progress, by the keys of their rows; none if there is no such file or it is of another version."""
+    """The attacks in progress, by the keys of their rows; empty if there is no such file or it has another format."""
     try:
         return decode(path.read_bytes(), dict[str, State])
     except (FileNotFoundError, msgspec.DecodeError):
@@ -142,10 +142,10 @@ def optimise_suffixes(
     save: Path | None = None,
     draft: LoadedModel | None = None,
 ) -> list[tuple[str, State]]:
-    """Run the attack on requests side by side; returns each one's suffix, with its leading space, and its last state.
+    """Run the attack on requests side by side. Returns each request's suffix, with its leading space, and its last state.
 
-    `draws` has for each request, in order, a key under which `save` keeps its state, and the words that seed its draws.
-    With `save` a killed attack resumes.
+    `draws` has an entry for each request, in order: a key for its state, and the values that seed its draws. `save` is a file
+    that stores the states by key, so that a killed attack resumes.
     """
     attacks = [Attack(loaded, request, config) for request in requests]
     barred = barred_tokens(loaded)
@@ -186,6 +186,7 @@ def first_state(attack: Attack) -> State:
 def advance(
     attack: Attack, state: State, replacements: np.ndarray, rng: np.random.Generator, draft: LoadedModel | None
 ) -> None:
+    """Take one step: accept the candidate of lowest loss into `state`. Without a candidate that keeps its tokens, stay idle."""
     config = attack.config
     candidates = draw_candidates(state.current, replacements, config, rng)
     candidates = [row for row, kept in zip(candidates, attack.keeps_tokens(candidates)) if kept]
@@ -210,7 +211,7 @@ def advance(
 
 
 def barred_tokens(loaded: LoadedModel) -> torch.Tensor:
-    """Bool [vocabulary]: tokens that a suffix may not hold (special, added, or not printable ASCII)."""
+    """Bool [vocabulary]: tokens that a suffix must not contain (special, added, or not printable ASCII)."""
     size = loaded.model.get_input_embeddings().num_embeddings
     texts = loaded.tokenizer.batch_decode([[i] for i in range(len(loaded.tokenizer))], clean_up_tokenization_spaces=False)
     barred = [not (text and text.isascii() and text.isprintable()) for text in texts]
@@ -221,7 +222,7 @@ def barred_tokens(loaded: LoadedModel) -> torch.Tensor:
 
 
 def promising(gradient: torch.Tensor, barred: torch.Tensor, topk: int) -> np.ndarray:
-    """Token ids [length, topk] that by the gradient [length, vocabulary] lower the loss most, the best first."""
+    """Token ids [length, topk] that lower the loss most by the gradient [length, vocabulary], best first."""
     allowed = int((~barred).sum())
     return gradient.masked_fill(barred, torch.inf).neg().topk(min(topk, allowed), dim=-1).indices.cpu().numpy()
 
@@ -244,7 +245,7 @@ def draw_candidates(current: Sequence[int], replacements: np.ndarray, config: Gc
 
 
 def load_draft(name: str, attacked: LoadedModel) -> LoadedModel:
-    """The model that ranks candidates for another."""
+    """The draft model that ranks candidates for `attacked`, on the same device."""
     precision: Precision | None = "float64" if attacked.precision == "float64" else None
     return load_model(name, "base", str(attacked.device), precision)
 
@@ -261,7 +262,7 @@ def draft_losses(draft: LoadedModel, attack: Attack, suffixes: Sequence[Sequence
 def sampled_losses(
     attack: Attack, candidates: list[list[int]], current: list[int], draft: LoadedModel, rng: np.random.Generator
 ) -> tuple[list[float], list[bool]]:
-    """As `Attack.losses`; infinite, and no hit, for candidates that were not computed."""
+    """As `Attack.losses`, but only for candidates that probe sampling selects; others have an infinite loss and no hit."""
     sampling = attack.config.probe_sampling
     assert sampling is not None
     count = len(candidates)

@@ -18,7 +18,7 @@ from curricula.eval.decoding.answers import room_after
 from curricula.eval.models import MARK, LoadedModel
 
 CPU_CANDIDATES = 16
-"""Candidates in one pass on a CPU: more make its products no quicker, and have less in common."""
+"""Most candidates in one pass on a CPU. Larger passes are not faster per candidate and share a shorter beginning."""
 
 
 class Attack:
@@ -30,12 +30,12 @@ class Attack:
         self.request = request.strip()
         self.opening, self.closing = (self.request, "") if raw else loaded.around_turn(self.request)
         self.quotes = bool(loaded.plain_text.quotes(self.request)) and self.opening.endswith(self.request)
-        """Whether the request quotes special entries, which are read as text."""
+        """Whether the request quotes special tokens, which are read as text."""
         self.trims = not raw and loaded.chat(f"{self.request}{MARK} ") == loaded.chat(f"{self.request}{MARK}")
-        """Whether the chat template takes a blank from the end of a turn, as Llama 3's does."""
+        """Whether the chat template strips a space from the end of a turn, as Llama 3's does."""
         self.marks = self.opening.removesuffix(self.request)
         self.beginning = list(loaded.beginning) if raw else []
-        """What the tokenizer puts before a raw text; a chat template spells it out."""
+        """Tokens that the tokenizer puts before a raw text; a chat template contains them."""
         self.opening_ids = loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
         self.closing_ids = loaded.encode(self.closing)
         self.target = f" {config.target.lstrip()}" if raw else config.target
@@ -53,7 +53,7 @@ class Attack:
     def losses(self, suffixes: Sequence[Sequence[int]], near: Sequence[int] | None = None) -> tuple[list[float], list[bool]]:
         """The loss of each suffix (token ids), and whether greedy decoding after it begins with the target.
 
-        Quick where the suffixes begin as `near` does, by default the first of them.
+        Fast if the suffixes begin as `near` does, by default the first suffix.
         """
         texts = [[*ids, *self.closing_ids] for ids in suffixes]
         near = texts[0] if near is None else [*near, *self.closing_ids]
@@ -69,7 +69,7 @@ class Attack:
         texts = self.texts(suffixes)
         if self.quotes:
             whole = [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in texts]
-        else:  # the tokenizer's own batch call; that of transformers takes several times as long to wrap the result
+        else:  # the tokenizer's own batch call; that of transformers takes several times as long
             wholes = [f"{self.opening}{text}{self.closing}" for text in texts]
             encodings = self.loaded.tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
             whole = [encoding.ids for encoding in encodings]
@@ -82,7 +82,8 @@ class Attack:
 
 
 class BeginningLayer(DynamicLayer):
-    """Fixed keys and values, [1 or rows, heads, tokens, head size], before those of a pass, which are not kept."""
+    """Fixed keys and values, [1 or rows, heads, tokens, head size], that precede those of a pass. Those of the pass are not
+    stored."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class BeginningLayer(DynamicLayer):
 
 @torch.no_grad()
 def read_on(loaded: LoadedModel, known: DynamicCache, ids: Sequence[int]) -> DynamicCache:
-    """A cache of what `known` holds, followed by `ids`; `known` stays as it is."""
+    """A cache of what `known` holds, followed by `ids`. `known` is not changed."""
     read = DynamicCache()
     layers: list[Any] = known.layers
     for number, layer in enumerate(layers):
@@ -110,7 +111,7 @@ def read_on(loaded: LoadedModel, known: DynamicCache, ids: Sequence[int]) -> Dyn
 
 
 def first_tokens(read: DynamicCache, count: int) -> Cache:
-    """The first `count` tokens of `read`, before any number of rows and passes."""
+    """A cache of the first `count` tokens of `read`, for any number of rows and passes."""
     layers: list[Any] = read.layers
     if not layers:  # nothing has been read yet
         return DynamicCache()
@@ -118,7 +119,7 @@ def first_tokens(read: DynamicCache, count: int) -> Cache:
 
 
 def side_by_side(caches: Sequence[DynamicCache]) -> Cache:
-    """One row for each cache, filled up on the left."""
+    """A cache with one row for each of `caches`, padded on the left."""
     longest = max(cache.get_seq_length() for cache in caches)
     layers: list[list[Any]] = [cache.layers for cache in caches]
 
@@ -134,7 +135,7 @@ def side_by_side(caches: Sequence[DynamicCache]) -> Cache:
 
 
 def cross_entropy(loaded: LoadedModel, logits: torch.Tensor, target: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean loss of the target, float32 [rows], and whether it is likeliest at every place, from [rows, target, vocabulary]."""
+    """Mean loss of the target, float32 [rows], and whether its tokens are likeliest, from logits [rows, target, vocabulary]."""
     logits = logits.float()
     loaded.require_distribution(logits)
     wanted = torch.tensor([list(target)], device=loaded.device).expand(len(logits), -1)
@@ -151,9 +152,9 @@ def losses_after(
     target: Sequence[int],
     width: int,
 ) -> tuple[list[float], list[bool]]:
-    """The target's loss after each text, and whether the model's likeliest tokens there are the target.
+    """The target's loss after each text, and whether the target's tokens are the likeliest there.
 
-    The texts are token ids that follow `known`, `width` of them in a pass. They should begin as `near` does.
+    The texts are token ids that follow `known`; a pass takes `width` of them. It is faster the more of `near` they begin with.
     """
     found: dict[tuple[int, ...], tuple[float, bool]] = dict.fromkeys(map(tuple, texts), (0.0, False))
     alike = {text: min(common(text, near), len(text) - 1) for text in found}
@@ -176,7 +177,7 @@ def losses_after(
 
 
 def common(text: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens the two have in common before the first that differs."""
+    """Number of tokens before the first that differs."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other)))
 
 
@@ -187,7 +188,8 @@ def gradients(
     closing: Sequence[int],
     target: Sequence[int],
 ) -> torch.Tensor:
-    """Gradients [rows, length, vocabulary] of the target's loss by each one-hot suffix, between known[row] and `closing`."""
+    """Gradients [rows, length, vocabulary] of the target's loss with respect to each one-hot suffix, which stands between
+    known[row] and `closing`."""
     # By the chain rule, through the embeddings: one-hot rows select rows of the embedding matrix.
     table = embeddings(loaded)
     embeds = table[torch.tensor([list(ids) for ids in suffixes], device=loaded.device)].detach()
@@ -200,7 +202,7 @@ def gradients(
 
 @torch.no_grad()
 def embeddings(loaded: LoadedModel) -> torch.Tensor:
-    """What each token is looked up as, [vocabulary, hidden]: not the weights themselves where these are scaled, as Gemma's."""
+    """The embedding of each token, [vocabulary, hidden]. If the model scales its embeddings, as Gemma does, so are these."""
     embed = loaded.model.get_input_embeddings()
     if type(embed) is torch.nn.Embedding:
         return embed.weight

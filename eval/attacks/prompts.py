@@ -1,10 +1,10 @@
-"""Attacks that give the model other prompts, without any search (docs/evaluation.md).
+"""Attacks that give the model other prompts, without a search (docs/evaluation.md).
 
-Prompts of a benchmark are rewritten; ids, behaviors and clusters stay, so that attacks can be compared prompt by prompt:
+Some rewrite the prompts of a benchmark. Ids, behaviors and clusters stay the same, so attacks can be compared prompt by prompt:
 
     rewritten("best-of-n", prompts, loaded, Attacks(), seed)
 
-Or they are what others found: JailbreakBench's artifacts, and the suffixes that GCG found on another model.
+Others replay prompts: JailbreakBench's artifacts, and the suffixes that GCG found on another model.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:  # it imports torch
 log = logging.getLogger(__name__)
 
 COMPLIANT = "Sure, here is"
-"""A beginning of an answer for prompts whose benchmark gives no target."""
+"""Beginning of the answer to prompts for which the benchmark gives no target."""
 MOST_BEYOND_ASCII = 0.1
-"""Of the letters of a set that is distorted; sets in English have a few, such as the ë of Zoë."""
+"""Largest share of letters beyond ASCII in a set that is distorted; sets in English have a few, such as the ë of Zoë."""
 MOST_BYTES = 1 << 28
-"""Of an artifact file; the published ones have up to 1 MB."""
+"""Largest size of an artifact file; the published ones have up to 1 MB."""
 NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
-"""Records of a submission, which JailbreakBench's folders also hold."""
+"""Other files of a submission in JailbreakBench's folders."""
 
 
 def rewritten(attack: str, prompts: Sequence[Prompt], loaded: LoadedModel, settings: Attacks, seed: int) -> list[Prompt]:
-    """The prompts as the attack gives them to the model; those of other attacks as they are."""
+    """The prompts as the attack gives them to the model; unchanged for attacks that do not rewrite prompts."""
     if attack == "prefill":
         return [msgspec.structs.replace(prompt, prefill=beginning(prompt, loaded, settings.prefill)) for prompt in prompts]
     if attack == "template-removal":
@@ -51,7 +51,7 @@ def rewritten(attack: str, prompts: Sequence[Prompt], loaded: LoadedModel, setti
 
 
 def beginning(prompt: Prompt, loaded: LoadedModel, settings: Prefill) -> str:
-    """What the answer to a prompt is made to begin with."""
+    """The beginning that the attack prefill gives to the answer."""
     text = settings.text or prompt.target or COMPLIANT
     if settings.tokens is None:
         return text
@@ -60,7 +60,7 @@ def beginning(prompt: Prompt, loaded: LoadedModel, settings: Prefill) -> str:
 
 
 def check_distortable(name: str, prompts: Sequence[Prompt]) -> None:
-    """Raise UserError for a set in another script, which best of N would damage instead of distorting."""
+    """Raise UserError for a set in another script, in which best of N would drop letters instead of distorting them."""
     letters = [char for prompt in prompts for char in prompt.text if char.isalpha()]
     if (share := sum(not char.isascii() for char in letters) / max(1, len(letters))) > MOST_BEYOND_ASCII:
         raise UserError(
@@ -70,7 +70,7 @@ def check_distortable(name: str, prompts: Sequence[Prompt]) -> None:
 
 
 def attempts(prompt: Prompt, settings: BestOfN, seed: int) -> list[Prompt]:
-    """The N distorted copies of a prompt, each by draws of its own: more attempts keep the earlier ones."""
+    """The N distorted copies of a prompt. Each has its own draws, so a larger N keeps the copies of a smaller one."""
     found = []
     for number in range(settings.attempts):
         rng = random.Random(key_seed("best-of-n", seed, prompt.benchmark, prompt.id, number))
@@ -98,7 +98,7 @@ def scrambled(text: str, sigma: float, rng: random.Random) -> str:
 
 
 def capitalized(text: str, sigma: float, rng: random.Random) -> str:
-    # A chosen letter beyond ASCII disappears, as in the authors' code.
+    # A letter beyond ASCII that is drawn disappears, as in the authors' code.
     def changed(char: str) -> str:
         if char.isalpha() and rng.random() < sigma**0.5:
             return char.swapcase() if char.isascii() else ""
@@ -118,7 +118,7 @@ def noised(text: str, sigma: float, rng: random.Random) -> str:
 
 
 class Jailbreak(msgspec.Struct, frozen=True):
-    """An entry of an artifact; its other fields are about the model it was found on."""
+    """One jailbreak of an artifact. Other fields in the file describe the model it was found on and are ignored."""
 
     index: Annotated[int, msgspec.Meta(ge=0)]
     goal: Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PROMPT)]
@@ -187,8 +187,8 @@ def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt]) -> li
         for row in read_rows(path, SuffixRow):
             if suffixes.setdefault((row.benchmark, row.prompt_id), row.suffix) != row.suffix:
                 raise UserError(
-                    f"{path}: has another suffix for prompt {row.prompt_id} of {row.benchmark} than a file beside it, of "
-                    "another number of shards; remove whichever comes from earlier settings"
+                    f"{path}: its suffix for prompt {row.prompt_id} of {row.benchmark} differs from that in a file of another "
+                    "number of shards in the same folder; remove the file of earlier settings"
                 )
     found = [
         msgspec.structs.replace(prompt, benchmark=source, text=prompt.text.strip() + suffixes[prompt.benchmark, prompt.id])

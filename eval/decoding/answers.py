@@ -28,7 +28,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def room_after(loaded: LoadedModel, prompt: Sequence[int], wanted: int) -> int:
-    """How many tokens can follow the prompt: `wanted`, or fewer if the context has less room. Raises UserError if it has none."""
+    """How many tokens can follow the prompt: `wanted`, or fewer if the context has less room. Raises UserError if none can."""
     if not prompt:
         raise UserError("a prompt has no tokens, so nothing can follow it; take the empty prompt out of the benchmark")
     room = loaded.context_length - len(prompt)

@@ -195,7 +195,7 @@ def test_prompts_are_never_those_that_are_attacked(loaded, tmp_path):
     accepted = ("advbench", "jailbreakbench", "alpaca")
     config = EvalConfig(accept_changed=accepted, attacks=Attacks(ablation=Ablation(train=2, validation=2, pruned_layers=0)))
     place = (tmp_path / "refusal-direction.json", tmp_path / "scores.jsonl")
-    refused = "advbench has 3 prompts that are not attacked themselves, and attacks.ablation asks for 4"
+    refused = "advbench has 3 prompts that are not attacked themselves, but attacks.ablation asks for 4"
     with pytest.raises(UserError, match=refused):
         find_direction(loaded, config, root, *place)
     mine = {"mine": PromptSet(path=str(root / "mine/mine.csv"), cluster="group")}

@@ -241,7 +241,7 @@ def test_suffixes_of_another_model_are_joined_to_the_same_requests(tmp_path):
         tmp_path / "gcg/jailbreakbench.suffixes.jsonl", [suffix("0"), msgspec.structs.replace(suffix("2"), suffix=" ?")]
     )
     with pytest.raises(
-        UserError, match=r"gcg/jailbreakbench.suffixes.jsonl: has another suffix for prompt 2 of jailbreakbench"
+        UserError, match=r"gcg/jailbreakbench.suffixes.jsonl: its suffix for prompt 2 of jailbreakbench differs"
     ):
         suffixed_prompts("full-20", tmp_path, prompts)
     with pytest.raises(UserError, match=r"holds no GCG suffix for the prompts .* run the task gcg on that model first"):
