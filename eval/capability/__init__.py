@@ -1,4 +1,4 @@
-"""What safety costs: a model's capability by tasks of EleutherAI's lm_eval, published ones and those of a local folder.
+"""What safety costs: a model's capability, by tasks of EleutherAI's lm_eval, both published and from a local folder.
 
-`settings.py` says which tasks, `harness.py` reads those of a folder and runs lm_eval on a loaded model.
+`settings.py` has the tables of tasks; `harness.py` reads tasks from a folder and runs lm_eval on a loaded model.
 """

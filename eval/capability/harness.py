@@ -1,9 +1,9 @@
 """lm_eval on a loaded model: one row for each question of a task (docs/evaluation.md).
 
-    python -m curricula.eval.capability.harness mmlu gsm8k     # fetches tasks' data, where nodes have no network
+    python -m curricula.eval.capability.harness mmlu gsm8k     # fetches the tasks' data, for nodes without a network
 
-lm_eval asks the model in `Resumed`, which keeps every finished batch of requests in `<task>.responses.jsonl` until the rows
-are written. Imports no torch: tasks are checked on login nodes.
+lm_eval asks the model through `Resumed`, which stores every finished batch of requests in `<task>.responses.jsonl` until the
+rows are written. Imports no torch: tasks are checked on login nodes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADLINES = ("acc_norm", "acc", "exact_match")
-"""The metric of a task that `PUBLISHED` does not have: the first of these."""
+"""Headline metrics of tasks that are not in `PUBLISHED`; the first that a task has counts."""
 BATCHES_AT_ONCE = 16
-"""Batches of requests that are kept together."""
+"""Batches of requests that are stored together."""
 # fmt: off
 KEYS = frozenset((
     "task", "tag", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "test_split",
@@ -46,7 +46,7 @@ KEYS = frozenset((
     "metric_list", "metadata",
 ))
 # fmt: on
-"""What a task file may hold."""
+"""Keys that a task file may have."""
 METRICS = ("acc", "acc_norm", "exact_match")
 METRIC_KEYS = {"metric", "aggregation", "higher_is_better", "ignore_case", "ignore_punctuation", "ignore_numbers"}
 BUILDERS = ("json", "csv", "parquet")
@@ -60,7 +60,7 @@ def capability_rows(
     questions: Sequence[Prompt] | None = None,
     progress: Progress = silent,
 ) -> list[CapabilityRow]:
-    """Measure the task `name` into `path`, unless it is there. `questions` are those of an own set."""
+    """Measure the task `name` and write its rows to `path`, unless they are there. `questions` are those of an own set."""
     local = local_task(name, settings, questions)
     chat = settings.chat_template and not loaded.raw
     key = row_key(
@@ -94,7 +94,7 @@ def capability_rows(
 
 
 def _load_tasks(name: str, local: LocalTask | None) -> tuple[Any, Any]:
-    """lm_eval's manager of tasks, and what it takes for the task `name`."""
+    """lm_eval's task manager, and the task `name` in a form that it accepts. Templates of tasks are rendered in a sandbox."""
     import jinja2.sandbox
     import lm_eval.utils
 
@@ -110,7 +110,7 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
     from lm_eval import evaluator
 
     manager, task = _load_tasks(name, local)
-    # What it would record of git and the machine takes seconds of other programs, and is not read here.
+    # lm_eval would run other programs for seconds to describe git and the machine, which is not used here.
     evaluator.add_env_info = evaluator.get_git_commit_hash = lambda *_: None
     try:
         found = evaluator.simple_evaluate(
@@ -127,7 +127,7 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
     except Exception as error:  # a task is a small program: it can fail in any way
         reason = f"{type(error).__name__}: {one_line(str(error), 200)}"
         fetch = f", fetch its data where there is a network (python -m curricula.eval.capability.harness {name})"
-        mend = f"correct the task{'' if local else fetch}, or lower capability.batch where memory ran out"
+        mend = f"correct the task{'' if local else fetch}, or lower capability.batch if memory ran out"
         raise UserError(f"capability task {name}: lm_eval cannot carry it out ({reason}); {mend}") from error
     assert found is not None  # only other ranks get none
     return found
@@ -163,7 +163,7 @@ def _rows(
 
 
 def _headline(name: str, task: str, samples: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The metric that counts, and the reading of answers that goes with it."""
+    """The headline metric, and the filter of answers that goes with it."""
     if not samples:
         raise UserError(f"capability task {task}: has no questions; leave it out")
     readings, metrics = list(dict.fromkeys(sample["filter"] for sample in samples)), samples[0]["metrics"]
@@ -177,10 +177,10 @@ def _headline(name: str, task: str, samples: Sequence[Mapping[str, Any]]) -> tup
 
 
 def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Progress) -> Any:
-    """The model as lm_eval asks it, with its replies kept in `kept`."""
+    """The model in the form that lm_eval asks. Its replies are stored in the file `kept`."""
     if loaded.tokenizer("a")["input_ids"] != [*loaded.beginning, *loaded.encode("a")]:
         raise UserError(
-            f"{loaded.name}: its tokenizer puts a mark behind every text, and lm_eval would put it between question and "
+            f"{loaded.name}: its tokenizer puts a mark after every text, and lm_eval would put it between question and "
             "answer; set add_eos_token to false in tokenizer_config.json"
         )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -189,7 +189,7 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
 
     class Resumed(HFLM):
         cut: set[tuple[str, int]]
-        """Task and number of each question that is longer than the model's context: lm_eval cuts off its beginning."""
+        """Task and number of each question that is longer than the model's context, whose beginning lm_eval cuts off."""
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             return [tuple(reply) for reply in self._kept(super().loglikelihood, "loglikelihood", requests)]
@@ -201,7 +201,7 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
             return self._kept(super().generate_until, "generate_until", requests)
 
         def _kept(self, ask: Callable[..., list[Any]], method: str, requests: list[Any]) -> list[Any]:
-            """The replies; those in the file are read from there. The longest requests come first, and fail first."""
+            """The replies to `requests`; those in the file are read from there. The longest come first, as they fail first."""
             known = {line["key"]: line["replies"] for line in read_jsonl(kept)}
             size = batch * BATCHES_AT_ONCE
             order = sorted(range(len(requests)), key=lambda place: -len(requests[place].args[0]))
@@ -226,7 +226,7 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
             # A rolling request is read in pieces.
             return bool(text and rest) and sum(map(len, self._encode_pair(text, rest))) > self.max_length + 1
 
-    loaded.model.tie_weights = lambda *_, **__: None  # lm_eval would tie them anew, which packed layers do not bear
+    loaded.model.tie_weights = lambda *_, **__: None  # lm_eval would tie them again, which fails for packed layers
     asked = Resumed(
         pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=batch, max_length=loaded.positions
     )
@@ -236,25 +236,28 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
 
 class LocalTask(NamedTuple):
     config: dict[str, Any]
-    """As lm_eval takes it."""
+    """The task as lm_eval accepts it."""
     digest: str
-    """Of the task and its data."""
+    """Hash of the task and its data."""
 
 
 def read_task(path: Path) -> LocalTask:
+    """The task in a file. Raises UserError for keys, metrics or data files that are not supported."""
     raw = read_yaml(path, "no such task file")
     if not isinstance(raw, dict) or raw.get("task") != path.stem:
-        raise UserError(f"{path}: names no task {path.stem}; write there, as in its file's name, task: {path.stem}")
+        raise UserError(f"{path}: the task in it must be named as the file is; write task: {path.stem}")
     if unknown := sorted(map(str, raw.keys() - KEYS)):
-        raise UserError(f"{path}: key {unknown[0]!r} is not used here; a task file has {', '.join(sorted(KEYS))}")
+        raise UserError(f"{path}: key {unknown[0]!r} is not supported; a task file can have {', '.join(sorted(KEYS))}")
     metrics = raw.get("metric_list")
     if not isinstance(metrics, list) or not metrics or not all(map(_is_mean, metrics)):
         raise UserError(
-            f"{path}: metric_list is {metrics!r}; write a list such as [{{metric: acc}}], of {', '.join(METRICS)}, whose "
-            "aggregation is mean"
+            f"{path}: metric_list is {metrics!r}; write a list such as [{{metric: acc}}] with metrics among "
+            f"{', '.join(METRICS)}, all with aggregation mean"
         )
     if raw.get("dataset_path") not in BUILDERS:
-        raise UserError(f"{path}: dataset_path is {raw.get('dataset_path')!r}; write {', '.join(BUILDERS)} for files beside it")
+        raise UserError(
+            f"{path}: dataset_path is {raw.get('dataset_path')!r}; write the data files' format, one of {', '.join(BUILDERS)}"
+        )
     files = _data_files(path, raw.get("dataset_kwargs"))
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode())
     for file in itertools.chain.from_iterable(files.values()):
@@ -269,7 +272,7 @@ def _is_mean(metric: Any) -> bool:
 
 
 def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
-    """The data files of each split; all must be files within the folder of the task."""
+    """The data files of each split. Raises UserError unless all are files within the folder of the task."""
     named = given.get("data_files") if isinstance(given, dict) and given.keys() == {"data_files"} else None
     if not isinstance(named, dict) or not named:
         raise UserError(f"{path}: dataset_kwargs is {given!r}; write data_files with a file for each split, and nothing else")
@@ -284,8 +287,10 @@ def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
 
 
 def local_task(name: str, settings: Capability, questions: Sequence[Prompt] | None) -> LocalTask | None:
-    """The task of `questions` or of a file; None for one of lm_eval's. Raises UserError where lm_eval is missing, a task is
-    unknown or its file damaged: before a model is loaded."""
+    """The task of `questions` or of a task file; None for a task of lm_eval's.
+
+    Raises UserError, before a model is loaded, if lm_eval is missing, the task is unknown or its file is damaged.
+    """
     require_lm_eval()
     if questions is not None:
         return question_task(name, [(one.text, one.target) for one in questions])
@@ -300,7 +305,7 @@ def local_task(name: str, settings: Capability, questions: Sequence[Prompt] | No
 
 
 def task_manager(name: str, is_local: bool) -> Any:
-    """lm_eval's manager of tasks, which knows `name` if lm_eval has it."""
+    """lm_eval's task manager, which knows `name` if lm_eval has it, and as few other tasks as possible."""
     import lm_eval.tasks
 
     root = Path(lm_eval.tasks.__file__).parent
@@ -311,7 +316,7 @@ def task_manager(name: str, is_local: bool) -> Any:
 
 
 def require_lm_eval() -> str:
-    """The version of lm_eval."""
+    """The version of lm_eval. Raises UserError if it is not installed."""
     try:
         return importlib.metadata.version("lm_eval")
     except importlib.metadata.PackageNotFoundError:
@@ -319,7 +324,7 @@ def require_lm_eval() -> str:
 
 
 def question_task(name: str, questions: Iterable[tuple[str, str]]) -> LocalTask:
-    """Own questions with their answers as a task: the model's line must equal the answer but for case and punctuation."""
+    """A task of own questions with their answers. The model's line must equal the answer except for case and punctuation."""
     rows = [{"question": question, "answer": answer} for question, answer in questions]
 
     def dataset(**_: Any) -> dict[str, Any]:
@@ -332,7 +337,7 @@ def question_task(name: str, questions: Iterable[tuple[str, str]]) -> LocalTask:
         "custom_dataset": dataset,
         "test_split": "test",
         "doc_to_text": "{{question}}",
-        "doc_to_target": "answer",  # the column: of a template, lm_eval would read "[1, 2]" as two answers
+        "doc_to_target": "answer",  # the column's name: from a template, lm_eval would read "[1, 2]" as two answers
         "output_type": "generate_until",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64, "do_sample": False},
         "filter_list": [{"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}],

@@ -1,4 +1,4 @@
-"""Which capability tasks are run, and how. Imports no lm_eval: studies are read on login nodes."""
+"""Which capability tasks run, and how. Imports no lm_eval: studies are read on login nodes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import msgspec
 from curricula.settings import NonNegative, Positive, Settings, require_distinct
 
 PlainName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")]
-"""A name that becomes a file's and a column's."""
+"""A name that is also the name of a file and of a column."""
 
 
 class Published(NamedTuple):
     """A published task: its headline metric, and its size for estimates of cost."""
 
     folder: str
-    """Where lm_eval has it: reading all of its folders takes many seconds."""
+    """lm_eval's folder with the task; reading all of its folders takes many seconds."""
     metric: str
     filter: str
-    """How lm_eval reads the answer before the metric."""
+    """lm_eval's filter, which extracts the answer before it is scored."""
     questions: int
     requests: int
-    """Texts that are scored for a question, or 1 where it is answered by generation."""
+    """Texts scored for a question; 1 if the answer is generated."""
     prompt_tokens: int
-    """About, of one request."""
+    """Approximate tokens of a request."""
     answer_tokens: int = 0
-    """About; 0 where the answers are given and only scored."""
+    """Approximate tokens of a generated answer; 0 if given answers are scored."""
 
 
 PUBLISHED = {
@@ -44,22 +44,22 @@ PUBLISHED = {
     "ifeval": Published("ifeval", "prompt_level_strict_acc", "none", 541, 1, 60, 1_280),
 }
 LISTS = {"quick": ("arc_easy", "hellaswag", "openbookqa", "piqa", "winogrande"), "full": tuple(PUBLISHED)}
-"""The lists of tasks that a study can name."""
+"""Lists of tasks, by the names that a study can use."""
 
 
 class Capability(Settings, frozen=True):
-    """What models can do besides being safe, measured by lm_eval (`pip install safety-curricula[lm-eval]`)."""
+    """What models can do apart from safety, measured by lm_eval (`pip install safety-curricula[lm-eval]`)."""
 
     tasks: Literal["quick", "full"] | Annotated[tuple[PlainName, ...], msgspec.Meta(min_length=1)] = "full"
-    """`quick`, `full`, or names: of lm_eval's tasks and groups, of tasks in `folder`, of own sets of kind capability."""
+    """`quick`, `full`, or a list of names: lm_eval's tasks and groups, tasks in `folder`, own sets of kind capability."""
     folder: str | None = None
-    """A folder of task files: NAME.yaml as lm_eval has them, and their data; relative to the study file's folder."""
+    """A folder of task files, NAME.yaml in lm_eval's format, with their data. The path starts at the study file's folder."""
     limit: Positive | None = None
     """At most this many questions of each task, its first ones; null takes all."""
     few_shot: NonNegative | None = None
-    """Answered examples before each question; null leaves it to the task."""
+    """Answered examples before each question; null takes the task's own number."""
     chat_template: bool = False
-    """Whether tuned models read questions in their chat template; most published numbers do without."""
+    """Whether tuned models read questions in their chat template. Most published numbers are without it."""
     batch: Positive = 16
     """Texts in one forward pass."""
 

@@ -6,12 +6,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 Placements = tuple[np.ndarray, np.ndarray]
-"""Of each unsafe and each safe text the share of the other class that it is ordered rightly with, float64 [texts]. The mean of
-either is the AUC, and the mean or difference of the placements of several probes is that of their AUCs."""
+"""For each unsafe and each safe text, the share of the other class that it is ranked correctly against, float64 [texts]. The
+mean over either class is the AUC. Means and differences of several probes' placements are those of their AUCs."""
 
 
 def placements(scores: np.ndarray, positive: np.ndarray) -> Placements:
-    """How well `scores` [texts] order each text against the other class, by the bool labels `positive`."""
+    """How well `scores` [texts] rank each text against the other class; `positive` is true for unsafe texts."""
     ranks = rankdata(scores)
     own = np.empty(len(scores))
     own[positive], own[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])
@@ -22,8 +22,9 @@ def placements(scores: np.ndarray, positive: np.ndarray) -> Placements:
 def standard_error(of: Placements) -> float:
     """DeLong's standard error of an AUC, or of a mean or difference of AUCs on the same texts.
 
-    Never less than if one text of the smaller class were ordered rightly with half of the other class: near an AUC of 1, or
-    where two arms order all texts alike, DeLong's variance would be close to 0. So it is where a class has a single text.
+    It is at least 0.5 / n for n texts in the smaller class, as if one of them were ranked correctly against only half of the
+    other class. Near an AUC of 1, or if two arms rank all texts alike, DeLong's variance is close to 0; for a class with a
+    single text it is not defined.
     """
     fewest = min(map(len, of))
     variance = sum(part.var(ddof=1) / len(part) for part in of) if fewest > 1 else 0.0

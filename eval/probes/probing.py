@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Version of the procedure, part of every row's key."""
 KEYED = ("train_per_class", "seeds", "layers", "unsafe_score", "max_tokens")
-"""Settings that keys have always held. Others are part of a key where they differ from their defaults."""
+"""Settings that every key holds. A key holds any other only if it is not the default, so that older keys stay valid."""
 BATCH_TEXTS = 32
 """Texts in one forward pass."""
 DIGITS = 6
@@ -61,7 +61,7 @@ def probe_rows(
             seed=seed,
             layer=layer,
             draw=draw,
-            **({"beginning": loaded.beginning} if loaded.beginning else {}),  # only there, so that other keys stay
+            **({"beginning": loaded.beginning} if loaded.beginning else {}),  # only if any, so that other keys stay the same
         )
         for draw in range(config.seeds)
         for layer, _ in layers
@@ -78,7 +78,7 @@ def probe_rows(
 
 
 def layers_of(layers: Sequence[Layer], count: int) -> list[tuple[str, int]]:
-    """Name and number of each layer, of a model with `count`: blocks are counted from 1, the middle of 24 is the 13th."""
+    """Name and number of each of `layers` in a model with `count` blocks. Blocks count from 1; the middle of 24 is the 13th."""
     named = {"first": 1, "middle": min(count // 2 + 1, count), "last": count}
     found: dict[str, int] = {}
     for layer in layers:
@@ -101,9 +101,9 @@ def run_probes(
     folder: Path,
     progress: Progress = silent,
 ) -> tuple[list[ProbeRow], Fitted]:
-    """Probes for all layers and seeds; the test set is drawn once and shared by all of them. States are kept in `folder`.
+    """Fit and test a probe for each layer and training subset, all on the same test set. States are stored in `folder`.
 
-    Neither the rows nor what was fitted have keys yet.
+    The returned rows and `Fitted` have no keys yet.
     """
     layers = layers_of(config.layers, loaded.layers)
     indices = [index for _, index in layers]
@@ -114,12 +114,12 @@ def run_probes(
     match = lengths if config.match_length else (None, None)
     held_out = balanced(test.unsafe, None, seed, "test", lengths=match[1])
     pool, per_class = len(balanced(train.unsafe, None, lengths=match[0])) // 2, config.train_per_class
-    if len(train_ids) < given:  # a table that had just enough, which the study was begun with
+    if len(train_ids) < given:  # the study was begun with a table that had just enough texts
         per_class = min(per_class, pool)
     subsets = [balanced(train.unsafe, per_class, seed, "train", draw, lengths=match[0]) for draw in range(config.seeds)]
     if config.seeds > 1 and pool < 2 * per_class:
         log.warning(
-            "probes: each of %d training subsets takes %d of %d texts a class, so their spread says little of other texts%s",
+            "probes: each of %d training subsets takes %d of %d texts a class, so their spread says little about other texts%s",
             *(config.seeds, per_class, pool, "; all are the same" if pool == per_class else ""),
         )
     needed = np.unique(np.concatenate(subsets))
@@ -192,7 +192,7 @@ def auc_of(probe: Any, features: Any, labels: np.ndarray) -> float:
 
 
 def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels: np.ndarray) -> float:
-    """Test AUC of the same probe on counts of words, which are what stands between spaces, in lower case."""
+    """Test AUC of the same probe on word counts. Words are separated by white space and counted in lower case."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     counts = CountVectorizer(token_pattern=r"\S+")
@@ -200,7 +200,7 @@ def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels
 
 
 def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:
-    """Token ids of each text, cut to its first tokens."""
+    """Token ids of each text, cut to its first tokens; a text without tokens becomes one end mark."""
     limit = min(config.max_tokens, loaded.context_length)
     return [loaded.raw_ids(text)[:limit] or [*loaded.end_ids, 0][:1] for text in texts]
 
@@ -208,8 +208,8 @@ def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> 
 def without_tested(
     train: LabelledTexts, ids: list[list[int]], tested: Sequence[Sequence[int]]
 ) -> tuple[LabelledTexts, list[list[int]]]:
-    """The training texts, as token ids too, without those that the model reads as it reads a test text: cut to their first
-    tokens, different texts may be equal."""
+    """The training texts and their token ids, without those that have the token ids of a test text. Different texts can be
+    equal when they are cut to their first tokens."""
     held_out = set(map(tuple, tested))
     kept = [place for place, of in enumerate(ids) if tuple(of) not in held_out]
     if len(kept) == len(ids):
@@ -232,7 +232,7 @@ def keep_states(
     folder: Path,
     progress: Progress = silent,
 ) -> Store:
-    """A store with the states of the texts, given as token ids in groups; those it lacks are added. Groups share no batch."""
+    """The store with the states of these texts, given as token ids. States that it lacks are added, a group after another."""
     key = row_key(model=loaded.content_hash, precision=loaded.precision, layers=list(indices), version=VERSION)
     store = Store(folder, key, len(indices), loaded.model.config.hidden_size)
     for texts in groups:
@@ -250,9 +250,9 @@ def keep_states(
 def last_token_states(
     loaded: LoadedModel, texts: Sequence[Sequence[int]], indices: Sequence[int]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Hidden states of the last tokens of texts, given as token ids, a batch of texts of about equal length at a time.
+    """Hidden states of the last token of each text (token ids), a batch of texts of about equal length at a time.
 
-    Yields the places of the batch's texts, and float32 [texts, layers, hidden].
+    Yields the places of the batch's texts, and their states, float32 [texts, layers, hidden].
     """
     by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
     for start in range(0, len(texts), BATCH_TEXTS):

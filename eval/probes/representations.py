@@ -19,21 +19,21 @@ from curricula.eval.rows import row_key
 
 @dataclass(frozen=True)
 class Representation:
-    """Two models on one layer."""
+    """How two models compare on one layer."""
 
     stage: str
     layer: str
     arm: str
-    """Whose probes and directions are compared with the other's."""
+    """Arm of the first model, whose probes are tested on the other's states."""
     seed: int
     other: str
     other_seed: int
     transfer_auc: float
-    """Mean test AUC of the first model's probes on the other's states; for a model and itself, its own."""
+    """Mean test AUC of the first model's probes on the other's states; if both are the same model, the model's own AUC."""
     direction_cosine: float
-    """Between the differences of mean states, unsafe minus safe texts."""
+    """Cosine between the models' differences of mean states, unsafe minus safe texts."""
     probe_cosine: float
-    """Between the mean weights of the probes."""
+    """Cosine between the mean weights of the models' probes."""
 
 
 def representations(run: Path, study: StudyRows) -> Iterator[Representation]:
@@ -43,7 +43,7 @@ def representations(run: Path, study: StudyRows) -> Iterator[Representation]:
         fitted = {}
         for arm in study.arms:
             found = read_fitted(folders[arm.key])
-            # What earlier probes left, of another model or setting, is of no use.
+            # Probes of an earlier model or of earlier settings do not count.
             if found and found.key == row_key(probes=[row.key for row in study.probes.get((arm.key, stage), ())]):
                 fitted[arm.key] = found
         probed = [arm for arm in study.arms if arm.key in fitted]

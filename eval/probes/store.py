@@ -1,12 +1,12 @@
-"""Hidden states on disk, so that they are computed once: a flat file of numbers, read through memory, and whose they are.
+"""Hidden states on disk, so that they are computed once: a memory-mapped file of numbers, and the ids of its texts.
 
-The folder `probes.states` of a model's rows holds, for each model, precision, choice of layers and length of texts (`KEY`):
+The folder `probes.states` of a model's rows holds, for each model, precision and choice of layers (`KEY`):
 
 - `KEY.f32`: float32 [texts, layers, hidden], appended one batch at a time
 - `KEY.jsonl`: for each batch the ids of its texts, in order; an id is a hash of the text's tokens
 - `fitted.npz`: the probes that were fitted last and the texts that tested them (`Fitted`)
 
-A batch counts once its line is whole, so a killed computation goes on after the last one. Needs no torch.
+A batch counts once its line is whole, so a killed computation continues after the last whole batch. Imports no torch.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Store:
         durable.append_jsonl(self.path.with_suffix(".jsonl"), [{"ids": ids}])
 
     def read(self, ids: Iterable[str], layer: int) -> np.ndarray:
-        """States of these texts on the layer at this place, float32 [texts, hidden]; nothing else is read from the disk."""
+        """States of these texts on the layer at place `layer`, float32 [texts, hidden]. Nothing else is read from the disk."""
         known = self.ids()
         place = {name: number for number, name in enumerate(known)}
         try:
@@ -82,17 +82,17 @@ class Fitted:
     """The probes of one model, and the test texts, as `fitted.npz` holds them."""
 
     key: str
-    """Hash of the model's probes; those of other settings have another."""
+    """Hash of the keys of the model's probes. It changes with their settings."""
     store: str
     """Key of the store with the states."""
     layers: list[str]
     """Names of the layers, in the order of the store."""
     weights: np.ndarray
-    """float64 [training subsets, layers, hidden]"""
+    """Weights of the probes, float64 [training subsets, layers, hidden]."""
     bias: np.ndarray
-    """float64 [training subsets, layers]"""
+    """Biases of the probes, float64 [training subsets, layers]."""
     directions: np.ndarray
-    """Mean state of the unsafe training texts minus that of the safe ones, float64 [layers, hidden]"""
+    """Mean state of the unsafe training texts minus that of the safe ones, float64 [layers, hidden]."""
     test_ids: list[str]
     test_unsafe: np.ndarray
     """Bool, one per test text."""
@@ -103,12 +103,12 @@ class Fitted:
             np.savez(file, **arrays)
 
     def test_states(self, folder: Path, layer: int) -> np.ndarray:
-        """States of the test texts on the layer at this place, float32 [texts, hidden]."""
+        """States of the test texts on the layer at place `layer`, float32 [texts, hidden]."""
         return Store(folder, self.store, *self.directions.shape).read(self.test_ids, layer)
 
 
 def read_fitted(folder: Path) -> Fitted | None:
-    """What the last probes left in the folder `probes.states`; None if there is nothing, or nothing that can be read."""
+    """The probes fitted last, from the folder `probes.states`; None if there are none. Raises UserError if they are damaged."""
     path = folder / "fitted.npz"
     if not path.exists():
         return None
@@ -123,5 +123,5 @@ def read_fitted(folder: Path) -> Fitted | None:
         if not (fits and fitted.test_unsafe.shape == (len(fitted.test_ids),) and fitted.store.isalnum()):
             raise ValueError("its parts do not fit together")
     except Exception as error:  # numpy has an error of its own for each kind of damage
-        raise UserError(f"{path}: not what probes leave ({error}); remove it and evaluate again") from None
+        raise UserError(f"{path}: is damaged ({error}); remove it and evaluate again") from None
     return fitted

@@ -1,4 +1,4 @@
-"""The texts of the probes: where they come from, and how equally many safe and unsafe ones are drawn by key."""
+"""The texts of the probes: where they come from, and how equal numbers of safe and unsafe texts are drawn by key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_FETCHED = (
     "evaluation.probes.texts"
 )
 MATCHED_WITHIN = 0.05
-"""Lengths of a matched pair differ by at most this share of the longer one; of short texts, by a token."""
+"""Largest difference in length within a matched pair, as a share of the longer text; short texts may differ by one token."""
 
 
 class LabelledTexts(msgspec.Struct, frozen=True):
@@ -45,13 +45,13 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
                 f"{table.place(number)} has text {text!r:.40} and score {score!r:.40}; a row has a text in UTF-8 and a score "
                 "from 0 (safe) to 5 (unsafe)"
             )
-    # Scores between safe and the threshold are neither.
+    # Texts with scores between 0 and the threshold are neither safe nor unsafe.
     used = [row for row in rows if int(float(row["score"])) == 0 or int(float(row["score"])) >= config.unsafe_score]
     return LabelledTexts([row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool))
 
 
 def check_texts(root: Path | None, config: Probes) -> None:
-    """Raises UserError where texts are missing, too few (with `match_length` only a tokenizer can tell), or in both splits."""
+    """Raise UserError if texts are missing, too few (with `match_length` only a tokenizer can tell), or in both splits."""
     train, test = (load_texts(root, split, config) for split in ("train", "test"))
     balanced(train.unsafe, config.train_per_class)
     balanced(test.unsafe, None)
@@ -75,7 +75,7 @@ def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledT
     if both := set(classes["safe"]) & set(classes["unsafe"]):
         raise UserError(
             f"evaluation.probes.texts: {len(both)} texts are both safe and unsafe, such as {min(both)[:60]!r}; narrow one of "
-            "the tables, by min_score and max_score where they are one"
+            "the tables, by min_score and max_score if they are the same file"
         )
     taken = [
         (text, name == "unsafe")
@@ -89,7 +89,7 @@ def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledT
 def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: np.ndarray | None = None) -> np.ndarray:
     """Places of equally many safe and unsafe texts, drawn by key: `per_class` of each, or as many as there are.
 
-    With `lengths`, the texts are drawn in pairs of a safe and an unsafe one of about equal length.
+    With `lengths`, texts are drawn in pairs of a safe and an unsafe text of about equal length.
     """
     classes = [np.flatnonzero(~unsafe), np.flatnonzero(unsafe)]
     paired = lengths is not None
@@ -110,10 +110,10 @@ def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: n
 
 
 def matched(safe: np.ndarray, unsafe: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """As many pairs as there can be of a safe and an unsafe text whose lengths are near, shortest first; a text is in one pair.
+    """As many pairs as possible of a safe and an unsafe text of similar length, shortest first. No text is in two pairs.
 
-    Going up both classes by length and pairing whatever is near enough is best: a text that is too short for the next of the
-    other class is too short for all that follow.
+    Going up both classes by length and pairing texts that are near enough gives the most pairs: a text that is too short for
+    the next text of the other class is too short for all later ones.
     """
     orders = [members[np.argsort(lengths[members], kind="stable")] for members in (safe, unsafe)]
     pairs: tuple[list[int], list[int]] = ([], [])

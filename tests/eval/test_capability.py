@@ -105,7 +105,7 @@ def test_a_tokenizer_that_ends_every_text_with_a_mark_is_refused(place, tmp_path
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
     )
-    with pytest.raises(UserError, match="puts a mark behind every text, .*; set add_eos_token to false"):
+    with pytest.raises(UserError, match="puts a mark after every text, .*; set add_eos_token to false"):
         measure((folder, dataclasses.replace(loaded, tokenizer=tokenizer)), tmp_path)
 
 
@@ -147,14 +147,18 @@ def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_t
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("task: choices", "task: other", "names no task choices; write there, as in its file's name, task: choices"),
+        ("task: choices", "task: other", "the task in it must be named as the file is; write task: choices"),
         ('doc_to_text: "{{question}}"', "doc_to_text: !function evil.run", "not valid YAML"),
-        ("test_split: test", "include: /etc/passwd", "key 'include' is not used here"),
-        ("{ metric: acc }", "{ metric: ./evil.py }", "of acc, acc_norm, exact_match, whose aggregation is mean"),
-        ("{ metric: acc }", "{ metric: acc, hf_evaluate: true }", "of acc, acc_norm, exact_match, whose aggregation is mean"),
+        ("test_split: test", "include: /etc/passwd", "key 'include' is not supported"),
+        ("{ metric: acc }", "{ metric: ./evil.py }", "metrics among acc, acc_norm, exact_match, all with aggregation mean"),
+        ("{ metric: acc }", "{ metric: acc, hf_evaluate: true }", "metrics among acc, acc_norm, exact_match, all with"),
         ("test: choices.jsonl", "test: ../../secret.jsonl", "put a file of this name beside the task file"),
         ("test: choices.jsonl", "test: gone.jsonl", "put a file of this name beside the task file"),
-        ("dataset_path: json", "dataset_path: evil/repo", "dataset_path is 'evil/repo'; write json, csv, parquet"),
+        (
+            "dataset_path: json",
+            "dataset_path: evil/repo",
+            "dataset_path is 'evil/repo'; write the data files' format, one of json",
+        ),
         ("{{question}}", "{{ ''.__class__.__mro__ }}", "lm_eval cannot carry it out .SecurityError"),
         (
             "{{question}}",

@@ -120,7 +120,7 @@ def test_a_damaged_file_of_probes_is_named_and_nothing_in_it_is_run(tmp_path):
         wrong.append((tmp_path / "wrong.npz").read_bytes())
     for content in (*wrong, (tmp_path / "fitted.npz").read_bytes(), b"PK\x03\x04 no archive", b""):
         (tmp_path / "fitted.npz").write_bytes(content)
-        with pytest.raises(UserError, match=r"fitted.npz: not what probes leave .*; remove it and evaluate again"):
+        with pytest.raises(UserError, match=r"fitted.npz: is damaged .*; remove it and evaluate again"):
             read_fitted(tmp_path)
 
 
