@@ -183,7 +183,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 class PromptSet(DeclaredTable, frozen=True):
-    """A table of prompts. Its name can be used where benchmarks or capability tasks are named."""
+    """A table of prompts. Its name can be used wherever benchmarks or capability tasks are named."""
 
     column: str = "prompt"
     """The column of prompts."""

@@ -72,7 +72,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     precision: str
     """Precision of the weights."""
     benchmark: str
-    """Name in eval/benchmarks.py; "advbench_completions" where jb_completions is not available."""
+    """Name in eval/benchmarks.py; "advbench_completions" if jb_completions is not available."""
     prompt_id: str
     """Unique within the benchmark."""
     category: str

@@ -126,7 +126,7 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
         raise
     except Exception as error:  # a task is a small program: it can fail in any way
         reason = f"{type(error).__name__}: {one_line(str(error), 200)}"
-        fetch = f", fetch its data where there is a network (python -m curricula.eval.capability.harness {name})"
+        fetch = f", fetch its data on a machine with a network (python -m curricula.eval.capability.harness {name})"
         mend = f"correct the task{'' if local else fetch}, or lower capability.batch if memory ran out"
         raise UserError(f"capability task {name}: lm_eval cannot carry it out ({reason}); {mend}") from error
     assert found is not None  # only other ranks get none
