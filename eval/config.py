@@ -401,10 +401,10 @@ class EvalConfig(Settings, frozen=True, dict=True):
     def benchmarks_of(self, tasks: Iterable[EvalTask]) -> list[str]:
         """The benchmarks that these tasks read."""
         tasks = [task for task in tasks if task.has_prompts]
-        found = [task.benchmark for task in tasks if task.task.kind not in ("artifacts", "transfer")]
+        benchmarks = [task.benchmark for task in tasks if task.task.kind not in ("artifacts", "transfer")]
         if any(task.task.kind == "ablation" for task in tasks):
-            found += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
-        return list(dict.fromkeys(found))
+            benchmarks += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
+        return list(dict.fromkeys(benchmarks))
 
     def prompts_in(self, benchmark: str, limit: int | None, world: WorldConfig | None) -> int:
         """About how many prompts of a benchmark are asked: its size, or `limit` if that is less or the size is unknown."""
@@ -425,12 +425,12 @@ class EvalConfig(Settings, frozen=True, dict=True):
     @cached_property
     def own_sets(self) -> dict[str, int]:
         """Number of rows of each own prompt set that is on this machine."""
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for name, declared in self.prompts.items():
             with contextlib.suppress(UserError, OSError):  # errors in a file are reported before its prompts are asked
                 if declared.is_here(root := local_root()):
-                    found[name] = len(declared.open(root or Path(), name))
-        return found
+                    sizes[name] = len(declared.open(root or Path(), name))
+        return sizes
 
     @property
     def judged_on_gpu(self) -> bool:
@@ -443,16 +443,18 @@ class EvalConfig(Settings, frozen=True, dict=True):
 
     def decoder_settings(self, task: Task) -> list[Any]:
         """The settings of each decoder of a task. Raises ValueError for a decoder from another package that cannot be used."""
-        found: list[Any] = []
+        settings: list[Any] = []
         for name in task.decoders:
-            kind, problem = DECODERS[name].settings, DECODERS[name].problem
+            plugin_type, problem = DECODERS[name].settings, DECODERS[name].problem
             if problem:
                 raise ValueError(problem)
             try:
-                found.append(convert(self.decoders.get(name, {}), kind) if kind else getattr(self, name))
+                settings.append(convert(self.decoders.get(name, {}), plugin_type) if plugin_type else getattr(self, name))
             except ValueError as error:  # msgspec's errors, too
                 raise ValueError(f"decoders.{name}: {error}") from None
-        return [variant.of(each) for variant, each in zip(task.variants, found)] or found
+        if task.variants:
+            return [variant.applied_to(each) for variant, each in zip(task.variants, settings)]
+        return settings
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
         """All elements for one of the paper's models, in the order in which they run and in which merged rows are stored."""
@@ -460,13 +462,13 @@ class EvalConfig(Settings, frozen=True, dict=True):
 
     def battery(self, names: Iterable[str], raw: bool, most: int | None = None) -> list[EvalTask]:
         """The elements of the named tasks for a model of `raw` text or of chats, with at most `most` prompts of a benchmark."""
-        found: list[EvalTask] = []
+        elements: list[EvalTask] = []
         for task in (TASKS[name] for name in names if not self.leaves_out(TASKS[name])):
-            count = self.shards.get(task.name, 1)
+            shards = self.shards.get(task.name, 1)
             benchmarks, limit = self.prompts_of(task, raw)
             limit = min((number for number in (limit, most) if number is not None), default=None)
-            found += [EvalTask(task, name, limit, shard, count) for name in benchmarks or ("",) for shard in range(count)]
-        return found
+            elements += [EvalTask(task, name, limit, shard, shards) for name in benchmarks or ("",) for shard in range(shards)]
+        return elements
 
     def prompts_of(self, task: Task, raw: bool) -> tuple[tuple[str, ...], int | None]:
         """The benchmarks of a task, or what `EvalTask.benchmark` names instead, and the most prompts of each (None: all).

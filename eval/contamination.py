@@ -76,13 +76,13 @@ class PromptFinder:
         numbers = np.fromiter((self._numbers.get(word, 0) for word in words), np.uint64, len(words))
         overlapping: set[int] = set()
         seen: dict[int, list[tuple[int, Gram]]] = defaultdict(list)
-        found, hashed = numbers, 1  # the hashes of all runs of `hashed` words
+        hashes, hashed = numbers, 1  # the hashes of all runs of `hashed` words
         for length, keys in self._keys.items():
             for place in range(hashed, length):
-                found = found[:-1] * np.uint64(_FACTOR) + numbers[place:]
+                hashes = hashes[:-1] * np.uint64(_FACTOR) + numbers[place:]
             hashed = length
-            places = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
-            for place in np.flatnonzero(keys[places] == found).tolist():
+            places = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+            for place in np.flatnonzero(keys[places] == hashes).tolist():
                 gram = tuple(numbers[place : place + length].tolist())
                 holders = self._holders[length].get(gram, ())
                 if length > NEAR_WORDS:
@@ -117,10 +117,10 @@ def _grams(numbers: Sequence[int], length: int) -> set[Gram]:
 def _hashes(numbers: np.ndarray, length: int) -> np.ndarray:
     """A hash of every run of `length` numbers along the last axis (uint64 [..., n] -> [..., n - length + 1])."""
     runs = numbers.shape[-1] - length + 1
-    found = np.zeros((*numbers.shape[:-1], runs), np.uint64)
+    hashes = np.zeros((*numbers.shape[:-1], runs), np.uint64)
     for place in range(length):
-        found = found * np.uint64(_FACTOR) + numbers[..., place : place + runs]
-    return found
+        hashes = hashes * np.uint64(_FACTOR) + numbers[..., place : place + runs]
+    return hashes
 
 
 SHINGLE_WORDS = 5
@@ -188,17 +188,17 @@ def overlap_rows(
     overlaps: dict[str, Overlap], finder: PromptFinder, benchmark_of: Sequence[str]
 ) -> Iterable[dict[str, str | int]]:
     """How many prompts of each benchmark occur in each body of text, and in all together ("all")."""
-    every = Overlap(set(), set())
-    for one in overlaps.values():
-        every.add(one)
+    total = Overlap(set(), set())
+    for overlap in overlaps.values():
+        total.add(overlap)
     for benchmark in dict.fromkeys(benchmark_of):
-        own = {number for number, name in enumerate(benchmark_of) if name == benchmark}
-        for name, one in {"all": every, **overlaps}.items():
+        prompts = {number for number, name in enumerate(benchmark_of) if name == benchmark}
+        for text, overlap in {"all": total, **overlaps}.items():
             yield {
                 "benchmark": benchmark,
-                "text": name,
-                "prompts": len(own),
-                "too_short": len(own & finder.short),
-                "overlapping": len(own & one.overlapping),
-                "near": len(own & one.near),
+                "text": text,
+                "prompts": len(prompts),
+                "too_short": len(prompts & finder.short),
+                "overlapping": len(prompts & overlap.overlapping),
+                "near": len(prompts & overlap.near),
             }

@@ -25,16 +25,17 @@ _BATCH = 256
 def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
     """The first rows and the size of a table; `key` is its key in the study."""
     rows = table.look(root, key)
-    whole = table.open(root, key)
-    tuning = list(table.conversations(root, key)) if isinstance(table, TuningSet) else None
-    labelled = {} if tuning is None else {"refusals": sum(one.is_refusal for one in tuning)}
+    opened = table.open(root, key)
+    refusals = {}
+    if isinstance(table, TuningSet):
+        refusals = {"refusals": sum(conversation.is_refusal for conversation in table.conversations(root, key))}
     return {
-        **labelled,
+        **refusals,
         "table": key,
         "place": table.place,
-        "files": len(whole.files),
-        "bytes": sum(file.stat().st_size for file in whole.files),
-        "rows": len(whole),
+        "files": len(opened.files),
+        "bytes": sum(file.stat().st_size for file in opened.files),
+        "rows": len(opened),
         "first_rows": [{name: _shown(value) for name, value in row.items()} for row in rows[:SHOWN_ROWS]],
     }
 
@@ -44,9 +45,10 @@ def documents_of(key: str, table: DeclaredTable, root: Path) -> Iterator[Documen
     if isinstance(table, TextTable):
         yield from Documents.of(key, table, root).read()
     elif isinstance(table, TuningSet):
-        for number, one in enumerate(table.read(root, key)):
-            text = "\n\n".join(message["content"] for message in one.messages)
-            yield Document(number, str(number), text, "not_utf8" if not one.is_utf8 else "" if text.strip() else "empty")
+        for number, conversation in enumerate(table.read(root, key)):
+            text = "\n\n".join(message["content"] for message in conversation.messages)
+            odd = "" if text.strip() else "empty"
+            yield Document(number, str(number), text, odd if conversation.is_utf8 else "not_utf8")
 
 
 def shard_documents(source: Path, tokenizer_folder: Path) -> Iterator[Document]:

@@ -38,6 +38,6 @@ def record_hash(folder: Path) -> None:
 
 def recorded_hash(folder: Path) -> str:
     """The hash that the export of `folder` recorded; "" if there is none."""
-    recorded = durable.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    found = recorded.get("content_hash") if isinstance(recorded, dict) else None
-    return found if isinstance(found, str) else ""
+    record = durable.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    recorded = record.get("content_hash") if isinstance(record, dict) else None
+    return recorded if isinstance(recorded, str) else ""

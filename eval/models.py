@@ -231,7 +231,9 @@ def load_model(
     `device` defaults to the GPU if there is one, `precision` to bfloat16 on a GPU and float32 on the CPU; only base models are
     `raw` by default.
     """
-    where, raw = find_device(device), kind == "base" if raw is None else raw
+    if raw is None:
+        raw = kind == "base"
+    where = find_device(device)
     dtype: torch.dtype = getattr(torch, precision or ("bfloat16" if where.type == "cuda" else "float32"))
     path = locate(source)
     model, tokenizer = read_checkpoint(path, dtype)
@@ -390,12 +392,12 @@ def single_id(tokenizer: Any, token: str) -> int | None:
 
 def render_turns(tokenizer: Any, template: str, turns: list[dict[str, str]], name: str) -> str:
     """A conversation rendered by the template of the model `name` and, after a user's turn, the opening of the assistant's."""
-    given, open_turn = sum(len(turn["content"]) for turn in turns), turns[-1]["role"] == "user"
+    length, open_turn = sum(len(turn["content"]) for turn in turns), turns[-1]["role"] == "user"
     try:
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn, chat_template=template)
     except Exception as error:  # a template is a program: it can fail in any way
         raise _unusable(name, f"fails: {type(error).__name__}: {one_line(str(error), 160)}") from None
-    if len(rendered) > given + LONGEST_ADDITION:
+    if len(rendered) > length + LONGEST_ADDITION:
         raise _unusable(name, f"adds more than {LONGEST_ADDITION:,} characters to a text")
     return rendered
 

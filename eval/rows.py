@@ -326,10 +326,12 @@ class ModelRows:
 
     def read_answers(self, paths: Iterable[Path], task: str, decoders: Sequence[str]) -> list[GenerationRow]:
         """The rows of several files, checked as in `add_answers`."""
-        found = {path: read_rows(path, GenerationRow) for path in paths}
-        for path, rows in found.items():
+        answers: list[GenerationRow] = []
+        for path in paths:
+            rows = read_rows(path, GenerationRow)
             self.add_answers(path, rows, task, decoders)
-        return [row for rows in found.values() for row in rows]
+            answers += rows
+        return answers
 
     def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: str, decoders: Sequence[str]) -> None:
         """As `add`; also check that the rows are of `task` and its `decoders`, and that all shards divide the same prompts."""
@@ -337,8 +339,8 @@ class ModelRows:
             if row.task != task or row.decoder not in decoders:
                 found = f"of task {row.task!r} and decoder {row.decoder!r}"
                 raise _foreign(path, number, found, f"the file is for {task} ({', '.join(decoders)})")
-            whole, file = self._divided.setdefault((task, row.benchmark, bool(row.shard_of)), (row.shard_of, path))
-            if row.shard_of != whole:
+            shard_of, file = self._divided.setdefault((task, row.benchmark, bool(row.shard_of)), (row.shard_of, path))
+            if row.shard_of != shard_of:
                 instead = f"{file} is of a shard of other prompts, since the table changed in between"
                 raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the file of the older table")
         self.add(path, rows)

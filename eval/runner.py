@@ -99,22 +99,22 @@ def task_prompts(
         path = Path(data_root or "", config.attacks.artifacts[name])
         prompts = limited(artifact_prompts(name, path), name, eval_task.limit)
     else:
-        found_on = config.gcg.benchmark if eval_task.task.kind == "transfer" and config.gcg else ""
+        suffixed_benchmark = config.gcg.benchmark if eval_task.task.kind == "transfer" and config.gcg else ""
         prompts = load_prompts(
-            found_on or name,
+            suffixed_benchmark or name,
             data_root,
             own=config.prompts,
             limit=eval_task.limit,
             with_copyright=config.harmbench_copyright,
             accept_changed=config.accept_changed,
         )
-        if found_on:
+        if suffixed_benchmark:
             prompts = suffixed_prompts(name, rows_of(name), prompts)
     if eval_task.task.kind == "best-of-n":
         check_distortable(name, prompts)
     if eval_task.shards > 1:
-        whole = row_key(prompts=[[one.id, one.text, one.behavior] for one in prompts])
-        prompts = [msgspec.structs.replace(one, shard_of=whole) for one in prompts]
+        shard_of = row_key(prompts=[[prompt.id, prompt.text, prompt.behavior] for prompt in prompts])
+        prompts = [msgspec.structs.replace(prompt, shard_of=shard_of) for prompt in prompts]
     start, stop = (shard * len(prompts) // eval_task.shards for shard in (eval_task.shard, eval_task.shard + 1))
     return prompts[start:stop]
 
@@ -202,7 +202,7 @@ class Batch:
     def asked(self) -> list[tuple[Prompt, int]]:
         """The prompt and the sample number of each answer, with all samples of a prompt together."""
         samples = range(getattr(self.settings, "samples", 1))
-        return [(one, sample if one.attempt is None else one.attempt) for one in self.prompts for sample in samples]
+        return [(prompt, sample if prompt.attempt is None else prompt.attempt) for prompt in self.prompts for sample in samples]
 
     @cached_property
     def keys(self) -> list[str]:

@@ -50,7 +50,7 @@ class Variant:
     def title(self) -> str:
         return f", {self.candidates_per_beam} candidates a beam, pool {self.pool}"
 
-    def of(self, settings: SafeBeam) -> SafeBeam:
+    def applied_to(self, settings: SafeBeam) -> SafeBeam:
         return msgspec.structs.replace(settings, candidates=self.candidates_per_beam * settings.beams, pool=self.pool)
 
 
@@ -180,14 +180,16 @@ def row_files(out: Path, task: Task, asked: Sequence[EvalTask] = ()) -> list[Pat
     For a benchmark in `asked`, these are the files of the shards asked for. For any other benchmark, files of shards are used
     only if there is no file of the whole benchmark.
     """
-    found = {path: match for path in (out / task.name).glob("*.jsonl") if (match := ROW_FILE.fullmatch(path.name))}
-    own, wanted = {one.benchmark for one in asked}, {one.path(out) for one in asked}
-    whole = {match["benchmark"] for match in found.values() if not match["shard"]}
-    return sorted(
-        path
-        for path, match in found.items()
-        if (path in wanted if match["benchmark"] in own else not match["shard"] or match["benchmark"] not in whole)
-    )
+    matches = {path: match for path in (out / task.name).glob("*.jsonl") if (match := ROW_FILE.fullmatch(path.name))}
+    asked_benchmarks, asked_paths = {each.benchmark for each in asked}, {each.path(out) for each in asked}
+    whole_benchmarks = {match["benchmark"] for match in matches.values() if not match["shard"]}
+
+    def is_used(path: Path, benchmark: str, shard: str | None) -> bool:
+        if benchmark in asked_benchmarks:
+            return path in asked_paths
+        return not shard or benchmark not in whole_benchmarks
+
+    return sorted(path for path, match in matches.items() if is_used(path, match["benchmark"], match["shard"]))
 
 
 ROW_FILE = re.compile(r"(?P<benchmark>[^.]+)(?P<shard>\.\d+-of-\d+)?\.jsonl")
