@@ -125,8 +125,8 @@ def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
     """Prompts of a benchmark from which to find the direction, drawn by key, without near-duplicates of attacked prompts."""
     settings, accepted = config.attacks.ablation, config.accept_changed
 
-    def clusters(one: Prompt) -> set[str]:
-        return {one.cluster, cluster_of(one.behavior)}  # an own set can declare other clusters
+    def clusters(prompt: Prompt) -> set[str]:
+        return {prompt.cluster, cluster_of(prompt.behavior)}  # an own set can declare other clusters
 
     attacked = set[str]().union(
         *(
@@ -135,15 +135,15 @@ def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
             for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
         )
     )
-    found = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
-    own = [one for one in found if attacked.isdisjoint(clusters(one))]
+    prompts = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
+    usable = [prompt for prompt in prompts if attacked.isdisjoint(clusters(prompt))]
     count = settings.train + settings.validation
-    if len(own) < count:
+    if len(usable) < count:
         raise UserError(
-            f"benchmark {name} has {len(own)} prompts that are not attacked themselves, but attacks.ablation asks for {count} "
-            "(train + validation); lower them or name a larger benchmark"
+            f"benchmark {name} has {len(usable)} prompts that are not attacked themselves, but attacks.ablation asks for "
+            f"{count} (train + validation); lower them or name a larger benchmark"
         )
-    return [own[place].text for place in keyed_rng("ablation", name).permutation(len(own))[:count]]
+    return [usable[place].text for place in keyed_rng("ablation", name).permutation(len(usable))[:count]]
 
 
 class Search:
@@ -161,44 +161,57 @@ class Search:
         self.positions = range(-max(1, len(closing)), 0)
 
     def run(self, train: Sets, validation: Sets, path: Path, progress: Progress) -> Direction:
+        """Compute the candidates on `train`, compare them on `validation`, and write their scores to `path`."""
         self.check_blocks(train.harmful[0])
-        filtered = [self.filtered(one) for one in (train, validation)]
-        train, validation = (one for one, _ in filtered)
-        means = [self.mean_states(prompts) for prompts in (train.harmful, train.harmless)]
-        directions = means[0] - means[1]
-        before = self.scores(validation.harmful).mean().item()
-        usual = self.logits(validation.harmless)
-        layers = range(int(len(self.blocks) * (1 - self.settings.pruned_layers)))
+        train, train_filtered = self.filtered(train)
+        validation, validation_filtered = self.filtered(validation)
+        harmful, harmless = (self.mean_states(prompts) for prompts in (train.harmful, train.harmless))
+        directions = harmful - harmless
+        refusal_before = self.scores(validation.harmful).mean().item()
         # If all prompts have the same states, as at the template's tokens in the first layers, means differ by rounding alone.
-        differ = directions.norm(dim=-1) > 1e-6 * means[1].norm(dim=-1)
+        differ = directions.norm(dim=-1) > 1e-6 * harmless.norm(dim=-1)
+        scores = self.candidate_scores(directions, differ, validation, progress)
+        durable.write_text(path, "".join(json.dumps(msgspec.to_builtins(score)) + "\n" for score in scores))
+        best, thresholds_met = self.best(scores)
+        prompts_filtered = train_filtered and validation_filtered
+        if not (thresholds_met and prompts_filtered):
+            log.warning("%s: found no clear direction of refusal; does the model refuse at all?", self.loaded.name)
+        return Direction(
+            **msgspec.structs.asdict(best),
+            refusal_before=refusal_before,
+            prompts_filtered=prompts_filtered,
+            thresholds_met=thresholds_met,
+            vector=directions[best.position, best.layer].tolist(),
+        )
+
+    def candidate_scores(
+        self, directions: torch.Tensor, differ: torch.Tensor, validation: Sets, progress: Progress
+    ) -> list[Score]:
+        """The scores of all candidates, those of `directions` [positions, blocks, hidden] for which `differ` is true."""
+        layers = range(int(len(self.blocks) * (1 - self.settings.pruned_layers)))
         places = [(position, layer) for position in self.positions for layer in layers if differ[position, layer]]
         if not places:
             raise UserError(
                 f"{self.loaded.name}: the states of its first {len(layers)} layers do not depend on the prompt; lower "
                 f"attacks.ablation.pruned_layers, which is {self.settings.pruned_layers:g}"
             )
-        found = []
+        usual = self.logits(validation.harmless)
+        scores: list[Score] = []
         for position, layer in places:
             compared = self.compare(directions[position, layer], layer, validation, usual)
-            found.append(Score(self.key, position, layer, *compared))
-            progress(len(found), len(places), candidates=len(places))
-        durable.write_text(path, "".join(json.dumps(msgspec.to_builtins(score)) + "\n" for score in found))
-        scores = [score for score in found if math.isfinite(score.refusal + score.induced + score.divergence)]
-        if not scores:
+            scores.append(Score(self.key, position, layer, *compared))
+            progress(len(scores), len(places), candidates=len(places))
+        return scores
+
+    def best(self, scores: Sequence[Score]) -> tuple[Score, bool]:
+        """The candidate with the lowest log-odds of a refusal, and whether it meets the thresholds. If any candidates do, only
+        these are considered."""
+        finite = [score for score in scores if math.isfinite(score.refusal + score.induced + score.divergence)]
+        if not finite:
             raise UserError(f"{self.loaded.name}: no direction has scores that are numbers; did its training diverge?")
         most, least = self.settings.most_divergence, self.settings.least_induced
-        passing = [score for score in scores if score.divergence <= most and score.induced >= least]
-        best = min(passing or scores, key=lambda score: score.refusal)
-        is_filtered = all(kept for _, kept in filtered)
-        if not (passing and is_filtered):
-            log.warning("%s: found no clear direction of refusal; does the model refuse at all?", self.loaded.name)
-        return Direction(
-            **msgspec.structs.asdict(best),
-            refusal_before=before,
-            prompts_filtered=is_filtered,
-            thresholds_met=bool(passing),
-            vector=directions[best.position, best.layer].tolist(),
-        )
+        passing = [score for score in finite if score.divergence <= most and score.induced >= least]
+        return min(passing or finite, key=lambda score: score.refusal), bool(passing)
 
     @torch.inference_mode()
     def check_blocks(self, prompt: Sequence[int]) -> None:
@@ -258,10 +271,10 @@ class Search:
     @torch.inference_mode()
     def logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits of the first token of each answer, float64 [prompts, vocabulary]."""
-        found = []
+        batches = []
         for output, ends in self.read(prompts):
-            found.append(output.logits[torch.arange(len(ends), device=ends.device), ends].double())
-        return torch.cat(found)
+            batches.append(output.logits[torch.arange(len(ends), device=ends.device), ends].double())
+        return torch.cat(batches)
 
     def scores(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Log-odds that the answer to each prompt begins as a refusal, float64 [prompts]."""
@@ -325,13 +338,13 @@ def blocks_of(model: Any) -> list[Any]:
     """The model's transformer blocks, in order. Raises UserError if their parts are not known here."""
     count = model.config.num_hidden_layers
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
-    found = next((list(part) for part in lists if all(parts_of(block) for block in part)), None)
-    if found is None:
+    blocks = next((list(part) for part in lists if all(parts_of(block) for block in part)), None)
+    if blocks is None:
         raise UserError(
             f"{type(model).__name__}: its blocks have no parts called {' or '.join(ATTENTION)} and "
             f"{' or '.join(FEED_FORWARD)}; leave the task ablation out for this model"
         )
-    return found
+    return blocks
 
 
 def parts_of(block: Any) -> list[Any]:
@@ -342,7 +355,7 @@ def parts_of(block: Any) -> list[Any]:
 
     # If a norm follows the feed-forward part, as in OLMo 2, one also follows attention, and these norms write to the stream.
     norms = [first(names) for names in NORMS_BEHIND]
-    found = [first(names) for names in (ATTENTION, FEED_FORWARD)]
-    if None in found:
+    parts = [first(names) for names in (ATTENTION, FEED_FORWARD)]
+    if None in parts:
         return []
-    return found if norms[1] is None else norms
+    return parts if norms[1] is None else norms

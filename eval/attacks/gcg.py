@@ -45,31 +45,11 @@ def attacked_prompts(
     """The prompts with their suffixes. Suffixes are stored in a file next to `path`; those missing there are optimised."""
     suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
     draft = load_draft(config.probe_sampling.draft, loaded) if config.probe_sampling else None
-    neutral = NEUTRAL + (NEUTRAL_WHERE_EXACT if loaded.precision in EXACT else ())
-    neutral += NEUTRAL_WHERE_DETERMINISTIC if loaded.deterministic else ()
-    side_by_side = 1 if loaded.deterministic else config.batch_prompts
-    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
-    if draft:
-        settings["probe_sampling"]["draft"] = draft.content_hash
-    keys = [
-        row_key(
-            task="gcg",
-            prompt_id=prompt.id,
-            benchmark=prompt.benchmark,
-            prompt=prompt.text,
-            model=loaded.content_hash,
-            precision=loaded.precision,
-            version=VERSION,
-            settings=settings,
-            seed=seed,
-            **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
-            **({"deterministic": True} if loaded.deterministic else {}),
-        )
-        for prompt in prompts
-    ]
+    keys = suffix_keys(loaded, prompts, config, seed, draft)
     done = finished_batches(suffixes, SuffixRow, [[key] for key in keys])
     waiting = [(prompt, key) for prompt, key in zip(prompts, keys) if key not in done]
     save = suffixes.with_suffix(".step.json")
+    side_by_side = 1 if loaded.deterministic else config.batch_prompts
     for start in range(0, len(waiting), side_by_side):
         batch = waiting[start : start + side_by_side]
 
@@ -101,6 +81,31 @@ def attacked_prompts(
     save.unlink(missing_ok=True)
     rows = in_order(suffixes, SuffixRow, [[key] for key in keys])
     return [msgspec.structs.replace(prompt, text=prompt.text.strip() + row.suffix) for prompt, row in zip(prompts, rows)]
+
+
+def suffix_keys(loaded: LoadedModel, prompts: Sequence[Prompt], config: Gcg, seed: int, draft: LoadedModel | None) -> list[str]:
+    """The key of each prompt's row: a hash of everything that decides its suffix."""
+    neutral = NEUTRAL + (NEUTRAL_WHERE_EXACT if loaded.precision in EXACT else ())
+    neutral += NEUTRAL_WHERE_DETERMINISTIC if loaded.deterministic else ()
+    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
+    if draft:
+        settings["probe_sampling"]["draft"] = draft.content_hash
+    return [
+        row_key(
+            task="gcg",
+            prompt_id=prompt.id,
+            benchmark=prompt.benchmark,
+            prompt=prompt.text,
+            model=loaded.content_hash,
+            precision=loaded.precision,
+            version=VERSION,
+            settings=settings,
+            seed=seed,
+            **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
+            **({"deterministic": True} if loaded.deterministic else {}),
+        )
+        for prompt in prompts
+    ]
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -157,16 +162,16 @@ def optimise_suffixes(
         for attack, key in zip(attacks, draws)
         if states[key].step < config.steps and not states[key].stopped
     ]:
-        found = gradients(
+        batch_gradients = gradients(
             loaded,
             [attack.prefix for attack, _, _ in running],
             [state.current for _, state, _ in running],
             attacks[0].closing_ids,
             attacks[0].target_ids,
         )
-        for (attack, state, words), gradient in zip(running, found):
+        for (attack, state, seeds), gradient in zip(running, batch_gradients):
             replacements = promising(gradient, barred, config.topk)
-            advance(attack, state, replacements, keyed_rng("gcg", *words, state.step), draft)
+            advance(attack, state, replacements, keyed_rng("gcg", *seeds, state.step), draft)
             on_step(sum(config.steps if other.stopped else other.step for other in states.values()), state.loss)
         passes += 1
         if save and passes % SAVE_INTERVAL_STEPS == 0:

@@ -156,24 +156,25 @@ def losses_after(
 
     The texts are token ids that follow `known`; a pass takes `width` of them. It is faster the more of `near` they begin with.
     """
-    found: dict[tuple[int, ...], tuple[float, bool]] = dict.fromkeys(map(tuple, texts), (0.0, False))
-    alike = {text: min(common(text, near), len(text) - 1) for text in found}
-    read = read_on(loaded, known, near[: max(alike.values())])
+    distinct = list(dict.fromkeys(map(tuple, texts)))
+    shared = {text: min(common(text, near), len(text) - 1) for text in distinct}
+    read = read_on(loaded, known, near[: max(shared.values())])
     before = known.get_seq_length()
     if loaded.device.type == "cpu":
         width = min(width, CPU_CANDIDATES)
     by_length: dict[int, list[tuple[int, ...]]] = {}
-    for text in sorted(found, key=lambda text: alike[text]):
+    for text in sorted(distinct, key=lambda text: shared[text]):
         by_length.setdefault(len(text), []).append(text)
-    for some in by_length.values():
-        for start in range(0, len(some), width):
-            batch = some[start : start + width]
-            skipped = alike[batch[0]]
+    results: dict[tuple[int, ...], tuple[float, bool]] = {}
+    for group in by_length.values():
+        for start in range(0, len(group), width):
+            batch = group[start : start + width]
+            skipped = shared[batch[0]]
             ids = torch.tensor([[*text[skipped:], *target[:-1]] for text in batch], device=loaded.device)
             output = loaded.read(first_tokens(read, before + skipped), input_ids=ids, logits_to_keep=len(target))
             losses, hits = cross_entropy(loaded, output.logits, target)
-            found.update(zip(batch, zip(losses.tolist(), hits.tolist())))
-    return [found[tuple(text)][0] for text in texts], [found[tuple(text)][1] for text in texts]
+            results.update(zip(batch, zip(losses.tolist(), hits.tolist())))
+    return [results[tuple(text)][0] for text in texts], [results[tuple(text)][1] for text in texts]
 
 
 def common(text: Sequence[int], other: Sequence[int]) -> int:

@@ -71,11 +71,11 @@ def check_distortable(name: str, prompts: Sequence[Prompt]) -> None:
 
 def attempts(prompt: Prompt, settings: BestOfN, seed: int) -> list[Prompt]:
     """The N distorted copies of a prompt. Each has its own draws, so a larger N keeps the copies of a smaller one."""
-    found = []
+    copies = []
     for number in range(settings.attempts):
         rng = random.Random(key_seed("best-of-n", seed, prompt.benchmark, prompt.id, number))
-        found.append(msgspec.structs.replace(prompt, text=distorted(prompt.text, settings, rng), attempt=number))
-    return found
+        copies.append(msgspec.structs.replace(prompt, text=distorted(prompt.text, settings, rng), attempt=number))
+    return copies
 
 
 def distorted(text: str, settings: BestOfN, rng: random.Random) -> str:
