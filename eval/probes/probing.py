@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,16 @@ def probe_rows(
 def layers_of(layers: Sequence[Layer], count: int) -> list[tuple[str, int]]:
     """Name and number of each of `layers` in a model with `count` blocks. Blocks count from 1; the middle of 24 is the 13th."""
     named = {"first": 1, "middle": min(count // 2 + 1, count), "last": count}
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for layer in layers:
         if layer == "all":
             others = [number for number in range(1, count + 1) if number not in named.values()]
-            found |= {**named, **{str(number): number for number in others}}
+            numbers |= {**named, **{str(number): number for number in others}}
         else:
-            found[str(layer)] = named.get(str(layer), layer if isinstance(layer, int) else count)
-    if wrong := [number for number in found.values() if number > count]:
+            numbers[str(layer)] = named.get(str(layer), layer if isinstance(layer, int) else count)
+    if wrong := [number for number in numbers.values() if number > count]:
         raise UserError(f"evaluation.probes.layers names layer {wrong[0]}, and the model has {count}")
-    return sorted(found.items(), key=lambda layer: layer[1]) if "all" in layers else list(found.items())
+    return sorted(numbers.items(), key=lambda layer: layer[1]) if "all" in layers else list(numbers.items())
 
 
 def run_probes(
@@ -107,60 +107,52 @@ def run_probes(
     """
     layers = layers_of(config.layers, loaded.layers)
     indices = [index for _, index in layers]
-    train_ids, test_ids = (encoded_texts(loaded, texts.texts, config) for texts in (train, test))
-    given = len(train_ids)
-    train, train_ids = without_tested(train, train_ids, test_ids)
-    lengths = [np.array([len(ids) for ids in of], dtype=np.float32) for of in (train_ids, test_ids)]
-    match = lengths if config.match_length else (None, None)
-    held_out = balanced(test.unsafe, None, seed, "test", lengths=match[1])
-    pool, per_class = len(balanced(train.unsafe, None, lengths=match[0])) // 2, config.train_per_class
-    if len(train_ids) < given:  # the study was begun with a table that had just enough texts
-        per_class = min(per_class, pool)
-    subsets = [balanced(train.unsafe, per_class, seed, "train", draw, lengths=match[0]) for draw in range(config.seeds)]
-    if config.seeds > 1 and pool < 2 * per_class:
-        log.warning(
-            "probes: each of %d training subsets takes %d of %d texts a class, so their spread says little about other texts%s",
-            *(config.seeds, per_class, pool, "; all are the same" if pool == per_class else ""),
-        )
-    needed = np.unique(np.concatenate(subsets))
-    wanted = [test_ids[i] for i in held_out], [train_ids[i] for i in needed]
-    names = [list(map(text_id, texts)) for texts in wanted]
-    store = keep_states(loaded, wanted, indices, folder, progress)
-    before = keep_states(untrained(loaded, seed), wanted, indices, folder) if "untrained" in config.baselines else None
-    test_lengths, test_labels = lengths[1][held_out], test.unsafe[held_out]
-    by_length = [auc_of(fit(lengths[0][of, None], train.unsafe[of]), test_lengths[:, None], test_labels) for of in subsets]
-    by_words: list[float | None] = [None] * len(subsets)
+    training, testing, subsets = draw_sets(loaded, train, test, config, seed)
+    groups = testing.ids, training.ids
+    test_names, train_names = (list(map(text_id, ids)) for ids in groups)
+    store = keep_states(loaded, groups, indices, folder, progress)
+    before = keep_states(untrained(loaded, seed), groups, indices, folder) if "untrained" in config.baselines else None
+
+    def aucs(features: np.ndarray, test_features: np.ndarray) -> list[float]:
+        """Test AUC of a probe for each training subset."""
+        return [auc_of(fit(features[of], training.unsafe[of]), test_features, testing.unsafe) for of in subsets]
+
+    by_length = aucs(training.lengths[:, None], testing.lengths[:, None])
+    by_words: list[float] | list[None] = [None] * len(subsets)
     if "words" in config.baselines:
-        words = [test.texts[i] for i in held_out]
-        by_words = [words_auc([train.texts[i] for i in of], train.unsafe[of], words, test_labels) for of in subsets]
-    unsafe = train.unsafe[needed]
-    found: list[list[ProbeRow]] = [[] for _ in subsets]
+        by_words = [
+            words_auc([training.texts[i] for i in of], training.unsafe[of], testing.texts, testing.unsafe) for of in subsets
+        ]
+    rows: list[list[ProbeRow]] = [[] for _ in subsets]
     weights, biases, directions = [], [], []
     for place, (layer, index) in enumerate(layers):
-        test_states, states = (store.read(of, place) for of in names)
-        probes = fit_all(states, needed, subsets, train.unsafe)
-        fresh = fit_all(before.read(names[1], place), needed, subsets, train.unsafe) if before else []
-        directions.append(states[unsafe].mean(0, dtype=np.float64) - states[~unsafe].mean(0, dtype=np.float64))
+        states, test_states = (store.read(names, place) for names in (train_names, test_names))
+        directions.append(
+            states[training.unsafe].mean(0, dtype=np.float64) - states[~training.unsafe].mean(0, dtype=np.float64)
+        )
+        probes = [fit(states[of], training.unsafe[of]) for of in subsets]
         weights.append([probe.coef_[0] for probe in probes])
         biases.append([probe.intercept_[0] for probe in probes])
+        by_untrained: list[float] | list[None] = [None] * len(subsets)
+        if before:
+            by_untrained = aucs(before.read(train_names, place), before.read(test_names, place))
         for draw, (subset, probe) in enumerate(zip(subsets, probes)):
-            ordered = placements(probe.decision_function(test_states), test_labels)
-            before_auc = auc_of(fresh[draw], before.read(names[0], place), test_labels) if before else None
-            found[draw].append(
+            placed = placements(probe.decision_function(test_states), testing.unsafe)
+            rows[draw].append(
                 ProbeRow(
                     key="",
                     **loaded.row_fields,
                     layer=layer,
                     layer_index=index,
                     seed=draw,
-                    auc=float(ordered[0].mean()),
-                    error=standard_error(ordered),
-                    placements=(tuple(ordered[0].round(DIGITS).tolist()), tuple(ordered[1].round(DIGITS).tolist())),
+                    auc=float(placed[0].mean()),
+                    error=standard_error(placed),
+                    placements=(tuple(placed[0].round(DIGITS).tolist()), tuple(placed[1].round(DIGITS).tolist())),
                     n_train=len(subset),
-                    n_test=len(held_out),
+                    n_test=len(testing.ids),
                     baseline_length_auc=by_length[draw],
                     baseline_words_auc=by_words[draw],
-                    baseline_untrained_auc=before_auc,
+                    baseline_untrained_auc=by_untrained[draw],
                 )
             )
     fitted = Fitted(
@@ -170,15 +162,52 @@ def run_probes(
         weights=np.array(weights, np.float64).swapaxes(0, 1),
         bias=np.array(biases, np.float64).T,
         directions=np.array(directions),
-        test_ids=names[0],
-        test_unsafe=test_labels,
+        test_ids=test_names,
+        test_unsafe=testing.unsafe,
     )
-    return list(itertools.chain(*found)), fitted
+    return list(itertools.chain(*rows)), fitted
 
 
-def fit_all(states: np.ndarray, needed: np.ndarray, subsets: Sequence[np.ndarray], unsafe: np.ndarray) -> list[Any]:
-    """A probe for each training subset, on one layer's states of the `needed` texts."""
-    return [fit(states[np.searchsorted(needed, subset)], unsafe[subset]) for subset in subsets]
+@dataclasses.dataclass(frozen=True)
+class EncodedTexts:
+    """Texts as the model reads them."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    """Token ids of each text, cut to its first tokens."""
+    unsafe: np.ndarray
+    """Bool, one per text."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of each text in tokens, float32 [texts]."""
+        return np.array([len(ids) for ids in self.ids], dtype=np.float32)
+
+    def at(self, places: Iterable[int]) -> EncodedTexts:
+        """The texts at these places, in this order."""
+        places = list(places)
+        return EncodedTexts([self.texts[i] for i in places], [self.ids[i] for i in places], self.unsafe[places])
+
+
+def draw_sets(
+    loaded: LoadedModel, train: LabelledTexts, test: LabelledTexts, config: Probes, seed: int
+) -> tuple[EncodedTexts, EncodedTexts, list[np.ndarray]]:
+    """The training texts and the test texts, drawn by key, and the places of each training subset among the training texts."""
+    encoded, tested = (EncodedTexts(of.texts, encoded_texts(loaded, of.texts, config), of.unsafe) for of in (train, test))
+    usable = without_tested(encoded, tested)
+    train_lengths, test_lengths = (of.lengths if config.match_length else None for of in (usable, tested))
+    held_out = balanced(tested.unsafe, None, seed, "test", lengths=test_lengths)
+    pool, per_class = len(balanced(usable.unsafe, None, lengths=train_lengths)) // 2, config.train_per_class
+    if len(usable.ids) < len(encoded.ids):  # the study was begun with a table that had just enough texts
+        per_class = min(per_class, pool)
+    subsets = [balanced(usable.unsafe, per_class, seed, "train", draw, lengths=train_lengths) for draw in range(config.seeds)]
+    if config.seeds > 1 and pool < 2 * per_class:
+        log.warning(
+            "probes: each of %d training subsets takes %d of %d texts a class, so their spread says little about other texts%s",
+            *(config.seeds, per_class, pool, "; all are the same" if pool == per_class else ""),
+        )
+    needed = np.unique(np.concatenate(subsets))
+    return usable.at(needed), tested.at(held_out), [np.searchsorted(needed, subset) for subset in subsets]
 
 
 def fit(features: Any, labels: np.ndarray) -> Any:
@@ -205,20 +234,17 @@ def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> 
     return [loaded.raw_ids(text)[:limit] or [*loaded.end_ids, 0][:1] for text in texts]
 
 
-def without_tested(
-    train: LabelledTexts, ids: list[list[int]], tested: Sequence[Sequence[int]]
-) -> tuple[LabelledTexts, list[list[int]]]:
-    """The training texts and their token ids, without those that have the token ids of a test text. Different texts can be
-    equal when they are cut to their first tokens."""
-    held_out = set(map(tuple, tested))
-    kept = [place for place, of in enumerate(ids) if tuple(of) not in held_out]
-    if len(kept) == len(ids):
-        return train, ids
-    log.warning(
-        "probes: %d training texts are left out, since a test text begins with the same tokens (probes.max_tokens)",
-        len(ids) - len(kept),
-    )
-    return LabelledTexts([train.texts[place] for place in kept], train.unsafe[kept]), [ids[place] for place in kept]
+def without_tested(train: EncodedTexts, test: EncodedTexts) -> EncodedTexts:
+    """The training texts without those that have the token ids of a test text. Different texts can be equal when they are cut
+    to their first tokens."""
+    tested = set(map(tuple, test.ids))
+    kept = [place for place, ids in enumerate(train.ids) if tuple(ids) not in tested]
+    if len(kept) < len(train.ids):
+        log.warning(
+            "probes: %d training texts are left out, since a test text begins with the same tokens (probes.max_tokens)",
+            len(train.ids) - len(kept),
+        )
+    return train.at(kept)
 
 
 def text_id(ids: Sequence[int]) -> str:

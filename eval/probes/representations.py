@@ -42,10 +42,10 @@ def representations(run: Path, study: StudyRows) -> Iterator[Representation]:
         folders = {arm.key: run / "eval" / arm.holder(stage) / stage / FOLDER for arm in study.arms}
         fitted = {}
         for arm in study.arms:
-            found = read_fitted(folders[arm.key])
+            probes = read_fitted(folders[arm.key])
             # Probes of an earlier model or of earlier settings do not count.
-            if found and found.key == row_key(probes=[row.key for row in study.probes.get((arm.key, stage), ())]):
-                fitted[arm.key] = found
+            if probes and probes.key == row_key(probes=[row.key for row in study.probes.get((arm.key, stage), ())]):
+                fitted[arm.key] = probes
         probed = [arm for arm in study.arms if arm.key in fitted]
         for other in probed:
             tested = fitted[other.key]

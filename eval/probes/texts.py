@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -45,9 +46,10 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
                 f"{table.place(number)} has text {text!r:.40} and score {score!r:.40}; a row has a text in UTF-8 and a score "
                 "from 0 (safe) to 5 (unsafe)"
             )
+    scored = [(row["text"], int(float(row["score"]))) for row in rows]
     # Texts with scores between 0 and the threshold are neither safe nor unsafe.
-    used = [row for row in rows if int(float(row["score"])) == 0 or int(float(row["score"])) >= config.unsafe_score]
-    return LabelledTexts([row["text"] for row in used], np.array([int(float(row["score"])) > 0 for row in used], dtype=bool))
+    used = [(text, score > 0) for text, score in scored if score == 0 or score >= config.unsafe_score]
+    return _labelled(used)
 
 
 def check_texts(root: Path | None, config: Probes) -> None:
@@ -83,7 +85,12 @@ def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledT
         for text in texts
         if (key_seed("probe texts", text) / 2**63 < declared.test_share) == (split == "test")
     ]
-    return LabelledTexts([text for text, _ in taken], np.array([unsafe for _, unsafe in taken], dtype=bool))
+    return _labelled(taken)
+
+
+def _labelled(texts: Sequence[tuple[str, bool]]) -> LabelledTexts:
+    """Texts, each with whether it is unsafe, as two columns."""
+    return LabelledTexts([text for text, _ in texts], np.array([unsafe for _, unsafe in texts], dtype=bool))
 
 
 def balanced(unsafe: np.ndarray, per_class: int | None, *key: object, lengths: np.ndarray | None = None) -> np.ndarray:
