@@ -66,29 +66,29 @@ class Met:
 
 def attacks_met(runs: Runs) -> Iterator[Met]:
     """The attacks met at every stage, under every decoder and by every arm that has answers."""
-    attacks = [place for place in runs.places() if place[1] in ATTACK_TASKS and place[2] in INFERENCE]
-    for stage in dict.fromkeys(stage for stage, _, _ in attacks):
+    places = [place for place in runs.places() if place[1] in ATTACK_TASKS and place[2] in INFERENCE]
+    for stage in dict.fromkeys(stage for stage, _, _ in places):
         for decoder in dict.fromkeys(INFERENCE.values()):
-            tasks = {attack: task for at, task, attack in attacks if (at, INFERENCE[attack]) == (stage, decoder)}
+            tasks = {attack: task for at, task, attack in places if (at, INFERENCE[attack]) == (stage, decoder)}
             answers = {
-                one: {attack: rows for attack, task in tasks.items() if (rows := runs.answers(one, stage, task, attack))}
-                for one in runs.study.arms
+                run: {attack: rows for attack, task in tasks.items() if (rows := runs.answers(run, stage, task, attack))}
+                for run in runs.study.arms
             }
             put = {
                 attack: most_answers((of.get(attack, ()) for of in answers.values()), _request)
                 for attack in set[str]().union(*answers.values())
             }
             for arm in runs.arms:
-                own = {one.seed: of for one, of in answers.items() if one.name == arm.name and of}
+                own = {run.seed: of for run, of in answers.items() if run.name == arm.name and of}
                 if own and len(put) > 1:
-                    others = {  # an arm's own suffixes are put to the other arms only
+                    transferred = {  # an arm's own suffixes are put to the other arms only
                         attack: most_answers(
                             ([row for row in of.get(attack, ()) if row.benchmark != arm.name] for of in answers.values()),
                             _request,
                         )
                         for attack in TRANSFER & put.keys()
                     }
-                    yield _met(stage, decoder, arm.name, own, put | others)
+                    yield _met(stage, decoder, arm.name, own, put | transferred)
 
 
 def _met(
@@ -100,10 +100,10 @@ def _met(
 ) -> Met:
     """What an arm has met of the attacks that were `put` to any model. `put` has the number of answers to each request."""
     known = {
-        seed: {attack: any_of(prompt_means(rows, harmful, _request), put[attack]) for attack, rows in found.items()}
-        for seed, found in answers.items()
+        seed: {attack: any_of(prompt_means(rows, harmful, _request), put[attack]) for attack, rows in of.items()}
+        for seed, of in answers.items()
     }
-    shared = set.intersection(*({name for name, found in of.items() if found} for of in known.values()))
+    shared = set.intersection(*({attack for attack, outcomes in of.items() if outcomes} for of in known.values()))
     by_seed = {seed: broken({name: of[name] for name in INFERENCE if name in shared}) for seed, of in known.items()}
     left_out = tuple(name for name in INFERENCE if name in put and name not in shared)
     return Met(stage, decoder, arm, left_out, by_seed if all(by_seed.values()) else {})
@@ -113,7 +113,7 @@ def attack_strengths(met: Iterable[Met]) -> Iterator[AttackStrength]:
     """The strength of every attack and of the worst case on every arm whose runs have all met at least two attacks."""
     for one in met:
         for attack in next(iter(one.runs.values()), {}):  # all runs have the same
-            outcomes = {seed: found[attack] for seed, found in one.runs.items()}
+            outcomes = {seed: broken_by[attack] for seed, broken_by in one.runs.items()}
             rate = rate_over_seeds(outcomes)
             if rate is not None:
                 requests, left_out = len(set().union(*outcomes.values())), ", ".join(one.left_out)

@@ -137,11 +137,11 @@ def _rows(
     results: dict[str, Any], name: str, key: str, loaded: LoadedModel, cut: Container[tuple[str, int]]
 ) -> Iterable[CapabilityRow]:
     for task, samples in sorted(results["samples"].items()):
-        metric, reading = _headline(name, task, samples)
-        chosen = [sample for sample in samples if sample["filter"] == reading]
+        metric, answer_filter = _headline(name, task, samples)
+        chosen = [sample for sample in samples if sample["filter"] == answer_filter]
         values = [float(sample[metric]) for sample in chosen]
-        whole = results["results"][task].get(f"{metric},{reading}")
-        is_mean = whole is not None and math.isclose(whole, sum(values) / len(values), abs_tol=1e-6)
+        score = results["results"][task].get(f"{metric},{answer_filter}")
+        is_mean = score is not None and math.isclose(score, sum(values) / len(values), abs_tol=1e-6)
         if not is_mean or not all(0 <= value <= 1 for value in values):
             raise UserError(
                 f"capability task {task}: {metric} is not a mean of per-question scores between 0 and 1; leave the task out"
@@ -166,14 +166,15 @@ def _headline(name: str, task: str, samples: Sequence[Mapping[str, Any]]) -> tup
     """The headline metric, and the filter of answers that goes with it."""
     if not samples:
         raise UserError(f"capability task {task}: has no questions; leave it out")
-    readings, metrics = list(dict.fromkeys(sample["filter"] for sample in samples)), samples[0]["metrics"]
-    wanted = PUBLISHED.get(name)
-    metric = next((one for one in (*([wanted.metric] if wanted else []), *HEADLINES) if one in metrics), None)
+    filters, metrics = list(dict.fromkeys(sample["filter"] for sample in samples)), samples[0]["metrics"]
+    published = PUBLISHED.get(name)
+    preferred = (published.metric, *HEADLINES) if published else HEADLINES
+    metric = next((metric for metric in preferred if metric in metrics), None)
     if metric is None:
         raise UserError(
             f"capability task {task}: has only the metrics {', '.join(metrics)}, none of which scores single questions"
         )
-    return metric, wanted.filter if wanted and wanted.filter in readings else readings[0]
+    return metric, published.filter if published and published.filter in filters else filters[0]
 
 
 def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Progress) -> Any:

@@ -34,7 +34,7 @@ class Decoding:
         # The current pass, for `Slab`: its lines of the cache [n, 1], the columns it writes, whether its lines are only some
         # of all, and how many columns it sees.
         self.lines = self.columns = torch.empty(0, dtype=torch.long)
-        self.some, self.width = False, 0
+        self.is_part, self.width = False, 0
         self.slabs = [Slab(self) for _ in range(loaded.layers)]
         self.cache = Cache(layers=list(self.slabs))
         if fixed:
@@ -53,15 +53,15 @@ class Decoding:
         """
         beginnings = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
         device = self.loaded.device
-        for some in [[ids] for ids in beginnings] if self.fixed else [beginnings]:
-            width = max(map(len, some))
+        for together in [[ids] for ids in beginnings] if self.fixed else [beginnings]:
+            width = max(map(len, together))
             if not width:
                 continue
             # Padding goes on the right, where the causal mask hides it from every real token.
-            tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in some], device=device)
+            tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in together], device=device)
             read = DynamicCache()
             self.loaded.read(read, input_ids=tokens, logits_to_keep=1)
-            place = {ids: number for number, ids in enumerate(some)}
+            place = {ids: number for number, ids in enumerate(together)}
             begun = [(row, place[ids]) for row, prompt in zip(rows, prompts) if (ids := tuple(prompt[:-1])) in place]
             filled, which = torch.tensor(begun, device=device).T
             layers: list[Any] = read.layers
@@ -125,7 +125,7 @@ class Decoding:
         mask: torch.Tensor,
         lines: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        self.columns, self.width, self.some = columns, mask.shape[-1], lines is not None
+        self.columns, self.width, self.is_part = columns, mask.shape[-1], lines is not None
         self.lines = (torch.arange(self.rows, device=columns.device) if lines is None else lines)[:, None]
         output = self.loaded.read(self.cache, input_ids=tokens, attention_mask=mask[:, None], position_ids=positions)
         logits = output.logits.to(self.loaded.logit_dtype)
@@ -166,7 +166,7 @@ class Slab(DynamicLayer):
         lines, columns, width = self.batch.lines, self.batch.columns, self.batch.width
         self.keys[lines, :, columns] = key_states.transpose(1, 2)
         self.values[lines, :, columns] = value_states.transpose(1, 2)
-        if self.batch.some:
+        if self.batch.is_part:
             return self.keys[lines[:, 0], :, :width], self.values[lines[:, 0], :, :width]
         return self.keys[:, :, :width], self.values[:, :, :width]
 
