@@ -84,7 +84,7 @@ class Benchmark:
     hub_configs: tuple[str | None, ...] = (None,)
     hub_split: str = "train"
     hub_revision: str | None = None
-    """Commit on the hub; None fetches the newest. Either way, `texts` pins the content."""
+    """Commit on the hub; None fetches the newest. Either way, `texts`, if given, pins the content."""
     copyright_rows: int = 0
     """Number of `rows` that are left out unless `harmbench_copyright` is set."""
     texts: str = ""
@@ -211,8 +211,8 @@ class PromptSet(DeclaredTable, frozen=True):
             raise ValueError(f"dataset {self.dataset!r} is a set of training data; name a path or a hub dataset of prompts")
         if (self.kind == "capability") != (self.target is not None):
             raise ValueError(
-                f"kind is {self.kind!r} and target {self.target!r}; a set of kind capability, and no other, names its column "
-                "of right answers as target"
+                f"kind is {self.kind!r} and target {self.target!r}; name the column of right answers as target in sets of "
+                "kind capability, and in no others"
             )
 
     def reads(self) -> dict[str, Reads]:

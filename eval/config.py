@@ -48,8 +48,8 @@ class ProbeSampling(Settings, frozen=True):
     sampling_factor: Positive = 16
     """One candidate in this many is drawn to measure the rank correlation of the two models' losses."""
     r: Positive = 8
-    """One candidate in this many, the draft's best, is computed if the rank correlation is -1; half as many if it is 0, and
-    only one if it is 1."""
+    """At a rank correlation of -1, one candidate in this many is computed, the draft's best ones. At 0 it is half as many, at 1
+    only one."""
 
 
 class Gcg(Settings, frozen=True):
@@ -64,7 +64,7 @@ class Gcg(Settings, frozen=True):
     replace: Positive = 1
     """Tokens that each candidate replaces; nanoGCG's `n_replace`."""
     draws: Literal["nanogcg", "llm-attacks"] = "nanogcg"
-    """How the places to replace are chosen: at random, or evenly spread and without unchanged candidates, as in llm-attacks."""
+    """How places to replace are chosen: at random (nanogcg), or evenly spread, without unchanged candidates (llm-attacks)."""
     buffer: NonNegative = 0
     """Suffixes of lowest loss kept over all steps; each step starts from the best. With 0, a step starts from the suffix of the
     step before."""
@@ -333,7 +333,9 @@ class EvalConfig(Settings, frozen=True, dict=True):
         for name in self.decoders:
             if name not in DECODERS or name in OWN:
                 others = ", ".join(DECODERS.keys() - set(OWN)) or "none is installed"
-                raise ValueError(f"decoders names {name!r}, which is not a decoder from another package ({others})")
+                raise ValueError(
+                    f"decoders names {name!r}, which is not a decoder from another package ({others}); correct or remove it"
+                )
 
     def _check_prompts(self) -> None:
         capability = self.capability.names if self.capability else ()

@@ -335,7 +335,7 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     if packed:
         types = ", ".join(sorted(packed))
         log.warning(
-            "%s: holds quantised weights (%s), which are expanded; the unquantised model may answer otherwise", file, types
+            "%s: holds quantised weights (%s), which are expanded; the unquantised model can answer differently", file, types
         )
     return model, tokenizer
 
@@ -361,7 +361,7 @@ def check_fit(source: Path | str, model: Any, tokenizer: Any) -> None:
         raise UserError(f"{source}: config.json sets is_causal to false, so tokens see what follows; name a causal model")
     if embeddings < len(tokenizer):
         raise UserError(
-            f"{source}: the model has {embeddings} token embeddings, its tokenizer {len(tokenizer)} tokens; export the "
+            f"{source}: the model has {embeddings} token embeddings, but its tokenizer has {len(tokenizer)} tokens; export the "
             "model with the tokenizer it was trained with"
         )
     if getattr(config, "max_position_embeddings", None) is None:

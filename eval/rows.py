@@ -371,7 +371,7 @@ class ModelRows:
 
 
 def _about(row: GenerationRow | ProbeRow | CapabilityRow) -> str:
-    """What the row is about; no two rows of a model may be about the same."""
+    """What the row is about. No two rows of a model are about the same."""
     if isinstance(row, ProbeRow):
         return f"probe {row.seed} of layer {row.layer}"
     if isinstance(row, CapabilityRow):

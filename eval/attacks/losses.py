@@ -69,7 +69,7 @@ class Attack:
         texts = self.texts(suffixes)
         if self.quotes:
             whole = [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in texts]
-        else:  # the tokenizer's own batch call; that of transformers takes several times as long
+        else:  # the tokenizer's own batch call; that of transformers takes several times as long to wrap the result
             wholes = [f"{self.opening}{text}{self.closing}" for text in texts]
             encodings = self.loaded.tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
             whole = [encoding.ids for encoding in encodings]

@@ -202,7 +202,8 @@ def _resumed(loaded: LoadedModel, batch: int, kept: Path, key: str, progress: Pr
             return self._kept(super().generate_until, "generate_until", requests)
 
         def _kept(self, ask: Callable[..., list[Any]], method: str, requests: list[Any]) -> list[Any]:
-            """The replies to `requests`; those in the file are read from there. The longest come first, as they fail first."""
+            """The replies to `requests`; those in the file are read from there. The longest requests come first, so that a lack
+            of memory shows at once."""
             known = {line["key"]: line["replies"] for line in read_jsonl(kept)}
             size = batch * BATCHES_AT_ONCE
             order = sorted(range(len(requests)), key=lambda place: -len(requests[place].args[0]))
@@ -282,7 +283,7 @@ def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
         for name in names if isinstance(names, list) else [names]:
             file = (path.parent / str(name)).resolve()
             if not file.is_relative_to(path.parent.resolve()) or not file.is_file():
-                raise UserError(f"{path}: data_files names {name!r}; put a file of this name beside the task file")
+                raise UserError(f"{path}: data_files names {name!r}; put a file of this name next to the task file")
             found.setdefault(str(split), []).append(file)
     return found
 

@@ -24,7 +24,7 @@ NEUTRAL = ("batch_prompts", "rows", "samples")
 """Settings that decide what is decoded together. They do not change an answer in EXACT precisions, but can in others."""
 
 NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts", "samples")
-"""Settings that do not change an answer by a bit with `evaluation.deterministic`."""
+"""Settings that do not change a single bit of an answer with `evaluation.deterministic`."""
 
 EXACT = ("float32", "float64")
 """Precisions in which an answer hardly ever depends on the rest of its batch, so that keys leave NEUTRAL settings out."""

@@ -354,7 +354,7 @@ def tag_spellings(loaded: LoadedModel, config: SafeBeam) -> tuple[tuple[int, ...
     spellings = loaded.tag_spellings
     if config.tag == "one-token" and loaded.tag_id is None:
         raise UserError(
-            f"{loaded.name}: the tokenizer splits {TAG} into {len(spellings[0])} tokens, and SafeBeam needs its "
+            f"{loaded.name}: the tokenizer splits {TAG} into {len(spellings[0])} tokens, but SafeBeam needs its "
             "probability as one; make it one entry of the tokenizer, or set safebeam.tag to 'product' or "
             "'first-token', or leave SafeBeam out"
         )

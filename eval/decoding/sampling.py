@@ -59,7 +59,7 @@ def _sample_by_vllm(
         from vllm.inputs import TokensPrompt
     except ImportError as error:
         raise UserError(
-            f"topk.backend is 'vllm', which cannot be imported ({error}); `pip install safety-curricula[vllm]` or use "
+            f"topk.backend is 'vllm', which cannot be imported ({error}); run `pip install safety-curricula[vllm]` or use "
             "'transformers'"
         ) from error
     stops = {*loaded.end_ids, *([loaded.tag_id] if config.stop_at_tag and loaded.tag_id is not None else [])}

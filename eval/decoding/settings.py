@@ -38,7 +38,7 @@ class TopK(Settings, frozen=True):
     stop_at_tag: bool = False
     """Whether the tag ends an answer (short-circuit), as in a product; in standard inference the answer continues."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """Texts shown instead of an answer that the tag ended, one for each answer."""
+    """Texts shown instead of answers that the tag ended; each of these answers gets one."""
     batch_prompts: Positive = 32
     """Prompts that are decoded, with all their samples, and stored together."""
     rows: Positive = 80
@@ -55,7 +55,7 @@ class Greedy(Settings, frozen=True):
     stop_at_tag: bool = False
     """Whether the tag ends an answer (short-circuit)."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """Texts shown instead of an answer that the tag ended, one for each answer."""
+    """Texts shown instead of answers that the tag ended; each of these answers gets one."""
     batch_prompts: Positive = 128
     """Prompts that are decoded and stored together."""
     rows: Positive = 64
@@ -85,7 +85,7 @@ class SafeBeam(Settings, frozen=True):
     stop_at_tag: bool = True
     """Whether the tag ends a text; the answer is then a short-circuit."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """Texts shown instead of an answer that the tag ended, one for each answer."""
+    """Texts shown instead of answers that the tag ended; each of these answers gets one."""
     batch_prompts: Positive = 16
     """Prompts that are decoded and stored together."""
     rows: Positive = 320
@@ -100,6 +100,6 @@ class SafeBeam(Settings, frozen=True):
             )
         if self.pool == "beam" and self.candidates % self.beams:
             raise ValueError(
-                f"safebeam.candidates {self.candidates} is not a multiple of the {self.beams} beams, and pool 'beam' takes "
+                f"safebeam.candidates {self.candidates} is not a multiple of the {self.beams} beams, but pool 'beam' takes "
                 f"equally many of each; choose {self.candidates // self.beams * self.beams + self.beams}"
             )

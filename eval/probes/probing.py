@@ -88,7 +88,7 @@ def layers_of(layers: Sequence[Layer], count: int) -> list[tuple[str, int]]:
         else:
             numbers[str(layer)] = named.get(str(layer), layer if isinstance(layer, int) else count)
     if wrong := [number for number in numbers.values() if number > count]:
-        raise UserError(f"evaluation.probes.layers names layer {wrong[0]}, and the model has {count}")
+        raise UserError(f"evaluation.probes.layers names layer {wrong[0]}, but the model has {count}")
     return sorted(numbers.items(), key=lambda layer: layer[1]) if "all" in layers else list(numbers.items())
 
 
@@ -258,7 +258,7 @@ def keep_states(
     folder: Path,
     progress: Progress = silent,
 ) -> Store:
-    """The store with the states of these texts, given as token ids. States that it lacks are added, a group after another."""
+    """The store with the states of these texts, given as token ids. States that it lacks are added; no batch mixes groups."""
     key = row_key(model=loaded.content_hash, precision=loaded.precision, layers=list(indices), version=VERSION)
     store = Store(folder, key, len(indices), loaded.model.config.hidden_size)
     for texts in groups:

@@ -152,8 +152,8 @@ def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_t
         ("test_split: test", "include: /etc/passwd", "key 'include' is not supported"),
         ("{ metric: acc }", "{ metric: ./evil.py }", "metrics among acc, acc_norm, exact_match, all with aggregation mean"),
         ("{ metric: acc }", "{ metric: acc, hf_evaluate: true }", "metrics among acc, acc_norm, exact_match, all with"),
-        ("test: choices.jsonl", "test: ../../secret.jsonl", "put a file of this name beside the task file"),
-        ("test: choices.jsonl", "test: gone.jsonl", "put a file of this name beside the task file"),
+        ("test: choices.jsonl", "test: ../../secret.jsonl", "put a file of this name next to the task file"),
+        ("test: choices.jsonl", "test: gone.jsonl", "put a file of this name next to the task file"),
         (
             "dataset_path: json",
             "dataset_path: evil/repo",

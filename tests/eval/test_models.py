@@ -289,7 +289,7 @@ def test_a_model_smaller_than_its_vocabulary_and_one_of_other_layers_are_refused
     with pytest.raises(UserError, match="layers of kind sliding_attention; the decoders here support full attention"):
         load_model(copied, "base", "cpu")
     tiny_tokenizer(600, [*SPECIALS, *(f"<|{number}|>" for number in range(200))]).save_pretrained(copied)
-    with pytest.raises(UserError, match="400 token embeddings, its tokenizer .* tokens; export the model with"):
+    with pytest.raises(UserError, match="400 token embeddings, but its tokenizer has .* tokens; export the model with"):
         load_model(copied, "base", "cpu")
 
 

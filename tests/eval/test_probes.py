@@ -31,7 +31,7 @@ def test_the_middle_layer_of_24_is_the_13th():
 def test_layers_can_be_chosen_by_number_and_all_of_them_keep_the_three_names():
     assert layers_of((3, "last"), 4) == [("3", 3), ("last", 4)]
     assert layers_of(("all",), 5) == [("first", 1), ("2", 2), ("middle", 3), ("4", 4), ("last", 5)]
-    with pytest.raises(UserError, match="layers names layer 9, and the model has 4"):
+    with pytest.raises(UserError, match="layers names layer 9, but the model has 4"):
         layers_of((9,), 4)
 
 
