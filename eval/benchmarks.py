@@ -369,6 +369,7 @@ def _parts(
 
 
 def unique_prompts(prompts: list[Prompt], where: str, mend: str) -> list[Prompt]:
+    """`prompts`. Raises UserError if two of them have the same id."""
     repeated, count = Counter(prompt.id for prompt in prompts).most_common(1)[0]
     if count > 1:
         raise UserError(f"{where}: {count} prompts have the id {repeated!r}; {mend}")
@@ -406,6 +407,7 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
 
 
 def text_of(value: Any, name: str, where: str | Place) -> str:
+    """A value of the column `name` as text. Raises UserError if it is not text, too long for a prompt, or not UTF-8."""
     if not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: column {name!r} holds a {type(value).__name__} instead of text; correct the row")
     text = str(value)
@@ -420,6 +422,7 @@ def text_of(value: Any, name: str, where: str | Place) -> str:
 
 
 def own_prompts(name: str, declared: PromptSet, root: Path | None) -> list[Prompt]:
+    """The prompts of a set that a study declares, in file order."""
     where = f"evaluation.prompts.{name}"
     if root is None and declared.hub is not None:
         raise UserError(f"{where}: {declared.place} must first be fetched into a data folder; set CURRICULA_DATA to it")

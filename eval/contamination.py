@@ -151,11 +151,11 @@ class Duplicates:
         words = words_of(text)
         numbers = np.fromiter((self._numbers.setdefault(word, len(self._numbers) + 1) for word in words), np.uint64)
         shingles = np.unique(_hashes(numbers, min(SHINGLE_WORDS, max(1, len(words))))) if words else numbers
-        whole = hash(tuple(numbers.tolist()))
-        if whole in self._seen:
+        text_hash = hash(tuple(numbers.tolist()))
+        if text_hash in self._seen:
             self.exact += 1
             return
-        self._seen.add(whole)
+        self._seen.add(text_hash)
         least = np.full(BUCKETS * ROWS, 2**32 - 1, np.uint32)
         for start in range(0, len(shingles), _CHUNK):
             mixed = shingles[start : start + _CHUNK, None] * self._factors + self._offsets

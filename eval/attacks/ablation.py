@@ -110,15 +110,15 @@ def find_direction(
         **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
     )
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-        found = decode(path.read_bytes(), Direction)
-        if found.key == key:
-            return found
+        stored = decode(path.read_bytes(), Direction)
+        if stored.key == key:
+            return stored
     ids = [[loaded.prompt_ids(text) for text in texts[name]] for name in (settings.harmful, settings.harmless)]
     train, validation = (Sets(*(of[start:stop] for of in ids)) for start, stop in ((0, settings.train), (settings.train, None)))
-    found = Search(loaded, settings, key).run(train, validation, scores, progress)
+    direction = Search(loaded, settings, key).run(train, validation, scores, progress)
     with durable.exclusive_lock(path.with_name(f".{path.stem}.lock"), wait_s=60):
-        durable.write_text(path, msgspec.json.encode(found).decode())
-    return found
+        durable.write_text(path, msgspec.json.encode(direction).decode())
+    return direction
 
 
 def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
@@ -220,15 +220,15 @@ class Search:
         vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(model.device)
 
         def largest() -> float:
-            found: list[float] = []
+            projections: list[float] = []
 
             def note(states: torch.Tensor) -> torch.Tensor:
-                found.append(float((states.float() @ vector).abs().max()))
+                projections.append(float((states.float() @ vector).abs().max()))
                 return states
 
             with hooked([], self.blocks, note):
                 model(input_ids=torch.tensor([list(prompt)], device=model.device), use_cache=False)
-            return max(found)
+            return max(projections)
 
         before = largest()
         with without_direction(model, vector.tolist()):

@@ -137,10 +137,10 @@ def artifact_prompts(name: str, path: Path) -> list[Prompt]:
         labelled = [(f"{file.relative_to(path).with_suffix('')}:", file) for file in files]
     else:
         labelled = [("", path)]
-    found = [prompt for label, file in labelled for prompt in _prompts(name, label, file)]
-    if not found:
+    prompts = [prompt for label, file in labelled for prompt in _prompts(name, label, file)]
+    if not prompts:
         raise UserError(f"{path}: holds no jailbreak prompt; evaluation.attacks.artifacts.{name} needs artifact files")
-    return found
+    return prompts
 
 
 def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
@@ -190,18 +190,16 @@ def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt]) -> li
                     f"{path}: its suffix for prompt {row.prompt_id} of {row.benchmark} differs from that in a file of another "
                     "number of shards in the same folder; remove the file of earlier settings"
                 )
-    found = [
+    suffixed = [
         msgspec.structs.replace(prompt, benchmark=source, text=prompt.text.strip() + suffixes[prompt.benchmark, prompt.id])
         for prompt in prompts
         if (prompt.benchmark, prompt.id) in suffixes
     ]
-    if 0 < len(found) < len(prompts):
-        log.warning(
-            "%s: %d of %d prompts have no GCG suffix there and are left out", folder, len(prompts) - len(found), len(prompts)
-        )
-    if not found:
+    if not suffixed:
         raise UserError(
             f"{folder}: holds no GCG suffix for the prompts of evaluation.gcg, which evaluation.attacks.suffixes_of asks for "
             f"({source}); run the task gcg on that model first"
         )
-    return found
+    if left_out := len(prompts) - len(suffixed):
+        log.warning("%s: %d of %d prompts have no GCG suffix there and are left out", folder, left_out, len(prompts))
+    return suffixed

@@ -75,10 +75,10 @@ def capability_rows(
         batch=None if loaded.precision in EXACT else settings.batch,
         lm_eval=require_lm_eval(),
     )
-    found = read_rows(path, CapabilityRow)
-    if found and all(row.key == key for row in found):
-        progress(len(found), len(found))
-        return found
+    stored = read_rows(path, CapabilityRow)
+    if stored and all(row.key == key for row in stored):
+        progress(len(stored), len(stored))
+        return stored
     kept = path.with_name(f"{path.stem}.responses.jsonl")
     asked = _resumed(loaded, settings.batch, kept, key, progress)
     results = _run(asked, name, local, settings, chat)
@@ -113,7 +113,7 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
     # lm_eval would run other programs for seconds to describe git and the machine, which is not used here.
     evaluator.add_env_info = evaluator.get_git_commit_hash = lambda *_: None
     try:
-        found = evaluator.simple_evaluate(
+        results = evaluator.simple_evaluate(
             model=lm,
             tasks=[task],
             task_manager=manager,
@@ -129,8 +129,8 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
         fetch = f", fetch its data on a machine with a network (python -m curricula.eval.capability.harness {name})"
         mend = f"correct the task{'' if local else fetch}, or lower capability.batch if memory ran out"
         raise UserError(f"capability task {name}: lm_eval cannot carry it out ({reason}); {mend}") from error
-    assert found is not None  # only other ranks get none
-    return found
+    assert results is not None  # only other ranks get none
+    return results
 
 
 def _rows(
@@ -264,7 +264,7 @@ def read_task(path: Path) -> LocalTask:
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode())
     for file in itertools.chain.from_iterable(files.values()):
         digest.update(file.read_bytes())
-    paths = {split: list(map(str, found)) for split, found in files.items()}
+    paths = {split: list(map(str, of_split)) for split, of_split in files.items()}
     return LocalTask({**raw, "dataset_kwargs": {"data_files": paths}}, digest.hexdigest())
 
 
@@ -278,14 +278,14 @@ def _data_files(path: Path, given: Any) -> dict[str, list[Path]]:
     named = given.get("data_files") if isinstance(given, dict) and given.keys() == {"data_files"} else None
     if not isinstance(named, dict) or not named:
         raise UserError(f"{path}: dataset_kwargs is {given!r}; write data_files with a file for each split, and nothing else")
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for split, names in named.items():
         for name in names if isinstance(names, list) else [names]:
             file = (path.parent / str(name)).resolve()
             if not file.is_relative_to(path.parent.resolve()) or not file.is_file():
                 raise UserError(f"{path}: data_files names {name!r}; put a file of this name next to the task file")
-            found.setdefault(str(split), []).append(file)
-    return found
+            files.setdefault(str(split), []).append(file)
+    return files
 
 
 def local_task(name: str, settings: Capability, questions: Sequence[Prompt] | None) -> LocalTask | None:

@@ -105,9 +105,9 @@ class Decoding:
         if not self.fixed:
             return self._forward(tokens, positions, columns, mask)
         mask = torch.nn.functional.pad(mask, (0, self.capacity - mask.shape[-1]))
-        nothing = [torch.zeros_like(part[:1]) for part in (tokens, positions, columns, mask)]
-        nothing[3][..., 0] = True
-        parts = [torch.cat(pair) for pair in zip((tokens, positions, columns, mask), nothing)]
+        padding = [torch.zeros_like(part[:1]) for part in (tokens, positions, columns, mask)]
+        padding[3][..., 0] = True  # a row that attends to nothing would give NaN
+        parts = [torch.cat(pair) for pair in zip((tokens, positions, columns, mask), padding)]
         widths = (columns.amax(1) // WIDTH + 1) * WIDTH
         logits = torch.empty(*tokens.shape, self.loaded.vocabulary, dtype=self.loaded.logit_dtype, device=tokens.device)
         for width in widths.unique().tolist():

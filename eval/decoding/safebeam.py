@@ -134,13 +134,13 @@ class Search:
 
     def at_tag(self, history: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Whether each text [lines, pool] has just ended with the tag."""
-        found = torch.zeros(history.shape[:2], dtype=torch.bool, device=self.device)
+        ends = torch.zeros(history.shape[:2], dtype=torch.bool, device=self.device)
         for spelling in self.stops:
             places = (steps[:, None] + torch.arange(1 - len(spelling), 1, device=self.device)).clamp(min=0)
             last = history.gather(2, places[:, None].expand(-1, history.shape[1], -1))
             same = (last == torch.tensor(spelling, device=self.device)).all(-1)
-            found |= same & (steps >= len(spelling) - 1)[:, None]
-        return found
+            ends |= same & (steps >= len(spelling) - 1)[:, None]
+        return ends
 
     def collect(self) -> None:
         """Collect the answers of finished prompts: at full length, or with nothing left to extend."""
@@ -184,8 +184,8 @@ def candidates(
     extended = torch.where(ended[..., None], stay, extended)
     # Without an end mark a beam ends only at the tag, and what follows the tag is never read.
     tokens = torch.where(ended[..., None], end_ids[0] if end_ids else 0, tokens)
-    found, flat = best_first(extended.flatten(1), pool)
-    return found, flat // pool, tokens.flatten(1).gather(1, flat)
+    scores, flat = best_first(extended.flatten(1), pool)
+    return scores, flat // pool, tokens.flatten(1).gather(1, flat)
 
 
 def best_first(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -67,11 +67,11 @@ def probe_rows(
         for layer, _ in layers
     ]
     folder = path.with_name(FOLDER)
-    fitted, found = read_fitted(folder), finished_batches(path, ProbeRow, [keys])
-    if not found or fitted is None or fitted.key != row_key(probes=keys):
+    fitted, done = read_fitted(folder), finished_batches(path, ProbeRow, [keys])
+    if not done or fitted is None or fitted.key != row_key(probes=keys):
         rows, fitted = run_probes(loaded, train, test, config, seed, folder, progress)
         dataclasses.replace(fitted, key=row_key(probes=keys)).write(folder)
-        if not found:
+        if not done:
             append_rows(path, [msgspec.structs.replace(row, key=key) for key, row in zip(keys, rows, strict=True)])
     progress(len(keys), len(keys))
     return in_order(path, ProbeRow, [keys], lambda row: msgspec.structs.replace(row, texts=texts))
