@@ -404,8 +404,11 @@ class EvalConfig(Settings, frozen=True, dict=True):
         """The benchmarks that these tasks read."""
         tasks = [task for task in tasks if task.has_prompts]
         benchmarks = [task.benchmark for task in tasks if task.task.kind not in ("artifacts", "transfer")]
-        if any(task.task.kind == "ablation" for task in tasks):
+        kinds = {task.task.kind for task in tasks}
+        if "ablation" in kinds:
             benchmarks += [self.attacks.ablation.harmful, self.attacks.ablation.harmless]
+        if "transfer" in kinds and self.gcg:
+            benchmarks.append(self.gcg.benchmark)
         return list(dict.fromkeys(benchmarks))
 
     def prompts_in(self, benchmark: str, limit: int | None, world: WorldConfig | None) -> int:
