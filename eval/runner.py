@@ -240,8 +240,8 @@ class Batch:
         answers = self.decoder.answer(self.loaded, ids, draws, self.settings)
         if len(answers) != len(self.keys):
             raise UserError(
-                f"decoder {self.decoder.name}: gave {len(answers)} answers instead of {len(self.keys)} to "
-                f"{len(self.prompts)} prompts; correct its package"
+                f"decoder {self.decoder.name}: gave {len(answers)} answers to {len(self.prompts)} prompts, but "
+                f"{len(self.keys)} were asked for; correct its package"
             )
         return [
             GenerationRow(

@@ -82,11 +82,11 @@ def test_a_set_on_the_hub_needs_a_data_folder():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"prompts": {"advbench": {"path": "x"}}}, "the name 'advbench' means something else"),
+        ({"prompts": {"advbench": {"path": "x"}}}, "the name 'advbench' already has another meaning"),
         ({"prompts": {"a.b": {"path": "x"}}}, "prompts: expected `str` matching regex .*; it is 'a.b'"),
         ({"prompts": {"all": {"path": "x"}}}, "the name 'all' already has another meaning"),
-        ({"prompts": {"gcg": {"path": "x"}}}, "the name 'gcg' means something else"),
-        ({"capability": {"tasks": ["all"]}}, "the name 'all' means something else"),
+        ({"prompts": {"gcg": {"path": "x"}}}, "the name 'gcg' already has another meaning"),
+        ({"capability": {"tasks": ["all"]}}, "the name 'all' already has another meaning"),
         ({"prompts": {"a": {"path": "x", "kind": "capability"}}}, "kind is 'capability' and target None"),
         ({"prompts": {"a": {"path": "x", "hub": "o/n"}}}, "path and hub exclude each other"),
         (

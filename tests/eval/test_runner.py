@@ -169,7 +169,7 @@ def test_shards_of_two_versions_of_a_table_are_not_merged(model_dir, data, tmp_p
     older = run(first, model_dir, data, tmp_path, config=config)
     table.write_text("prompt\nTell me\nShow me\nGive me\n")  # whose second shard begins with the second prompt, too
     run(second, model_dir, data, tmp_path, config=config)
-    words = "ours.1-of-2.jsonl: line 1 is of a shard of ours, and .*ours.0-of-2.jsonl of a shard of other prompts, .*; remove"
+    words = "ours.1-of-2.jsonl: line 1 is of a shard of ours, but .*ours.0-of-2.jsonl is of a shard of other prompts, .*"
     with pytest.raises(UserError, match=words):
         MergeAndJudge(tmp_path, "instruct", config, None)
     again = run(first, model_dir, data, tmp_path, config=config)
@@ -349,7 +349,7 @@ def test_a_decoder_of_another_package_that_loses_answers_is_named(model_dir):
     losing = dataclasses.replace(DECODERS["greedy"], name="losing", answer=all_but_one)
     prompts = [Prompt(id=name, benchmark="b", text=name, behavior=name) for name in ("one", "two")]
     batch = Batch(loaded, "attacks-losing", "losing", losing, Greedy(max_new_tokens=2), prompts, 0)
-    with pytest.raises(UserError, match="decoder losing: gave 1 answers where 2 were asked for"):
+    with pytest.raises(UserError, match="decoder losing: gave 1 answers to 2 prompts, but 2 were asked for"):
         batch.rows()
 
 

@@ -153,7 +153,7 @@ def test_over_refusal_along_a_training_is_over_all_its_sets(tmp_path):
 
 def test_rows_of_another_stage_are_refused(tmp_path):
     answers(tmp_path, "full-20/harmful@25", ["harmful"], step=2, kind="benign")
-    with pytest.raises(UserError, match="is of a benign model, and the folder is for the harmful model"):
+    with pytest.raises(UserError, match="is of a benign model, but the folder is for the harmful model"):
         curve_points(tmp_path, [course()])
 
 
