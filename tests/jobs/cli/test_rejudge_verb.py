@@ -164,7 +164,7 @@ def test_unparsed_verdicts_are_asked_again_on_request(folder, server, capsys):
     [
         ({"model": "another"}, "is of model another, but .* begins with model m"),
         ({"model_kind": "benign"}, "is of a benign model, but the folder is for the instruct model"),
-        ({"task": "attacks-safebeam"}, "is of task 'attacks-safebeam' .* and the file is for attacks-topk"),
+        ({"task": "attacks-safebeam"}, "is of task 'attacks-safebeam' .* but the file is for attacks-topk"),
         ({"prompt_id": "0"}, "repeats sample 0 of prompt 0 of advbench"),
     ],
 )
