@@ -36,7 +36,7 @@ class TopK(Settings, frozen=True):
     samples: Positive = 5
     """Answers per prompt, each with its own random draws."""
     stop_at_tag: bool = False
-    """Whether the tag ends an answer (short-circuit), as in a product; in standard inference the answer continues."""
+    """Whether the tag ends an answer (short-circuit), as in a deployed system; in standard inference it continues."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
     """Texts shown instead of answers that the tag ended; each of these answers gets one."""
     batch_prompts: Positive = 32
