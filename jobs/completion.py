@@ -1,9 +1,10 @@
-"""Which elements are done: their marks (done.json and failed.json), whether their outputs are still there and up to date.
+"""Which elements are done, by their marks (done.json and failed.json) and by whether their outputs are there and up to date.
 
-An element's done.json names the marks of the elements it needs as they were when it began. If one of these has been made
-again since, the element is stale and must run again. Marks are compared by identity, not by time: clocks of nodes differ.
+An element's done.json records the marks of the elements it needs, as they were when it began. If one of those elements has run
+again since, this one is stale and must run again. Marks are compared for equality, not by age: the clocks of nodes differ.
 
-Marks are written whole, but people and other tools can change them. A file that holds anything else is an error that names it.
+Marks are written atomically, but people and other tools can change them. A file that is not a valid mark raises an error that
+names it.
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ from curricula.jobs.stages import STAGES, Work
 from curricula.settings import decode
 
 READERS = 16
-"""Threads that read the folder: a cluster's file system is slow for each file, but not for many at once."""
+"""Threads that read the run folder: a cluster's file system answers each request slowly, but many at a time."""
 
 
 class Done(msgspec.Struct, frozen=True):
-    """The element is finished."""
+    """The mark of a finished element, in done.json."""
 
     seconds: float
-    """How long its last process took."""
+    """How long the process that finished it took."""
     started: float = 0.0
-    """When that process started, in Unix time. It identifies the mark: an element that is made again has another."""
+    """Unix time at which that process started. It identifies the mark: an element that runs again gets another."""
     read: dict[str, float] | None = None
-    """`started` of each element that was needed when that process began, by JOB/LABEL; 0 if it was not done then. None in
-    marks of earlier versions, which recorded none."""
+    """By JOB/LABEL, `started` of each element that this one needed when that process began; 0 for one that was not done. None
+    in marks of earlier versions, which did not record it."""
     generation: int = 0
-    """Which start of the element it was (`curricula.fencing`); 0 in marks of earlier versions."""
+    """Which of the element's starts that was (`curricula.fencing`); 0 in marks of earlier versions."""
     made: str | None = None
-    """What `Stage.made` said at its end; None in marks of earlier versions."""
+    """What `Stage.made` returned when the element finished; None in marks of earlier versions."""
 
     def rests_on(self, plan: Plan, key: Key) -> list[Key]:
-        """Of the plan's elements those that the one with this mark, `key`, has read or should have.
+        """The plan's elements that the element `key`, whose mark this is, has read or should have read.
 
-        Not those that it came to need only later, when its study grew: a trunk that was trained past a new arm's start stays as
-        it is. What waits for elements to end, whether they succeed or fail, collects them, so it does need new ones.
+        Elements that it has come to need since, because the study grew, are left out: a trunk that was trained past a new
+        arm's start stays as it is. Those it waits for by `afterany` are not left out: an element with such an edge, like the
+        report, collects what is there, so it must collect new results too.
         """
         needs = [need for need, must_be_ok in plan.needs[key] if self.read is None or not must_be_ok]
         names = (name.partition("/") for name in self.read or ())
@@ -53,18 +55,18 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """The element's last process ended with an error."""
+    """The mark of an element whose last process ended with an error, in failed.json."""
 
     error: str
     """One sentence, or the exception's name and text."""
     time: float = 0.0
-    """Unix time."""
+    """Unix time of the failure."""
     final: bool = False
-    """Whether another start cannot cure it."""
+    """Whether another start would fail in the same way."""
     task: str = ""
     """Slurm's name for the task that failed; empty outside Slurm."""
     restarts: int = 0
-    """How often Slurm had requeued that task."""
+    """How often Slurm had requeued that task by then."""
 
 
 Mark = TypeVar("Mark", Done, Failure)
@@ -79,7 +81,10 @@ def read_failure(folder: Path) -> Failure | None:
 
 
 def last_failure(folder: Path, task: str) -> Failure | None:
-    """How the latest start of a Slurm task failed that is to start again, or has: the batch script sets the failure aside."""
+    """The latest failure, if it was one of this Slurm task that the task's next start could cure; else None.
+
+    It stays known after that start has begun: the batch script moves failed.json to failed-before.json.
+    """
     for name in ("failed.json", "failed-before.json"):
         with contextlib.suppress(UserError):
             failure = _read(folder / name, Failure)
@@ -89,8 +94,10 @@ def last_failure(folder: Path, task: str) -> Failure | None:
 
 
 def _read(path: Path, kind: type[Mark]) -> Mark | None:
-    """The mark in `path`, or None without one; raises UserError when the file holds anything else, and StorageError when it
-    cannot be read now: it may be whole."""
+    """The mark in `path`; None if there is no such file.
+
+    Raises UserError if the file holds anything else, and StorageError if it cannot be read now, since it may hold a mark.
+    """
     try:
         return decode(path.read_bytes(), kind)
     except (FileNotFoundError, NotADirectoryError):
@@ -102,14 +109,14 @@ def _read(path: Path, kind: type[Mark]) -> Mark | None:
 
 
 def is_complete(work: Work, mark: Done) -> bool:
-    """Whether the outputs of the element with `mark` are still there, and are those that it made."""
+    """Whether the outputs of the element that has this `mark` are still there, and are the ones it made."""
     stage = STAGES[work.job.stage]
     made = stage.made(work)
     return stage.is_complete(work, made) and (mark.made is None or made in (None, mark.made))
 
 
 def is_done(work: Work) -> bool:
-    """Whether the element is marked as done, its outputs are still there, and none of what it read has been made again."""
+    """Whether the element is marked as done, its outputs are still there, and nothing it read has been made again since."""
     mark = whole_mark(work.folder)
     if mark is None or not is_complete(work, mark):
         return False
@@ -118,16 +125,19 @@ def is_done(work: Work) -> bool:
 
 
 def marks_read(work: Work) -> dict[str, float]:
-    """What the element's `Done.read` will say if the element begins now."""
+    """The `Done.read` of an element that begins now."""
     marks = _marks_of(work.run, (need for need, _ in work.plan.needs[work.place]))
     return {"/".join(need): mark.started if mark else 0.0 for need, mark in marks.items()}
 
 
 def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None]) -> Key | None:
-    """The first of what the element with `mark` rests on that has been made since it began; `marks` are those of all of it."""
+    """The first of the elements that `key` rests on to have been made again since `key` began; None if none has.
+
+    `mark` is the mark of `key`; `marks` has those of all elements that it rests on.
+    """
     for need in mark.rests_on(plan, key):
         now = marks.get(need)
-        # Marks of earlier versions name nothing; what a later version made came after them.
+        # A mark without `read` is of an earlier version: whatever a later version has made was made after it.
         if now and (now.read is not None if mark.read is None else mark.read.get("/".join(need)) != now.started):
             return need
     return None
@@ -136,8 +146,8 @@ def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None
 def done_elements(run: Run, plan: Plan) -> set[Key]:
     """The elements that need not run again.
 
-    A done element runs again if what it read has been made again since it began, or if it needs an element that is not done,
-    such as a report on a run with failures.
+    A finished element must run again if something it read has been made again since it began, or if it needs an element that is
+    not done. The report on a run with failures is such an element.
     """
     with ThreadPoolExecutor(READERS) as pool:
         marks = dict(zip(plan.by_key, pool.map(lambda key: whole_mark(run.element(*key)), plan.by_key)))
@@ -155,7 +165,7 @@ def _marks_of(run: Run, keys: Iterable[Key]) -> dict[Key, Done | None]:
 
 
 def whole_mark(folder: Path) -> Done | None:
-    """The element's mark of being done; a damaged one counts as none, so that the element runs again and replaces it."""
+    """The element's `Done`, or None. A damaged mark counts as none, so that the element runs again and replaces it."""
     try:
         return read_done(folder)
     except StorageError:

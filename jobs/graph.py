@@ -1,8 +1,8 @@
 """From a study to its plan: its jobs, what each waits for and what it asks of the cluster.
 
-Arms that start together share their jobs, so that an early arm's models do not wait for a late arm's pretraining. So do all
-seeds of an arm: a further seed makes longer arrays, not more of them. Models of raw text are exported by elements of their own,
-which need one process where pretraining needs many.
+Only arms that start at the same step share their jobs, so an early arm's models do not wait for a late arm's pretraining. All
+seeds of an arm share them too: another seed makes arrays longer, not more numerous. Pretrained and midtrained models are
+exported by elements of their own, which need one process each, whereas their training needs many.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 
 Group = tuple[str, list[Arm], dict[ModelKind, str]]
-"""The name of a group of arms, the arms, and the job that makes each kind of their models."""
+"""A group of arms: its name, the arms, and by kind of model the job that makes theirs."""
 Measured = tuple[ModelKind, str]
-"""A kind of model, and a job that measures it."""
+"""A kind of model, and a job that measures models of this kind."""
 
 
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
-    """The plan of `study`; `profile`, where there is one, adapts what each job asks for to the cluster.
+    """The plan of `study`. A `profile` adapts what each job asks for to the cluster.
 
-    Raises UsageError where two jobs have one name, and where the profile gives a stage less time than its jobs need to save.
+    Raises UsageError if two jobs have the same name, or if the profile gives a stage less time than its jobs need to save.
     """
     return _Planner(study, profile).plan()
 
 
 def check_batches(plan: Plan, chosen: Collection[Key]) -> None:
-    """Raise UsageError where the rows of a step do not divide among the GPUs that a chosen element gets. The job itself would
-    find that out only when all that it waits for is done."""
+    """Raise UsageError if the rows of a step do not divide evenly among the GPUs that a chosen element gets. The job itself
+    would notice only when everything that it waits for is done."""
     split = plan.study.resources.tensor_parallel
     for job, element in map(plan.by_key.__getitem__, chosen):
         stage, study = STAGES[job.stage], plan.study.at(element.variant)
@@ -62,7 +62,7 @@ class _Planner:
         self.study, self.profile = study, profile
         self.jobs: list[Job] = []
         self._made: dict[tuple[str, ModelKind], Key] = {}
-        """By an arm's key and a stage, the element that trains the model."""
+        """The element that trains each model, by the arm's key and the stage."""
 
     def plan(self) -> Plan:
         study = self.study
@@ -94,13 +94,13 @@ class _Planner:
         return name
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
-        """Add the job that downloads the datasets for `purpose`; returns its name, or nothing without downloads."""
+        """Add the job that downloads what `purpose` needs; returns its name in a list, empty if there is nothing to do."""
         wanted = [] if self.study.world else study_downloads(self.study, Path())
         elements = [Element(item.label) for item in wanted if item.purpose == purpose]
         return [self._add(name, "fetch", elements)] if elements else []
 
     def _add_data(self) -> None:
-        """Datasets and tokenizer, then one element for each shard of each source."""
+        """Add the jobs that fetch datasets, make the tokenizer, and tokenise: one element for each shard of each source."""
         shards = [
             Element(f"{name}/{shard}", source=name, shard=shard)
             for name, source in self.study.sources.items()
@@ -111,8 +111,8 @@ class _Planner:
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
     def _add_pretraining(self) -> None:
-        """A job for the trunk's segments that end at the same step, and one for the branches that begin at the same step. A
-        branch that others leave has jobs of its own up to there."""
+        """Add a job for the trunk segments that end at the same step, and one for the branches that begin at the same step.
+        A branch that others leave is split there into further jobs."""
         self._job_of_segment = {one.name: self._pretrain_name(one) for one in self.study.segments}
         by_job: dict[str, list[Segment]] = defaultdict(list)
         for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.start)):
@@ -130,7 +130,7 @@ class _Planner:
         return f"{name}{'' if segment.stop == budget.steps else f'-{segment.stop}'}{suffix}"
 
     def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
-        """Add a job after those that its segments' parents are in, once."""
+        """Add a job, unless it is there, after the jobs that train its segments' parents."""
         if any(job.name == name for job in self.jobs):
             return
         segments, needs = by_job[name], []
@@ -142,7 +142,7 @@ class _Planner:
         self._add(name, "pretrain", list(map(_training, segments)), *needs)
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
-        """Add the export and the stages of the models of `arms`; returns the job that makes the model of each stage."""
+        """Add the jobs that make the models of `arms`, of base and of each later stage; returns them by stage."""
         made: dict[ModelKind, str] = {}
         base = self._having(BASE, arms)
         if base:
@@ -151,7 +151,7 @@ class _Planner:
             having = self._having(stage, arms)
             if not having:
                 continue
-            # A stage that is added to a finished run may need data that nothing before it does.
+            # A stage that is added to a finished run may need data that no earlier job needed.
             fetched = map(Edge, self._downloads if stage in self.study.stages else ())
             elements, needs = _models(having, stage), [*self._after(stage, having), *fetched]
             is_midtraining = isinstance(self.study.of(having[0]).tree.stages[stage], Midtrain)
@@ -162,12 +162,13 @@ class _Planner:
         return made
 
     def _having(self, stage: ModelKind, arms: list[Arm]) -> list[Arm]:
-        """Those of `arms` that make a model of this stage themselves."""
+        """The arms among `arms` that make a model of this stage themselves, and do not share another training's."""
         owners = self.study.owners
         return [arm for arm in arms if owners.get((arm.key, stage)) == arm.key]
 
     def _after(self, stage: ModelKind, arms: list[Arm]) -> list[Edge]:
-        """What the elements of a stage for these arms wait for: element for element, where they continue from a whole job."""
+        """The edges of a stage's job for these arms: from element to element if its elements continue from all elements of a
+        single job, in the same order."""
         before = [self._before(stage, arm) for arm in arms]
         jobs = list(dict.fromkeys(job for job, _ in before))
         whole = next(job for job in self.jobs if job.name == jobs[0])
@@ -175,7 +176,7 @@ class _Planner:
         return [Edge(job, "aftercorr" if is_one_to_one else "afterok") for job in jobs]
 
     def _before(self, stage: ModelKind, arm: Arm) -> Key:
-        """The element that makes what a stage of an arm begins from."""
+        """The element that makes the checkpoint from which a stage of an arm begins."""
         study = self.study.of(arm)
         parent, at = (BASE, None) if stage == BASE else (study.tree.parent(stage), study.tree.stages[stage].at)
         if parent == BASE:
@@ -191,7 +192,7 @@ class _Planner:
             if not transfers:
                 self._add_merge(group, measured[group[0]])
             self._add_points(group, needs)
-        # An arm's suffixes are tried on every other, so no model's rows are whole before all are measured.
+        # An arm's suffixes are tried on all other arms, so no model's rows are complete before all models are measured.
         sources = self.study.evaluation.attacks.suffixes_of
         suffixes = [one for name, arms, _ in groups if any(arm.name in sources for arm in arms) for one in measured[name]]
         for group in groups if transfers else ():
@@ -199,7 +200,8 @@ class _Planner:
             self._add_merge(group, [*measured[group[0]], *tried])
 
     def _elements(self, kind: ModelKind, arms: list[Arm], transfers: bool) -> list[Element]:
-        """The evaluation tasks on the models of this kind, without or only those that try other arms' suffixes."""
+        """An element for each evaluation task of each model of this kind: for the tasks that try other arms' suffixes if
+        `transfers`, else for all others."""
         having = self._having(kind, arms)
         return [
             replace(model, label=f"{model.label}/{task.name}", eval_task=task)
@@ -211,8 +213,11 @@ class _Planner:
     def _add_measurements(
         self, group: Group, needs: tuple[Edge, ...], suffixes: list[Measured] | None = None
     ) -> list[Measured]:
-        """Add what is measured on the models of a group alone, or the trials of what the jobs `suffixes` find; returns the job
-        for each kind of model. Trials wait for arms of which those that fail are missing."""
+        """Add the jobs that measure a group's models, one for each kind; returns them.
+
+        Given `suffixes`, the jobs that search for suffixes, add instead those that try these. They wait by `afterany`: if a
+        search fails, only its suffixes are missing.
+        """
         name, arms, made_by = group
         found: list[Measured] = []
         for kind, made in made_by.items():
@@ -238,14 +243,14 @@ class _Planner:
         if not measured:
             return
         name, arms, _ = group
-        # A failed evaluation does not hold back the others: the report says what is missing.
+        # A failed evaluation must not hold back the others; the report says what is missing.
         after = [Edge(job, "afterany") for _, job in measured]
         kinds = dict.fromkeys(kind for kind, _ in measured)
         made = [replace(one, label=f"{one.label}/{kind}") for kind in kinds for one in _models(self._having(kind, arms), kind)]
         self._add(f"merge-{name}", "merge", made, *after)
 
     def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> None:
-        """Add the measurement of what pretraining passes; a point of the trunk is measured once for all arms."""
+        """Add the jobs that measure points along pretraining. A point of the trunk is measured once for all arms."""
         jobs, segments = {job.name: job for job in self.jobs}, {one.name: one for one in self.study.segments}
         for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
             points = []

@@ -1,7 +1,7 @@
 """The plan of a study: its arms, its training tree and its jobs with their elements, dependencies and requests.
 
-`jobs/graph.py` computes it from a study, and nobody stores it; everything else reads it: `plan` and
-`submit`, the launchers, the elements, `status` and the report.
+`jobs/graph.py` computes it from a study. It is never stored. Everything else reads it: `plan` and `submit`, the launchers, the
+elements, `status` and the report.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from curricula.jobs.study import Study
 
 EdgeKind = Literal["afterok", "aftercorr", "afterany"]
 Key = tuple[str, str]
-"""An element by the name of its job and its label."""
+"""An element's job, by name, and its label."""
 
 
 @dataclass(frozen=True)
 class Edge:
     job: str
     kind: EdgeKind = "afterok"
-    """As Slurm names it: `afterok` waits for all elements of that job to succeed, `aftercorr` for the element of the same
-    index, `afterany` for all to end, whether they succeed or fail. `Plan.needs` says which of them an element reads."""
+    """Slurm's name: `afterok` waits for all elements of that job to succeed, `aftercorr` for the element with the same index,
+    `afterany` for all to end, whether they succeed or fail. `Plan.needs` says which of them an element reads."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,31 @@ class Element:
     shard: str = ""
     segment: str = ""
     arm: str = ""
-    """The arm that it trains or measures, or "trunk"; empty for what all arms share, such as the data."""
+    """The arm that it trains or measures, or "trunk"; empty if all arms share the element, as they share the data."""
     seed: int | None = None
-    """The seed of that training; None for what all replicates share."""
+    """The seed of that training; None if all replicates share the element."""
     variant: str = ""
-    """The point of the study's sweep that it belongs to; empty without a sweep, and for what all points share."""
+    """The point of the study's sweep that it belongs to; empty without a sweep, or if all points share the element."""
     kind: ModelKind = BASE
-    """The stage that makes the model that it trains, exports or measures."""
+    """The stage whose model it trains, exports or measures."""
     point: str = ""
-    """Where that model is taken from the stage's training (`point_label`); empty for the end."""
+    """The point of the stage's training at which that model is taken (`point_label`); empty for the end."""
     eval_task: EvalTask | None = None
     """What an element of the stage `evaluate` measures."""
     gpu_hours: float = 0.0
-    """Estimated from its FLOPs for pretraining and midtraining; for all else by the time limit of one start."""
+    """Estimated from FLOPs in pretraining and midtraining; elsewhere the most that the time limit allows one start."""
     flops: float = 0.0
-    """Of its training or of its answers, roughly; what loading and writing cost is not in it."""
+    """Rough FLOPs of its training or its answers, without the cost of loading and writing."""
 
     @property
     def model(self) -> str:
-        """The folder of its model within those of its arm."""
+        """The name of its model's folder within its arm's."""
         return model_name(self.kind, self.point)
 
 
 @dataclass(frozen=True)
 class Job:
-    """An array of elements of one stage, which all ask the cluster for the same."""
+    """An array of elements of one stage, which all ask the cluster for the same resources."""
 
     name: str
     stage: str
@@ -75,7 +75,7 @@ class Job:
     needs: tuple[Edge, ...] = ()
     request: Request = Request()
     stage_names: tuple[str, ...] = ()
-    """The names by which a command can select its stage: `stage` and, where it trains models, the study's name for it."""
+    """The names by which a command can select its stage: `stage` and, if it makes models, the study's name for it."""
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study will do. Jobs come after those they need, segments after their parents."""
+    """What a study will do. Jobs come after the jobs they need, segments after their parents."""
 
     study: Study
     jobs: tuple[Job, ...]
@@ -105,7 +105,7 @@ class Plan:
     def needs(self) -> Mapping[Key, list[tuple[Key, bool]]]:
         """For each element, in the plan's order, the elements it waits for, and whether each of these must succeed.
 
-        On Slurm it waits for their whole arrays where the edge is no `aftercorr`.
+        On Slurm it waits for their whole arrays, unless the edge is `aftercorr`.
         """
         makers = {job.name: _Makers(job, self.study) for job in self.jobs}
         return {
@@ -119,7 +119,7 @@ class Plan:
         }
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
-        """The element with its job; raises UsageError that names the known ones when there is none."""
+        """The job and its element of these names; raises UsageError that lists the known names if there is none."""
         if job_name not in self.by_name:
             raise UsageError(f"job {job_name!r} is not in this study; its jobs are {', '.join(self.by_name)}")
         if (job_name, label) not in self.by_key:
@@ -137,31 +137,34 @@ class Plan:
         return hours
 
     def jobs_up_to(self, names: Iterable[str]) -> tuple[Job, ...]:
-        """The named jobs and all that they need, in the plan's order."""
+        """The named jobs and all jobs that they need, in the plan's order."""
         wanted = set(names)
-        for job in reversed(self.jobs):  # each before those that it needs
+        for job in reversed(self.jobs):  # each before the jobs that it needs
             if job.name in wanted:
                 wanted.update(edge.job for edge in job.needs)
         return tuple(job for job in self.jobs if job.name in wanted)
 
 
 class _Makers:
-    """Finds the elements of a job that make what another element reads, if its job does: those from which it trains on, and
-    those that work for the same arm and seed, where both have any."""
+    """Finds the elements of a job that make what an element of a later job reads.
+
+    These are the elements whose training it continues and those of its own arm and seed. Elements of no arm, such as those of
+    the data, match every element.
+    """
 
     def __init__(self, job: Job, study: Study):
         self.job, self.study = job, study
         self.places: dict[Hashable, list[int]] = defaultdict(list)
-        """The elements' places in the job, by the segment or the model that they make or measure; None for what has no arm."""
+        """The indices of the elements by the segment or model that they make or measure; under None, those of no arm."""
         for place, one in enumerate(job.elements):
             self.places[(one.segment or (_key(one, study), one.kind)) if one.arm else None].append(place)
         self.is_measurement = any(one.eval_task for one in job.elements)
 
     def of(self, element: Element) -> list[int]:
-        """Their places in the job."""
+        """The indices of the elements of the job that make what `element` reads."""
         if not element.arm:
             return list(range(len(self.job.elements)))
-        if element.eval_task and self.is_measurement:  # it tries the suffixes of another arm
+        if element.eval_task and self.is_measurement:  # a transfer task, which tries the suffixes of another arm
             found = self.places[self._model(replace(element, arm=element.eval_task.benchmark), element.kind)]
             tasks = {place: self.job.elements[place].eval_task for place in found}
             return [place for place, task in tasks.items() if task and task.task.kind == "gcg"]
@@ -178,7 +181,7 @@ class _Makers:
         return sorted({place for made in read for place in self.places.get(made, ())})
 
     def _model(self, element: Element, kind: ModelKind) -> tuple[str, ModelKind]:
-        """The training that makes the model of this kind of the element's arm, which may be another arm's."""
+        """The training, possibly another arm's, that makes the model of this kind of the element's arm; and that kind."""
         key = _key(element, self.study)
         return self.study.owners.get((key, kind), key), kind
 

@@ -1,4 +1,4 @@
-"""Which elements of a study a command acts on, and whether all that they need is there."""
+"""Which elements of a study a command acts on, and whether everything that they need is there."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from curricula.jobs.plan import Element, Key, Plan
 
 @dataclass(frozen=True)
 class Selection:
-    """Conditions on elements, all of which must hold; an empty one selects every element and is false."""
+    """Conditions on elements, all of which must hold. An empty selection selects every element, and is false as a bool."""
 
     stages: tuple[str, ...] = ()
-    """Stages of the plan, or stages of the study after pretraining, such as instruct."""
+    """Stages of the plan, or the study's own stages after pretraining, such as instruct."""
     jobs: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
     seeds: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
     start: str | None = None
-    """The stage or job to start from; jobs before it are left out."""
+    """The stage or job to start from: jobs before it are left out."""
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Selection:
@@ -34,9 +34,9 @@ class Selection:
 def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[Key]:
     """The selected elements, in the plan's order.
 
-    `with_needs` adds what the selected arms, seeds and points share: the trunk segments they branch from, what other points
-    make for these, and elements that belong to no arm, such as the data. Raises UsageError for a name that is not in the
-    study, and when nothing is left.
+    `with_needs` adds what the selected arms, seeds and points share with others: the trunk segments they branch from, what
+    other points make for them, and elements of no arm, such as those of the data. Raises UsageError if a name is not in the
+    study, or if no element is selected.
     """
     names, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
     start = () if selection.start is None else (selection.start,)
@@ -62,7 +62,7 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[K
     training = {key for key, (_, element) in plan.by_key.items() if element.segment}
     of_arms = {key for key, (_, element) in plan.by_key.items() if element.arm in selection.arms}
     of_points = {key for key, (_, element) in plan.by_key.items() if element.variant in selection.points}
-    if with_needs:  # the own branches of the arms, and the trunk up to these
+    if with_needs:  # for an arm, the training that it continues: its branches and the trunk up to them
         of_arms |= needed_by(plan, of_arms, training)
         of_points |= needed_by(plan, of_points)
 
@@ -79,7 +79,7 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[K
 
 
 def check_needs(plan: Plan, chosen: Collection[Key], done: Collection[Key], live: Collection[Key]) -> None:
-    """Raise UsageError when a chosen element needs one that is neither done nor `live` (queued or running) nor chosen."""
+    """Raise UsageError if a chosen element needs one that is neither done nor `live` (queued or running) nor chosen."""
     available = {*done, *live, *chosen}
     for job, label in chosen:
         for need, must_be_ok in plan.needs[job, label]:
@@ -91,7 +91,7 @@ def check_needs(plan: Plan, chosen: Collection[Key], done: Collection[Key], live
 
 
 def needed_by(plan: Plan, keys: Iterable[Key], among: Collection[Key] | None = None) -> set[Key]:
-    """All that these elements wait for, directly or through others; with `among`, through these alone."""
+    """All elements that `keys` wait for, directly or through others. With `among`, only its elements are found and followed."""
     found: set[Key] = set()
     todo = list(keys)
     while todo:
