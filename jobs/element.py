@@ -2,8 +2,8 @@
 
     python -m curricula.jobs.element runs/demo pretrain-20 full-20
 
-An element is done when its done.json is there, which is written last, after all its outputs are durable. Running a done element
-again does nothing unless something it read has been made again since; an interrupted one resumes where its outputs end.
+An element is done when it has a done.json, which is written last, after all its outputs are durable. Running it again then does
+nothing, unless something it read has been made again since. An interrupted element resumes where its outputs end.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from curricula.terminal import guarded_output
 FINAL = (UserError.exit_code, UsageError.exit_code, GaveUp.exit_code)
 """Exit codes of errors that another start cannot cure. All others lead to another start, from the last checkpoint."""
 DEAD_HOLDER_S = 15.0
-"""How long an earlier process of the element may take to notice that its launcher died."""
+"""How long to wait for a lock: an earlier process of the element may need that long to notice that its launcher died."""
 
 
 def run_element(root: Path, job_name: str, label: str) -> None:
-    """Do the work of one element and mark it as done; any error is written to failed.json before it is raised."""
+    """Do the work of one element and mark it as done. Errors go to failed.json before they are raised; interrupts do not."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("curricula").setLevel(logging.INFO)
     run = Run.open(root)
@@ -55,7 +55,7 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         plan = plan_study(run.study)
         work = Work(run, plan, *plan.find(job_name, label))
     except UserError as error:
-        if _rank() == 0 and _is_final(error):  # else Slurm starts it again
+        if _rank() == 0 and _is_final(error):  # after other errors Slurm starts the element again
             _note_failure(run, f"{job_name}/{label}", run.element(job_name, label), error, _profile(run))
         raise
     if _rank() != 0:  # only the first process marks the element
@@ -95,8 +95,8 @@ def _run_first(work: Work, generation: int) -> None:
 
 
 def _share(work: Work) -> None:
-    """Work of the processes other than the first. They report only an error that a restart would meet again."""
-    if is_done(work):  # the first does nothing either
+    """Do the work of a process other than the first. It reports only errors that another start would meet again."""
+    if is_done(work):  # the first process does nothing either
         return
     profile = _profile(work.run)
     try:
@@ -109,17 +109,20 @@ def _share(work: Work) -> None:
 
 
 def _profile(run: Run) -> Profile:
-    """The cluster's profile; the defaults for a run that was never submitted to a cluster, or whose profile a newer version of
-    this code has written since: work that waits in the queue must not end for a key that it does not know."""
+    """The cluster's profile, or the defaults if the run was never submitted to a cluster.
+
+    A profile that this code cannot read also gives the defaults. A newer version may have written it while this element waited
+    in the queue, and a key that this version does not know must not end the element.
+    """
     try:
         return kept_profile(run.profile) if run.profile.exists() else Profile()
     except UsageError as error:
-        note(f"preflight and notify have their defaults: {error}")
+        note(f"preflight and notify use their defaults: {error}")
         return Profile()
 
 
 def _check_nodes(work: Work, profile: Profile) -> None:
-    """Run the preflight where several processes train together; of a single process, check the GPUs that its job has."""
+    """Run the preflight if several processes train together; else check the GPUs of the job, if it uses any."""
     processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
     stage = STAGES[work.job.stage]
     if processes > 1 and isinstance(stage, Training):
@@ -134,10 +137,13 @@ def _check_nodes(work: Work, profile: Profile) -> None:
 
 
 def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: Profile) -> None:
-    """Write failed.json, and notify unless Slurm starts the element again. Where `final`, the batch script does not requeue the
-    job but ends with `exit_code`: srun returns the highest code of all processes, which is that of those it ended.
+    """Write failed.json, and notify unless Slurm starts the element again.
 
-    A final error of another process stays: that this one lost it is no more than the consequence."""
+    If the failure is `final`, the batch script does not requeue the job but ends with the recorded `exit_code`. It cannot use
+    srun's own code, which is the highest of all processes and so that of those that srun killed.
+
+    A final error that another process has recorded stays, because losing that process is what made this one fail.
+    """
     code = error.exit_code if isinstance(error, UserError) else 1
     sentence = without_userinfo(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
     task, is_final = own_task(os.environ), _is_final(error)
@@ -146,12 +152,12 @@ def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: 
             return
     failure = Failure(sentence, time.time(), is_final, task or "", restart_count(os.environ))
     try:
-        # All processes of a job that meet the same error write it at once.
+        # Under a name of its own: all processes of a job that meet the same error write it at once.
         write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code}, own=f".{secrets.token_hex(4)}")
     except Superseded:
         raise
     except (OSError, UserError) as problem:  # a full disk must not hide the error
-        note(f"the failure is not noted: {problem}")
+        note(f"the failure could not be recorded: {problem}")
     if is_final or task is None:
         notify(profile.notify, "failed", run.root, name, sentence)
 
@@ -161,7 +167,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _rank() -> int:
-    """This process's place among those that torchrun or srun started for one element; 0 for a single one."""
+    """The rank of this process among those that torchrun or srun started for the element; 0 if it is the only one."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
@@ -188,7 +194,7 @@ def _exit_code(root: Path, job_name: str, label: str) -> int:
         run_element(root, job_name, label)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return stop.exit_code if _rank() == 0 else 0  # srun ends the others when one leaves with an error
+        return stop.exit_code if _rank() == 0 else 0  # srun kills the other processes when one ends with an error
     except Exception as error:
         note("failed")
         if isinstance(error, UserError):
@@ -205,8 +211,8 @@ def _has_process_group() -> bool:
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process at once. On a usual end NCCL would first wait for processes that wait for this one; when it is gone,
-    srun or torchrun ends them."""
+    """End this process at once. Otherwise NCCL would first wait for processes that wait for this one. Once it is gone, srun or
+    torchrun ends those."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

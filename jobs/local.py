@@ -4,8 +4,8 @@ Elements are forked from a server that has already imported torch and Megatron-c
 preload), since those imports take longer than most elements of a small study. Each runs jobs/element.py, as on a cluster. When
 this process dies, by Ctrl-C or kill -9, its elements end too; the next call resumes from what they left.
 
-Of a study with several training seeds the first one's elements go first, and when they are done the report is written early:
-a first look at the figures, which the report at the end replaces.
+If the study has several training seeds, the elements of the first seed go first. When these are done, an early report gives a
+first look at the figures; the final report replaces it.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from curricula.jobs.stages import STAGES
 from curricula.jobs.stages.report import report
 
 TERM_GRACE_S = 20.0
-"""How long elements may take to save after an interrupt."""
+"""How long elements can take to save after an interrupt before they are killed."""
 
 
 class Watcher(Protocol):
-    """Is told what runs: a few times a second, and whenever an element ends."""
+    """Receives what is running: a few times a second, and whenever an element ends."""
 
     def update(self, running: list[Key], finished: Key | None = None) -> None: ...
 
     def first_look(self, page: Path) -> None:
-        """The first seed's report has been written."""
+        """Receive the page of the first seed's report when it has been written."""
 
 
 @dataclass
 class Outcome:
     done: list[Key] = field(default_factory=list)
-    """Also elements that were not chosen."""
+    """Includes elements that were done before and not chosen."""
     failed: list[Key] = field(default_factory=list)
     skipped: list[Key] = field(default_factory=list)
-    """Not started, because something they need failed."""
+    """Elements that were not started because something they need failed."""
 
 
 def run_plan(run: Run, plan: Plan, watcher: Watcher, chosen: Sequence[Key], done: Set[Key], workers: int) -> Outcome:
@@ -67,14 +67,14 @@ def run_plan(run: Run, plan: Plan, watcher: Watcher, chosen: Sequence[Key], done
 
 
 class _LocalRun:
-    """The elements of one call of `run_plan`: those that wait, that run and that have ended."""
+    """The elements of one call of `run_plan`: those waiting, those running, and those that have ended."""
 
     def __init__(self, run: Run, plan: Plan, chosen: Sequence[Key], done: Set[Key], workers: int):
         self.run, self.workers = run, workers
         self.outcome = Outcome(done=[key for key in plan.needs if key in done])
         self.waiting = [key for key in chosen if key not in done]
         self.later = {key for key in self.waiting if plan.by_key[key][1].seed not in (None, plan.study.first_seed)}
-        """What belongs to further training seeds."""
+        """The elements of training seeds other than the first."""
         self.waiting.sort(key=lambda key: key in self.later)
         for key in self.waiting:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
@@ -83,12 +83,12 @@ class _LocalRun:
         self.running: dict[Key, ForkServerProcess] = {}
         self.last = {key for key in self.waiting if STAGES[plan.by_name[key[0]].stage].ends_study}
         self.look: ForkServerProcess | None = None
-        """Writes the early report."""
+        """The process that writes the early report."""
         self.may_look = bool(self.later and self.last) and not run.study.tracking.wandb_project
         self.needs_torch = any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in self.waiting)
 
     def finish(self, watcher: Watcher) -> None:
-        """Run what waits until nothing more can start; on an error or interrupt, end what runs."""
+        """Run the waiting elements until nothing more can start; on an error or interrupt, end those that run."""
         context = _forkserver(self.workers, self.needs_torch, self.run.root / "imports.log")
         try:
             while self.waiting or self.running:
@@ -107,7 +107,7 @@ class _LocalRun:
             _stop([*self.running.values(), *([self.look] if self.look else [])])
 
     def _look_early(self, context: multiprocessing.context.ForkServerContext, watcher: Watcher) -> None:
-        """Write the report once all of the first seed is done, and say so when it is written."""
+        """Start the early report once all elements of the first seed are done, and tell the watcher when it is written."""
         if self.may_look and not self.outcome.failed and {*self.waiting, *self.running} <= self.later | self.last:
             self.may_look = False
             self.run.element(*next(iter(self.last))).mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ class _LocalRun:
                 self.waiting.remove(key)
                 self.run.element(*key).mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=_element_process, args=(self.run.root, *key), name="/".join(key))
-                process.start()  # waits until the server has imported all; an interrupt may come before there is a process
+                process.start()  # waits for the server's imports; an interrupt can come before there is a process to end
                 self.running[key] = process
 
     def _note_end(self, key: Key) -> None:
@@ -142,18 +142,18 @@ class _LocalRun:
         if exit_code == 0:
             self.outcome.done.append(key)
         else:
-            if exit_code < 0:  # killed, which it could not say itself
+            if exit_code < 0:  # killed, so it could not write this itself
                 with open(self.run.element(*key) / "log.txt", "a", encoding="utf-8") as log:
                     log.write(f"--- killed by {signal.Signals(-exit_code).name}\n")
             self.outcome.failed.append(key)
 
 
 def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.context.ForkServerContext:
-    """Start the server. What libraries say while it imports them goes to `log`, not across a live display."""
+    """Start the server. What libraries print while it imports them goes to `log`, so that no live display is disturbed."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer
-    for name in ignored(os.environ):  # an allocation's, or another job's: an element here is a process of its own
+    for name in ignored(os.environ):  # set by an allocation or another job, but elements here are not Slurm's tasks
         del os.environ[name]
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -171,31 +171,32 @@ def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.conte
 
 
 def _element_process(root: Path, job: str, label: str) -> None:
-    """Run an element in a forked process, with a log of its own, without signals of the terminal, until the launcher ends."""
+    """Run an element in this forked process."""
     _begin(root, job, label)
     sys.exit(main([str(root), job, label]))
 
 
 def _first_look(root: Path, job: str, label: str) -> None:
-    """Write the report of what is done so far, likewise; its log is that of the element that writes the report at the end."""
+    """Write the early report in this forked process. Its log is that of the element that writes the final report."""
     _begin(root, job, label)
     run = Run(root)
     report(run, plan_study(run.study))
 
 
 def _begin(root: Path, job: str, label: str) -> None:
-    # Here CUDA may be initialised, and only that tells whether the driver is new enough for it: NVML just counts cards.
+    """Make this forked process log to the element's log, ignore the terminal's signals, and end when the launcher does."""
+    # CUDA can be initialised here. Only that shows whether the driver is new enough for it: NVML merely counts cards.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    mode = 0o600 if team() is None else 0o660  # a colleague's start appends to it
+    mode = 0o600 if team() is None else 0o660  # so that a colleague's start can append to it
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
     os.dup2(log, 1)
     os.dup2(log, 2)
 
 
 def _end_with_launcher() -> None:
-    """End this process at once when the launcher is gone: the fork server lives on while any of its children does."""
+    """End this process as soon as the launcher is gone; the fork server, its parent, lives as long as any of its children."""
     launcher = multiprocessing.parent_process()
     assert launcher is not None
     launcher.join()

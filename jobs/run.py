@@ -1,6 +1,6 @@
-"""The run folder: everything about a submitted study. Its elements exchange data through this folder alone.
+"""The run folder: everything about a submitted study. Its elements exchange data only through this folder.
 
-docs/architecture.md lists its files. `refusal` says why a run may not go on with a changed study.
+docs/architecture.md lists its files. `refusal` says why a run cannot continue with a changed study.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ASKING = (
 )  # fmt: skip
 """Settings of a judge that its verdicts do not depend on."""
 TOGETHER = ("rows", "batch_prompts", "batch_candidates", "batch")
-"""Settings of an evaluation that say what is computed together: they change an answer by rounding alone."""
+"""Settings of an evaluation that say what is computed in one batch. They change answers only by rounding."""
 PATHS = {"folder", "gguf", "weights", "model", "tokenizer", "draft"}
 """Keys of a tokenizer, of models and of judges that name files or folders."""
 
@@ -72,17 +72,17 @@ class Run:
     @staticmethod
     @contextlib.contextmanager
     def locked(root: Path) -> Iterator[None]:
-        """Lock the run folder `root`, which need not exist yet; raises UserError while another process holds it, and where
-        `admit` does."""
+        """Lock the run folder `root`, after making it if needed. Raises UserError if another process holds the lock, or if
+        `admit` refuses."""
         make_folder(root)
         Run(root).admit()
         with exclusive_lock(root / "lock"):
             yield
 
     def admit(self) -> None:
-        """Raise UserError where someone else could have changed what this run's jobs are and run.
+        """Raise UserError if another user could have changed this run's jobs or the code that they run.
 
-        A run that a team shares stays open to it: with what this process makes from now on.
+        For a team, also set the umask so that it can change what this process makes from now on.
         """
         for folder in (self.root, self.slurm, self.root / "code", *(self.root / "code").glob("*")):
             if folder.is_dir():
@@ -92,9 +92,9 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, study: Study) -> Run:
-        """Freeze `study` in `root`, or open the run that is there, which may grow and may change how it is carried out.
+        """Freeze `study` in a new run folder `root`, or open the existing run, whose study becomes `study`.
 
-        Raises UserError if that run's study is another.
+        An existing run can grow, and can change how it is carried out. Raises UserError for any other difference.
         """
         run, data_folder = cls(root), None if study.world else local_root()
         if not (root / "study.yaml").exists():
@@ -109,23 +109,24 @@ class Run:
         return cls(root)
 
     def check(self, study: Study) -> None:
-        """Raise UserError if the run cannot go on as one of `study`."""
+        """Raise UserError if the run cannot continue with `study`."""
         if changed := refusal(self.study, study):
             raise UserError(
                 f"{self.root}/study.yaml: was created from a different study: {changed}; name another folder with --run"
             )
         data_folder = None if study.world else local_root()
-        # Whether anything was made of the data that another folder might hold differently, or Slurm may be making it.
+        # Something was made from data that may differ in another folder, or Slurm may be making it now.
         has_begun = self.submissions.exists() or any(self.root.glob("data/shards/*/*.json"))
         if data_folder and self.data_folder != data_folder and has_begun:
             then = f"with CURRICULA_DATA={self.data_folder}" if self.data_folder else "without CURRICULA_DATA"
             raise UserError(
-                f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; keep it so, delete the folder, or name another "
-                "with --run"
+                f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; set it as it was then, delete the run folder, or "
+                "name another with --run"
             )
 
     def _move_to(self, data_folder: Path | None) -> None:
-        """Read datasets from another folder from now on, as `check` allows. What was made so far is quickly made again."""
+        """Read datasets from another folder from now on, after `check` has allowed it. What was done so far, which is little,
+        is done again."""
         if data_folder in (None, self.data_folder):
             return
         for mark in self.root.glob("jobs/*/*/done.json"):
@@ -151,14 +152,13 @@ class Run:
 
     @property
     def arms(self) -> list[ArmInfo]:
-        """Every training of every arm, as the analysis of rows knows it."""
+        """Every training of every arm, as the analysis of rows describes it."""
         return [arm for one in self.study.variants.values() for arm in arm_infos(one)]
 
     def answers(self) -> list[dict[str, Any]]:
-        """Every judged answer there is yet, as plain values: the row's own, and whose it is.
+        """Every judged answer so far as a dictionary, for example for `pandas.DataFrame`: the row's fields, and whose it is.
 
-        `arm`, `start` and `interventions` name the arm, `training_seed` the training, `stage` the kind of model. For
-        `pandas.DataFrame` and the like.
+        `arm`, `start` and `interventions` describe the arm, `training_seed` the training, `stage` the kind of model.
         """
         arms = {arm.key: arm for arm in self.arms}
         stages = dict.fromkeys(stage for one in self.study.variants.values() for stage in (BASE, *one.tree.stages))
@@ -177,12 +177,12 @@ class Run:
 
     @property
     def data_root(self) -> Path:
-        """The folder that datasets are read from: the run's world, the user's data folder, or what the run fetched itself."""
+        """The folder that datasets are read from: the run's world, the user's data folder, or the run's own downloads."""
         return self.world if self.study.world else self.data_folder or self.root / "data" / "fetched"
 
     @property
     def data_folder(self) -> Path | None:
-        """The folder that CURRICULA_DATA named when the run was made, for all its elements, wherever they run."""
+        """The folder that CURRICULA_DATA named when the run was created. All elements use it, wherever they run."""
         folder = self.provenance.get("data_folder")
         return Path(folder) if folder else None
 
@@ -203,7 +203,7 @@ class Run:
 
 
 def tokenizer_near(path: Path) -> Path:
-    """The tokenizer of the run that holds `path`; raises UsageError if there is none."""
+    """The tokenizer of the run folder that `path` lies in; raises UsageError if there is none."""
     for folder in path.resolve().parents:
         if (folder / "study.yaml").exists() and (tokenizer := Run(folder).tokenizer).is_dir():
             return tokenizer
@@ -219,7 +219,7 @@ def tokenised(run: Run) -> bool:
 
 
 def shards_digest(run: Run) -> str:
-    """A hash of what the tokenised sources hold, 16 hex digits."""
+    """A hash of the tokens of all sources, 16 hex digits."""
     digest = hashlib.sha256()
     for name, source in sorted(run.study.sources.items()):
         for shard in source.shard_names:
@@ -228,7 +228,7 @@ def shards_digest(run: Run) -> str:
 
 
 def write_contamination(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Keep which prompts occur in the training text, with a hash of the shards that were read."""
+    """Write counts of the prompts that occur in the training text, with a hash of the shards that were searched."""
     text, data = io.StringIO(), shards_digest(run)
     writer = csv.DictWriter(text, [*rows[0], "shards"], lineterminator="\n")
     writer.writeheader()
@@ -237,7 +237,7 @@ def write_contamination(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_contamination(run: Run) -> list[dict[str, str]]:
-    """The rows of `write_contamination`; none if there are none, or if the shards have been made again since."""
+    """The rows that `write_contamination` wrote; none if the shards have been made again since."""
     path, digest = run.root / CONTAMINATION, None
     if not path.exists():
         return []
@@ -245,7 +245,7 @@ def read_contamination(run: Run) -> list[dict[str, str]]:
         digest = shards_digest(run)
     except StorageError:
         raise
-    except UserError:  # shards may be moved away once models are trained
+    except UserError:  # shards can be moved away once models are trained
         pass
     rows = [row for row in Table.of([path]).rows() if digest in (None, row.get("shards"))]
     counts = ("prompts", "too_short", "overlapping", "near")
@@ -255,7 +255,7 @@ def read_contamination(run: Run) -> list[dict[str, str]]:
 
 
 def arm_infos(study: Study) -> list[ArmInfo]:
-    """The trainings of a study, or of one point of its sweep, with whose models they share."""
+    """The trainings of a study, or of one point of its sweep, and the trainings whose models they share."""
     stages, owners = (BASE, *study.tree.stages), study.whole.owners
     return [
         ArmInfo(
@@ -279,7 +279,7 @@ def newest_run() -> Path:
 
 
 def current_provenance() -> dict[str, Any]:
-    """What a run is made with: versions of packages and Python, the machine, and the commit of the code."""
+    """What a run is created with: versions of packages and Python, the machine's architecture, and the code's commit."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -292,21 +292,21 @@ def current_provenance() -> dict[str, Any]:
 
 
 def refusal(old: Study, new: Study) -> str:
-    """Why a run of `old` cannot go on as one of `new`, such as "seed was 42, now 43"; empty if it can."""
+    """Why a run of the study `old` cannot continue with `new`, such as "seed was 42, now 43"; empty if it can."""
     seeds, new_seeds = ([one.seed for one in study.replicates] for study in (old, new))
     if seeds[0] != new_seeds[0]:
         what = "seed" if len(seeds) == len(new_seeds) == 1 else "the first of seeds"
         return f"{what} was {seeds[0]}, now {new_seeds[0]}"
     for what, had, has in (("seed", seeds, new_seeds), ("stage", old.tree.stages, new.tree.stages)):
         if gone := [str(one) for one in had if one not in has]:
-            return f"it has {what} {', '.join(gone)}, which {what}s now lacks"
+            return f"the new study has no {what} {', '.join(gone)}"
     if changed := differences(*_fixed(old, new)):
         return changed[0]
     arms, new_arms = ({arm.key: arm for arm in study.arms} for study in (old, new))
     jobs, new_jobs = ({arm.key: name for name, group in study.groups.items() for arm in group} for study in (old, new))
     for name, arm in arms.items():
         if name not in new_arms:
-            return f"it has arm {name}, which curriculum now lacks"
+            return f"the new study has no arm {name}"
         if new_arms[name] != arm:
             return f"arm {name} would read another mix with the new starts"
         if new_jobs[name] != jobs[name]:
@@ -315,18 +315,19 @@ def refusal(old: Study, new: Study) -> str:
 
 
 def _lost_start(old: Study, new: Study) -> str:
-    """The stage that would begin from a checkpoint which pretraining under `old` has not kept; empty if there is none."""
+    """Why a stage of `new` has no checkpoint to begin from, pretraining under `old` having passed and not kept it; else
+    empty."""
     ends = {segment.branch: segment.stop for segment in old.segments}
     kept = {(segment.branch, segment.stop) for segment in old.segments}
     kept |= {(branch, step) for branch in ends for step in old.kept_steps(branch)}
     for name, branch, step in new.beginnings():
         if step < ends.get(branch, 0) and (branch, step) not in kept:
-            return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint that study does not keep"
+            return f"stages.{name} begins at step {step:,} of {branch}, whose checkpoint the old study does not keep"
     return ""
 
 
 def cut_branches(old: Study, new: Study) -> set[str]:
-    """The branches of `old`'s training tree that `new` cuts before their end, to have new arms leave there."""
+    """The branches of `old`'s training tree that `new` cuts before their end because new arms leave there."""
     ends = {segment.branch: segment.stop for segment in old.segments}
     known = {segment.name for segment in old.segments}
     added = [segment for segment in new.segments if segment.name not in known]
@@ -334,8 +335,8 @@ def cut_branches(old: Study, new: Study) -> set[str]:
 
 
 def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
-    """Both studies as plain values, without what may grow or change: of mappings by arm or intervention set the old entries
-    remain."""
+    """Both studies as plain values, without what can grow or change. Mappings by arm or intervention set keep only entries of
+    the old study's arms and sets."""
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
     sets = {*old.curriculum.interventions, *old.curriculum.arms, *(arm.name for arm in old.arms)}
     for study, typed in zip(plain, (old, new)):
@@ -344,7 +345,7 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
         study["model"] = {**msgspec.to_builtins(typed.model.resolve()), "weights": study["model"]["weights"]}
         study["points"] = {name: {"model": msgspec.to_builtins(one.model.resolve())} for name, one in typed.variants.items()}
         if len({one.seed for one in old.replicates}) == 1:
-            del study["replicate"]  # has had no effect yet
+            del study["replicate"]  # it has no effect while there is one seed
         for name in study["stages"].keys() - old.stages.keys():
             del study["stages"][name]
         stages = [*study["stages"].values(), *((study["tuning"] or {}).get(name) for name in ("instruct", "benign"))]
@@ -360,25 +361,29 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
 
 
 def _with_paths(study: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of a study whose paths became absolute as it was read."""
+    """The parts of a study whose paths became absolute when it was read."""
     evaluation = study["evaluation"]
     draft = (evaluation["gcg"] or {}).get("probe_sampling") or {}
     judges = (evaluation["judge"], evaluation["overrefusal_judge"])
-    # The model of an "llm" has the name that its server gives it, which may look like a path.
+    # The model of an "llm" judge is named as on its server, which can look like a path.
     return [study["tokenizer"], study["model"], draft, *({} if one["name"] == "llm" else one for one in judges)]
 
 
 def _is_one_place(was: str | None, now: str | None) -> bool:
-    """Whether one path is the end of the other: it became absolute as the study was read, if it was there."""
+    """Whether one path is relative and the end of the other, which is absolute: reading a study makes a path absolute if it
+    exists."""
     shorter, longer = sorted((Path(was or ""), Path(now or "")), key=lambda path: len(path.parts))
     is_anchored = longer.is_absolute() and not shorter.is_absolute()
     return bool(shorter.parts) and is_anchored and longer.parts[-len(shorter.parts) :] == shorter.parts
 
 
 def _drop_execution(study: dict[str, Any], judges: list[dict[str, Any]]) -> None:
-    """Leave out of a study what only says how the work is done, so that a run survives a batch that did not fit or a judge's
-    server that moved. Of `resources` only the 8-bit arithmetic changes more than the last digits of a result. `judges` are the
-    study's, written out: a name alone may get settings."""
+    """Remove from a study what only says how the work is carried out, so that a run can continue after a batch that did not fit
+    or a judge's server that moved.
+
+    Of `resources`, only 8-bit arithmetic changes more than the last digits of a result. `judges` are the study's judges with
+    all settings written out, since one that was given by name alone can get settings later.
+    """
     study["resources"] = {"engine": {"fp8": study["resources"]["engine"]["fp8"]}}
     tuning = study["tuning"] or {}
     for part in (study["pretraining"], tuning, tuning.get("instruct"), tuning.get("benign"), *study["stages"].values()):

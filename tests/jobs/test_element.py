@@ -100,7 +100,7 @@ def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(type(STAGES["prepare"]), "run", fail)
     assert main([str(run.root), *KEY]) == UserError.exit_code
     said = capfd.readouterr().err
-    assert "curricula: the shard is gone" in said and "the failure is not noted" in said
+    assert "curricula: the shard is gone" in said and "the failure could not be recorded" in said
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_a_stage_that_is_added_later_makes_nothing_old_stale(grown, monkeypatch)
     ("place", "value", "said"),
     [
         ("stages.mt.lr", 1e-3, "stages.mt.lr was 0.003, now 0.001"),
-        ("stages.mt", None, "it has stage mt, mt-instruct, which stages now lacks"),
+        ("stages.mt", None, "the new study has no stage mt, mt-instruct"),
         ("pretraining.along.at", [0.25, 0.5], "pretraining.along.at was"),
         ("stages.late", {"kind": "sft", "mix": {"gsm8k": 1}, "at": 0.6}, "stages.late begins at step 14 of full-50"),
     ],
