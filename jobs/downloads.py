@@ -28,13 +28,13 @@ class Wanted:
     """Unique among the downloads of a study."""
     download: Download
     purpose: Purpose
-    """What needs it first."""
+    """What it is needed for: "data" if for both, since the data are needed first."""
     rows: int | None = None
-    """How many rows are enough; None for all."""
+    """The number of rows that is enough; None for all."""
 
 
 def named_downloads(name: str, root: Path) -> list[Wanted]:
-    """The downloads of a dataset or a benchmark; raises UsageError when neither has this name."""
+    """The downloads of a dataset or a benchmark; raises UsageError if neither has this name."""
     if name in DATASETS:
         return _labelled(name, downloads_of(name, root), "data")
     if name in BENCHMARKS:
@@ -43,8 +43,8 @@ def named_downloads(name: str, root: Path) -> list[Wanted]:
 
 
 def study_downloads(study: Study, root: Path) -> list[Wanted]:
-    """Everything that a study reads: its sources, with their parts and limits of documents, its tuning sets, the texts of its
-    probes and its benchmarks."""
+    """The downloads, into `root`, of everything that a study reads: its sources, limited to their parts and their numbers of
+    documents, its tuning sets, the texts of its probes, and its benchmarks."""
     pools = [study.tuning_sets.get(pool) or POOLS[pool] for pool in used_pools(study)]
     probes = study.used_probes.tables if study.used_probes else ()
     found = []
@@ -64,26 +64,27 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
 
 
 def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
-    """A study file with these `changes`, and a look at its tables; refuses a wrong CURRICULA_DATA before anything starts."""
+    """Load a study with `changes`, as `load_study` does, and look at its tables (`look_at_tables`). Also raises UserError if
+    CURRICULA_DATA names no folder."""
     study = load_study(path, changes)
     look_at_tables(study, None if study.world else local_root())
     return study
 
 
 def read_tables(study: Study) -> dict[str, DeclaredTable]:
-    """Every table that a study reads, by its key: sources, tuning sets (public ones by their names too), and all others."""
+    """Every table that a study declares, by its key, and every public tuning set that it uses, as `tuning_sets.NAME`."""
     declared = dict(declared_in(study))
     return declared | {f"tuning_sets.{name}": POOLS[name] for name in used_pools(study) if name not in study.tuning_sets}
 
 
 def used_pools(study: Study) -> list[str]:
-    """The tuning sets that some stage reads, a name as often as it is read."""
+    """The names of the tuning sets that stages read, each as often as a stage reads it."""
     return [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
 
 
 def check_pool(study: Study, name: str, root: Path) -> None:
-    """Raise UserError for a row of a tuning set that is no conversation, and where a stage would learn nothing from the set or
-    asks for more than it holds."""
+    """Raise UserError if a row of a tuning set is not a conversation, or if a stage would learn nothing from the set or asks
+    for more than it holds."""
     held = sum(1 for _ in read_conversations(name, root, study.tuning_sets))
     for tuning in study.tunings:
         if tuning.mix.get(name):
@@ -92,10 +93,10 @@ def check_pool(study: Study, name: str, root: Path) -> None:
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:
-    """Look at the first rows of every table of the user's own that is here, before anything is done.
+    """Check the first rows of every table that the user has declared and that is on this machine.
 
-    Raises UserError, which names the key in the study, for a missing, empty or wrong column or file, and where an arm would
-    read the same rows through two sources.
+    Raises UserError that names the key in the study if a column or file is missing, empty or wrong, or if an arm would read the
+    same rows through two sources.
     """
     revisions: dict[str, tuple[str, str | None]] = {}
     for key, table in declared_in(study):
@@ -122,7 +123,7 @@ def look_at_tables(study: Study, root: Path | None) -> None:
 
 
 def once(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Each download once, under its first label, with enough rows for every use and the purpose that comes first."""
+    """Each download once, under its first label, with enough rows for every use; for "data" if any use is for that."""
     first: dict[tuple[Path, str], Wanted] = {}
     for item in wanted:
         earlier = first.setdefault((item.download.out, item.download.prefix), item)
@@ -131,7 +132,7 @@ def once(wanted: Iterable[Wanted]) -> list[Wanted]:
         first[item.download.out, item.download.prefix] = replace(earlier, purpose=purpose, rows=rows)
     found: dict[str, Wanted] = {}
     for item in first.values():
-        # Of one dataset, two sources may each read another part. The first one's label stays when a study grows by another.
+        # Two sources can read different parts of a dataset. The first keeps its label when a study grows by the second.
         label = f"{item.label}/{item.download.config}" if item.label in found else item.label
         found[label] = replace(item, label=label)
     return list(found.values())

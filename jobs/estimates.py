@@ -33,34 +33,36 @@ from curricula.model import costs
 from curricula.model.config import decay_start, warmup_steps
 
 READING = 0.3
-"""Share of the peak that a forward pass over whole texts reaches."""
+"""Share of the peak FLOP/s that a forward pass over whole texts reaches."""
 STEP_S = 0.03
-"""Seconds of one step of generation, at least."""
+"""Shortest duration of a generation step, in which Python launches the model's kernels."""
 BYTES_PER_S = 1.7e12
-"""At which weights are read: half of an H100's memory bandwidth."""
+"""Rate at which weights are read: half of an H100's memory bandwidth."""
 GCG_TOKENS = 16
-"""Of a GCG candidate, after what it shares with the present suffix."""
+"""Tokens of a GCG candidate that follow what it shares with the current suffix."""
 PROMPT_TOKENS = 60
+"""Assumed length of a prompt."""
 PROBE_TOKENS = 4 * 1_000 * 400
-"""Training and test texts of the probes."""
+"""Tokens of the probes' training and test texts."""
 ABLATION_CANDIDATES = 100
-"""Directions that ablation compares: tokens of the chat template by layers."""
+"""Directions that ablation compares: one for each pair of a layer and a token of the chat template."""
 UNKNOWN_QUESTIONS = 500
-"""Of a capability task whose size is not known before it is read."""
+"""Assumed size of a capability task whose questions cannot be counted before it is read."""
 
 ELEMENT_S = 2.5
-"""What an element costs on one machine beside its arithmetic: starting, loading, writing."""
+"""Time that an element takes on this machine besides its arithmetic, for starting, loading and writing."""
 CPU_FLOPS = 5e10
-"""Of one core, in training as in decoding; measured with SmolLM2-135M and with the demo's model."""
+"""FLOP/s of one core, in training and in decoding; measured with SmolLM2-135M and with the demo's model."""
 
 LEAST_LEFT = 0.9
-"""Of the peak, at the end of a warm-up: by default, midtraining's rate falls over all steps, so a short one overlaps anyway."""
+"""Share of the peak learning rate that a warm-up must reach to pass without a warning. Not 1: midtraining's rate by default
+falls over all steps, so even a short warm-up overlaps with the decay."""
 MOST_HERE = 24 * 60.0
-"""Minutes: a study that takes this machine longer is meant for GPUs."""
+"""Minutes on this machine beyond which a study is meant for GPUs."""
 
 
 def seconds_here(plan: Plan) -> dict[Key, float]:
-    """Roughly how long each element takes on this machine's CPU, with `resources.workers` at a time."""
+    """Roughly how long each element takes on this machine's CPU while `resources.workers` elements run at a time."""
     cores = max(1, (os.cpu_count() or 1) // plan.study.resources.workers)
     return {key: ELEMENT_S + element.flops / (CPU_FLOPS * cores) for key, (_, element) in plan.by_key.items()}
 
@@ -72,7 +74,7 @@ def minutes_here(plan: Plan, keys: Collection[Key] | None = None) -> float:
 
 
 def about(minutes: float) -> str:
-    """An estimate in words, no finer than it is."""
+    """An estimate in words, in whole days, hours or minutes."""
     for size, unit in ((1440, "days"), (60, "hours")):
         if minutes >= 2 * size:
             return f"about {minutes / size:,.0f} {unit}"
@@ -80,14 +82,17 @@ def about(minutes: float) -> str:
 
 
 def gpu_hours_of(study: Study, tokens: int) -> float:
-    """The GPU-hours of training on so many tokens, at the utilisation that the study expects."""
+    """The GPU-hours of training on this many tokens, at the utilisation that the study expects."""
     resources = study.resources
     flops = tokens * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
     return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
-    """The plan and its costs as plain values. `shards` is the run's shard folder; where it is complete, its sizes are used."""
+    """The plan and its costs as plain values.
+
+    `shards` is the run's shard folder. The sizes of sources whose shards are complete there are used, else the published ones.
+    """
     study, segments = plan.study, plan.segments.values()
     sizes = _source_sizes(study, shards)
     seeds = list(dict.fromkeys(one.seed for one in study.replicates))
@@ -153,7 +158,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
 
 
 def _midtraining_tokens(variants: Iterable[Study]) -> int:
-    """Of all midtraining stages, each counted once where models share it."""
+    """The tokens of all midtraining; a training that several models share counts once."""
     found = {
         (one.whole.owners[arm.key, name], name): samples_of(stage) * one.budget.sequence_length
         for one in variants
@@ -165,7 +170,7 @@ def _midtraining_tokens(variants: Iterable[Study]) -> int:
 
 
 def describe_point(plan: Plan, point: Study, shards: Path | None = None) -> dict[str, Any]:
-    """The same of one point of a sweep, with the arms and the training of that point, what it shares included."""
+    """`describe` for one point of a sweep: with its arms, and all training that they need, whether shared or not."""
     plain = {**describe(plan, shards), **described_size(point)}
     arms, path = {arm.key for arm in point.trainings}, [one for arm in point.trainings for one in point.path(arm)]
     names, branches = {one.name for one in path}, {one.branch for one in path}
@@ -200,7 +205,7 @@ def described_size(study: Study) -> dict[str, Any]:
 
 
 def _points(plan: Plan) -> list[dict[str, Any]]:
-    """The points of a sweep with the GPU-hours of what each adds to those before it."""
+    """The points of a sweep, each with the GPU-hours that it adds to those of the points before it."""
     hours = _hours_by(plan, plan.study.variants, lambda element: element.variant)
     return [
         {
@@ -217,17 +222,18 @@ def _points(plan: Plan) -> list[dict[str, Any]]:
 
 
 def check_epochs(plan: Plan, shards: Path) -> None:
-    """Raise UserError when an arm reads a source more often than its `max_epochs`, by the sizes in the manifests."""
+    """Raise UserError if an arm reads a source for more than its `max_epochs`, by the sizes in the manifests."""
     for problem in _too_many_epochs(plan.study, _source_sizes(plan.study, shards)):
         raise UserError(problem)
 
 
 class SourceSize(NamedTuple):
-    """How large a source is, as far as is known."""
+    """The size of a source."""
 
     tokens: int | None
+    """None if it is unknown."""
     origin: str
-    """"manifests", "published", "published, scaled to its documents", or "unknown"."""
+    """Where it is from: "manifests", "published", "published, scaled to its documents", or "unknown"."""
 
 
 def _source_sizes(study: Study, shards: Path | None) -> dict[str, SourceSize]:
@@ -275,7 +281,8 @@ def _sources(counts: Mapping[str, int], study: Study, sizes: dict[str, SourceSiz
 
 
 def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
-    """What each arm has read by the end of pretraining, and by that of each stage, at each point of a sweep."""
+    """The stream of text that each arm has read by the end of pretraining and by the end of each later stage, at each point of
+    a sweep: the point's study, the stage, the arm, the stream."""
     for one in study.variants.values():
         for stage, names in one.tree.arms.items():
             for arm in one.arms:
@@ -284,7 +291,7 @@ def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
 
 
 def _stage(name: str, study: Study) -> dict[str, Any]:
-    """A stage after pretraining as plain values; its steps where the study alone says them."""
+    """A stage after pretraining as plain values; its steps are None if they depend on its data."""
     stage, tree = study.tree.stages[name], study.tree
     plain = msgspec.to_builtins(stage)
     return {
@@ -302,7 +309,7 @@ def _stage(name: str, study: Study) -> dict[str, Any]:
 
 
 def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
-    """A sentence for each source that an arm reads more often than its `max_epochs`, by the end of pretraining or later."""
+    """A sentence for each source that an arm reads for more than its `max_epochs` by the end of pretraining or later."""
     read: dict[str, dict[str, dict[str, Any]]] = {}
     for one, stage, arm, phases in _texts(study):
         blend = Blend(phases)
@@ -325,7 +332,8 @@ def _unknown_sizes(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
 
 
 def _unfit(study: Study) -> Iterator[str]:
-    """Batches that are too large for the GPUs, and a warmup that is too long for the steps or reaches far into the decay."""
+    """A sentence for each batch too large for the GPUs, and each warm-up that exceeds its steps or reaches far into the
+    decay."""
     stages: dict[str, AnyStage | None] = {"pretraining": None, **study.tree.stages}
     for name, stage in stages.items():
         memory = _gpu_memory(study, stage)
@@ -337,30 +345,30 @@ def _unfit(study: Study) -> Iterator[str]:
             )
         if stage and stage.decay_fraction and (left := (1 - stage.warmup_fraction) / stage.decay_fraction) < LEAST_LEFT:
             yield (
-                f"{name}'s learning rate drops to {left:.0%} of its peak where the warm-up ends, since the decay began before; "
-                f"lower its warmup_fraction or decay_fraction"
+                f"{name}'s learning rate drops to {left:.0%} of its peak at the end of the warm-up, because the decay begins "
+                f"earlier; lower its warmup_fraction or decay_fraction"
             )
     steps, schedule = study.budget.steps, study.pretraining.schedule
     warmup, end = warmup_steps(steps, schedule), decay_start(steps, schedule) if schedule.kind != "cosine" else steps
     if warmup > end:
         yield (
-            f"pretraining's learning rate rises for {warmup:,} steps, and may rise for {end:,} of {steps:,} before it falls or "
-            "ends; lower pretraining.schedule.warmup_steps or its fractions"
+            f"pretraining's learning rate rises for {warmup:,} steps, but only {end:,} of {steps:,} steps precede the decay or "
+            "the end; lower pretraining.schedule.warmup_steps or its fractions"
         )
 
 
 def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
-    """Tokens of a source: counted in its manifests, else as published, if they are."""
+    """The size of a source: as counted in its manifests, else as published, else unknown."""
     source = study.sources[name]
     entry = dataset(source.dataset) if source.dataset else None
     names = [shard for shard in source.shard_names if shard != VALIDATION]
     tokens: int | None = None
     if shards:
-        with contextlib.suppress(UserError):  # one is missing, or damaged: it is to be made
+        with contextlib.suppress(UserError):  # a shard that is missing or damaged has yet to be made
             tokens = sum(read_manifest(shards / name / shard)["tokens"] for shard in names)
     if tokens is not None:
         if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
-            raise UserError(f"source {name}: its shards in {shards} hold no token; give it documents or a weight of 0")
+            raise UserError(f"source {name}: its shards in {shards} hold no tokens; give it documents or a weight of 0")
         return SourceSize(tokens, "manifests")
     if study.world or entry is None or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
         return SourceSize(None, "unknown")
@@ -373,7 +381,8 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
 
 
 def _unused(study: Study) -> Iterator[str]:
-    """What the study defines and neither trains on nor measures. Of a source it always measures the held-out text."""
+    """A sentence for each key that defines something which the study neither trains on nor measures. Sources are not among
+    them: their held-out text is always measured."""
     config, tasks = study.evaluation, study.all_eval_tasks
     asked = [*study.used_benchmarks, *(task.benchmark for task in tasks)]
     uses: dict[str, tuple[Iterable[str], list[str]]] = {
@@ -385,11 +394,12 @@ def _unused(study: Study) -> Iterator[str]:
     }
     for key, (names, used) in uses.items():
         if unused := [name for name in names if name not in used]:
-            yield f"{key}: no stage and no task uses {', '.join(unused)}; name it where it is to be used, or remove it"
+            yield f"{key}: no stage and no task uses {', '.join(unused)}; name it where it should be used, or remove it"
 
 
 def _not_here(study: Study) -> Iterator[str]:
-    """What must be fetched and cannot be, or what the hub may change before this study reads it, or between two runs."""
+    """A sentence for each thing that must be fetched and cannot be, or that names no commit, so that the hub can change it
+    before this study reads it or between two runs."""
     if study.tokenizer.hub and not study.tokenizer.revision:
         yield f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
     root, probes = local_root(), study.used_probes
@@ -412,13 +422,13 @@ def _not_here(study: Study) -> Iterator[str]:
 
 
 def _overlaps(study: Study) -> Iterator[str]:
-    """Sources that may read the same rows, where that repeats documents or spoils what is held out."""
+    """A sentence for each pair of sources that may read the same rows, if that repeats documents or spoils held-out text."""
     read = [
         (arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight})
         for _, _, arm, phases in _texts(study)
     ]
     for (name, one), (other_name, other) in combinations(study.sources.items(), 2):
-        with contextlib.suppress(UserError):  # files may be moved away once they are tokenised
+        with contextlib.suppress(UserError):  # files can be moved away once they are tokenised
             if not one.overlaps(other):
                 continue
             both = dict.fromkeys(arm for arm, sources in read if {name, other_name} <= sources)
@@ -433,7 +443,8 @@ def _overlaps(study: Study) -> Iterator[str]:
 
 
 def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -> dict[str, dict[str, float]]:
-    """The GPU-hours of each group's own elements: those of pretraining, and at most those of all else."""
+    """The GPU-hours of each group's elements, which are those for which `of` gives its name: of pretraining, and at most of
+    everything else."""
     found = {name: {"pretraining": 0.0, "other_at_most": 0.0} for name in groups}
     for job, element in plan.elements():
         if of(element) in found:
@@ -454,10 +465,11 @@ class Answers(NamedTuple):
     """What one element generates with one decoder, as if every answer had its full length."""
 
     number: float
-    """Every beam of an answer counts."""
+    """Number of answers, where each beam counts as one."""
     at_once: float
+    """Number of answers in a batch."""
     tokens: float
-    """Of each."""
+    """Length of each answer."""
 
 
 def answers_of(task: EvalTask, study: Study) -> Iterator[Answers]:
@@ -468,7 +480,7 @@ def answers_of(task: EvalTask, study: Study) -> Iterator[Answers]:
 
 
 def gcg_tokens(task: EvalTask, study: Study) -> float:
-    """The tokens of the candidates of one element's searches."""
+    """The tokens of all candidates in one element's GCG searches; 0 for any other task."""
     config = study.evaluation.gcg
     return (
         _asked(task, study)[0] * config.steps * config.search_width * GCG_TOKENS if task.task.kind == "gcg" and config else 0.0
@@ -476,15 +488,15 @@ def gcg_tokens(task: EvalTask, study: Study) -> float:
 
 
 def _asked(task: EvalTask, study: Study) -> tuple[float, int]:
-    """The prompts of one element, and the attempts at each; 0 where a prompt is given as it is."""
+    """The prompts of one element, and the best-of-n attempts at each; 0 attempts if prompts are asked unchanged."""
     attempts = study.evaluation.attacks.best_of_n.attempts if task.task.kind == "best-of-n" else 0
     return study.prompts_in(task.benchmark, task.limit) / task.shards, attempts
 
 
 def _task_gpu_hours(task: EvalTask, study: Study) -> float:
-    """GPU-hours of one element of an evaluation of the study's models: an estimate from counts of tokens.
+    """The GPU-hours of one element of the study's evaluation, estimated from counts of tokens.
 
-    Generating takes steps: each reads the weights once and costs at least what launching a model's kernels from Python takes.
+    Each step of generation reads the weights once and takes at least `STEP_S`.
     """
     config, parameters = study.evaluation, costs.parameters(study.model.resolve())
 
@@ -516,8 +528,8 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
 
 
 def _gpu_memory(study: Study, stage: AnyStage | None = None) -> dict[str, Any]:
-    """The memory that pretraining, or a stage after it, needs on each GPU, in GiB, and changes that would make it fit if it
-    does not."""
+    """The memory in GiB that pretraining, or a later `stage`, needs on each GPU, and if that is too much, changes that would
+    make it fit."""
     resources, model = study.resources, study.model.resolve()
     gpus = (resources.tuning if isinstance(stage, Tuning) else resources.pretraining).gpus
     data_parallel = max(1, gpus // resources.tensor_parallel)

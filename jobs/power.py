@@ -22,9 +22,10 @@ from curricula.terminal import folded
 
 
 def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
-    """The smallest differences in attack success under top-k, for the study's seeds and up to two more, as plain values.
+    """The smallest detectable differences in attack success under top-k, for the study's number of seeds and for one and two
+    more, as plain values.
 
-    Variance components are those of an earlier report's `summary`, if it has any, else assumed.
+    Variance components come from an earlier report's `summary`, if it has any; else they are assumed.
     """
     study = plan.study
     seeds = len(study.replicates) // len(study.variants)
@@ -49,22 +50,23 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
 
 
 def prompts_of(study: Study) -> dict[str, int]:
-    """About how many prompts of each benchmark attack a model under top-k, of the kind of model whose mean they tell least of.
+    """The approximate number of prompts of each benchmark that attack a model under top-k, near-duplicates included.
 
-    Near-copies are not left out. Raises UsageError where no model is attacked so.
+    If kinds of models are attacked with different prompts, these are those of the kind whose mean they measure least precisely.
+    Raises UsageError if no model is attacked under top-k.
     """
     models = [one.eval_tasks(name) for one in study.variants.values() for name in (BASE, *one.tree.stages)]
     attacks = [[task for task in tasks if task.task.name == "attacks-topk"] for tasks in models]
     found = [{task.benchmark: study.prompts_in(task.benchmark, task.limit) for task in tasks} for tasks in attacks if tasks]
     if not found:
         raise UsageError(
-            f"--power is about attack success, and no model of {study.name} has the task attacks-topk; leave it out"
+            f"--power is about attack success, but no model of {study.name} has the task attacks-topk; leave --power out"
         )
     return min(found, key=lambda prompts: equal_prompts(prompts.values()))
 
 
 def _measured(summary: Path) -> Iterator[Components]:
-    """The components of each difference between arms under top-k that a report has measured."""
+    """The variance components of each difference between arms under top-k that a report has measured."""
     for row in durable.read_json(summary).get("variance", ()) if summary.exists() else ():
         if row["reference"] and row["task"] == "attacks-topk":
             parts = (row["seed"], row["prompt"], row["interaction"], row["sample"] or 0.0)
@@ -72,13 +74,13 @@ def _measured(summary: Path) -> Iterator[Components]:
 
 
 def power_lines(value: dict[str, Any]) -> Iterator[str]:
-    """The same for people."""
+    """The values of `study_power` as lines to print."""
     found = value["components"]
     parts = ", ".join(f"{name} {100 * found[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
     source = "assumed from the demo's base models" if found["source"] == "assumed" else f"measured in {found['source']}"
     assumed = "".join(f", {number:,} of {name} assumed" for name, number in value["prompts_assumed"].items())
     total, equal = value["prompts"], round(value["equal_prompts"])
-    counted = f", which count as {equal:,} since benchmarks count alike" if equal < total else ""
+    counted = f", which count as {equal:,} because all benchmarks have the same weight" if equal < total else ""
     yield "\n" + folded(
         f"Smallest difference in attack success between two arms that is found with {POWER:.0%} probability, in points "
         f"({total:,} prompts{counted}{assumed}, {value['samples']} samples; two-sided):",

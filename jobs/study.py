@@ -51,7 +51,7 @@ from curricula.settings import NonNegative, Settings, changed, located, parse, r
 STUDIES = PACKAGE / "jobs" / "studies"
 """The folder of the studies that come with the suite."""
 SAVING = ("save_interval_steps", "save_interval_minutes", "keep_last")
-"""Settings of pretraining on which no weight depends."""
+"""Settings of pretraining that no weight depends on."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A name that can be part of a path, a job's name and an option."""
 
@@ -64,7 +64,7 @@ class Study(Settings, frozen=True, dict=True):
     tokenizer: Tokenizer
     """Where the tokenizer comes from."""
     sources: dict[str, Source]
-    """Streams of pretraining text, by names that mixes use."""
+    """Streams of pretraining text, by the names that mixes use."""
     curriculum: Curriculum
     """Which sources arms read, and when."""
     model: Model
@@ -86,11 +86,11 @@ class Study(Settings, frozen=True, dict=True):
     tracking: TrackingConfig = TrackingConfig()
     """Where the curves of training go."""
     seed: int | None = None
-    """Short for `seeds` with this one; 42 if neither is given."""
+    """Short for `seeds` with this single seed; 42 if neither is given."""
     seeds: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] | None = None
-    """Train every arm once with each of these. What the replicates share is drawn by the first."""
+    """Train every arm once with each of these seeds. The first one draws what all replicates share."""
     replicate: ReplicateDraws = ReplicateDraws()
-    """What each further seed draws anew."""
+    """What each seed after the first draws for itself."""
     validation_documents: NonNegative = 64
     """Documents of each source that are held out of training."""
     sweep: Sweep | None = None
@@ -109,10 +109,10 @@ class Study(Settings, frozen=True, dict=True):
         self._check_arms()
         self._check_stages()
         self._check_evaluation()
-        _ = self.segments  # raises where a start leaves an arm no step
+        _ = self.segments  # raises if a start leaves an arm no step
 
     def _check_seeds(self) -> None:
-        """Also writes one seed as `seed` and several as `seeds`, so that equal studies compare equal."""
+        """Check the seeds, and set `seed` for one and `seeds` for several, so that equal studies compare equal."""
         self.require_one("seed", "seeds", or_none=True)
         seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
         require_distinct("seeds", seeds)
@@ -138,8 +138,8 @@ class Study(Settings, frozen=True, dict=True):
             for name in names:
                 if name in taken or not PLAIN_NAME.fullmatch(name):
                     raise ValueError(
-                        f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or "
-                        "digit, and no name that the suite uses itself"
+                        f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', begin with a letter or digit, "
+                        "and differ from the names that the suite itself uses"
                     )
 
     def _check_sources(self) -> None:
@@ -157,7 +157,7 @@ class Study(Settings, frozen=True, dict=True):
         trained, expected = self.tokenizer.train, self.model.resolve().vocabulary
         if trained is not None and trained != expected:
             raise ValueError(
-                f"tokenizer.train makes {trained} entries, where the model has a vocabulary of {expected}; set tokenizer.train "
+                f"tokenizer.train makes {trained} entries, but the model has a vocabulary of {expected}; set tokenizer.train "
                 f"to {expected}, or model.vocabulary to {trained}"
             )
         with located("resources"):
@@ -170,8 +170,8 @@ class Study(Settings, frozen=True, dict=True):
             )
         if (interval := pretraining.validation_interval_steps) and not self.validation_documents:
             raise ValueError(
-                f"pretraining.validation_interval_steps is {interval}, but validation_documents is 0, so that nothing is held "
-                "out to validate on; change one of them"
+                f"pretraining.validation_interval_steps is {interval}, but validation_documents is 0, so nothing is held out "
+                "to validate on; change one of them"
             )
         if pretraining.global_batch % pretraining.micro_batch:
             raise ValueError(
@@ -179,7 +179,7 @@ class Study(Settings, frozen=True, dict=True):
             )
 
     def _check_keys(self) -> None:
-        """That no two trainings, of all points and seeds, have one name."""
+        """Check that no two trainings, of any points and seeds, have the same name."""
         keys = Counter([*(arm.key for arm in self.trainings), *(one.named(TRUNK) for one in self.replicates)])
         key, count = keys.most_common(1)[0]
         if count > 1:
@@ -191,10 +191,10 @@ class Study(Settings, frozen=True, dict=True):
         for arm in self.arms:
             if arm.cooldown is not None and self.pretraining.schedule.kind != "warmup-stable-decay":
                 raise ValueError(
-                    f"arm {arm.name} has a cooldown, where pretraining.schedule.kind is {self.pretraining.schedule.kind!r}; "
-                    "set it to warmup-stable-decay"
+                    f"arm {arm.name} has a cooldown, but pretraining.schedule.kind is {self.pretraining.schedule.kind!r}; set "
+                    "that to warmup-stable-decay"
                 )
-            for phase in arm.blend_phases(self.budget):  # raises where one is too short for a step
+            for phase in arm.blend_phases(self.budget):  # raises if a phase is shorter than a step
                 if self._trains_nothing(phase.mix):
                     raise ValueError(
                         f"arm {arm.name}: all sources of a phase have loss: none, so it would train nothing; mix in another"
@@ -241,11 +241,11 @@ class Study(Settings, frozen=True, dict=True):
     def _check_sweep(self) -> None:
         for name, variant in self.variants.items():
             if (self.model.weights or variant.model.weights) and variant.model != self.model:
-                raise ValueError(f"sweep varies the model in point {name}, where model.weights is given; leave one of them out")
+                raise ValueError(f"sweep varies the model in point {name}, but model.weights is given; leave one of them out")
             if variant.first_seed != self.first_seed:
                 raise ValueError(
-                    f"sweep, point {name}: the first of seeds is {variant.first_seed}, where the study's is {self.first_seed}; "
-                    "begin with that one, since the data are drawn by it"
+                    f"sweep, point {name}: the first of seeds is {variant.first_seed}, but the study's is {self.first_seed}, "
+                    "which draws the data; begin with that one"
                 )
             for stage in variant.tree.stages.keys() & self.tree.stages.keys():
                 if type(variant.tree.stages[stage]) is not type(self.tree.stages[stage]):
@@ -265,7 +265,7 @@ class Study(Settings, frozen=True, dict=True):
             require_known(place, names, TASKS)
             measured = {TASKS[name].kind for name in names}
             if "transfer" in measured and place.endswith(".along.tasks"):
-                raise ValueError(f"{place} names transfer, which is tried on finished models alone; remove it")
+                raise ValueError(f"{place} names transfer, which is only tried on finished models; remove it")
             if "transfer" in measured and "gcg" not in measured:
                 raise ValueError(f"{place} names transfer without gcg, which finds the suffixes; add gcg there")
         arms = [arm.name for arm in self.arms]
@@ -281,7 +281,7 @@ class Study(Settings, frozen=True, dict=True):
             raise ValueError("evaluation.judge is 'world', but the study has no world; use refusal-phrases")
         for layer in self.used_probes.layers if self.used_probes else ():
             if isinstance(layer, int) and layer > (count := self.model.resolve().layers):
-                raise ValueError(f"evaluation.probes.layers names layer {layer}, and the model has {count}; choose a lower one")
+                raise ValueError(f"evaluation.probes.layers names layer {layer}, but the model has {count}; choose a lower one")
         evaluation.check_tasks({name for _, names in self._named_tasks() for name in names})
 
     def _named_tasks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -294,7 +294,7 @@ class Study(Settings, frozen=True, dict=True):
                 yield f"{place}.along.tasks", along.tasks
 
     def _default_tasks(self, name: str) -> str:
-        """The list of `evaluation.tasks` for a stage that has none of its own."""
+        """The list of `evaluation.tasks` that applies to a stage without a list of its own."""
         return name if name in Tasks.__struct_fields__ else "base" if self.tree.is_raw(name) else "instruct"
 
     def place_of(self, name: str) -> str:
@@ -303,7 +303,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def tree(self) -> StageTree:
-        """All stages after pretraining, those of `tuning` first, with what is not given written out."""
+        """All stages after pretraining, those of `tuning` first, with all their defaults written out."""
         given: dict[str, AnyStage] = {**(self.tuning.stages if self.tuning else {}), **self.stages}
         pretraining, length, mixes = self.pretraining, self.budget.sequence_length, self.curriculum.mixes()
         batches = pretraining.global_batch, pretraining.micro_batch
@@ -314,7 +314,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def stage_names(self) -> list[str]:
-        """The stages of all points, each after those that it continues from at any of them."""
+        """The stages of all points, each after every stage that it continues from at any point."""
         if self.sweep is None:
             return list(self.tree.stages)
         trees = [variant.tree for variant in self.variants.values()]
@@ -339,42 +339,43 @@ class Study(Settings, frozen=True, dict=True):
         return self.pretraining.along if name == BASE else self.tree.stages[name].along
 
     def tasks_of(self, name: str) -> tuple[str, ...]:
-        """What is measured on the model of a stage, or of "base", at its end."""
+        """The tasks of the finished model of a stage, or of "base"."""
         own = None if name == BASE else self.tree.stages[name].tasks
         return getattr(self.evaluation.task_lists, self._default_tasks(name)) if own is None else own
 
     def eval_tasks(self, name: str, on_the_way: bool = False) -> list[EvalTask]:
-        """The evaluation of a stage's model, at its end or on the way, in the order in which it runs."""
+        """The evaluation of a stage's finished model, or of those `on_the_way` to it, in the order in which it runs."""
         along = self.along(name)
         names, most = (along.tasks, along.prompts) if on_the_way and along else (self.tasks_of(name), None)
         return self.evaluation.battery(names, self.tree.is_raw(name), most)
 
     @property
     def all_eval_tasks(self) -> list[EvalTask]:
-        """What is measured on all models, at their ends and on the way."""
+        """The evaluations of all models, both finished and on the way."""
         stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
         return [task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)]
 
     @property
     def used_probes(self) -> Probes | None:
-        """The settings of probes, if some model is probed."""
+        """The settings of probes, if any model is probed."""
         return self.evaluation.probes if any(task.task.kind == "probes" for task in self.all_eval_tasks) else None
 
     def prompts_in(self, benchmark: str, limit: int | None) -> int:
-        """About how many prompts of a benchmark are asked, at every point of a sweep."""
+        """The approximate number of a benchmark's prompts that are asked; the same at every point of a sweep."""
         return self.whole.evaluation.prompts_in(benchmark, limit, self.world)
 
     @property
     def used_benchmarks(self) -> list[str]:
-        """Every benchmark that a task does read."""
+        """Every benchmark that some task reads."""
         return self.evaluation.benchmarks_of(self.all_eval_tasks)
 
     @property
     def distorted(self) -> set[str]:
+        """Every benchmark whose prompts best-of-n distorts."""
         return {task.benchmark for task in self.all_eval_tasks if task.task.kind == "best-of-n"}
 
     def segment_at(self, arm: Arm, step: int) -> Segment:
-        """The segment of the training tree that holds the checkpoint of `arm` at `step`."""
+        """The segment of the training tree that makes the checkpoint of `arm` at `step`."""
         return next(one for one in self.path(arm) if one.start < step <= one.stop)
 
     def path(self, arm: Arm) -> list[Segment]:
@@ -383,7 +384,7 @@ class Study(Settings, frozen=True, dict=True):
         return tree.chain(tree.branches.get(arm.key, branch_of(arm)))
 
     def beginnings(self) -> Iterator[tuple[str, str, int]]:
-        """The stages that begin at a point of pretraining: of each model the stage, the branch and the step."""
+        """The points of pretraining at which stages begin: for each model, the stage, the branch and the step."""
         for one in self.whole.variants.values():
             for name, stage in one.tree.stages.items():
                 for arm in one.trainings if stage.at is not None else ():
@@ -392,7 +393,7 @@ class Study(Settings, frozen=True, dict=True):
                         yield name, one.segment_at(arm, step).branch, step
 
     def kept_steps(self, branch: str) -> set[int]:
-        """The steps of a branch at which stages begin or models are measured, beside the ends of its segments."""
+        """The steps at which stages begin on a branch or models are measured, besides the ends of its segments."""
         kept = {step for _, begins_on, step in self.beginnings() if begins_on == branch}
         for one in self.whole.variants.values():
             if one.pretraining.along:
@@ -407,23 +408,23 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def variants(self) -> dict[str, Study]:
-        """The studies of the sweep's points by name; without a sweep the study itself, under an empty name."""
+        """The studies of the sweep's points by name; without a sweep, this study under the empty name."""
         if self.sweep is None:
             return {"": self}
         found = variants_of(self, self.sweep)
-        for name, variant in found.items():  # what it has computed so far does not know its name
+        for name, variant in found.items():  # drop its cached properties, which were computed without its name
             vars(variant).clear()
             vars(variant).update(variant=name, whole=self)
         return found
 
     @property
     def variant(self) -> str:
-        """The point of a sweep whose study this is."""
+        """The name of the sweep's point whose study this is; empty without a sweep, and for the study with the sweep."""
         return vars(self).get("variant", "")
 
     @property
     def whole(self) -> Study:
-        """The study with the sweep."""
+        """The study with the sweep; without one, this study."""
         return vars(self).get("whole", self)
 
     def of(self, arm: Arm) -> Study:
@@ -431,12 +432,12 @@ class Study(Settings, frozen=True, dict=True):
         return self.at(arm.replicate.variant)
 
     def at(self, variant: str) -> Study:
-        """The study of a point; this one for what belongs to none."""
+        """The study of a point, by its name; this study if the name is empty."""
         return self.variants[variant] if variant else self
 
     @cached_property
     def replicates(self) -> tuple[Replicate, ...]:
-        """Of each point, one for each seed."""
+        """The replicates: one for each seed at each point."""
         if self.sweep is not None:
             return tuple(one for variant in self.variants.values() for one in variant.replicates)
         seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
@@ -451,7 +452,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @property
     def first_seed(self) -> int:
-        """The seed of all that replicates share."""
+        """The seed that draws what replicates share."""
         return self.replicates[0].seed
 
     @cached_property
@@ -461,7 +462,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def trainings(self) -> tuple[Arm, ...]:
-        """Every arm of every replicate, one replicate after another."""
+        """Every arm of every replicate, one replicate after the other."""
         if self.sweep is not None:
             return tuple(arm for variant in self.variants.values() for arm in variant.trainings)
         arms = arms_of(self.curriculum, self.budget)
@@ -475,8 +476,8 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def groups(self) -> dict[str, list[Arm]]:
-        """The trainings that leave the trunk at the same step, earliest first, by the name that their jobs share. Points of a
-        sweep share jobs where they train equally large models for equally long."""
+        """The trainings that leave the trunk at the same step, by the name that their jobs share, the earliest first. Points of
+        a sweep share jobs if their models and budgets have the same size."""
         if self.sweep is not None:
             found: dict[str, list[Arm]] = defaultdict(list)
             for variant in self.variants.values():
@@ -489,7 +490,7 @@ class Study(Settings, frozen=True, dict=True):
         return {percent(arms[0].start): arms for _, arms in sorted(by_step.items())}
 
     def class_of(self, variant: str) -> str:
-        """What ends the names of a point's jobs: empty where all points train equally large models for equally long."""
+        """The suffix of a point's job names: empty if the models and budgets of all points have the same size."""
         first, one = self._first_of_size, self.variants[variant]
         return f".{first[one.model.resolve(), one.budget]}" if len(first) > 1 else ""
 
@@ -507,7 +508,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @property
     def lines(self) -> list[Line]:
-        """The trainings with all that their pretraining depends on."""
+        """The trainings with everything that their pretraining depends on."""
         pretraining, steps = self.pretraining, self.budget.steps
         schedule, warmup = pretraining.schedule, warmup_steps(steps, pretraining.schedule)
         decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else warmup
@@ -521,7 +522,8 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def owners(self) -> dict[tuple[str, str], str]:
-        """By a training's key and a stage, the key of the training whose model it is: of the first of equal ones."""
+        """The key of the training that makes each model, by the key of a training that has it and its stage: of trainings whose
+        models would be equal, the first makes it for all."""
         first: dict[tuple[Any, ...], str] = {}
         found: dict[tuple[str, str], str] = {}
         for one in self.variants.values():
@@ -536,7 +538,7 @@ class Study(Settings, frozen=True, dict=True):
         return found
 
     def pretraining_of(self, arm: Arm) -> Pretraining:
-        """How `arm` is pretrained: its own cooldown replaces the decay that the study has for all."""
+        """How `arm` is pretrained. A cooldown of its own replaces the study's decay."""
         if arm.cooldown is None:
             return self.pretraining
         steps = self.budget.steps
@@ -547,8 +549,8 @@ class Study(Settings, frozen=True, dict=True):
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
 
-    `changes` are settings in place of the file's, such as "pretraining.optimizer.lr=3e-4". Relative paths, which start at its
-    folder, become absolute. Raises UsageError that names the file, the key, its value and what to write instead.
+    `changes` are settings that replace the file's, such as "pretraining.optimizer.lr=3e-4". Relative paths, which start at the
+    file's folder, become absolute. Raises UsageError that names the file, the key, its value and what to write instead.
     """
     known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
     if not path.is_file() and str(path) in known:

@@ -105,7 +105,7 @@ def test_the_kind_of_model_with_the_fewest_prompts_counts():
         found.append(sum(prompts_of(msgspec.structs.replace(study, evaluation=evaluation)).values()))
     assert found == [910, 20, 910]
     value = study_power(plan_study(study), Path("no report"))
-    assert "910 prompts, which count as 443 since benchmarks count alike" in "".join(power_lines(value))
+    assert "910 prompts, which count as 443 because all benchmarks have the same weight" in "".join(power_lines(value))
 
 
 def test_only_models_that_are_attacked_count():
@@ -113,7 +113,7 @@ def test_only_models_that_are_attacked_count():
     raw["evaluation"] |= {"prompts_per_benchmark": 5, "tasks": {"base": ["probes"], "instruct": ["attacks-topk"], "benign": []}}
     assert sum(prompts_of(parse_study(raw, "demo")).values()) == 4 * 5  # of the benchmarks by default
     raw["evaluation"]["tasks"] = {"base": ["probes"], "instruct": ["probes"], "benign": []}
-    with pytest.raises(UsageError, match="--power is about attack success, and no model of demo has the task attacks-topk"):
+    with pytest.raises(UsageError, match="--power is about attack success, but no model of demo has the task attacks-topk"):
         prompts_of(parse_study(raw, "demo"))
 
 

@@ -161,7 +161,7 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
         (
             "stages.harmful.along.tasks",
             ["gcg", "transfer-topk"],
-            r"stages.harmful.along.tasks names transfer, which is tried on finished models alone; remove it",
+            r"stages.harmful.along.tasks names transfer, which is only tried on finished models; remove it",
         ),
         ("stages.harmful.tasks", ["asr"], r"stages.harmful.tasks names 'asr'; choose from attacks-topk"),
         ("stages.report", {"kind": "sft", "mix": {"gsm8k": 1}}, r"stage 'report' must be at most 100 letters"),

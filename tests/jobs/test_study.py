@@ -67,7 +67,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
     [
         (
             {"tokenizer__train": 4096},
-            r"tokenizer.train makes 4096 entries, where the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
+            r"tokenizer.train makes 4096 entries, but the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
         ),
         ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is True, which has an effect only with"),
         ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
@@ -91,7 +91,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
                 "pretraining__schedule__kind": "cosine",
                 "curriculum__arms": {"mine": [{"until": 0.5, "mix": "safe"}, {"until": 1, "mix": "full", "cooldown": True}]},
             },
-            r"arm mine has a cooldown, where pretraining.schedule.kind is 'cosine'; set it to warmup-stable-decay",
+            r"arm mine has a cooldown, but pretraining.schedule.kind is 'cosine'; set that to warmup-stable-decay",
         ),
         (
             {"sources__unsafe-tagged__loss": "none", "curriculum__arms": {"mine": [{"until": 1, "mix": {"unsafe-tagged": 1}}]}},
@@ -142,7 +142,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"model__sequence_length": 100, "resources__engine": {"fp8": "delayed"}},
             r'engine.fp8 is "delayed", which needs model.sequence_length to be a multiple of 16, not 100; change one of them',
         ),
-        ({"model__layers": 1, "evaluation__probes__layers": [2]}, r"probes.layers names layer 2, and the model has 1"),
+        ({"model__layers": 1, "evaluation__probes__layers": [2]}, r"probes.layers names layer 2, but the model has 1"),
         ({"name": "../escape; rm -rf"}, r"name '../escape; rm -rf' must be at most 100 letters, digits"),
         ({"evaluation__topk__samples": 0}, r"evaluation.topk.samples: expected `int` >= 1; it is 0"),
         ({"sources__web__dataset": "fineweb"}, r"sources.web: dataset 'fineweb' is not known; choose one of fineweb-edu"),
@@ -224,7 +224,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"evaluation.tasks.base \['attacks-topk', 'attacks-topk'\] repeats 'attacks-topk'",
         ),
         ({"tuning__instruct__tasks": ["probes", "probes"]}, r"tuning.instruct.tasks \['probes', 'probes'\] repeats 'probes'"),
-        ({"evaluation__probes__layers": [1, 4]}, r"evaluation.probes.layers names layer 4, and the model has 3"),
+        ({"evaluation__probes__layers": [1, 4]}, r"evaluation.probes.layers names layer 4, but the model has 3"),
         ({"pretraining__global_batch": 7, "pretraining__micro_batch": 4}, r"global_batch 7 is not a multiple of micro_batch"),
         ({"tuning__benign__refusals": 0.5}, r"tuning.benign.refusals is 0.5, but no set of its mix \(gsm8k\) has labels"),
         ({"tokenizer__reserve": "<x>"}, r"tokenizer: reserve is '<x>', which has an effect only with a published tokenizer"),
@@ -234,7 +234,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         (
             {"pretraining__validation_interval_steps": 5, "validation_documents": 0},
-            r"validation_interval_steps is 5, but validation_documents is 0, so that nothing is held out to validate on",
+            r"validation_interval_steps is 5, but validation_documents is 0, so nothing is held out to validate on",
         ),
         (
             {"evaluation__probes": {"texts": {"safe": {"path": "x"}, "unsafe": {"path": "y"}}, "unsafe_score": 3}},
@@ -313,7 +313,9 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
         "or raise its max_epochs"
     ]
     (tmp_path / "refuseweb/00000.json").write_text('{"shards": 1, "tokens": 0, "sha256": "", "tokenizer": ""}')
-    with pytest.raises(UserError, match="source refuseweb: its shards in .* hold no token; give it documents or a weight of 0"):
+    with pytest.raises(
+        UserError, match="source refuseweb: its shards in .* hold no tokens; give it documents or a weight of 0"
+    ):
         described(study, tmp_path)
 
 
@@ -464,7 +466,7 @@ def test_the_plan_warns_of_a_learning_rate_that_falls_before_it_has_risen():
     assert not any("learning rate" in warning for warning in described(parse_study(demo(**changes), "s"))["warnings"])
     schedule["warmup_fraction"] = 0.91
     warnings = described(parse_study(demo(**changes), "s"))["warnings"]
-    assert any("learning rate rises for 91 steps, and may rise for 90 of 100 before it falls" in one for one in warnings)
+    assert any("learning rate rises for 91 steps, but only 90 of 100 steps precede the decay" in one for one in warnings)
 
 
 @pytest.mark.parametrize(

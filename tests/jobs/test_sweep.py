@@ -73,12 +73,12 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
         ({"name": ["a", "b"]}, "sweep has a point without settings, or no point"),
         ({"model.tied": [True] * 30, "model.rope_base": [1.0] * 30}, "sweep has 900 points, more than 200"),
         ({"evaluation.topk.k": [1, 2]}, "sweep cannot vary 'evaluation.topk.k', only keys in curriculum, model, pret"),
-        ({"seeds": [[42], [2]]}, "sweep, point point-2: the first of seeds is 2, where the study's is 42; begin with that"),
+        ({"seeds": [[42], [2]]}, "sweep, point point-2: the first of seeds is 2, but the study's is 42, which draws"),
         ({"sources.web.documents": [5]}, "sweep cannot vary 'sources.web.documents'"),
         ({"curriculum.starts.7": [0.5]}, "sweep, point 7-0.5: the key '7' does not exist in"),
         ([{"name": "a/b", "model.tied": True}], "sweep names a point 'a/b'; use up to 60 letters"),
         ([{"name": "a", "model.tied": True}, {"name": "a", "model.tied": False}], "sweep has two points a; give each"),
-        ([{"seeds": [42]}, {"name": "b", "model.weights": "hf"}], "sweep varies the model in point b, where model.weights is"),
+        ([{"seeds": [42]}, {"name": "b", "model.weights": "hf"}], "sweep varies the model in point b, but model.weights is"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(sweep, said):
