@@ -37,17 +37,17 @@ class Work:
 
     @property
     def study(self) -> Study:
-        """The study; of an element of a sweep's point, that point's."""
+        """The study, or that of the element's point if it belongs to one of a sweep."""
         return self.plan.study.at(self.element.variant)
 
     @property
     def arm(self) -> Arm:
-        """The training of which the element makes or measures a model."""
+        """The training whose model the element makes or measures."""
         return self.study.training(self.element.arm, self.element.seed)
 
     @property
     def key(self) -> str:
-        """The name of that training's folders: the arm's, or "trunk", with the seed where it is not the first."""
+        """The name of that training's folders: the arm's, or "trunk", with the seed if it is not the first."""
         return self.study.replicate_of(self.element.seed).named(self.element.arm)
 
     @property
@@ -65,7 +65,7 @@ class Work:
 
     @property
     def training(self) -> Path:
-        """The folder in which an element that trains does so."""
+        """The folder of the element's training: that of its segment's branch, else that of its stage."""
         segment = self.plan.segments.get(self.element.segment)
         return self.run.branch(segment.branch) if segment else self.run.tuning(self.key, self.element.kind)
 
@@ -88,20 +88,20 @@ class Stage(ABC):
     section: ClassVar[str]
     """The key of a profile's `stages` with the options of its jobs."""
     needs_torch: ClassVar[bool] = True
-    """Whether its elements import torch, which the local launcher then does once for all."""
+    """Whether its elements import torch, which the local launcher then imports once for all of them."""
     unit: ClassVar[str] = "bytes of results"
     """What `saved` counts."""
     lost: ClassVar[str] = "what it made is gone, or something else is in its place"
-    """What is wrong with a done element that is not complete."""
+    """What to report as wrong when an element is marked as done but is not complete."""
     ends_study: ClassVar[bool] = False
     """Whether the study is done when its element is."""
 
     def section_of(self, study: Study) -> str:
-        """The section whose options the jobs of a study have."""
+        """The section of the profile whose options apply to its jobs in this study."""
         return self.section
 
     def names(self, element: Element) -> tuple[str, ...]:
-        """The names by which a command can select a job of such elements."""
+        """The names by which a command can select the job of this element."""
         return (self.name,)
 
     @abstractmethod
@@ -109,70 +109,71 @@ class Stage(ABC):
         """Do the work of one element, resuming where its outputs end."""
 
     def ask(self, study: Study) -> Ask:
-        """What `study` asks of the cluster for each element: some hours without a GPU, unless a stage says otherwise."""
+        """What `study` asks of the cluster for each element; by default, `data_hours` of time and no GPU."""
         return Ask(
             hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus if self.section == "data" else None
         )
 
     def global_batch(self, study: Study, element: Element) -> int:
-        """Rows of a step, which must divide among the element's processes; 0 where it trains nothing."""
+        """Rows of a training step, which must divide evenly among the element's processes; 0 if the stage trains nothing."""
         return 0
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether a done element's outputs are still there; if not, they are made again. `made`: what the method says now.
+        """Whether the outputs of an element that is marked as done are still there. If not, the element runs again.
 
-        True by default: models and checkpoints may be moved away without being trained again.
+        `made` is what the method of that name returns now. True by default: models and checkpoints can be moved away without
+        being made again.
         """
         return True
 
     def made(self, work: Work) -> str | None:
-        """What tells an element's outputs from others in their place: an element is done only while this stays as it was.
+        """What tells an element's outputs from others in their place. The element is done only while this does not change.
 
-        None by default, and where they were moved away.
+        None by default, and if the outputs were moved away.
         """
         return None
 
     def shared(self, work: Work) -> Path | None:
-        """A folder that other elements write to as well, so only one of them may run at a time."""
+        """A folder that other elements also write to, so that only one of them can run at a time; None if there is none."""
         return None
 
     def inputs(self, work: Work) -> list[Path]:
-        """Files that each of the element's nodes must be able to read: one of each dataset or folder that it uses."""
+        """Files that each of the element's nodes must be able to read: one from each dataset or folder that it uses."""
         return []
 
     def saved(self, work: Work) -> int:
-        """How much of the element's work would survive a kill now, in `unit`; 0 where it is all or nothing."""
+        """How much of the element's work would survive a kill now, in `unit`; 0 if the stage keeps no unfinished work."""
         return 0
 
     def flops(self, study: Study, element: Element) -> float:
-        """Of the element's training or of its answers, roughly; 0 where neither is its work."""
+        """Rough FLOPs of the element's training or answers; 0 for elements that do neither."""
         return 0.0
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
-        """As many as its time limit allows one start."""
+        """The GPU-hours of the element; by default, the most that the time limit allows one start."""
         return request.gpus * request.total_hours
 
 
 class Training(Stage):
-    """A stage whose elements each carry out a training, or a part of one, in the folder `Work.training`: with one process for
-    each GPU, all of which work together."""
+    """A stage whose elements each carry out a training, or a part of one, in the folder `Work.training`. The processes of an
+    element, one for each GPU, train together."""
 
     unit = "steps"
 
     def stop(self, work: Work) -> int | None:
-        """The step up to which the element trains; None where the training's own length says that."""
+        """The step up to which the element trains; None for the end of the training."""
         return None
 
     def ask(self, study: Study) -> Ask:
-        """What `resources` says under the section's name."""
+        """The allocation that `resources` has under the section's name."""
         asked: Allocation = getattr(study.resources, self.section)
         return Ask(asked.nodes, asked.gpus_per_node, asked.hours, one_task_per_gpu=True)
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether its last checkpoint is whole, by names and sizes of its files, or nothing has yet to begin from it.
+        """Whether its last checkpoint is complete, by the names and sizes of its files, or nothing has yet to begin from it.
 
-        Nothing is trained again for a lost model, which the evaluation writes from that checkpoint, nor for a folder of
-        checkpoints that was moved away as a whole, unless another segment needs it.
+        A lost model alone is no reason to train again: the evaluation writes it from that checkpoint. Neither is a missing
+        folder of checkpoints, which may have been moved away, unless another segment needs it.
         """
         return bool(made) or not is_awaited(work)
 
@@ -184,15 +185,20 @@ class Training(Stage):
 
 
 def saved_steps(branch: Path, stop: int | None = None) -> int:
-    """The step of the newest checkpoint, at most at `stop`, from which a training run may go on, 0 without one. `latest` itself
-    may name one that was found damaged and set aside, or lie beyond a lost one at `stop` that is trained again."""
+    """The step of the newest checkpoint, at most at `stop`, from which training could resume; 0 if there is none.
+
+    This need not be the checkpoint that `latest` names: that one may have been found damaged and set aside, or lie beyond a
+    lost one at `stop` that is trained again.
+    """
     steps = map(step_of, checkpoints_to_resume(branch / "checkpoints"))
     return next((step for step in steps if stop is None or step <= stop), 0)
 
 
 def checkpoint_to_resume(branch: Path) -> Path | None:
-    """The checkpoint from which a training run would go on, None without one: the newest whole one, by names and sizes of its
-    files. If none is whole, the newest."""
+    """The checkpoint from which training would resume; None if there is none.
+
+    It is the newest complete one, by the names and sizes of its files; if none is complete, the newest of all.
+    """
     candidates = checkpoints_to_resume(branch / "checkpoints")
     for folder in candidates:
         with contextlib.suppress(UserError, OSError):
@@ -202,20 +208,21 @@ def checkpoint_to_resume(branch: Path) -> Path | None:
 
 
 def training_behind(checkpoints: Path, step: int | None = None) -> str | None:
-    """Which training made a run's checkpoint at `step`, by default the one that `latest` names; None where it is not whole."""
-    if step is None and not (checkpoints / "latest").is_file():  # an older one that is left is not what the training made
+    """The identity of the training that made the checkpoint at `step`, by default the one that `latest` names; None if that
+    checkpoint is not complete."""
+    if step is None and not (checkpoints / "latest").is_file():  # an older checkpoint is not the training's result
         return None
     try:
         return identity(require_checkpoint(checkpoints) if step is None else step_folder(checkpoints, step))
-    except StorageError:  # which says nothing about the checkpoint
+    except StorageError:  # it says nothing about the checkpoint
         raise
     except UserError:
         return None
 
 
 def is_awaited(work: Work) -> bool:
-    """Whether something has yet to begin from the last checkpoint of an element's training: it neither is done nor has saved
-    anything of its own. Where no folder of checkpoints is left, only pretraining counts."""
+    """Whether another element has yet to begin from the last checkpoint of this one's training: it is not done, and has saved
+    no checkpoint of its own. If the folder of checkpoints is gone, only segments of pretraining count."""
     is_kept = (work.training / "checkpoints").is_dir()
     jobs = [job for job in work.plan.jobs if work.job.name in [edge.job for edge in job.needs]]
     places = [(job.name, label) for job in jobs for label in job.labels]
@@ -234,7 +241,7 @@ def are_filled(*paths: Path) -> bool:
 
 
 def size_of(folder: Path, pattern: str) -> int:
-    """Bytes of the files in `folder` whose names match, without hidden ones: locks and temporary files are no results."""
+    """Bytes of the files in `folder` that match. Hidden ones do not count: locks and temporary files are not results."""
     total = 0
     for path in folder.glob(pattern):
         with contextlib.suppress(FileNotFoundError):

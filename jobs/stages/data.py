@@ -1,5 +1,8 @@
-"""The stages of the data: fetch one dataset from the Hugging Face hub into the run folder; prepare what all other stages read
-(the fictional world, the tokenizer, imported weights); tokenize one shard of one source, as a Megatron indexed dataset."""
+"""The stages of the data.
+
+Fetch: download one dataset from the Hugging Face hub into the run folder. Prepare: make what all other stages read (the
+fictional world, the tokenizer, imported weights). Tokenize: write one shard of one source as a Megatron indexed dataset.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +62,10 @@ class Prepare(Stage):
         prepare(work.run)
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        """Imported weights may be moved away, but not their checkpoint alone while something is to be pretrained: one that was
-        found damaged is made again."""
+        """Whether the tokenizer and the world are there, and no damaged checkpoint of imported weights.
+
+        That checkpoint's folder can be moved away. A damaged one only matters while segments have yet to be trained.
+        """
         run = work.run
         if not are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else [])):
             return False
@@ -97,8 +102,8 @@ class Tokenize(Stage):
 def prepare(run: Run) -> None:
     """Make what the study needs and the run still lacks: world, tokenizer, initial checkpoint.
 
-    Raises UserError, before hours of work, when a dataset that the study reads is missing or incomplete, when a benchmark in
-    the user's data folder is not the published one, or when a judge could not judge.
+    Raises UserError, before hours of work are spent, if a dataset that the study reads is missing or incomplete, if a benchmark
+    in the user's data folder is not the published one, or if a judge could not judge.
     """
     study = run.study
     if study.world and not (run.world / "world.json").exists():  # written last
@@ -118,7 +123,7 @@ def prepare(run: Run) -> None:
             raise UserError(f"{run.tokenizer}: {error}") from None
     entries = tokenizer.get_vocab_size()
     for vocabulary in {one.model.resolve().vocabulary for one in study.variants.values()} - {entries}:
-        raise UserError(f"{run.tokenizer}: {entries} entries, where model.vocabulary is {vocabulary}; make them equal")
+        raise UserError(f"{run.tokenizer}: {entries} entries, but model.vocabulary is {vocabulary}; make them equal")
 
 
 def _check_data(run: Run) -> None:
@@ -126,7 +131,7 @@ def _check_data(run: Run) -> None:
     for kind in sorted({task.task.judged for task in study.all_eval_tasks if task.task.judged}):
         check_judge(study.evaluation.judge_of(kind), kind, run.world if study.world else None)
     probes = study.used_probes
-    if probes and not any(table.hub for table in probes.tables):  # those a job of its own fetches
+    if probes and not any(table.hub for table in probes.tables):  # another job fetches those on the hub
         check_texts(run.data_root if probes.texts or study.world or run.data_folder else None, probes)
     pools = {**POOLS, **study.tuning_sets}
     needed: list[tuple[str, DeclaredTable, int | None]] = [
@@ -142,7 +147,7 @@ def _check_data(run: Run) -> None:
         check_pool(study, name, run.data_root)
     for task in study.all_eval_tasks:
         if task.task.kind == "capability" and study.evaluation.capability:
-            questions = () if task.benchmark in study.evaluation.prompts else None  # an own set is read below
+            questions = () if task.benchmark in study.evaluation.prompts else None  # the user's own set is read below
             local_task(task.benchmark, study.evaluation.capability, questions)
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
@@ -152,14 +157,14 @@ def _check_data(run: Run) -> None:
     if any(task.task.kind == "artifacts" for task in study.all_eval_tasks):
         for name, path in study.evaluation.attacks.artifacts.items():
             artifact_prompts(name, run.data_root / path)
-    if run.data_folder:  # else a job of its own fetches the benchmarks
+    if run.data_folder:  # else another job fetches the benchmarks
         for name in study.used_benchmarks:
             if name in BENCHMARKS and table_exists(BENCHMARKS[name].stem(run.data_folder)):
                 load_prompts(name, run.data_folder, accept_changed=study.evaluation.accept_changed)
 
 
 def _import_weights(model: Model, out: Path) -> None:
-    """Make the checkpoint of step 0. Raises UserError where the weights are of another model than the study's."""
+    """Make the checkpoint of step 0. Raises UserError if the weights are not those of the study's model."""
     from curricula.model.convert import import_hf
 
     ours = model.resolve()
@@ -183,7 +188,7 @@ def _make_tokenizer(run: Run) -> None:
         texts = (document.text for document in itertools.chain.from_iterable(read))
         pools = dict.fromkeys(name for tuning in run.study.tunings if choice.tuning for name in tuning.mix)
         turns = (
-            f"{message['role']}\n{message['content']}"  # as the chat template has a turn between its marks
+            f"{message['role']}\n{message['content']}"  # what the chat template puts between the marks of a turn
             for pool in pools
             for conversation in read_conversations(pool, run.data_root, run.study.tuning_sets)
             for message in conversation.messages

@@ -1,6 +1,8 @@
-"""The stages that measure models. Evaluate: the answers, suffixes or probes of one evaluation task on one model. Merge: join
-the parts of a model's evaluation and have the answers judged. Along: both, and the export, of a model from the midst of a
-training."""
+"""The stages that measure models.
+
+Evaluate: the answers, suffixes or probes of one evaluation task on one model. Merge: join the parts of a model's evaluation and
+have the answers judged. Along: export a model from midway through a training, evaluate it and have it judged.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,22 @@ from curricula.model.checkpoints.folder import read_info
 from curricula.progress import Progress
 
 EXPORT_S = 1800.0
-"""How long another element may take to write the model that both measure."""
+"""How long to wait while another element writes the model that both measure."""
 
 
 class Evaluate(Stage):
     name, section = "evaluate", "evaluation"
 
     def tasks(self, study: Study, element: Element) -> list[EvalTask]:
-        """What the element answers."""
+        """The evaluation tasks that the element carries out."""
         assert element.eval_task is not None
         return [element.eval_task]
 
     def make_model(self, work: Work, progress: Progress) -> int | None:
-        """Write a model again that was lost before it was measured, once for all elements that measure it. Returns the step at
-        which it was taken, if that was before the end of its training."""
+        """Export the model again if it was lost before it was measured. One element does so for all that measure it.
+
+        Returns the step at which the model was taken, or None if that was the end of its training.
+        """
         config = work.model_folder / "config.json"
         if not config.exists():
             with exclusive_lock(work.model_folder.with_name(f"{work.model_folder.name}.lock"), wait_s=EXPORT_S):
@@ -51,7 +55,7 @@ class Evaluate(Stage):
             return run.evaluation(study.whole.owners.get((key, kind), key), kind)
 
         config, raw, tasks = study.evaluation, study.tree.is_raw(kind), self.tasks(study, work.element)
-        for task in tasks:  # a file that is missing is told of before a large model is loaded
+        for task in tasks:  # to report missing files before a large model is loaded
             task_prompts(task, config, run.data_root, rows_of)
         step = self.make_model(work, progress)
         loaded = load_model(work.model_folder, kind, None, config.precision, raw, step, deterministic=config.deterministic)
@@ -71,25 +75,25 @@ class Evaluate(Stage):
     def is_complete(self, work: Work, made: str | None) -> bool:
         (task,) = self.tasks(work.study, work.element)
         path = task.path(work.rows_folder)
-        if task.task.kind == "gcg" and are_filled(path):  # other arms may try the suffixes, of which each prompt has one
+        if task.task.kind == "gcg" and are_filled(path):  # other arms can try the suffixes, one for each prompt
             answers = sum(getattr(one, "samples", 1) for one in work.study.evaluation.decoder_settings(task.task))
             if _lines(path.with_suffix(".suffixes.jsonl")) * answers < _lines(path):
                 return False
-        return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard may have no prompts
+        return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard can be without prompts
 
     def made(self, work: Work) -> str:
-        """The bytes of the tasks' rows, which something may have cut at the end of a line."""
+        """The sizes of the tasks' files of rows in bytes: only these show a file that was cut between two lines."""
         paths = [task.path(work.rows_folder) for task in self.tasks(work.study, work.element)]
         return " ".join(str(path.stat().st_size) for path in paths if path.is_file())
 
     def saved(self, work: Work) -> int:
-        """Of its own rows and what lies beside them, such as suffixes; other elements write to the folder too."""
+        """Bytes of its own rows and of the files that go with them, such as suffixes; other elements use the folder too."""
         (task,) = self.tasks(work.study, work.element)
         rows = task.path(work.rows_folder)
         return size_of(rows.parent, f"{rows.stem}.*") + size_of(rows.parent, f"{rows.stem}.*/*")
 
     def flops(self, study: Study, element: Element) -> float:
-        """Of the forward passes, as if every answer had its full length."""
+        """FLOPs of the forward passes, as if every answer had its full length."""
         model, tasks = study.model.resolve(), self.tasks(study, element)
         tokens = sum(gcg_tokens(task, study) for task in tasks)
         tokens += sum(answers.number * answers.tokens for task in tasks for answers in answers_of(task, study))

@@ -1,7 +1,8 @@
-"""Pretrain: one segment of the training tree, from its own last checkpoint or from where its parent ends.
+"""Pretrain: one segment of the training tree, from its own last checkpoint or from the end of its parent.
 
-Where a profile names `node_scratch`, shards are read from copies on each node's own disk: random reads then load no shared
-disk. One process of a node copies, the others wait for it, for a while. A requeued job on the same node reads what is there.
+If a profile names `node_scratch`, shards are read from copies on each node's own disk, so that random reads do not burden the
+shared one. One process of each node copies while the others wait, up to a limit. A job that is requeued on the same node reads
+the copies that are there.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
     from curricula.curriculum.stream.pretraining import PretrainingBatches, ValidationBatches
 
 SCRATCH = "CURRICULA_NODE_SCRATCH"
-"""The variable by which a batch script hands on the profile's `node_scratch`, which the node expands."""
+"""The environment variable with the profile's `node_scratch`, set by the batch script. Variables in it are expanded here, on
+the node."""
 SPARE = 1.05
-"""Free space that must be there, as a multiple of what is copied."""
+"""Free space that copying requires, as a multiple of what is copied."""
 COPY_S = 20 * 60.0
-"""How long a start may copy: the processes of other nodes wait for half an hour to begin."""
+"""How long a start can spend on copying: the processes of other nodes wait only half an hour for it."""
 UNUSED_S = 30 * 24 * 3600.0
-"""Copies of other runs are deleted when no start on the node has used them for so long: longer than a start may last."""
+"""How long no start on the node has used copies of another run when they are deleted; longer than a start can last."""
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Pretrain(Training):
     name, section = "pretrain", "pretraining"
 
     def run(self, work: Work, progress: Progress) -> None:
-        """Raises UserError before the first step of any segment when an arm of the study reads a source too often."""
+        """Train the segment. Raises UserError before its first step if any arm of the study reads a source too often."""
         from curricula.model.train import train
 
         run, study, segment = work.run, work.study, work.plan.segments[work.element.segment]
@@ -59,7 +61,7 @@ class Pretrain(Training):
         budget, replicate = study.budget, segment.arm.replicate
         batches = batches_of(run, study, segment.arm.blend_phases(budget), budget.global_batch, replicate.data_seed)
         chain = work.plan.study.training_tree.chain(segment.branch)
-        before = chain[: chain.index(segment)]  # the segments that lead to it
+        before = chain[: chain.index(segment)]  # the segments that lead to this one
         along = study.pretraining.along
         points = {step for step in along.steps(budget.steps).values() if segment.start < step} if along else set()
         validates = points or segment.stop == budget.steps or study.pretraining.validation_interval_steps
@@ -92,8 +94,8 @@ class Pretrain(Training):
         return work.plan.segments[work.element.segment].stop
 
     def shared(self, work: Work) -> Path:
-        """The branch's folder: a lost branch point may have to be made again while a later segment trains, whose checkpoints
-        each would take for leftovers of its own."""
+        """The branch's folder. A lost branch point may have to be made again while a later segment trains; without a lock, each
+        would take the other's checkpoints for leftovers of its own."""
         return work.training
 
     def inputs(self, work: Work) -> list[Path]:
@@ -118,7 +120,8 @@ def _tokens(study: Study, element: Element) -> int:
 
 
 def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int, begin: int = 0) -> PretrainingBatches:
-    """Batches of `rows` samples of the phases, from sample `begin` on, in the order that `seed` gives."""
+    """Batches of `rows` samples from the stream of these phases, beginning with sample `begin`, in the order that `seed`
+    draws."""
     from curricula.curriculum.stream.pretraining import PretrainingBatches
 
     shards, length = near(run.shards, sources_of(phases)), study.budget.sequence_length
@@ -154,10 +157,10 @@ def validation_batches(run: Run, study: Study) -> dict[str, ValidationBatches]:
 
 
 def near(shards: Path, sources: Iterable[str]) -> Path:
-    """The folder from which this node reads the shards of `sources`: a copy on its own disk, or `shards` where no scratch
-    folder is named or too little space is free there.
+    """The folder from which this node reads the shards of `sources`: a copy on its own disk, or `shards` if no scratch folder
+    is named or it has too little free space.
 
-    Raises UserError where the scratch folder is missing on this node, or its copies belong to another user.
+    Raises UserError if the scratch folder is missing on this node, or if its copies belong to another user.
     """
     named = os.environ.get(SCRATCH)
     if not named:
@@ -168,7 +171,7 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
     try:
         with disk_full_explained(scratch):
             return _copied(shards, sources, scratch)
-    except StorageError as full:  # not even a folder or a lock, or others have filled it meanwhile
+    except StorageError as full:  # no space for a folder or a lock, or others have filled the disk meanwhile
         log.warning("node_scratch: %s; this node reads the shared shards", full)
         return shards
 
@@ -179,14 +182,14 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
     copies = scratch / f"curricula-{os.geteuid()}" / hashlib.sha256(os.fsencode(shards.resolve())).hexdigest()[:16]
     make_folder(copies.parent)
     require_ours(copies.parent)
-    _drop_unused(copies)  # first: on a full disk it makes the room
+    _drop_unused(copies)  # first, to make room on a full disk
     began = time.monotonic()
     with exclusive_lock(copies / "lock", 2 * COPY_S):
         missing = [file for file in files if not _is_copied(file, copies / file.relative_to(shards))]
         needed, free = sum(file.stat().st_size for file in missing), shutil.disk_usage(copies).free
         if needed * SPARE > free:
             log.warning(
-                "node_scratch: %s has %.1f GB free, and %.1f GB of shards are to be copied; this node reads the shared ones",
+                "node_scratch: %s has %.1f GB free, but %.1f GB of shards must be copied; this node reads the shared ones",
                 scratch, free / 1e9, needed / 1e9,
             )  # fmt: skip
             return shards
@@ -197,8 +200,8 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
         for file in missing:
             if time.monotonic() - began > COPY_S:
                 log.warning(
-                    "node_scratch: %.0f minutes were too short to copy all; this start reads the shared shards, the next one "
-                    "copies on",
+                    "node_scratch: %.0f minutes were too short to copy all shards; this start reads the shared ones, and the "
+                    "next continues to copy",
                     COPY_S / 60,
                 )
                 return shards
@@ -207,11 +210,11 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
 
 
 def _drop_unused(copies: Path) -> None:
-    """Delete the copies of other runs that nothing reads any more. Each start writes the lock of those that it uses."""
+    """Delete the copies of other runs that nothing reads any more: each start writes to the lock of the copies it uses."""
     for lock in copies.parent.glob("*/lock"):
-        with contextlib.suppress(OSError):  # another process holds it, or was faster
+        with contextlib.suppress(OSError):  # another process holds the lock, or has already deleted it
             if lock.parent != copies and time.time() - lock.stat().st_mtime > UNUSED_S:
-                with open(lock, "r+") as held:  # `exclusive_lock` would write to it, for which there may be no room
+                with open(lock, "r+") as held:  # `exclusive_lock` would write to it, and the disk may be full
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(lock.parent, ignore_errors=True)
 
@@ -220,24 +223,24 @@ def _is_copied(file: Path, copy: Path) -> bool:
     if not copy.is_file():
         return False
     original, found = file.stat(), copy.stat()
-    times_ns = original.st_mtime_ns, original.st_mtime_ns // 10**9 * 10**9  # some file systems know only seconds
+    times_ns = original.st_mtime_ns, original.st_mtime_ns // 10**9 * 10**9  # some file systems store only seconds
     return original.st_size == found.st_size and found.st_mtime_ns in times_ns
 
 
 def _drop_leftovers(copied: Path, folder: Path) -> None:
-    """Delete copies of files that are no longer in the shared `folder`, which was tokenised anew."""
+    """Delete copies of files that are no longer in the shared `folder` since it was tokenised again."""
     for copy in copied.iterdir() if copied.is_dir() else ():
         if not (folder / copy.name).is_file():
             copy.unlink()
 
 
 def _copy(file: Path, copy: Path) -> None:
-    """Appears only when it is complete, with the time of the original."""
+    """Copy `file` with its times to `copy`, which appears only when it is complete."""
     make_folder(copy.parent)
     partial = copy.with_name(f".{copy.name}.partial")
     try:
         shutil.copyfile(file, partial)
-    except OSError:  # a disk that is full now must not stay so
+    except OSError:  # on a full disk the partial copy would keep it full
         partial.unlink(missing_ok=True)
         raise
     shutil.copystat(file, partial)

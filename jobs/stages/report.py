@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from curricula.eval.judges.question import Judge
 
 PATIENCE_S = 1800.0
-"""How long another report of the same folder may take: a large sweep's takes minutes."""
+"""How long to wait while another process writes a report to the same folder; that of a large sweep takes minutes."""
 
 
 class Report(Stage):
@@ -57,7 +57,7 @@ def report(
 ) -> Path:
     """Write the report of a run, finished or not, to `out` (by default RUN/report); returns the path of its page.
 
-    `unfinished` says what runs or waits; a page that `is_live` looks for a newer one at its server.
+    `unfinished` says what is running or waiting. A page that `is_live` asks its server for newer versions of itself.
     """
     from curricula.eval.report.page import write_report
     from curricula.eval.report.training import read_training
@@ -77,7 +77,7 @@ def report(
 
 
 def _write_sweep(study: Study, out: Path, progress: Progress, write: Callable[[Study, Path, Progress], Path]) -> Path:
-    """Have the report of every point of a sweep written, and write their overview."""
+    """Call `write` for the report of each point of a sweep, and write the overview; returns the path of its page."""
     from curricula.eval.report.overviews import POINTS, SweptPoint, write_overview
 
     assert study.sweep is not None
@@ -95,7 +95,7 @@ def _write_sweep(study: Study, out: Path, progress: Progress, write: Callable[[S
 
 
 def _described(run: Run, plan: Plan, study: Study) -> dict[str, Any]:
-    """What `write_report` is told of a study without a sweep, or of one point of it."""
+    """What `write_report` needs to know about a study without a sweep, or about one point of a sweep."""
     stages = (BASE, *study.tree.stages)
     losses, missing = _held_out_losses(run, study)
     return {
@@ -118,9 +118,9 @@ def _described(run: Run, plan: Plan, study: Study) -> dict[str, Any]:
 
 
 def _comparable_parents(study: Study) -> dict[str, str]:
-    """The stage that each one continues from, where the models of both stages are asked in the same form.
+    """The stage that each stage continues from, if the models of both are asked in the same form.
 
-    The end of base is not the parent of a stage that leaves it at an earlier point.
+    A stage that begins at an earlier point of pretraining has no parent here, since it does not continue from the base model.
     """
     tree = study.tree
     parents = {name: tree.parent(name) for name, stage in tree.stages.items() if stage.at is None}
@@ -128,6 +128,7 @@ def _comparable_parents(study: Study) -> dict[str, str]:
 
 
 def _are_tuned_apart(study: Study) -> bool:
+    """Whether some stage tunes arms with different shares of tagged harmful conversations."""
     return any(
         len({stage.tagged_share(arm.name, arm.interventions) for arm in study.arms if arm.name in study.tree.arms[name]}) > 1
         for name, stage in study.tree.stages.items()
@@ -136,7 +137,7 @@ def _are_tuned_apart(study: Study) -> bool:
 
 
 def _are_cooled_apart(study: Study) -> bool:
-    """Whether the learning rates of arms fall from different steps on, as where some have a cooldown."""
+    """Whether the learning rates of arms begin to fall at different steps, for example because some have a cooldown."""
     return len({decay_start(study.budget.steps, study.pretraining_of(arm).schedule) for arm in study.arms}) > 1
 
 
@@ -145,7 +146,7 @@ def _planned_name(task: EvalTask) -> str:
 
 
 def _courses(study: Study) -> Iterator[Course]:
-    """What is measured along the way, by arm and stage."""
+    """What is measured along the trainings, by arm and stage."""
     from curricula.eval.analysis.along import Course
 
     steps: int | None
@@ -187,12 +188,12 @@ def _courses(study: Study) -> Iterator[Course]:
 
 
 def _rule_judges(run: Run) -> dict[str, Judge]:
-    """The study's judges that decide by rules, by kind: they can judge answers that no merging job has seen yet."""
+    """The study's judges that decide by rules, by kind: they can judge answers that no `merge` job has judged yet."""
     found: dict[str, Judge] = {}
     for kind in JUDGED:
         settings = run.study.evaluation.judge_of(kind)
         if not settings.model_name:
-            with contextlib.suppress(UserError, OSError):  # the world is not made yet
+            with contextlib.suppress(UserError, OSError):  # the world may not be made yet
                 found[kind] = load_judge(settings, kind, run.world if run.study.world else None)
     return found
 
@@ -203,7 +204,7 @@ def _hashes(run: Run) -> list[tuple[str, str, str]]:
     found += [("code", "snapshot of the jobs", folder.name) for folder in sorted((run.root / "code").glob("*"))]
     for source, settings in run.study.sources.items():
         digest, tokenizer = hashlib.sha256(), ""
-        with contextlib.suppress(UserError, OSError):  # not tokenised yet
+        with contextlib.suppress(UserError, OSError):  # the source may not be tokenised yet
             for shard in settings.shard_names:
                 manifest = read_manifest(run.shards / source / shard)
                 digest.update(manifest["sha256"].encode())
@@ -213,7 +214,7 @@ def _hashes(run: Run) -> list[tuple[str, str, str]]:
 
 
 def track_report(project: str, root: Path, folder: Path) -> None:
-    """Hand the tables and figures of a report to Weights & Biases, as one run for the run folder `root`."""
+    """Send the tables and figures of a report to Weights & Biases, as one run there for the run folder `root`."""
     from curricula.model.runtime.reporting import wandb_run
 
     tracked = wandb_run(project, f"{root.resolve()}/report", f"{root.resolve().name}/report")
@@ -235,15 +236,17 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
         if name in evaluation.accept_changed and name not in evaluation.prompts:
             try:
                 found[name] = difference(name, run.data_root)
-            except UserError:  # a report needs the rows alone
-                found[name] = "accepted as changed, and its file cannot be read any more"
+            except UserError:  # a report needs only the rows
+                found[name] = "accepted as changed, but its file can no longer be read"
     return {name: how for name, how in found.items() if how}
 
 
 def _held_out_losses(run: Run, study: Study) -> tuple[list[dict[str, Any]], str]:
-    """The last loss of each base model on the held-out text of each source, and that text's bytes a token; and why there are
-    none, where what the bytes are counted from is gone. Losses of tagged sources that earlier versions recorded are left out,
-    for the tags count in them."""
+    """The last loss of each base model on the held-out text of each source, with that text's bytes per token; and why there are
+    none, if the files for counting bytes are gone.
+
+    Losses of tagged sources that earlier versions recorded are left out, because the tags count in them.
+    """
     losses = [
         {"arm": arm.name, "seed": arm.replicate.seed, "source": name, "loss": loss}
         for arm in study.trainings
@@ -259,6 +262,6 @@ def _held_out_losses(run: Run, study: Study) -> tuple[list[dict[str, Any]], str]
         if sizes is None:
             return [], ""
         texts = {name: batches.bytes_per_token(sizes) for name, batches in validation_batches(run, study).items()}
-    except (UserError, OSError) as error:  # shards may be moved away once models are trained
+    except (UserError, OSError) as error:  # shards can be moved away once models are trained
         return [], str(error)
     return [{**one, "bytes_per_token": texts[one["source"]]} for one in losses if texts.get(one["source"])], ""

@@ -1,7 +1,7 @@
 """The stages that train a model further, and the one that exports it.
 
-Tune: finetuning on conversations, and the export of its model. Midtrain: training on pretraining text with a learning rate of
-its own. Export: the Hugging Face folder of a pretrained or midtrained model.
+Tune: finetuning on conversations, and the export of the finetuned model. Midtrain: training on pretraining text with a learning
+rate of its own. Export: the Hugging Face folder of a pretrained or midtrained model.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Tune(Training):
         return study.tree.stages[element.kind].global_batch or 0
 
     def inputs(self, work: Work) -> list[Path]:
-        """The tokenizer and the checkpoint to go on from: its own, or that of the model that is trained further."""
+        """The tokenizer and the checkpoint to begin from: one of this training, else that of the model that it trains on."""
         own = checkpoint_to_resume(work.training)
         return [work.run.tokenizer / "tokenizer.json", (own or _source(work)) / INFO_FILE]
 
     def flops(self, study: Study, element: Element) -> float:
-        """Of one padded row for each conversation, where the study says how many."""
+        """FLOPs, with a padded row for each conversation; 0 if the study does not say how many conversations there are."""
         config, stage = study.model.resolve(), study.tree.stages[element.kind]
         rows = (stage.steps or 0) * (stage.global_batch or 0)
         if isinstance(stage, Tuning):
@@ -75,7 +75,7 @@ class Midtrain(Tune):
         train_stage(work, batches, progress, seed=arm.replicate.init_seed, validation=validation_batches(run, study))
 
     def inputs(self, work: Work) -> list[Path]:
-        """What any stage reads, and the first shard of each source."""
+        """The tokenizer, the checkpoint to begin from, and the first shard of each source."""
         phases = work.study.tree.stream(work.element.kind, work.arm, work.study.budget)
         return [*super().inputs(work), *shard_files(work.run, phases)]
 
@@ -93,7 +93,7 @@ class Export(Stage):
 
 
 def tune(work: Work, progress: Progress) -> None:
-    """Train the element's model. All its processes call this together."""
+    """Finetune the element's model. All its processes call this together."""
     from curricula.curriculum.sources.hub import require_whole
     from curricula.curriculum.stream.tuning import TuningBatches
 
@@ -109,7 +109,7 @@ def tune(work: Work, progress: Progress) -> None:
         tagged_share=tuning.tagged_share(arm.name, arm.interventions),
         declared=work.study.tuning_sets,
     )
-    for name in batches.identities:  # a source may have asked for the first rows alone, before this stage was added
+    for name in batches.identities:  # before this stage was added, a source may have fetched only the first rows
         for stem in (work.study.tuning_sets.get(name) or POOLS[name]).stems(run.data_root):
             require_whole(stem, None)
     hold_to_sets(work, batches.identities)
@@ -117,9 +117,9 @@ def tune(work: Work, progress: Progress) -> None:
 
 
 def hold_to_sets(work: Work, identities: Mapping[str, str]) -> None:
-    """Keep what each tuning set held when the run first trained on it, for models that are trained later.
+    """Record the hash of each tuning set when the run first trains on it, and require the same for all models after that.
 
-    Raises UserError for one that holds something else now, so that no two models of a run differ by that.
+    Raises UserError if a set holds something else now, so that models of one run do not differ in their data.
     """
     run = work.run
     path = run.tuning_sets
@@ -141,7 +141,7 @@ def hold_to_sets(work: Work, identities: Mapping[str, str]) -> None:
 def train_stage(
     work: Work, batches: Any, progress: Progress, *, seed: int, packed: bool = False, validation: Any = None
 ) -> None:
-    """Train the element's model from that of the stage before it, keeping the checkpoints that are measured."""
+    """Train the element's model from that of the stage before it, and keep the checkpoints that are measured along the way."""
     from curricula.model.train import train
 
     run, study, kind = work.run, work.study, work.element.kind
@@ -171,7 +171,7 @@ def train_stage(
 
 
 def _source(work: Work) -> Path:
-    """The checkpoint of the model that is trained further."""
+    """The checkpoint of the model that the stage begins from."""
     kind, tree = work.element.kind, work.study.tree
     if tree.parent(kind) == BASE:
         return base_checkpoint(work.run, work.arm, tree.stages[kind].at)
@@ -180,16 +180,20 @@ def _source(work: Work) -> Path:
 
 
 def _end_of(training: Path) -> Path:
-    """The checkpoint at the end of a stage's training. Raises UserError where it is lost and an earlier one is left: a child
-    or an export would take that for the finished model."""
+    """The checkpoint at the end of a stage's training.
+
+    Raises UserError if it is lost and an earlier one is left, which another stage or an export would take for the finished
+    model.
+    """
     last = require_checkpoint(training / "checkpoints")
     info = read_info(last)
     if info.step < (total := info.recipe["total_steps"]):
-        raise UserError(f"{last}: step {info.step:,} of {total:,}, and the last checkpoint is gone; run what trained it again")
+        raise UserError(f"{last}: step {info.step:,} of {total:,}, and the last checkpoint is gone; run its training again")
     return last
 
 
 def export_model(work: Work, progress: Progress) -> None:
+    """Write the element's model as a Hugging Face folder, with its provenance and hash."""
     from curricula.model.convert import export_hf
 
     run, arm, element = work.run, work.arm, work.element
@@ -208,6 +212,7 @@ def export_model(work: Work, progress: Progress) -> None:
 
 
 def checkpoint_of(work: Work) -> Path:
+    """The checkpoint of the element's model, at its point of the training or at the end."""
     run, study, kind, point = work.run, work.study, work.element.kind, work.element.point
     along = study.along(kind) if point else None
     if kind == BASE:
@@ -221,8 +226,10 @@ def checkpoint_of(work: Work) -> Path:
 
 
 def base_checkpoint(run: Run, arm: Arm, at: float | None = None) -> Path:
-    """The checkpoint at a fraction of an arm's pretraining, by default its end, whatever else is there: a damaged last one may
-    have been deleted."""
+    """The checkpoint at a fraction of an arm's pretraining, by default its end.
+
+    It is found by its step, since the newest checkpoint may be an earlier one, if the last was damaged and deleted.
+    """
     study = run.study.of(arm)
     step = study.budget.step_at(1.0 if at is None else at)
     return step_folder(run.branch(study.segment_at(arm, step).branch) / "checkpoints", step)

@@ -109,7 +109,7 @@ def test_a_copy_that_was_killed_halfway_is_never_read(shards, disk, monkeypatch)
 
 def test_a_copy_that_takes_long_is_finished_by_a_later_start(shards, disk, monkeypatch, caplog):
     monkeypatch.setattr(pretrain, "COPY_S", -1.0)
-    assert near(shards, ["web"]) == shards and "the next one copies on" in caplog.text
+    assert near(shards, ["web"]) == shards and "the next continues to copy" in caplog.text
     monkeypatch.setattr(pretrain, "COPY_S", 60.0)
     assert contents(near(shards, ["web"]) / "web") == contents(shards / "web")
 
