@@ -137,8 +137,12 @@ def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None
     """
     for need in mark.rests_on(plan, key):
         now = marks.get(need)
-        # A mark without `read` is of an earlier version: whatever a later version has made was made after it.
-        if now and (now.read is not None if mark.read is None else mark.read.get("/".join(need)) != now.started):
+        if now is None:
+            continue
+        if mark.read is None:
+            if now.read is not None:  # a mark of a later version, so it is newer than this one
+                return need
+        elif mark.read.get("/".join(need)) != now.started:
             return need
     return None
 
@@ -154,8 +158,8 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
         marked = {key: mark for key, mark in marks.items() if mark}
         complete = pool.map(lambda key: is_complete(Work(run, plan, *plan.by_key[key]), marked[key]), marked)
     done: set[Key] = set()
-    for (key, mark), has_all in zip(marked.items(), complete):
-        if has_all and not made_again(plan, key, mark, marks) and done.issuperset(mark.rests_on(plan, key)):
+    for (key, mark), has_outputs in zip(marked.items(), complete):  # each after the elements that it needs
+        if has_outputs and not made_again(plan, key, mark, marks) and done.issuperset(mark.rests_on(plan, key)):
             done.add(key)
     return done
 

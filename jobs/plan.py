@@ -108,15 +108,15 @@ class Plan:
         On Slurm it waits for their whole arrays, unless the edge is `aftercorr`.
         """
         makers = {job.name: _Makers(job, self.study) for job in self.jobs}
-        return {
-            (job.name, element.label): [
-                ((edge.job, self.by_name[edge.job].labels[place]), edge.kind != "afterany")
-                for edge in job.needs
-                for place in ([index] if edge.kind == "aftercorr" else makers[edge.job].of(element))
-            ]
-            for job in self.jobs
-            for index, element in enumerate(job.elements)
-        }
+        needs: dict[Key, list[tuple[Key, bool]]] = defaultdict(list)
+        for job in self.jobs:
+            for index, element in enumerate(job.elements):
+                own = needs[job.name, element.label]
+                for edge in job.needs:
+                    labels = self.by_name[edge.job].labels
+                    places = [index] if edge.kind == "aftercorr" else makers[edge.job].of(element)
+                    own += [((edge.job, labels[place]), edge.kind != "afterany") for place in places]
+        return dict(needs)
 
     def find(self, job_name: str, label: str) -> tuple[Job, Element]:
         """The job and its element of these names; raises UsageError that lists the known names if there is none."""
@@ -156,29 +156,29 @@ class _Makers:
         self.job, self.study = job, study
         self.places: dict[Hashable, list[int]] = defaultdict(list)
         """The indices of the elements by the segment or model that they make or measure; under None, those of no arm."""
-        for place, one in enumerate(job.elements):
-            self.places[(one.segment or (_key(one, study), one.kind)) if one.arm else None].append(place)
-        self.is_measurement = any(one.eval_task for one in job.elements)
+        for place, element in enumerate(job.elements):
+            self.places[(element.segment or (_key(element, study), element.kind)) if element.arm else None].append(place)
+        self.is_measurement = any(element.eval_task for element in job.elements)
 
     def of(self, element: Element) -> list[int]:
         """The indices of the elements of the job that make what `element` reads."""
         if not element.arm:
             return list(range(len(self.job.elements)))
         if element.eval_task and self.is_measurement:  # a transfer task, which tries the suffixes of another arm
-            found = self.places[self._model(replace(element, arm=element.eval_task.benchmark), element.kind)]
-            tasks = {place: self.job.elements[place].eval_task for place in found}
+            searched = replace(element, arm=element.eval_task.benchmark)
+            tasks = {place: self.job.elements[place].eval_task for place in self.places[self._model(searched, element.kind)]}
             return [place for place, task in tasks.items() if task and task.task.kind == "gcg"]
-        key, tree = _key(element, self.study), self.study.training_tree
+        training, tree = _key(element, self.study), self.study.training_tree
         read: list[Hashable] = [None]
         if element.segment:
-            read += [one.parent for one in tree.chain(key) if one.name == element.segment]
+            read += [segment.parent for segment in tree.chain(training) if segment.name == element.segment]
         else:
-            read += [one.name for one in tree.chain(tree.branches.get(key, key))]
+            read += [segment.name for segment in tree.chain(tree.branches.get(training, training))]
             kinds = [element.kind]
             if element.kind != BASE and not self.is_measurement:
                 kinds.append(self.study.at(element.variant).tree.parent(element.kind))
             read += [self._model(element, kind) for kind in kinds]
-        return sorted({place for made in read for place in self.places.get(made, ())})
+        return sorted({place for key in read for place in self.places.get(key, ())})
 
     def _model(self, element: Element, kind: ModelKind) -> tuple[str, ModelKind]:
         """The training, possibly another arm's, that makes the model of this kind of the element's arm; and that kind."""

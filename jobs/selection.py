@@ -38,20 +38,7 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[K
     other points make for them, and elements of no arm, such as those of the data. Raises UsageError if a name is not in the
     study, or if no element is selected.
     """
-    names, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
-    start = () if selection.start is None else (selection.start,)
-    for what, given, known in (
-        ("stage", selection.stages, stages),
-        ("job", selection.jobs, names),
-        ("arm", selection.arms, [element.arm for _, element in plan.elements()]),
-        ("seed", selection.seeds, [str(one.seed) for one in plan.study.replicates]),
-        ("point", selection.points, list(plan.study.variants)),
-        ("stage or job", start, [*stages, *names]),
-    ):
-        for name in given:
-            if name not in known:
-                choices = ", ".join(filter(None, dict.fromkeys(known)))
-                raise UsageError(f"{what} {name!r} is not in this study; choose one of {choices}")
+    _check_names(plan, selection)
     first = next((place for place, job in enumerate(plan.jobs) if selection.start in (job.name, *job.stage_names)), 0)
     jobs = {
         job.name
@@ -76,6 +63,22 @@ def select(plan: Plan, selection: Selection, with_needs: bool = False) -> list[K
     if not chosen:
         raise UsageError("no element matches all these options together; drop one of them")
     return chosen
+
+
+def _check_names(plan: Plan, selection: Selection) -> None:
+    jobs, stages = [job.name for job in plan.jobs], [name for job in plan.jobs for name in job.stage_names]
+    for what, names, known in (
+        ("stage", selection.stages, stages),
+        ("job", selection.jobs, jobs),
+        ("arm", selection.arms, [element.arm for _, element in plan.elements()]),
+        ("seed", selection.seeds, [str(replicate.seed) for replicate in plan.study.replicates]),
+        ("point", selection.points, list(plan.study.variants)),
+        ("stage or job", () if selection.start is None else (selection.start,), [*stages, *jobs]),
+    ):
+        for name in names:
+            if name not in known:
+                choices = ", ".join(filter(None, dict.fromkeys(known)))
+                raise UsageError(f"{what} {name!r} is not in this study; choose one of {choices}")
 
 
 def check_needs(plan: Plan, chosen: Collection[Key], done: Collection[Key], live: Collection[Key]) -> None:
