@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curricula.curriculum.config import Midtrain, point_label
@@ -23,10 +23,18 @@ from curricula.jobs.slurm.profile import Profile, StageOptions, request_of
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import Study
 
-Group = tuple[str, list[Arm], dict[ModelKind, str]]
-"""A group of arms: its name, the arms, and by kind of model the job that makes theirs."""
 Measured = tuple[ModelKind, str]
 """A kind of model, and a job that measures models of this kind."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Arms that share their jobs, since they start at the same step."""
+
+    name: str
+    arms: list[Arm]
+    made_by: dict[ModelKind, str]
+    """The job that makes each kind of their models."""
 
 
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
@@ -61,20 +69,18 @@ class _Planner:
     def __init__(self, study: Study, profile: Profile | None):
         self.study, self.profile = study, profile
         self.jobs: list[Job] = []
-        self._made: dict[tuple[str, ModelKind], Key] = {}
+        self._trained_by: dict[tuple[str, ModelKind], Key] = {}
         """The element that trains each model, by the arm's key and the stage."""
 
     def plan(self) -> Plan:
-        study = self.study
         self._add_data()
         self._add_pretraining()
         # A separate job, so that a missing licence for a benchmark does not hold back the training.
-        benchmarks = self._add_downloads("fetch-benchmarks", "evaluation")
-        made = [(name, arms, self._add_models(name, arms)) for name, arms in study.groups.items()]
-        needs = tuple(map(Edge, benchmarks))
-        self._add_pretraining_points(needs)
-        self._add_evaluations(made, needs)
-        before = Plan(study, tuple(self.jobs))
+        self._benchmarks = [Edge(job) for job in self._add_downloads("fetch-benchmarks", "evaluation")]
+        groups = [_Group(name, arms, self._add_models(name, arms)) for name, arms in self.study.groups.items()]
+        self._add_pretraining_points()
+        self._add_evaluations(groups)
+        before = Plan(self.study, tuple(self.jobs))
         read = {need for needed in before.needs.values() for need, _ in needed}
         ends = [job.name for job in self.jobs if any((job.name, label) not in read for label in job.labels)]
         self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in ends))
@@ -87,9 +93,10 @@ class _Planner:
         section, ask = own.section_of(self.study), own.ask(self.study)
         request = profile.request(stage, section, ask) if profile else request_of(section, ask, StageOptions())
         priced = []
-        for one in elements:
-            study = self.study.at(one.variant)
-            priced.append(replace(one, gpu_hours=own.gpu_hours(study, one, request), flops=own.flops(study, one)))
+        for element in elements:
+            study = self.study.at(element.variant)
+            gpu_hours, flops = own.gpu_hours(study, element, request), own.flops(study, element)
+            priced.append(replace(element, gpu_hours=gpu_hours, flops=flops))
         self.jobs.append(Job(name, stage, tuple(priced), needs, request, own.names(elements[0])))
         return name
 
@@ -106,16 +113,16 @@ class _Planner:
             for name, source in self.study.sources.items()
             for shard in source.shard_names
         ]
-        self._downloads = self._add_downloads("fetch", "data")
-        self._add("prepare", "prepare", [Element("prepare")], *map(Edge, self._downloads))
+        self._downloads = [Edge(job) for job in self._add_downloads("fetch", "data")]
+        self._add("prepare", "prepare", [Element("prepare")], *self._downloads)
         self._add("tokenize", "tokenize", shards, Edge("prepare"))
 
     def _add_pretraining(self) -> None:
         """Add a job for the trunk segments that end at the same step, and one for the branches that begin at the same step.
         A branch that others leave is split there into further jobs."""
-        self._job_of_segment = {one.name: self._pretrain_name(one) for one in self.study.segments}
+        self._job_of_segment = {segment.name: self._pretrain_name(segment) for segment in self.study.segments}
         by_job: dict[str, list[Segment]] = defaultdict(list)
-        for segment in sorted(self.study.segments, key=lambda one: (not one.is_trunk, one.start)):
+        for segment in sorted(self.study.segments, key=lambda segment: (not segment.is_trunk, segment.start)):
             by_job[self._job_of_segment[segment.name]].append(segment)
         for name in by_job:
             self._pretrain(name, by_job)
@@ -126,40 +133,41 @@ class _Planner:
         if segment.is_trunk:
             return f"pretrain-trunk-{segment.stop}{suffix}"
         is_start = segment.start == budget.step_at(segment.arm.start)
-        name = f"pretrain-{percent(segment.arm.start if is_start else round(segment.start / budget.steps, 4))}"
-        return f"{name}{'' if segment.stop == budget.steps else f'-{segment.stop}'}{suffix}"
+        start = segment.arm.start if is_start else round(segment.start / budget.steps, 4)
+        stop = "" if segment.stop == budget.steps else f"-{segment.stop}"
+        return f"pretrain-{percent(start)}{stop}{suffix}"
 
     def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
         """Add a job, unless it is there, after the jobs that train its segments' parents."""
         if any(job.name == name for job in self.jobs):
             return
-        segments, needs = by_job[name], []
-        for job in dict.fromkeys(self._job_of_segment[one.parent] if one.parent else "tokenize" for one in segments):
+        parents, needs = [segment.parent for segment in by_job[name]], []
+        for job in dict.fromkeys(self._job_of_segment[parent] if parent else "tokenize" for parent in parents):
             self._pretrain(job, by_job)
-            parents = [one.name for one in by_job.get(job, ())]
-            is_one_to_one = [one.parent for one in segments] == parents and len(parents) > 1
+            trained = [segment.name for segment in by_job.get(job, ())]
+            is_one_to_one = parents == trained and len(trained) > 1
             needs.append(Edge(job, "aftercorr" if is_one_to_one else "afterok"))
-        self._add(name, "pretrain", list(map(_training, segments)), *needs)
+        self._add(name, "pretrain", list(map(_training, by_job[name])), *needs)
 
     def _add_models(self, name: str, arms: list[Arm]) -> dict[ModelKind, str]:
         """Add the jobs that make the models of `arms`, of base and of each later stage; returns them by stage."""
-        made: dict[ModelKind, str] = {}
-        base = self._having(BASE, arms)
-        if base:
-            made[BASE] = self._add(f"export-base-{name}", "export", _models(base, BASE), *self._after(BASE, base))
+        made_by: dict[ModelKind, str] = {}
+        if base := self._having(BASE, arms):
+            made_by[BASE] = self._add(f"export-base-{name}", "export", _models(base, BASE), *self._after(BASE, base))
         for stage in self.study.stage_names:
             having = self._having(stage, arms)
             if not having:
                 continue
             # A stage that is added to a finished run may need data that no earlier job needed.
-            fetched = map(Edge, self._downloads if stage in self.study.stages else ())
+            fetched = self._downloads if stage in self.study.stages else []
             elements, needs = _models(having, stage), [*self._after(stage, having), *fetched]
             is_midtraining = isinstance(self.study.of(having[0]).tree.stages[stage], Midtrain)
-            made[stage] = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
-            self._made |= {(arm.key, stage): (made[stage], arm.key) for arm in having}
+            job = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
+            self._trained_by |= {(arm.key, stage): (job, arm.key) for arm in having}
+            made_by[stage] = job
             if is_midtraining:
-                made[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(made[stage], "aftercorr"))
-        return made
+                made_by[stage] = self._add(f"export-{stage}-{name}", "export", elements, Edge(job, "aftercorr"))
+        return made_by
 
     def _having(self, stage: ModelKind, arms: list[Arm]) -> list[Arm]:
         """The arms among `arms` that make a model of this stage themselves, and do not share another training's."""
@@ -170,10 +178,10 @@ class _Planner:
         """The edges of a stage's job for these arms: from element to element if its elements continue from all elements of a
         single job, in the same order."""
         before = [self._before(stage, arm) for arm in arms]
-        jobs = list(dict.fromkeys(job for job, _ in before))
-        whole = next(job for job in self.jobs if job.name == jobs[0])
-        is_one_to_one = before == [(whole.name, label) for label in whole.labels]
-        return [Edge(job, "aftercorr" if is_one_to_one else "afterok") for job in jobs]
+        names = list(dict.fromkeys(job for job, _ in before))
+        first = next(job for job in self.jobs if job.name == names[0])
+        is_one_to_one = before == [(first.name, label) for label in first.labels]
+        return [Edge(name, "aftercorr" if is_one_to_one else "afterok") for name in names]
 
     def _before(self, stage: ModelKind, arm: Arm) -> Key:
         """The element that makes the checkpoint from which a stage of an arm begins."""
@@ -182,22 +190,23 @@ class _Planner:
         if parent == BASE:
             segment = study.segment_at(arm, study.budget.steps if at is None else study.budget.step_at(at))
             return self._job_of_segment[segment.name], segment.branch
-        return self._made[self.study.owners[arm.key, parent], parent]
+        return self._trained_by[self.study.owners[arm.key, parent], parent]
 
-    def _add_evaluations(self, groups: list[Group], needs: tuple[Edge, ...]) -> None:
+    def _add_evaluations(self, groups: list[_Group]) -> None:
         measured: dict[str, list[Measured]] = {}
-        transfers = any(self._elements(kind, arms, transfers=True) for _, arms, made in groups for kind in made)
+        has_transfers = any(self._elements(kind, group.arms, transfers=True) for group in groups for kind in group.made_by)
         for group in groups:
-            measured[group[0]] = self._add_measurements(group, needs)
-            if not transfers:
-                self._add_merge(group, measured[group[0]])
-            self._add_points(group, needs)
-        # An arm's suffixes are tried on all other arms, so no model's rows are complete before all models are measured.
-        sources = self.study.evaluation.attacks.suffixes_of
-        suffixes = [one for name, arms, _ in groups if any(arm.name in sources for arm in arms) for one in measured[name]]
-        for group in groups if transfers else ():
-            tried = self._add_measurements(group, needs, suffixes)
-            self._add_merge(group, [*measured[group[0]], *tried])
+            measured[group.name] = self._add_measurements(group)
+            if not has_transfers:
+                self._add_merge(group, measured[group.name])
+            self._add_points(group)
+        if has_transfers:
+            # An arm's suffixes are tried on all other arms, so no model's rows are complete before all models are measured.
+            sources = self.study.evaluation.attacks.suffixes_of
+            searched = [group.name for group in groups if any(arm.name in sources for arm in group.arms)]
+            searches = [search for name in searched for search in measured[name]]
+            for group in groups:
+                self._add_merge(group, [*measured[group.name], *self._add_measurements(group, searches)])
 
     def _elements(self, kind: ModelKind, arms: list[Arm], transfers: bool) -> list[Element]:
         """An element for each evaluation task of each model of this kind: for the tasks that try other arms' suffixes if
@@ -210,48 +219,47 @@ class _Planner:
             if (task.task.kind == "transfer") is transfers
         ]
 
-    def _add_measurements(
-        self, group: Group, needs: tuple[Edge, ...], suffixes: list[Measured] | None = None
-    ) -> list[Measured]:
+    def _add_measurements(self, group: _Group, searches: list[Measured] | None = None) -> list[Measured]:
         """Add the jobs that measure a group's models, one for each kind; returns them.
 
-        Given `suffixes`, the jobs that search for suffixes, add instead those that try these. They wait by `afterany`: if a
-        search fails, only its suffixes are missing.
+        Given `searches`, the jobs that search for suffixes, add instead those that try what these find. They wait by
+        `afterany`: if a search fails, only its suffixes are missing.
         """
-        name, arms, made_by = group
-        found: list[Measured] = []
-        for kind, made in made_by.items():
-            if elements := self._elements(kind, arms, transfers=suffixes is not None):
-                after = [Edge(job, "afterany") for other, job in suffixes or () if other == kind]
-                job = f"evaluate-{kind}-{name}" if suffixes is None else f"evaluate-{kind}-transfer-{name}"
-                found.append((kind, self._add(job, "evaluate", elements, Edge(made), *needs, *after)))
-        return found
+        measured: list[Measured] = []
+        for kind, made_by in group.made_by.items():
+            if elements := self._elements(kind, group.arms, transfers=searches is not None):
+                name = f"evaluate-{kind}-{group.name}" if searches is None else f"evaluate-{kind}-transfer-{group.name}"
+                after = [Edge(job, "afterany") for searched, job in searches or () if searched == kind]
+                measured.append((kind, self._add(name, "evaluate", elements, Edge(made_by), *self._benchmarks, *after)))
+        return measured
 
-    def _add_points(self, group: Group, needs: tuple[Edge, ...]) -> None:
-        name, arms, made_by = group
-        for kind, made in made_by.items():
+    def _add_points(self, group: _Group) -> None:
+        """Add the jobs that measure points along the stages after pretraining."""
+        for kind, made_by in group.made_by.items():
             points = [
                 replace(model, label=f"{model.label}/{point}", point=point)
-                for model in (_models(self._having(kind, arms), kind) if kind != BASE else ())
+                for model in (_models(self._having(kind, group.arms), kind) if kind != BASE else ())
                 if (along := self.study.at(model.variant).along(kind))
                 for point in map(point_label, along.at)
             ]
             if points:
-                self._add(f"along-{kind}-{name}", "along", points, Edge(made), *needs)
+                self._add(f"along-{kind}-{group.name}", "along", points, Edge(made_by), *self._benchmarks)
 
-    def _add_merge(self, group: Group, measured: list[Measured]) -> None:
+    def _add_merge(self, group: _Group, measured: list[Measured]) -> None:
         if not measured:
             return
-        name, arms, _ = group
         # A failed evaluation must not hold back the others; the report says what is missing.
         after = [Edge(job, "afterany") for _, job in measured]
-        kinds = dict.fromkeys(kind for kind, _ in measured)
-        made = [replace(one, label=f"{one.label}/{kind}") for kind in kinds for one in _models(self._having(kind, arms), kind)]
-        self._add(f"merge-{name}", "merge", made, *after)
+        elements = [
+            replace(model, label=f"{model.label}/{kind}")
+            for kind in dict.fromkeys(kind for kind, _ in measured)
+            for model in _models(self._having(kind, group.arms), kind)
+        ]
+        self._add(f"merge-{group.name}", "merge", elements, *after)
 
-    def _add_pretraining_points(self, needs: tuple[Edge, ...]) -> None:
+    def _add_pretraining_points(self) -> None:
         """Add the jobs that measure points along pretraining. A point of the trunk is measured once for all arms."""
-        jobs, segments = {job.name: job for job in self.jobs}, {one.name: one for one in self.study.segments}
+        jobs, segments = {job.name: job for job in self.jobs}, {segment.name: segment for segment in self.study.segments}
         for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
             points = []
             for element in job.elements:
@@ -263,7 +271,8 @@ class _Planner:
                     if segment.start < step <= segment.stop
                 ]
             if points:
-                self._add(f"along-{job.name.removeprefix('pretrain-')}", "along", points, Edge(job.name), *needs)
+                name = f"along-{job.name.removeprefix('pretrain-')}"
+                self._add(name, "along", points, Edge(job.name), *self._benchmarks)
 
 
 def _training(segment: Segment) -> Element:
