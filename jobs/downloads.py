@@ -47,20 +47,20 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     documents, its tuning sets, the texts of its probes, and its benchmarks."""
     pools = [study.tuning_sets.get(pool) or POOLS[pool] for pool in used_pools(study)]
     probes = study.used_probes.tables if study.used_probes else ()
-    found = []
+    wanted = []
     for table in (*study.sources.values(), *pools, *probes):
         if table.dataset is not None:
             rows = table.documents if isinstance(table, Source) else None
-            found += _labelled(table.dataset, downloads_of(table.dataset, root, table.parts), "data", rows)
+            wanted += _labelled(table.dataset, downloads_of(table.dataset, root, table.parts), "data", rows)
     for name in study.used_benchmarks:
         if name in BENCHMARKS:
-            found += _labelled(name, benchmark_downloads(name, root), "evaluation")
+            wanted += _labelled(name, benchmark_downloads(name, root), "evaluation")
     for key, table in declared_in(study):
         if table.hub is not None:
             purpose: Purpose = "evaluation" if key.startswith("evaluation.") else "data"
             rows = table.needed_rows if isinstance(table, Source) else None
-            found.append(Wanted(table.place, declared_download(table, root), purpose, rows))
-    return once(found)
+            wanted.append(Wanted(table.place, declared_download(table, root), purpose, rows))
+    return once(wanted)
 
 
 def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
@@ -109,17 +109,19 @@ def look_at_tables(study: Study, root: Path | None) -> None:
                     f"{other}.revision is {revision!r} and {key}.revision is {table.revision!r}, but {table.place} is fetched "
                     "only once; make them equal"
                 )
-    sources, arms = study.sources, [arm for variant in study.variants.values() for arm in variant.arms]
-    for one, other in combinations(sources, 2):
-        if any(sources[name].dataset for name in (one, other)) or not sources[one].overlaps(sources[other]):
-            continue
-        for arm in arms:
-            if {one, other} <= arm.sources:
-                raise UserError(
-                    f"sources.{one} and sources.{other}: arm {arm.name} would read the same rows of {sources[one].place} "
-                    "twice, through both sources; keep one of them in its mixes, or separate their scores by min_score and "
-                    "max_score"
-                )
+    _check_overlaps(study)
+
+
+def _check_overlaps(study: Study) -> None:
+    declared = {name: source for name, source in study.sources.items() if not source.dataset}
+    arms = [arm for point in study.variants.values() for arm in point.arms]
+    for (first, source), (second, other) in combinations(declared.items(), 2):
+        readers = [arm.name for arm in arms if {first, second} <= arm.sources]
+        if source.overlaps(other) and readers:
+            raise UserError(
+                f"sources.{first} and sources.{second}: arm {readers[0]} would read the same rows of {source.place} twice, "
+                "through both sources; keep one of them in its mixes, or separate their scores by min_score and max_score"
+            )
 
 
 def once(wanted: Iterable[Wanted]) -> list[Wanted]:
@@ -130,12 +132,12 @@ def once(wanted: Iterable[Wanted]) -> list[Wanted]:
         rows = None if item.rows is None or earlier.rows is None else max(item.rows, earlier.rows)
         purpose: Purpose = "data" if "data" in (item.purpose, earlier.purpose) else "evaluation"
         first[item.download.out, item.download.prefix] = replace(earlier, purpose=purpose, rows=rows)
-    found: dict[str, Wanted] = {}
+    by_label: dict[str, Wanted] = {}
     for item in first.values():
         # Two sources can read different parts of a dataset. The first keeps its label when a study grows by the second.
-        label = f"{item.label}/{item.download.config}" if item.label in found else item.label
-        found[label] = replace(item, label=label)
-    return list(found.values())
+        label = f"{item.label}/{item.download.config}" if item.label in by_label else item.label
+        by_label[label] = replace(item, label=label)
+    return list(by_label.values())
 
 
 def _labelled(name: str, downloads: list[Download], purpose: Purpose, rows: int | None = None) -> list[Wanted]:

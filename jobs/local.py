@@ -82,6 +82,7 @@ class _LocalRun:
         self.needs = {key: [need for need in plan.needs[key] if need[0] in awaited] for key in self.waiting}
         self.running: dict[Key, ForkServerProcess] = {}
         self.last = {key for key in self.waiting if STAGES[plan.by_name[key[0]].stage].ends_study}
+        """The element that writes the final report, if it waits."""
         self.look: ForkServerProcess | None = None
         """The process that writes the early report."""
         self.may_look = bool(self.later and self.last) and not run.study.tracking.wandb_project
@@ -110,8 +111,9 @@ class _LocalRun:
         """Start the early report once all elements of the first seed are done, and tell the watcher when it is written."""
         if self.may_look and not self.outcome.failed and {*self.waiting, *self.running} <= self.later | self.last:
             self.may_look = False
-            self.run.element(*next(iter(self.last))).mkdir(parents=True, exist_ok=True)
-            self.look = context.Process(target=_first_look, args=(self.run.root, *next(iter(self.last))), name="first look")
+            last = next(iter(self.last))
+            self.run.element(*last).mkdir(parents=True, exist_ok=True)
+            self.look = context.Process(target=_first_look, args=(self.run.root, *last), name="first look")
             self.look.start()
         if self.look and self.look.exitcode is not None:
             if self.look.exitcode == 0:

@@ -96,7 +96,8 @@ class Run:
 
         An existing run can grow, and can change how it is carried out. Raises UserError for any other difference.
         """
-        run, data_folder = cls(root), None if study.world else local_root()
+        run = cls(root)
+        data_folder = None if study.world else local_root()
         if not (root / "study.yaml").exists():
             make_folder(root)
             write_json(root / "run.json", {**current_provenance(), "data_folder": str(data_folder) if data_folder else None})
@@ -162,14 +163,12 @@ class Run:
         """
         arms = {arm.key: arm for arm in self.arms}
         stages = dict.fromkeys(stage for one in self.study.variants.values() for stage in (BASE, *one.tree.stages))
-        found = read_study_rows(self.root, self.arms, stages=tuple(stages))
-        return [
-            {"arm": arm.name, "start": arm.start, "interventions": arm.interventions, "training_seed": arm.seed,
-             "stage": stage, **msgspec.to_builtins(row)}
-            for (key, stage, _), rows in found.generations.items()
-            for arm in [arms[key]]
-            for row in rows
-        ]  # fmt: skip
+        answers: list[dict[str, Any]] = []
+        for (key, stage, _), rows in read_study_rows(self.root, self.arms, stages=tuple(stages)).generations.items():
+            arm = arms[key]
+            whose = {"arm": arm.name, "start": arm.start, "interventions": arm.interventions, "training_seed": arm.seed}
+            answers += [{**whose, "stage": stage, **msgspec.to_builtins(row)} for row in rows]
+        return answers
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -353,7 +352,7 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
         for mapping in (*by_set, study["curriculum"]["interventions"], study["curriculum"]["arms"]):
             for name in mapping.keys() - sets:
                 del mapping[name]
-    for was, now in zip(*map(_with_paths, plain)):
+    for was, now in zip(_with_paths(plain[0]), _with_paths(plain[1])):
         for key in PATHS & was.keys() & now.keys():
             if _is_one_place(was[key], now[key]):
                 now[key] = was[key]

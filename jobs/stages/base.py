@@ -224,16 +224,24 @@ def is_awaited(work: Work) -> bool:
     """Whether another element has yet to begin from the last checkpoint of this one's training: it is not done, and has saved
     no checkpoint of its own. If the folder of checkpoints is gone, only segments of pretraining count."""
     is_kept = (work.training / "checkpoints").is_dir()
-    jobs = [job for job in work.plan.jobs if work.job.name in [edge.job for edge in job.needs]]
-    places = [(job.name, label) for job in jobs for label in job.labels]
-    waiting = [key for key in places if (work.place, True) in work.plan.needs[key]]
-    for one in (Work(work.run, work.plan, *work.plan.by_key[key]) for key in waiting):
-        is_segment = bool(one.element.segment)
-        has_begun = (is_segment or one.training != work.training) and any((one.training / "checkpoints").glob("step_*"))
-        is_done = one.element.eval_task or has_begun or (one.folder / "done.json").exists()
-        if not is_done and (is_kept or is_segment):
-            return True
+    for job in work.plan.jobs:
+        if work.job.name not in [edge.job for edge in job.needs]:
+            continue
+        for element in job.elements:
+            child = Work(work.run, work.plan, job, element)
+            is_child = (work.place, True) in work.plan.needs[child.place]
+            if is_child and (is_kept or element.segment) and not _has_begun(child, work.training):
+                return True
     return False
+
+
+def _has_begun(child: Work, training: Path) -> bool:
+    """Whether an element no longer needs the checkpoint at the end of `training`."""
+    if child.element.eval_task or (child.folder / "done.json").exists():  # evaluations read the exported model
+        return True
+    # A later segment of the same branch resumes from any checkpoint there; an export shares the folder but saves none.
+    is_training = child.element.segment or child.training != training
+    return bool(is_training and any((child.training / "checkpoints").glob("step_*")))
 
 
 def are_filled(*paths: Path) -> bool:

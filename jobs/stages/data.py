@@ -110,7 +110,9 @@ def prepare(run: Run) -> None:
         from curricula.curriculum.world.datasets import write_world
 
         write_world(run.world, study.world)
-    _check_data(run)
+    _check_judges_and_probes(run)
+    _check_tables(run)
+    _check_benchmarks(run)
     if not are_filled(run.tokenizer / "tokenizer.json", run.tokenizer / "tokenizer_config.json"):
         _make_tokenizer(run)
     if study.model.weights:
@@ -122,38 +124,48 @@ def prepare(run: Run) -> None:
         except UserError as error:
             raise UserError(f"{run.tokenizer}: {error}") from None
     entries = tokenizer.get_vocab_size()
-    for vocabulary in {one.model.resolve().vocabulary for one in study.variants.values()} - {entries}:
+    for vocabulary in {point.model.resolve().vocabulary for point in study.variants.values()} - {entries}:
         raise UserError(f"{run.tokenizer}: {entries} entries, but model.vocabulary is {vocabulary}; make them equal")
 
 
-def _check_data(run: Run) -> None:
+def _check_judges_and_probes(run: Run) -> None:
     study = run.study
     for kind in sorted({task.task.judged for task in study.all_eval_tasks if task.task.judged}):
         check_judge(study.evaluation.judge_of(kind), kind, run.world if study.world else None)
     probes = study.used_probes
     if probes and not any(table.hub for table in probes.tables):  # another job fetches those on the hub
         check_texts(run.data_root if probes.texts or study.world or run.data_folder else None, probes)
-    pools = {**POOLS, **study.tuning_sets}
+
+
+def _check_tables(run: Run) -> None:
+    """Check the tables of sources and tuning sets."""
+    study = run.study
+    pools = {name: study.tuning_sets.get(name) or POOLS[name] for name in used_pools(study)}
     needed: list[tuple[str, DeclaredTable, int | None]] = [
         *((f"sources.{name}", source, source.needed_rows) for name, source in study.sources.items()),
-        *((f"tuning_sets.{name}", pools[name], None) for name in dict.fromkeys(used_pools(study))),
+        *((f"tuning_sets.{name}", pool, None) for name, pool in pools.items()),
     ]
     for where, table, rows in needed:
         table.open(run.data_root, where)
         table.look(run.data_root, where)
         for stem in table.stems(run.data_root):
             require_whole(stem, rows)
-    for name in dict.fromkeys(used_pools(study)):
+    for name in pools:
         check_pool(study, name, run.data_root)
+
+
+def _check_benchmarks(run: Run) -> None:
+    """Check capability tasks, the user's own prompts, artifacts, and published benchmarks in the user's data folder."""
+    study = run.study
     for task in study.all_eval_tasks:
         if task.task.kind == "capability" and study.evaluation.capability:
             questions = () if task.benchmark in study.evaluation.prompts else None  # the user's own set is read below
             local_task(task.benchmark, study.evaluation.capability, questions)
     for name, prompts in study.evaluation.prompts.items():
         if prompts.path is not None:
-            found = own_prompts(name, prompts, None)
+            texts = own_prompts(name, prompts, None)
             if name in study.distorted:
-                check_distortable(name, found)
+                check_distortable(name, texts)
     if any(task.task.kind == "artifacts" for task in study.all_eval_tasks):
         for name, path in study.evaluation.attacks.artifacts.items():
             artifact_prompts(name, run.data_root / path)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curricula.curriculum.config import Along as AlongConfig
 from curricula.curriculum.config import Tuning, point_label
+from curricula.curriculum.plan import Arm
 from curricula.curriculum.stages import BASE, model_name
 from curricula.curriculum.sweep import points_of
 from curricula.curriculum.tokens.shards import read_manifest
@@ -147,44 +149,51 @@ def _planned_name(task: EvalTask) -> str:
 
 def _courses(study: Study) -> Iterator[Course]:
     """What is measured along the trainings, by arm and stage."""
+    for stage in (BASE, *study.tree.stages):
+        if along := study.along(stage):
+            for arm in study.trainings:
+                if arm.name in study.tree.arms[stage]:
+                    yield _pretraining_course(study, arm, along) if stage == BASE else _stage_course(study, arm, stage, along)
+
+
+def _pretraining_course(study: Study, arm: Arm, along: AlongConfig) -> Course:
     from curricula.eval.analysis.along import Course
 
-    steps: int | None
-    for stage in (BASE, *study.tree.stages):
-        along = study.along(stage)
-        for arm in study.trainings:
-            if along is None or arm.name not in study.tree.arms[stage]:
-                continue
-            if stage == BASE:
-                marks = along.steps(study.budget.steps)
-                places = tuple(
-                    f"{study.segment_at(arm, step).branch}/{model_name(BASE, point)}" for point, step in marks.items()
-                )
-                *parts, end = study.path(arm)
-                logs = {**{one.branch: one.stop for one in parts}, end.branch: None}
-                files = tuple((f"pretrain/{branch}/metrics.jsonl", last) for branch, last in logs.items())
-                batch, begin, steps = study.budget.global_batch, None, study.budget.steps
-            else:
-                config = study.tree.stages[stage]
-                key = study.whole.owners[arm.key, stage]
-                places = tuple(f"{key}/{model_name(stage, point)}" for point in map(point_label, along.at))
-                files = ((f"tune/{key}/{stage}/metrics.jsonl", None),)
-                batch = config.global_batch or 0
-                steps = config.total_steps if isinstance(config, Tuning) else config.steps
-                parent = study.tree.parent(stage)
-                begin = None if config.at else f"{study.whole.owners[arm.key, parent]}/{parent}"
-            yield Course(
-                arm=arm.name,
-                seed=arm.replicate.seed,
-                stage=stage,
-                tasks=along.tasks,
-                points=places,
-                begin=begin,
-                end=f"{study.whole.owners[arm.key, stage]}/{stage}",
-                logs=files,
-                step_tokens=batch * study.budget.sequence_length,
-                steps=steps,
-            )
+    budget = study.budget
+    branches = {point: study.segment_at(arm, step).branch for point, step in along.steps(budget.steps).items()}
+    *before, last = study.path(arm)
+    ends: dict[str, int | None] = {**{segment.branch: segment.stop for segment in before}, last.branch: None}
+    return Course(
+        arm=arm.name,
+        seed=arm.replicate.seed,
+        stage=BASE,
+        tasks=along.tasks,
+        points=tuple(f"{branch}/{model_name(BASE, point)}" for point, branch in branches.items()),
+        begin=None,
+        end=f"{study.whole.owners[arm.key, BASE]}/{BASE}",
+        logs=tuple((f"pretrain/{branch}/metrics.jsonl", end) for branch, end in ends.items()),
+        step_tokens=budget.global_batch * budget.sequence_length,
+        steps=budget.steps,
+    )
+
+
+def _stage_course(study: Study, arm: Arm, stage: str, along: AlongConfig) -> Course:
+    from curricula.eval.analysis.along import Course
+
+    config, parent = study.tree.stages[stage], study.tree.parent(stage)
+    owner = study.whole.owners[arm.key, stage]
+    return Course(
+        arm=arm.name,
+        seed=arm.replicate.seed,
+        stage=stage,
+        tasks=along.tasks,
+        points=tuple(f"{owner}/{model_name(stage, point_label(place))}" for place in along.at),
+        begin=None if config.at else f"{study.whole.owners[arm.key, parent]}/{parent}",
+        end=f"{owner}/{stage}",
+        logs=((f"tune/{owner}/{stage}/metrics.jsonl", None),),
+        step_tokens=(config.global_batch or 0) * study.budget.sequence_length,
+        steps=config.total_steps if isinstance(config, Tuning) else config.steps,
+    )
 
 
 def _rule_judges(run: Run) -> dict[str, Judge]:
