@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -95,18 +96,17 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """
     study, segments = plan.study, plan.segments.values()
     sizes = _source_sizes(study, shards)
-    seeds = list(dict.fromkeys(one.seed for one in study.replicates))
-    described = [_arm(arm, study.of(arm), sizes) for arm in study.arms]  # of any seed
+    seeds = list(dict.fromkeys(replicate.seed for replicate in study.replicates))
     tokens = {s.name: (s.stop - s.start) * study.of(s.arm).budget.step_tokens for s in segments}
-    longest = max(gpu_hours_of(one, one.budget.tokens) for one in study.variants.values())  # the trunk included
-    gpus = study.resources.pretraining.gpus
-    hours, unshared = plan.gpu_hours(), sum(study.of(arm).budget.tokens for arm in study.trainings)
+    unshared = sum(study.of(arm).budget.tokens for arm in study.trainings)
+    longest = max(gpu_hours_of(point, point.budget.tokens) for point in study.variants.values())  # the trunk included
+    gpus, hours = study.resources.pretraining.gpus, plan.gpu_hours()
     return {
         "study": study.name,
         "seeds": seeds,
         **described_size(study),
         "points": _points(plan) if study.sweep is not None else [],
-        "arms": described,
+        "arms": [_arm(arm, study.of(arm), sizes) for arm in study.arms],
         "source_sizes": {name: size._asdict() for name, size in sizes.items()},
         "warnings": [
             *_too_many_epochs(study, sizes),
@@ -159,26 +159,26 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
 
 def _midtraining_tokens(variants: Iterable[Study]) -> int:
     """The tokens of all midtraining; a training that several models share counts once."""
-    found = {
-        (one.whole.owners[arm.key, name], name): samples_of(stage) * one.budget.sequence_length
-        for one in variants
-        for name, stage in one.tree.stages.items()
-        for arm in one.trainings
-        if isinstance(stage, Midtrain) and arm.name in one.tree.arms[name]
+    tokens = {
+        (point.whole.owners[arm.key, name], name): samples_of(stage) * point.budget.sequence_length
+        for point in variants
+        for name, stage in point.tree.stages.items()
+        for arm in point.trainings
+        if isinstance(stage, Midtrain) and arm.name in point.tree.arms[name]
     }
-    return sum(found.values())
+    return sum(tokens.values())
 
 
 def describe_point(plan: Plan, point: Study, shards: Path | None = None) -> dict[str, Any]:
     """`describe` for one point of a sweep: with its arms, and all training that they need, whether shared or not."""
-    plain = {**describe(plan, shards), **described_size(point)}
-    arms, path = {arm.key for arm in point.trainings}, [one for arm in point.trainings for one in point.path(arm)]
-    names, branches = {one.name for one in path}, {one.branch for one in path}
-    tokens = sum(one["tokens"] for one in plain["segments"] if one["name"] in names)
+    described = {**describe(plan, shards), **described_size(point)}
+    arms, path = {arm.key for arm in point.trainings}, [segment for arm in point.trainings for segment in point.path(arm)]
+    names, branches = {segment.name for segment in path}, {segment.branch for segment in path}
+    tokens = sum(segment["tokens"] for segment in described["segments"] if segment["name"] in names)
     return {
-        **plain,
-        "arms": [one for one in plain["arms"] if one["name"] in arms],
-        "segments": [one for one in plain["segments"] if one["branch"] in branches],
+        **described,
+        "arms": [arm for arm in described["arms"] if arm["name"] in arms],
+        "segments": [segment for segment in described["segments"] if segment["branch"] in branches],
         "trained_tokens": {"with_trunk_sharing": tokens, "midtraining": _midtraining_tokens([point])},
     }
 
@@ -210,14 +210,14 @@ def _points(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "preset": one.model.preset,
-            "model": one.model.name,
-            "parameters": costs.parameters(one.model.resolve()),
-            "tokens": one.budget.tokens,
-            "steps": one.budget.steps,
+            "preset": point.model.preset,
+            "model": point.model.name,
+            "parameters": costs.parameters(point.model.resolve()),
+            "tokens": point.budget.tokens,
+            "steps": point.budget.steps,
             "gpu_hours": hours[name],
         }
-        for name, one in plan.study.variants.items()
+        for name, point in plan.study.variants.items()
     ]
 
 
@@ -245,10 +245,10 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
     phases = arm.blend_phases(budget)
     blend = Blend(phases)
     counts = blend.counts(blend.total)
-    described = []
+    described_phases = []
     for begin, phase in zip([0, *(phase.until for phase in phases)], phases):
         before, after, total = blend.counts(begin), blend.counts(phase.until), sum(phase.mix.values())
-        described.append(
+        described_phases.append(
             {
                 "start_step": begin // budget.global_batch,
                 "stop_step": phase.until // budget.global_batch,
@@ -265,7 +265,7 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
         "interventions": arm.interventions,
         "switch_step": budget.step_at(arm.start),
         "snap_tokens": budget.snap_tokens(arm.start),
-        "phases": described,
+        "phases": described_phases,
         "sources": sources,
         "intervention_sources": added,
         "intervention_tokens": sum(sources[name]["tokens"] for name in added),
@@ -283,11 +283,11 @@ def _sources(counts: Mapping[str, int], study: Study, sizes: dict[str, SourceSiz
 def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
     """The stream of text that each arm has read by the end of pretraining and by the end of each later stage, at each point of
     a sweep: the point's study, the stage, the arm, the stream."""
-    for one in study.variants.values():
-        for stage, names in one.tree.arms.items():
-            for arm in one.arms:
+    for point in study.variants.values():
+        for stage, names in point.tree.arms.items():
+            for arm in point.arms:
                 if arm.name in names:
-                    yield one, stage, arm, one.tree.stream(stage, arm, one.budget)
+                    yield point, stage, arm, point.tree.stream(stage, arm, point.budget)
 
 
 def _stage(name: str, study: Study) -> dict[str, Any]:
@@ -310,17 +310,17 @@ def _stage(name: str, study: Study) -> dict[str, Any]:
 
 def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
     """A sentence for each source that an arm reads for more than its `max_epochs` by the end of pretraining or later."""
-    read: dict[str, dict[str, dict[str, Any]]] = {}
-    for one, stage, arm, phases in _texts(study):
+    read_by: dict[str, dict[str, dict[str, Any]]] = {}
+    for point, stage, arm, phases in _texts(study):
         blend = Blend(phases)
-        name = arm.key if stage == BASE else f"{arm.key} by {stage}"
-        read[name] = _sources(blend.counts(blend.total), one, sizes)
+        reader = arm.key if stage == BASE else f"{arm.key} by {stage}"
+        read_by[reader] = _sources(blend.counts(blend.total), point, sizes)
     for name, source in study.sources.items():
-        epochs = {reader: sources[name]["epochs"] or 0.0 for reader, sources in read.items() if name in sources}
-        most = max(epochs, key=lambda name: epochs[name], default="")
-        if most and epochs[most] > source.max_epochs:
+        epochs = {reader: sources[name]["epochs"] or 0.0 for reader, sources in read_by.items() if name in sources}
+        reader = max(epochs, key=lambda reader: epochs[reader], default="")
+        if reader and epochs[reader] > source.max_epochs:
             yield (
-                f"source {name}: {epochs[most]:.1f} epochs in arm {most}, more than its max_epochs {source.max_epochs:g}; "
+                f"source {name}: {epochs[reader]:.1f} epochs in arm {reader}, more than its max_epochs {source.max_epochs:g}; "
                 "give it more documents or less weight, or raise its max_epochs"
             )
 
@@ -349,7 +349,8 @@ def _unfit(study: Study) -> Iterator[str]:
                 f"earlier; lower its warmup_fraction or decay_fraction"
             )
     steps, schedule = study.budget.steps, study.pretraining.schedule
-    warmup, end = warmup_steps(steps, schedule), decay_start(steps, schedule) if schedule.kind != "cosine" else steps
+    warmup = warmup_steps(steps, schedule)
+    end = steps if schedule.kind == "cosine" else decay_start(steps, schedule)
     if warmup > end:
         yield (
             f"pretraining's learning rate rises for {warmup:,} steps, but only {end:,} of {steps:,} steps precede the decay or "
@@ -427,15 +428,14 @@ def _overlaps(study: Study) -> Iterator[str]:
         (arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight})
         for _, _, arm, phases in _texts(study)
     ]
-    for (name, one), (other_name, other) in combinations(study.sources.items(), 2):
+    for (name, source), (other_name, other) in combinations(study.sources.items(), 2):
         with contextlib.suppress(UserError):  # files can be moved away once they are tokenised
-            if not one.overlaps(other):
+            if not source.overlaps(other):
                 continue
-            both = dict.fromkeys(arm for arm, sources in read if {name, other_name} <= sources)
-            if both:
-                yield f"{name} and {other_name} may read the same rows: documents repeat in {', '.join(both)}"
-            choices = [(source.dataset, source.parts, source.documents, source.bounds) for source in (one, other)]
-            if study.validation_documents and choices[0] != choices[1]:
+            if readers := dict.fromkeys(arm for arm, sources in read if {name, other_name} <= sources):
+                yield f"{name} and {other_name} may read the same rows: documents repeat in {', '.join(readers)}"
+            choice, other_choice = ((it.dataset, it.parts, it.documents, it.bounds) for it in (source, other))
+            if study.validation_documents and choice != other_choice:
                 yield (
                     f"{name} and {other_name} may read the same rows, but choose among them differently: what one holds out, "
                     "the other may train on, so their held-out losses can be too low"
@@ -445,20 +445,21 @@ def _overlaps(study: Study) -> Iterator[str]:
 def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -> dict[str, dict[str, float]]:
     """The GPU-hours of each group's elements, which are those for which `of` gives its name: of pretraining, and at most of
     everything else."""
-    found = {name: {"pretraining": 0.0, "other_at_most": 0.0} for name in groups}
+    hours = {name: {"pretraining": 0.0, "other_at_most": 0.0} for name in groups}
     for job, element in plan.elements():
-        if of(element) in found:
+        if of(element) in hours:
             part = "pretraining" if job.request.section == "pretraining" else "other_at_most"
-            found[of(element)][part] += element.gpu_hours
-    return found
+            hours[of(element)][part] += element.gpu_hours
+    return hours
 
 
 def _evaluation_hours(plan: Plan) -> dict[str, float]:
-    found = dict[str, float]()
+    """The estimated GPU-hours of each evaluation task, by name."""
+    hours: dict[str, float] = defaultdict(float)
     for _, element in plan.elements():
         if (task := element.eval_task) is not None:
-            found[task.task.name] = found.get(task.task.name, 0.0) + _task_gpu_hours(task, plan.study.at(element.variant))
-    return found
+            hours[task.task.name] += _task_gpu_hours(task, plan.study.at(element.variant))
+    return dict(hours)
 
 
 class Answers(NamedTuple):
@@ -482,9 +483,10 @@ def answers_of(task: EvalTask, study: Study) -> Iterator[Answers]:
 def gcg_tokens(task: EvalTask, study: Study) -> float:
     """The tokens of all candidates in one element's GCG searches; 0 for any other task."""
     config = study.evaluation.gcg
-    return (
-        _asked(task, study)[0] * config.steps * config.search_width * GCG_TOKENS if task.task.kind == "gcg" and config else 0.0
-    )
+    if task.task.kind != "gcg" or config is None:
+        return 0.0
+    prompts, _ = _asked(task, study)
+    return prompts * config.steps * config.search_width * GCG_TOKENS
 
 
 def _asked(task: EvalTask, study: Study) -> tuple[float, int]:
@@ -517,7 +519,8 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
         if known.answer_tokens:
             seconds += generating(questions, config.capability.batch, known.answer_tokens)
         return seconds / 3600
-    (prompts, attempts), seconds = _asked(task, study), 0.0
+    prompts, attempts = _asked(task, study)
+    seconds = 0.0
     for answers in answers_of(task, study):
         seconds += reading(prompts * max(attempts, 1) * PROMPT_TOKENS) + generating(*answers)
     if kind == "ablation":

@@ -55,14 +55,14 @@ def prompts_of(study: Study) -> dict[str, int]:
     If kinds of models are attacked with different prompts, these are those of the kind whose mean they measure least precisely.
     Raises UsageError if no model is attacked under top-k.
     """
-    models = [one.eval_tasks(name) for one in study.variants.values() for name in (BASE, *one.tree.stages)]
+    models = [point.eval_tasks(name) for point in study.variants.values() for name in (BASE, *point.tree.stages)]
     attacks = [[task for task in tasks if task.task.name == "attacks-topk"] for tasks in models]
-    found = [{task.benchmark: study.prompts_in(task.benchmark, task.limit) for task in tasks} for tasks in attacks if tasks]
-    if not found:
+    by_model = [{task.benchmark: study.prompts_in(task.benchmark, task.limit) for task in tasks} for tasks in attacks if tasks]
+    if not by_model:
         raise UsageError(
             f"--power is about attack success, but no model of {study.name} has the task attacks-topk; leave --power out"
         )
-    return min(found, key=lambda prompts: equal_prompts(prompts.values()))
+    return min(by_model, key=lambda prompts: equal_prompts(prompts.values()))
 
 
 def _measured(summary: Path) -> Iterator[Components]:
@@ -75,9 +75,10 @@ def _measured(summary: Path) -> Iterator[Components]:
 
 def power_lines(value: dict[str, Any]) -> Iterator[str]:
     """The values of `study_power` as lines to print."""
-    found = value["components"]
-    parts = ", ".join(f"{name} {100 * found[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
-    source = "assumed from the demo's base models" if found["source"] == "assumed" else f"measured in {found['source']}"
+    components = value["components"]
+    parts = ", ".join(f"{name} {100 * components[name] ** 0.5:.1f}" for name in ("seed", "prompt", "interaction", "sample"))
+    is_assumed = components["source"] == "assumed"
+    source = "assumed from the demo's base models" if is_assumed else f"measured in {components['source']}"
     assumed = "".join(f", {number:,} of {name} assumed" for name, number in value["prompts_assumed"].items())
     total, equal = value["prompts"], round(value["equal_prompts"])
     counted = f", which count as {equal:,} because all benchmarks have the same weight" if equal < total else ""

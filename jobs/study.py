@@ -295,7 +295,9 @@ class Study(Settings, frozen=True, dict=True):
 
     def _default_tasks(self, name: str) -> str:
         """The list of `evaluation.tasks` that applies to a stage without a list of its own."""
-        return name if name in Tasks.__struct_fields__ else "base" if self.tree.is_raw(name) else "instruct"
+        if name in Tasks.__struct_fields__:
+            return name
+        return "base" if self.tree.is_raw(name) else "instruct"
 
     def place_of(self, name: str) -> str:
         """The key of a stage, or of "base", in the study file."""
@@ -331,7 +333,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @property
     def tunings(self) -> list[Tuning]:
-        stages = [stage for one in self.variants.values() for stage in one.tree.stages.values()]
+        stages = [stage for point in self.variants.values() for stage in point.tree.stages.values()]
         return [stage for stage in stages if isinstance(stage, Tuning)]
 
     def along(self, name: str) -> Along | None:
@@ -352,8 +354,8 @@ class Study(Settings, frozen=True, dict=True):
     @property
     def all_eval_tasks(self) -> list[EvalTask]:
         """The evaluations of all models, both finished and on the way."""
-        stages = [(one, name) for one in self.variants.values() for name in (BASE, *one.tree.stages)]
-        return [task for one, name in stages for way in (False, True) for task in one.eval_tasks(name, way)]
+        stages = [(point, name) for point in self.variants.values() for name in (BASE, *point.tree.stages)]
+        return [task for point, name in stages for on_the_way in (False, True) for task in point.eval_tasks(name, on_the_way)]
 
     @property
     def used_probes(self) -> Probes | None:
@@ -376,7 +378,7 @@ class Study(Settings, frozen=True, dict=True):
 
     def segment_at(self, arm: Arm, step: int) -> Segment:
         """The segment of the training tree that makes the checkpoint of `arm` at `step`."""
-        return next(one for one in self.path(arm) if one.start < step <= one.stop)
+        return next(segment for segment in self.path(arm) if segment.start < step <= segment.stop)
 
     def path(self, arm: Arm) -> list[Segment]:
         """The segments that train `arm`, from the first step to the last."""
@@ -385,19 +387,21 @@ class Study(Settings, frozen=True, dict=True):
 
     def beginnings(self) -> Iterator[tuple[str, str, int]]:
         """The points of pretraining at which stages begin: for each model, the stage, the branch and the step."""
-        for one in self.whole.variants.values():
-            for name, stage in one.tree.stages.items():
-                for arm in one.trainings if stage.at is not None else ():
-                    if arm.name in one.tree.arms[name]:
-                        step = one.budget.step_at(stage.at or 0)
-                        yield name, one.segment_at(arm, step).branch, step
+        for point in self.whole.variants.values():
+            for name, stage in point.tree.stages.items():
+                if stage.at is None:
+                    continue
+                step = point.budget.step_at(stage.at)
+                for arm in point.trainings:
+                    if arm.name in point.tree.arms[name]:
+                        yield name, point.segment_at(arm, step).branch, step
 
     def kept_steps(self, branch: str) -> set[int]:
         """The steps at which stages begin on a branch or models are measured, besides the ends of its segments."""
         kept = {step for _, begins_on, step in self.beginnings() if begins_on == branch}
-        for one in self.whole.variants.values():
-            if one.pretraining.along:
-                kept.update(one.pretraining.along.steps(one.budget.steps).values())
+        for point in self.whole.variants.values():
+            if point.pretraining.along:
+                kept.update(point.pretraining.along.steps(point.budget.steps).values())
         return kept
 
     @cached_property
@@ -411,11 +415,11 @@ class Study(Settings, frozen=True, dict=True):
         """The studies of the sweep's points by name; without a sweep, this study under the empty name."""
         if self.sweep is None:
             return {"": self}
-        found = variants_of(self, self.sweep)
-        for name, variant in found.items():  # drop its cached properties, which were computed without its name
+        variants = variants_of(self, self.sweep)
+        for name, variant in variants.items():  # drop its cached properties, which were computed without its name
             vars(variant).clear()
             vars(variant).update(variant=name, whole=self)
-        return found
+        return variants
 
     @property
     def variant(self) -> str:
@@ -439,7 +443,7 @@ class Study(Settings, frozen=True, dict=True):
     def replicates(self) -> tuple[Replicate, ...]:
         """The replicates: one for each seed at each point."""
         if self.sweep is not None:
-            return tuple(one for variant in self.variants.values() for one in variant.replicates)
+            return tuple(replicate for variant in self.variants.values() for replicate in variant.replicates)
         seeds = self.seeds or (DEFAULT_SEED if self.seed is None else self.seed,)
         return replicates_of(seeds, self.replicate, self.variant)
 
@@ -448,7 +452,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def _replicates(self) -> dict[tuple[int | None, str], Replicate]:
-        return {(one.seed, one.variant): one for one in self.replicates}
+        return {(replicate.seed, replicate.variant): replicate for replicate in self.replicates}
 
     @property
     def first_seed(self) -> int:
@@ -466,24 +470,24 @@ class Study(Settings, frozen=True, dict=True):
         if self.sweep is not None:
             return tuple(arm for variant in self.variants.values() for arm in variant.trainings)
         arms = arms_of(self.curriculum, self.budget)
-        return tuple(replace(arm, replicate=one) for one in self.replicates for arm in arms)
+        return tuple(replace(arm, replicate=replicate) for replicate in self.replicates for arm in arms)
 
     def training(self, arm: str, seed: int | None) -> Arm:
         replicate = self.replicate_of(seed)
         if arm == TRUNK:
             return safe_only_arm(self.curriculum, replicate)
-        return next(one for one in self.trainings if (one.name, one.replicate) == (arm, replicate))
+        return next(training for training in self.trainings if (training.name, training.replicate) == (arm, replicate))
 
     @cached_property
     def groups(self) -> dict[str, list[Arm]]:
         """The trainings that leave the trunk at the same step, by the name that their jobs share, the earliest first. Points of
         a sweep share jobs if their models and budgets have the same size."""
         if self.sweep is not None:
-            found: dict[str, list[Arm]] = defaultdict(list)
+            groups: dict[str, list[Arm]] = defaultdict(list)
             for variant in self.variants.values():
                 for name, arms in variant.groups.items():
-                    found[name + self.class_of(variant.variant)] += arms
-            return dict(found)
+                    groups[name + self.class_of(variant.variant)] += arms
+            return dict(groups)
         by_step: dict[int, list[Arm]] = defaultdict(list)
         for arm in self.trainings:
             by_step[self.budget.step_at(arm.start)].append(arm)
@@ -491,12 +495,13 @@ class Study(Settings, frozen=True, dict=True):
 
     def class_of(self, variant: str) -> str:
         """The suffix of a point's job names: empty if the models and budgets of all points have the same size."""
-        first, one = self._first_of_size, self.variants[variant]
-        return f".{first[one.model.resolve(), one.budget]}" if len(first) > 1 else ""
+        first, point = self._first_of_size, self.variants[variant]
+        return f".{first[point.model.resolve(), point.budget]}" if len(first) > 1 else ""
 
     @cached_property
     def _first_of_size(self) -> dict[tuple[ModelConfig, Budget], str]:
-        return {(one.model.resolve(), one.budget): name for name, one in reversed(self.variants.items())}
+        """The first point with each size of model and budget."""
+        return {(point.model.resolve(), point.budget): name for name, point in reversed(self.variants.items())}
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -504,7 +509,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def training_tree(self) -> TrainingTree:
-        return training_tree([line for one in self.variants.values() for line in one.lines])
+        return training_tree([line for point in self.variants.values() for line in point.lines])
 
     @property
     def lines(self) -> list[Line]:
@@ -525,25 +530,25 @@ class Study(Settings, frozen=True, dict=True):
         """The key of the training that makes each model, by the key of a training that has it and its stage: of trainings whose
         models would be equal, the first makes it for all."""
         first: dict[tuple[Any, ...], str] = {}
-        found: dict[tuple[str, str], str] = {}
-        for one in self.variants.values():
-            for arm in one.trainings:
+        owners: dict[tuple[str, str], str] = {}
+        for point in self.variants.values():
+            for arm in point.trainings:
                 pasts: dict[str, tuple[Any, ...]] = {BASE: (self.training_tree.branches[arm.key],)}
-                for name, stage in one.tree.stages.items():
-                    if arm.name in one.tree.arms[name]:
-                        settings = msgspec.json.encode((stage, one.train_config(name)))
+                for name, stage in point.tree.stages.items():
+                    if arm.name in point.tree.arms[name]:
+                        settings = msgspec.json.encode((stage, point.train_config(name)))
                         draws = (arm.replicate.tuning_seed, arm.interventions)
-                        pasts[name] = (*pasts[one.tree.parent(name)], name, settings, *draws)
-                found |= {(arm.key, name): first.setdefault(past, arm.key) for name, past in pasts.items()}
-        return found
+                        pasts[name] = (*pasts[point.tree.parent(name)], name, settings, *draws)
+                owners |= {(arm.key, name): first.setdefault(past, arm.key) for name, past in pasts.items()}
+        return owners
 
     def pretraining_of(self, arm: Arm) -> Pretraining:
         """How `arm` is pretrained. A cooldown of its own replaces the study's decay."""
         if arm.cooldown is None:
             return self.pretraining
-        steps = self.budget.steps
-        falls = msgspec.structs.replace(self.pretraining.schedule, decay_fraction=1 - self.budget.step_at(arm.cooldown) / steps)
-        return msgspec.structs.replace(self.pretraining, schedule=falls)
+        decay_fraction = 1 - self.budget.step_at(arm.cooldown) / self.budget.steps
+        schedule = msgspec.structs.replace(self.pretraining.schedule, decay_fraction=decay_fraction)
+        return msgspec.structs.replace(self.pretraining, schedule=schedule)
 
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
@@ -552,7 +557,7 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     `changes` are settings that replace the file's, such as "pretraining.optimizer.lr=3e-4". Relative paths, which start at the
     file's folder, become absolute. Raises UsageError that names the file, the key, its value and what to write instead.
     """
-    known = sorted(one.stem for one in STUDIES.glob("*.yaml"))
+    known = sorted(file.stem for file in STUDIES.glob("*.yaml"))
     if not path.is_file() and str(path) in known:
         path = STUDIES / f"{path}.yaml"
     missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(known)}"
@@ -561,11 +566,11 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
         where = f"{where} with --set {change}"
         raw = changed(raw, change, where)
     study = parse_study(sized(raw, path.parent), where)
-    for one in (study, *study.variants.values()):
-        anchor(one, path.parent)
-        one.evaluation.anchor_paths(path.parent)
-        anchor_keys(one.tokenizer, ("folder", "gguf"), path.parent)
-        anchor_keys(one.model, ("weights",), path.parent)
+    for part in (study, *study.variants.values()):
+        anchor(part, path.parent)
+        part.evaluation.anchor_paths(path.parent)
+        anchor_keys(part.tokenizer, ("folder", "gguf"), path.parent)
+        anchor_keys(part.model, ("weights",), path.parent)
     return study
 
 
