@@ -48,7 +48,7 @@ PROBE_TOKENS = 4 * 1_000 * 400
 ABLATION_CANDIDATES = 100
 """Directions that ablation compares: one for each pair of a layer and a token of the chat template."""
 UNKNOWN_QUESTIONS = 500
-"""Assumed size of a capability task whose questions cannot be counted before it is read."""
+"""Assumed number of questions of a capability task whose size is not known in advance."""
 
 ELEMENT_S = 2.5
 """Time that an element takes on this machine besides its arithmetic, for starting, loading and writing."""
@@ -56,8 +56,8 @@ CPU_FLOPS = 5e10
 """FLOP/s of one core, in training and in decoding; measured with SmolLM2-135M and with the demo's model."""
 
 LEAST_LEFT = 0.9
-"""Share of the peak learning rate that a warm-up must reach to pass without a warning. Not 1: midtraining's rate by default
-falls over all steps, so even a short warm-up overlaps with the decay."""
+"""Share of the peak learning rate that must be left at the end of a warm-up, else `plan` warns. Below 1, because by default
+midtraining's rate falls over all steps, so that even a short warm-up overlaps with the decay."""
 MOST_HERE = 24 * 60.0
 """Minutes on this machine beyond which a study is meant for GPUs."""
 
@@ -92,7 +92,8 @@ def gpu_hours_of(study: Study, tokens: int) -> float:
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     """The plan and its costs as plain values.
 
-    `shards` is the run's shard folder. The sizes of sources whose shards are complete there are used, else the published ones.
+    A source's size is read from its manifests in `shards`, the run's shard folder, if these are complete; else it is the
+    published one, if there is one.
     """
     study, segments = plan.study, plan.segments.values()
     sizes = _source_sizes(study, shards)
@@ -328,7 +329,7 @@ def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str
 def _unknown_sizes(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
     read = {name for arm in study.arms for name in arm.sources}
     if unknown := [name for name, size in sizes.items() if size.tokens is None and name in read]:
-        yield f"size unknown of {', '.join(unknown)}; epochs are checked when pretraining starts"
+        yield f"size unknown: {', '.join(unknown)}; their epochs are checked when pretraining starts"
 
 
 def _unfit(study: Study) -> Iterator[str]:
@@ -474,6 +475,7 @@ class Answers(NamedTuple):
 
 
 def answers_of(task: EvalTask, study: Study) -> Iterator[Answers]:
+    """The answers of one element, by decoder; none if its task uses no decoder."""
     prompts, attempts = _asked(task, study)
     for settings in study.evaluation.decoder_settings(task.task):
         count = prompts * (attempts or getattr(settings, "samples", 1)) * getattr(settings, "candidates", 1)

@@ -87,6 +87,7 @@ class _Planner:
         return replace(before, jobs=tuple(self.jobs))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
+        """Add a job, with its request and the costs of its elements; returns its name."""
         if any(job.name == name for job in self.jobs):
             raise UsageError(f"two jobs would have the name {name}; rename a stage of the study")
         own, profile = STAGES[stage], self.profile

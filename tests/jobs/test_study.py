@@ -389,7 +389,9 @@ def test_a_size_that_is_unknown_is_said_and_a_published_one_is_scaled_to_its_doc
     assert value["source_sizes"]["fineweb-edu"] == {"tokens": None, "origin": "unknown"}
     epochs, unknown, *_ = value["warnings"]
     assert epochs.startswith("source refuseweb: 103.7 epochs") and "more than its max_epochs 6.5" in epochs
-    assert unknown == ("size unknown of fineweb-edu, stackoverflow, unsafe-tagged; epochs are checked when pretraining starts")
+    assert (
+        unknown == "size unknown: fineweb-edu, stackoverflow, unsafe-tagged; their epochs are checked when pretraining starts"
+    )
     print_plan(value, study, Console(width=200))
     shown = capsys.readouterr().out
     assert len(re.findall(r"^ \S+ \* ", shown, re.MULTILINE)) == 3 and "*: size unknown" in shown
