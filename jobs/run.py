@@ -314,8 +314,7 @@ def refusal(old: Study, new: Study) -> str:
 
 
 def _lost_start(old: Study, new: Study) -> str:
-    """Why a stage of `new` has no checkpoint to begin from, pretraining under `old` having passed and not kept it; else
-    empty."""
+    """Which stage of `new` cannot begin, because pretraining under `old` kept no checkpoint at its step; empty if all can."""
     ends = {segment.branch: segment.stop for segment in old.segments}
     kept = {(segment.branch, segment.stop) for segment in old.segments}
     kept |= {(branch, step) for branch in ends for step in old.kept_steps(branch)}

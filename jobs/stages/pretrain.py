@@ -44,7 +44,7 @@ SPARE = 1.05
 COPY_S = 20 * 60.0
 """How long a start can spend on copying: the processes of other nodes wait only half an hour for it."""
 UNUSED_S = 30 * 24 * 3600.0
-"""How long no start on the node has used copies of another run when they are deleted; longer than a start can last."""
+"""Copies of another run are deleted when no start on the node has used them for this long. No start lasts longer."""
 
 log = logging.getLogger(__name__)
 

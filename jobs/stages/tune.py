@@ -48,7 +48,7 @@ class Tune(Training):
         return study.tree.stages[element.kind].global_batch or 0
 
     def inputs(self, work: Work) -> list[Path]:
-        """The tokenizer and the checkpoint to begin from: one of this training, else that of the model that it trains on."""
+        """The tokenizer and the checkpoint to begin from: the training's own, else that of the model it continues from."""
         own = checkpoint_to_resume(work.training)
         return [work.run.tokenizer / "tokenizer.json", (own or _source(work)) / INFO_FILE]
 
