@@ -301,7 +301,9 @@ class Study(Settings, frozen=True, dict=True):
 
     def place_of(self, name: str) -> str:
         """The key of a stage, or of "base", in the study file."""
-        return "pretraining" if name == BASE else f"stages.{name}" if name in self.stages else f"tuning.{name}"
+        if name == BASE:
+            return "pretraining"
+        return f"stages.{name}" if name in self.stages else f"tuning.{name}"
 
     @cached_property
     def tree(self) -> StageTree:
@@ -310,9 +312,8 @@ class Study(Settings, frozen=True, dict=True):
         pretraining, length, mixes = self.pretraining, self.budget.sequence_length, self.curriculum.mixes()
         batches = pretraining.global_batch, pretraining.micro_batch
         resolved = {name: written_out(name, stage, *batches, length, mixes) for name, stage in given.items()}
-        return stage_tree(
-            resolved, list(dict.fromkeys(arm.name for arm in self.arms)), {name: self.place_of(name) for name in given}
-        )
+        arms, places = list(dict.fromkeys(arm.name for arm in self.arms)), {name: self.place_of(name) for name in given}
+        return stage_tree(resolved, arms, places)
 
     @cached_property
     def stage_names(self) -> list[str]:
