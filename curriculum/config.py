@@ -10,17 +10,17 @@ from curricula.curriculum.sources.declared import TextTable, dataset
 from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, Share
 
 VALIDATION = "validation"
-"""The shard of held-out documents, beside the numbered ones."""
+"""Name of the shard of held-out documents. The training shards are numbered."""
 LARGEST_VOCABULARY = 2**16
-"""Entries that a token of 16 bits, as shards hold them, can name."""
+"""Entries of the largest vocabulary that fits the 16-bit tokens of shards."""
 
 RESERVED = "<empty_output>"
-"""SmolLM's entry for notebook cells without output."""
+"""SmolLM's entry for notebook cells without output. By default it becomes the harmfulness tag."""
 
 MOST_TOKENS = 10**17
-"""That pretraining, or a stage after it, reads in each arm."""
+"""Most tokens that pretraining, or a stage after it, can read in one arm."""
 MOST = 10**9
-"""Steps of a stage after pretraining, rows of one of its batches, its conversations or its epochs."""
+"""Largest number of steps, conversations or epochs of a stage after pretraining, and of rows in one of its batches."""
 
 Mix = dict[str, float]
 """Relative weights of sources, by name."""
@@ -38,11 +38,11 @@ class Tokenizer(Settings, frozen=True):
     hub: str | None = None
     """A Hugging Face tokenizer by name."""
     revision: str | None = None
-    """The commit of `hub`. Without one the newest is read, which the plan warns of and `data/tokenizer/source.json` records."""
+    """The commit of `hub`. Null: the newest; the plan warns of this, and `data/tokenizer/source.json` records the commit."""
     gguf: str | None = None
     """A GGUF file that holds the tokenizer, or the installed package that holds the file."""
     reserve: str = RESERVED
-    """The reserved entry of a published tokenizer that becomes the harmfulness tag, unless it has the tag already."""
+    """The reserved entry of a published tokenizer that becomes the harmfulness tag, unless there is a tag already."""
 
     def check(self) -> None:
         self.require_one("train", "folder", "hub", "gguf")
@@ -58,22 +58,22 @@ class Source(TextTable, frozen=True):
     tag_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """Probability of the harmfulness tag before a token. The paper's is 0.05, for raw unsafe text only."""
     name_speakers: bool | None = None
-    """Whether "User:" and "Assistant:" become names; by default only in datasets of dialogues."""
+    """Whether names replace "User:" and "Assistant:"; by default only in datasets of dialogues."""
     documents: Positive | None = None
-    """Read at most this many: the first ones of each part, in proportion to the parts' sizes."""
+    """Maximum number of documents: the first of each part, in proportion to the parts' sizes; null: all."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
-    """Pieces that are tokenised and restarted on their own, each an element of an array."""
+    """Number of shards. Each is tokenised, and restarted if need be, by an element of its own."""
     loss: Literal["all", "tags", "none"] = "all"
-    """Which of its tokens count in pretraining's loss: "tags" teaches the harmfulness tag without the text around it; with
-    "none" the source only takes up tokens. Validation counts all but the tags."""
+    """Which tokens count in the pretraining loss: "all"; only the harmfulness "tags", which teaches the tag but not the text
+    around it; or "none", so that the source only uses up tokens. Validation counts all tokens but the tags."""
     max_epochs: PositiveNumber = 4.0
-    """Pretraining that reads the source more often is refused, and the plan warns of it. Up to 4 epochs are almost as good as
-    new text (Muennighoff et al. 2023)."""
+    """Maximum number of epochs. The plan warns of pretraining that reads the source more often, and the run refuses it. Up to 4
+    epochs are almost as good as new text (Muennighoff et al. 2023)."""
 
     def check(self) -> None:
         super().check()
         if self.loss == "tags" and not self.tag_rate:
-            raise ValueError("loss is 'tags', but tag_rate is 0, so nothing would count; set tag_rate, or loss to 'none'")
+            raise ValueError("loss is 'tags', but tag_rate is 0, so no token would count; set tag_rate, or set loss to 'none'")
 
     @property
     def shard_names(self) -> list[str]:
@@ -81,7 +81,7 @@ class Source(TextTable, frozen=True):
 
     @property
     def needed_rows(self) -> int | None:
-        """How many of the first rows hold its documents; None for all, as where scores choose among them."""
+        """Number of leading rows that hold its documents; None if all rows are needed, as when scores select among them."""
         return None if self.score else self.documents
 
     @property
@@ -96,25 +96,25 @@ class PhaseConfig(Settings, frozen=True):
     until: Annotated[float, msgspec.Meta(gt=0, le=1)]
     """Fraction of the token budget at which the phase ends."""
     mix: str | Mix
-    """The name "safe", that of an intervention set, or weights."""
+    """The mix: "safe", the name of an intervention set, or weights of sources."""
     drop: tuple[str, ...] = ()
-    """Sources to leave out of the mix. The others keep their ratio, here and below."""
+    """Sources to leave out of the mix. The remaining sources keep their ratio, as they do with `add`."""
     replace: dict[str, str] = {}
-    """Sources of the mix, each with the source that gets its weight, such as {unsafe: safeweb}."""
+    """Sources of the mix to replace, each with the source that takes over its weight, such as {unsafe: safeweb}."""
     add: dict[str, Share] = {}
     """Sources to mix in, each with its share of the phase's tokens, such as {refuseweb: 0.05}."""
     ramp: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
-    """Move from the previous mix to this one in so many equal steps along the phase; 1 switches at once."""
+    """Number of equal steps in which the phase moves from the previous mix to this one; 1 switches at once."""
     cooldown: bool = False
-    """In an arm's last phase: the learning rate falls over this phase, and not over `pretraining.schedule.decay_fraction`."""
+    """For an arm's last phase: let the learning rate fall over it, not over `pretraining.schedule.decay_fraction`."""
 
     def applied(self, mix: Mix) -> Mix:
-        """`mix` with this phase's changes; raises ValueError where they do not fit it."""
+        """`mix` with this phase's changes; raises ValueError if they do not fit it."""
         for name in (*self.drop, *self.replace):
             if name in self.drop and name in self.replace:
                 raise ValueError(f"drop and replace both name {name!r}; keep one of them")
             if not mix.get(name):
-                raise ValueError(f"drop and replace may name {', '.join(mix)}, the sources of the mix, not {name!r}")
+                raise ValueError(f"drop and replace can name {', '.join(mix)}, the sources of the mix, not {name!r}")
         if sum(self.add.values()) >= 1:
             raise ValueError(f"the shares in add must sum to less than 1, not to {sum(self.add.values()):g}")
         changed: Mix = {}
@@ -128,23 +128,23 @@ class PhaseConfig(Settings, frozen=True):
 
 
 class Curriculum(Settings, frozen=True):
-    """What arms read: safe data up to a fraction of the budget, then a blend (section 3.2).
+    """What the arms read: safe data up to a fraction of the budget, then a blend (section 3.2).
 
     There is an arm for each start and intervention set. `arms` adds others of any shape: unfiltered ones, ramps, late doses,
     doses that end, cooldowns on another mix.
     """
 
     safe: Mix
-    """What arms read before the interventions start, and what the arm without them reads to the end."""
+    """The mix that arms read before their interventions start. The arm without interventions reads it to the end."""
     interventions: dict[str, Mix] = {}
-    """Intervention sets by name."""
+    """Intervention sets by name, each the mix that arms read once their interventions start."""
     starts: tuple[Share, ...] = (0.0, 0.2, 0.6, 1.0)
     """Fractions of the token budget at which interventions start."""
     arms: dict[str, tuple[PhaseConfig, ...]] = {}
     """Further arms by name, each a list of phases."""
     exposure: Literal["natural", "matched"] = "natural"
-    """With "matched", arms that read the same interventions see the same amount of them by the end: as much as the first of
-    these arms, that with the earliest of `starts`. The others get more or less of them in each phase, in proportion."""
+    """With "matched", arms that read the same interventions see the same number of intervention tokens by the end: as many as
+    the first of these arms, which has the earliest of `starts`. For the others, their share of each phase is scaled."""
 
     def check(self) -> None:
         if tuple(sorted(set(self.starts))) != self.starts:
@@ -181,7 +181,7 @@ class Curriculum(Settings, frozen=True):
 
 
 class ReplicateDraws(Settings, frozen=True):
-    """What each further seed of a study draws anew. All else, such as tokenised data and prompts, is the first seed's."""
+    """What each further seed of a study draws for itself. It shares all else, such as tokens and prompts, with the first."""
 
     init: bool = True
     """Initial weights."""
@@ -192,14 +192,14 @@ class ReplicateDraws(Settings, frozen=True):
 
 
 class Along(Settings, frozen=True):
-    """What is measured while a model is trained. Its end is measured in any case, by the model's own tasks."""
+    """Measurements during a training. Its end is always measured, by the tasks of the finished model."""
 
     at: Annotated[tuple[float | int, ...], msgspec.Meta(min_length=1)]
-    """Where: fractions of the training between 0 and 1, such as 0.25, or whole steps, such as 100."""
+    """Points to measure: fractions of the training between 0 and 1, such as 0.25, or whole steps, such as 100."""
     tasks: tuple[str, ...] = ("attacks-topk",)
-    """Evaluation tasks, as in `evaluation.tasks`. A short list is best: each point is a model of its own."""
+    """Evaluation tasks, as in `evaluation.tasks`. Keep the list short: each point is a separate model."""
     prompts: Positive | None = None
-    """At most this many prompts of each benchmark; null takes as many as at the end."""
+    """Maximum number of prompts of each benchmark; null: as many as at the end."""
 
     def check(self) -> None:
         for place in self.at:
@@ -212,15 +212,15 @@ class Along(Settings, frozen=True):
             raise ValueError(f"at {list(self.at)} repeats a point; name each once")
 
     def steps(self, total: int) -> dict[str, int]:
-        """The step of each point of a training of `total` steps, by its label. Raises ValueError for one that is not in it, and
-        for two that are one step."""
+        """The step of each point in a training of `total` steps, by the point's label. Raises ValueError for a point outside
+        the training and for two points at one step."""
         found: dict[int, float | int] = {}
         for place in self.at:
             step = place if isinstance(place, int) else round(place * total)
             if not 0 < step < total:
                 raise ValueError(
                     f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there; write "
-                    "fractions, or fewer steps"
+                    "fractions, or lower steps"
                 )
             if step in found:
                 raise ValueError(
@@ -231,26 +231,26 @@ class Along(Settings, frozen=True):
 
 
 def point_label(place: float | int) -> str:
-    """A point of a training as names of models and elements have it: 0.25 is "25", step 100 is "step100"."""
+    """A point of a training as it appears in names of models and elements: 0.25 is "25", step 100 is "step100"."""
     return f"step{place}" if isinstance(place, int) else f"{100 * place:g}"
 
 
 class StageConfig(Settings, frozen=True, kw_only=True):
-    """What every stage after pretraining says: where it starts, for which arms, and what is measured."""
+    """Settings of every stage after pretraining: where it starts, which arms have it, and what is measured."""
 
     parent: str | None = msgspec.field(name="from", default=None)
-    """The stage whose model it continues from; null is "base", the pretrained model."""
+    """The stage whose model it continues from; null: "base", the pretrained model."""
     at: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
-    """With `from: base`: the fraction of the pretraining budget from whose checkpoint it starts; null is the end."""
+    """With `from: base`: the fraction of the pretraining budget after which it starts; null: the end."""
     arms: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     """The arms that have this stage; null: all that have the stage it continues from."""
     tasks: tuple[str, ...] | None = None
-    """Tasks measured at its end. Null: `evaluation.tasks.benign` for a stage of that name, `evaluation.tasks.base` for a model
+    """Evaluation tasks at its end. Null: `evaluation.tasks.benign` for the stage benign, `evaluation.tasks.base` for a model
     that has read only raw text, otherwise `evaluation.tasks.instruct`."""
     along: Along | None = None
-    """What is measured on the way; null measures the end alone."""
+    """Measurements during the stage; null: only at its end."""
     steps: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
-    """Optimizer steps. At most one of the keys that say how long it trains may be given."""
+    """Optimizer steps. Give at most one of the keys that set how long the stage trains."""
 
 
 class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"):
@@ -259,20 +259,20 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     mix: Mix
     """Relative weights of tuning sets, counted in conversations."""
     conversations: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
-    """Conversations in total; by default as many as the sets hold."""
+    """Total number of conversations; by default as many as the sets hold."""
     epochs: Annotated[float, msgspec.Meta(gt=0, le=MOST)] | None = None
-    """Conversations in total, as a multiple of what the sets hold; 1 by default."""
+    """Total number of conversations, as a multiple of what the sets hold; 1 by default."""
     examples: dict[str, Positive] = {}
-    """Use only so many conversations of a tuning set, by its name: drawn once by the seed, and repeated over the epochs."""
+    """Number of conversations to use from a tuning set, by its name. The seed draws them once; every epoch repeats them."""
     loss: dict[str, Literal["assistant", "all"]] = {}
-    """What carries loss in a tuning set, by its name: the assistant's tokens (the default) or the whole conversation."""
+    """Which tokens carry loss in a tuning set, by its name: the assistant's (the default) or the whole conversation's."""
     tagged_harmful: dict[str, Share] = {}
-    """Share of harmful answers with tags, by intervention set (the paper's is 0.1, for full) or by arm, such as safe-100; an
-    arm's own name counts before its set."""
+    """Share of conversations that are harmful answers with tags, by intervention set (the paper's is 0.1, for full) or by arm,
+    such as safe-100. An arm's own entry takes precedence over that of its set."""
     refusals: Share | None = None
-    """Share of refusals among the other conversations; by default as many as the mix holds."""
+    """Share of refusals among the remaining conversations; by default as many as the mix holds."""
     packing: bool = False
-    """Put several conversations in a row, with attention within each; otherwise a row is one padded conversation."""
+    """Pack several conversations into a row, with attention only within each; otherwise a row is one padded conversation."""
     global_batch: Annotated[int, msgspec.Meta(ge=1, le=MOST)] = 4
     """Rows in one optimizer step; the paper's is 4."""
     micro_batch: Positive = 4
@@ -284,7 +284,7 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
     decay_fraction: Share | None = None
     """Share of the steps, at the end, over which the learning rate falls linearly to 0; null: along half a cosine."""
     weight_decay: NonNegativeNumber = 0.01
-    """Of AdamW. The paper does not state it for tuning; this is its pretraining value."""
+    """Weight decay of AdamW. The paper does not state it for tuning; the default is its pretraining value."""
 
     def check(self) -> None:
         require_weights("mix", self.mix)
@@ -296,32 +296,34 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
         self.require_one("conversations", "epochs", "steps", or_none=True)
         if self.packing and self.steps:
-            raise ValueError(f"steps is {self.steps} with packing, where rows hold as many as fit; give conversations")
+            raise ValueError(
+                f"steps is {self.steps}, but with packing a row holds as many conversations as fit; give conversations instead"
+            )
         if self.total_steps == 0:
             raise ValueError(
-                f"conversations is {self.conversations}, fewer than one batch of global_batch {self.global_batch}; ask for more"
+                f"conversations is {self.conversations}, fewer than one batch of global_batch {self.global_batch}; raise it"
             )
 
     def tagged_share(self, arm: str, interventions: str) -> float:
-        """Of an arm with this intervention set."""
+        """Share of tagged harmful answers for `arm`, which has this intervention set."""
         return self.tagged_harmful.get(arm, self.tagged_harmful.get(interventions, 0.0))
 
     @property
     def total_steps(self) -> int | None:
-        """Where the study alone says it."""
+        """Optimizer steps; None if they depend on the data."""
         if self.conversations and not self.packing:
             return self.conversations // self.global_batch
         return self.steps
 
 
 class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="midtrain"):
-    """Training on pretraining text with a learning rate of its own. The data goes on where pretraining left it: no sample
-    repeats before its source is exhausted. The optimizer starts anew."""
+    """Training on pretraining text with its own learning rate. The data stream continues where pretraining left it, so no
+    sample repeats before its source is exhausted. The optimizer starts with a fresh state."""
 
     mix: str | Mix
-    """The name "safe", that of an intervention set, or weights of sources."""
+    """The mix: "safe", the name of an intervention set, or its own weights of sources."""
     tokens: Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)] | None = None
-    """Tokens to read, rounded to whole steps. Give these or `steps`."""
+    """Tokens to read, rounded to whole steps. Give either this or `steps`."""
     lr: PositiveNumber
     """Peak learning rate."""
     warmup_fraction: Share = 0.0
@@ -329,7 +331,7 @@ class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="mi
     decay_fraction: Share = 1.0
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
     weight_decay: NonNegativeNumber | None = None
-    """Of AdamW. Null: as in pretraining, like every setting that is not listed here."""
+    """Weight decay of AdamW; null: as in pretraining, like every setting that is not listed here."""
     global_batch: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
     """Sequences in one optimizer step; null: as in pretraining."""
     micro_batch: Positive | None = None

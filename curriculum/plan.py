@@ -1,9 +1,9 @@
 """From a token budget to steps: arms, the steps at which their phases switch, and the training tree they share.
 
 Until its start every arm reads the same safe-only stream, so pretraining is a tree: one trunk, and a branch for each arm
-that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0). Arms that share more than
-safe data, such as a blend that only their cooldowns end differently, share that too: one branches from the other. Each seed of
-a study is a replicate, with a tree of its own.
+that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0). Arms can share more than safe
+data, such as a blend that ends in different cooldowns; then one arm branches from the other. Each seed of a study is a
+replicate, with a tree of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curricula.curriculum.stream.blend import Phase, exact_shares
 TRUNK = "trunk"
 DEFAULT_SEED = 42
 LEAST_SHARE = 1e-9
-"""Of interventions that `exposure: matched` can scale."""
+"""Smallest share of interventions that `exposure: matched` can scale."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Budget:
         return self.steps * self.step_tokens
 
     def step_at(self, fraction: float) -> int:
-        """The whole step nearest to `fraction` of the requested tokens, to which a phase boundary snaps."""
+        """The whole step nearest to `fraction` of the requested tokens. Phase boundaries snap to it."""
         return round(fraction * self.requested_tokens / self.step_tokens)
 
     def snap_tokens(self, fraction: float) -> int:
@@ -64,18 +64,18 @@ class ArmPhase(NamedTuple):
 
 @dataclass(frozen=True)
 class Replicate:
-    """One training of every arm: the seeds of its draws, and the end of its names."""
+    """One training of every arm: the seeds of its draws, and the suffix of its names."""
 
     seed: int = DEFAULT_SEED
-    """The study's seed that it stands for; evaluation draws by it."""
+    """The study's seed that the replicate belongs to. Evaluation draws by it."""
     init_seed: int = DEFAULT_SEED
-    """Of the initial weights."""
+    """Seed of the initial weights."""
     data_seed: int = DEFAULT_SEED
-    """Of the order of pretraining data."""
+    """Seed of the order of pretraining data."""
     tuning_seed: int = DEFAULT_SEED
-    """Of the order of tuning data."""
+    """Seed of the order of tuning data."""
     suffix: str = ""
-    """Empty for the first replicate of a study without a sweep."""
+    """Suffix of names; empty for the first replicate of a study without a sweep."""
     variant: str = ""
     """The point of the study's sweep; empty without one."""
 
@@ -107,15 +107,15 @@ class Arm:
     start: float
     """Fraction of the budget up to which it reads safe data alone."""
     interventions: str
-    """The intervention set; the arm's own name where the study writes it out; "none" for the safe-only arm."""
+    """The intervention set; the arm's own name if the study writes out its phases; "none" for the safe-only arm."""
     phases: tuple[ArmPhase, ...]
     replicate: Replicate = Replicate()
     cooldown: float | None = None
-    """Fraction of the budget at which its learning rate begins to fall, where the arm has a say in that."""
+    """Fraction of the budget at which the learning rate begins to fall; None: as the study's schedule says."""
 
     @property
     def key(self) -> str:
-        """Unique among the trainings of a study: names the arm's elements and folders."""
+        """The name of the arm's elements and folders, unique among the trainings of a study."""
         return self.replicate.named(self.name)
 
     @property
@@ -123,7 +123,7 @@ class Arm:
         return {name for _, mix in self.phases for name, weight in mix.items() if weight}
 
     def blend_phases(self, budget: Budget) -> list[Phase]:
-        """The arm's phases in samples, each ending at a whole step."""
+        """The arm's phases in samples, each ending at a whole step. Raises ValueError if interventions round to no step."""
         phases: list[Phase] = []
         for until, mix in self.phases:
             end = budget.step_at(until) * budget.global_batch
@@ -183,7 +183,7 @@ def safe_only_arm(curriculum: Curriculum, replicate: Replicate = Replicate()) ->
 
 
 def _written_arm(name: str, curriculum: Curriculum) -> Arm:
-    """An arm that the study writes out. Each step of a ramp becomes a phase, with the mix at the middle of the step."""
+    """An arm whose phases the study writes out. Each step of a ramp becomes a phase with the mix at the middle of the step."""
     phases: list[ArmPhase] = []
     start, old = 0.0, curriculum.safe
     for written in curriculum.arms[name]:
@@ -194,7 +194,7 @@ def _written_arm(name: str, curriculum: Curriculum) -> Arm:
         start, old = written.until, new
     safe = list(itertools.takewhile(lambda phase: _same(phase.mix, curriculum.safe), phases))
     if len(safe) == len(phases):
-        raise ValueError(f"arm {name} reads only safe data; put 1 in starts for that")
+        raise ValueError(f"arm {name} reads only safe data; add 1 to starts instead")
     # Exactly the trunk's weights, so that the arm can branch from the trunk.
     phases[: len(safe)] = [ArmPhase(phase.until, curriculum.safe) for phase in safe]
     *earlier, last = curriculum.arms[name]
@@ -223,9 +223,9 @@ def intervention_share(mix: Mix, curriculum: Curriculum) -> float:
 
 
 def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Arm]:
-    """The arms, each with as many intervention tokens as the first one that reads the same interventions.
+    """The arms, each scaled to as many intervention tokens as the first arm that reads the same interventions.
 
-    The interventions of a phase keep their ratio to one another, and so do its other sources.
+    Within a phase, the interventions keep their ratio to one another, and so do the other sources.
     """
     targets: dict[str | frozenset[str], float] = {}
     found = []
@@ -245,7 +245,7 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
                 f"exposure: matched cannot scale the interventions of {arm.name}, at most {most:g} of its tokens; raise "
                 "their weights"
             )
-        # In units of the largest share, so that arms of one phase get the very weights that they need.
+        # In units of the largest share, so that arms of one phase get exactly the weights that they need.
         steps = sum(share / most * length for share, length in zip(shares, lengths)) if most else 0.0
         target = targets.setdefault(own, most * steps)
         if target == most * steps:
@@ -254,7 +254,7 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
             wanted, room = (f"{round(count) * budget.step_tokens:,}" for count in (target, steps))
             raise ValueError(
                 f"exposure: matched is impossible for {arm.name}: the first arm with its interventions sees {wanted} tokens of "
-                f"them, where its own phases have room for {room}; lower the weights of the first, or leave {arm.name} out"
+                f"them, but its own phases have room for only {room}; lower the weights of the first, or leave {arm.name} out"
             )
         else:
             grown = [min(1.0, share / most * target / steps) for share in shares]
@@ -267,8 +267,8 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
 
 
 def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
-    """The key by which arms are matched: the one intervention set that the arm names or whose sources it reads; otherwise its
-    intervention sources."""
+    """The key by which arms are matched: the one intervention set that the arm names or whose sources it reads. If there is
+    no such set, the arm's intervention sources."""
     if arm.name not in curriculum.arms:
         return arm.interventions if intervention_share(arm.phases[-1].mix, curriculum) else frozenset()
 
@@ -283,7 +283,7 @@ def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
 
 
 def _with_share(mix: Mix, share: float, curriculum: Curriculum) -> Mix:
-    """`mix` rescaled so that interventions make up `share`; the rest goes to its other sources or, if none, to the safe mix."""
+    """`mix` rescaled to a `share` of interventions. The rest goes to its other sources or, if it has none, to the safe mix."""
     before = intervention_share(mix, curriculum)
     is_pure = math.isclose(before, 1)  # the shares of three sources may sum to a little less
     rest = 0.0 if is_pure else (1 - share) / (1 - before)
@@ -303,29 +303,29 @@ def branch_of(arm: Arm) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """The training of one arm from its first step to its last, with all that decides which past it shares with others."""
+    """The training of one arm from its first step to its last, with all that decides which steps it shares with others."""
 
     arm: Arm
     phases: tuple[tuple[int, dict[str, int]], ...]
-    """Where each phase ends, in samples, and the exact shares of its sources."""
+    """For each phase, the sample at which it ends and the exact shares of its sources."""
     steps: int
     decays_at: int
     """The step from which the learning rate depends on where the run ends."""
     sequences: int
-    """Sequences in a step."""
+    """Sequences in one step."""
     is_wanted: bool = True
-    """Whether a model is made of its end; otherwise it is trained only as far as others branch from it."""
+    """Whether the study uses the model at its end. If not, it is trained only as far as others branch from it."""
     otherwise: Hashable = None
-    """All else that the weights depend on and that differs between points of a sweep."""
+    """Everything else that the weights depend on and that differs between the points of a sweep."""
 
     @property
     def beginning(self) -> Hashable:
-        """Equal for lines that share their first step."""
+        """A key that is equal for lines with the same first step."""
         drawn, (_, mix) = self.arm.replicate, self.phases[0]
         return drawn.seed, drawn.init_seed, drawn.data_seed, self.sequences, self.otherwise, tuple(mix.items())
 
     def shared_steps(self, other: Line) -> int:
-        """How many steps from the beginning are the same in both, which have the same beginning."""
+        """Number of leading steps that are the same in both lines. Their `beginning` must be equal."""
         shared = self._shared_samples(other) // self.sequences
         is_same_schedule = (self.decays_at, self.steps) == (other.decays_at, other.steps)
         return shared if is_same_schedule else min(shared, self.decays_at, other.decays_at)
@@ -344,8 +344,8 @@ class Line:
 def lines_of(
     arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays_at: int | None = None, otherwise: Hashable = None
 ) -> list[Line]:
-    """A line for each arm, and one for the trunk of each replicate before them. `decays_at` is the step from which the study's
-    learning rate falls; None: it does not fall before the run ends."""
+    """A line for each arm, preceded by one for the trunk of each replicate. `decays_at` is the step from which the study's
+    learning rate falls; None: it never falls."""
     lines = []
     for replicate in dict.fromkeys(arm.replicate for arm in arms):
         own = [arm for arm in arms if arm.replicate == replicate]
@@ -365,15 +365,15 @@ def lines_of(
 
 @dataclass(frozen=True)
 class TrainingTree:
-    """How all lines are trained with nothing trained twice."""
+    """The segments that train all lines without training anything twice."""
 
     segments: tuple[Segment, ...]
     """Parents before children."""
     branches: Mapping[str, str]
-    """By the key of each arm, the branch whose last checkpoint is its base model."""
+    """The branch whose last checkpoint is an arm's base model, by the arm's key."""
 
     def chain(self, branch: str) -> list[Segment]:
-        """The segments of a branch, and those that lead to it."""
+        """The segments from the root to the end of a branch, in order."""
         found = [self._by_name[branch]]
         while found[0].parent:
             found.insert(0, self._by_name[found[0].parent])
@@ -387,7 +387,7 @@ class TrainingTree:
 
 @dataclass(frozen=True, eq=False)
 class _Branch:
-    """What is trained for one line alone: its steps from `start` on, where it leaves its `host`."""
+    """The steps trained for one line alone: those from `start` on, where it leaves its `host`."""
 
     line: Line
     host: _Branch | None
@@ -401,21 +401,21 @@ class _Branch:
 
     @property
     def last(self) -> _Branch:
-        """The branch that trains the line's last step: the host, where the two never part."""
+        """The branch that trains the line's last step: the host, if the two never part."""
         return self.host if self.host and self.start == self.line.steps else self
 
 
 def training_tree(lines: Sequence[Line]) -> TrainingTree:
     """The training tree: for each line, the part that no earlier line trains, split where later lines branch off.
 
-    Raises ValueError where two arms of one study are the same.
+    Raises ValueError if two arms of one study are the same.
     """
     branches: list[_Branch] = []
     alike: dict[Hashable, list[_Branch]] = defaultdict(list)
     for line in lines:
         branches.append(_branch(line, alike[line.beginning]))
         alike[line.beginning].append(branches[-1])
-    for branch in reversed(branches):  # hosts come before the branches for which they must be cut
+    for branch in reversed(branches):  # backwards, since a host comes before the branches that cut it
         if branch.line.is_wanted:
             branch.last.cuts.add(branch.line.steps)
         if branch.host and branch.cuts:
@@ -431,8 +431,8 @@ def training_tree(lines: Sequence[Line]) -> TrainingTree:
 
 
 def _branch(line: Line, earlier: Sequence[_Branch]) -> _Branch:
-    """The branch of a line. Its host is the branch among `earlier`, which begin alike, with which it shares the most steps (on
-    a tie, the first)."""
+    """The branch of a line. Its host is the branch with which it shares the most steps (on a tie, the first), among the
+    `earlier` ones with the same beginning."""
     host = max(earlier, key=lambda other: line.shared_steps(other.line), default=None)
     start = line.shared_steps(host.line) if host else 0
     if host and line.is_wanted and start == line.steps and host.line.arm.replicate == line.arm.replicate:

@@ -1,4 +1,4 @@
-"""The stages after pretraining, as a tree: what each continues from, which arms have it, and what text it has read by its end.
+"""The stages after pretraining, as a tree: what each continues from, which arms have it, and which text its model has read.
 
     base ── instruct ── benign
       │        └────── harmful
@@ -29,28 +29,28 @@ NOT_BEGINNINGS = ("fetch-", "pretrain-", "export-", "evaluate-", "along-", "merg
 
 
 def model_name(stage: str, point: str = "") -> str:
-    """The folder of a model within its arm's: its stage's name, and behind "@" the point where it was taken before the end."""
+    """The folder of a model within its arm's folder: the stage's name, with "@" and the point if it is not the end."""
     return f"{stage}@{point}" if point else stage
 
 
 @dataclass(frozen=True)
 class StageTree:
-    """The stages by name, each after the one it continues from, with `from` written out."""
+    """The stages by name, each after the one it continues from."""
 
     stages: Mapping[str, AnyStage]
     arms: Mapping[str, tuple[str, ...]]
-    """The arms that have each stage, "base" included, in the order of the study."""
+    """The arms that have each stage (also "base"), in the order of the study."""
 
     def parent(self, name: str) -> str:
         return self.stages[name].parent or BASE
 
     def is_raw(self, name: str) -> bool:
-        """Whether the stage's model has seen text alone, so that it gets prompts without a chat template."""
+        """Whether the stage's model has only read raw text, so that it gets prompts without a chat template."""
         return name == BASE or (isinstance(self.stages[name], Midtrain) and self.is_raw(self.parent(name)))
 
     @property
     def papers(self) -> list[str]:
-        """The stages of the names that the paper has, where they follow one another as in the paper."""
+        """The paper's stages (base, instruct, benign) that the study has, while they follow one another as in the paper."""
         found = [BASE]
         for name, parent in (("instruct", BASE), ("benign", "instruct")):
             stage = self.stages.get(name)
@@ -59,8 +59,7 @@ class StageTree:
         return found
 
     def stream(self, name: str, arm: Arm, budget: Budget) -> list[Phase]:
-        """The pretraining text that `arm` has read by the end of the stage `name`; a midtraining stage's own is the last
-        phase."""
+        """The phases of pretraining text that `arm` has read by the end of stage `name`, midtraining included."""
         if name == BASE:
             return arm.blend_phases(budget)
         stage, phases = self.stages[name], self.stream(self.parent(name), arm, budget)
@@ -73,7 +72,7 @@ class StageTree:
 
 
 def samples_of(stage: Midtrain) -> int:
-    """The sequences that a stage of a study reads."""
+    """Number of sequences that a midtraining stage reads."""
     assert stage.steps and stage.global_batch, "the study writes out both"
     return stage.steps * stage.global_batch
 
@@ -86,7 +85,7 @@ def _up_to(phases: Sequence[Phase], end: int) -> list[Phase]:
 
 
 def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mapping[str, str]) -> StageTree:
-    """The tree of `stages`. `arms` are all of the study; `place` is each stage's key in the study, for messages.
+    """The tree of `stages`. `arms` are all arms of the study; `place` is each stage's key in the study, for messages.
 
     Raises ValueError for a circle, an unknown stage or arm, and `at` on a stage that does not continue from base.
     """
@@ -98,14 +97,14 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
         parent = stage.parent or BASE
         if parent in (path := (*path, name)):
             circle = " from ".join([*path[path.index(parent) :], parent])
-            raise ValueError(f"{place[name]}: the stages go in a circle ({circle}); start one of them from base")
+            raise ValueError(f"{place[name]}: the stages form a circle ({circle}); start one of them from base")
         if parent != BASE and parent not in stages:
             known = ", ".join([BASE, *stages])
             raise ValueError(f"{place[name]}.from is {parent!r}, which is not a stage; choose one of {known}")
         if parent not in having:
             add(parent, path)
         if stage.at is not None and parent != BASE:
-            raise ValueError(f"{place[name]}.at is {stage.at:g}, but it is from {parent}; only `from: base` has points")
+            raise ValueError(f"{place[name]}.at is {stage.at:g}, but it is from {parent}; only `from: base` can have it")
         for arm in stage.arms or ():
             if arm not in having[parent]:
                 raise ValueError(
@@ -124,9 +123,9 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
 def written_out(
     name: str, stage: AnyStage, global_batch: int, micro_batch: int, sequence_length: int, mixes: Mapping[str, Mix]
 ) -> AnyStage:
-    """The stage with what it does not say: batches as in pretraining, steps instead of tokens, weights instead of a mix's name.
+    """The stage with its defaults filled in: batches as in pretraining, steps for tokens, weights for the name of a mix.
 
-    Raises ValueError, naming the key, where it cannot be trained so.
+    Raises ValueError, naming the key, if the result cannot be trained.
     """
     if not isinstance(stage, Midtrain):
         return stage
@@ -146,5 +145,5 @@ def written_out(
 
 
 def is_taken(name: str) -> bool:
-    """Whether a stage cannot have this name, since something else has it."""
+    """Whether something else uses this name, so that no stage can have it."""
     return name in NOT_STAGES or name.startswith(NOT_BEGINNINGS)

@@ -1,7 +1,7 @@
 """The points of a sweep: studies that differ in some settings, each by name.
 
-A sweep is either a mapping of settings to lists of values, and then has a point for each combination, or a list of points, each
-a mapping of settings to a value. A point is named by what it changes, unless it names itself.
+A sweep is either a mapping of settings to lists of values, with a point for each combination, or a list of points, each a
+mapping of settings to values. A point is named after what it changes, unless it names itself.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ Sweep = dict[str, list[Any]] | list[dict[str, Any]]
 NAME = "name"
 """The key by which a point of a list names itself."""
 LONGEST = 60
+"""Most characters of a point's name."""
 MOST = 200
+"""Most points of a sweep."""
 VARIED = ("curriculum", "model", "pretraining", "tuning", "stages", "seeds")
-"""Parts of a study that a sweep may change. Its points share all else: data, tokenizer, evaluation, resources."""
+"""Parts of a study that a sweep can change. Its points share all others: data, tokenizer, evaluation, resources."""
 
 Study = TypeVar("Study", bound=Settings)
 
 
 def points_of(sweep: Sweep) -> dict[str, Point]:
-    """The points by name, in the study's order. Raises ValueError where there are none, or two of a name."""
+    """The points by name, in the study's order. Raises ValueError if there is none, or if two have the same name."""
     if isinstance(sweep, Mapping):
         count = math.prod(map(len, sweep.values()))
         if count > MOST:
@@ -53,7 +55,7 @@ def points_of(sweep: Sweep) -> dict[str, Point]:
 
 
 def _name(point: Point, number: int) -> str:
-    """Such as "lr-0.0003_refuseweb-8"; "point-3" where values are lists or mappings, or it would be too long."""
+    """A name such as "lr-0.0003_refuseweb-8"; "point-3" if values are lists or mappings, or if it would be too long."""
     shown = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in point.items()}
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in shown.items()]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))

@@ -113,7 +113,7 @@ def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
         ([{"until": 0.5, "mix": "data"}, {"until": 0.3, "mix": "safe"}, {"until": 1, "mix": "data"}], "must rise"),
         ([{"until": 1, "mix": "dta"}], "arm mine: mix 'dta' is not known; choose one of safe, data, or write weights"),
         ([{"until": 1, "mix": {"web": -1}}], "arm mine, phase 0: the weights of its mix must be non-negative"),
-        ([{"until": 1, "mix": "safe"}], "arm mine reads only safe data; put 1 in starts for that"),
+        ([{"until": 1, "mix": "safe"}], "arm mine reads only safe data; add 1 to starts instead"),
     ],
 )
 def test_an_arm_that_means_nothing_is_refused(phases, said):

@@ -63,8 +63,8 @@ def test_a_phase_reads_a_mix_with_some_sources_dropped_replaced_or_added(changes
     ("phases", "said"),
     [
         ([{"until": 1, "mix": "safe", "drop": ["web"], "replace": {"web": "math"}}], "drop and replace both name 'web'; keep"),
-        ([{"until": 1, "mix": "safe", "drop": ["refusals"]}], "drop and replace may name web, math, .* not 'refusals'"),
-        ([{"until": 1, "mix": "safe", "replace": {"refusals": "web"}}], "arm mine, phase 0: drop and replace may name web"),
+        ([{"until": 1, "mix": "safe", "drop": ["refusals"]}], "drop and replace can name web, math, .* not 'refusals'"),
+        ([{"until": 1, "mix": "safe", "replace": {"refusals": "web"}}], "arm mine, phase 0: drop and replace can name web"),
         ([{"until": 1, "mix": "safe", "drop": ["web", "math"]}], "phase 0: the weights of its mix must be .* not all zero"),
         ([{"until": 1, "mix": "safe", "add": {"a": 0.7, "b": 0.3}}], "shares in add must sum to less than 1, not to 1"),
         ([{"until": 1, "mix": "data", "cooldown": True}], "phase 0 cannot be a cooldown; only the last of several"),
@@ -80,7 +80,7 @@ def test_changes_that_do_not_fit_the_mix_are_refused(phases, said):
 
 
 def test_tags_cannot_carry_the_loss_of_a_source_without_tags():
-    with pytest.raises(ValueError, match="loss is 'tags', but tag_rate is 0, so nothing would count"):
+    with pytest.raises(ValueError, match="loss is 'tags', but tag_rate is 0, so no token would count"):
         Source(dataset="fineweb-unsafe", loss="tags")
 
 
@@ -270,8 +270,8 @@ def test_a_dose_too_short_for_what_it_must_match_is_refused_with_the_numbers():
         exposure="matched", dose=[{"until": 0.3, "mix": "safe"}, {"until": 0.4, "mix": "data"}, {"until": 1, "mix": "safe"}]
     )
     said = (
-        "exposure: matched is impossible for dose: the first arm with its interventions sees 16,000 tokens of them, where its "
-        "own phases have room for 6,400; lower the weights of the first, or leave dose out"
+        "exposure: matched is impossible for dose: the first arm with its interventions sees 16,000 tokens of them, but its "
+        "own phases have room for only 6,400; lower the weights of the first, or leave dose out"
     )
     with pytest.raises(ValueError, match=said):
         arms_of(curriculum, SMALL)

@@ -125,8 +125,8 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        ("stages.mt.from", "mt-instruct", r"stages.mt-instruct: the stages go in a circle \(mt from mt-instruct from mt\)"),
-        ("stages.instruct.from", "instruct", r"stages.instruct: the stages go in a circle \(instruct from instruct\)"),
+        ("stages.mt.from", "mt-instruct", r"stages.mt-instruct: the stages form a circle \(mt from mt-instruct from mt\)"),
+        ("stages.instruct.from", "instruct", r"stages.instruct: the stages form a circle \(instruct from instruct\)"),
         (
             "stages.harmful.from",
             "instrct",
@@ -134,7 +134,7 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
         ),
         ("stages.harmful.arms", ["full-20"], "stages.harmful.arms names 'full-20', which is not an arm that has instr"),
         ("stages.instruct.arms", ["safe-100"], "stages.harmful.arms names 'full-50', which is not an arm that has instr"),
-        ("stages.harmful.at", 0.5, r"stages.harmful.at is 0.5, but it is from instruct; only `from: base` has points"),
+        ("stages.harmful.at", 0.5, r"stages.harmful.at is 0.5, but it is from instruct; only `from: base` can have it"),
         ("stages.mt.at", 0.01, r"stages.mt.at is 0.01, which is step 0 of 24"),
         ("stages.mt.at", 1, r"stages.mt.at: expected `float` < 1.0; it is 1"),
         ("pretraining.along.at", [24], r"pretraining.along.at names 24, which is step 24 of 24: no checkpoint is kept there"),

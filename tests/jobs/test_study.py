@@ -176,7 +176,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         (
             {"curriculum__exposure": "matched", "curriculum__starts": [0, 0.9]},
             r"exposure: matched is impossible for data-90: the first arm with its interventions sees 153,600 tokens of them, "
-            r"where its own phases have room for 51,200; lower the weights of the first, or leave data-90 out",
+            r"but its own phases have room for only 51,200; lower the weights of the first, or leave data-90 out",
         ),
         ({"curriculum__interventions": {}}, r"curriculum: interventions is empty; name at least one set"),
         ({"curriculum__interventions": {"none": {"web": 1}}}, r"intervention set 'none' must be at most 100 letters"),
