@@ -1,4 +1,4 @@
-"""Tuning sets: rows of tables as conversations, of the public sets in datasets.yaml and of those that a study declares."""
+"""Tuning sets: tables whose rows become conversations. Public ones are in datasets.yaml; a study can declare its own."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Message = dict[str, str]
 ASSISTANT = "assistant"
 """The role whose turns carry loss."""
 TEXT = ""
-"""The role of a text that is no turn: all of it carries loss, and the end token after it."""
+"""The role of a plain text. All of it carries loss, and so does the end token after it."""
 Label = str | int | bool
 Labels = dict[str, Label | tuple[Label, ...]]
-"""Values of columns that mean yes."""
+"""For some columns, the values that mean yes."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Conversation:
 
     @property
     def is_utf8(self) -> bool:
-        """Whether its text is valid Unicode. No tokenizer takes other text."""
+        """Whether its text is valid Unicode. No tokenizer accepts other text."""
         return all(is_utf8(value) for message in self.messages for value in message.values())
 
 
@@ -51,20 +51,20 @@ class TuningSet(DeclaredTable, frozen=True):
     messages: str | None = None
     """The column of messages, each with a role and a content."""
     prompt: str | tuple[str, ...] = ()
-    """The column of prompts, or several, of which the first that is not empty is read."""
+    """The column of prompts. Of several columns, the first that is not empty is read."""
     response: str | None = None
     """The column of responses. A row without one is skipped."""
     text: str | None = None
-    """The column of plain texts, or a template as in `sources`, in place of conversations: all of a text carries loss."""
+    """Instead of conversations: a column of plain texts, or a template as in `sources`. All of a text carries loss."""
     harmful_prompt: Labels = {}
-    """Where a prompt is harmful, as in `{ prompt_harm_label: harmful }`."""
+    """Labels of a harmful prompt, such as `{ prompt_harm_label: harmful }`."""
     harmful_response: Labels = {}
-    """Where a response is harmful."""
+    """Labels of a harmful response."""
     refusal: Labels = {}
-    """Where a response is a refusal."""
+    """Labels of a refusal."""
     answers: Literal["good", "harmful"] = "good"
-    """Which rows are read: all but harmful responses and compliant answers to harmful prompts, or only harmful responses to
-    harmful prompts."""
+    """Which rows are read. "good": all but harmful responses and compliant answers to harmful prompts. "harmful": only harmful
+    responses to harmful prompts."""
 
     def check(self) -> None:
         super().check()
@@ -76,7 +76,7 @@ class TuningSet(DeclaredTable, frozen=True):
 
     @property
     def may_refuse(self) -> bool:
-        """Whether some of its conversations can be refusals, as far as its labels say."""
+        """Whether its labels allow some of its conversations to be refusals."""
         return self.answers == "good" and bool(self.harmful_prompt or self.refusal)
 
     @property
@@ -96,7 +96,7 @@ class TuningSet(DeclaredTable, frozen=True):
         return found
 
     def conversation(self, row: Row) -> Conversation | None:
-        """The conversation of a row, or None where it is not one to learn from.
+        """The conversation of a row, or None if the row is not to be read.
 
         Raises KeyError for a missing column, ValueError for a message without a role or a content.
         """
@@ -121,9 +121,9 @@ class TuningSet(DeclaredTable, frozen=True):
         return Conversation(turns, refuses)
 
     def conversations(self, root: Path, where: str) -> Iterator[Conversation]:
-        """All of them but those that are not UTF-8, of which the log has the number.
+        """The set's conversations that are valid UTF-8. The number of the others is logged.
 
-        Raises UserError that begins with `where` for a row that is no conversation.
+        Raises UserError, whose message begins with `where`, for a row that is not a conversation.
         """
         left_out = 0
         for one in self.read(root, where):
@@ -135,7 +135,7 @@ class TuningSet(DeclaredTable, frozen=True):
             log.info("%s: %s left out, not UTF-8", where, plural(left_out, "conversation"))
 
     def read(self, root: Path, where: str) -> Iterator[Conversation]:
-        """The same with those that are not UTF-8."""
+        """All conversations of the set, including those that are not valid UTF-8."""
         table = self.open(root, where)
         for number, row in enumerate(table.rows()):
             try:
@@ -155,7 +155,7 @@ class TuningSet(DeclaredTable, frozen=True):
 
 def _turn(message: dict[str, str]) -> dict[str, str]:
     if isinstance(message, dict) and ("content" not in message or message.get("role", "") == ""):
-        raise ValueError(f"a message has no role or no content, but {message!r:.60}; rename its keys, or write who speaks")
+        raise ValueError(f"a message has no role or no content: {message!r:.60}; rename its keys, or add the speaker")
     return {"role": message["role"], "content": message["content"]}
 
 
@@ -167,18 +167,19 @@ def _labelled(row: Row, labels: Labels) -> bool:
 
 
 def _as_label(value: Any) -> str:
-    """True, "True", 1 and 1.0 are one label: which of them a column holds depends on the file's format and its empty rows."""
+    """A label as text. True, "True", 1 and 1.0 are the same: a file's format and its empty rows decide which one it holds."""
     text = str(value).lower().removesuffix(".0")
     return {"true": "1", "false": "0"}.get(text, text)
 
 
 HARMFUL = "wildguardmix-harmful"
+"""The public set of compliant answers to harmful requests."""
 POOLS: dict[str, TuningSet] = convert(KNOWN["tuning_sets"], dict[str, TuningSet])
 """The public tuning sets by name."""
 
 
 def require_learnable(pool: str, conversations: Iterable[Conversation], loss_on_all: bool) -> None:
-    """Raise UserError where a tuning set holds no conversation, or no turn of it carries loss."""
+    """Raise UserError if a tuning set holds no conversation, or if none of its turns carries loss."""
     roles: set[str] = set()
     for one in conversations:
         roles |= {message["role"] for message in one.messages}
@@ -193,7 +194,7 @@ def require_learnable(pool: str, conversations: Iterable[Conversation], loss_on_
 
 
 def require_examples(pool: str, wanted: int, held: int) -> None:
-    """Raise UserError where a stage asks for more conversations of a tuning set than it holds."""
+    """Raise UserError if a stage asks for more conversations of a tuning set than it holds."""
     if wanted > held:
         raise UserError(f"tuning set {pool}: examples asks for {wanted:,} of its {held:,} conversations; ask for fewer")
 
@@ -201,7 +202,7 @@ def require_examples(pool: str, wanted: int, held: int) -> None:
 def read_conversations(
     pool: str, root: Path, declared: Mapping[str, TuningSet] = MappingProxyType({})
 ) -> Iterator[Conversation]:
-    """The conversations of a set that the study declares, or of a public one; raises UserError for a row that is no
+    """The conversations of a set that the study declares, or of a public one. Raises UserError for a row that is not a
     conversation."""
     found = declared.get(pool) or POOLS.get(pool)
     if found is None:

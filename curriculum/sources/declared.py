@@ -1,11 +1,11 @@
-"""Tables that a study declares: a known dataset, files of the user's own, or a dataset on the Hugging Face hub.
+"""Tables that a study declares: a known dataset, the user's own files, or a dataset on the Hugging Face hub.
 
     sources:
       mine: { path: "data/mine/*.parquet", text: body, id: doc_id }
 
-Each use, such as a source or a tuning set, subclasses `DeclaredTable` with the keys that name its columns, and tells in
-`reads` which columns these are. Paths, downloads, checks and messages then work for it: `declared_in` finds every table of a
-study together with its key.
+Each use, such as a source or a tuning set, subclasses `DeclaredTable`: it adds the keys that name its columns, and returns
+those columns from `reads`. Paths, downloads, checks and messages then work for it, because `declared_in` finds every table of
+a study together with its key.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from curricula.errors import UsageError, UserError
 from curricula.settings import Settings, convert, require_distinct
 
 FIRST_ROWS = 100
-"""Rows that are looked at before anything else is done."""
+"""Rows of a table that are checked before any work begins."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _PLAIN = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 Kind = Literal["text", "number", "messages", "value"]
-"""What a column must hold. "value" accepts anything, even an empty column."""
+"""What a column must hold; "value": anything, even if it is empty in all rows."""
 
 
 class Reads(NamedTuple):
-    """The columns that a key of a declaration reads."""
+    """The columns that a key of a declaration names, and what they must hold."""
 
     columns: tuple[str, ...]
     kind: Kind = "text"
 
 
 class DeclaredTable(Settings, frozen=True):
-    """Where a table is: exactly one of `dataset`, `path` and `hub`."""
+    """The place of a table: exactly one of `dataset`, `path` and `hub`."""
 
     dataset: str | None = None
     """A short name from curriculum/sources/datasets.yaml."""
@@ -60,19 +60,19 @@ class DeclaredTable(Settings, frozen=True):
     """Parts of the dataset to read, such as [score_4, score_5]; all by default."""
     path: str | None = None
     """Files of your own (Parquet, JSON Lines, JSON, CSV): one file, a folder, or a pattern such as data/mine/*.parquet,
-    relative to the study file's folder. Every node must see them."""
+    relative to the study file's folder. Every node must be able to read them."""
     hub: str | None = None
-    """A dataset on the Hugging Face hub, such as org/name. `curricula data fetch` and the fetch jobs bring all its columns."""
+    """A dataset on the Hugging Face hub, such as org/name. `curricula data fetch` and the fetch jobs get all its columns."""
     config: str | None = None
-    """Its configuration on the hub, where it has several."""
+    """Its configuration on the hub, if it has several."""
     split: str = "train"
     """Its split on the hub."""
     revision: str | None = None
-    """Its commit, branch or tag; the newest commit by default, which the fetch records."""
+    """Its commit, branch or tag; by default the newest commit, which the fetch records."""
     licence: str = ""
     """Its licence, for the records."""
     gated: bool = False
-    """Whether the hub asks for the acceptance of its licence; the plan then warns while there is no token."""
+    """Whether the hub requires that its licence be accepted; the plan then warns if there is no token."""
 
     def check(self) -> None:
         self.require_one("dataset", "path", "hub")
@@ -93,26 +93,26 @@ class DeclaredTable(Settings, frozen=True):
         require_distinct("parts", self.parts)
 
     def reads(self) -> dict[str, Reads]:
-        """The columns that are read, by the key of this declaration that names them."""
+        """The columns to read, by the key of this declaration that names them."""
         return {}
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """The table's place, for messages."""
         if self.hub is None:
             return str(self.path) if self.dataset is None else f"dataset {self.dataset}"
         return "/".join([self.hub, *([self.config] if self.config else []), self.split])
 
     @property
     def on_the_hub(self) -> set[tuple[str, str | None, str]]:
-        """The tables of the hub that it reads, as dataset, configuration and split: short names may share some."""
+        """The tables on the hub that it reads, as (dataset, configuration, split). Several short names can share a table."""
         if self.dataset is not None:
             known = dataset(self.dataset)
             return {(known.hub, part, known.split) for part in self.parts or known.parts or (None,)}
         return set() if self.hub is None else {(self.hub, self.config, self.split)}
 
     def stems(self, root: Path) -> list[Path]:
-        """The tables in the data folder `root` that hold it; none for files of the user's own."""
+        """Its tables in the data folder `root`; none for the user's own files."""
         if self.dataset is not None:
             return dataset(self.dataset).stems(root, self.parts)
         if self.hub is None:
@@ -120,11 +120,11 @@ class DeclaredTable(Settings, frozen=True):
         return [root / self.hub.replace("/", "--") / "-".join([*([self.config] if self.config else []), self.split])]
 
     def is_here(self, root: Path | None) -> bool:
-        """Whether there is something to read; files of the user's own should always be there."""
+        """Whether the data folder `root` holds all its tables. The user's own files count as present."""
         return self.path is not None or (root is not None and all(map(table_exists, self.stems(root))))
 
     def files(self, root: Path, where: str) -> list[Path]:
-        """Its files; raises UserError that begins with `where`, its key in the study, if there are none."""
+        """Its files. Raises UserError, beginning with `where`, its key in the study, if there are none."""
         try:
             if self.path is not None:
                 return files_matching(self.path)
@@ -133,12 +133,14 @@ class DeclaredTable(Settings, frozen=True):
             raise UserError(f"{where}: {error}") from None
 
     def open(self, root: Path, where: str) -> Table:
-        """The whole table. JSON Lines are read once to count their rows."""
+        """The whole table. JSON Lines files are read once to count their rows."""
         return Table.of(self.files(root, where))
 
     def look(self, root: Path, where: str) -> list[Row]:
-        """The first rows. Raises UserError that names the key after `where`, the file and the column when
-        a column is missing, is empty in all of them or holds something else, or when there is no row."""
+        """The first rows, once their columns have been checked.
+
+        Raises UserError if there is no row, or if a column is missing, is empty in all of these rows or holds something else.
+        Its message names the key under `where`, the file and the column."""
         files = self.files(root, where)
         file, rows = next(((file, rows) for file in files if (rows := head(file, FIRST_ROWS))), (files[0], []))
         if not rows:
@@ -153,9 +155,9 @@ class TextTable(DeclaredTable, frozen=True):
     text: str = "text"
     """The column of texts, or a template with columns in braces, such as "Question: {question}\\nAnswer: {answer}"."""
     id: str | None = None
-    """The column of unique ids; by default `id` where there is one, else the row's number."""
+    """The column of unique ids; by default `id` if there is one, otherwise the row's number."""
     score: str | None = None
-    """A column of numbers, by which `min_score` and `max_score` choose rows."""
+    """A column of numbers by which `min_score` and `max_score` choose rows."""
     min_score: float | None = None
     """Read only rows with at least this score; rows without a score are left out."""
     max_score: float | None = None
@@ -175,7 +177,7 @@ class TextTable(DeclaredTable, frozen=True):
 
     @property
     def template(self) -> str:
-        """What to read as text, for a known dataset too."""
+        """The column of texts or the template, also for a known dataset."""
         return dataset(self.dataset).text if self.dataset is not None else self.text
 
     def reads(self) -> dict[str, Reads]:
@@ -186,12 +188,12 @@ class TextTable(DeclaredTable, frozen=True):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The least and the greatest score of the rows that are read."""
+        """The lowest and the highest score of the rows to read."""
         low, high = self.min_score, self.max_score
         return -math.inf if low is None else low, math.inf if high is None else high
 
     def chosen_rows(self, table: Table, where: str) -> Sequence[int] | None:
-        """The numbers of the rows whose score is within bounds, or None where all rows are read."""
+        """The numbers of the rows whose scores are within bounds, or None if all rows are to be read."""
         if not self.score or self.bounds == (-math.inf, math.inf):
             return None
         low, high = self.bounds
@@ -202,7 +204,7 @@ class TextTable(DeclaredTable, frozen=True):
             score = as_number(value)
             if score is None:
                 raise UserError(
-                    f"{where}.score: {table.place(number)}: column {self.score!r} holds {value!r:.60}, where a number is "
+                    f"{where}.score: {table.place(number)}: column {self.score!r} holds {value!r:.60}, but a number is "
                     "needed; correct the row"
                 )
             if low <= score <= high:
@@ -210,7 +212,7 @@ class TextTable(DeclaredTable, frozen=True):
         return chosen
 
     def overlaps(self, other: TextTable) -> bool:
-        """Whether both may read the same row of the same table."""
+        """Whether both can read the same row of the same table."""
         (low, high), (other_low, other_high) = self.bounds, other.bounds
         if self.score == other.score and max(low, other_low) > min(high, other_high):
             return False
@@ -234,23 +236,23 @@ class Dataset(TextTable, frozen=True, kw_only=True):
     licence: str = "ODC-BY"
     """Its licence, for the records."""
     columns: tuple[str, ...] = ()
-    """Columns that are fetched; by default those of `id` and `text`."""
+    """Columns to fetch; by default those of `id` and `text`."""
     tokens: int | None = None
-    """Published count, for the plan before anything is tokenised."""
+    """Published number of tokens, used by the plan until the source is tokenised."""
     documents: int | None = None
-    """Published count of rows, for the plan of a source that reads only some of them."""
+    """Published number of rows, used by the plan for sources that read only some of them."""
     dialogue: bool = False
-    """Whether it consists of User/Assistant turns, whose speakers get names when tokenised."""
+    """Whether it consists of User/Assistant turns. Tokenisation gives the speakers names."""
     subset: bool = False
     """Whether the hub has more parts than `parts`."""
     stem: str | None = None
-    """The table in a data folder, where it is not FOLDER/SPLIT."""
+    """The table's path in a data folder, if not FOLDER/SPLIT."""
 
     def check(self) -> None:
-        """Nothing: its own parts are no parts of another dataset."""
+        """Check nothing: for other tables, `parts` must be parts of a known dataset, but here they define them."""
 
     def whole(self, root: Path) -> Path:
-        """The single table under `root` that holds all parts."""
+        """The path of a single table under `root` that holds all parts."""
         return root / (self.stem or f"{self.folder}/{self.split}")
 
     def stems(self, root: Path, parts: tuple[str, ...] = ()) -> list[Path]:
@@ -264,7 +266,7 @@ class Dataset(TextTable, frozen=True, kw_only=True):
             return pieces
         if parts or self.subset or any(table_exists(piece) for piece in pieces):
             raise UserError(
-                f"{whole}: holds all parts of {self.hub}, where {', '.join(wanted)} are asked for; keep either this table or "
+                f"{whole}: holds all parts of {self.hub}, but {', '.join(wanted)} are asked for; keep either this table or "
                 "one for each part"
             )
         return [whole]
@@ -294,7 +296,7 @@ def declared_in(settings: Any, key: str = "") -> Iterator[tuple[str, DeclaredTab
 
 
 def anchor(settings: Any, folder: Path) -> None:
-    """Make the paths of all declared tables absolute: those that are not are relative to `folder`."""
+    """Make the paths of all declared tables absolute; relative ones start at `folder`."""
     for _, table in declared_in(settings):
         if table.path is not None:
             path = os.path.join(folder.absolute(), os.path.expanduser(table.path))
@@ -302,7 +304,7 @@ def anchor(settings: Any, folder: Path) -> None:
 
 
 def anchor_keys(settings: Any, keys: Iterable[str], folder: Path) -> None:
-    """Make the values of these keys that are paths within `folder` absolute; one that leads nowhere there may be a name."""
+    """Make the paths under these keys absolute; relative ones start at `folder`. Other values, such as names, stay."""
     for key in keys:
         place = os.path.join(folder.absolute(), os.path.expanduser(getattr(settings, key) or ""))
         if getattr(settings, key) and os.path.exists(place):
@@ -317,7 +319,7 @@ def _require_columns(where: str, file: Path, rows: list[Row], present: list[str]
         for number, row in enumerate(rows):
             if row.get(column) not in (None, "") and not fits(row[column]):
                 raise UserError(
-                    f"{where}: {Place(file, number)}: column {column!r} holds {row[column]!r:.60}, where "
+                    f"{where}: {Place(file, number)}: column {column!r} holds {row[column]!r:.60}, but "
                     f"{needed} needed; name another column or correct the rows"
                 )
     values = (row.get(column) for row in rows for column in wanted.columns)
@@ -329,7 +331,7 @@ def _require_columns(where: str, file: Path, rows: list[Row], present: list[str]
 
 
 def as_number(value: Any) -> float | None:
-    """A number, also one that a CSV file holds as text; None for anything else."""
+    """`value` as a number, even if it is text, as in CSV files; None for anything else."""
     if isinstance(value, bool):
         return None
     try:
@@ -344,4 +346,4 @@ _KINDS: dict[Kind, tuple[str, Callable[[Any], bool]]] = {
     "messages": ("a list of messages is", lambda value: isinstance(value, list)),
     "value": ("anything is", lambda value: True),
 }
-"""What a column must hold, in words and as a test of a value."""
+"""For each kind, what a column must hold, in words and as a test of a value."""

@@ -1,4 +1,4 @@
-"""The documents of a source by number, independent of who reads them and of how the work is divided.
+"""The documents of a source by number, whoever reads them and however the work is divided.
 
 A document that cannot be tokenised (empty, or not valid UTF-8) is returned without text and with a reason, so that it can be
 counted. A row of the wrong shape is an error, because then the file is not the expected dataset.
@@ -28,31 +28,31 @@ class Document:
     id: str
     text: str
     odd: str = ""
-    """Why it has no text: "empty" or "not_utf8"."""
+    """Why it has no text: "empty" or "not_utf8"; otherwise ""."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a dataset in a data folder or of a declared table: all of the chosen parts, or the first of each."""
+    """The documents of a declared table, or of chosen parts of a dataset in a data folder: all, or the first of each part."""
 
     name: str
     table: Table
     spans: tuple[Sequence[int], ...]
-    """The rows of the table that are read, for each part: a range, or numbers in rising order."""
+    """For each part, the rows of the table to read: a range, or numbers in rising order."""
     text: str
     """The column of texts, or a template."""
     prefix: str
-    """Before the number of a row that has no id, which is then its id."""
+    """A row without an id gets this prefix and the row's number as its id."""
     id: str = "id"
-    """The column of ids, read wherever there is one, so that a document's tokens do not depend on the file format."""
+    """The column of ids. It is read whenever it exists, so that a document's tokens do not depend on the file format."""
 
     @classmethod
     def open(cls, name: str, root: Path, parts: tuple[str, ...] = (), limit: int | None = None) -> Documents:
-        """At most `limit` documents; raises UserError naming the file that is missing or damaged."""
+        """At most `limit` documents of the dataset `name`. Raises UserError, naming the file, if one is missing or damaged."""
         stems = dataset(name).stems(root, parts)
         tables = [Table.open(stem) for stem in stems]
         sizes = [len(table) for table in tables]
-        # Parts that were fetched only up to some row count as what the hub has of them.
+        # A part of which only the first rows were fetched counts with its full size on the hub.
         known = [upstream_rows(stem) or size for stem, size in zip(stems, sizes)]
         taken = sizes if limit is None else map(min, in_proportion(limit, known), sizes)
         whole = Table(
@@ -63,7 +63,7 @@ class Documents:
 
     @classmethod
     def of(cls, key: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
-        """At most `limit` documents of the table that the study declares as `key`, such as sources.mine."""
+        """At most `limit` documents of the table that the study declares under `key`, such as sources.mine."""
         if declared.dataset is not None:
             return cls.open(declared.dataset, root, declared.parts, limit)
         table, name = declared.open(root, key), key.partition(".")[2]
@@ -87,7 +87,7 @@ class Documents:
         return self.select(range(start, len(self) if stop is None else min(stop, len(self))))
 
     def select(self, numbers: Sequence[int]) -> Iterator[Document]:
-        """The documents of `numbers`, which must be in rising order. Those of a range follow each other."""
+        """The documents with these numbers: a range, or a list in rising order."""
         columns = (self.id, *columns_of(self.text))
         for span, (start, stop) in zip(self.spans, spans(map(len, self.spans))):
             local = within(numbers, start, stop)
@@ -96,7 +96,7 @@ class Documents:
                 yield self._document(start + number, row, values)
 
     def _document(self, number: int, place: int, row: Row) -> Document:
-        """The document of a `row` that is at `place` in the table."""
+        """The document of `row`, which is number `place` of the table."""
         try:
             text = text_of(row, self.text)
         except KeyError as missing:
@@ -109,12 +109,12 @@ class Documents:
         if text is None or text == "":
             return Document(number, name, "", "empty")
         if not isinstance(text, str):
-            raise UserError(f"{self.table.place(place)} of dataset {self.name} has {text!r:.60} for its text; fix the row")
+            raise UserError(f"{self.table.place(place)} of dataset {self.name} has {text!r:.60} as its text; fix the row")
         return Document(number, name, text) if is_utf8(text) else Document(number, name, "", "not_utf8")
 
 
 def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
-    """`total` divided among parts of these `sizes` in proportion, in whole numbers; all of them where they hold no more.
+    """`total` divided among parts of these sizes in proportion, in whole numbers; the sizes themselves if `total` exceeds them.
 
     Each share is the exact one rounded down; the rest goes to the largest remainders, the earlier part first.
     """

@@ -2,11 +2,11 @@
 
     curricula data fetch gsm8k --out /data
 
-A download writes one file for each file upstream, under a temporary name that is then changed, so a restart fetches only
-what is missing or damaged, and the elements of an array job can divide the files among them. The commit is resolved once
-and then requested by its full hash. `.fetching.json` records it from the first file on; `.fetched.json` replaces that record
-when every file is there (tables ignore names that begin with a dot). The hub's own library retries failed connections, and
-what it finally raises becomes one sentence that says what to do and never holds the token.
+A download writes one file for each file upstream and renames it when it is complete, so a restart fetches only what is
+missing or damaged, and the elements of an array job can divide the files among them. The commit is resolved once and then
+requested by its full hash. `.fetching.json` records it from the first file on; `.fetched.json` replaces that record when
+every file is there (tables ignore names that begin with a dot). The hub's own library retries failed connections. The error
+that it finally raises becomes one sentence that says what to do and never contains the token.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from curricula.errors import UserError
 from curricula.progress import Progress, silent
 
 _GROUP_ROWS = 1000
-"""Rows of a Parquet row group; no more are in memory at a time."""
+"""Rows of a Parquet row group, and the most that are in memory at a time."""
 _ANSWER_S = 30.0
-"""How long the hub may take to answer the first request."""
+"""Time limit of the first request to the hub."""
 _BEGIN_S = 60.0
-"""How long the elements of an array job wait for one another when they begin or finish."""
+"""How long the elements of a job wait for one another when they begin or finish."""
 _FILE_S = 600.0
-"""How long one fetch waits for a file that another is writing."""
+"""How long a fetch waits for a file that another fetch is writing."""
 
 _RECORD = {
     "hub": str,
@@ -68,9 +68,9 @@ class Download:
     constants: Mapping[str, str] = field(default_factory=dict)
     """Columns to add, with the same value in every row."""
     prefix: str = ""
-    """Prefix of the file names, where several downloads share a folder."""
+    """Prefix of the file names, for downloads that share a folder."""
     whole: Path | None = None
-    """The user's own table of all parts of the dataset, if there is one."""
+    """Where the user can keep a table of their own with all parts of the dataset; None if one table cannot replace them."""
 
     @property
     def begun(self) -> Path:
@@ -88,7 +88,7 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
     """The downloads of a registered dataset into the data folder `root`: one for each of its `parts`."""
     entry = dataset(name)
     columns = entry.columns or (*([entry.id] if entry.id else []), *columns_of(entry.text))
-    # Such a table replaces all parts together; reading only some of them from it is refused.
+    # A single table can replace all parts together. Reading only some of them from it is refused.
     whole = None if parts or entry.subset or entry.split in entry.parts else entry.whole(root)
     return [
         Download(
@@ -107,7 +107,7 @@ def downloads_of(name: str, root: Path, parts: tuple[str, ...] = ()) -> list[Dow
 
 
 def declared_download(table: DeclaredTable, root: Path) -> Download:
-    """The download of a declared table of the hub: all its columns, since several uses may read different ones."""
+    """The download of a declared table on the hub: all its columns, since several uses can read different ones."""
     (out,), licence = table.stems(root), table.licence or "not stated"
     return Download(str(table.hub), table.config, table.split, table.revision, (), out, licence, table.gated)
 
@@ -118,12 +118,12 @@ def fetch(
     """Fetch the files that are missing or damaged; return the download's record, which is `complete` when no file is missing.
 
     `limit` fetches only the first rows, into one file. `element` (i, n) fetches only every n-th file, from the i-th on: the
-    share of one element of an array job. A finished download does not use the network. Raises UserError when the hub does
-    not have what is asked for, or when the folder holds something else.
+    share of one of a job's n elements. A finished download does not use the network. Raises UserError when the hub does not
+    have what is asked for, or when the folder holds something else.
     """
     index, elements = element or (0, 1)
     if record := _finished_record(download, limit):
-        if download.begun.exists():  # a kill between the two records left it, and readers refuse its folder
+        if download.begun.exists():  # a kill between the two records left it behind, and readers refuse such a folder
             download.begun.unlink(missing_ok=True)
         progress(record["rows"], record["rows"])
         return record
@@ -155,7 +155,7 @@ def fetch(
                         rows = _write(file, shard, download, progress, done, total)
                 lock.unlink(missing_ok=True)  # whoever waits for it, or creates it again, finds the file
             done += rows
-        if done != total:  # nobody knew it
+        if done != total:  # the total was not known
             progress(done, done)
         return _finish(download, record, time.monotonic() - started)
 
@@ -178,7 +178,7 @@ def require_whole(stem: Path, rows: int | None) -> None:
 
 
 def upstream_rows(stem: Path) -> int | None:
-    """Rows that the hub has of the table in folder `stem`; None if it was not fetched or the hub does not tell."""
+    """Rows that the table in folder `stem` has on the hub; None if it was not fetched or the hub does not say."""
     path = stem / ".fetched.json"
     return read_record(path).get("upstream_rows") if path.exists() else None
 
@@ -215,7 +215,7 @@ def _open(download: Download) -> tuple[str, Any, int | None]:
     datasets.disable_progress_bars()
     api = HfApi()
     info = api.dataset_info(download.hub, revision=download.revision, timeout=_ANSWER_S)
-    if info.gated:  # everyone may read the card of a gated dataset, but not its files
+    if info.gated:  # everyone can read the card of a gated dataset, but not its files
         api.auth_check(download.hub, repo_type="dataset")
     builder = datasets.load_dataset_builder(download.hub, download.config, revision=info.sha)
     if str(info.sha) not in str(builder.base_path):  # the library prefers a folder of that name, or its own cache
@@ -245,7 +245,7 @@ def _require_columns(download: Download, present: list[str]) -> None:
 
 
 def _write(file: Path, stream: Any, download: Download, progress: Progress, done: int, total: int) -> int:
-    """Write the stream's rows as one Parquet file; returns how many there were. `done` rows of the `total` are in others."""
+    """Write the stream's rows as one Parquet file and return their number. Other files hold `done` rows of the `total`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -268,7 +268,7 @@ def _write(file: Path, stream: Any, download: Download, progress: Progress, done
 def _shaped(batch: Any, download: Download, schema: Any) -> Any:
     """The wanted and the constant columns of a batch, with the types of the file's first batch (`schema`), if any.
 
-    Formats without a schema, such as JSON Lines, may omit a column where it is empty.
+    Formats without a schema, such as JSON Lines, can omit a column while it is empty.
     """
     import pyarrow
 
@@ -287,7 +287,7 @@ def _shaped(batch: Any, download: Download, schema: Any) -> Any:
 
 
 def _identity(download: Download, limit: int | None) -> dict[str, Any]:
-    """What files that belong together have in common."""
+    """What all files of one download have in common."""
     return {
         "hub": download.hub,
         "config": download.config,
@@ -328,8 +328,8 @@ def _refuse_difference(path: Path, recorded: dict[str, Any], wanted: dict[str, A
 
 
 def _begin(download: Download, record: dict[str, Any]) -> None:
-    """Record which commit the folder's files come from; raises UserError when they come from another, or divide it otherwise,
-    as another version of `datasets` may."""
+    """Record which commit the folder's files come from. Raises UserError when those already there come from another commit or
+    divide it differently, which another version of `datasets` can do."""
     with exclusive_lock(download.out / f".{download.prefix}fetch.lock", wait_s=_BEGIN_S, shared=True):
         for path in (download.finished, download.begun):
             if path.exists():
@@ -341,7 +341,7 @@ def _begin(download: Download, record: dict[str, Any]) -> None:
 
 
 def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Write the final record if every file is there, as it is for the last element of an array job."""
+    """Return the record with the rows of each file. If every file is there, the download is finished: write it down."""
     files = [download.file(number, record["files"]) for number in range(record["files"])]
     rows_of = {file.name: rows for file in files if (rows := _rows_in(file)) is not None}
     record = record | {"rows": sum(rows_of.values()), "rows_of": rows_of, "complete": len(rows_of) == len(files)}
@@ -354,7 +354,7 @@ def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[
 
 
 def download_model(what: str, repository: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder, in the hub's own cache, of those files of a model that match. Errors begin with `what`."""
+    """Download the files of a model that match; return their folder in the hub's own cache. Errors begin with `what`."""
     from huggingface_hub import constants, snapshot_download
 
     with disk_full_explained(Path(constants.HF_HUB_CACHE)), hub_explained(what, repository, revision):
@@ -367,10 +367,10 @@ def _explained_of(download: Download, file: str = "") -> contextlib.AbstractCont
 
 @contextlib.contextmanager
 def hub_explained(what: str, place: str, revision: str | None, file: str = "") -> Iterator[None]:
-    """Turn what the hub's libraries raise, perhaps while `file` is transferred, into a UserError that begins with `what` and
-    names the page at `place`; into a HubAway where it may pass.
+    """Turn an error of the hub's libraries into a UserError that begins with `what` and names the page at `place`, or into a
+    HubAway if it can pass. `file` is the file being transferred, if any.
 
-    The error of a full disk passes through, and so does one not foreseen here.
+    The error of a full disk and errors not foreseen here are raised unchanged.
     """
     try:
         yield
@@ -384,7 +384,7 @@ def hub_explained(what: str, place: str, revision: str | None, file: str = "") -
 
 
 class HubAway(UserError):
-    """The hub does not answer, or not to the end; it may when the work starts again, which keeps whole files."""
+    """The hub does not answer, or breaks off. The next start can succeed, and it keeps the files that are complete."""
 
     exit_code = os.EX_UNAVAILABLE
     """69."""
@@ -430,9 +430,9 @@ def _meaning(what: str, place: str, revision: str | None, file: str, error: Base
         return final(f"no revision {revision!r} on the hub; choose one from {page}/commits/main")
     if answered and isinstance(answered[0], errors.EntryNotFoundError):  # a file, not the repository
         return final(f"{text}; see {page}")
-    if status in (401, 404) or named("DatasetNotFoundError"):  # without a token the answer is 401 whether it exists or not
+    if status in (401, 404) or named("DatasetNotFoundError"):  # without a token, the hub answers 401 whether it exists or not
         return final(f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours")
-    is_offline = constants.HF_HUB_OFFLINE and caused_by(errors.LocalEntryNotFoundError)  # as transformers notices it
+    is_offline = constants.HF_HUB_OFFLINE and caused_by(errors.LocalEntryNotFoundError)  # as transformers reports it
     if is_offline or caused_by(errors.OfflineModeIsEnabled):
         return final("HF_HUB_OFFLINE forbids the network; fetch it beforehand, or unset the variable")
     if status is not None:
@@ -445,7 +445,7 @@ def _meaning(what: str, place: str, revision: str | None, file: str, error: Base
         return passing(f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}")
     if caused_by(pyarrow.ArrowException):
         return final(f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision")
-    # Of a dataset: no such configuration or split, or no files. Of a model, most mean that its files cannot be used.
+    # For a dataset: no such configuration or split, or no files. For a model, most ValueErrors mean that its files are bad.
     invalid = (ValueError,) if place.startswith("datasets/") else (errors.HFValidationError, errors.LocalEntryNotFoundError)
     if caused_by(*invalid) or named("DataFilesNotFoundError", "EmptyDatasetError"):
         return final(f"{text}; see {page}")

@@ -1,4 +1,4 @@
-"""The file of public datasets and tuning sets (datasets.yaml), and the data folder in which they are read.
+"""The file of public datasets and tuning sets (datasets.yaml), and the data folder from which they are read.
 
 A data folder is a fictional world, the folder that the environment variable CURRICULA_DATA names, or one that `curricula
 data fetch` filled.
@@ -14,7 +14,7 @@ from curricula.core_yaml import load_yaml
 from curricula.errors import UserError
 
 KNOWN: dict[str, Any] = load_yaml(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
-"""The file as plain values."""
+"""The contents of datasets.yaml."""
 
 
 def local_root() -> Path | None:

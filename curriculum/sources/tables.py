@@ -28,19 +28,20 @@ from curricula.errors import StorageError, UserError, first_line
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
 _UNREAD = re.compile(r"\.(parquet|arrow|feather|jsonl?|ndjson|[ct]sv)(\.(gz|zst|bz2|xz|lz4|zip))?$", re.IGNORECASE)
-"""Endings of tables that are not read, where they are not among `SUFFIXES`."""
+"""Endings of table files. A file with such an ending that is not among `SUFFIXES` is an error."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
 _EDGE_BYTES = 1 << 16
+"""Bytes at either end of a file that its identity hashes."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row is, for messages: its line in JSON Lines or CSV (the last one of several), else its row, both from 1."""
+    """Where a row is, for messages: its line in JSON Lines or CSV (its last line), otherwise its number, both from 1."""
 
     file: Path
     number: int
-    """Of the row in the file, from 0."""
+    """The row's number in the file, from 0."""
     key: str = ""
     """The key in the study that names the file."""
 
@@ -62,7 +63,7 @@ class Table:
 
     @classmethod
     def open(cls, stem: Path) -> Table:
-        """The files of a stem as one table; raises UserError when there is none or one is unreadable."""
+        """The files of a stem as one table; raises UserError when there is none or one cannot be read."""
         return cls.of(stem_files(stem))
 
     @classmethod
@@ -76,8 +77,8 @@ class Table:
     def identity(self) -> str:
         """A hash over the files' names, sizes, numbers of rows, and first and last bytes.
 
-        It is cheap at any size. The end of a Parquet file describes all of it; in the middle of a long JSON Lines file, a
-        change that keeps the length goes unnoticed.
+        It is cheap at any size. The end of a Parquet file describes the whole file. In a long JSON Lines file, a change in the
+        middle that keeps the length goes unnoticed.
         """
         digest = hashlib.sha256(json.dumps(self.counts).encode())
         for file in self.files:
@@ -109,16 +110,18 @@ class Table:
                     found += 1
                     yield row
                 if found < len(wanted):
-                    raise UserError(f"{file}: has lost rows since they were counted; start again once nothing writes the file")
+                    raise UserError(
+                        f"{file}: has lost rows since they were counted; start again when nothing writes to the file"
+                    )
 
 
 def spans(lengths: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Where stretches of these lengths, which follow one another, start and stop."""
+    """Start and stop of each of the consecutive stretches with these lengths."""
     return pairwise(accumulate(lengths, initial=0))
 
 
 def within(numbers: Sequence[int], start: int, stop: int) -> Sequence[int]:
-    """Those of `numbers`, a range or a list in rising order, that are in [start, stop), counted from `start`."""
+    """Those of `numbers` (a range, or a list in rising order) that lie in [start, stop), counted from `start`."""
     local = numbers[bisect_left(numbers, start) : bisect_left(numbers, stop)]
     if isinstance(local, range):
         return range(local.start - start, local.stop - start)
@@ -126,12 +129,12 @@ def within(numbers: Sequence[int], start: int, stop: int) -> Sequence[int]:
 
 
 def columns_of(text: str) -> tuple[str, ...]:
-    """The columns that `text` names: it is one itself, or a template with columns in braces, as in "{question} {answer}"."""
+    """The columns that `text` names: a column itself, or a template with columns in braces, as in "{question} {answer}"."""
     return tuple(dict.fromkeys(_BRACES.findall(text))) if "{" in text else (text,)
 
 
 def text_of(row: Row, text: str) -> Any:
-    """The value of the column `text`, or the template `text` filled in; None where a column of a template is null.
+    """The value of the column `text`, or the template `text` filled in; None if a column of the template is null.
 
     Raises KeyError with the name of a column that the row lacks.
     """
@@ -153,7 +156,7 @@ def table_exists(stem: Path) -> bool:
 
 
 def _tables_of(stem: Path) -> list[Path]:
-    """The folder of this name, and the files of this name with an ending."""
+    """The folder with the name of a stem, and the files with its name and one of `SUFFIXES`."""
     files = [path for suffix in SUFFIXES if (path := stem.parent / (stem.name + suffix)).is_file()]
     return [stem, *files] if stem.is_dir() else files
 
@@ -173,7 +176,7 @@ def files_matching(pattern: str) -> list[Path]:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The files that match. Folders above them that exist are taken as they are, even where their names have brackets."""
+    """The files that match. The leading folders that exist are taken literally, even if their names contain brackets."""
     there = next(folder for folder in pattern.parents if folder.is_dir())
     names = glob.glob(str(pattern.relative_to(there)), root_dir=there, recursive=True)
     found = sorted(there / name for name in names if not (there / name).is_dir())
@@ -183,12 +186,12 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def head(file: Path, count: int) -> list[Row]:
-    """The first `count` rows of a file, or all if it has fewer; raises UserError where one is not an object."""
+    """The first `count` rows of a file, or all if it has fewer; raises UserError if one is not an object."""
     return list(_objects(file, range(count), ()))
 
 
 def column_names(file: Path, rows: Sequence[Row]) -> list[str]:
-    """The columns of a file, as far as these first rows of it tell."""
+    """The columns of a file: those of a Parquet file's schema, or those of these first rows."""
     if file.suffix != ".parquet":
         return list(dict.fromkeys(chain(*rows)))
     with _parquet(file) as table:
@@ -226,7 +229,7 @@ def _require_finished(folder: Path) -> None:
 
 
 def _once(files: list[Path]) -> list[Path]:
-    """The files; raises UserError where two are one, by a link, or by their names hold the same rows in two formats."""
+    """Return the files. Raises UserError if two are the same file, or have one name in two formats: the same rows twice."""
     folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
     seen: dict[Path, Path] = {}
     for file in files:
@@ -242,7 +245,7 @@ def _once(files: list[Path]) -> list[Path]:
 
 
 def count_rows(file: Path) -> int:
-    """Rows of one file; instant for Parquet, a pass over the lines for JSON Lines."""
+    """Rows of one file: instantly for Parquet, otherwise by reading all of it."""
     if file.suffix == ".parquet":
         with _parquet(file) as table:
             return table.metadata.num_rows
@@ -250,12 +253,12 @@ def count_rows(file: Path) -> int:
 
 
 def _objects(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -> Iterator[Row]:
-    """The rows of one file with the `wanted` numbers, which are in rising order and may go beyond the last. Raises UserError
-    for a row that is no object."""
+    """The rows of one file with the `wanted` numbers, which are in rising order and can exceed the last row's. Raises UserError
+    for a row that is not an object."""
     rows = _parquet_rows(file, wanted, columns) if file.suffix == ".parquet" else _other_rows(file, wanted)
     for number, row in zip(wanted, rows):
         if not isinstance(row, dict):
-            raise UserError(f"{Place(file, number)} is {row!r:.60}, where an object is needed; fix the row")
+            raise UserError(f"{Place(file, number)} is {row!r:.60}, but an object is needed; fix the row")
         yield row
 
 
@@ -272,7 +275,7 @@ def _other_rows(file: Path, wanted: Sequence[int]) -> Iterator[Any]:
 
 
 def _entries(file: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a file that is not Parquet, those of JSON Lines as bytes, each with the number of its (last) line from 1."""
+    """The rows of a file that is not Parquet (of JSON Lines, as bytes), each with the number of its last line, from 1."""
     with _explained(file):
         if file.suffix == ".json":
             yield from enumerate(_listed(file), start=1)
@@ -298,7 +301,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(sys.maxsize)
     with open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines, strict=True)
-        names = [name for name in reader.fieldnames or () if name]  # of empty ones there may be several
+        names = [name for name in reader.fieldnames or () if name]  # several columns can be unnamed
         if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
             raise UserError(f"{file}: two columns are named {twice!r}; rename one of them")
         for row in reader:
@@ -312,19 +315,19 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:
 def _listed(file: Path) -> list[Any]:
     rows = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
-        raise UserError(f"{file}: holds a {type(rows).__name__}, where a list of rows is needed; fetch the file again")
+        raise UserError(f"{file}: holds a {type(rows).__name__}, but a list of rows is needed; fetch the file again")
     return [{"text": row} if isinstance(row, str) else row for row in rows]  # a bare list of texts has one column
 
 
 @contextlib.contextmanager
 def _explained(file: Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn what is raised while `file` is read, of `kinds` too, into a UserError that names it. Where the system does not let
-    one read it, it may be whole, and its disk may answer another start: that is a StorageError."""
+    """Turn errors while `file` is read, including those of `kinds`, into a UserError that names it. A failure of the system to
+    read it becomes a StorageError: the file can be intact, and the next start can succeed."""
     known: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, *kinds)
     try:
         yield
     except known as error:
-        if isinstance(error, OSError) and error.errno:  # without a number, what the file holds is wrong
+        if isinstance(error, OSError) and error.errno:  # an OSError without a number is about the contents
             kind = UserError if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)) else StorageError
             raise kind(f"{file}: cannot be read ({os.strerror(error.errno)}); check its permissions and its disk") from None
         raise UserError(
@@ -358,7 +361,7 @@ def _parquet_rows(file: Path, wanted: Sequence[int], columns: tuple[str, ...]) -
 
 
 def _as_rows(file: Path, batch: Any, numbers: Sequence[int]) -> list[Row]:
-    """The rows of `numbers`. Bytes that are not UTF-8 become lone surrogates, as in JSON Lines."""
+    """The rows of a batch with these numbers. Bytes that are not UTF-8 become lone surrogates, as in JSON Lines."""
     import pyarrow
 
     columns = {}

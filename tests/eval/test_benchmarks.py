@@ -149,9 +149,9 @@ def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b'{"a prompt": 1, "another": 2}', "holds a dict, where a list of rows is needed"),
-        (b'"Write it"', "holds a str, where a list of rows is needed"),
-        (b"[1, 2]", "row 1 is 1, where an object is needed"),
+        (b'{"a prompt": 1, "another": 2}', "holds a dict, but a list of rows is needed"),
+        (b'"Write it"', "holds a str, but a list of rows is needed"),
+        (b"[1, 2]", "row 1 is 1, but an object is needed"),
         (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list instead of text; correct the row"),
         (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
         (b'[{"prompts": "x"}]', r"row 1 has nothing in column 'text' or 'prompt', only in \['prompts'\]"),

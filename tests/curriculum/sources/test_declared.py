@@ -45,11 +45,11 @@ def test_a_row_of_a_csv_file_that_is_too_long_is_named(tmp_path):
     ("keys", "said"),
     [
         ({"prompt": ("ask", "asked"), "response": "answer"}, "mine.prompt: .* has no column 'asked'"),
-        ({"prompt": "ask", "response": "number"}, "mine.response: .*: line 1: column 'number' holds 3, where text is needed"),
+        ({"prompt": "ask", "response": "number"}, "mine.response: .*: line 1: column 'number' holds 3, but text is needed"),
         ({"prompt": "ask", "response": "answer", "refusal": {"label": "no"}}, "mine.refusal: .* has no column 'label'"),
-        ({"text": "number"}, "mine.text: .*: line 1: column 'number' holds 3, where text is needed"),
+        ({"text": "number"}, "mine.text: .*: line 1: column 'number' holds 3, but text is needed"),
         ({"text": "{ask} {number}", "refusal": {"number": 3}}, ""),
-        ({"messages": "ask"}, "mine.messages: .*: line 1: column 'ask' holds 'a', where a list of messages is needed"),
+        ({"messages": "ask"}, "mine.messages: .*: line 1: column 'ask' holds 'a', but a list of messages is needed"),
     ],
 )
 def test_a_wrong_column_of_a_tuning_set_is_named_with_its_key(tmp_path, keys, said):
@@ -68,7 +68,7 @@ def test_every_declared_table_is_found_under_its_key():
     [
         ([{"body": "x"}], {}, r"sources.mine.text: .*a.jsonl has no column 'text', only body; name one of these"),
         ([{"text": None}, {"text": ""}], {}, r"sources.mine.text: column 'text' is empty in the first 2 rows of .*a.jsonl"),
-        ([{"text": "a"}, {"text": 3}], {}, r"sources.mine.text: .*a.jsonl: line 2: column 'text' holds 3, where text is need"),
+        ([{"text": "a"}, {"text": 3}], {}, r"sources.mine.text: .*a.jsonl: line 2: column 'text' holds 3, but text is need"),
         ([{"text": "x"}], {"id": "key"}, r"sources.mine.id: .*a.jsonl has no column 'key', only text"),
         ([{"text": "x", "s": 10**400}], {"score": "s"}, r"sources.mine.score: .*: line 1: column 's' holds 1000.*a number is"),
         ([], {}, r"sources.mine: .*a.jsonl contains no rows; name another file or split"),
@@ -103,9 +103,9 @@ def test_contradictory_keys_are_refused(keys, said):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"talk": [{"from": "human", "value": "Hi"}]}, "line 1: a message has no role or no content, but {'from': 'human'"),
+        ({"talk": [{"from": "human", "value": "Hi"}]}, "line 1: a message has no role or no content: {'from': 'human'"),
         ({"talk": [{"role": "user", "content": None}]}, "line 1 has a message that is not text"),
-        ({"talk": [{"role": "", "content": "Hi"}]}, "line 1: a message has no role or no content, but {'role': ''"),
+        ({"talk": [{"role": "", "content": "Hi"}]}, "line 1: a message has no role or no content: {'role': ''"),
         ({"talk": ["Hi"]}, "line 1 has a message that is not text"),
         ({"chat": [], "a": 1}, "line 1 has no column 'talk', only ['a', 'chat']"),
     ],

@@ -90,9 +90,9 @@ def test_rows_of_a_large_row_group_are_the_ones_asked_for(tmp_path):
         ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:12] + b"\xff" * 9, "t.jsonl.gz: damaged"),
         ("t.jsonl.gz", b"", "t.jsonl.gz: damaged"),
         ("t.jsonl", b'{"text": "a"}\n{"text"', "t.jsonl: line 2 is not JSON"),
-        ("t.jsonl", b'{"text": "a"}\n\n \n[1]', r"t.jsonl: line 4 is \[1\], where an object is needed"),
-        ("t.jsonl", b"[1]\n", r"t.jsonl: line 1 is \[1\], where an object is needed"),
-        ("t.json", b"{}", "t.json: holds a dict, where a list of rows is needed"),
+        ("t.jsonl", b'{"text": "a"}\n\n \n[1]', r"t.jsonl: line 4 is \[1\], but an object is needed"),
+        ("t.jsonl", b"[1]\n", r"t.jsonl: line 1 is \[1\], but an object is needed"),
+        ("t.json", b"{}", "t.json: holds a dict, but a list of rows is needed"),
         ("t.json", b"[" * 100_000, "t.json: damaged, or not what its ending says"),
         ("t.json", b"\xff", "t.json: damaged, .*text must be UTF-8"),
         ("t.csv", b'text\n"a\nb\n', "t.csv: damaged"),
@@ -229,7 +229,7 @@ def test_a_table_of_all_parts_never_replaces_some_of_them(tmp_path):
     (folder / "train/0.jsonl").write_text('{"text": "x"}\n')
     assert len(opened("fineweb-annotated")) == 1
     for name in ("fineweb-edu", "fineweb-unsafe"):
-        with pytest.raises(UserError, match="train: holds all parts of locuslab/.*, where score_.* are asked for"):
+        with pytest.raises(UserError, match="train: holds all parts of locuslab/.*, but score_.* are asked for"):
             opened(name)
     with pytest.raises(UserError, match="train: holds all parts"):
         opened("fineweb-annotated", "score_1")

@@ -56,8 +56,8 @@ ROWS = [{"body": f"text {number}", "key": number, "safety": number % 5} for numb
     ("source", "said"),
     [
         ({"text": "txt"}, "sources.mine.text: {file} has no column 'txt', only body, key, safety; name one of these"),
-        ({"text": "key"}, "sources.mine.text: {file}: line 1: column 'key' holds 0, where text is needed"),
-        ({"text": "body", "score": "body"}, "sources.mine.score: {file}: line 1: column 'body' holds 'text 0', where a number"),
+        ({"text": "key"}, "sources.mine.text: {file}: line 1: column 'key' holds 0, but text is needed"),
+        ({"text": "body", "score": "body"}, "sources.mine.score: {file}: line 1: column 'body' holds 'text 0', but a number"),
         ({"path": "none/*.csv"}, "sources.mine: {folder}/none/*.csv: no such file, and no file matches it; correct the path"),
         ({"path": "study.yaml"}, "sources.mine: {folder}/study.yaml: has none of the endings"),
         ({"path": "empty.jsonl"}, "sources.mine: {folder}/empty.jsonl contains no rows; name another file or split"),
@@ -281,7 +281,7 @@ def test_a_check_tells_everything_that_is_wrong_or_not_there_at_once(contaminate
     assert status == 1
     said = "\n".join(facts["problems"])
     assert "sources.web: dataset fineweb-edu: not here yet; fetch it with `curricula data fetch`" in said
-    assert "sources.mine.score: " in said and "holds 'high', where a number is needed" in said
+    assert "sources.mine.score: " in said and "holds 'high', but a number is needed" in said
     assert "benchmark harmbench: not here yet" in said and "the probe texts are not on the Hugging Face hub" in said
     write_rows(tmp_path / "mine.jsonl", {"text": "a", "safety": 1})
     assert "sources.mine: " + str(tmp_path / "mine.jsonl") + ": no row of it is read" in "\n".join(
