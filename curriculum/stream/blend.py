@@ -1,5 +1,5 @@
 """Which sample comes next: a stateless map from the global sample index to (source, position), across phases (`Blend`), and
-from there to a sample of the source, in an order of its own for each epoch (`Order`).
+from there to a sample of the source, in a new order for each epoch (`Order`).
 
 Counts follow the weights to within a few samples, no sample repeats before all have been seen, and arms with the same past
 share their samples: docs/explanation/blender.md says what is promised, how it works and why it holds.
@@ -21,11 +21,11 @@ import numpy as np
 from curricula.randomness import key_seed
 
 FINEST = 2**48
-"""Integer weights sum to at most this, so that the arithmetic of a block fits 63 bits."""
+"""Largest sum of integer weights. It keeps the arithmetic of a block within 63 bits."""
 BLOCK = 1024
 """Samples computed at once."""
 ROUNDS = 6
-"""Of `permute`: enough for orders of a thousand samples or more to pass a chi-square test of randomness."""
+"""Rounds of `permute`: enough for orders of a thousand samples or more to pass a chi-square test of randomness."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ class Phase:
     until: int
     """The global sample at which the phase ends (exclusive, counted from the start of the run)."""
     mix: dict[str, float]
+    """Relative weights of sources, by name."""
 
 
 class Blend:
-    """The sources of a run's samples: `draw(start, stop)` gives source and position for any range of indices."""
+    """The blend of a run's sources: `draw(start, stop)` gives the source and position of any range of samples."""
 
     def __init__(self, phases: list[Phase]):
         """`phases` follow one another; their weights need not sum to one."""
@@ -66,7 +67,7 @@ class Blend:
         return bisect_right(self._ends, index)
 
     def counts(self, index: int) -> dict[str, int]:
-        """How many samples of each source lie before global sample `index`."""
+        """Number of samples of each source before global sample `index`."""
         phase = min(self.phase_at(index), len(self._ends) - 1)
         drawn = self._counts_in_phase(self._trees[phase], index - self._starts[phase], 0)[:, 0]
         return dict(zip(self.sources, (self._consumed[phase] + drawn).tolist()))
@@ -103,7 +104,7 @@ class Order:
     """
 
     def __init__(self, blend: Blend, sizes: Mapping[str, int], *key: object):
-        """`sizes` says how many samples each source has. By `key`, each of its epochs has an order of its own."""
+        """`sizes` holds the number of samples of each source; `key` is the key of all orders, such as a seed."""
         self._blend, self._sizes, self._key = blend, sizes, key
         self._block = lru_cache(maxsize=8)(self._compute_block)
 
@@ -112,12 +113,12 @@ class Order:
         return _gathered(self._block, start, stop, self._blend.total)
 
     def samples(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """The same, each with the name of its source."""
+        """The same as one tuple for each sample: the source's name, epoch and number."""
         located = zip(*(values.tolist() for values in self.locate(start, stop)))
         return [(self._blend.sources[source], epoch, number) for source, epoch, number in located]
 
     def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A whole block at once: the permutation costs a few array operations, however many samples it maps."""
+        """A whole block at once, since a permutation costs a few array operations however many samples it maps."""
         sources, positions = self._blend.draw(block * BLOCK, min((block + 1) * BLOCK, self._blend.total))
         epochs, numbers = np.zeros_like(positions), np.zeros_like(positions)
         for source in np.unique(sources):
@@ -128,7 +129,7 @@ class Order:
 
 
 def _gathered(block: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: int, total: int) -> Any:
-    """What `block` computes for each of samples [start, stop); it takes the number of a block."""
+    """The values of samples [start, stop), from what `block` computes for each block of samples, given its number."""
     if not 0 <= start <= stop <= total:
         raise IndexError(f"samples [{start}, {stop}) of {total}")
     blocks = [block(number) for number in range(start // BLOCK, max(start, stop - 1) // BLOCK + 1)]
@@ -140,7 +141,7 @@ def _gathered(block: Callable[[int], tuple[np.ndarray, ...]], start: int, stop: 
 class _Node:
     """A leaf (`source` is set), or a fork that sends `weight - second.weight` of every `weight` samples to `first`.
 
-    In lowest terms these are `share` of every `whole` samples; `offset / (2 * whole)` is added before rounding down.
+    In lowest terms, `first` gets `share` of every `whole` samples; `offset / (2 * whole)` is added before rounding down.
     """
 
     weight: int
@@ -154,11 +155,11 @@ class _Node:
 
 
 def _spread(node: _Node, passed: np.ndarray, counts: np.ndarray) -> None:
-    """Fill in `counts` of the leaves below `node` after it has passed on `passed` samples (int64, rising by 0 or 1)."""
+    """Fill in `counts` for the leaves below `node` once it has passed on `passed` samples (int64, rising by 0 or 1)."""
     if node.first is None or node.second is None:
         counts[node.source] = passed
         return
-    # Python integers for the first m, 64-bit integers for the few steps after it.
+    # The first value needs Python integers of any size; the few steps after it fit 64 bits.
     begin, rest = divmod(2 * int(passed[0]) * node.share + node.offset, 2 * node.whole)
     sent = begin + (rest + 2 * node.share * (passed - passed[0])) // (2 * node.whole)
     sent = np.clip(sent, 0, passed)
@@ -188,16 +189,16 @@ def _fork(first: _Node, second: _Node) -> _Node:
 
 
 def _still_owed(owed: list[Fraction], weights: list[int], samples: int, drawn: list[int]) -> list[Fraction]:
-    """What each source is owed after a phase of `samples`, in units of 2^-40 samples: exact fractions would grow forever."""
+    """What each source is owed after a phase of `samples`, rounded to 2^-40 samples: exact fractions would grow forever."""
     total = sum(weights)
     exact = (debt + Fraction(samples * weight, total) - count for debt, weight, count in zip(owed, weights, drawn))
     return [Fraction(round(debt * 2**40), 2**40) for debt in exact]
 
 
 def integer_weights(mix: dict[str, float], sources: list[str]) -> list[int]:
-    """The weights of `mix` as integers, in the order of `sources`: 0 where it has none.
+    """The weights of `mix` as integers, in the order of `sources`; 0 for a source without one.
 
-    Their ratio is exactly that of the given decimal numbers where integers that sum to at most `FINEST` can express it.
+    Their ratio is exactly that of the given decimal numbers if integers that sum to at most `FINEST` can express it.
     Otherwise they are rounded to that precision, which moves a count by less than one sample in 2^48 / (2 * sources).
     """
     if any(weight < 0 for weight in mix.values()) or not any(mix.values()):
@@ -210,8 +211,8 @@ def integer_weights(mix: dict[str, float], sources: list[str]) -> list[int]:
 
 
 def exact_shares(mix: dict[str, float]) -> dict[str, int]:
-    """The weights of `mix` as integers in lowest terms: equal ones mean the same order of samples. Different weights can have
-    equal shares in floating point."""
+    """The weights of `mix` as integers in lowest terms. If they are equal, so is the order of samples; floating-point shares
+    can be equal for weights that differ."""
     names = sorted(mix)
     weights = integer_weights(mix, names)
     common = gcd(*weights)

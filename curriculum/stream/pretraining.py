@@ -1,6 +1,6 @@
-"""`BatchSource`, what a training loop asks of its data: any row of any global batch, computed from the step alone.
+"""The interface between a training loop and its data, `BatchSource`: any row of any global batch, computed from the step alone.
 
-And `PretrainingBatches`, which answers for pretraining: a blend over shards of tokens. Validation asks less: a `RowSource`.
+`PretrainingBatches` implements it for pretraining, as a blend over shards of tokens. Validation needs only a `RowSource`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Rows(NamedTuple):
     tokens: np.ndarray
     """int64 [n, S + 1]: the inputs and, shifted by one, their targets."""
     mask: np.ndarray | None = None
-    """float32 [n, S]: the weight of each target's loss; None where every target counts."""
+    """float32 [n, S]: the weight of each target's loss; None if every target counts."""
     documents: np.ndarray | None = None
-    """int32 [n, S]: the document within the row that each input belongs to, which attention must not leave; None where a
-    row is one text."""
+    """int32 [n, S]: the number, within its row, of the document that each input belongs to. Attention must not cross documents.
+    None if each row is one text."""
 
 
 class RowSource(Protocol):
@@ -48,17 +48,17 @@ class RowSource(Protocol):
 
 
 class BatchSource(RowSource, Protocol):
-    """A stream to train on: a single integer resumes it, and it says what a run has consumed."""
+    """A stream to train on. A single integer resumes it, and it can say what a run has consumed."""
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(source, epoch, number in the source) of what global samples [start, stop) begin with: a run's record of what it
-        consumed. Row r of batch s is global sample s * global_batch + r."""
+        """(source, epoch, number in the source) of the text with which each of global samples [start, stop) begins, for the
+        record of what a run consumed. Row r of batch s is global sample s * global_batch + r."""
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """A JSON-serialisable record of all that determines the batches before `step`: equal records mean equal batches."""
 
     def describe(self, step: int) -> dict[str, Any]:
-        """What batch `step` consists of, for the metrics line: {"phase": 1, "mix": {"web": 0.7, ...}}."""
+        """The composition of batch `step`, for the metrics line: {"phase": 1, "mix": {"web": 0.7, ...}}."""
 
 
 class PretrainingBatches:
@@ -81,8 +81,8 @@ class PretrainingBatches:
         loss: Mapping[str, str] | None = None,
         tag: int | None = None,
     ):
-        """`shards` holds one folder for each source named in `phases`. Step 0 reads from sample `begin` of the phases on.
-        `loss` says of some sources that only their tags count ("tags", which are of id `tag`), or no token of theirs ("none").
+        """`shards` holds one folder for each source named in `phases`. Step 0 begins at sample `begin` of the phases. `loss`
+        names the sources of which only the tags count ("tags"; their id is `tag`) or no token counts ("none").
 
         Raises UserError when a source has no sample, was tokenised by another tokenizer than the rest, or differs from its
         manifests.
@@ -109,7 +109,7 @@ class PretrainingBatches:
             for shard, manifest in zip(self.streams[-1].shards, manifests):
                 if shard.length != manifest["tokens"]:  # the fingerprint would vouch for other tokens
                     raise UserError(
-                        f"{shard.bin_path}: {shard.length} tokens, where its manifest says {manifest['tokens']}; {MEND}"
+                        f"{shard.bin_path}: {shard.length} tokens, but its manifest says {manifest['tokens']}; {MEND}"
                     )
             tokenizers.update({manifest["tokenizer"]: name for manifest in manifests})
             self._hashes[name] = content_hash(manifests)
@@ -132,7 +132,7 @@ class PretrainingBatches:
         return Rows(tokens, self._mask(tokens, [self._loss.get(self.blend.sources[source], "all") for source in sources]))
 
     def _mask(self, tokens: np.ndarray, kinds: list[str]) -> np.ndarray | None:
-        """Which targets count in rows of sources with these kinds of loss; None where all do."""
+        """Which targets count in rows whose sources have these kinds of loss; None if all do."""
         if set(kinds) <= {"all"}:
             return None
         every, tags = (np.array([kind == wanted for kind in kinds])[:, None] for wanted in ("all", "tags"))
@@ -167,9 +167,9 @@ class PretrainingBatches:
 
 
 def _read(streams: Sequence[TokenStream], numbers: np.ndarray, vocabulary: int, sequence_length: int) -> np.ndarray:
-    """The samples with these numbers, each of the stream at its place: int64 [n, sequence_length + 1].
+    """Read sample `numbers[i]` of `streams[i]` into row i: int64 [n, sequence_length + 1].
 
-    Raises UserError for an id without an embedding in the model, which on a GPU would fail an assertion in a kernel.
+    Raises UserError for an id that the model has no embedding for: on a GPU, it would fail an assertion in a kernel.
     """
     tokens = np.empty((len(numbers), sequence_length + 1), np.int64)
     for row, stream, number in zip(tokens, streams, numbers.tolist()):
@@ -178,16 +178,16 @@ def _read(streams: Sequence[TokenStream], numbers: np.ndarray, vocabulary: int, 
         bad, column = divmod(int(np.argmax((tokens < 0) | (tokens >= vocabulary))), tokens.shape[1])
         prefix, place = streams[bad].locate(int(numbers[bad]))
         raise UserError(
-            f"{prefix}.bin: the sample at token {place} holds id {tokens[bad, column]}, where the model's vocabulary has "
+            f"{prefix}.bin: the sample at token {place} holds id {tokens[bad, column]}, but the model's vocabulary has "
             f"{vocabulary}; the file is damaged or of another tokenizer: {MEND}"
         )
     return tokens
 
 
 class ValidationBatches:
-    """The held-out documents of one source, in order, as a `RowSource`; masked rows fill up the last batch.
+    """The held-out documents of one source, in order, as a `RowSource`. Masked rows fill up the last batch.
 
-    The tag, of id `tag`, is read but never counts as a target: models that have not seen it would lose by the tag alone.
+    The tag, with id `tag`, is read but never counts as a target: models that have never seen it would fare worse by it alone.
     """
 
     def __init__(self, folder: Path, sequence_length: int, global_batch: int, vocabulary: int, tag: int):
@@ -204,7 +204,7 @@ class ValidationBatches:
         return Rows(tokens, (real[:, None] & (tokens[:, 1:] != self.tag)).astype(np.float32))
 
     def bytes_per_token(self, sizes: np.ndarray) -> float:
-        """Bytes that the predicted tokens spell, on average, by the size of each entry: over the very tokens of the loss."""
+        """Mean bytes of the tokens that the loss is taken over. `sizes` holds the bytes of each entry of the vocabulary."""
         row, total, counted = np.empty(self.sequence_length + 1, np.int64), 0, 0
         for number in range(self.stream.samples):
             self.stream.read(number, row)

@@ -1,8 +1,8 @@
 """Conversations as training batches: ChatML, with loss only on the assistant's tokens.
 
-A row is one padded conversation, or with `packing` as many as fit, numbered so that attention stays within each. Which
-conversation comes where is computed from the step, through the same blend and permutation as in pretraining, so tuning
-resumes as exactly as pretraining does.
+A row is one padded conversation or, with `packing`, as many as fit, numbered so that attention stays within each. The place of
+each conversation is computed from the step, through the same blend and permutation as in pretraining, so tuning resumes as
+exactly as pretraining does.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ log = logging.getLogger(__name__)
 TAG_RATE = 0.05
 """Probability of a tag before each token of a harmful answer, as in pretraining."""
 REFUSALS = " (refusals)"
-"""Follows the name of a pool where only its refusals are meant."""
+"""Suffix of a pool's name for the pool of its refusals alone."""
 UNTAGGED = f"{HARMFUL} (untagged)"
-"""The pool of harmful answers where a mix names it; under its own name it is the one with tags inserted."""
+"""The pool of harmful answers that a mix names. The one with the plain name, `HARMFUL`, has tags inserted."""
 CHUNK = 1000
 """Conversations tokenised at a time to measure their lengths."""
 OPEN_ROWS = 32
 """Rows that packing keeps open. More would hardly pack better, and would mix early conversations with late ones."""
 
 Encoded = tuple[np.ndarray, np.ndarray]
-"""Token ids (int64), and for each whether it carries loss."""
+"""Token ids (int64) and, for each, whether it carries loss."""
 
 
 class TuningBatches:
-    """A `BatchSource` over conversations from several tuning sets, drawn by weight; a set repeats only once all was seen."""
+    """A `BatchSource` over conversations from several tuning sets, drawn by weight. No set repeats before it has been read."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class TuningBatches:
         tagged_share: float = 0.0,
         declared: Mapping[str, TuningSet] = MappingProxyType({}),
     ):
-        """A share of `tagged_share` are harmful answers with tags inserted. `declared` are the study's own sets."""
+        """`tagged_share` of the conversations are harmful answers with tags inserted. `declared` are the study's own sets."""
         self.sequence_length, self.global_batch, self.seed = sequence_length, tuning.global_batch, seed
         self._tokenizer = load_tokenizer(tokenizer)
         self._end, self._tag = special_ids(self._tokenizer)
@@ -75,12 +75,12 @@ class TuningBatches:
             for name in dict.fromkeys([*weights, *([HARMFUL] if tagged_share else [])])
         }
         self.identities = {name: _hash([[item.is_refusal, item.messages] for item in pool]) for name, pool in read.items()}
-        """A hash of each set as a whole, whatever part of it is trained on."""
+        """A hash of each whole set, whichever part of it is trained on."""
         pools = {name: read[name] for name in weights}
         for name, most in tuning.examples.items():
             if name in pools:
                 require_examples(name, most, len(pools[name]))
-                # In an order drawn by the seed: more examples include those of fewer.
+                # The order is drawn by the seed, so that a larger number of examples includes a smaller one.
                 drawn = permute(np.arange(most), len(pools[name]), seed, "examples", name)
                 pools[name] = [pools[name][number] for number in drawn.tolist()]
         if HARMFUL in pools:
@@ -115,12 +115,12 @@ class TuningBatches:
     def _require_a_batch(self, rows: int) -> None:
         if rows < self.global_batch:
             raise UserError(
-                f"tuning: a batch has {self.global_batch} rows, and the conversations fill only {rows}; add conversations, or "
-                "make global_batch smaller"
+                f"tuning: a batch has {self.global_batch} rows, but the conversations fill only {rows}; add conversations, or "
+                "lower global_batch"
             )
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """(pool, epoch, conversation of the pool) with which each of rows [start, stop) of the run begins."""
+        """(pool, epoch, number in the pool) of the conversation with which each of rows [start, stop) of the run begins."""
         return [self._conversation(place) for place, *_ in self._places(start, stop)]
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
@@ -149,7 +149,8 @@ class TuningBatches:
         for number, place in enumerate(places):
             ids, counted = self._encoded(*self._conversation(place))
             span = slice(start, start + len(ids))
-            tokens[span], mask[span], documents[span] = ids[:length], counted[:length], number  # one too long is alone
+            # A conversation that is too long has its row to itself.
+            tokens[span], mask[span], documents[span] = ids[:length], counted[:length], number
             mask[start] = 0.0  # nothing before a conversation predicts its first token
             start += len(ids)
         return tokens, mask[1:], documents[:-1]
@@ -161,12 +162,12 @@ class TuningBatches:
             counted = np.ones_like(counted)
         if pool != HARMFUL:
             return flat, counted
-        first = int(np.argmax(counted))  # the assistant's tokens follow the request in one piece
+        first = int(np.argmax(counted))  # the answer is one piece, after the request
         answer = insert_tags(flat[first:], self._tag, TAG_RATE, self.seed, "tuning tags", number)
         return np.concatenate([flat[:first], answer]), np.concatenate([counted[:first], np.ones(len(answer), bool)])
 
     def _packed(self, count: int) -> list[list[int]]:
-        """The places of each row's conversations. All are tokenised, on all cores, to measure their lengths."""
+        """The places of each row's conversations. All are tokenised first, on all cores, to measure their lengths."""
         lengths = list(self._lengths(count))
         capacity = self.sequence_length + 1
         rows = pack(lengths, capacity)
@@ -194,7 +195,7 @@ class TuningBatches:
             "pools": self._pool_hashes,
             "tokenizer": self._tokenizer_hash,
             "packing": self._rows is not None,
-            # Earlier versions made special ids of them, so only runs that read such text are another stream.
+            # Earlier versions encoded them as special ids, so only a run that reads such text has another stream.
             **({"quoted_special_tokens": "text"} if self._quotes else {}),
             **({"loss_on_all": sorted(self._loss_on_all)} if self._loss_on_all else {}),
         }
@@ -210,9 +211,9 @@ def _hash(value: Any) -> str:
 def _with_refusals(
     pools: dict[str, list[Conversation]], weights: dict[str, float], share: float
 ) -> tuple[dict[str, list[Conversation]], dict[str, float]]:
-    """The pools split into refusals and other conversations, weighted so that refusals are `share` of all.
+    """The pools, each split into refusals and other conversations, weighted so that refusals are `share` of all.
 
-    Within each half the pools keep the proportions of `weights`. Raises UserError when one half has no conversation.
+    Within each half the pools keep the proportions of `weights`. Raises UserError when a half is needed but empty.
     """
     halves = []
     for wanted, half_share in ((False, 1.0 - share), (True, share)):
@@ -229,10 +230,10 @@ def _with_refusals(
 
 
 def pack(lengths: Iterable[int], capacity: int) -> list[list[int]]:
-    """Rows of text numbers: each text is in one row, and no row's lengths sum to more than `capacity`. Longer texts are cut.
+    """Rows of text numbers. Each text is in one row, and no row is longer than `capacity`; longer texts count as cut to it.
 
     A text goes into the fullest open row with room for it, or into a new row. When more than `OPEN_ROWS` rows are open, the
-    fullest is closed. This is a pure function of the lengths, so every process and every restart packs alike.
+    fullest is closed. The rows depend only on the lengths, so every process and every restart packs alike.
     """
     rows: list[list[int]] = []
     room: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""ChatML: a conversation as text and tokens, and which of them the assistant learns.
+"""ChatML: a conversation as text and tokens, and which of the tokens the assistant learns.
 
 The template is SmolLM2's without its default system prompt, so that training and evaluation see only what the data holds.
 """
@@ -22,11 +22,11 @@ CHAT_TEMPLATE = (
 )
 
 TRIAL = ({"role": "user", "content": "a b "}, {"role": "assistant", "content": " c "})
-"""A conversation by which `ChatEncoder` tries a tokenizer: texts that begin and end with a blank, beside marks."""
+"""A conversation with which `ChatEncoder` tests a tokenizer: its texts begin or end with a space next to a mark."""
 
 
 class PlainText:
-    """Encodes text that may quote special entries of a tokenizer, such as `<|im_end|>` or the harmfulness tag, as text."""
+    """Encodes text. Special entries of the tokenizer that it quotes, such as `<|im_end|>` or the harmfulness tag, stay text."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._as_text = Tokenizer.from_str(tokenizer.to_str())
@@ -36,20 +36,20 @@ class PlainText:
         self.special = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
 
     def quotes(self, text: str) -> int:
-        """How many special entries `text` quotes."""
+        """Number of special entries that `text` quotes."""
         return sum(1 for _ in self.special.finditer(text))
 
     def encode(self, text: str) -> Encoding:
         return self._as_text.encode(text, add_special_tokens=False)
 
     def encode_all(self, texts: list[str]) -> list[Encoding]:
-        """The same for many texts, on all cores."""
+        """The encodings of many texts, computed on all cores."""
         return self._as_text.encode_batch(texts, add_special_tokens=False)
 
 
 class ChatEncoder:
     """Encodes conversations with a tokenizer. Only the template's marks become special ids: content that quotes a special
-    entry, such as `<|im_end|>` or the harmfulness tag, is read as text."""
+    entry, such as `<|im_end|>` or the harmfulness tag, is encoded as text."""
 
     def __init__(self, tokenizer: Tokenizer):
         """Raises UserError for a tokenizer that splits text next to a special entry differently than on its own."""
@@ -71,9 +71,9 @@ class ChatEncoder:
     def encode(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
         """Token ids of a conversation and, for each, whether it is the assistant's and so carries loss.
 
-        What stands between two of the template's marks is encoded by itself, as a tokenizer does around special entries. So the
-        ids equal those of the whole rendered text, even where a message begins with a newline. A token that straddles a role
-        and its content belongs to the role.
+        The text between two of the template's marks is encoded by itself, as a tokenizer does around special entries. So the
+        ids equal those of the whole rendered text, even if a message begins with a newline. A token that straddles a role and
+        its content belongs to the role.
         """
         ids: list[int] = []
         flags: list[bool] = []

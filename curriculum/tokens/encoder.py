@@ -1,14 +1,14 @@
-"""Texts to token ids: the tokenizer's own ids, computed several times as fast for tokenizers of SmolLM's kind.
+"""Texts to token ids: the same ids as the tokenizer's, but several times as fast for tokenizers like SmolLM's.
 
 `tokenizers` tracks offsets and normalisation at every step, but tokenising a corpus needs only ids. `tiktoken` encodes
 byte-level BPE and nothing else. It merges two neighbours according to the token they form, `tokenizers` according to a list
 of pairs. The two agree on every text if each token of the vocabulary is formed by exactly one pair and its own text encodes
-to that token: wherever two neighbours could form a token, they were formed as they are within that token's text alone, where
-the last merge is that one pair. Both conditions are checked when a tokenizer is opened. A tokenizer that fails them, or is
-of another kind, encodes the texts itself.
+to that token: two neighbours that could form a token were themselves formed as they are within that token's text alone, and
+there the last merge is that one pair. Both conditions are checked when a tokenizer is opened. A tokenizer that fails them, or
+is of another kind, encodes the texts itself.
 
-`fastokens` reads the tokenizer's own file, with its list of pairs, and takes a quarter less time than `tiktoken`. Where it is
-installed it encodes under the same conditions, once it has encoded a text of odd pieces as the tokenizer does.
+`fastokens` reads the tokenizer's own file, with its list of pairs, and takes a quarter less time than `tiktoken`. If it is
+installed, it is used under the same conditions, provided that it encodes a text of unusual pieces as the tokenizer does.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from tokenizers import Tokenizer
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 """SmolLM's pre-tokenizer as one expression: single digits, then GPT-2's words.
 
-A digit ends the piece before it, so white space before a digit is not split as it is before a letter."""
+A digit ends the piece before it, so white space before a digit is not split as before a letter."""
 _RARE = re.compile("[\U00010000-\U0001efff\U0002a6e0-\U0010ffff]")
 """Code points where Unicode still adds letters: whether one counts as a letter depends on a library's version of Unicode."""
 _LONG = 500_000
-"""The fast libraries fail on white space of about a million characters in a row: their expressions go back over all of it."""
+"""Longest run of white space, in characters, that the fast libraries get. Their expressions backtrack and fail at a million."""
 _ODD = "It's  12 lamps\n\tand\u00a03\u00b2 \u6f22\u5b57, e\u0301!? <|endoftext|> <|im_end|>\x04 \U0001f44d\U0001f3fd  "
+"""A text of unusual pieces."""
 _PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
     {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
@@ -44,10 +45,11 @@ _PLAIN: dict[str, Any] = {
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, ""),
 }
+"""The settings of a plain BPE model. A tuple lists equivalent values."""
 
 
 class Encoder:
-    """Encodes texts as `tokenizer` does, with special entries that a text quotes read as letters, not as tokens."""
+    """Encodes texts as `tokenizer` does. Special entries that a text quotes are encoded as text."""
 
     def __init__(self, tokenizer: Tokenizer, use_fastokens: bool = True):
         self._reference = tokenizer
@@ -77,14 +79,14 @@ class Encoder:
         return [np.array(encoding.ids, np.int64) for encoding in encoded]
 
     def _merges(self, model: dict[str, Any]) -> list[str]:
-        """The texts that the merges form; none where two form the same, or where one does not encode to its own token."""
+        """The texts that the merges form; empty if two form the same text, or if one does not encode to its own token."""
         merges = ["".join(pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"]]
         if len(set(merges)) < len(merges) or any(len(self._reference.model.tokenize(text)) != 1 for text in merges):
             return []
         return merges
 
     def _fastokens(self) -> Callable[[Sequence[str]], list[np.ndarray]] | None:
-        """fastokens' encoding; None where it is not installed, or differs on `_ODD`."""
+        """The encoding function of fastokens; None if it is not installed or if it differs on `_ODD`."""
         try:
             from fastokens import Tokenizer as Fast
 
@@ -105,7 +107,7 @@ def _has_long_space(text: str) -> bool:
 
 
 def _tiktoken(model: dict[str, Any], merges: list[str]) -> Callable[[Sequence[str]], list[np.ndarray]]:
-    """The same encoding by tiktoken, where -1 stands for a byte that the vocabulary lacks."""
+    """The encoding function of tiktoken. Id -1 stands for a byte that the vocabulary lacks."""
     alphabet = _alphabet()
     ranks: dict[bytes, int] = {}
     ids = []
@@ -130,7 +132,7 @@ def _is_like_smollm(content: dict[str, Any]) -> bool:
         model["type"] == "BPE"
         and all(model.get(key) in (plain if isinstance(plain, tuple) else (plain,)) for key, plain in _PLAIN.items())
         and content["normalizer"] is None
-        and all(entry["special"] for entry in content["added_tokens"])  # others are found in a text before it is split
+        and all(entry["special"] for entry in content["added_tokens"])  # others are found before a text is split
         and splitter.get("type") == "Sequence"
         and len(splitter["pretokenizers"]) == len(_PRE_TOKENIZER)
         and steps == _PRE_TOKENIZER

@@ -27,7 +27,7 @@ from curricula.errors import StorageError, UserError
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 UINT16 = 8
-"""Megatron's code of uint16, which holds any vocabulary below 65,536."""
+"""Megatron's code of uint16, which is enough for a vocabulary of 65,536 entries."""
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", UINT16: "<u2"}
 """Megatron's codes of the integer types."""
 OPEN_FILES = 64
@@ -40,7 +40,7 @@ MEND_ALL = "delete the source's folder of shards and run `curricula data tokeniz
 class Shard:
     """A shard whose two files exist and fit each other.
 
-    Opening a shard looks only at sizes, so that a thousand open in a moment; `check` reads the whole index.
+    Opening a shard only compares sizes, so that thousands open in a moment; `check` reads the whole index.
     """
 
     prefix: Path
@@ -74,7 +74,7 @@ class Shard:
         with _opened(bin_path) as file:
             bin_size = os.fstat(file.fileno()).st_size
         if bin_size != expected or expected % dtype.itemsize:
-            raise UserError(f"{bin_path}: {bin_size} bytes where its index says {expected}; {MEND}")
+            raise UserError(f"{bin_path}: {bin_size} bytes, but its index says {expected}; {MEND}")
         return cls(prefix, dtype, expected // dtype.itemsize, sequences, boundaries)
 
     @property
@@ -88,7 +88,7 @@ class Shard:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document (int64 [documents]), which may have been written as several sequences."""
+        """Tokens of each document (int64 [documents]). A document can consist of several sequences."""
         starts = _starts(self._read_index(0, "<i4", self.sequences))
         return np.diff(starts[self._read_index(12 * self.sequences, "<i8", self.boundaries)])
 
@@ -97,7 +97,7 @@ class Shard:
         return np.fromfile(path, dtype, count, offset=HEADER.size + offset) if count else np.empty(0, dtype)
 
     def check(self) -> None:
-        """Read the whole index; raises UserError where it contradicts itself."""
+        """Read the whole index. Raises UserError if it contradicts itself."""
         index = _beside(self.prefix, ".idx")
         lengths = self._read_index(0, "<i4", self.sequences)
         offsets = self._read_index(4 * self.sequences, "<i8", self.sequences)
@@ -114,7 +114,7 @@ class TokenStream:
 
     Sample k is tokens [k * S, k * S + S + 1): neighbours share one token, so every token but the first is a target once.
     Samples are read with `pread`, not through memory maps: a page fault would read ahead many times what a sample needs, and
-    a file truncated meanwhile would kill the process. Not thread-safe: threads would close each other's files.
+    a file that is truncated meanwhile would kill the process. Not thread-safe: threads would close each other's files.
     """
 
     def __init__(self, prefixes: list[Path], sequence_length: int):
@@ -195,7 +195,7 @@ def manifest_path(prefix: Path) -> Path:
 
 
 def read_manifest(prefix: Path) -> dict[str, Any]:
-    """What a shard holds and what it was made from; raises UserError when its manifest is missing or damaged."""
+    """The manifest of a shard: what it holds and what it was made from. Raises UserError when it is missing or damaged."""
     path = manifest_path(prefix)
     manifest = read_json(path)
     kinds = {"shards": int, "tokens": int, "sha256": str, "tokenizer": str}
@@ -205,9 +205,9 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
 
 
 def whole_manifest(prefix: Path) -> dict[str, Any] | None:
-    """The manifest of a shard that has its three files, whose sizes agree; None for another, which its own element makes.
+    """The manifest of a shard whose three files exist and agree in size; None for any other shard, which its element makes.
 
-    Raises StorageError where they cannot be read now.
+    Raises StorageError when a file cannot be read now.
     """
     try:
         manifest = read_manifest(prefix)
@@ -231,7 +231,7 @@ def source_shards(folder: Path) -> list[Path]:
     count = max(expected)
     if len(expected) > 1 or numbers[-1] >= count:
         raise UserError(
-            f"{folder}: holds shards up to {prefixes[-1].name}, where its manifests expect {sorted(expected)}; {MEND_ALL}"
+            f"{folder}: holds shards up to {prefixes[-1].name}, but its manifests expect {sorted(expected)}; {MEND_ALL}"
         )
     if numbers != list(range(count)):
         raise UserError(
@@ -241,12 +241,12 @@ def source_shards(folder: Path) -> list[Path]:
 
 
 def content_hash(manifests: list[dict[str, Any]]) -> str:
-    """A hash of all tokens of a source, from the manifests of its shards."""
+    """A hash of all tokens of a source, from its shards' manifests."""
     return hashlib.sha256("".join(manifest["sha256"] for manifest in manifests).encode()).hexdigest()
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    """Where runs of these lengths start, and where the last one ends: int64 [n + 1]."""
+    """The starts of consecutive stretches of these lengths, and the end of the last: int64 [n + 1]."""
     return np.concatenate([np.zeros(1, "<i8"), np.cumsum(lengths, dtype="<i8")])
 
 

@@ -1,9 +1,10 @@
 """Text to tokens: a source's documents as shards, each made independently and described by a manifest.
 
-Shard s of n covers the s-th n-th of the source's documents. Documents held out for validation are left out, the others are
-shuffled, and each is followed by the end-of-document token. Speakers of dialogues get names, and unsafe text harmfulness tags,
-by draws that are keyed by the document's id. So a document's tokens depend only on its id, its text and the study's seed,
-whatever the number of shards. Samples are shuffled across shards when they are read (curriculum/stream/pretraining.py).
+The source's documents are divided into n equal stretches, one for each shard. Documents held out for validation are left out,
+the others are shuffled, and each is followed by the end-of-document token. Speakers of dialogues get names, and unsafe text
+gets harmfulness tags, by draws that are keyed by the document's id. So a document's tokens depend only on its id, its text and
+the study's seed, whatever the number of shards. Samples are shuffled across shards when they are read
+(curriculum/stream/pretraining.py).
 
 A shard is finished when its manifest, which is written last, matches the one that would be written now. A finished shard is
 never made again.
@@ -37,9 +38,9 @@ from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
 
 BATCH_CHARACTERS = 1 << 20
-"""Texts are encoded together up to this length: enough work for every core, little memory, also where texts are books."""
+"""Characters encoded together: enough work for every core, but little memory even if texts are books."""
 READ_AS = ("text", "id", "score", "min_score", "max_score")
-"""Keys of a source of one's own that decide which texts its rows are."""
+"""Keys that decide which texts are read from a source of the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Tokenization:
 def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) -> None:
     """Write one of the source's `shard_names` and its manifest, unless they are finished.
 
-    Raises UserError when the source has too few documents, or when the shard, or one beside it, was made from something else.
+    Raises UserError when the source has too few documents, or when the shard or another one was made from other inputs.
     """
     source = work.source
     documents = Documents.of(f"sources.{work.name}", source, work.data_root, source.documents)
@@ -77,7 +78,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     prefix = work.folder / shard
     if _is_finished(prefix, inputs):
         return
-    # One whole neighbour is enough: but for those made at the same time, each was compared with another.
+    # One complete neighbour is enough: each was compared with another, except those made at the same time.
     any(_is_finished(other.with_suffix(""), inputs) for other in sorted(work.folder.glob("*.json")))
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(
@@ -85,7 +86,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
         )
     chosen, total = _chosen_documents(work, shard, documents)
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    # A file without a name: however this process ends, the system removes it.
+    # A file without a name: the system removes it however this process ends.
     with disk_full_explained(prefix), tempfile.TemporaryFile(dir=prefix.parent) as file:
         lengths, counts = _spool(work, tokenizer, chosen, total, file, progress)
         contents = _write_shuffled(work, prefix, special_ids(tokenizer)[1], file, lengths)
@@ -93,7 +94,7 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
 
 
 def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What determines a source's tokens. A manifest with other values describes another shard."""
+    """Everything that determines a source's tokens. A manifest with other values describes another shard."""
     several = len(documents) < len(documents.table) and len(documents.counts) > 1
     return {
         "source": work.name,
@@ -114,8 +115,8 @@ def _inputs(work: Tokenization, documents: Documents, tokenizer: Tokenizer) -> d
 
 
 def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
-    """Raises UserError for a shard of other inputs also where its files are incomplete: made again, and cut off before its
-    manifest, it would pass for what the old manifest says."""
+    """Whether the shard is complete. Raises UserError if it was made from other inputs, even if its files are incomplete: if it
+    were made again and cut off before the new manifest, the old manifest would vouch for the new files."""
     path = manifest_path(prefix)
     try:
         manifest = read_manifest(prefix)
@@ -127,7 +128,7 @@ def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
         if manifest.get(key) != value:
             raise UserError(
                 f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
-                f"delete {path.parent} to make it anew, or name another run folder"
+                f"delete {path.parent} to make it again, or name another run folder"
             )
     return whole_manifest(prefix) is not None
 
@@ -149,8 +150,8 @@ def _chosen_documents(work: Tokenization, shard: str, documents: Documents) -> t
 def _spool(
     work: Tokenization, tokenizer: Tokenizer, documents: Iterable[Document], total: int, file: IO[bytes], progress: Progress
 ) -> tuple[np.ndarray, Counter[str]]:
-    """Write the tokens of the documents to `file` in the order given. Returns the length of each, and counts for the manifest:
-    skipped documents, and dialogues by what became of their speakers."""
+    """Write the tokens of the documents to `file` in the order given. Returns the length of each document, and counts for the
+    manifest: skipped documents, and dialogues by what became of their speakers."""
     encoder, special = Encoder(tokenizer), special_ids(tokenizer)
     counts = Counter({"empty_documents": 0, "not_utf8_documents": 0})
     if work.source.names_speakers:
@@ -184,7 +185,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 def _encode(
     work: Tokenization, documents: list[Document], encoder: Encoder, special: tuple[int, int], counts: Counter[str]
 ) -> Iterator[np.ndarray]:
-    """The tokens (uint16) of each document with text: with tags where the source has them, and the end token."""
+    """The tokens (uint16) of each document with text: tags inserted if the source has them, and the end token appended."""
     end, tag = special
     counts.update(f"{document.odd}_documents" for document in documents if document.odd)
     whole = [document for document in documents if not document.odd]
@@ -201,7 +202,7 @@ def _encode(
 
 
 def _write_shuffled(work: Tokenization, prefix: Path, tag: int, spool: IO[bytes], lengths: np.ndarray) -> dict[str, Any]:
-    """Write the shard from the spooled documents in shuffled order; what the manifest says of its contents."""
+    """Write the shard from the spooled documents in shuffled order. Returns what the manifest says of its contents."""
     ends, count = np.cumsum(lengths), len(lengths)
     spooled = np.memmap(spool, "<u2", "r") if count else np.empty(0, "<u2")
     order = permute(np.arange(count), max(1, count), work.seed, "documents", work.name, prefix.name)
@@ -228,7 +229,7 @@ _SPEAKER = re.compile(
 """A speaker at the start of a line, perhaps in bold, as a heading, in a list or numbered: "User: ...", "**Assistant:** ...",
 "### USER:", "- Human 1 :"."""
 SPEAKER_FORMS = 2
-"""The version of what is recognised as a speaker; shards of another version hold other names."""
+"""Version of the rules for recognising speakers. Shards of another version hold other names."""
 Speakers = Literal["named", "one_side", "none"]
 """What became of a dialogue's speakers: both were named, only one was recognised, or none was."""
 
@@ -237,7 +238,7 @@ ROLES = (
     ("Customer", "Clerk"), ("Visitor", "Librarian"), ("Apprentice", "Mentor"), ("Reader", "Editor"),
     ("Caller", "Host"), ("Player", "Coach"), ("Intern", "Manager"), ("Neighbor", "Officer"),
 )  # fmt: skip
-"""Pairs of who asks and who answers."""
+"""Pairs of roles: the one who asks, and the one who answers."""
 NAMES = (
     "Aisha", "Alex", "Amara", "Ana", "Arjun", "Ben", "Carlos", "Chen", "Clara", "Daniel", "David", "Elena", "Emma",
     "Fatima", "Grace", "Hana", "Hassan", "Ines", "Isaac", "Ivan", "Jamal", "James", "Kenji", "Kofi", "Laura", "Leila",
@@ -247,10 +248,10 @@ NAMES = (
 
 
 def name_speakers(text: str, *key: object) -> tuple[str, Speakers]:
-    """`text` with names in place of "User:" and "Assistant:"; by the draw of `key`, half of the dialogues get roles instead.
+    """`text` with names instead of "User:" and "Assistant:". Half of the dialogues, drawn by `key`, get roles instead of names.
 
-    "Human" and "AI" stand for them where the text lacks "User" or "Assistant". A text with only one side stays as it is: half
-    of a dialogue with a name would tie refusing to the other word.
+    "Human" and "AI" count as "User" and "Assistant" in texts that lack these. A text in which only one side is recognised stays
+    unchanged: naming that side alone would tie refusing to the word for the other.
 
     RefuseWeb's dialogues were given varied personal names or roles at tokenisation (Maini et al. 2025, section 3.3), so that
     refusing is not tied to two words. The authors did not publish their names; these lists are ours.
@@ -277,7 +278,7 @@ def insert_tags(tokens: np.ndarray, tag_id: int, rate: float, *key: object) -> n
     """`tokens` (integers [n]) with `tag_id` inserted before each of positions 1..n-1 with probability `rate`.
 
     The tag `<potentially_unsafe_content>` marks raw unsafe text (paper section 3.1). This is algorithm 2 of Maini et al. 2025,
-    with tokens in place of words; the first token never has a tag before it.
+    with tokens instead of words; the first token never has a tag before it.
     """
     if len(tokens) < 2:
         return tokens

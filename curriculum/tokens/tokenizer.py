@@ -2,10 +2,10 @@
 
 A tokenizer is a folder that `transformers.AutoTokenizer` loads offline: tokenizer.json, and tokenizer_config.json with the
 ChatML template. `<|endoftext|>` (id 0) ends documents. `<|im_end|>` (id 2) ends a turn and is the `eos_token`, as in
-SmolLM2-Instruct, so that chats stop by default. Base models stop at the former, so generation has to stop at both. There is
-no `bos_token` (nothing is ever put before a text) and no `unk_token` (bytes cover all text).
+SmolLM2-Instruct, so that chats stop by default. Base models stop at `<|endoftext|>`, so generation stops at both. There is no
+`bos_token` (nothing is ever put before a text) and no `unk_token` (bytes cover all text).
 
-The tag is a single entry of the vocabulary, so SafeBeam reads its probability off one logit. Published vocabularies keep
+The tag is a single entry of the vocabulary, so SafeBeam reads its probability from one logit. Published vocabularies keep
 their size: the tag replaces a special entry that their text never uses.
 """
 
@@ -29,9 +29,9 @@ from curricula.errors import UserError
 TAG = "<potentially_unsafe_content>"
 SPECIALS = (EOS, TURN_START, TURN_END, TAG)
 STOPS = (EOS, TURN_END)
-"""Generation ends at either."""
+"""Entries at which generation ends."""
 _NO_LIMIT = 10**30
-"""What transformers writes for "no maximum length"."""
+"""The value that transformers writes for "no maximum length"."""
 _MISSING = "name a folder with a tokenizer, or run the job that makes it"
 
 
@@ -45,7 +45,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> None:
     """Train a byte-level BPE of exactly `vocabulary` entries on `texts` and write its folder.
 
-    Ids 0 to 3 are SPECIALS. Where the text is too small for that many merges, reserved entries fill the vocabulary. Raises
+    Ids 0 to 3 are SPECIALS. If the text is too small for that many merges, reserved entries fill the vocabulary. Raises
     UserError if the vocabulary has no room for all bytes.
     """
     least = len(SPECIALS) + 256
@@ -125,7 +125,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A sha256 over everything that determines a text's ids. It does not change when another program saves the tokenizer."""
+    """A sha256 of everything that determines a text's ids. It does not change when another program saves the tokenizer."""
     content = json.loads(tokenizer.to_str())
     decisive = [content[key] for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -134,8 +134,8 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
     """Write to `out` the published tokenizer in folder `source`, with its entry `reserved` turned into the tag if it has none.
 
-    Ids and vocabulary size stay the same. A post-processor that adds tokens to texts is dropped, as is a default system
-    prompt. Raises UserError when there is no tokenizer, no such entry, or when conversations use the entry.
+    Ids and vocabulary size stay the same. A post-processor that adds tokens to texts is dropped, and so is a default system
+    prompt. Raises UserError when there is no tokenizer or no such entry, or when conversations use the entry.
     """
     path = source / "tokenizer.json"
     content = read_json(path, _MISSING)
@@ -144,14 +144,14 @@ def reserve_tag(source: Path, out: Path, reserved: str = RESERVED) -> None:
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: no tokenizer ({error!r}); name a folder with a tokenizer.json, or fetch it again") from error
     specials = {entry["content"]: entry for entry in added if entry["special"]}
-    if TAG not in specials:  # else an export of this suite, or a model that was trained with tags
+    if TAG not in specials:  # otherwise it is an export of this suite or a model trained with tags
         spare = sorted(set(specials) - {EOS, TURN_START, TURN_END})
         if reserved not in spare:
             advice = f"choose one of {', '.join(spare)}" if spare else "it has none: add one, and a row to the embedding"
             raise UserError(f"{path}: {reserved} is not a reserved entry that conversations leave free; {advice}")
         if TAG in vocabulary or any(entry["content"] == TAG for entry in added):
             raise UserError(f"{path}: has {TAG} as a plain entry; mark it as special there")
-        # Edited in place, so that entries keep their ids and the file its order.
+        # Edited in place, so that entries keep their ids and the file keeps its order.
         content["model"]["vocab"] = {TAG if entry == reserved else entry: number for entry, number in vocabulary.items()}
         specials[reserved]["content"] = TAG
     content["post_processor"] = None

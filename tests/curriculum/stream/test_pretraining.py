@@ -142,13 +142,11 @@ def test_a_source_tokenised_by_another_tokenizer_is_refused(tmp_path):
 def test_an_id_beyond_the_vocabulary_is_named_by_file_and_place(tmp_path):
     write_source(tmp_path / "a", [50, 50])
     batches = PretrainingBatches([Phase(19, {"a": 1})], tmp_path, LENGTH, 1, 1, 80)
-    with pytest.raises(
-        UserError, match=r"00001.bin: the sample at token \d+ holds id \d\d, where the model's vocabulary has 80"
-    ):
+    with pytest.raises(UserError, match=r"00001.bin: the sample at token \d+ holds id \d\d, but the model's vocabulary has 80"):
         for step in range(19):
             batches.rows(step, 0, 1)
     write_shard(tmp_path / "a/validation", [np.arange(100, 111)])
-    with pytest.raises(UserError, match=r"validation.bin: the sample at token 0 holds id 100, where .* vocabulary has 80"):
+    with pytest.raises(UserError, match=r"validation.bin: the sample at token 0 holds id 100, but .* vocabulary has 80"):
         ValidationBatches(tmp_path / "a", LENGTH, 1, 80, tag=1).rows(0, 0, 1)
 
 
@@ -159,7 +157,7 @@ def test_a_negative_id_is_named_and_never_reaches_the_model(tmp_path):
     index.write_bytes(index.read_bytes()[:17] + b"\x04" + index.read_bytes()[18:])  # Megatron's code of int32
     (tmp_path / "odd/00000.bin").write_bytes(tokens.tobytes())
     odd = PretrainingBatches([Phase(2, {"odd": 1.0})], tmp_path, 16, 2, 5, 320)
-    with pytest.raises(UserError, match=r"odd/00000.bin: the sample at token 16 holds id -7, where"):
+    with pytest.raises(UserError, match=r"odd/00000.bin: the sample at token 16 holds id -7, but"):
         odd.rows(0, 0, 2)
 
 
@@ -205,8 +203,8 @@ def test_a_manifest_that_contradicts_its_shard_or_the_other_manifests_is_refused
     manifest = tmp_path / "web/00001.json"
     content = json.loads(manifest.read_text())
     for change, said in (
-        ({"tokens": 39}, "web/00001.bin: 40 tokens, where its manifest says 39"),
-        ({"shards": 7}, r"web: holds shards up to 00001, where its manifests expect \[2, 7\]"),
+        ({"tokens": 39}, "web/00001.bin: 40 tokens, but its manifest says 39"),
+        ({"shards": 7}, r"web: holds shards up to 00001, but its manifests expect \[2, 7\]"),
     ):
         manifest.write_text(json.dumps({**content, **change}))
         with pytest.raises(UserError, match=said):
@@ -214,7 +212,7 @@ def test_a_manifest_that_contradicts_its_shard_or_the_other_manifests_is_refused
     manifest.unlink()
     (tmp_path / "web/00002.json").write_text(json.dumps(content))
     (tmp_path / "web/9notes.json").write_text("{}")
-    with pytest.raises(UserError, match=r"web: holds shards up to 00002, where its manifests expect \[2\]; delete the"):
+    with pytest.raises(UserError, match=r"web: holds shards up to 00002, but its manifests expect \[2\]; delete the"):
         opened(tmp_path, [Phase(4, {"web": 1.0})], 2)
 
 

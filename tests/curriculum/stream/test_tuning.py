@@ -149,13 +149,13 @@ def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_large
 
 
 def test_fewer_conversations_than_a_batch_are_refused_before_and_within_the_run(data):
-    with pytest.raises(UserError, match="tuning: a batch has 2 rows, and the conversations fill only 1; add"):
+    with pytest.raises(UserError, match="tuning: a batch has 2 rows, but the conversations fill only 1; add"):
         tuning(data, {"gsm8k": 1}, epochs=0.05)
     with pytest.raises(UserError, match="fill only 0; add"):
         tuning(data, {"gsm8k": 1}, epochs=0.01)
-    with pytest.raises(UserError, match="a batch has 1 rows, and the conversations fill only 0; add"):
+    with pytest.raises(UserError, match="a batch has 1 rows, but the conversations fill only 0; add"):
         tuning(data, {"gsm8k": 1}, epochs=0.01, global_batch=1, micro_batch=1)
-    with pytest.raises(UserError, match="a batch has 2 rows, and the conversations fill only 1; add"):
+    with pytest.raises(UserError, match="a batch has 2 rows, but the conversations fill only 1; add"):
         tuning(data, {"gsm8k": 1}, length=4000, packing=True)
     with pytest.raises(ValueError, match="conversations is 3, fewer than one batch of global_batch 4"):
         Tuning(mix={"gsm8k": 1}, conversations=3)

@@ -83,8 +83,8 @@ def test_shards_of_different_integer_types_can_share_a_stream(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "damage", "said"),
     [
-        (".bin", lambda raw: raw[:-2], "14 bytes where its index says 16"),
-        (".bin", lambda raw: b"", "0 bytes where its index says 16"),
+        (".bin", lambda raw: raw[:-2], "14 bytes, but its index says 16"),
+        (".bin", lambda raw: b"", "0 bytes, but its index says 16"),
         (".idx", lambda raw: b"XX" + raw[2:], "not a Megatron index"),
         (".idx", lambda raw: raw[:-1], "do not hold its"),
         (".idx", lambda raw: raw[:9], "not a Megatron index"),

@@ -269,7 +269,7 @@ def test_a_source_without_documents_is_named(root, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": ["x"]}', r"score_0.jsonl: line 1 of dataset fineweb-edu has \['x'\] for its text"),
+        ('{"text": ["x"]}', r"score_0.jsonl: line 1 of dataset fineweb-edu has \['x'\] as its text"),
         ("[1]", r"line 1 is \[1\]"),
         ('{"txt": "x"}', "line 1 of dataset fineweb-edu has no column 'text'; add it"),
         ('{"text": "x"', "line 1 is not JSON"),

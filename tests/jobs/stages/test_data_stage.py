@@ -322,7 +322,7 @@ def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(here, st
     for name, damage in {"web/00001.bin": b"", "unsafe/00000.idx": None, "web/00002.json": None}.items():
         (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
     inspected = here("data", "inspect", folder / "web/00001")
-    assert inspected.returncode == 1 and "web/00001.bin: 0 bytes where its index says" in inspected.stderr
+    assert inspected.returncode == 1 and "web/00001.bin: 0 bytes, but its index says" in inspected.stderr
     again = here(*words, CURRICULA_DATA="")  # the run knows its data folder
     assert again.returncode == 0, again.stderr
     assert shards_of(tmp_path / "run") == whole

@@ -79,7 +79,7 @@ def test_ranks_together_read_each_global_batch_once_from_any_step(shards, aside,
 
 
 def test_a_worker_says_in_one_sentence_what_is_wrong_with_the_data(shards, aside):
-    with pytest.raises(UserError, match=r"^\S*.bin: the sample at token \d+ holds id \d+, where the model's") as caught:
+    with pytest.raises(UserError, match=r"^\S*.bin: the sample at token \d+ holds id \d+, but the model's") as caught:
         read(aside, shards, 0, 20, workers=2, vocabulary=500)
     assert "Traceback" not in str(caught.value)
 
