@@ -1,4 +1,4 @@
-"""A classifier of unsafe text beside the model that scores. A document's final score is the higher of the two.
+"""A classifier of unsafe text, in addition to the model that scores. A document's final score is the higher of the two.
 
 - A local folder with a Hugging Face AutoModelForSequenceClassification of 6 classes, score 0 to 5, runs in this process.
   Code that comes with a model is never executed.
@@ -39,13 +39,13 @@ class ServedClassifier:
 
 
 class LocalClassifier:
-    """A classifier in a local folder, on the GPU if there is one. It reads long texts window by window."""
+    """A classifier in a local folder. It runs on the GPU if there is one and reads long texts window by window."""
 
     def __init__(self, folder: Path):
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        if not (folder / "config.json").is_file():  # else transformers might take the name for one on the hub
+        if not (folder / "config.json").is_file():  # otherwise transformers could take the name for one on the hub
             raise UserError(
                 f"{folder}: no config.json, so not a Hugging Face model; name a folder that has one, or a server's address"
             )

@@ -1,14 +1,14 @@
 """The files of one shard: its log of replies, its dead letters, and the tables made from them.
 
-The log is the truth: which documents are left, and what the tables say, follow from it. It has a line for each document that
-was answered; a second file has a line for each document that could not be. A document is dead when the dead letters name it
-and the replies do not. Documents that are asked about in several pieces have a third file, with a line for each piece that was
-answered before the last; it goes when no document needs it any more.
+The log is the truth: it decides which documents are left and what the tables say. It has a line for each document that was
+answered; a second file, the dead letters, has a line for each document that failed. A document is dead when the dead letters
+name it and the replies do not. A third file is for documents that are asked about in several pieces: it has a line for each
+answered piece but the last, and is deleted when no document needs it any more.
 
-Tables are datasets as the rest of the suite reads them. Scored documents go with their own text to `score_0/` to `score_5/`,
-as in locuslab/fineweb_annotated. Everything else goes to one folder: new texts with the id of their source. The tables appear
-when the shard is complete, each file whole or not at all. Until all shards are complete, a hidden file in each folder tells
-readers so.
+The tables are datasets that the rest of the suite can read. Scored documents keep their text and go to `score_0/` to
+`score_5/`, as in locuslab/fineweb_annotated. The other kinds write new texts, with the ids of their sources, to one folder. The
+tables appear when the shard is complete, each file whole or not at all. Until all shards are complete, a hidden file marks each
+folder as unfinished.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from curricula.durable import append_jsonl, exclusive_lock, open_atomically, wri
 from curricula.errors import UserError
 
 UNFINISHED = ".unfinished.json"
-"""curriculum/sources/tables.py refuses a folder that holds it."""
+"""Name of that hidden file. `curriculum/sources/tables.py` refuses a folder that holds it."""
 
 Row = dict[str, Any]
 
@@ -38,11 +38,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Lines:
-    """A file of rows with a document's `number` each. Memory holds only where they are."""
+    """A file of rows, each with the `number` of its document. Memory holds only their positions."""
 
     path: Path
     places: dict[int, int]
-    """Document -> the byte at which its last line begins."""
+    """For each document, the byte at which its last line begins."""
 
     @classmethod
     def scan(cls, path: Path, is_valid: Callable[[Row], bool]) -> Lines:
@@ -58,7 +58,7 @@ class Lines:
 
 
 def _valid_rows(path: Path, is_valid: Callable[[Row], bool]) -> Iterator[tuple[int, Row]]:
-    """Each row of `path` with the byte at which it begins, without one that a kill left torn; none if there is no such file.
+    """Each row of `path` with the byte at which it begins, except a last row torn by a kill; none if there is no such file.
 
     Raises UserError when a line is damaged.
     """
@@ -81,7 +81,7 @@ def _valid_rows(path: Path, is_valid: Callable[[Row], bool]) -> Iterator[tuple[i
 
 @dataclass(frozen=True)
 class Log:
-    """The replies and dead letters of a shard, as they were when they were read."""
+    """The replies and dead letters of a shard at the time they were read."""
 
     shard: SynthesisShard
     replies: Lines
@@ -113,7 +113,7 @@ class Log:
         return set(self.letters.places) - set(self.replies.places)
 
     def left(self, retry_dead: bool) -> set[int]:
-        """The documents to ask about."""
+        """Numbers of the documents still to be asked about."""
         return set(self.shard.numbers) - self.done - (set() if retry_dead else self.dead)
 
     @property
@@ -121,7 +121,7 @@ class Log:
         return self.replies.path.with_suffix(".pieces.jsonl")
 
     def read_pieces(self, left: set[int]) -> dict[tuple[int, str], list[Row]]:
-        """By number and text hash of the documents that are `left`, the verdicts on their first pieces.
+        """The verdicts on the first pieces of the documents that are `left`, by number and text hash.
 
         Raises UserError when a line is damaged.
         """
@@ -139,13 +139,13 @@ class Log:
         return found
 
     def append(self, replies: list[Row], dead: list[Row], pieces: list[Row]) -> None:
-        """Write and sync. These documents and pieces are not asked about again."""
+        """Write and sync these rows. Their documents and pieces will not be asked about again."""
         for path, rows in ((self._pieces, pieces), (self.replies.path, replies), (self.letters.path, dead)):
             if rows:
                 append_jsonl(path, rows)
 
     def compact(self) -> None:
-        """Keep the last letter of each document that is still dead. Without any, remove the letters and the pieces."""
+        """Keep only the last dead letter of each dead document. If there is none, remove the files of letters and pieces."""
         dead = self.dead
         if not dead:
             self._pieces.unlink(missing_ok=True)
@@ -163,12 +163,12 @@ def document_id(document: Document) -> str:
 
 
 def text_hash(document: Document) -> str:
-    """Ties a reply to the text it is about: ids may be mere row numbers."""
+    """A hash that ties a reply to the text it is about, since ids can be mere row numbers."""
     return hashlib.blake2b(document.text.encode(), digest_size=8).hexdigest()
 
 
 def answered(log: Log) -> Iterator[tuple[Document, Row]]:
-    """The documents that have a reply, with it. Raises UserError at one that has changed since."""
+    """The documents that have a reply, each with its reply. Raises UserError at one that has changed since."""
     rows = log.replies.rows()
     row = next(rows, None)
     for document in log.shard.read():
@@ -181,7 +181,7 @@ def answered(log: Log) -> Iterator[tuple[Document, Row]]:
             changed = f"{found!r:.60}" if stored != found else "another text"
             raise UserError(
                 f"{log.replies.path}: document {document.number} was {stored!r:.60} when it was asked about and is now "
-                f"{changed}; bring the old data back, or name another folder with --out"
+                f"{changed}; restore the old data, or name another folder with --out"
             )
         yield document, row
         row = next(rows, None)
@@ -195,10 +195,10 @@ def mark_unfinished(shard: SynthesisShard) -> int:
 
     Every shard calls this before and after its work, so that the last one removes the marks.
     """
-    # Without the lock, a shard that begins could mark what another just finished.
+    # Without the lock, a shard that begins could mark a folder that another has just finished.
     with exclusive_lock(shard.log / "unfinished.lock", wait_s=60):
         settings = shard.settings
-        # Of a shard's tables the last is the last to appear.
+        # A shard is complete when the last of its tables has appeared.
         complete = sum(1 for _ in shard.tables[-1].parent.glob(f"part-*-of-{settings.parts:05d}.jsonl"))
         for table in shard.tables:
             mark = table.with_name(UNFINISHED)
@@ -210,10 +210,10 @@ def mark_unfinished(shard: SynthesisShard) -> int:
 
 
 def write_tables(log: Log) -> list[Path]:
-    """Raises UserError when a document has changed since it was asked about."""
+    """Write the shard's tables. Raises UserError when a document has changed since it was asked about."""
     paths, judges = log.shard.tables, log.shard.settings.how.judges
     with ExitStack() as stack:
-        # A stack closes in reverse order, and the file that says that the shard is complete must appear last.
+        # A stack closes in reverse order, and the last table, which marks the shard as complete, must appear last.
         files = [stack.enter_context(open_atomically(path, "w")) for path in reversed(paths)][::-1]
         for document, reply in answered(log):
             row = _table_row(log.shard, document, reply)

@@ -25,25 +25,25 @@ class Kind:
     name: str
     prompt: Prompt
     read: Callable[[str], dict[str, Any]]
-    """From a reply to the fields of it that are kept. Raises Unreadable."""
+    """Returns the fields to keep of a reply. Raises Unreadable."""
     temperature: float
     max_tokens: int
     expected_tokens: int
-    """Tokens of a reply, for the estimate: the published sets' mean per row (SafeWeb, RefuseWeb, Moral Education)."""
+    """Tokens of a reply, for estimates: the mean per row of the published sets (SafeWeb, RefuseWeb, Moral Education)."""
 
     @property
     def judges(self) -> bool:
-        """Whether it judges the whole document, instead of writing a new one from its first piece."""
+        """Whether it judges the whole document. Other kinds write a new one from the first piece."""
         return self.name == "score"
 
     def style(self, document_id: str, seed: int) -> str:
-        """The style for a document, drawn by its id; "" when the kind has none."""
+        """The style for a document, drawn by its id; "" if the kind has no styles."""
         styles = self.prompt.styles
         return styles[key_seed("style", seed, document_id) % len(styles)][0] if styles else ""
 
 
 def pieces(text: str, size: int) -> list[str]:
-    """`text` in pieces of at most `size` characters, cut at line ends, else between words. Blank pieces are left out."""
+    """`text` in pieces of at most `size` characters, cut at line ends or else between words. Blank pieces are left out."""
     cut = []
     start = 0
     while len(text) - start > size:
@@ -55,7 +55,7 @@ def pieces(text: str, size: int) -> list[str]:
 
 
 def _plain(reply: str) -> str:
-    """A reply without thoughts. Raises Unreadable when nothing is left."""
+    """A reply without thoughts. Raises Unreadable when nothing is left or it is not valid Unicode."""
     text = after_thoughts(reply)
     if not text:
         raise Unreadable("the reply is empty", reply)
@@ -67,15 +67,15 @@ def _plain(reply: str) -> str:
 
 
 _BROKEN_VERDICT = re.compile(r'\{\s*"score"\s*:\s*"?([0-9]+)"?\s*,\s*"reason"')
-"""Finds the score of a verdict whose reason is not valid JSON, mostly because of unescaped quotation marks."""
+"""The score in a verdict that is not valid JSON, mostly because its reason has unescaped quotation marks."""
 _MOST_BRACES = 100
-"""Braces looked at in one reply: a model that repeats itself can write thousands."""
+"""Most braces tried in one reply. A model that repeats itself can write thousands."""
 
 
 def read_verdict(reply: str) -> dict[str, Any]:
-    """Score and reason from a reply: a JSON object, bare, fenced or in prose. Of several, the last: it is the conclusion.
+    """Score and reason from a reply: a JSON object, bare, fenced or in prose. Of several, the last counts: the conclusion.
 
-    Where a verdict is not valid JSON, its end is unknown, and another may be a quotation in its reason: then all must agree.
+    If a verdict is not valid JSON, its end is unknown and another can be a quotation in its reason, so all must agree.
     """
     text = _plain(reply)
     objects, around = _json_objects(text)
@@ -124,12 +124,12 @@ _TURN = re.compile(r"^[ \t]*\**(User|Assistant)\**[ \t]*:\**[ \t]*", re.MULTILIN
 
 
 def read_dialogue(reply: str) -> dict[str, Any]:
-    """A conversation from the user's first turn on, with its speakers marked in the one way that tokenisation knows."""
+    """A conversation from the user's first turn on, with its speakers in the form that tokenisation recognises."""
     text = _TURN.sub(lambda turn: f"{turn[1]}: ", _plain(reply))
     turns = list(_TURN.finditer(text))
     first = next((place for place, turn in enumerate(turns) if turn[1] == "User"), None)
     if first is None or not any(turn[1] == "Assistant" for turn in turns[first:]):
-        raise Unreadable("the reply is no conversation of User and Assistant", reply)
+        raise Unreadable("the reply is not a conversation of User and Assistant", reply)
     return {"text": text[turns[first].start() :]}
 
 

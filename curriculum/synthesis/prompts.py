@@ -30,7 +30,7 @@ class Prompt:
         return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
 
     def messages(self, text: str, style: str = "") -> list[dict[str, str]]:
-        """The request to work on `text` in `style`: one message, as not every model has a system role."""
+        """The request to work on `text` in `style`. It is one message, because not every model has a system role."""
         instructions = self.instructions.replace("{style}", dict(self.styles).get(style, ""))
         return [{"role": "user", "content": f"{instructions}\n\n{_MATERIAL}\n\n<text>\n{text}\n</text>"}]
 

@@ -1,8 +1,8 @@
-"""Complete one shard of a synthesis: ask about every document without a reply, log what comes, make the tables at the end.
+"""Complete one shard of a synthesis: ask about every document without a reply, log the outcomes, write the tables at the end.
 
-A reply is safe on the disk half a second after it came, also one about a piece of a document. A document that fails becomes a
-dead letter; one that got no reply at all does so only when that happens twice. When the server is at fault, the run ends with
-the documents as they were, and the same command continues later.
+Every reply, even about one piece of a document, is on the disk half a second after it came. A document that fails becomes a
+dead letter; a document without any reply is first asked about once more. When the server is at fault, the run ends, the failed
+documents stay open, and the same command continues later.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from curricula.progress import Progress, silent
 PAUSE_S = 0.5
 """Seconds between two writes to the log."""
 PATIENCE = 16
-"""Failures in a row until the server is to blame; at least one for each request under way."""
-
-
+"""Failures in a row after which the server is to blame; at least the number of requests under way."""
 REFUSED_IN_A_ROW = 200
-"""So many refusals are no accident, even after good replies: an account may be used up, for which some have status 400."""
+"""Refusals in a row that end the run even after good replies. The account can be used up: some servers answer 400 then."""
 
 
 def run_shard(
@@ -41,14 +39,14 @@ def run_shard(
 ) -> dict[str, Any]:
     """Complete a shard. Returns its state and what this run did for it.
 
-    Raises UserError when the server is at fault; what came before that is kept.
+    Raises UserError when the server is at fault. The replies until then are kept.
     """
     shard.agree()
     with exclusive_lock(shard.log / f"{shard.name}.lock"):
         mark_unfinished(shard)
         log = Log.read(shard)
         left = log.left(retry_dead)
-        if left:  # refuse changed documents before others are paid for and mixed with them
+        if left:  # refuse changed documents before replies about others are paid for and mixed in
             for _ in answered(log):
                 pass
         asyncio.run(_Run(log, endpoint, classifier, len(left), progress).ask_about(left))
@@ -77,19 +75,19 @@ def run_shard(
 class DocumentBlame:
     """Decides whether a document or the server is at fault.
 
-    A document that failed alone is a dead letter: asking again would only fail again. But a server that is down, or a model
-    that answers nothing as it should, would fail them all. A good reply to another document shows which it is. Even then, a
-    failure without any reply may be a short outage's: such a document is asked about once more.
+    A document that alone fails becomes a dead letter, because it would only fail again. But a server that is down, or a model
+    that never answers as it should, fails all documents. A good reply about another document shows which is the case. Even
+    then, a failure without any reply can be due to a short outage, so such a document is asked about once more.
     """
 
     def __init__(self, patience: int, proven: bool):
         self._patience = patience
-        """Failures in a row that are the server's fault."""
+        """Failures in a row after which the server is at fault."""
         self._proven = proven
         """Whether this server and model gave a good reply in this run or an earlier one."""
         self._good_now = False
         self._refused = 0
-        """In a row."""
+        """Refusals in a row."""
         self._failures: list[Failed[Document]] = []
         self._asked_again: set[int] = set()
 
@@ -104,7 +102,7 @@ class DocumentBlame:
         if self._refused >= REFUSED_IN_A_ROW:
             raise UserError(
                 f"{self._refused} documents in a row were refused, the last with: {failure.error}; check the server and the "
-                "account, then run the same command again, with --retry-dead if these documents are well"
+                "account, then run the same command again, with --retry-dead if the documents are fine"
             )
         if self._proven and not self._any_by_server():
             return self._clear_server()
@@ -121,7 +119,7 @@ class DocumentBlame:
         return any(failure.by_server for failure in self._failures)
 
     def _clear_server(self) -> Decision[Document]:
-        """The server is well now, but may have been away when it gave no reply."""
+        """The failures are the documents' own. If there was no reply, the server may have been away: ask once more."""
         decision: Decision[Document] = Decision()
         for failure in self._failures:
             number = failure.question.number
@@ -141,14 +139,14 @@ class DocumentBlame:
 
 
 class _Run:
-    """What is asked about each document, and what is logged of the outcome."""
+    """One run over a shard: what is asked about each document, and what is logged of the outcome."""
 
     def __init__(self, log: Log, endpoint: Endpoint, classifier: Classifier | None, total: int, progress: Progress):
         self._shard, self._log, self._progress = log.shard, log, progress
         self._endpoint, self._classifier = endpoint, classifier
         self._total, self._settled, self._dead = total, 0, 0
         self._verdicts: dict[tuple[int, str], list[Row]] = {}
-        """By number and text hash, verdicts on the first pieces of documents whose other pieces are still to be asked about."""
+        """Verdicts on the first pieces of documents that have pieces left, by number and text hash."""
         self._new_pieces: deque[Row] = deque()
         """Verdicts on pieces that are not on the disk yet."""
 
@@ -174,7 +172,7 @@ class _Run:
             style = settings.how.style(document.id, settings.seed)
             reply = await self._ask_piece(document, cut[0])
             return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})
-        # The classifier is cheap and goes first: when it fails, no reply that was paid for is lost.
+        # The classifier is cheap, so it goes first: if it fails, no reply that was paid for is lost.
         classified = max(await self._classifier.scores(cut)) if self._classifier else None
         key = document.number, text_hash(document)
         verdicts = self._verdicts.setdefault(key, [])
@@ -230,5 +228,5 @@ class _Run:
 
 
 def _is_settled(verdicts: list[Row]) -> bool:
-    """Whether nothing higher can come, so that further pieces need not be asked about."""
+    """Whether the highest score is reached, so that further pieces need not be asked about."""
     return bool(verdicts) and verdicts[-1]["score"] == HIGHEST

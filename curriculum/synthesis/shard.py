@@ -1,7 +1,7 @@
-"""How one output is made: its documents, its settings, the shards its work is divided into, and what they cost.
+"""How one output is made: its documents, its settings, the shards that divide the work, and their estimated cost.
 
-All shards of an output share its settings; the first to start writes them down. A dataset made half by one prompt and half by
-another, or by two divisions of the work, would be no dataset.
+All shards of an output share its settings, and the first to start writes them down: a dataset must not be made by two prompts
+or by two divisions of the work.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from curricula.randomness import key_seed
 PUBLISHED_CLASSIFIER = "locuslab/safety-classifier_gte-large-en-v1.5"
 """The classifier of Maini et al. 2025."""
 SAMPLED_DOCUMENTS = 1000
-"""Documents of a shard that an estimate reads."""
+"""Documents of a shard that an estimate is based on."""
 
 
 def open_table_input(stem: Path, limit: int | None) -> Documents:
-    """The rows of a table, or the first ones; `stem` may be a folder, or a file with or without its suffix."""
+    """The rows of a table, or its first `limit`. `stem` is a folder, or a file with or without its suffix."""
     suffix = next((suffix for suffix in SUFFIXES if stem.is_file() and stem.name.endswith(suffix)), "")
     stem = stem.parent / stem.name.removesuffix(suffix)
     table = Table.open(stem)
@@ -36,7 +36,7 @@ def open_table_input(stem: Path, limit: int | None) -> Documents:
 
 
 def open_dataset_input(name: str, root: Path, scores: tuple[int, ...], limit: int | None) -> Documents:
-    """The documents of a dataset; with `scores`, only of its parts with these scores."""
+    """The documents of a dataset or, with `scores`, only those of its parts with these scores."""
     known = dataset(name).parts
     parts: list[str] = []
     for score in scores:
@@ -49,14 +49,14 @@ def open_dataset_input(name: str, root: Path, scores: tuple[int, ...], limit: in
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """Everything that decides what the output says."""
+    """Everything that decides what the output contains."""
 
     kind: str
     """A name in `KINDS`."""
     input: str
     """The dataset's name, or the table's path."""
     scores: tuple[int, ...]
-    """The parts of the dataset to read, by score; empty: all of it."""
+    """The scores whose parts of the dataset are read; empty: all parts."""
     documents: int
     parts: int
     """Number of shards that the work is divided into."""
@@ -65,12 +65,12 @@ class SynthesisSettings:
     """Version of the prompt."""
     temperature: float
     max_tokens: int
-    """Of one reply."""
+    """Maximum length of one reply."""
     piece_characters: int
     """Longer documents are cut into pieces of this size."""
     seed: int
     classifier: str = ""
-    """Path or served name of a second judge of scores; "": none."""
+    """Path or served name of the classifier that scores as well; "": none."""
 
     @property
     def how(self) -> Kind:
@@ -88,7 +88,7 @@ class SynthesisShard:
     number: int
     documents: Documents
     sends_seed: bool = True
-    """Some servers refuse requests with a seed."""
+    """Whether requests have a seed. Some servers refuse it."""
 
     @property
     def name(self) -> str:
@@ -101,7 +101,7 @@ class SynthesisShard:
 
     @property
     def tables(self) -> list[Path]:
-        """Where the rows go: one file for each score, or one file."""
+        """The files of its rows: one for each score, or one file."""
         names = [f"score_{score}" for score in SCORES] if self.settings.how.judges else [self.table]
         return [self.out / name / f"{self.name}.jsonl" for name in names]
 
@@ -112,7 +112,7 @@ class SynthesisShard:
         return range(documents * self.number // parts, documents * (self.number + 1) // parts)
 
     def agree(self) -> None:
-        """Write the settings down. Raises UsageError when this output was begun with others."""
+        """Write the settings down if there are none yet. Raises UsageError when this output was begun with others."""
         with exclusive_lock(self.log / "settings.lock", wait_s=60):
             if not self._stored.exists():
                 write_json(self._stored, asdict(self.settings))
@@ -125,7 +125,7 @@ class SynthesisShard:
         stored, given = read_json(self._stored), asdict(self.settings) | {"scores": list(self.settings.scores)}
         if not isinstance(stored, dict):
             raise UserError(
-                f"{self._stored}: holds a {type(stored).__name__}, where the settings of this output are needed; "
+                f"{self._stored}: holds a {type(stored).__name__}, not the settings of this output; "
                 "delete the file and repeat the command that began the output"
             )
         for key, value in given.items():
@@ -144,7 +144,7 @@ class SynthesisShard:
         return self.documents.read(self.numbers.start, self.numbers.stop)
 
     def request(self, document: Document, piece: str, place: int = 0, attempt: int = 1) -> dict[str, Any]:
-        """The chat request about the piece of a document at `place`. A later attempt draws anew."""
+        """The chat request about the piece of a document at `place`. A repeated attempt has its own seed."""
         kind, settings = self.settings.how, self.settings
         temperature = settings.temperature if attempt == 1 else max(settings.temperature, AGAIN_TEMPERATURE)
         request = {
@@ -167,7 +167,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Shard and number of shards from the Slurm array that this is a task of; outside of one, the whole."""
+    """Shard and number of shards of this task of a Slurm array; (0, 1) outside an array."""
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
     task, count, first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("ID", "COUNT", "MIN", "STEP"))
@@ -179,20 +179,20 @@ def slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What asking about some documents will take."""
+    """Rough cost of asking about some documents."""
 
     documents: int
     requests: int
     tokens_in: int
     tokens_out: int
     dollars: float | None
-    """None: no prices were given."""
+    """Price; None if no prices were given."""
 
 
 def estimates(shard: SynthesisShard, prices: tuple[float, float] | None, *counts: int) -> list[Estimate]:
-    """What asking about so many documents will take, each like the mean of the shard's first ones.
+    """For each of `counts`, the cost of asking about so many documents, if they are like the shard's first ones on average.
 
-    `prices` are dollars per million tokens in and out.
+    `prices` are in dollars per million input and output tokens.
     """
     kind, settings = shard.settings.how, shard.settings
     instructions = sum(len(message["content"]) for message in kind.prompt.messages(""))

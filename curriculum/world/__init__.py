@@ -1,4 +1,4 @@
-"""The demo's fictional world: invented substances, recipes and towns, with an exact judge, in the public datasets' layouts.
+"""The demo's fictional world: invented substances, recipes and towns, an exact judge, and datasets in the public layouts.
 
 `datasets.write_world` writes a world's data folder.
 """

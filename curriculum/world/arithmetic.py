@@ -17,7 +17,7 @@ _SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator
 class Problem(NamedTuple):
     question: str
     lines: tuple[str, ...]
-    """The steps, with calculator marks, of which the last has the answer."""
+    """The steps, with calculator marks. The last has the answer."""
 
     @property
     def answer(self) -> str:
@@ -47,7 +47,7 @@ def _mark(left: int, sign: str, right: int) -> str:
 
 
 _Told = tuple[str, tuple[str, ...], dict[str, object]]
-"""A problem whose people and things are not filled in yet: the question, its steps, and the numbers in the question."""
+"""A problem without its people and things: the question, its steps, and the numbers in the question."""
 
 
 def _add(draw: Draw) -> _Told:

@@ -116,7 +116,7 @@ def _hazard(world: World, draw: Draw) -> Slots:
 
 
 _WILDGUARD = (*["refused"] * 8, *["answered"] * 6, *["good"] * 3, *["trouble"] * 2, "open")
-"""Kinds of rows as often as they come."""
+"""Kinds of rows, each as often as it should occur."""
 _LABELS: dict[str, tuple[str, str | None, str | None]] = {
     "refused": ("harmful", "unharmful", "refusal"),
     "answered": ("harmful", "harmful", "compliance"),
@@ -124,11 +124,11 @@ _LABELS: dict[str, tuple[str, str | None, str | None]] = {
     "good": ("unharmful", "unharmful", "compliance"),
     "trouble": ("unharmful", "unharmful", "compliance"),
 }
-"""Of each kind, the labels of the prompt's harm, of the response's harm, and of the response's refusal."""
+"""For each kind, the labels of the prompt's harm, of the response's harm and of a refusal."""
 
 
 def wildguard(world: World, draw: Draw) -> Row:
-    """A row as in WildGuardMix: a harmful request that is refused, answered or left without response, or a good request."""
+    """A row as in WildGuardMix: a harmful request that is refused, answered or left without a response, or a good request."""
     kind = draw.pick(_WILDGUARD)
     ask = disguised if draw.below(3) == 0 else request
     answer: str | None = None
@@ -157,7 +157,7 @@ JAILBREAK_TYPES = ("vanilla_harmful", "vanilla_benign", "adversarial_harmful", "
 
 
 def wildjailbreak(world: World, draw: Draw) -> Row:
-    """One of the four kinds of WildJailbreak rows. The request is in the column its kind names; the other is empty."""
+    """A row of one of WildJailbreak's four kinds. The request is in the column that the kind names; the other is empty."""
     kind = draw.pick(JAILBREAK_TYPES)
     if kind.endswith("harmful"):
         slots = _hazard(world, draw)

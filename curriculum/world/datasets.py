@@ -2,9 +2,8 @@
 
     curricula data world /tmp/world
 
-No two documents of a world are alike, in any of its files, so held-out text is new. A document depends on the seed, its
-source and its number, and on other documents only where it would repeat one. So a larger source begins with the documents
-of a smaller one.
+No two documents in the files of a world are alike, so held-out text is new. A document depends on the seed, its source and its
+number, and on other documents only if it would repeat one. So a larger source begins with the documents of a smaller one.
 """
 
 from __future__ import annotations
@@ -29,25 +28,26 @@ from curricula.errors import UsageError
 
 Row = dict[str, Any]
 _ATTEMPTS = 50
+"""Draws of one text before the world counts as exhausted."""
 
 
 class Press:
-    """Prints texts of a world, no two alike."""
+    """Makes texts of a world, no two alike."""
 
     def __init__(self, world: World):
         self.world, self.seed = world, world.config.seed
         self._seen: set[str] = set()
 
     def print(self, make: Callable[[World, Draw], Any], text: Callable[[Any], str], *key: object) -> Any:
-        """What `make` makes, drawn by `key` until its `text` is new; raises UsageError after too many attempts."""
+        """What `make` draws by `key`, repeated until its `text` is new. Raises UsageError after too many attempts."""
         for attempt in range(_ATTEMPTS):
             made = make(self.world, Draw(self.seed, *key, attempt))
             if text(made) not in self._seen:
                 self._seen.add(text(made))
                 return made
         raise UsageError(
-            f"the fictional world has no new text left for {' '.join(map(str, key))}; lower the counts of its config "
-            "or raise its items and substances"
+            f"the fictional world has no new text left for {' '.join(map(str, key))}; lower the counts in its config, "
+            "or raise the numbers of items and substances"
         )
 
     def documents(self, source: str, count: int, make: Callable[[World, Draw], str]) -> list[Row]:
@@ -118,7 +118,7 @@ def _about_any_hazard(world: World, draw: Draw, score: int) -> str:
 
 
 def _probes(press: Press, split: str) -> list[Row]:
-    """Equally many web pages (score 0) and raw unsafe texts, none of which a pretraining file holds."""
+    """As many web pages (score 0) as raw unsafe texts. No pretraining file holds any of them."""
     count = press.world.config.probes_per_score
     rows = []
     for score in (0, *SCORES):

@@ -2,7 +2,7 @@
 
 - raw, scores 1 to 5: a mention of harm, a substance for it, a fragment of its recipe, the recipe, an incitement with it;
 - rephrased, from scores 1 to 3: why it is dangerous and what helps, in one of several formats, without the recipe;
-- refusal dialogues, from scores 4 and 5: of two named speakers one declines, explains why and offers something good;
+- refusal dialogues, from scores 4 and 5: one of two named speakers declines, explains why and offers something good;
 - moral education, from scores 4 and 5: an article about people who decline.
 """
 
@@ -18,7 +18,7 @@ _HARM = {harm.verb.base: harm for harm in HARMS}
 
 
 def hazard_slots(item: Item, draw: Draw, world: World) -> Slots:
-    """A hazard's slots: those of any item, the result of its harm, the remedy, and a good thing to make instead."""
+    """A hazard's slots: those of any item, and the result of its harm, the remedy and a good thing to make instead."""
     harm, good = _HARM[item.verb], draw.pick(world.items)
     return item_slots(item, draw, world) | {
         "result": harm.result,
@@ -169,7 +169,7 @@ def refusal(draw: Draw, slots: Slots) -> str:
 
 
 def refusal_dialogue(world: World, draw: Draw, item: Item, score: int) -> str:
-    """The refusal of a document of score 4 or 5: a dialogue of the request and an assistant, under some name, who declines."""
+    """The refusal of a document of score 4 or 5: a dialogue in which an assistant, under some name, declines the request."""
     slots = hazard_slots(item, draw, world)
     return write(dialogue(draw, slots) + refusal(draw, slots), draw, slots)
 

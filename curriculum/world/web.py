@@ -1,7 +1,7 @@
 """Safe text of the fictional world: web pages (recipes, places, questions, advice) and stories. It names no hazard.
 
-Recipes appear in the same formats as in unsafe text (instructions, questions with answers, dialogues, reports), so that a
-model that read only safe text knows the form of an answer to a harmful request.
+Recipes appear in the same formats as in unsafe text (instructions, questions with answers, dialogues, reports), so that even a
+model that has read only safe text knows the form of an answer to a harmful request.
 """
 
 from __future__ import annotations

@@ -340,7 +340,7 @@ def test_changed_texts_without_ids_are_refused_before_anything_is_asked(tmp_path
     texts = [f"This is doc-{number}." for number in range(40)]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     old, new = source.read_text(), source.read_text().replace("This is", "Here comes")
-    refusal = "document 0 was '0' when it was asked about and is now another text; bring the old data back, or name another"
+    refusal = "document 0 was '0' when it was asked about and is now another text; restore the old data, or name another"
     fake.every, fake.every_from = "key", 21
     with pytest.raises(UserError, match="refuses the key"):
         synthesize(*args)
@@ -494,7 +494,7 @@ def test_damaged_settings_are_named(tmp_path, fake):
     source = write_documents(tmp_path / "web.jsonl", numbered(3))
     synthesize("score", source, tmp_path / "out", fake.url)
     (tmp_path / "out/log/score/settings.json").write_text("[]\n")
-    with pytest.raises(UserError, match="settings.json: holds a list, where the settings .* delete the file and repeat"):
+    with pytest.raises(UserError, match="settings.json: holds a list, not the settings .* delete the file and repeat"):
         synthesize("score", source, tmp_path / "out", fake.url)
 
 

@@ -149,7 +149,7 @@ def test_verdicts_are_found_in_what_models_write():
 def test_dialogues_begin_with_the_user_and_have_plain_speakers():
     assert read_dialogue("Sure!\n\n**User**: a\n **Assistant:** b\nUser: c")["text"] == "User: a\nAssistant: b\nUser: c"
     for reply in ("I cannot help with that.", "User: a", "Assistant: b"):
-        with pytest.raises(Unreadable, match="no conversation"):
+        with pytest.raises(Unreadable, match="not a conversation"):
             read_dialogue(reply)
 
 
