@@ -214,7 +214,7 @@ class Along(Settings, frozen=True):
     def steps(self, total: int) -> dict[str, int]:
         """The step of each point in a training of `total` steps, by the point's label. Raises ValueError for a point outside
         the training and for two points at one step."""
-        found: dict[int, float | int] = {}
+        places: dict[int, float | int] = {}
         for place in self.at:
             step = place if isinstance(place, int) else round(place * total)
             if not 0 < step < total:
@@ -222,12 +222,12 @@ class Along(Settings, frozen=True):
                     f"along.at names {place}, which is step {step:,} of {total:,}: no checkpoint is kept there; write "
                     "fractions, or lower steps"
                 )
-            if step in found:
+            if step in places:
                 raise ValueError(
-                    f"along.at names {found[step]} and {place}, which are both step {step:,} of {total:,}; name one"
+                    f"along.at names {places[step]} and {place}, which are both step {step:,} of {total:,}; name one"
                 )
-            found[step] = place
-        return {point_label(place): step for step, place in found.items()}
+            places[step] = place
+        return {point_label(place): step for step, place in places.items()}
 
 
 def point_label(place: float | int) -> str:

@@ -84,15 +84,17 @@ class Replicate:
         return name + self.suffix
 
 
-def replicates_of(seeds: Sequence[int], anew: ReplicateDraws, variant: str = "") -> tuple[Replicate, ...]:
-    first, name = seeds[0], f".{variant}" if variant else ""
+def replicates_of(seeds: Sequence[int], draws: ReplicateDraws, variant: str = "") -> tuple[Replicate, ...]:
+    """A replicate for each seed. What `draws` does not include is drawn by the first seed for all of them."""
+    first = seeds[0]
+    point = f".{variant}" if variant else ""
     return tuple(
         Replicate(
             seed,
-            init_seed=seed if anew.init else first,
-            data_seed=seed if anew.data else first,
-            tuning_seed=seed if anew.tuning else first,
-            suffix=name if seed == first else f"{name}-s{seed}",
+            init_seed=seed if draws.init else first,
+            data_seed=seed if draws.data else first,
+            tuning_seed=seed if draws.tuning else first,
+            suffix=point if seed == first else f"{point}-s{seed}",
             variant=variant,
         )
         for seed in seeds
@@ -228,10 +230,10 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
     Within a phase, the interventions keep their ratio to one another, and so do the other sources.
     """
     targets: dict[str | frozenset[str], float] = {}
-    found = []
+    matched = []
     for arm in arms:
-        own = _interventions_of(arm, curriculum)
-        if not own and arm.interventions in curriculum.interventions and arm.start != curriculum.starts[0]:
+        interventions = _interventions_of(arm, curriculum)
+        if not interventions and arm.interventions in curriculum.interventions and arm.start != curriculum.starts[0]:
             raise ValueError(
                 f"exposure: matched has nothing to match in set {arm.interventions}: the safe mix has all its sources; add "
                 "an intervention"
@@ -239,31 +241,32 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
         shares = [intervention_share(mix, curriculum) for _, mix in arm.phases]
         ends = [0, *(budget.step_at(until) for until, _ in arm.phases)]
         lengths = [stop - start for start, stop in itertools.pairwise(ends)]
-        most = max(shares)
-        if 0 < most < LEAST_SHARE:
+        largest = max(shares)
+        if 0 < largest < LEAST_SHARE:
             raise ValueError(
-                f"exposure: matched cannot scale the interventions of {arm.name}, at most {most:g} of its tokens; raise "
+                f"exposure: matched cannot scale the interventions of {arm.name}, at most {largest:g} of its tokens; raise "
                 "their weights"
             )
         # In units of the largest share, so that arms of one phase get exactly the weights that they need.
-        steps = sum(share / most * length for share, length in zip(shares, lengths)) if most else 0.0
-        target = targets.setdefault(own, most * steps)
-        if target == most * steps:
-            found.append(arm)
-        elif target > steps * (1 + 1e-9):
-            wanted, room = (f"{round(count) * budget.step_tokens:,}" for count in (target, steps))
+        room_steps = sum(share / largest * length for share, length in zip(shares, lengths)) if largest else 0.0
+        own_steps = largest * room_steps
+        target_steps = targets.setdefault(interventions, own_steps)
+        if target_steps == own_steps:
+            matched.append(arm)
+        elif target_steps > room_steps * (1 + 1e-9):
+            wanted, room = (f"{round(steps) * budget.step_tokens:,}" for steps in (target_steps, room_steps))
             raise ValueError(
                 f"exposure: matched is impossible for {arm.name}: the first arm with its interventions sees {wanted} tokens of "
                 f"them, but its own phases have room for only {room}; lower the weights of the first, or leave {arm.name} out"
             )
         else:
-            grown = [min(1.0, share / most * target / steps) for share in shares]
+            scaled = [min(1.0, share / largest * target_steps / room_steps) for share in shares]
             phases = tuple(
                 ArmPhase(phase.until, _with_share(phase.mix, share, curriculum) if share else phase.mix)
-                for phase, share in zip(arm.phases, grown)
+                for phase, share in zip(arm.phases, scaled)
             )
-            found.append(replace(arm, phases=phases))
-    return found
+            matched.append(replace(arm, phases=phases))
+    return matched
 
 
 def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
@@ -285,10 +288,11 @@ def _interventions_of(arm: Arm, curriculum: Curriculum) -> str | frozenset[str]:
 def _with_share(mix: Mix, share: float, curriculum: Curriculum) -> Mix:
     """`mix` rescaled to a `share` of interventions. The rest goes to its other sources or, if it has none, to the safe mix."""
     before = intervention_share(mix, curriculum)
-    is_pure = math.isclose(before, 1)  # the shares of three sources may sum to a little less
-    rest = 0.0 if is_pure else (1 - share) / (1 - before)
-    scaled = {source: own * (rest if curriculum.safe.get(source) else share / before) for source, own in _shares(mix).items()}
-    return {**scaled, **{source: own * (1 - share) for source, own in _shares(curriculum.safe).items()}} if is_pure else scaled
+    if math.isclose(before, 1):  # the shares of three sources can sum to a little less
+        interventions = {source: own * (share / before) for source, own in _shares(mix).items()}
+        return interventions | {source: own * (1 - share) for source, own in _shares(curriculum.safe).items()}
+    rest = (1 - share) / (1 - before)
+    return {source: own * (rest if curriculum.safe.get(source) else share / before) for source, own in _shares(mix).items()}
 
 
 def percent(start: float) -> str:
@@ -321,8 +325,8 @@ class Line:
     @property
     def beginning(self) -> Hashable:
         """A key that is equal for lines with the same first step."""
-        drawn, (_, mix) = self.arm.replicate, self.phases[0]
-        return drawn.seed, drawn.init_seed, drawn.data_seed, self.sequences, self.otherwise, tuple(mix.items())
+        replicate, (_, mix) = self.arm.replicate, self.phases[0]
+        return replicate.seed, replicate.init_seed, replicate.data_seed, self.sequences, self.otherwise, tuple(mix.items())
 
     def shared_steps(self, other: Line) -> int:
         """Number of leading steps that are the same in both lines. Their `beginning` must be equal."""
@@ -356,10 +360,12 @@ def lines_of(
                     f"start {arm.start} snaps to step {budget.step_at(arm.start)} of {budget.steps}, which leaves no step for "
                     "interventions; raise budget_tokens or lower global_batch"
                 )
-            falls = decays_at if arm.cooldown is None else budget.step_at(arm.cooldown)
+            falls_at = decays_at if arm.cooldown is None else budget.step_at(arm.cooldown)
+            if falls_at is None:
+                falls_at = budget.steps
             phases = tuple((phase.until, exact_shares(phase.mix)) for phase in arm.blend_phases(budget))
-            falls, is_wanted = budget.steps if falls is None else falls, arm is not trunk or trunk in own
-            lines.append(Line(arm, phases, budget.steps, falls, budget.global_batch, is_wanted, otherwise))
+            is_wanted = arm is not trunk or trunk in own
+            lines.append(Line(arm, phases, budget.steps, falls_at, budget.global_batch, is_wanted, otherwise))
     return lines
 
 
@@ -374,15 +380,15 @@ class TrainingTree:
 
     def chain(self, branch: str) -> list[Segment]:
         """The segments from the root to the end of a branch, in order."""
-        found = [self._by_name[branch]]
-        while found[0].parent:
-            found.insert(0, self._by_name[found[0].parent])
-        return found
+        segments = [self._by_name[branch]]
+        while segments[0].parent:
+            segments.insert(0, self._by_name[segments[0].parent])
+        return segments
 
     @cached_property
     def _by_name(self) -> dict[str, Segment]:
         """Every segment, and the last one of each branch under the branch's name."""
-        return {name: one for one in self.segments for name in (one.branch, one.name)}
+        return {name: segment for segment in self.segments for name in (segment.branch, segment.name)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,12 +51,12 @@ class StageTree:
     @property
     def papers(self) -> list[str]:
         """The paper's stages (base, instruct, benign) that the study has, while they follow one another as in the paper."""
-        found = [BASE]
+        present = [BASE]
         for name, parent in (("instruct", BASE), ("benign", "instruct")):
             stage = self.stages.get(name)
-            if isinstance(stage, Tuning) and stage.at is None and self.parent(name) == parent and parent in found:
-                found.append(name)
-        return found
+            if isinstance(stage, Tuning) and stage.at is None and self.parent(name) == parent and parent in present:
+                present.append(name)
+        return present
 
     def stream(self, name: str, arm: Arm, budget: Budget) -> list[Phase]:
         """The phases of pretraining text that `arm` has read by the end of stage `name`, midtraining included."""
@@ -90,7 +90,7 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
     Raises ValueError for a circle, an unknown stage or arm, and `at` on a stage that does not continue from base.
     """
     ordered: dict[str, AnyStage] = {}
-    having: dict[str, tuple[str, ...]] = {BASE: tuple(arms)}
+    arms_of: dict[str, tuple[str, ...]] = {BASE: tuple(arms)}
 
     def add(name: str, path: tuple[str, ...]) -> None:
         stage = stages[name]
@@ -101,23 +101,23 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
         if parent != BASE and parent not in stages:
             known = ", ".join([BASE, *stages])
             raise ValueError(f"{place[name]}.from is {parent!r}, which is not a stage; choose one of {known}")
-        if parent not in having:
+        if parent not in arms_of:
             add(parent, path)
         if stage.at is not None and parent != BASE:
             raise ValueError(f"{place[name]}.at is {stage.at:g}, but it is from {parent}; only `from: base` can have it")
         for arm in stage.arms or ():
-            if arm not in having[parent]:
+            if arm not in arms_of[parent]:
                 raise ValueError(
                     f"{place[name]}.arms names {arm!r}, which is not an arm that has {parent}; choose from "
-                    f"{', '.join(having[parent])}"
+                    f"{', '.join(arms_of[parent])}"
                 )
         ordered[name] = stage
-        having[name] = tuple(arm for arm in having[parent] if stage.arms is None or arm in stage.arms)
+        arms_of[name] = tuple(arm for arm in arms_of[parent] if stage.arms is None or arm in stage.arms)
 
     for name in stages:
         if name not in ordered:
             add(name, ())
-    return StageTree(ordered, having)
+    return StageTree(ordered, arms_of)
 
 
 def written_out(

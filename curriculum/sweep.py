@@ -43,15 +43,15 @@ def points_of(sweep: Sweep) -> dict[str, Point]:
         listed = sweep
     if not listed or not all(set(point) - {NAME} for point in listed):
         raise ValueError("sweep has a point without settings, or no point; give lists of values, or leave sweep out")
-    found: dict[str, Point] = {}
+    points: dict[str, Point] = {}
     for number, point in enumerate(listed, start=1):
         name = str(point.get(NAME) or _name({key: point[key] for key in point if key != NAME}, number))
         if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}", name):
             raise ValueError(f"sweep names a point {name!r}; use up to {LONGEST} letters, digits, '.', '_' and '-'")
-        if name in found:
+        if name in points:
             raise ValueError(f"sweep has two points {name}; give each a `{NAME}` of its own")
-        found[name] = {key: value for key, value in point.items() if key != NAME}
-    return found
+        points[name] = {key: value for key, value in point.items() if key != NAME}
+    return points
 
 
 def _name(point: Point, number: int) -> str:
@@ -66,7 +66,7 @@ def _name(point: Point, number: int) -> str:
 def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:
     """The study of each point, by name. Raises ValueError, naming the point, if a point's study is invalid."""
     raw = {**msgspec.to_builtins(study), "sweep": None}
-    found = {}
+    variants = {}
     for name, point in points_of(sweep).items():
         changed = {**raw, "seed": None} if "seeds" in point else raw
         for key, value in point.items():
@@ -77,7 +77,7 @@ def variants_of(study: Study, sweep: Sweep) -> dict[str, Study]:
             except LookupError as error:
                 raise ValueError(f"sweep, point {name}: {error.args[0]}") from None
         try:
-            found[name] = parse(changed, type(study), f"sweep, point {name}")
+            variants[name] = parse(changed, type(study), f"sweep, point {name}")
         except UsageError as error:
             raise ValueError(str(error)) from None
-    return found
+    return variants
