@@ -85,15 +85,15 @@ class TuningSet(DeclaredTable, frozen=True):
 
     def reads(self) -> dict[str, Reads]:
         if self.messages:
-            found = {"messages": Reads((self.messages,), "messages")}
+            reads = {"messages": Reads((self.messages,), "messages")}
         elif self.text:
-            found = {"text": Reads(columns_of(self.text), "text" if self.text in columns_of(self.text) else "value")}
+            reads = {"text": Reads(columns_of(self.text), "text" if self.text in columns_of(self.text) else "value")}
         else:
-            found = {"prompt": Reads(self.prompts), "response": Reads((str(self.response),))}
+            reads = {"prompt": Reads(self.prompts), "response": Reads((str(self.response),))}
         for key in ("harmful_prompt", "harmful_response", "refusal"):
             if labels := getattr(self, key):
-                found[key] = Reads(tuple(labels), "value")
-        return found
+                reads[key] = Reads(tuple(labels), "value")
+        return reads
 
     def conversation(self, row: Row) -> Conversation | None:
         """The conversation of a row, or None if the row is not to be read.
@@ -126,9 +126,9 @@ class TuningSet(DeclaredTable, frozen=True):
         Raises UserError, whose message begins with `where`, for a row that is not a conversation.
         """
         left_out = 0
-        for one in self.read(root, where):
-            if one.is_utf8:
-                yield one
+        for conversation in self.read(root, where):
+            if conversation.is_utf8:
+                yield conversation
             else:
                 left_out += 1
         if left_out:
@@ -181,8 +181,8 @@ POOLS: dict[str, TuningSet] = convert(KNOWN["tuning_sets"], dict[str, TuningSet]
 def require_learnable(pool: str, conversations: Iterable[Conversation], loss_on_all: bool) -> None:
     """Raise UserError if a tuning set holds no conversation, or if none of its turns carries loss."""
     roles: set[str] = set()
-    for one in conversations:
-        roles |= {message["role"] for message in one.messages}
+    for conversation in conversations:
+        roles |= {message["role"] for message in conversation.messages}
         if loss_on_all or roles & {TEXT, ASSISTANT}:
             return
     if not roles:
@@ -204,7 +204,7 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """The conversations of a set that the study declares, or of a public one. Raises UserError for a row that is not a
     conversation."""
-    found = declared.get(pool) or POOLS.get(pool)
-    if found is None:
+    tuning_set = declared.get(pool) or POOLS.get(pool)
+    if tuning_set is None:
         raise UsageError(f"tuning set {pool!r} is not known; choose from {', '.join([*declared, *POOLS])}")
-    yield from found.conversations(root, f"tuning set {pool}")
+    yield from tuning_set.conversations(root, f"tuning set {pool}")

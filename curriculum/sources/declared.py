@@ -101,7 +101,11 @@ class DeclaredTable(Settings, frozen=True):
         """The table's place, for messages."""
         if self.hub is None:
             return str(self.path) if self.dataset is None else f"dataset {self.dataset}"
-        return "/".join([self.hub, *([self.config] if self.config else []), self.split])
+        return "/".join([self.hub, *self._config_and_split])
+
+    @property
+    def _config_and_split(self) -> list[str]:
+        return [self.config, self.split] if self.config else [self.split]
 
     @property
     def on_the_hub(self) -> set[tuple[str, str | None, str]]:
@@ -117,7 +121,7 @@ class DeclaredTable(Settings, frozen=True):
             return dataset(self.dataset).stems(root, self.parts)
         if self.hub is None:
             return []
-        return [root / self.hub.replace("/", "--") / "-".join([*([self.config] if self.config else []), self.split])]
+        return [root / self.hub.replace("/", "--") / "-".join(self._config_and_split)]
 
     def is_here(self, root: Path | None) -> bool:
         """Whether the data folder `root` holds all its tables. The user's own files count as present."""
@@ -141,9 +145,10 @@ class DeclaredTable(Settings, frozen=True):
 
         Raises UserError if there is no row, or if a column is missing, is empty in all of these rows or holds something else.
         Its message names the key under `where`, the file and the column."""
-        files = self.files(root, where)
-        file, rows = next(((file, rows) for file in files if (rows := head(file, FIRST_ROWS))), (files[0], []))
-        if not rows:
+        for file in self.files(root, where):
+            if rows := head(file, FIRST_ROWS):
+                break
+        else:
             raise UserError(f"{where}: {self.place} contains no rows; name another file or split")
         present = column_names(file, rows)
         for key, wanted in self.reads().items():
@@ -306,9 +311,10 @@ def anchor(settings: Any, folder: Path) -> None:
 def anchor_keys(settings: Any, keys: Iterable[str], folder: Path) -> None:
     """Make the paths under these keys absolute; relative ones start at `folder`. Other values, such as names, stay."""
     for key in keys:
-        place = os.path.join(folder.absolute(), os.path.expanduser(getattr(settings, key) or ""))
-        if getattr(settings, key) and os.path.exists(place):
-            msgspec.structs.force_setattr(settings, key, place)
+        if value := getattr(settings, key):
+            path = os.path.join(folder.absolute(), os.path.expanduser(value))
+            if os.path.exists(path):
+                msgspec.structs.force_setattr(settings, key, path)
 
 
 def _require_columns(where: str, file: Path, rows: list[Row], present: list[str], wanted: Reads) -> None:

@@ -55,11 +55,10 @@ class Documents:
         # A part of which only the first rows were fetched counts with its full size on the hub.
         known = [upstream_rows(stem) or size for stem, size in zip(stems, sizes)]
         taken = sizes if limit is None else map(min, in_proportion(limit, known), sizes)
-        whole = Table(
-            tuple(file for table in tables for file in table.files), tuple(n for table in tables for n in table.counts)
-        )
+        files = tuple(file for table in tables for file in table.files)
+        counts = tuple(count for table in tables for count in table.counts)
         chosen = tuple(range(start, start + size) for (start, _), size in zip(spans(sizes), taken))
-        return cls(name, whole, chosen, dataset(name).text, f"{name}/")
+        return cls(name, Table(files, counts), chosen, dataset(name).text, f"{name}/")
 
     @classmethod
     def of(cls, key: str, declared: TextTable, root: Path, limit: int | None = None) -> Documents:
@@ -104,13 +103,15 @@ class Documents:
                 f"{self.table.place(place)} of dataset {self.name} has no column {missing}; add it to the row, or name in "
                 "`text` a column that every row has"
             ) from None
-        own = row.get(self.id)
-        name = f"{self.prefix}{place}" if own in (None, "") else str(own)
+        own_id = row.get(self.id)
+        document_id = f"{self.prefix}{place}" if own_id in (None, "") else str(own_id)
         if text is None or text == "":
-            return Document(number, name, "", "empty")
+            return Document(number, document_id, "", "empty")
         if not isinstance(text, str):
             raise UserError(f"{self.table.place(place)} of dataset {self.name} has {text!r:.60} as its text; fix the row")
-        return Document(number, name, text) if is_utf8(text) else Document(number, name, "", "not_utf8")
+        if not is_utf8(text):
+            return Document(number, document_id, "", "not_utf8")
+        return Document(number, document_id, text)
 
 
 def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:

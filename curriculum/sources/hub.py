@@ -315,16 +315,17 @@ def _finished_record(download: Download, limit: int | None) -> dict[str, Any] | 
 def _refuse_difference(path: Path, recorded: dict[str, Any], wanted: dict[str, Any], more_keys: tuple[str, ...]) -> None:
     for key in ("hub", "config", "split", "columns", "constants", "limit", *more_keys):
         if recorded[key] != wanted[key]:
-            then, now = (
-                ("all rows" if one[key] is None else f"the first {one[key]:,} rows")
-                if key == "limit"
-                else f"{key} {one[key]!r}"
-                for one in (recorded, wanted)
-            )
+            then, now = _in_words(key, recorded[key]), _in_words(key, wanted[key])
             raise UserError(
                 f"{path}: {recorded['hub']} was fetched with {then}, not {now}; ask for {then} again, remove the folder, or "
                 "name another with --out"
             )
+
+
+def _in_words(key: str, value: Any) -> str:
+    if key != "limit":
+        return f"{key} {value!r}"
+    return "all rows" if value is None else f"the first {value:,} rows"
 
 
 def _begin(download: Download, record: dict[str, Any]) -> None:

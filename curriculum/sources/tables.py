@@ -177,9 +177,9 @@ def files_matching(pattern: str) -> list[Path]:
 
 def _matching(pattern: Path) -> list[Path]:
     """The files that match. The leading folders that exist are taken literally, even if their names contain brackets."""
-    there = next(folder for folder in pattern.parents if folder.is_dir())
-    names = glob.glob(str(pattern.relative_to(there)), root_dir=there, recursive=True)
-    found = sorted(there / name for name in names if not (there / name).is_dir())
+    base = next(folder for folder in pattern.parents if folder.is_dir())
+    names = glob.glob(str(pattern.relative_to(base)), root_dir=base, recursive=True)
+    found = sorted(base / name for name in names if not (base / name).is_dir())
     for folder in dict.fromkeys(file.parent for file in found):
         _require_finished(folder)
     return found
@@ -211,16 +211,16 @@ def stem_files(stem: Path) -> list[Path]:
     if tables != [stem]:
         return tables
     _require_finished(stem)
-    there = sorted(path for path in stem.iterdir() if path.name[0] != ".")
-    found = [path for path in there if path.name.endswith(SUFFIXES)]
-    if not found:
+    paths = sorted(path for path in stem.iterdir() if path.name[0] != ".")
+    files = [path for path in paths if path.name.endswith(SUFFIXES)]
+    if not files:
         raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
-    for other in there:
-        if _UNREAD.search(other.name) and not other.name.endswith(SUFFIXES):
-            raise UserError(f"{other}: is not read under this ending, unlike {found[0].name}; convert, rename or move it")
+    for path in paths:
+        if _UNREAD.search(path.name) and not path.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: is not read under this ending, unlike {files[0].name}; convert, rename or move it")
         if nested := next((path for path in other.rglob("*") if _UNREAD.search(path.name)), None):
             raise UserError(f"{nested}: is not read in a subfolder, unlike {found[0].name} above it; move one of them")
-    return _once(found)
+    return _once(files)
 
 
 def _require_finished(folder: Path) -> None:
@@ -234,9 +234,9 @@ def _once(files: list[Path]) -> list[Path]:
     seen: dict[Path, Path] = {}
     for file in files:
         suffix, folder = next(suffix for suffix in SUFFIXES if file.name.endswith(suffix)), folders[file.parent]
-        whole = file.resolve() if file.is_symlink() else folder / file.name  # resolving each of many files takes long
-        for place in (whole, folder / file.name.removesuffix(suffix)):
-            if (other := seen.setdefault(place, file)) != file:
+        real = file.resolve() if file.is_symlink() else folder / file.name  # resolving each of many files takes long
+        for path in (real, folder / file.name.removesuffix(suffix)):
+            if (other := seen.setdefault(path, file)) != file:
                 raise UserError(
                     f"{file}: {other} has the same rows by its name, or is the same file; keep one of them, or rename one that "
                     "has rows of its own"
