@@ -171,12 +171,12 @@ def _tree(weights: list[int], owed: list[Fraction]) -> _Node:
     """The tree over the sources that have a weight. The heavier child comes first; ties go to the earlier source."""
     heap = [(weight, number, _Node(weight, debt, number)) for number, (weight, debt) in enumerate(zip(weights, owed)) if weight]
     heapq.heapify(heap)
-    made = len(weights)
+    tie_breaker = len(weights)
     while len(heap) > 1:
         (_, _, second), (_, _, first) = heapq.heappop(heap), heapq.heappop(heap)
         node = _fork(first, second)
-        heapq.heappush(heap, (node.weight, made, node))
-        made += 1
+        heapq.heappush(heap, (node.weight, tie_breaker, node))
+        tie_breaker += 1
     return heap[0][2]
 
 

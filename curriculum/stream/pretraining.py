@@ -98,19 +98,8 @@ class PretrainingBatches:
         self._hashes: dict[str, str] = {}
         tokenizers: dict[str, str] = {}
         for name in self.blend.sources:
-            prefixes = source_shards(shards / name)
-            self.streams.append(TokenStream(prefixes, sequence_length))
-            if not self.streams[-1].samples:
-                raise UserError(
-                    f"source {name}: {self.streams[-1].tokens} tokens in {shards / name} are fewer than one sample of "
-                    f"{sequence_length + 1}; give it more documents or a weight of 0"
-                )
-            manifests = [read_manifest(prefix) for prefix in prefixes]
-            for shard, manifest in zip(self.streams[-1].shards, manifests):
-                if shard.length != manifest["tokens"]:  # the fingerprint would vouch for other tokens
-                    raise UserError(
-                        f"{shard.bin_path}: {shard.length} tokens, but its manifest says {manifest['tokens']}; {MEND}"
-                    )
+            stream, manifests = _open_source(shards / name, sequence_length)
+            self.streams.append(stream)
             tokenizers.update({manifest["tokenizer"]: name for manifest in manifests})
             self._hashes[name] = content_hash(manifests)
         if len(tokenizers) > 1:
@@ -164,6 +153,25 @@ class PretrainingBatches:
         phase = self.blend.phase_at(self.begin + step * self.global_batch)
         mix = self.phases[phase].mix
         return {"phase": phase, "mix": {name: weight / sum(mix.values()) for name, weight in mix.items()}}
+
+
+def _open_source(folder: Path, sequence_length: int) -> tuple[TokenStream, list[dict[str, Any]]]:
+    """The stream of a source's tokens, and the manifests of its shards.
+
+    Raises UserError when the source has no sample, or when a shard differs from its manifest.
+    """
+    prefixes = source_shards(folder)
+    stream = TokenStream(prefixes, sequence_length)
+    if not stream.samples:
+        raise UserError(
+            f"source {folder.name}: {stream.tokens} tokens in {folder} are fewer than one sample of {sequence_length + 1}; "
+            "give it more documents or a weight of 0"
+        )
+    manifests = [read_manifest(prefix) for prefix in prefixes]
+    for shard, manifest in zip(stream.shards, manifests):
+        if shard.length != manifest["tokens"]:  # the fingerprint would vouch for other tokens
+            raise UserError(f"{shard.bin_path}: {shard.length} tokens, but its manifest says {manifest['tokens']}; {MEND}")
+    return stream, manifests
 
 
 def _read(streams: Sequence[TokenStream], numbers: np.ndarray, vocabulary: int, sequence_length: int) -> np.ndarray:

@@ -77,23 +77,21 @@ class TuningBatches:
         self.identities = {name: _hash([[item.is_refusal, item.messages] for item in pool]) for name, pool in read.items()}
         """A hash of each whole set, whichever part of it is trained on."""
         pools = {name: read[name] for name in weights}
-        for name, most in tuning.examples.items():
+        for name, count in tuning.examples.items():
             if name in pools:
-                require_examples(name, most, len(pools[name]))
-                # The order is drawn by the seed, so that a larger number of examples includes a smaller one.
-                drawn = permute(np.arange(most), len(pools[name]), seed, "examples", name)
-                pools[name] = [pools[name][number] for number in drawn.tolist()]
+                pools[name] = _drawn(name, pools[name], count, seed)
         if HARMFUL in pools:
             pools[UNTAGGED], weights[UNTAGGED] = pools.pop(HARMFUL), weights.pop(HARMFUL)
         self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in tuning.loss.items() if part == "all"}
-        count = tuning.conversations or round((tuning.epochs or 1) * sum(map(len, pools.values())))
-        count = tuning.steps * tuning.global_batch if tuning.steps else count
+        if tuning.steps:
+            count = tuning.steps * tuning.global_batch
+        else:
+            count = tuning.conversations or round((tuning.epochs or 1) * sum(map(len, pools.values())))
         if tuning.refusals is not None:
             pools, weights = _with_refusals(pools, weights, tuning.refusals)
         weights = {name: weight * (1 - tagged_share) / sum(weights.values()) for name, weight in weights.items()}
         if tagged_share:
-            weights[HARMFUL] = tagged_share
-            pools[HARMFUL] = read[HARMFUL]
+            pools[HARMFUL], weights[HARMFUL] = read[HARMFUL], tagged_share
         for name in weights:
             require_learnable(name, pools[name], name.removesuffix(REFUSALS) in self._loss_on_all)
         self._pools, self.mix = pools, weights
@@ -135,8 +133,8 @@ class TuningBatches:
 
     def _conversation(self, place: int) -> tuple[str, int, int]:
         """(pool, epoch, number in the pool) of the conversation at `place` in the order of the run."""
-        (found,) = self._order.samples(place, place + 1)
-        return found
+        (sample,) = self._order.samples(place, place + 1)
+        return sample
 
     def _row(self, places: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Conversations one after another, cut or padded to length: tokens [S + 1], the mask of the targets [S], and the
@@ -206,6 +204,12 @@ class TuningBatches:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _drawn(name: str, pool: list[Conversation], count: int, seed: int) -> list[Conversation]:
+    """`count` conversations of a pool, the first in an order drawn by the seed: a larger count includes those of a smaller."""
+    require_examples(name, count, len(pool))
+    return [pool[number] for number in permute(np.arange(count), len(pool), seed, "examples", name).tolist()]
 
 
 def _with_refusals(

@@ -102,11 +102,11 @@ class Shard:
         lengths = self._read_index(0, "<i4", self.sequences)
         offsets = self._read_index(4 * self.sequences, "<i8", self.sequences)
         boundaries = self._read_index(12 * self.sequences, "<i8", self.boundaries)
-        follow = (lengths >= 0).all() and np.array_equal(offsets, _starts(lengths)[:-1] * self.dtype.itemsize)
-        cover = len(boundaries) and boundaries[0] == 0 and boundaries[-1] == self.sequences and (np.diff(boundaries) >= 0).all()
-        if not follow or not cover:
-            what = "documents do not cover its sequences" if follow else "sequences do not follow one another"
-            raise UserError(f"{index}: its {what} in order; {MEND}")
+        if (lengths < 0).any() or not np.array_equal(offsets, _starts(lengths)[:-1] * self.dtype.itemsize):
+            raise UserError(f"{index}: its sequences do not follow one another in order; {MEND}")
+        ends = boundaries[[0, -1]].tolist() if len(boundaries) else None
+        if ends != [0, self.sequences] or (np.diff(boundaries) < 0).any():
+            raise UserError(f"{index}: its documents do not cover its sequences in order; {MEND}")
 
 
 class TokenStream:
