@@ -130,13 +130,13 @@ class Log:
             verdict = row.get("verdict")
             return isinstance(verdict, dict) and verdict.get("score") in SCORES and isinstance(row.get("text_hash"), str)
 
-        found: dict[tuple[int, str], list[Row]] = {}
+        verdicts_of: dict[tuple[int, str], list[Row]] = {}
         for _, row in _valid_rows(self._pieces, is_piece):
             if row.get("number") in left:
-                verdicts = found.setdefault((row["number"], row["text_hash"]), [])
+                verdicts = verdicts_of.setdefault((row["number"], row["text_hash"]), [])
                 if row.get("piece") == len(verdicts):
                     verdicts.append(row["verdict"])
-        return found
+        return verdicts_of
 
     def append(self, replies: list[Row], dead: list[Row], pieces: list[Row]) -> None:
         """Write and sync these rows. Their documents and pieces will not be asked about again."""
@@ -176,9 +176,9 @@ def answered(log: Log) -> Iterator[tuple[Document, Row]]:
             return
         if row["number"] != document.number:
             continue
-        stored, found = row["id"], document_id(document)
-        if stored != found or row["text_hash"] != text_hash(document):
-            changed = f"{found!r:.60}" if stored != found else "another text"
+        stored, current = row["id"], document_id(document)
+        if stored != current or row["text_hash"] != text_hash(document):
+            changed = f"{current!r:.60}" if stored != current else "another text"
             raise UserError(
                 f"{log.replies.path}: document {document.number} was {stored!r:.60} when it was asked about and is now "
                 f"{changed}; restore the old data, or name another folder with --out"

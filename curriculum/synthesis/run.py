@@ -168,18 +168,29 @@ class _Run:
             raise Unaskable(document.odd or "empty")
         settings = self._shard.settings
         cut = pieces(document.text, settings.piece_characters)
-        if not settings.how.judges:
-            style = settings.how.style(document.id, settings.seed)
-            reply = await self._ask_piece(document, cut[0])
-            return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})
+        return await (self._scored(document, cut) if settings.how.judges else self._rewritten(document, cut))
+
+    async def _rewritten(self, document: Document, cut: list[str]) -> Row:
+        """The reply about the first piece of a document."""
+        settings = self._shard.settings
+        style = settings.how.style(document.id, settings.seed)
+        reply = await self._ask_piece(document, cut[0])
+        return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})
+
+    async def _scored(self, document: Document, cut: list[str]) -> Row:
+        """The highest verdict on the pieces of a document, and the classifier's score if that is higher."""
         # The classifier is cheap, so it goes first: if it fails, no reply that was paid for is lost.
         classified = max(await self._classifier.scores(cut)) if self._classifier else None
         key = document.number, text_hash(document)
         verdicts = self._verdicts.setdefault(key, [])
-        while len(verdicts) < len(cut) and not _is_settled(verdicts):
+
+        def is_decided() -> bool:
+            return len(verdicts) >= len(cut) or (bool(verdicts) and verdicts[-1]["score"] == HIGHEST)
+
+        while not is_decided():
             place = len(verdicts)
             verdicts.append(await self._ask_piece(document, cut[place], place))
-            if len(verdicts) < len(cut) and not _is_settled(verdicts):
+            if not is_decided():
                 piece = {"number": document.number, "text_hash": key[1], "piece": place, "verdict": dict(verdicts[-1])}
                 self._new_pieces.append(piece)
         highest = max(self._verdicts.pop(key), key=lambda verdict: verdict["score"])
@@ -225,8 +236,3 @@ class _Run:
         reply = failure.error.reply if isinstance(failure.error, Unreadable) else None
         shown = None if reply is None else self._endpoint.without_key(reply)
         return {"reason": str(failure.error), "reply": shown}
-
-
-def _is_settled(verdicts: list[Row]) -> bool:
-    """Whether the highest score is reached, so that further pieces need not be asked about."""
-    return bool(verdicts) and verdicts[-1]["score"] == HIGHEST
