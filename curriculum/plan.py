@@ -233,7 +233,8 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
     matched = []
     for arm in arms:
         interventions = _interventions_of(arm, curriculum)
-        if not interventions and arm.interventions in curriculum.interventions and arm.start != curriculum.starts[0]:
+        is_written = arm.name in curriculum.arms
+        if not is_written and not interventions and 1.0 > arm.start > curriculum.starts[0]:
             raise ValueError(
                 f"exposure: matched has nothing to match in set {arm.interventions}: the safe mix has all its sources; add "
                 "an intervention"

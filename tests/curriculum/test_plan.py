@@ -172,6 +172,13 @@ def test_a_set_without_interventions_cannot_be_matched():
     assert arms_of(replace(curriculum, starts=(0.0, 1.0)), SMALL)  # nothing has to match it
 
 
+@pytest.mark.parametrize("starts", [(), (0.0, 1.0)])
+def test_a_written_arm_of_safe_sources_matches_nothing_though_it_has_the_name_of_a_set(starts):
+    phases = (PhaseConfig(until=0.5, mix="safe"), PhaseConfig(until=1, mix={"web": 1}))
+    curriculum = Curriculum(safe=SAFE, interventions={"data": DATA}, starts=starts, arms={"data": phases}, exposure="matched")
+    assert arm_of("data", curriculum).phases[-1].mix == {"web": 1}
+
+
 def test_a_set_of_interventions_alone_is_its_own_measure():
     mix = {"refusals": 0.3, "morals": 6.0, "tagged": 0.1}
     curriculum = Curriculum(safe=SAFE, interventions={"data": mix}, starts=(0.25, 1.0), exposure="matched")
