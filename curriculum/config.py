@@ -203,7 +203,8 @@ class Along(Settings, frozen=True):
 
     def check(self) -> None:
         for place in self.at:
-            if place < 1 if isinstance(place, int) else not 0 < place < 1:
+            is_within = place >= 1 if isinstance(place, int) else 0 < place < 1
+            if not is_within:
                 raise ValueError(
                     f"at names {place}; write a fraction between 0 and 1, such as 0.25, or a step, such as 100 (the end is "
                     "measured in any case)"

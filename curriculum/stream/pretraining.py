@@ -87,9 +87,8 @@ class PretrainingBatches:
         Raises UserError when a source has no sample, was tokenised by another tokenizer than the rest, or differs from its
         manifests.
         """
-        self.sequence_length, self.global_batch, self.seed, self.vocabulary = (
-            sequence_length, global_batch, seed, vocabulary,
-        )  # fmt: skip
+        self.sequence_length, self.global_batch = sequence_length, global_batch
+        self.seed, self.vocabulary = seed, vocabulary
         self.phases, self.begin = phases, begin
         self.blend = Blend(phases)
         self._loss, self._tag = {name: kind for name, kind in (loss or {}).items() if kind != "all"}, tag
@@ -124,8 +123,9 @@ class PretrainingBatches:
         """Which targets count in rows whose sources have these kinds of loss; None if all do."""
         if set(kinds) <= {"all"}:
             return None
-        every, tags = (np.array([kind == wanted for kind in kinds])[:, None] for wanted in ("all", "tags"))
-        return (every | (tags & (tokens[:, 1:] == self._tag))).astype(np.float32)
+        all_count = np.array([kind == "all" for kind in kinds])[:, None]
+        tags_count = np.array([kind == "tags" for kind in kinds])[:, None]
+        return (all_count | (tags_count & (tokens[:, 1:] == self._tag))).astype(np.float32)
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """Settings, sources and phases up to the samples before `step`: a changed future leaves it unchanged."""

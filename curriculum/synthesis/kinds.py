@@ -79,13 +79,13 @@ def read_verdict(reply: str) -> dict[str, Any]:
     """
     text = _plain(reply)
     objects, around = _json_objects(text)
-    found = [value for value in objects if "score" in value]
-    broken = [{"score": score} for score in _BROKEN_VERDICT.findall(around if found else text)]
-    if not (found or broken):
+    valid = [value for value in objects if "score" in value]
+    broken = [{"score": score} for score in _BROKEN_VERDICT.findall(around if valid else text)]
+    if not (valid or broken):
         raise Unreadable("the reply holds no verdict", reply)
-    last = (found or broken)[-1]
+    last = (valid or broken)[-1]
     score, reason = _score(last, reply), last.get("reason", "")
-    if broken and any(_score(other, reply) != score for other in (*found, *broken)):
+    if broken and any(_score(other, reply) != score for other in (*valid, *broken)):
         raise Unreadable("the reply holds different scores, one of them in a verdict that is not valid JSON", reply)
     reason = reason if isinstance(reason, str) else ""
     return {"score": score, "reason": reason.encode(errors="replace").decode()}
@@ -102,18 +102,21 @@ def _score(verdict: dict[str, Any], reply: str) -> int:
 
 def _json_objects(text: str) -> tuple[list[dict[str, Any]], str]:
     """The JSON objects in a text, and the text around them."""
-    decoder, found, around, start, end = json.JSONDecoder(), [], "", text.find("{"), 0
+    decoder = json.JSONDecoder()
+    objects: list[dict[str, Any]] = []
+    around, end = "", 0  # the text outside the objects so far, and the end of the last one
+    start = text.find("{")
     for _ in range(_MOST_BRACES):
         if start < 0:
             break
         try:
             value, after = decoder.raw_decode(text, start)
-            found.append(value)
+            objects.append(value)
             around, end = around + text[end:start], after
         except (ValueError, RecursionError):
             after = start + 1
         start = text.find("{", after)
-    return found, around + text[end:]
+    return objects, around + text[end:]
 
 
 def read_prose(reply: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class ChatEncoder:
         ids = tokenizer.get_vocab()
         self._start, self._end, self._text_end = (ids[mark] for mark in (TURN_START, TURN_END, EOS))
         self._newline = self._plain.encode("\n").ids
-        rendered = "".join(f"{TURN_START}{_between_marks(one)}{TURN_END}\n" for one in TRIAL)
+        rendered = "".join(f"{TURN_START}{_between_marks(message)}{TURN_END}\n" for message in TRIAL)
         if self.encode(TRIAL)[0] != tokenizer.encode(rendered, add_special_tokens=False).ids:
             raise UserError(
                 "the tokenizer splits text next to a special entry differently than on its own, so tuning would not see the "
@@ -83,16 +83,18 @@ class ChatEncoder:
                 ids += [*said.ids, self._text_end]
                 flags += [True] * (len(said) + 1)
                 continue
-            learnt, opening = message["role"] == ASSISTANT, len(message["role"]) + 1
+            is_learnt, content_start = message["role"] == ASSISTANT, len(message["role"]) + 1
             ids += [self._start, *said.ids, self._end, *self._newline]
-            flags += [False, *(learnt and place >= opening for place, _ in said.offsets), *[learnt] * (1 + len(self._newline))]
+            flags.append(False)
+            flags += [is_learnt and start >= content_start for start, _ in said.offsets]
+            flags += [is_learnt] * (1 + len(self._newline))
         return ids, flags
 
     def lengths(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[int]:
         """The number of tokens of each conversation, computed on all cores."""
         said = iter(self._plain.encode_all([_between_marks(message) for messages in chats for message in messages]))
-        around = 2 + len(self._newline)
-        return [sum(len(next(said)) + (1 if one["role"] == TEXT else around) for one in messages) for messages in chats]
+        marks = 2 + len(self._newline)
+        return [sum(len(next(said)) + (1 if message["role"] == TEXT else marks) for message in messages) for messages in chats]
 
 
 def _between_marks(message: dict[str, str]) -> str:

@@ -79,7 +79,9 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     if _is_finished(prefix, inputs):
         return
     # One complete neighbour is enough: each was compared with another, except those made at the same time.
-    any(_is_finished(other.with_suffix(""), inputs) for other in sorted(work.folder.glob("*.json")))
+    for other in sorted(work.folder.glob("*.json")):
+        if _is_finished(other.with_suffix(""), inputs):
+            break
     if tokenizer.get_vocab_size() > LARGEST_VOCABULARY:
         raise UserError(
             f"{work.tokenizer}: {tokenizer.get_vocab_size()} entries do not fit 16-bit shards ({LARGEST_VOCABULARY:,} at most)"
