@@ -148,7 +148,7 @@ def fetch(
             # Each file has its own lock, for fetches that divide the files differently.
             lock = file.with_name(f".{file.name}.lock")
             with exclusive_lock(lock, wait_s=_FILE_S, shared=True):
-                rows = _rows_in(file)  # another fetch may have written it meanwhile
+                rows = _rows_in(file)  # another fetch can have written it meanwhile
                 if rows is None:
                     with _explained_of(download, file.name):
                         shard = stream.take(limit) if limit else stream.shard(count, number, contiguous=True)
@@ -287,7 +287,7 @@ def _shaped(batch: Any, download: Download, schema: Any) -> Any:
 
 
 def _identity(download: Download, limit: int | None) -> dict[str, Any]:
-    """What all files of one download have in common."""
+    """The part of the record that all files of one download share."""
     return {
         "hub": download.hub,
         "config": download.config,
@@ -342,7 +342,7 @@ def _begin(download: Download, record: dict[str, Any]) -> None:
 
 
 def _finish(download: Download, record: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return the record with the rows of each file. If every file is there, the download is finished: write it down."""
+    """Complete the record with the rows of each file, and write it if no file is missing. Returns the record."""
     files = [download.file(number, record["files"]) for number in range(record["files"])]
     rows_of = {file.name: rows for file in files if (rows := _rows_in(file)) is not None}
     record = record | {"rows": sum(rows_of.values()), "rows_of": rows_of, "complete": len(rows_of) == len(files)}
@@ -369,7 +369,7 @@ def _explained_of(download: Download, file: str = "") -> contextlib.AbstractCont
 @contextlib.contextmanager
 def hub_explained(what: str, place: str, revision: str | None, file: str = "") -> Iterator[None]:
     """Turn an error of the hub's libraries into a UserError that begins with `what` and names the page at `place`, or into a
-    HubAway if it can pass. `file` is the file being transferred, if any.
+    HubAway if the failure can pass. `file` is the file being transferred, if any.
 
     The error of a full disk and errors not foreseen here are raised unchanged.
     """
@@ -385,16 +385,16 @@ def hub_explained(what: str, place: str, revision: str | None, file: str = "") -
 
 
 class HubAway(UserError):
-    """The hub does not answer, or breaks off. The next start can succeed, and it keeps the files that are complete."""
+    """The hub does not answer, or the connection broke off. A later start can succeed; it keeps the files that are complete."""
 
     exit_code = os.EX_UNAVAILABLE
-    """69."""
+    """EX_UNAVAILABLE is 69."""
 
 
 def _meaning(what: str, place: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
     """What went wrong and what to do about it; None for an error not foreseen here.
 
-    Network errors are named only by their class: their text may quote a header.
+    Network errors are named only by their class, since their text can quote a header.
     """
     import pyarrow
     from huggingface_hub import constants, errors, get_token

@@ -229,7 +229,7 @@ def _require_finished(folder: Path) -> None:
 
 
 def _once(files: list[Path]) -> list[Path]:
-    """Return the files. Raises UserError if two are the same file, or have one name in two formats: the same rows twice."""
+    """Return the files. Raises UserError if two are one file, or differ only in format by their names: the same rows twice."""
     folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
     seen: dict[Path, Path] = {}
     for file in files:

@@ -89,7 +89,7 @@ class Log:
 
     @classmethod
     def read(cls, shard: SynthesisShard) -> Log:
-        """Raises UserError when a line is damaged."""
+        """Read both files of a shard. Raises UserError when a line is damaged."""
         numbers, judges = shard.numbers, shard.settings.how.judges
 
         def is_in_shard(row: Row) -> bool:

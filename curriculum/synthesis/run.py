@@ -163,7 +163,7 @@ class _Run:
                 await self._classifier.close()
 
     async def _ask(self, document: Document) -> Row:
-        """What is kept of the replies about a document."""
+        """The row to keep of the replies about a document."""
         if document.odd or not document.text.strip():
             raise Unaskable(document.odd or "empty")
         settings = self._shard.settings

@@ -49,7 +49,7 @@ def open_dataset_input(name: str, root: Path, scores: tuple[int, ...], limit: in
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """Everything that decides what the output contains."""
+    """Everything that determines the contents of the output."""
 
     kind: str
     """A name in `KINDS`."""

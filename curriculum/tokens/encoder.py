@@ -32,7 +32,7 @@ _RARE = re.compile("[\U00010000-\U0001efff\U0002a6e0-\U0010ffff]")
 _LONG = 500_000
 """Longest run of white space, in characters, that the fast libraries get. Their expressions backtrack and fail at a million."""
 _ODD = "It's  12 lamps\n\tand\u00a03\u00b2 \u6f22\u5b57, e\u0301!? <|endoftext|> <|im_end|>\x04 \U0001f44d\U0001f3fd  "
-"""A text of unusual pieces."""
+"""A text of unusual pieces, on which fastokens must agree with the tokenizer."""
 _PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
     {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
@@ -45,7 +45,7 @@ _PLAIN: dict[str, Any] = {
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, ""),
 }
-"""The settings of a plain BPE model. A tuple lists equivalent values."""
+"""The settings that a plain BPE model must have. A tuple lists equivalent values."""
 
 
 class Encoder:

@@ -38,7 +38,7 @@ MEND_ALL = "delete the source's folder of shards and run `curricula data tokeniz
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard whose two files exist and fit each other.
+    """A shard whose two files exist and agree.
 
     Opening a shard only compares sizes, so that thousands open in a moment; `check` reads the whole index.
     """
@@ -52,7 +52,7 @@ class Shard:
 
     @classmethod
     def open(cls, prefix: Path) -> Shard:
-        """Raises UserError naming the file when one is missing, foreign or truncated."""
+        """Open a shard. Raises UserError, naming the file, when one is missing, truncated or not of this format."""
         index, bin_path = _beside(prefix, ".idx"), _beside(prefix, ".bin")
         with _opened(index) as file:
             raw, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
