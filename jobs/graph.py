@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curricula.curriculum.config import Midtrain, point_label
-from curricula.curriculum.plan import TRUNK, Arm, Segment, percent
+from curricula.curriculum.plan import TRUNK, Arm, percent
 from curricula.curriculum.stages import BASE
+from curricula.curriculum.tree import Segment
 from curricula.errors import UsageError
 from curricula.eval import ModelKind
 from curricula.jobs.downloads import Purpose, study_downloads

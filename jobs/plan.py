@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from curricula.curriculum.plan import Segment
 from curricula.curriculum.stages import BASE, model_name
+from curricula.curriculum.tree import Segment
 from curricula.errors import UsageError
 from curricula.eval import EvalTask, ModelKind
 from curricula.jobs.slurm.profile import Request

@@ -23,22 +23,17 @@ from curricula.curriculum.plan import (
     TRUNK,
     Arm,
     Budget,
-    Line,
     Replicate,
-    Segment,
-    TrainingTree,
     arms_of,
-    branch_of,
-    lines_of,
     percent,
     replicates_of,
     safe_only_arm,
-    training_tree,
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
 from curricula.curriculum.sources.declared import anchor, anchor_keys, declared_in
 from curricula.curriculum.stages import BASE, StageTree, is_taken, stage_tree, written_out
 from curricula.curriculum.sweep import Sweep, variants_of
+from curricula.curriculum.tree import Line, Segment, TrainingTree, branch_of, lines_of, training_tree
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask

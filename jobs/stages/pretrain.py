@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curricula.curriculum.plan import Segment
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.tokens.shards import source_shards
+from curricula.curriculum.tree import Segment
 from curricula.durable import disk_full_explained, exclusive_lock, make_folder, require_ours
 from curricula.errors import StorageError, UserError
 from curricula.jobs.estimates import check_epochs, gpu_hours_of

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from curricula.curriculum.config import Curriculum, PhaseConfig
-from curricula.curriculum.plan import Budget, arms_of, intervention_share, lines_of, training_tree
+from curricula.curriculum.plan import Budget, arms_of, intervention_share
 from curricula.curriculum.stream.blend import Blend
+from curricula.curriculum.tree import lines_of, training_tree
 
 PAPER = Budget(600_000_000_000, 2048, 1024)
 SMALL = Budget(1000 * 64, 16, 4)  # a thousand steps

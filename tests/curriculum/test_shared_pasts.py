@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricula.curriculum.config import Curriculum, PhaseConfig, Source
-from curricula.curriculum.plan import Budget, Replicate, arms_of, branch_of, intervention_share, lines_of, training_tree
+from curricula.curriculum.plan import Budget, Replicate, arms_of, intervention_share
 from curricula.curriculum.stream.blend import Blend, exact_shares
+from curricula.curriculum.tree import branch_of, lines_of, training_tree
 from curricula.model.config import OptimizerConfig, ScheduleConfig, learning_rate
 
 SMALL = Budget(1000 * 64, 16, 4)  # a thousand steps
