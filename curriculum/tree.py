@@ -58,14 +58,14 @@ class Line:
     """Sequences in one step."""
     is_wanted: bool = True
     """Whether the study uses the model at its end. If not, it is trained only as far as others branch from it."""
-    otherwise: Hashable = None
+    recipe: Hashable = None
     """Everything else that the weights depend on and that differs between the points of a sweep."""
 
     @property
     def beginning(self) -> Hashable:
         """A key that is equal for lines with the same first step."""
         replicate, (_, mix) = self.arm.replicate, self.phases[0]
-        return replicate.seed, replicate.init_seed, replicate.data_seed, self.sequences, self.otherwise, tuple(mix.items())
+        return replicate.seed, replicate.init_seed, replicate.data_seed, self.sequences, self.recipe, tuple(mix.items())
 
     def shared_steps(self, other: Line) -> int:
         """Number of leading steps that are the same in both lines. Their `beginning` must be equal."""
@@ -85,7 +85,7 @@ class Line:
 
 
 def lines_of(
-    arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays_at: int | None = None, otherwise: Hashable = None
+    arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays_at: int | None = None, recipe: Hashable = None
 ) -> list[Line]:
     """A line for each arm, preceded by one for the trunk of each replicate. `decays_at` is the step from which the study's
     learning rate falls; None: it never falls."""
@@ -104,7 +104,7 @@ def lines_of(
                 falls_at = budget.steps
             phases = tuple((phase.until, exact_shares(phase.mix)) for phase in arm.blend_phases(budget))
             is_wanted = arm is not trunk or trunk in own
-            lines.append(Line(arm, phases, budget.steps, falls_at, budget.global_batch, is_wanted, otherwise))
+            lines.append(Line(arm, phases, budget.steps, falls_at, budget.global_batch, is_wanted, recipe))
     return lines
 
 

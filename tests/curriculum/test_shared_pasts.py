@@ -191,7 +191,7 @@ def test_points_of_a_sweep_share_only_steps_of_equal_data_learning_rate_and_sett
     for number, (curriculum, steps, decay, is_other) in enumerate(points):
         budget, point = Budget(steps * 64, 16, 4), Replicate(suffix=f".{number}", variant=str(number))
         arms = [replace(arm, replicate=point) for arm in arms_of(curriculum, budget)]
-        own = lines_of(arms, curriculum, budget, steps - round(decay * steps), otherwise=is_other)
+        own = lines_of(arms, curriculum, budget, steps - round(decay * steps), recipe=is_other)
         try:
             training_tree(own)
         except ValueError as error:
