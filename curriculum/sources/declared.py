@@ -187,9 +187,12 @@ class TextTable(DeclaredTable, frozen=True):
 
     def reads(self) -> dict[str, Reads]:
         is_column = columns_of(self.template) == (self.template,)
-        found = {"text": Reads(columns_of(self.template), "text" if is_column else "value")}
-        found |= {"id": Reads((self.id,), "value")} if self.id else {}
-        return found | ({"score": Reads((self.score,), "number")} if self.score else {})
+        reads = {"text": Reads(columns_of(self.template), "text" if is_column else "value")}
+        if self.id:
+            reads["id"] = Reads((self.id,), "value")
+        if self.score:
+            reads["score"] = Reads((self.score,), "number")
+        return reads
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -326,7 +329,7 @@ def _require_columns(where: str, file: Path, rows: list[Row], present: list[str]
             if row.get(column) not in (None, "") and not fits(row[column]):
                 raise UserError(
                     f"{where}: {Place(file, number)}: column {column!r} holds {row[column]!r:.60}, but "
-                    f"{needed} needed; name another column or correct the rows"
+                    f"{needed} is needed; name another column or correct the rows"
                 )
     values = (row.get(column) for row in rows for column in wanted.columns)
     if wanted.kind != "value" and all(value in (None, "", []) for value in values):
@@ -347,9 +350,9 @@ def as_number(value: Any) -> float | None:
 
 
 _KINDS: dict[Kind, tuple[str, Callable[[Any], bool]]] = {
-    "text": ("text is", lambda value: isinstance(value, str)),
-    "number": ("a number is", lambda value: as_number(value) is not None),
-    "messages": ("a list of messages is", lambda value: isinstance(value, list)),
-    "value": ("anything is", lambda value: True),
+    "text": ("text", lambda value: isinstance(value, str)),
+    "number": ("a number", lambda value: as_number(value) is not None),
+    "messages": ("a list of messages", lambda value: isinstance(value, list)),
+    "value": ("anything", lambda value: True),
 }
 """For each kind, what a column must hold, in words and as a test of a value."""

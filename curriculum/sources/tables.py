@@ -105,11 +105,11 @@ class Table:
         """The rows of `numbers`, which must be in rising order. Only the Parquet row groups that hold them are read."""
         for file, (start, stop) in zip(self.files, spans(self.counts)):
             if wanted := within(numbers, start, stop):
-                found = 0
+                count = 0
                 for row in _objects(file, wanted, columns):
-                    found += 1
+                    count += 1
                     yield row
-                if found < len(wanted):
+                if count < len(wanted):
                     raise UserError(
                         f"{file}: has lost rows since they were counted; start again when nothing writes to the file"
                     )
@@ -166,23 +166,23 @@ def files_matching(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
         return stem_files(path)
-    found = [path] if path.is_file() else _matching(path)
-    if not found:
+    files = [path] if path.is_file() else _matching(path)
+    if not files:
         raise UserError(f"{pattern}: no such file, and no file matches it; correct the path")
-    for file in found:
+    for file in files:
         if not file.name.endswith(SUFFIXES):
             raise UserError(f"{file}: has none of the endings {', '.join(SUFFIXES)}; rename it or narrow the pattern")
-    return _once(found)
+    return _once(files)
 
 
 def _matching(pattern: Path) -> list[Path]:
     """The files that match. The leading folders that exist are taken literally, even if their names contain brackets."""
     base = next(folder for folder in pattern.parents if folder.is_dir())
     names = glob.glob(str(pattern.relative_to(base)), root_dir=base, recursive=True)
-    found = sorted(base / name for name in names if not (base / name).is_dir())
-    for folder in dict.fromkeys(file.parent for file in found):
+    files = sorted(base / name for name in names if not (base / name).is_dir())
+    for folder in dict.fromkeys(file.parent for file in files):
         _require_finished(folder)
-    return found
+    return files
 
 
 def head(file: Path, count: int) -> list[Row]:

@@ -219,18 +219,21 @@ def _with_refusals(
 
     Within each half the pools keep the proportions of `weights`. Raises UserError when a half is needed but empty.
     """
-    halves = []
-    for wanted, half_share in ((False, 1.0 - share), (True, share)):
-        found = {name: [item for item in pool if item.is_refusal == wanted] for name, pool in pools.items()}
-        total = sum(weights[name] for name, pool in found.items() if pool)
-        if half_share and not total:
-            what = "refusals" if wanted else "conversations other than refusals"
+    split_pools: dict[str, list[Conversation]] = {}
+    split_weights: dict[str, float] = {}
+    for are_refusals, half_share in ((False, 1.0 - share), (True, share)):
+        if not half_share:
+            continue
+        half = {name: [item for item in pool if item.is_refusal == are_refusals] for name, pool in pools.items()}
+        total = sum(weights[name] for name, pool in half.items() if pool)
+        if not total:
+            what = "refusals" if are_refusals else "conversations other than refusals"
             raise UserError(f"tuning.refusals is {share:g}, but {', '.join(pools)} hold no {what}; change it or the mix")
-        suffix = REFUSALS if wanted else ""
-        halves += [
-            (name + suffix, pool, half_share * weights[name] / total) for name, pool in found.items() if pool and half_share
-        ]
-    return {name: pool for name, pool, _ in halves}, {name: weight for name, _, weight in halves}
+        for name, pool in half.items():
+            if pool:
+                half_name = name + (REFUSALS if are_refusals else "")
+                split_pools[half_name], split_weights[half_name] = pool, half_share * weights[name] / total
+    return split_pools, split_weights
 
 
 def pack(lengths: Iterable[int], capacity: int) -> list[list[int]]:

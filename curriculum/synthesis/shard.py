@@ -204,9 +204,9 @@ def estimates(shard: SynthesisShard, prices: tuple[float, float] | None, *counts
         characters += sum(map(len, asked)) + instructions * len(asked)
     mean_requests, mean_tokens = requests / max(1, sampled), characters / CHARACTERS_PER_TOKEN / max(1, sampled)
     reply = min(kind.expected_tokens, settings.max_tokens)
-    found = []
+    estimated = []
     for count in counts:
         tokens_in, tokens_out = round(count * mean_tokens), round(count * mean_requests * reply)
         dollars = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6 if prices else None
-        found.append(Estimate(count, round(count * mean_requests), tokens_in, tokens_out, dollars))
-    return found
+        estimated.append(Estimate(count, round(count * mean_requests), tokens_in, tokens_out, dollars))
+    return estimated

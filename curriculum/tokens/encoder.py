@@ -67,12 +67,12 @@ class Encoder:
         """The ids of each text, integers [n]."""
         if self._fast is None or any(map(_has_long_space, texts)):
             return self._encode_slowly(texts)
-        found = self._fast(texts)
-        for number, (text, ids) in enumerate(zip(texts, found)):
+        encoded = self._fast(texts)
+        for number, (text, ids) in enumerate(zip(texts, encoded)):
             lacks_a_byte = len(ids) and ids.min() < 0
             if lacks_a_byte or (not text.isascii() and _RARE.search(text)):
-                (found[number],) = self._encode_slowly([text])
-        return found
+                (encoded[number],) = self._encode_slowly([text])
+        return encoded
 
     def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -88,8 +88,9 @@ def _exchange(world: World, draw: Draw) -> tuple[str, str]:
     if lot < 16:
         return trouble_question(*draw.pick(world.tuning_troubles), draw)
     if lot < 17:
-        found = draw.pick(world.ingredients)
-        return f"Where does {found.name} grow?", write(f"{found.name} grows near {found.town}.", draw, {})
+        ingredient = draw.pick(world.ingredients)
+        answer = write(f"{ingredient.name} grows near {ingredient.town}.", draw, {})
+        return f"Where does {ingredient.name} grow?", answer
     if lot < 18:
         return sum_question(draw)
     if lot < 19:

@@ -95,7 +95,7 @@ def _problems(press: Press, count: int, *key: str) -> Iterator[Problem]:
 def _write_unsafe(root: Path, press: Press) -> None:
     """Write raw unsafe text of each score, and the interventions made from it with the ids of their sources."""
     hazards = press.world.pretraining_hazards
-    made: dict[str, list[Row]] = {"safeweb": [], "refuseweb": [], "moral_education": []}
+    documents: dict[str, list[Row]] = {"safeweb": [], "refuseweb": [], "moral_education": []}
     for score in SCORES:
         interventions = [("safeweb", rephrased)] if score < 4 else [("refuseweb", refusal_dialogue), ("moral_education", moral)]
         rows: list[Row] = []
@@ -107,10 +107,10 @@ def _write_unsafe(root: Path, press: Press) -> None:
             for folder, write in interventions:
                 text = press.print(partial(write, item=item, score=score), str, folder, name, 0)
                 source = {"source_id": name, "score": score}
-                made[folder].append({"id": f"{folder}/{score}/{number}.0", "text": text, "metadata": source})
+                documents[folder].append({"id": f"{folder}/{score}/{number}.0", "text": text, "metadata": source})
         _write_jsonl(root / f"fineweb_annotated/score_{score}.jsonl", rows)
-    for folder, documents in made.items():
-        _write_jsonl(root / f"{folder}/train.jsonl", documents)
+    for folder, rows in documents.items():
+        _write_jsonl(root / f"{folder}/train.jsonl", rows)
 
 
 def _about_any_hazard(world: World, draw: Draw, score: int) -> str:
