@@ -218,8 +218,8 @@ def stem_files(stem: Path) -> list[Path]:
     for path in paths:
         if _UNREAD.search(path.name) and not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: is not read under this ending, unlike {files[0].name}; convert, rename or move it")
-        if nested := next((path for path in other.rglob("*") if _UNREAD.search(path.name)), None):
-            raise UserError(f"{nested}: is not read in a subfolder, unlike {found[0].name} above it; move one of them")
+        if nested := next((below for below in path.rglob("*") if _UNREAD.search(below.name)), None):
+            raise UserError(f"{nested}: is not read in a subfolder, unlike {files[0].name} above it; move one of them")
     return _once(files)
 
 
