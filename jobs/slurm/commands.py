@@ -1,8 +1,8 @@
-"""Slurm's commands, and what they print as typed values: squeue, sacct, scancel, scontrol, sbatch --test-only.
+"""Calls Slurm's commands and parses what they print: squeue, sacct, scancel, scontrol, sacctmgr and sbatch.
 
-Slurm reads variables such as SBATCH_PARTITION, SBATCH_EXPORT or SQUEUE_STATES as options, which override those in a script; a
-shell on a node may also hold the ranks' variables of another job. Neither reaches the commands: profile and study alone decide
-what a job asks for.
+Slurm reads environment variables such as SBATCH_PARTITION, SBATCH_EXPORT or SQUEUE_STATES as options that override those in a
+script. A shell on a node can also hold variables of another job's ranks. All of these are removed from the commands'
+environment, so that the profile and the study alone decide what a job requests.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from curricula.jobs.slurm.profile import Profile, Request
 from curricula.terminal import one_line
 
 PATIENCE_S = 60.0
-"""How long a command may take."""
+"""Time limit for a command."""
 RESTART_PATIENCE_S = 300.0
-"""How long a restarting controller is waited for."""
+"""How long to wait for a controller that restarts."""
 COLUMNS = {"ArrayJobID": 24, "ArrayTaskID": 24, "State": 24, "RestartCnt": 12, "Reason": 96, "NodeList": 256, "STDOUT": 4096}
-"""The columns that squeue is asked for, and their widths in characters."""
+"""The columns that squeue prints, and their widths in characters."""
 RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+"""Slurm's states of jobs that have nodes."""
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-"""Slurm's states of jobs that have nodes, and of jobs that wait for some."""
+"""Slurm's states of jobs that wait for nodes."""
 AWAY = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection refused|Connection timed out|"
     r"Slurm backup controller|Slurmctld.*(down|not running)|Transport endpoint|Slurm temporarily unable|"
     r"Munge (en|de)code failed|Protocol authentication error|Could not establish a configuration source",
     re.IGNORECASE,
 )
-"""Messages of Slurm's commands when the controller does not answer, or munge, by which they ask it, is restarting."""
+"""What Slurm's commands print when the controller does not answer, or when munge, which authenticates them, is restarting."""
 STARTS = "to start at"
-"""What `sbatch --test-only` says of a job that can start, and of no other."""
+"""What `sbatch --test-only` prints for a job that can start, and only then."""
 REASONS = {
     "Priority": "other jobs are ahead in the queue",
     "Resources": "waits for free nodes",
@@ -69,35 +70,35 @@ REASONS = {
     "AssocGrpGRESMinutes": "your account's budget of GPU time is used up",
     "AssocGrpGRES": "your account's limit of GPUs is reached",
 }
-"""Slurm's reasons for waiting, explained."""
+"""What Slurm's reasons for waiting mean."""
 
 RANKS = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
-"""A rank's variables, which torchrun sets. A profile's `environment` may set some for the jobs."""
+"""Variables that torchrun sets for each rank. A profile's `environment` can set some of them for its jobs."""
 OPTIONS = ("SBATCH", "SRUN", "SLURM", "SALLOC", "SQUEUE", "SACCT", "SCANCEL", "SCONTROL")
-"""Variables whose names begin so are options of Slurm's commands, or describe an allocation."""
+"""Prefixes of variables that are options of Slurm's commands, or describe an allocation."""
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
-"""Where Slurm's controller is, and who calls it."""
+"""Variables that the commands keep: they say where Slurm's controller is, and who calls it."""
 IGNORED = f"^(({'|'.join(OPTIONS)})_.*|TORCHELASTIC_.*|{'|'.join(RANKS)})$"
-"""The names of all these, as an expression of Python's and of bash's."""
+"""Regular expression for the names of all these variables, valid in Python and in bash."""
 
 
 _cluster: str | None = None
 
 
 def on_cluster(name: str | None) -> None:
-    """Direct this process's commands to the cluster of that name; None means the machine's own."""
+    """Direct the Slurm commands of this process to the cluster of that name. None means the machine's own cluster."""
     global _cluster
     _cluster = name
 
 
 class ControllerAway(UserError):
-    """Slurm's controller does not answer at the moment."""
+    """Slurm's controller does not answer now, but may do so later."""
 
 
 class QueueFull(UserError):
-    """Slurm takes no more jobs from this user until some of those that it has have ended."""
+    """This user's limit of submitted jobs is reached; Slurm accepts more only after some have ended."""
 
 
 class DependencyLost(UserError):
@@ -119,14 +120,14 @@ class TaskState:
     """What Slurm reports about one array task."""
 
     state: str
-    """Slurm's own word, without its additions."""
+    """Slurm's word for the state, without additions such as "by 1000"."""
     reason: str = ""
-    """Why it waits, or how it ended: exit code or signal."""
+    """Why the task waits, or the exit code or signal with which it ended."""
     nodes: str = ""
     restarts: int = 0
     output: str = ""
-    """The path of its log in squeue, the command that submitted it in sacct. Both name a folder of its run: Slurm may give a
-    number again when its controller has lost its state."""
+    """From squeue the path of the task's log, from sacct the command that submitted it. Both contain the path of the run
+    folder, which tells the run's tasks from others: a controller that lost its state assigns numbers a second time."""
 
     @property
     def is_running(self) -> bool:
@@ -143,12 +144,12 @@ class TaskState:
 
 
 def ignored(environment: Mapping[str, str]) -> list[str]:
-    """The variables that Slurm's commands and the jobs do not get."""
+    """Names of the variables that Slurm's commands and the jobs do not get."""
     return sorted(name for name in environment if re.match(IGNORED, name) and name not in KEPT)
 
 
 def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of Slurm's commands."""
+    """The environment without the ignored variables, as Slurm's commands get it."""
     dropped = set(ignored(environment))
     return {name: value for name, value in environment.items() if name not in dropped}
 
@@ -156,7 +157,7 @@ def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
 def ignored_explained(environment: Mapping[str, str]) -> str:
     """One line that names the ignored variables that would have changed jobs; empty if there are none.
 
-    Inside an allocation the SLURM_ variables describe that allocation, and nobody set them to change anything.
+    Inside an allocation, SLURM_ variables are not named: they describe the allocation, and nobody set them to change jobs.
     """
     described = ("SLURM_",) if "SLURM_JOB_ID" in environment else ()
     readers = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", *described)
@@ -165,15 +166,15 @@ def ignored_explained(environment: Mapping[str, str]) -> str:
 
 
 def require_slurm() -> None:
-    """Raise UserError where Slurm is not installed."""
+    """Raise UserError if Slurm is not installed."""
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch is not on this machine's PATH; give the command on a login node, or use --cluster local")
+        raise UserError("sbatch is not on this machine's PATH; run the command on a login node, or use --cluster local")
 
 
 def is_full(message: str) -> bool:
     """Whether sbatch's error message means that the user's limit of submitted jobs is reached.
 
-    Slurm names the limit in a line of its own (QOSMaxSubmitJobPerUserLimit); old versions have one text for all limits.
+    Slurm names the limit on a separate line, such as QOSMaxSubmitJobPerUserLimit. Old versions print one text for all limits.
     """
     named = re.search(r"\b(QOS|Assoc|Max)[A-Z]\w+", message)
     return "SubmitJob" in named[0] if named else "job submit limit" in message
@@ -196,12 +197,12 @@ def patiently(say: Callable[[str], object]) -> tenacity.Retrying:
 
 
 def call(*command: str, patience_s: float = PATIENCE_S) -> str:
-    """What the command prints.
+    """Run a command and return what it prints.
 
-    Raises ControllerAway when it gets no answer from Slurm, UserError when it cannot run or fails otherwise.
+    Raises ControllerAway if Slurm does not answer it, UserError if it is not installed or fails for another reason.
     """
     name = command[0]
-    if _cluster and name != "sacctmgr":  # it knows no such option: a database serves all clusters
+    if _cluster and name != "sacctmgr":  # which has no such option, since one database serves all clusters
         command = (name, f"--clusters={_cluster}", *command[1:])
     done = _run(*command, patience_s=patience_s)
     if done.returncode:
@@ -211,7 +212,7 @@ def call(*command: str, patience_s: float = PATIENCE_S) -> str:
 
 
 def _run(*command: str, input: str = "", patience_s: float | None = PATIENCE_S) -> subprocess.CompletedProcess[str]:
-    """The ended command; raises UserError where there is none, and ControllerAway when it does not end."""
+    """Run a command to its end. Raises UserError if it is not installed, ControllerAway if it exceeds `patience_s`."""
     try:
         return subprocess.run(
             command,
@@ -220,7 +221,7 @@ def _run(*command: str, input: str = "", patience_s: float | None = PATIENCE_S) 
             capture_output=True,
             text=True,
             timeout=patience_s,
-            errors="replace",  # a site may print anything
+            errors="replace",  # sites add output of their own, in any encoding
         )
     except FileNotFoundError:
         raise UserError(f"{command[0]}: not on this machine's PATH") from None
@@ -231,9 +232,9 @@ def _run(*command: str, input: str = "", patience_s: float | None = PATIENCE_S) 
 def squeue(
     job_ids: Iterable[str] | None = None, patience_s: float = PATIENCE_S, output_bytes: int = COLUMNS["STDOUT"]
 ) -> dict[Task, TaskState]:
-    """The array tasks in Slurm's queue: of these arrays, ended ones too, or else all of this user's.
+    """The array tasks in Slurm's queue: all of this user's or, given `job_ids`, those of these arrays, ended ones included.
 
-    Slurm fills every column, so of the logs' paths it is asked only for as many bytes as the caller looks at.
+    `output_bytes` limits the paths of logs to what the caller looks at, because Slurm pads every column to its full width.
     """
     layout = ",".join(f"{name}:{width}" for name, width in {**COLUMNS, "STDOUT": output_bytes}.items())
     which = ["--me"] if job_ids is None else ["--states=all", f"--jobs={','.join(dict.fromkeys(job_ids))}"]
@@ -247,7 +248,7 @@ def squeue(
 
 
 def _squeue_row(line: str) -> tuple[Task, TaskState] | None:
-    """None for a job that is not an array, and so not the suite's."""
+    """Parse a line of squeue. Returns None for a job that is not an array, and so not one of the suite's."""
     ends = list(itertools.accumulate(COLUMNS.values()))
     job_id, number, state, restarts, reason, nodes, output = (line[a:b].strip() for a, b in zip([0, *ends], ends))
     if not (job_id.isdecimal() and number.isdecimal()):
@@ -262,8 +263,10 @@ def _squeue_row(line: str) -> tuple[Task, TaskState] | None:
 
 
 def sacct(job_ids: Iterable[str], patience_s: float) -> dict[Task, TaskState]:
-    """The tasks of these arrays in Slurm's accounting; none where a cluster has no accounting. Raises UserError where it does
-    not answer."""
+    """The tasks of these arrays in Slurm's accounting; empty if the cluster has no accounting.
+
+    Raises UserError if the accounting does not answer.
+    """
     try:
         listing = call(
             "sacct", "--allocations", "--array", "--noheader", "--parsable2", f"--jobs={','.join(dict.fromkeys(job_ids))}",
@@ -277,7 +280,7 @@ def sacct(job_ids: Iterable[str], patience_s: float) -> dict[Task, TaskState]:
 
 
 def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
-    """None for tasks that were never started one by one, such as `102_[0-5]`."""
+    """Parse a line of sacct. Returns None for tasks that are listed together because none has started, such as `102_[0-5]`."""
     name, state, code, nodes, command = (line.split("|", 4) + [""] * 4)[:5]
     job_id, _, number = name.partition("_")
     if number and not number.isdecimal():
@@ -292,7 +295,7 @@ def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
 
 
 def explained(reason: str) -> str:
-    """Slurm's reason together with its meaning, where that is known."""
+    """Slurm's reason, followed by its meaning if that is known."""
     meaning = REASONS.get(reason) or next((text for name, text in REASONS.items() if reason.startswith(name)), "")
     return f"{reason} ({meaning})" if meaning else reason
 
@@ -307,7 +310,7 @@ def scancel(tasks: Iterable[Task]) -> None:
 
 
 def batch_script(job_id: str) -> str:
-    """The script of a job as Slurm holds it; empty for one that has just ended. Raises ControllerAway without an answer."""
+    """Slurm's copy of a job's batch script; empty if the job has just ended. Raises ControllerAway if Slurm does not answer."""
     try:
         return call("scontrol", "write", "batch_script", job_id, "-")
     except ControllerAway:
@@ -317,9 +320,9 @@ def batch_script(job_id: str) -> str:
 
 
 def why_not_requeued(job_id: str) -> str:
-    """Why Slurm will not requeue a job that it has just accepted; empty if it will, or does not say.
+    """Why Slurm will not requeue a job that it has just accepted; empty if it will, or if the reason cannot be found out.
 
-    A site's submit plugin may forbid it for all jobs, a partition or QOS may cancel the jobs that it preempts.
+    A site's submit plugin can forbid requeueing for all jobs, and jobs of a partition or QOS can be cancelled on preemption.
     """
     try:
         job = _fields(call("scontrol", "--oneliner", "show", "job", job_id))
@@ -346,7 +349,7 @@ def why_not_requeued(job_id: str) -> str:
 
 
 def _fields(shown: str) -> dict[str, str]:
-    """The values in the first line of what `scontrol --oneliner show` prints."""
+    """The fields in the first line that `scontrol --oneliner show` prints."""
     return dict(re.findall(r"(\w+)=(\S+)", shown.partition("\n")[0]))
 
 
@@ -356,12 +359,12 @@ def set_comment(task: str, comment: str, patience_s: float) -> None:
 
 
 def host_names(node_list: str) -> list[str]:
-    """The nodes of a list such as `gpu[003-006]`, in its order."""
+    """The nodes of a list such as `gpu[003-006]`, in the order of the list."""
     return call("scontrol", "show", "hostnames", node_list).split()
 
 
 def tested(script: str) -> str:
-    """Slurm's answer to `sbatch --test-only` without dependencies: when and where the job would start, or why never."""
+    """Slurm's answer to `sbatch --test-only` without dependencies: when and where the job would start, or why it cannot."""
     independent = "\n".join(line for line in script.splitlines() if not line.startswith("#SBATCH --dependency"))
     try:
         done = _run("sbatch", "--test-only", "--output=/dev/null", input=independent)
@@ -371,30 +374,30 @@ def tested(script: str) -> str:
 
 
 def sbatch(script: Path, job: str, avoided: str) -> str:
-    """Submit the batch script of a job, whose options exclude the nodes `avoided`; returns the job's number.
+    """Submit the batch script of `job`, whose options exclude the nodes `avoided`, and return Slurm's number of the job.
 
-    Raises ControllerAway when Slurm did not answer, so that it may have the job or not, and UserError with sbatch's own words
-    when it refused the job: QueueFull where it would take it later, DependencyLost where it has forgotten a job that this one
+    Raises ControllerAway if Slurm did not answer; it may have accepted the job nevertheless. Raises UserError with sbatch's own
+    words if Slurm refused the job: QueueFull if it will accept it later, DependencyLost if it has forgotten a job that this one
     waits for.
     """
-    done = _run("sbatch", str(script), patience_s=None)  # Slurm may have the job of an sbatch that was killed
-    # Of sbatch's own lines: a site may have it print others, with numbers of other jobs.
+    done = _run("sbatch", str(script), patience_s=None)  # a killed sbatch may have submitted the job already
+    # Only in sbatch's own line: a site may print other lines, with numbers of other jobs.
     if not done.returncode and (numbers := re.findall(r"^Submitted batch job (\d+)", done.stdout, re.MULTILINE)):
         return str(numbers[-1])
     said = "; ".join(re.findall("sbatch: error: (.*)", done.stderr)) or one_line(done.stderr or done.stdout)
     said = said or f"exit code {done.returncode}"
-    if done.returncode <= 0 or AWAY.search(said):  # it was killed, or told no number
+    if done.returncode <= 0 or AWAY.search(said):  # it was killed, or printed no number
         raise ControllerAway(f"sbatch: {said}")
     if is_full(said):
-        raise QueueFull(f"Slurm takes no more of your jobs now ({said})")
+        raise QueueFull(f"Slurm accepts no more of your jobs now ({said})")
     if "Job dependency problem" in said:
         raise DependencyLost(f"Slurm has forgotten a job that {job} waits for; repeat the command")
-    without = f" (it avoids nodes {avoided}, of the profile or of bad-nodes.jsonl)" if avoided else ""
+    without = f" (it avoids nodes {avoided}, which the profile or bad-nodes.jsonl names)" if avoided else ""
     raise UserError(f"sbatch refused job {job}{without}: {said}; correct the profile or the study")
 
 
 def within_array_limit(profile: Profile) -> Profile:
-    """The profile with arrays no longer than the site's MaxArraySize and max_array_tasks, where Slurm tells them."""
+    """The profile with arrays no longer than the site's MaxArraySize and max_array_tasks, if Slurm reports them."""
     try:
         config = call("scontrol", "show", "config")
     except UserError:
@@ -404,7 +407,7 @@ def within_array_limit(profile: Profile) -> Profile:
 
 
 def partition_minutes() -> dict[str, float]:
-    """The longest time of each partition; the default one is also under "". None where Slurm does not answer."""
+    """Time limit of each partition, in minutes; the default partition's is also under "". Empty if Slurm does not answer."""
     try:
         listing = call("scontrol", "--oneliner", "show", "partition")
     except UserError:
@@ -419,7 +422,7 @@ def partition_minutes() -> dict[str, float]:
 
 
 def qos_minutes() -> dict[str, float]:
-    """The longest time of each QOS. None where there is no accounting."""
+    """Time limit of each QOS, in minutes. Empty if there is no accounting."""
     try:
         listing = call("sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,MaxWall")
     except UserError:
@@ -428,8 +431,7 @@ def qos_minutes() -> dict[str, float]:
 
 
 def too_long(request: Request, partitions: Mapping[str, float], of_qos: Mapping[str, float]) -> str:
-    """Why a job will not start in any of its partitions or with its QOS, in a sentence; empty if it can, as far as their limits
-    tell."""
+    """Why the time limits of its partitions or of its QOS keep a job from starting, as a sentence; empty if they do not."""
     names, qos = (request.options.partition or "").split(","), request.options.qos or ""
     where = f"partition {', '.join(names)}" if names != [""] else "the default partition"
     limits = {where: max(partitions.get(name, math.inf) for name in names), f"QOS {qos}": of_qos.get(qos, math.inf)}
@@ -438,13 +440,13 @@ def too_long(request: Request, partitions: Mapping[str, float], of_qos: Mapping[
     if request.minutes <= longest:
         return ""
     return (
-        f"it asks for {request.minutes / 60:g} h, and {where} allows {longest / 60:g} h, so it will not start; "
+        f"it asks for {request.minutes / 60:g} h, but {where} allows {longest / 60:g} h, so it will not start; "
         f"set stages.{request.section}.hours to at most {longest / 60:g}"
     )
 
 
 def _minutes(text: str) -> float:
-    """Slurm's DAYS-HOURS:MINUTES:SECONDS; infinite for UNLIMITED and anything else."""
+    """Minutes in Slurm's DAYS-HOURS:MINUTES:SECONDS; infinite for UNLIMITED and anything else."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if not match:
         return math.inf
@@ -455,7 +457,7 @@ def _minutes(text: str) -> float:
 def own_task(environment: Mapping[str, str]) -> str | None:
     """Slurm's name for the task this process belongs to; None outside Slurm.
 
-    SLURM_JOB_ID alone is not enough: one task of each array has the array's own number, which would name them all.
+    SLURM_JOB_ID alone is not enough: for one task of each array it is the array's number, which names all its tasks.
     """
     array, number = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{number}" if array and number else environment.get("SLURM_JOB_ID")
@@ -468,7 +470,7 @@ def restart_count(environment: Mapping[str, str]) -> int:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Numbers as Slurm writes them: 0-3,7."""
+    """Numbers in Slurm's notation, such as 0-3,7."""
     parts: list[list[int]] = []
     for number in sorted(set(numbers)):
         if parts and number == parts[-1][1] + 1:

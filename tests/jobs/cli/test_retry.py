@@ -262,7 +262,7 @@ def test_secrets_of_whoever_submitted_first_are_no_reason_to_submit_what_ends_at
     run, _ = failed
     keep_profile(run.profile, Profile(secrets_file=str(tmp_path / "anns-secrets")))
     assert main(["retry", str(run.root)]) == 2
-    assert "anns-secrets, which cannot be read (No such file or directory); name a file of yours" in capsys.readouterr().err
+    assert "anns-secrets, which cannot be read (No such file or directory); name a file of your own" in capsys.readouterr().err
     assert slurm.calls("sbatch") == slurm.calls("scancel") == []
 
 

@@ -72,7 +72,7 @@ def test_answers_are_merged_where_gpus_are_only_if_the_judge_needs_one():
 
 def test_hours_that_end_before_a_job_could_save_are_refused():
     profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
-    with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than lead_time_s of 120"):
+    with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than the lead_time_s of 120"):
         plan_study(PAPER, profile)
 
 
@@ -183,16 +183,16 @@ def parse(**raw) -> Profile:
         ({"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}}, "keep gpus_per_node and gpu_type, with gpu_option: gres"),
         (
             {"stages": {"all": {"partition": "a", "options": {"partition": "b"}}}},
-            "stages.all: options.partition is 'b', and the key partition, here or under `all`, is 'a'; keep one of them",
+            "stages.all: options.partition is 'b', but the key partition, here or under `all`, is 'a'; keep one of them",
         ),
         (
             {"stages": {"all": {"options": {"mem": "0"}}, "tuning": {"memory_gb": 4}}},
-            "stages.tuning.options.mem is '0', and the key memory_gb, here or under `all`, is 4.0; keep one of them",
+            "stages.tuning.options.mem is '0', but the key memory_gb, here or under `all`, is 4.0; keep one of them",
         ),
         ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*which the suite sets"),
-        ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it into secrets_file"),
+        ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it in secrets_file"),
         *(
-            ({"environment": {name: "x"}}, f"environment names {name}, .*put it into secrets_file")
+            ({"environment": {name: "x"}}, f"environment names {name}, .*put it in secrets_file")
             for name in (
                 "WANDB_KEY",
                 "WANDB_API_KEY",
@@ -264,7 +264,7 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
     secrets.write_text("HF_TOKEN=hf_very_secret\n")
     path.write_text(yaml.safe_dump({"secrets_file": str(secrets)}))
     secrets.chmod(0o644)
-    with pytest.raises(UsageError, match="others may read it .mode 644.; protect it with `chmod 600"):
+    with pytest.raises(UsageError, match="others can read it .mode 644.; protect it with `chmod 600"):
         load_profile(path)
     secrets.chmod(0o600)
     from curricula.jobs.slurm.script import body

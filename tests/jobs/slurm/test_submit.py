@@ -134,7 +134,7 @@ def test_a_refused_array_keeps_the_marks_of_what_is_done(slurm, tmp_path):
         submit_plan(run, plan, of_jobs(plan, job.name), Profile(), Standing(done, {}), print)
     marks = [(run.element(job.name, label) / "done.json").exists() for label in job.labels]
     assert marks == [False] + [True] * (len(marks) - 1)
-    with pytest.raises(QueueFull, match=r"takes no more of your jobs now \(AssocGrpSubmitJobsLimit; Batch.*left to submit"):
+    with pytest.raises(QueueFull, match=r"accepts no more of your jobs now \(AssocGrpSubmitJobsLimit; Batch.*left to submit"):
         submit_plan(run, plan, of_jobs(plan, job.name)[1:], Profile(), Standing(done, {}), print)
 
 
@@ -186,7 +186,7 @@ PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
     ("partition", "qos", "minutes", "said"),
     [
         (None, None, 12 * 60, ""),
-        (None, "any", 13 * 60, "it asks for 13 h, and the default partition allows 12 h, so it will not start; set stages.all"),
+        (None, "any", 13 * 60, "it asks for 13 h, but the default partition allows 12 h, so it will not start; set stages.all"),
         ("gpu", None, 49 * 60, "and partition gpu allows 48 h"),
         ("gpu", "short", 24 * 60, "and QOS short allows 8 h, so it will not start; set stages.all.hours to at most 8"),
         ("gpu", "short", 8 * 60, ""),
@@ -213,7 +213,7 @@ def test_a_dry_run_names_the_jobs_that_will_not_start(slurm, tmp_path, capsys):
     assert main(list(map(str, words))) == 0
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if "will not start" in line or line.startswith("report: Slurm")]
-    why = "it asks for 13 h, and partition cpu allows 12 h, so it will not start; set stages.data.hours to at most 12"
+    why = "it asks for 13 h, but partition cpu allows 12 h, so it will not start; set stages.data.hours to at most 12"
     assert told == [f"prepare: {why}", f"tokenize: {why}", f"report: Slurm names no start ({refusal})"]
     assert not (tmp_path / "run").exists()
 
@@ -505,7 +505,9 @@ def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
     run, _ = new_run(tmp_path / "run")
     record_bad_nodes(run, [BadNode(node="n3", reason="x", time=time.time())])
     slurm.answer("sbatch", script='echo "sbatch: error: Invalid account" >&2; exit 1')
-    with pytest.raises(UserError, match=r"refused job prepare \(it avoids nodes n3, of the profile or of bad-nodes.jsonl\)"):
+    with pytest.raises(
+        UserError, match=r"refused job prepare \(it avoids nodes n3, which the profile or bad-nodes.jsonl names\)"
+    ):
         submit_plan(run, plan_study(run.study), [PREPARE], Profile(), Standing(set(), {}), lambda _: None)
 
 
