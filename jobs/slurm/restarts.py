@@ -1,8 +1,9 @@
-"""Stops an element that ends again and again without progress.
+"""Stops an element that keeps restarting without progress.
 
-The batch script counts the starts that ended by the element's own doing, such as an error or the time limit: a line each in
-the element's `own-ends`. Starts that Slurm took away (preemption, a lost node, a requeue) are not counted. The element's
-restarts.json holds how much was saved when the saved work last grew; the count begins anew with it. A submission deletes it.
+The batch script writes a line to the element's `own-ends` for each start that ends by the element's own doing, such as an
+error or the time limit. Starts that Slurm ends (preemption, a lost node, a requeue) do not count. The element's restarts.json
+holds the amount of saved work; whenever it has grown, `own-ends` is deleted and the count starts from zero. It also does so
+after a submission, which deletes restarts.json.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from curricula.errors import UserError
 from curricula.jobs.stages import STAGES, Work
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
-"""The variable in which the batch script hands on the profile's `restarts_without_progress`."""
+"""Environment variable in which the batch script passes on the profile's `restarts_without_progress`."""
 
 
 class GaveUp(UserError):
     """The element was restarted too often without progress."""
 
     exit_code = 93
-    """NVIDIA's resiliency extension uses 93 in the same sense: do not start this job again."""
+    """NVIDIA's resiliency extension uses 93 with the same meaning: do not start this job again."""
 
 
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
-    """Record this start; raises GaveUp when as many starts as the environment allows ended by themselves and saved nothing new.
+    """Raise GaveUp if as many starts as the environment allows ended by the element's own doing and saved nothing new.
 
-    Does nothing outside Slurm.
+    If the saved work has grown, start the count from zero. Does nothing outside Slurm.
     """
     limit = environment.get(LIMIT)
     if not limit:
@@ -45,7 +46,7 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
     if count >= int(limit):
         raise GaveUp(
             f"{work.name}: restarted {count} times without progress (still at "
-            f"{saved} saved {stage.unit}), so it is not started again and what waits for it is cancelled; fix the cause "
+            f"{saved} saved {stage.unit}), so it is not started again and jobs that wait for it are cancelled; fix the cause "
             f"and submit again. The last error: {_last_error(path.parent)}"
         )
 
@@ -55,11 +56,11 @@ def _last_error(folder: Path) -> str:
     try:
         return str(read_json(folder / "failed-before.json")["error"])
     except (UserError, KeyError, TypeError):
-        return "none was noted; see its log"
+        return "none was recorded; see its log"
 
 
 def _saved_before(path: Path) -> int | None:
-    """What restarts.json says; None without a file, or when it holds something else: counting then starts over."""
+    """The amount of saved work in restarts.json; None if there is no such file, or if it holds something else."""
     try:
         return int(json.loads(path.read_bytes())["saved"])
     except (FileNotFoundError, ValueError, TypeError, KeyError):

@@ -1,7 +1,6 @@
 """The batch script of a job array: the options of sbatch, and the body.
 
-Whatever a user can name is quoted before it reaches the shell, and checked before it
-reaches an #SBATCH line.
+Every value that a user chooses is quoted before it reaches the shell, and checked before it reaches an #SBATCH line.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ if TYPE_CHECKING:
 
 TEMPLATES = PACKAGE / "sbatch_templates"
 LOG = "%A_%a_%t_log.out"
-"""A task's log in RUN/slurm: array, index and rank. The script's own output goes to that of rank 0."""
+"""Name of a task's log in RUN/slurm: array, index and rank. The batch script's own output goes to the log of rank 0."""
 OUTPUT = LOG.replace("%t", "0")
-"""The log of a batch script. The command line names it too, by which `sacct` knows whose job it is."""
+"""Name of a batch script's log. sbatch's command line contains it too, so that `sacct` shows which run the job belongs to."""
 EXIT_PATIENCE_S = 60
-"""How long the other tasks of a job may take to end after its first one has finished the work."""
+"""How long the other tasks of a job can take to end after the first one has finished the work."""
 
 SHORT = {
     "pretrain-trunk-": "t",
@@ -57,10 +56,10 @@ SHORT = {
     "merge-": "mrg-",
     "fetch-benchmarks": "fetch-b",
 }
-"""Beginnings of jobs' names, and what Slurm gets instead: squeue shows eight columns of a name."""
+"""Prefixes of job names, and their short forms for Slurm: squeue shows only eight characters of a name."""
 
 WITH_PATHS = {"path", "artifacts", *PATHS}
-"""Keys of a study that may hold a path, or several by name."""
+"""Keys of a study whose value can be a path, or a mapping from names to paths."""
 
 Options = dict[str, str | int | bool]
 
@@ -70,22 +69,22 @@ def check_root(root: Path) -> Path:
     root = root.resolve()
     if re.search(r"[\x00-\x1f\x7f%\\,]", str(root)):
         raise UsageError(
-            f"{str(root)!r}: Slurm reads '%', ',', a backslash or a line break in a path in its own way; name a folder without "
-            "them with --run"
+            f"{str(root)!r}: Slurm gives '%', ',', backslashes and line breaks in a path a meaning of their own; name a folder "
+            "without them with --run"
         )
     return root
 
 
 def short_name(job: str) -> str:
-    """The job's name for Slurm's listings; those of a study differ in their first eight characters."""
+    """The job's name for Slurm's listings. The names of a study's jobs differ in their first eight characters."""
     long = next((long for long in SHORT if job.startswith(long)), "")
     return SHORT.get(long, "") + job.removeprefix(long)
 
 
 def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
-    """The job's options of sbatch by their long names, except those that differ from submission to submission."""
+    """The job's options of sbatch by their long names, except those that differ between submissions."""
     request, asked = job.request, job.request.options
-    # With 0 all of it: a site's default may be far less than a whole node has.
+    # 0 requests all of a node's memory; a site's default can be far less.
     memory: str | int | None = 0 if asked.exclusive else None
     if asked.memory_gb:
         memory = f"{round(asked.memory_gb * 1024)}M"
@@ -94,10 +93,10 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "nodes": request.nodes,
         "ntasks-per-node": request.tasks_per_node,
         "time": request.minutes,
-        "requeue": True,  # under the same number, after preemption and the loss of a node
+        "requeue": True,  # under the same number, after preemption or the loss of a node
         "export": "ALL",
         "open-mode": "append",
-        "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would wait for ever
+        "kill-on-invalid-dep": "yes",  # otherwise jobs that wait for a failed one would stay in the queue for ever
         "signal": f"USR2@{profile.lead_time_s}",
         "clusters": profile.cluster,
         "cpus-per-task": request.cpus_per_task,
@@ -125,9 +124,11 @@ def body(
     continues: str = "",
     avoids: str = "",
 ) -> str:
-    """The batch script without its #SBATCH lines. `root` is the absolute run folder, `code` the snapshot to run, `continues`
-    the number of the array whose elements it continues, if there is one, `avoids` the nodes that its options exclude because
-    they failed a check of the run."""
+    """The batch script without its #SBATCH lines.
+
+    `root`: the absolute path of the run folder. `code`: the snapshot to run. `continues`: the number of the array whose
+    elements this one continues, if any. `avoids`: the nodes that the options exclude because they failed a check of the run.
+    """
     command = [profile.interpreter(), str(code.folder / ENTRY)]
     srun_words = list(profile.srun_options)
     container = profile.container
@@ -178,10 +179,10 @@ def body(
 
 
 def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
-    """Folders that the container mounts, each under its own name, what of the study lies elsewhere read-only, and the profile's
-    own mounts. Raises UsageError for a path that no runtime can mount."""
+    """What the container mounts: the run folder and the data folder, paths of the study outside them (read-only), and the
+    profile's `mounts`. The suite's own mounts keep their paths. Raises UsageError for a path that no runtime can mount."""
     assert profile.container is not None
-    run = Run(root)  # which a preview has not made yet
+    run = Run(root)  # a preview has not created its folder yet
     data = None if study.world else run.data_folder if (root / "run.json").exists() else local_root()
     folders = [root, *([data.resolve()] if data else [])]
     named = dict.fromkeys(_named_paths(study))
@@ -189,14 +190,17 @@ def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
     for path in (*folders, *others):
         if re.search("[:,]", str(path)):
             raise UsageError(f"{path}: a container cannot mount a path with ':' or ',' in it; use one without them")
-    mounts = [f"{path}:{path}:ro" for path in others]  # first: one may hold the run folder, which is mounted over it
+    mounts = [f"{path}:{path}:ro" for path in others]  # first, because one may contain the run folder, mounted over it next
     mounts += [f"{folder}:{folder}" for folder in folders]
     return [*mounts, *(expanded("container.mounts", mount) for mount in profile.container.mounts)]
 
 
 def _named_paths(study: Study) -> Iterator[Path]:
-    """The absolute paths in a study, where they exist: of a pattern the folder before its first wildcard, of a snapshot in the
-    hub's cache its repository, where the files lie."""
+    """The absolute paths in a study that exist.
+
+    A pattern gives the folder before its first wildcard. A snapshot in the hub's cache gives the folder of its repository,
+    where the files themselves are.
+    """
     for key, text in texts_in(msgspec.to_builtins(study)):
         if WITH_PATHS.isdisjoint(key.split(".")[-2:]) or not os.path.isabs(text):
             continue
@@ -205,7 +209,7 @@ def _named_paths(study: Study) -> Iterator[Path]:
         pattern = path.relative_to(there)
         if re.search(r"[*?[]", "".join(pattern.parts[:1])):
             path = there
-            if Path.home().is_relative_to(path):  # which the runtime mounts itself, writable
+            if Path.home().is_relative_to(path):  # the runtime mounts the home folder itself, writable: name single files
                 names = glob.glob(str(pattern), root_dir=there, recursive=True)
                 yield from (there / name for name in names if (there / name).is_file())
                 continue
@@ -240,27 +244,29 @@ class Script:
     job: Job
     labels: tuple[str, ...]
     piece: int
-    """Its number among the arrays of its job."""
+    """Number of this array among those of its job."""
     variable: str
-    """The shell variable for the array's number at Slurm."""
+    """Shell variable that holds Slurm's number of the array."""
 
     @property
     def record(self) -> str:
-        """Its line in submissions.jsonl as a format of printf, which fills in number and time of the submission."""
+        """The array's line in submissions.jsonl, as a format for printf, which fills in Slurm's number and the time."""
         record = json.dumps({"job": self.job.name, "job_id": "@ID@", "labels": self.labels, "submitted": "@TIME@"})
         escaped = record.replace("\\", "\\\\").replace("%", "%%")
         return escaped.replace("@ID@", "%s").replace('"@TIME@"', "%s") + "\\n"
 
 
 def render(run: Run, plan: Plan, profile: Profile, out: Path) -> list[Path]:
-    """Write a script for each array of the plan, and submit_all.sh, which submits them; returns their paths, that one last."""
+    """Write a script for each array of the plan, and submit_all.sh, which submits them. Returns the paths, that one last."""
     scripts = _write_scripts(run, plan.jobs, profile, out)
     return [*(out / script.file for script in scripts), _write_submission(run, scripts, profile, out / "submit_all.sh")]
 
 
 def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Collection[Key]) -> None:
-    """Write RUN/resubmit.sh, which submits again what is not done, with bash and Slurm alone: of the elements on record, and of
-    those `chosen` now. Its sbatch scripts go to RUN/slurm/scripts."""
+    """Write RUN/resubmit.sh, which needs only bash and Slurm, and its batch scripts in RUN/slurm/scripts.
+
+    It submits those elements that are not done, among all that were submitted before or are `chosen` now.
+    """
     wanted = {*latest_tasks(submissions(run)), *chosen}
     parts = (
         replace(job, elements=tuple(element for element in job.elements if (job.name, element.label) in wanted))
@@ -305,7 +311,7 @@ def _directive(name: str, value: str | int | bool) -> str:
 
 
 def _write_submission(run: Run, scripts: Sequence[Script], profile: Profile, path: Path, first: bool = True) -> Path:
-    """Write the script that submits `scripts`: `first`, all of them in a new run, else what is not done yet."""
+    """Write the script that submits `scripts`: all of them in a new run (`first`), otherwise the elements that are not done."""
     by_job: dict[str, list[Script]] = {}
     for script in scripts:
         by_job.setdefault(script.job.name, []).append(script)
@@ -313,7 +319,7 @@ def _write_submission(run: Run, scripts: Sequence[Script], profile: Profile, pat
     def wait(edge: Edge, script: Script) -> tuple[EdgeKind, list[str]]:
         """The kind of dependency, and the variables of the arrays to wait for."""
         others = [other.variable for other in by_job[edge.job]]
-        if edge.kind == "aftercorr":  # both have the same elements, cut at the same places, if none is left out
+        if edge.kind == "aftercorr":  # both have the same elements, split at the same places, unless some are left out
             return ("aftercorr", [others[script.piece]]) if first else ("afterok", others)
         return edge.kind, others
 

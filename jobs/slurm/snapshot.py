@@ -1,8 +1,8 @@
 """The copy of the code that jobs run.
 
-It is named by its content, so that another submission makes a new one only if the code has changed. Its seal, a hash of every
-file in it, goes into the batch scripts. Slurm keeps those itself, so a job runs no code but that of the submission even if
-somebody has changed the run folder since.
+The copy is named by a hash of its content, so a later submission makes a new one only if the code has changed. Its seal, a hash
+of every file in it, goes into the batch scripts. Slurm keeps its own copy of those, so a job refuses any code but that of its
+submission, even if somebody changes the run folder afterwards.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot of the code as it is now, taken or not."""
+    """A snapshot of the code as it is now, whether or not it has been written."""
 
     folder: Path
     seal: str
-    """SHA-256 of the lines that sha256sum prints for its files in the order of their names, except for RECORD."""
+    """SHA-256 of the lines that sha256sum prints for the snapshot's files, except RECORD, in the order of their names."""
 
 
 def take_snapshot(run_root: Path) -> Snapshot:
-    """Copy the code into the run folder unless it is there already. Raises UserError if it is there and was changed."""
+    """Copy the code into the run folder, unless it is there already. Raises UserError if the copy there was changed."""
     contents = _contents()
     snapshot = _snapshot(run_root, contents)
     folder = snapshot.folder
     if folder.exists():
         if _seal(_read(folder, folder)) != snapshot.seal:
-            raise UserError(f"{folder}: this copy of the code was changed; delete it and give the same command again")
+            raise UserError(f"{folder}: this copy of the code was changed; delete it and run the same command again")
         return snapshot
     aside = folder.with_name(f".{folder.name}.aside")
     shutil.rmtree(aside, ignore_errors=True)
@@ -69,9 +69,9 @@ def planned_snapshot(run_root: Path) -> Snapshot:
 
 
 def _contents() -> dict[Path, bytes]:
-    """The files of a snapshot. Those of the package are relative to the folder that holds it; links in it are followed.
+    """The files of a snapshot by their relative paths: those of the package, with links followed, and the entry script.
 
-    Hidden files are no code: editors keep them beside what they have open, some as links that lead nowhere.
+    Hidden files are left out. They are not code: editors keep them next to files that are open, some as links to nothing.
     """
     return {**_read(PACKAGE, ROOT, hidden=False), Path(ENTRY): ENTRY_TEXT.encode()}
 

@@ -1,9 +1,11 @@
 """What RUN/slurm records: the submissions, which of them Slurm still has, and the nodes that failed a check.
 
-An element may have several tasks: it was submitted again, or later ones continue the first where Slurm does not requeue.
+An element can have several tasks, because it was submitted again or because later tasks continue one that Slurm does not
+requeue.
 
-Numbers are not enough to find a job: a controller that lost its state gives them again, to anyone's jobs. So a job counts as
-this run's only if its output, or the command that submitted it, names RUN/slurm. Of two lines with a number the later counts.
+A number does not identify a job: a controller that lost its state assigns it again, to anyone's job. A job therefore counts as
+this run's only if the path of its log, or the command that submitted it, contains RUN/slurm. If two lines record the same
+number, the later one counts.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ Queue = Mapping[Task, TaskState]
 """Array tasks in Slurm's queue, as `commands.squeue()` lists them."""
 
 CONTENTS = "# runs "
-"""Begins the line of a script that says what it runs: a `Contents` as JSON."""
+"""Prefix of the line of a batch script that says what it runs, as the JSON of a `Contents`."""
 REMEMBERED_S = 7 * 86400.0
-"""After a week a node may have been repaired."""
+"""How long a node that failed is avoided. After a week it may have been repaired."""
 ENOUGH_NODES = 3
-"""What fails on so many nodes is not the fault of a node."""
+"""Number of nodes on which something must fail before no node is blamed for it."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One job array, as sbatch accepted it."""
 
     job: str
-    """Its name in the study's plan."""
+    """Name of the job in the study's plan."""
     job_id: str
     """Slurm's number of the array."""
     labels: tuple[str, ...]
@@ -53,7 +55,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record(run: Run, submission: Submission) -> None:
-    """Append the submission and sync the file: from then on no crash can lose it."""
+    """Append the submission and sync the file; after that no crash can lose it."""
     append_jsonl(run.submissions, [msgspec.to_builtins(submission)])
 
 
@@ -69,20 +71,20 @@ def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
 
 
 def listed(run: Run, job_ids: Iterable[str] | None = None, patience_s: float = PATIENCE_S) -> dict[Task, TaskState]:
-    """What squeue says, with as much of the logs' paths as tells which jobs are the run's."""
+    """The array tasks in Slurm's queue, with enough of their logs' paths to tell which ones are the run's."""
     return squeue(job_ids, patience_s, len(os.fsencode(_logs(run))))
 
 
 def queued(run: Run) -> dict[Task, TaskState]:
-    """This user's array tasks in Slurm's queue, and those of the run that colleagues submitted where a team shares it."""
+    """This user's array tasks in Slurm's queue; if a team shares the run, also those of the run that colleagues submitted."""
     own = listed(run)
     others = {one.job_id for one in submissions(run)} - {task.job_id for task in own} if team() is not None else None
-    theirs = listed(run, sorted(others)) if others else {}  # ended ones, too
+    theirs = listed(run, sorted(others)) if others else {}  # includes tasks that have ended
     return {**{task: state for task, state in theirs.items() if state.is_running or state.is_waiting}, **own}
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """What a batch script runs: array task i runs the element labels[i]. It identifies a job that was never recorded."""
+    """What a batch script runs: array task i runs the element labels[i]. This identifies jobs that were never recorded."""
 
     job: str
     labels: tuple[str, ...]
@@ -93,7 +95,7 @@ def contents_line(job: str, labels: Sequence[str]) -> str:
 
 
 def contents_in(script: str) -> Contents | None:
-    """What a batch script runs; None where it is not one of ours."""
+    """What a batch script runs; None if it is not one of the suite's."""
     for line in script.splitlines():
         if line.startswith(CONTENTS):
             with contextlib.suppress(msgspec.DecodeError):
@@ -104,8 +106,8 @@ def contents_in(script: str) -> Contents | None:
 def unrecorded(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submission]:
     """Jobs of this run that Slurm accepted from a submission that was killed before it could record them.
 
-    An array is left alone if recording it would hide a live task that is on record: someone submitted part of it by hand.
-    With `may_repeat`, jobs of recorded numbers are looked at too, in case Slurm has given one again.
+    An array is left out if recording it would hide a live task that is on record: then someone submitted part of it by hand.
+    With `may_repeat`, jobs whose numbers are on record are examined too, in case Slurm has assigned a number again.
     """
     recorded = {one.job_id: Contents(one.job, one.labels) for one in submissions(run)}
     numbers: dict[str, set[int]] = {}
@@ -115,7 +117,7 @@ def unrecorded(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submiss
     alive, found = live_elements(run, queue), []
     for job_id in sorted(numbers, key=int):
         contents = contents_in(batch_script(job_id))
-        if contents in (None, recorded.get(job_id)):  # another program's, a job that has just ended, or one on record
+        if contents in (None, recorded.get(job_id)):  # not the suite's, just ended, or on record
             continue
         elsewhere = {label for number, label in enumerate(contents.labels) if number not in numbers[job_id]}
         if not any(task.job_id != job_id for label in elsewhere for task in alive.get((contents.job, label), ())):
@@ -132,13 +134,13 @@ def recover(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submission
 
 
 def of_run(run: Run, queue: Queue) -> Queue:
-    """The tasks of the queue that are this run's."""
+    """The tasks in the queue that belong to this run."""
     logs = _logs(run)
     return {task: state for task, state in queue.items() if logs in state.output}
 
 
 def _logs(run: Run) -> str:
-    """The beginning of the paths of all its logs."""
+    """Prefix of the paths of all the run's logs."""
     return f"{run.slurm.resolve()}/"
 
 
@@ -151,7 +153,7 @@ def elements_by_task(submitted: list[Submission]) -> dict[Task, Key]:
 
 
 def known_tasks(run: Run, submitted: list[Submission], queue: Queue) -> dict[Key, dict[Task, TaskState]]:
-    """The tasks of each element that Slurm knows, in the order of submission."""
+    """The tasks of each element that Slurm still knows, in the order of submission."""
     found: dict[Key, dict[Task, TaskState]] = {}
     own = of_run(run, queue)
     for task, key in elements_by_task(submitted).items():
@@ -161,32 +163,32 @@ def known_tasks(run: Run, submitted: list[Submission], queue: Queue) -> dict[Key
 
 
 def live_elements(run: Run, queue: Queue) -> dict[Key, tuple[Task, ...]]:
-    """The elements that Slurm runs or will still run, with their array tasks, the last to start at the end."""
+    """The elements that Slurm runs or will run, with their array tasks in the order in which these start."""
     known = known_tasks(run, submissions(run), queue)
     alive = {key: tuple(task for task, state in tasks.items() if not state.is_hopeless) for key, tasks in known.items()}
     return {key: tasks for key, tasks in alive.items() if tasks}
 
 
 def cancel_hopeless(run: Run, queue: Queue) -> None:
-    """Cancel tasks that wait for a failed job: an element that is submitted again must not be in the queue twice."""
+    """Cancel tasks that wait for a failed job. An element that is submitted again must not be in the queue twice."""
     known = known_tasks(run, submissions(run), queue)
-    with contextlib.suppress(UserError):  # some may have left the queue meanwhile
+    with contextlib.suppress(UserError):  # some may have left the queue in the meantime
         scancel(task for tasks in known.values() for task, state in tasks.items() if state.is_hopeless)
 
 
 def cancel_waiting(run: Run, tasks: Collection[Task], say: Callable[[str], object]) -> None:
-    """Cancel, in this order, those of `tasks` that still wait; what runs by now is left alone."""
+    """Cancel, in this order, those of `tasks` that still wait. Tasks that have started in the meantime keep running."""
     try:
         for attempt in patiently(say):
             with attempt:
                 queue = of_run(run, queued(run))
         scancel(task for task in tasks if task in queue and queue[task].is_waiting)
-    except UserError as error:  # some have left the queue meanwhile, or are a colleague's
-        say(f"{error}: cancel yourself what still waits of {', '.join(dict.fromkeys(task.job_id for task in tasks))}")
+    except UserError as error:  # some have left the queue in the meantime, or are a colleague's
+        say(f"{error}; cancel yourself what still waits of arrays {', '.join(dict.fromkeys(task.job_id for task in tasks))}")
 
 
 class BadNode(msgspec.Struct, frozen=True):
-    """A failure of a node. The batch script reads the lines with sed: `node` comes first, `time` and `task` come last."""
+    """A failure of a node. The batch script reads these lines with sed, so `node` must come first, `time` and `task` last."""
 
     node: str
     reason: str
@@ -197,13 +199,13 @@ class BadNode(msgspec.Struct, frozen=True):
 
 
 def record_bad_nodes(run: Run, found: Sequence[BadNode], enough: float = math.inf) -> list[str]:
-    """Append them to the file that the batch script reads when it requeues the job.
+    """Append failures to the file that the batch script reads when it requeues the job.
 
-    Where `enough` other nodes have a problem of theirs on record, none is to blame: take those off the record instead, and
-    return their names.
+    If `enough` other nodes are on record for one of the same reasons, no node is to blame: delete all failures for these
+    reasons from the file instead, and return the names of those nodes.
     """
     nodes, reasons = {bad.node for bad in found}, {bad.reason for bad in found}
-    with exclusive_lock(run.slurm / "bad-nodes.lock", wait_s=60):  # several jobs may find some at once
+    with exclusive_lock(run.slurm / "bad-nodes.lock", wait_s=60):  # several jobs may record failures at once
         known = bad_nodes(run)
         alike = {bad.node for bad in known if bad.reason in reasons} - nodes
         if len(alike) >= enough:
@@ -222,5 +224,5 @@ def bad_nodes(run: Run) -> list[BadNode]:
 
 
 def exclusion(run: Run) -> str:
-    """The nodes to avoid, as sbatch's --exclude and scontrol's ExcNodeList take them; empty if there are none."""
+    """The nodes to avoid, in the notation of sbatch's --exclude and scontrol's ExcNodeList; empty if there are none."""
     return ",".join(sorted({bad.node for bad in bad_nodes(run)}))

@@ -1,7 +1,7 @@
 """Submits a plan, or any part of it, to Slurm: one sbatch for each array, with the plan's dependencies.
 
-The same command completes a submission that was interrupted: it finds the arrays that Slurm already has and leaves them alone.
-Only the record in RUN/slurm remains; no process stays behind on the login node.
+Running the command again completes a submission that was interrupted: it finds the arrays that Slurm already has and does not
+submit them again. The record in RUN/slurm is all that remains; no process stays behind on the login node.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from curricula.terminal import plural
 Say = Callable[[str], None]
 
 LOOK_EVERY_S = 120.0
-"""How often a long submission checks what has been done meanwhile and need not be waited for: Slurm drops dependencies on jobs
-that it has forgotten, by default 300 s after their end (MinJobAge)."""
+"""How often a long submission checks which elements have been done since, so that later arrays need not wait for them. Slurm
+drops dependencies on jobs that it has forgotten, which it does some time after their end (MinJobAge, by default 300 s)."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Array:
 
 @dataclass(frozen=True)
 class Standing:
-    """The elements of a run that a submission need not submit."""
+    """The elements of a run that need not be submitted."""
 
     done: set[Key]
     live: dict[Key, tuple[Task, ...]]
-    """Queued or running, with their tasks: several where jobs continue one another."""
+    """Queued or running elements with their tasks. An element has several if jobs continue one another."""
 
     def open(self, chosen: Collection[Key]) -> list[Key]:
         """The `chosen` elements that are neither done nor live."""
@@ -75,9 +75,9 @@ class Standing:
 
 
 def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
-    """Ask the run folder what is done and Slurm what is live, and record what a killed submission left unrecorded.
+    """Ask the run folder what is done and Slurm what is live, and record jobs that a killed submission left unrecorded.
 
-    Raises UsageError where the run's jobs are on another cluster than the profile's.
+    Raises UsageError if the run's jobs are on another cluster than the profile's.
     """
     commands.require_slurm()
     ask_cluster(run, profile)
@@ -92,11 +92,11 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
 
 
 def ask_cluster(run: Run, profile: Profile) -> None:
-    """Direct Slurm's commands to the profile's cluster; raises UsageError where the run's jobs are on another."""
+    """Direct Slurm's commands to the profile's cluster. Raises UsageError if the run's jobs are on another."""
     earlier = kept_cluster(run.profile)
     if submissions(run) and earlier != profile.cluster:
         raise UsageError(
-            f"{run.root}: its jobs are on {_named(earlier)}, and the profile names {_named(profile.cluster)}; "
+            f"{run.root}: its jobs are on {_named(earlier)}, but the profile names {_named(profile.cluster)}; "
             "keep the cluster, or give another run folder with --run"
         )
     commands.on_cluster(profile.cluster)
@@ -107,14 +107,15 @@ def _named(cluster: str | None) -> str:
 
 
 def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile, now: Standing, say: Say) -> list[Submission]:
-    """Submit the `chosen` elements, none of them done or live, each after those it needs; returns the new submissions.
+    """Submit the `chosen` elements, none of them done or live, each after those it needs. Returns the new submissions.
 
-    Raises UsageError, before anything is submitted, when an element needs one that is neither done nor live nor chosen, or gets
-    GPUs among which its batch does not divide.
-    Raises UserError when Slurm refuses a job: earlier ones stay submitted, and the same command continues. It is a QueueFull
-    where the user's limit of submitted jobs is reached and what fits is submitted, in the plan's order, perhaps with fewer
-    arrays that continue one; and a DependencyLost where Slurm has forgotten one of the run's jobs, so that `now` is no longer
-    true.
+    Raises UsageError, before anything is submitted, if an element needs one that is neither done nor live nor chosen, or if its
+    batch cannot be divided among its GPUs.
+
+    Raises UserError if Slurm refuses a job. Earlier jobs stay submitted, and the same command continues. The error is QueueFull
+    if the user's limit of submitted jobs is reached; as many elements as fit are then submitted, in the plan's order, but some
+    arrays that continue another may be missing. It is DependencyLost if Slurm has forgotten one of the run's jobs, so that
+    `now` is out of date.
     """
     check_needs(plan, chosen, now.done, now.live)
     check_batches(plan, chosen)
@@ -133,7 +134,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
 
     def submit(array: Array, first: Submission | None = None) -> None:
-        """Submit an array with what continues it; `first`, if given, is the array itself, which Slurm has already."""
+        """Submit an array and the arrays that continue it. `first`: the array itself, if Slurm has it already."""
         taken = {task.job_id for task in numbering.tasks.values()} if first is None else set()
         options = _options(plan, array, profile, numbering)
         avoids = exclusion(run)
@@ -154,8 +155,9 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         made.extend(further)
         cut_off.extend([] if is_whole else [array.job.name])
         numbering.add(array, [first, *further][-1].job_id)
-        if again := taken & {one.job_id for one in (first, *further)}:  # the array is recorded; what had its number is gone
-            raise DependencyLost(f"Slurm has forgotten array {again.pop()} of this run; give the same command again")
+        # A number that comes again belonged to a job that Slurm has forgotten. The new array is on record.
+        if again := taken & {one.job_id for one in (first, *further)}:
+            raise DependencyLost(f"Slurm has forgotten array {again.pop()} of this run; run the same command again")
 
     for first in _unasked(run, plan, now):
         submit(Array(plan.by_name[first.job], first.labels), first)
@@ -163,7 +165,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
             left = len(set(chosen).difference(*(one.keys for one in made)))
-            raise QueueFull(f"{full}; {plural(left, 'element')} left to submit: give the same command again when some jobs end")
+            raise QueueFull(f"{full}; {plural(left, 'element')} left to submit: run the same command again when some jobs end")
         if time.monotonic() - looked > LOOK_EVERY_S:
             for key in done_elements(run, plan):
                 numbering.tasks.pop(key, None)
@@ -174,8 +176,10 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
 
 
 def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Standing, say: Say) -> None:
-    """Name those of the `chosen` elements that cannot run beside a live one that needs what they make, such as a lost branch
-    point beside a later segment of its branch: both write to one folder."""
+    """Name the `chosen` elements that must wait for a live one, because it needs their output but writes to the same folder.
+
+    An example is a branch point that was lost while a later segment of its branch runs.
+    """
 
     def shared(key: Key) -> Path | None:
         work = Work(run, plan, *plan.by_key[key])
@@ -185,19 +189,18 @@ def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Sta
         for key in needed_by(plan, [other]).intersection(chosen):
             if shared(key) == shared(other):
                 say(
-                    f"{'/'.join(key)} waits while {'/'.join(other)} runs, which is queued or running and writes to the same "
-                    "folder; to have it first, `curricula cancel` that and give the same command again"
+                    f"{'/'.join(key)} waits for {'/'.join(other)}, which is queued or running and writes to the same folder; "
+                    "to run it first, cancel the other with `curricula cancel` and run the same command again"
                 )
 
 
 def _also(options: Options, name: str, value: str) -> Options:
-    """The options with one more value of an option that takes several, separated by commas."""
+    """The options with one more value for an option that takes several, separated by commas."""
     return {**options, name: ",".join(filter(None, (str(options.get(name, "")), value)))}
 
 
 def _has_others(nodes: str, run: Run, array: Array, options: Options, say: Say) -> bool:
-    """Whether the job can avoid these nodes: not if Slurm could start it with them and not without."""
-
+    """Whether the job can avoid these nodes. It cannot if Slurm could start it with them but not without them."""
     refusal = commands.tested(sbatch_file(run.slurm, array, _also(options, "exclude", nodes), ""))
     if commands.STARTS in refusal or commands.STARTS not in commands.tested(sbatch_file(run.slurm, array, options, "")):
         return True
@@ -206,7 +209,7 @@ def _has_others(nodes: str, run: Run, array: Array, options: Options, say: Say) 
 
 
 def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
-    """The live arrays of which no command has asked yet whether Slurm requeues them: one was interrupted before."""
+    """The live arrays for which no command has asked yet whether Slurm requeues them, because one was interrupted."""
     live = {task.job_id for tasks in now.live.values() for task in tasks}
     files = list(run.slurm.glob("*.continued"))
     asked = {job_id for file in files for job_id in (file.stem, *file.read_text().split())}
@@ -218,9 +221,11 @@ def _continuations(
 ) -> tuple[list[Submission], bool]:
     """If Slurm will not requeue the array, submit arrays that continue it, each after the end of the one before.
 
-    They also wait for all that the first waits for: it ends, too, when Slurm cancels it because something it needs failed. What
-    needs the array waits for the last. Returns them, and whether they are all: a limit of submitted jobs may leave some
-    out, and so may a job that they wait for and that Slurm has forgotten.
+    They also wait for everything that the first array waits for: it also ends if Slurm cancels it because something it needs
+    has failed. Elements that need the array wait for the last one.
+
+    Returns the new arrays, and whether none is missing. Some are missing if the limit of submitted jobs is reached, or if Slurm
+    has forgotten a job that they wait for.
     """
     made: list[Submission] = []
     followers = run.slurm / f"{first.job_id}.continued"  # read by the batch scripts
@@ -234,7 +239,7 @@ def _continuations(
     request = array.job.request
     needed = math.ceil(request.total_hours * 60 / request.minutes)
     count = needed if profile.continuations is None else profile.continuations
-    say(f"{array.job.name}: {reason}, so {plural(count, 'more array')} will continue it where it ends early")
+    say(f"{array.job.name}: {reason}, so {plural(count, 'more array')} will continue it if it ends early")
     for _ in range(count):
         before = (made or [first])[-1].job_id
         try:
@@ -247,7 +252,8 @@ def _continuations(
             why = "Slurm has forgotten a job that they wait for" if is_lost else error
             say(
                 f"{why}; only {len(made)} of the {count} arrays that continue {array.job.name} are submitted: if they end "
-                f"before it is done, what needs it is cancelled, and `curricula retry {run.root}` goes on from what it saved"
+                f"before it is done, jobs that need it are cancelled; `curricula retry {run.root}` then continues from what it "
+                "saved"
             )
             return made, False
         write_text(followers, "".join(f"{one.job_id}\n" for one in made))
@@ -255,7 +261,7 @@ def _continuations(
 
 
 def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFull | None:
-    """Submit the array; when Slurm refuses, its first half, and so on. Returns the refusal if anything was left out."""
+    """Submit the array or, if Slurm refuses, its first half, and so on. Returns the last refusal if anything was left out."""
     count, refusal = len(array.labels), None
     while count:
         try:
@@ -268,15 +274,17 @@ def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFul
 
 @contextlib.contextmanager
 def _unmarked(run: Run, array: Array) -> Iterator[None]:
-    """Remove the marks of elements about to run again, since a marked element ends at once, and what their restarts are counted
-    from. Restore them if sbatch refuses."""
+    """Remove the marks of elements that are about to run again, and restore them if sbatch refuses the array.
+
+    An element with a mark would end at once. Without restarts.json, its restarts are counted from zero.
+    """
     paths = [run.element(*key) / mark for key in array.keys for mark in ("done.json", "failed.json", "restarts.json")]
     marks = {path: path.read_text() for path in paths if path.exists()}
     for path in marks:
         path.unlink()
     try:
         yield
-    except ControllerAway:  # Slurm may have taken it
+    except ControllerAway:  # Slurm may have accepted the array
         raise
     except UserError:
         for path, text in marks.items():
@@ -286,12 +294,12 @@ def _unmarked(run: Run, array: Array) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Preview:
-    """An array as a first submission would hand it to sbatch."""
+    """An array as a first submission would pass it to sbatch."""
 
     job: str
     array: Array
     waits: str
-    """The dependency, with the names of arrays in place of their numbers."""
+    """The dependency, with names of arrays instead of numbers."""
     script: str
 
 
@@ -326,7 +334,7 @@ class _Numbering:
 
 
 def _arrays(plan: Plan, chosen: Collection[Key], profile: Profile, numbering: _Numbering) -> Iterator[Array]:
-    """The arrays of `chosen` in the plan's order. Those of a job are computed after its predecessors are submitted."""
+    """The arrays of `chosen` in the plan's order. A job's arrays are computed only after those it needs are in `numbering`."""
     wanted = set(chosen)
     for job in plan.jobs:
         labels = [label for label in job.labels if (job.name, label) in wanted]
@@ -336,8 +344,8 @@ def _arrays(plan: Plan, chosen: Collection[Key], profile: Profile, numbering: _N
 def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int) -> list[Array]:
     """The job's elements in arrays of at most `max_array_size`.
 
-    Elements that wait for their counterparts (aftercorr) in different arrays are kept apart, and so are those that have
-    nothing left to wait for. `tasks`: the array tasks of elements that are queued or running.
+    If elements wait for their counterparts (aftercorr), those with counterparts in different arrays go to different arrays, and
+    so do those whose counterparts are done. `tasks`: the array tasks of elements that are queued or running.
     """
     in_step = {edge.job for edge in job.needs if edge.kind == "aftercorr"}
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -352,7 +360,7 @@ def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, T
 
 
 def dependency(plan: Plan, array: Array, tasks: Mapping[Key, Task], sizes: Mapping[str, int]) -> str:
-    """The value of sbatch's --dependency; empty when there is nothing to wait for. `sizes`: how many tasks each array has."""
+    """The value of sbatch's --dependency; empty if there is nothing to wait for. `sizes`: how many tasks each array has."""
     clauses = []
     for edge in array.job.needs:
         if edge.kind == "aftercorr":
@@ -366,13 +374,13 @@ def dependency(plan: Plan, array: Array, tasks: Mapping[Key, Task], sizes: Mappi
             clauses.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
         elif edge.kind == "aftercorr" and found == [Task(found[0].job_id, number) for number in range(len(array.labels))]:
             clauses.append(f"aftercorr:{found[0].job_id}")
-        else:  # also where an array is not in step with the other: all wait for all
+        else:  # also if the array is not in step with the other one: then all wait for all
             clauses.append(f"afterok:{_ids(found, sizes)}")
     return ",".join(dict.fromkeys(clauses))
 
 
 def _ids(found: Sequence[Task], sizes: Mapping[str, int]) -> str:
-    """The tasks as Slurm names them, whole arrays by one number."""
+    """The tasks in Slurm's notation, with a single number for a whole array."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for task in found:
         numbers[task.job_id].add(task.number)
@@ -389,7 +397,7 @@ def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) 
 
 
 def sbatch_file(folder: Path, array: Array, options: Options, body: str) -> str:
-    """The batch script of an array, as submitit writes it. Its output goes to `folder`, RUN/slurm."""
+    """The batch script of an array, as submitit writes it. The script's output goes to `folder`, which is RUN/slurm."""
     count = len(array.labels)
     return _make_sbatch_string(
         command=body,
@@ -405,7 +413,7 @@ def sbatch_file(folder: Path, array: Array, options: Options, body: str) -> str:
 
 
 def _submit(run: Run, array: Array, options: Options, text: str, say: Say) -> Submission:
-    """Call sbatch and record the array. If it is unknown whether Slurm took it, look for it in the queue before a retry."""
+    """Call sbatch and record the array. If Slurm may have accepted it without an answer, look in the queue before a retry."""
     script = run.slurm / ".submission.sh"
     for attempt in patiently(say):
         with attempt:

@@ -255,7 +255,10 @@ def test_a_jobs_owner_is_named_where_another_cannot_cancel_it(failed, slurm, cap
     run, tasks = failed
     slurm.answer("scancel", error="scancel: error: Access denied", code=1)
     assert main(["retry", str(run.root)]) == 0
-    assert f"Access denied: cancel yourself what still waits of {tasks['report', 'report'].job_id}, " in capsys.readouterr().out
+    assert (
+        f"Access denied; cancel yourself what still waits of arrays {tasks['report', 'report'].job_id}, "
+        in capsys.readouterr().out
+    )
 
 
 def test_secrets_of_whoever_submitted_first_are_no_reason_to_submit_what_ends_at_once(failed, slurm, capsys, tmp_path):

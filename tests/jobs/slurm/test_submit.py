@@ -117,7 +117,7 @@ def test_a_submission_over_the_users_limit_goes_in_waves(slurm, tmp_path):
         waves.append(len(sent) - before)
         assert 0 < waves[-1] <= 60
         left = len(plan.needs) - len(sent)
-        assert f"{left} elements left to submit: give the same command again" in full if left else full is None
+        assert f"{left} elements left to submit: run the same command again" in full if left else full is None
     assert sent == list(plan.needs) and len(waves) > 1
 
 
@@ -237,7 +237,7 @@ def test_a_dry_run_refuses_what_submit_refuses(slurm, tmp_path, monkeypatch, cap
     slurm.queue()
     assert main(words) == 2 and refusal in capsys.readouterr().err
     keep_profile(run.profile, Profile(cluster="blue"))
-    assert main(words) == 2 and "its jobs are on cluster blue, and the profile names" in capsys.readouterr().err
+    assert main(words) == 2 and "its jobs are on cluster blue, but the profile names" in capsys.readouterr().err
     run.profile.unlink()
     slurm.remove("sbatch")
     monkeypatch.setenv("PATH", str(slurm.folder))
@@ -295,7 +295,7 @@ def test_a_run_goes_to_the_profiles_cluster_and_stays_there(slurm, tmp_path, mon
     assert asked and set(asked) == {"--clusters=blue"}
     resubmit = (run.root / "resubmit.sh").read_text()
     assert "squeue --clusters=blue --me" in resubmit and "scancel --clusters=blue" in resubmit
-    with pytest.raises(UsageError, match="its jobs are on cluster blue, and the profile names the login node's own"):
+    with pytest.raises(UsageError, match="its jobs are on cluster blue, but the profile names the login node's own"):
         standing(run, plan, Profile(), print)
 
 

@@ -94,7 +94,7 @@ def test_a_submission_says_what_a_lost_branch_point_waits_for(tmp_path, monkeypa
     assert not any("to the same folder" in line for line in said)
     now = Standing(set(plan.needs) - {first, last}, {last: (Task("5", 0),)})
     submit_plan(run, plan, [first], Profile(), now, said.append)
-    assert any(f"{'/'.join(first)} waits while {'/'.join(last)} runs" in line for line in said)
+    assert any(f"{'/'.join(first)} waits for {'/'.join(last)}, " in line for line in said)
 
 
 def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_tuned_or_exported(tmp_path):
