@@ -1,1 +1,1 @@
-"""How far a run is: what elements write while they work, and what people read of it."""
+"""The progress of a run: what elements write while they work, and how it is read."""

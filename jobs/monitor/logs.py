@@ -1,7 +1,7 @@
-"""The logs of an element's processes: where they are, their lines in order of time, and the error that came first.
+"""The logs of an element's processes: where they are, their lines in order of time, and the first error.
 
-On one machine an element has one log, RUN/jobs/JOB/ELEMENT/log.txt. Under Slurm each task has files of its own below RUN/slurm,
-named by array, index and rank. An element that starts again appends to its log: each start begins with a line `--- TIME ...`.
+On one machine, an element has one log, RUN/jobs/JOB/ELEMENT/log.txt. Under Slurm, each task has its own files in RUN/slurm,
+named by array, index and rank. An element that starts again appends to its log. Each start begins with a line `--- TIME ...`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from curricula.jobs.slurm.commands import Task
 from curricula.terminal import ESCAPES, printable
 
 ERROR_TAIL_BYTES = 4 << 20
-"""The part of a log's end that is searched for errors."""
+"""How much of the end of a log is searched for errors."""
 TAIL_BYTES = 1 << 20
-"""How much of a log is read at a time, from its end on, to find its last lines."""
+"""How much of a log is read at a time, backwards from its end, to find its last lines."""
 LONGEST_BLOCK = 200
-"""Lines of a traceback that are kept."""
+"""Number of a traceback's last lines that are kept."""
 
 _TASK = re.compile(r"(?<![0-9_])(\d+_\d+)(?:_(\d+))?(?![0-9])")
-"""An array task, and the rank that may follow, in the name of a log."""
+"""An array task in the name of a log, and the rank if one follows."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?")
 _START = re.compile(r"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d.* process \d+")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -44,26 +44,26 @@ _FALLOUT = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|watchdog|collective operation|STEP .* CANCELLED|[Tt]erminated|"
     r"killed by SIG|Exited with exit code|monitoredBarrier|resource_tracker|^srun: "
 )
-"""What the other processes report once one of them is gone."""
+"""Messages of processes that fail only because another one has ended."""
 
 
 class LogLine(NamedTuple):
     time: str
-    """The last time stamp so far in its file; time stamps sort as text."""
+    """Latest time stamp in the file up to this line. Time stamps sort as text."""
     text: str
-    """Without its line end and without control characters."""
+    """The line without its end and without control characters."""
 
 
 @dataclass(frozen=True)
 class LogFile:
     path: Path
     rank: int
-    """The process that wrote it; 0 where all share one file."""
+    """Rank of the process that wrote it; 0 if all share one file."""
 
 
 @dataclass(frozen=True)
 class FirstError:
-    """The error that came before the others."""
+    """The error from which the others follow."""
 
     rank: int
     path: Path
@@ -72,13 +72,13 @@ class FirstError:
 
     @property
     def message(self) -> str:
-        """Its last line, with which a traceback ends."""
+        """The last line; in a traceback this is the message."""
         return self.lines[-1]
 
 
 def note(text: str) -> None:
-    """Add a line with the time to this process's log; what follows, such as a traceback, happened at that time."""
-    with contextlib.suppress(OSError):  # the work itself reports a full disk
+    """Add a line with the time to this process's log. It dates lines without a time that follow, such as a traceback."""
+    with contextlib.suppress(OSError):  # if the disk is full, the work itself reports it
         print(f"--- {datetime.now().isoformat(' ', 'milliseconds')} {text}", file=sys.stderr, flush=True)
 
 
@@ -98,7 +98,7 @@ def find_logs(run: Run, tasks: Mapping[Key, Sequence[Task]]) -> dict[Key, list[L
 
 
 def of_latest(logs: Sequence[LogFile], tasks: Sequence[Task]) -> list[LogFile]:
-    """Of an element's logs those of the latest of its `tasks` that has any; all where none has, as on this machine."""
+    """The logs of the latest of an element's `tasks` that has any; all `logs` if none has, as on a single machine."""
     for task in reversed(tasks):
         if own := [log for log in logs if str(task) in dict(_TASK.findall(log.path.name))]:
             return own
@@ -106,7 +106,7 @@ def of_latest(logs: Sequence[LogFile], tasks: Sequence[Task]) -> list[LogFile]:
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:
-    """The lines of a log from byte `start` on."""
+    """The lines of a log, starting at byte `start`."""
     time = ""
     with open(path, "rb") as file:
         file.seek(start)
@@ -118,13 +118,13 @@ def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:
 
 
 def clean(raw: bytes) -> str:
-    """One line as it can be shown: without what a bar overwrote, colours and control characters."""
+    """One line in a form fit to be shown: without text that a progress bar overwrote, colours and control characters."""
     text = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
     return printable(ESCAPES.sub("", text))
 
 
 def merged(logs: Iterable[LogFile], last: int | None = None) -> Iterator[tuple[LogFile, LogLine]]:
-    """The lines of all logs by time stamp, the `last` ones at least; each log keeps its own order."""
+    """The lines of all logs by time stamp, or at least the `last` ones. The lines of each log stay in order."""
     files = list(logs)
 
     def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, LogLine]]:
@@ -138,9 +138,10 @@ def merged(logs: Iterable[LogFile], last: int | None = None) -> Iterator[tuple[L
 
 
 def _tail(path: Path, lines: int, is_timed: bool) -> int:
-    """Where to begin reading a log for its last `lines` lines: some lines before them.
+    """The byte at which to begin reading a log for its last `lines` lines. Some lines before these are included.
 
-    Unless `is_timed`, one of those before has a time stamp, if there is any; it places the rest among the lines of other logs.
+    Unless `is_timed`, they include one with a time stamp, if there is any, so that the last lines can be sorted in among the
+    lines of other logs.
     """
     with open(path, "rb") as file:
         start, found = file.seek(0, os.SEEK_END), 0
@@ -153,17 +154,17 @@ def _tail(path: Path, lines: int, is_timed: bool) -> int:
 
 
 def first_error(logs: Iterable[LogFile]) -> FirstError | None:
-    """The earliest error in the logs' last starts that is not the fallout of another, else the earliest of all."""
+    """The earliest error in the last start of each log that did not follow from another; if there is none, the earliest one."""
     errors = [error for log in logs for error in _errors(log)]
     return min(errors, key=lambda error: (bool(_FALLOUT.search(error.message)), error.time or "~", error.rank), default=None)
 
 
 def _errors(log: LogFile) -> Iterator[FirstError]:
-    """The errors of the last start, in the log's order."""
+    """The errors of the last start, in the order of the log."""
     try:
         size = os.stat(log.path).st_size
         lines = list(read_lines(log.path, max(0, size - ERROR_TAIL_BYTES)))
-    except FileNotFoundError:  # cleaned up meanwhile
+    except FileNotFoundError:  # deleted in the meantime
         return
     place = max((place for place, line in enumerate(lines) if _START.match(line.text)), default=0)
     while place < len(lines):
@@ -177,7 +178,7 @@ def _errors(log: LogFile) -> Iterator[FirstError]:
 
 
 def _traceback_end(lines: list[LogLine], start: int) -> int:
-    """The line after the message of the traceback at `start`; of a chain of causes, after the last."""
+    """Index of the line after the traceback that begins at `start`, including tracebacks chained to it."""
     prefix = len(lines[start].text) - len(_TRACEBACK)  # such as "[rank3]: "
     end = start + 1
     while end < len(lines):

@@ -1,6 +1,6 @@
-"""What an element tells while it works, and what people read of it.
+"""The progress that an element reports while it works: in a file, in its log, in Slurm's job comment and by notifications.
 
-Nothing that goes wrong here disturbs the work.
+A failure to report never disturbs the work.
 """
 
 from __future__ import annotations
@@ -29,37 +29,38 @@ from curricula.terminal import clock, count, one_line
 REWRITE_EVERY_S = 0.25
 LOG_EVERY_S = 30.0
 COMMENT_EVERY_S = 60.0
-"""Slurm's controller serves everyone: a comment is worth at most one call a minute, and those of a long array two a second."""
+"""Interval between comments. Slurm's controller serves everyone, so an element makes at most one call a minute, and an array
+at most two a second."""
 FIRST_AFTER_S = 10.0
-"""An element that ends sooner announces nothing."""
+"""Elements that end sooner write no log line and no comment."""
 COMMENT_PATIENCE_S = 20.0
 NOTIFY_PATIENCE_S = 30.0
 Event = Literal["failed", "done"]
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """The last progress an element wrote, as its progress.json holds it."""
+    """The latest progress of an element, as its progress.json holds it."""
 
     done: int
     total: int
-    """Not known where it is less than `done`."""
+    """Unknown if it is less than `done`."""
     updated: float
-    """Unix time: the element's heartbeat."""
+    """Unix time of the report, which serves as the element's heartbeat."""
     left_s: float | None = None
-    """Seconds left at the pace since the first report; None while nothing has been done since."""
+    """Seconds left at the average pace since this start's first report; None if nothing has been done since."""
     host: str = ""
     seed: int | None = None
     restarts: int = 0
-    """How often Slurm had requeued it."""
+    """How often Slurm had requeued the job."""
     figures: dict[str, Any] = {}
-    """What else the element reported, such as loss."""
+    """Other values that the element reported, such as the loss."""
 
 
 def read_progress(path: Path) -> Reading | None:
-    """The element's last progress; None if it has written none, or if the file holds something else."""
+    """The element's latest progress; None if there is none, or if the file holds something else."""
     try:
         value = json.loads(path.read_bytes())  # not msgspec: a loss may be NaN
-        return convert({"figures": value, **value}, Reading)  # earlier versions wrote the figures beside the rest
+        return convert({"figures": value, **value}, Reading)  # earlier versions wrote the figures at the top level
     except (OSError, ValueError, TypeError, RecursionError):  # msgspec.ValidationError is a ValueError
         return None
 
@@ -71,8 +72,8 @@ def number(figures: Mapping[str, Any], name: str) -> float | None:
 
 
 class Announced:
-    """A `Progress` that keeps an element's progress.json up to date, and publishes a line in the log and in the comment of its
-    Slurm job, which `squeue --format=%k` shows."""
+    """A `Progress` that keeps an element's progress.json up to date and writes lines to its log and to the comment of its Slurm
+    job, which `squeue --format=%k` shows."""
 
     def __init__(self, path: Path, seed: int | None = None, environment: Mapping[str, str] = os.environ):
         self.path, self.seed, self._restarts = path, seed, restart_count(environment)
@@ -85,7 +86,7 @@ class Announced:
         self._every_s = {self._write: REWRITE_EVERY_S, self._log: LOG_EVERY_S, self._comment: every_s}
 
     def __call__(self, done: int, total: int, **figures: Any) -> None:
-        now = time.monotonic()  # the clock may be set back
+        now = time.monotonic()  # the wall clock may be set back
         self._first = self._first or (now, done)
         first_s, first_done = self._first
         left_s = (now - first_s) / (done - first_done) * (total - done) if first_done < done <= total else None
@@ -96,8 +97,8 @@ class Announced:
                 publish(reading)
 
     def _write(self, reading: Reading) -> None:
-        """Not synced: after a crash it is out of date anyway."""
-        with contextlib.suppress(OSError):  # a full disk must not end the work over its progress report
+        """Replace progress.json. It is not synced, since after a crash it is out of date anyway."""
+        with contextlib.suppress(OSError):  # a full disk must not end the work because of a progress report
             aside = self.path.with_suffix(".aside")
             aside.write_text(json.dumps(msgspec.structs.asdict(reading)))
             os.replace(aside, self.path)
@@ -106,10 +107,10 @@ class Announced:
         note(progress_line(reading))
 
     def _comment(self, reading: Reading) -> None:
-        """From a thread of its own; while one call hangs there is no other."""
+        """Set the comment from a thread, so that a call that hangs does not hold up the work. There is one call at a time."""
 
         def work() -> None:
-            with contextlib.suppress(UserError, OSError):  # a container may lack scontrol: then there is no comment
+            with contextlib.suppress(UserError, OSError):  # a container may lack scontrol
                 set_comment(self._task or "", progress_line(reading), COMMENT_PATIENCE_S)
 
         if self._commenting is None or not self._commenting.is_alive():
@@ -129,14 +130,14 @@ def progress_line(reading: Reading) -> str:
 
 
 def words_of(command: str) -> list[str]:
-    """The words of a `notify` command, as a shell would split them; of its expansions there is only that of ~."""
+    """The words of a `notify` command, split as a shell does. Of a shell's expansions, only that of ~ is made."""
     return [os.path.expanduser(word) for word in shlex.split(command)]
 
 
 def notify(command: str | None, event: Event, run: Path, element: str, message: str) -> None:
-    """Report an event of an element by `command`, if there is one; a failure is noted in the log.
+    """Run `command`, if there is one, to report an event of an element. If it fails, the log says so.
 
-    The command finds no variable that looks like a secret in its environment. docs/monitoring.md describes the others.
+    Variables that look like secrets are removed from the command's environment. docs/monitoring.md describes what it gets.
     """
     if not command:
         return

@@ -1,6 +1,6 @@
-"""The state of each element of a run, from the run folder and, where the run was submitted to it, from Slurm.
+"""The state of each element of a run, from the run folder and, if the run was submitted to Slurm, from Slurm.
 
-The folder is the truth about what is finished and what failed; Slurm knows what is queued, where it runs and what it killed.
+The folder decides what is finished and what has failed. Slurm knows what is queued, where it runs and what was killed.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ TO_REPEAT: tuple[State, ...] = (*ENDED_BADLY, "stale")
 """States of elements that `curricula retry` runs again."""
 
 FRESH_S = 120.0
-"""A younger heartbeat means a live process, where nothing else can tell."""
+"""Age in seconds up to which a heartbeat counts as that of a live process, if nothing else can tell."""
 LOGS_READ = 5
-"""How many logs are searched for the last error of an element that was killed without leaving one."""
+"""For how many elements that were killed without leaving an error the logs are searched for one."""
 SLURM_PATIENCE_S = 10.0
-"""How long Slurm may take to answer before the status does without."""
+"""How long to wait for Slurm's answer before the status does without it."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,20 @@ class ElementStatus:
     label: str
     state: State
     arm: str = ""
-    """This, `seed` and `point` (of the sweep) are empty for what all arms, seeds or points share."""
+    """Empty if all arms share the element. Likewise, `seed` and `point` (of a sweep) are empty if all seeds or points do."""
     seed: int | None = None
     point: str = ""
     progress: Reading | None = None
     seconds: float | None = None
-    """How long it took, when it is done."""
+    """How long the element took, if it is done."""
     error: str = ""
     reason: str = ""
-    """Slurm's word for why it waits or how it ended; of a stale element, what was made again."""
+    """Slurm's reason why it waits or how it ended; for a stale element, what was made again."""
     task: str = ""
     nodes: str = ""
     restarts: int = 0
     last_failure: str = ""
-    """How its latest start failed, if it runs again or waits to."""
+    """How the element's latest start failed, if it runs again or waits to do so."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RunStatus:
     elements: list[ElementStatus]
     """In the plan's order."""
     problem: str = ""
-    """One line that says what is missing, Slurm's part or a mark that cannot be read, and why; empty if nothing is."""
+    """One line that says what is missing and why: Slurm's answer, or a mark that cannot be read. Empty if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ class _Facts:
     """What an element's folder says."""
 
     done: Done | None = None
-    """Its mark, when it is done."""
+    """Content of the mark of an element that is done."""
     error: str = ""
     is_readable: bool = True
-    """Whether its marks could be read."""
+    """Whether the marks could be read."""
     is_held: bool = False
-    """Whether a live process holds its lock."""
+    """Whether a live process holds the element's lock."""
     has_begun: bool = False
-    """Whether it has begun, or was done, and must continue."""
+    """Whether the element has begun but must continue, or was done but must run again."""
     why: str = ""
-    """Why it must continue; empty where that needs no explanation."""
+    """Why it must continue or run again; empty if that needs no explanation."""
     progress: Reading | None = None
     has_failed: bool = False
-    """Whether it, or an earlier start of it, left the mark of a failure."""
+    """Whether this or an earlier start left the mark of a failure."""
 
     @property
     def beats(self) -> bool:
@@ -96,14 +96,14 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _OnSlurm:
-    """What Slurm says of an element."""
+    """What Slurm says about an element."""
 
     task: Task | None = None
-    """The task that tells its state; None if it was never submitted."""
+    """The task that decides the element's state; None if it was never submitted."""
     state: TaskState | None = None
-    """None where Slurm does not know the task."""
+    """None if Slurm does not know the task."""
     lost: str = ""
-    """What to say where Slurm does not know the task; empty where it did not answer."""
+    """What to report if Slurm does not know the task; empty if Slurm did not answer."""
 
 
 def run_status(run: Run, plan: Plan) -> RunStatus:
@@ -122,7 +122,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
             unfinished = [key for key in latest if key in facts and not facts[key].done and not facts[key].error]
             known, lost = _known(run, submitted, listing.result(), unfinished)
     except UserError as error:
-        problem = f"{error}; only what the run folder tells is known"
+        problem = f"{error}; the status shown is from the run folder alone"
     stale, found, logs_to_read = _stale(plan, facts), [], LOGS_READ
     for key, work in works.items():
         slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), lost)
@@ -139,8 +139,10 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
 def _known(
     run: Run, submitted: list[Submission], queue: Queue, unfinished: Iterable[Key]
 ) -> tuple[Mapping[Key, Mapping[Task, TaskState]], str]:
-    """What Slurm knows of each element's tasks: its queue, and its accounting if that has forgotten one of `unfinished`. And
-    what to say of a task that neither knows."""
+    """What Slurm knows about each element's tasks, and what to report about a task that it does not know.
+
+    The accounting is asked only if the queue has forgotten the latest task of an `unfinished` element.
+    """
     known, latest = known_tasks(run, submitted, queue), latest_tasks(submitted)
     lost = "is not in Slurm's queue and left no mark"
     if all(latest[key] in known.get(key, ()) for key in unfinished):
@@ -149,15 +151,18 @@ def _known(
         accounted = sacct([one.job_id for one in submitted], SLURM_PATIENCE_S)
     except UserError as error:
         return known, f"{lost}, and the accounting did not answer ({error})"
-    # A controller that was killed forgets jobs that the accounting still has as waiting or running.
+    # A controller that was killed forgets jobs, and the accounting goes on listing them as waiting or running.
     ended = {task: state for task, state in accounted.items() if not (state.is_waiting or state.is_running)}
     in_accounting = known_tasks(run, submitted, ended)
     return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}, lost
 
 
 def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
-    """The task of an element that tells its state, and what Slurm says of it: one that runs, else the next that will, else the
-    latest. There may be several where jobs continue one another."""
+    """The task that decides an element's state, and what Slurm says about it.
+
+    There can be several tasks if jobs continue one another. A running task comes first, then the next one to run, then the
+    latest.
+    """
     running = [task for task, state in known.items() if state.is_running]
     waiting = [task for task, state in known.items() if state.is_waiting]
     task = next(iter([*running, *waiting]), latest)
@@ -202,7 +207,7 @@ def _read(work: Work) -> _Facts:
 
 
 def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:
-    """Why elements that are done must run again, by element."""
+    """For each element that is done but must run again, the reason."""
     marks = {key: fact.done for key, fact in facts.items()}
     found: dict[Key, str] = {}
     for key, mark in marks.items():
@@ -216,7 +221,7 @@ def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:
 
 
 def _status(work: Work, fact: _Facts, stale: str, slurm: _OnSlurm) -> ElementStatus:
-    """`stale` is why a done element must run again, if it must."""
+    """The status of an element. `stale`: why it must run again although it is done; empty if it need not."""
     element, progress, known = work.element, fact.progress, slurm.state
     state, reason, error = _state(fact, stale, slurm)
     starts_again = slurm.task and fact.has_failed and state in ("running", "pending")
@@ -241,7 +246,7 @@ def _status(work: Work, fact: _Facts, stale: str, slurm: _OnSlurm) -> ElementSta
 
 
 def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
-    """The element's state, with the reason for it and the error."""
+    """The element's state, the reason for it, and the error."""
     known = slurm.state
     reason = known.reason if known else ""
     if fact.done and not stale:
@@ -260,7 +265,7 @@ def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
         return "failed", known.state, _ending(known)
     if slurm.task and slurm.lost:
         return "interrupted", "", fact.why or f"task {slurm.task} {slurm.lost}"
-    is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # and its lock may not be seen from here
+    is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # this machine may not see its lock
     if fact.beats and (slurm.task or is_elsewhere):
         return "running", "", ""
     if not fact.has_begun:
@@ -270,7 +275,7 @@ def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
 
 def _ending(known: TaskState) -> str:
     endings = {
-        "COMPLETED": "its job ended with success, but the element left no mark that it is done",
+        "COMPLETED": "its job succeeded, but the element left no mark that it is done",
         "TIMEOUT": "reached its time limit",
         "OUT_OF_MEMORY": "ran out of memory: ask for more, or lower the batch",
         "NODE_FAIL": f"node {known.nodes or '(unknown)'} failed",

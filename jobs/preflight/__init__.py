@@ -1,1 +1,1 @@
-"""The check before a job of several processes begins: unfit nodes are found, named, recorded and avoided."""
+"""Checks before a job with several processes begins: unfit nodes are found, named and recorded, and the job avoids them."""

@@ -1,7 +1,7 @@
 """The checks of one node: healthy GPUs, free disk space, readable data and checkpoints, a writable run folder.
 
-Each check returns a sentence for each problem. GPUs are checked with nvidia-smi, which comes with every driver; where there is
-none, as on a CPU, they are not checked.
+Each check returns a sentence for each problem. GPUs are checked with nvidia-smi, which comes with every driver. If it is not
+installed, as on a machine without GPUs, that check is skipped.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from curricula.errors import UsageError, UserError
 from curricula.terminal import one_line
 
 SLOWDOWNS = ("hw_thermal_slowdown", "hw_power_brake_slowdown")
-"""Not hw_slowdown, which sums these up but, by nvidia-smi's manual, may also show while a GPU merely changes its clocks."""
+"""Reasons why a GPU counts as slowed down. hw_slowdown, which combines them, is left out: according to nvidia-smi's manual it
+can also be active while a GPU merely changes its clocks."""
 QUERY = (
     "index", "memory.total", "memory.used", "ecc.errors.uncorrected.volatile.total", "temperature.gpu",
     *(f"clocks_throttle_reasons.{reason}" for reason in SLOWDOWNS),
 )  # fmt: skip
 SMI_PATIENCE_S = 60.0
 USED_SHARE = 0.05
-"""A GPU with a larger share of its memory in use before the job begins still runs another program."""
-
+"""Share of a GPU's memory above which it still runs another program before the job begins."""
 
 SIMULATED = "CURRICULA_SIMULATED_GPUS"
-"""The variable by which a profile says that the GPUs Slurm knows are none, so that the work is computed on the CPU."""
+"""Environment variable with which a profile says that Slurm's GPUs are simulated, so that the CPU does the work."""
 
 
 def job_gpu_problems(environment: Mapping[str, str], is_alone: bool = True) -> list[str]:
-    """Problems of the GPUs that the job has on this node; none where it has asked for none. `is_alone` as in `gpu_problems`.
+    """Problems of the GPUs that the job has on this node; none if it requested no GPUs. `is_alone`: as for `gpu_problems`.
 
-    Raises UsageError where torch is one that knows no GPUs: then no node is to blame.
+    Raises UsageError if torch is built without support for GPUs, since no node is to blame for that.
     """
     expected = environment.get("SLURM_GPUS_ON_NODE", "")
     if not expected.isdecimal() or int(expected) == 0:
@@ -45,7 +45,7 @@ def job_gpu_problems(environment: Mapping[str, str], is_alone: bool = True) -> l
 
 
 def torch_problems(environment: Mapping[str, str]) -> list[str]:
-    """That torch sees none of the GPUs that Slurm names to this process."""
+    """A problem if torch sees none of the GPUs that Slurm assigned to this process."""
     named = environment.get("CUDA_VISIBLE_DEVICES", "")
     if not named or SIMULATED in environment:
         return []
@@ -53,16 +53,17 @@ def torch_problems(environment: Mapping[str, str]) -> list[str]:
 
     if torch.cuda.is_available():
         return []
-    seen = f"torch {torch.__version__} sees no GPU, though the job has some"  # the same on all nodes that share the cause
+    seen = f"torch {torch.__version__} sees no GPU, though the job has some"  # the same text on all nodes with this problem
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
-        raise UsageError(f"{seen}, since it is built for CPUs alone; install another with env/gpu/install")
+        raise UsageError(f"{seen}, because it is built for CPUs only; install another with env/gpu/install")
     return [f"{seen}; env/gpu/check says why"]
 
 
 def gpu_problems(expected: int, ours: str | None = None, is_alone: bool = True) -> list[str]:
-    """Problems of this node's GPUs. `ours`: Slurm's list of the job's GPUs, for nodes that show a job the other GPUs too.
+    """Problems of this node's GPUs. `ours`: Slurm's list of the job's GPUs, for nodes where a job sees the others' GPUs too.
 
-    Unless the job `is_alone` on its GPUs and suffers as a whole from a slow one, only GPUs that cannot compute are a problem.
+    `is_alone`: whether the job has its GPUs to itself and a slow one slows the whole job. If not, only GPUs that cannot compute
+    are a problem.
     """
     if shutil.which("nvidia-smi") is None:
         return []
@@ -76,7 +77,7 @@ def gpu_problems(expected: int, ours: str | None = None, is_alone: bool = True) 
     gpus = [dict(zip(QUERY, row)) for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if row]
     if len(gpus) > expected and (ours or not is_alone):
         gpus = [gpu for gpu in gpus if gpu["index"] in (ours or "").split(",")]
-        if not gpus and not is_alone:  # nobody knows which are ours: Slurm numbers the parts of a divided GPU too
+        if not gpus and not is_alone:  # it is unknown which are ours: Slurm numbers the parts of a divided GPU too
             return []
     found = [problem for gpu in gpus for problem in _gpu(gpu, is_alone)]
     return [f"{len(gpus)} of {expected} GPUs answer", *found] if len(gpus) < (expected if is_alone else 1) else found
@@ -101,7 +102,7 @@ def _gpu(gpu: Mapping[str, str], is_alone: bool) -> Iterable[str]:
 
 
 def _number(text: str) -> float | None:
-    """None for a missing value, which nvidia-smi writes as "[N/A]"."""
+    """A value as a number; None if it is missing, which nvidia-smi writes as "[N/A]"."""
     try:
         return float(text)
     except ValueError:
@@ -109,7 +110,7 @@ def _number(text: str) -> float | None:
 
 
 def disk_problems(folders: Iterable[Path], min_free_gb: float) -> list[str]:
-    """Folders whose disk has too little space; `reach_problems` reports those that do not exist."""
+    """Folders whose disk has too little free space. Folders that do not exist are skipped; `reach_problems` reports them."""
     found = []
     for folder in folders:
         if folder.is_dir():
@@ -120,7 +121,7 @@ def disk_problems(folders: Iterable[Path], min_free_gb: float) -> list[str]:
 
 
 def reach_problems(run_root: Path, needed: Iterable[Path]) -> list[str]:
-    """Files that this node cannot read, and a run folder that it cannot write to."""
+    """The `needed` files that this node cannot read, and the run folder if it cannot write to it."""
     found = []
     for path in needed:
         try:
@@ -138,7 +139,7 @@ def reach_problems(run_root: Path, needed: Iterable[Path]) -> list[str]:
 
 
 def within(patience_s: float, what: str, check: Callable[[], list[str]]) -> list[str]:
-    """The problems that `check` finds, or that it did not end in time: a file system that hangs would hang the job."""
+    """The problems that `check` finds, or a problem if it does not end in time. A hanging file system must not hang the job."""
     found: list[list[str]] = []
 
     def work() -> None:

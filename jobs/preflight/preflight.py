@@ -1,8 +1,8 @@
-"""The first seconds of a job of several processes: find the node that would ruin it, and name it.
+"""The check in the first seconds of a job with several processes: it finds and names a node that would ruin the job.
 
-Every node checks itself (`node_checks.py`); then clocks are compared and an all-reduce over all processes is timed. All
-processes reach the same verdict, through a store that rank 0 serves before they open a process group: unlike a collective, it
-tells which processes are missing. A node that failed is recorded, and the job avoids it when it starts again.
+Every node checks itself (`node_checks.py`). Then the clocks are compared and an all-reduce over all processes is timed. All
+processes reach the same verdict through a store that rank 0 serves before they open a process group. Unlike a collective, the
+store can tell which processes are missing. A node that fails is recorded, and the job avoids it when it starts again.
 """
 
 from __future__ import annotations
@@ -37,43 +37,43 @@ if TYPE_CHECKING:
     from curricula.model.runtime.distributed import Ranks
 
 WARM_UP, TIMED = 2, 5
-"""All-reduces before the clock runs, and while it runs."""
+"""Numbers of all-reduces before the timing and during it."""
 MESSAGE_BYTES = {"cuda": 256_000_000, "cpu": 4_000_000}
-"""Size of the all-reduce that is timed."""
+"""Size of the all-reduce that is timed, by device."""
 GOODBYE_S = 20.0
-"""How long rank 0 waits for the others to read its last value: when it ends, the store does."""
+"""How long rank 0 waits until the others have read a value. The store ends with rank 0."""
 Value = TypeVar("Value")
 
 
 class PreflightFailed(UserError):
-    """Something is wrong that no single node causes, such as a slow fabric; it may have passed when the job starts again."""
+    """Something is wrong that no single node causes, such as a slow fabric. It may be over when the job starts again."""
 
     exit_code = 76
-    """Not a final code: the batch script requeues the job."""
+    """Not a final code, so the batch script requeues the job."""
 
 
 class UnfitNodes(PreflightFailed):
-    """Nodes failed the preflight; they are recorded, and the job should start again without them."""
+    """Nodes failed the preflight. They are recorded, and the job starts again without them if it can."""
 
 
 class _Report(msgspec.Struct, frozen=True):
-    """What a process reports about its node; only the first process of a node looks for problems."""
+    """What a process reports about its node. Only the first process on a node looks for problems."""
 
     node: str
     own: tuple[str, ...] = ()
     """Problems of the node itself."""
     shared: tuple[str, ...] = ()
-    """Problems with what all nodes share. Of either, the node is to blame unless all have the same."""
+    """Problems with what the nodes share. A node is blamed for a problem of either kind unless all nodes have the same one."""
 
 
 class _Verdict(msgspec.Struct, frozen=True):
-    """What the first process concludes from the reports."""
+    """What rank 0 concludes from the reports."""
 
     problems: tuple[BadNode, ...] = ()
     nodes: tuple[str, ...] = ()
     """The node of each rank."""
     failure: str = ""
-    """What is wrong if no node can be blamed."""
+    """What is wrong, if no node can be blamed."""
 
 
 def preflight(
@@ -83,18 +83,18 @@ def preflight(
     settings: Preflight,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Check all nodes of this job together; every process calls it, before it opens its process group.
+    """Check all nodes of this job together. Every process calls this before it opens its process group.
 
-    `inputs` names the files that the job will read, which each node must be able to see.
+    `inputs` returns the files that the job will read. Each node must be able to read them.
 
-    Raises UnfitNodes, the same in all processes, when nodes failed; PreflightFailed when no node is to blame; PeerLost when
-    the processes cannot reach each other. After any of these the job may start again.
+    Raises the same error in all processes: UnfitNodes if nodes failed, PreflightFailed if no node is to blame. Raises PeerLost
+    if processes cannot reach each other. The job can start again after any of these.
     """
     began = time.monotonic()
     rendezvous = Rendezvous(ranks, settings.patience_s)
 
     def decide(name: str, judge: Callable[[], _Verdict]) -> _Verdict:
-        """Rank 0 judges and all obey: a verdict against nodes is recorded, then raised in every process."""
+        """Let rank 0 judge, record its verdict and share it; a verdict against nodes raises in every process."""
         own = _recorded(run, judge(), environment) if ranks.rank == 0 else None
         verdict = rendezvous.broadcast(name, _Verdict, own)
         _raise(verdict)
@@ -104,7 +104,7 @@ def preflight(
     problems = examine(run, inputs, settings, environment) if ranks.local_rank == 0 else ()
     rendezvous.put_own("report", _Report(node, *problems))
     nodes = decide("examined", lambda: _judge_reports(rendezvous, settings, environment)).nodes
-    rendezvous.put_own("clock", time.time())  # all received the verdict at the same instant
+    rendezvous.put_own("clock", time.time())  # comparable, because all have just received the verdict
     decide("clocks", lambda: _compare_clocks(rendezvous, nodes, settings))
     speed = _measure(decide, rendezvous, ranks, nodes, settings)
     if ranks.rank == 0:
@@ -113,7 +113,7 @@ def preflight(
 
 
 def check_gpus(run: Run, environment: Mapping[str, str] = os.environ) -> None:
-    """The check of a job of one process: does this node have the GPUs that the job asked for? Raises as `preflight` does."""
+    """Check that this node has the GPUs that a job with a single process requested. Raises as `preflight` does."""
     node = _this_node(environment)
     problems = tuple(BadNode(node, reason) for reason in job_gpu_problems(environment, is_alone=False))
     _raise(_recorded(run, _Verdict(problems), environment, ENOUGH_NODES))
@@ -124,8 +124,10 @@ def _this_node(environment: Mapping[str, str]) -> str:
 
 
 def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str], enough: float = math.inf) -> _Verdict:
-    """The verdict, once its nodes are on record: durable before any process can leave. What `enough` other nodes have is the
-    fault of none."""
+    """The verdict, after its nodes have been recorded durably, which must happen before any process can end.
+
+    If `enough` other nodes have had the same problem, the verdict that no node is to blame.
+    """
     if not verdict.problems:
         return verdict
     task = own_task(environment) or ""
@@ -149,7 +151,7 @@ def _raise(verdict: _Verdict) -> None:
 def examine(
     run: Run, inputs: Callable[[], Sequence[Path]], settings: Preflight, environment: Mapping[str, str] = os.environ
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The problems that this node can find alone: its own, and those with the disks it shares."""
+    """The problems that this node finds by itself: its own, and those with the disks that it shares."""
     own = job_gpu_problems(environment)
     own += disk_problems([Path(os.environ.get("TMPDIR", "/tmp"))], settings.min_free_gb)
 
@@ -177,14 +179,14 @@ def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Map
     for problem in (*own, *shared):
         places.setdefault(_kind(problem.reason), set()).add(problem.node)
     several = len(set(nodes)) > 1
-    # What is so on every node is no node's fault: there is no better one.
+    # No node is to blame for a problem that every node has: there is no better node.
     common = [problem for problem in (*(own if several else ()), *shared) if places[_kind(problem.reason)] == set(nodes)]
     blamed = tuple(problem for problem in (*own, *shared) if problem not in common)
     return _Verdict(blamed, nodes, failure=f"on every node: {common[0].reason}" if common and not blamed else "")
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers, by which two nodes differ that have the same problem."""
+    """A reason without its numbers, which may differ between nodes that have the same problem."""
     return re.sub(r"\d+(\.\d+)?", "", reason)
 
 
@@ -196,7 +198,7 @@ def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Pref
     clock_of_node = {node: clocks[rank] for rank, node in enumerate(nodes)}
     median = statistics.median_low(clock_of_node.values())
     skews = {node: clock - median for node, clock in clock_of_node.items() if abs(clock - median) > settings.max_skew_s}
-    if len(clock_of_node) == 2 and skews:  # either may be the wrong one
+    if len(clock_of_node) == 2 and skews:  # either clock may be the wrong one
         apart = max(map(abs, skews.values()))
         return _Verdict(failure=f"the clocks of {' and '.join(clock_of_node)} are {apart:.1f} s apart; set or exclude one")
     return _Verdict(tuple(BadNode(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items()))
@@ -209,7 +211,7 @@ def _measure(
     nodes: Sequence[str],
     settings: Preflight,
 ) -> float:
-    """Bus bandwidth of an all-reduce over all processes, in GB/s; raises if it is below the floor."""
+    """Measure the bus bandwidth of an all-reduce over all processes, in GB/s. Raises if it is below the floor."""
     import torch
     import torch.distributed as dist
 
@@ -238,7 +240,7 @@ def _measure(
 
 
 def _bus_bandwidth(message: torch.Tensor, group: ProcessGroup | None) -> float:
-    """GB/s through the slowest link, as NCCL's tests define it: 2 (n - 1) / n times size over time."""
+    """Measure the GB/s through the slowest link, as NCCL's tests define it: 2 (n - 1) / n times size divided by time."""
     import torch
     import torch.distributed as dist
 
@@ -257,7 +259,7 @@ def _bus_bandwidth(message: torch.Tensor, group: ProcessGroup | None) -> float:
 
 
 def _slow_pairs(message: torch.Tensor, nodes: Sequence[str], floor: float, rendezvous: Rendezvous) -> list[tuple[str, str]]:
-    """The neighbours in a ring of nodes between which an all-reduce is below the floor. Pairs take turns."""
+    """The pairs of neighbours, in a ring of all nodes, whose all-reduce is below the floor. Pairs are measured in turn."""
     import torch.distributed as dist
 
     places = list(dict.fromkeys(nodes))
@@ -270,13 +272,13 @@ def _slow_pairs(message: torch.Tensor, nodes: Sequence[str], floor: float, rende
             speed = _bus_bandwidth(message, group)
             if rendezvous.rank == ranks[0]:
                 rendezvous.put(f"pair {number}", speed)
-        if rendezvous.get(f"pair {number}", float) < floor:  # waits for it
+        if rendezvous.get(f"pair {number}", float) < floor:  # waits until the pair has been measured
             slow.append(pair)
     return slow
 
 
 def _blame(places: Sequence[str], slow: Sequence[tuple[str, str]], speed: float, floor: float) -> _Verdict:
-    """A single node; of several those that are slow with both their neighbours, unless all are."""
+    """Blame the only node or, of several, those that are slow with both neighbours, unless all of them are."""
     reason = f"all-reduce runs at {speed:.2f} GB/s, below the floor of {floor:g}"
     if len(places) == 1:
         return _Verdict((BadNode(places[0], reason),))
@@ -291,7 +293,7 @@ def _blame(places: Sequence[str], slow: Sequence[tuple[str, str]], speed: float,
 
 
 def _nodes_of(ranks: Sequence[int], size: int, environment: Mapping[str, str]) -> list[str]:
-    """The nodes of `ranks`, which Slurm fills one after the other; none where Slurm cannot be asked."""
+    """The nodes of `ranks`, given that Slurm assigns ranks to one node after the other; empty if Slurm does not answer."""
     try:
         names = host_names(environment.get("SLURM_STEP_NODELIST", ""))
     except (UserError, OSError):
@@ -300,9 +302,9 @@ def _nodes_of(ranks: Sequence[int], size: int, environment: Mapping[str, str]) -
 
 
 class Rendezvous:
-    """The store that rank 0 serves before there is a process group: values by name, as JSON.
+    """The store that rank 0 serves before there is a process group. It holds values by name, as JSON.
 
-    Raises PeerLost when it cannot be opened or reached within `patience_s`: another start, with another port or without that
+    Raises PeerLost if it cannot be opened or reached within `patience_s`. Another start, with another port or without that
     node, may succeed.
     """
 
@@ -311,7 +313,7 @@ class Rendezvous:
 
         assert ranks.master is not None  # there are several processes
         host, _, port = ranks.master.rpartition(":")
-        address = f"{host}:{int(port) + 1}"  # the next port: the training's own store comes later
+        address = f"{host}:{int(port) + 1}"  # the training's own store needs the port itself later
         self.rank, self.size, self.patience_s = ranks.rank, ranks.size, patience_s
         patience = datetime.timedelta(seconds=patience_s)
         try:
@@ -324,22 +326,22 @@ class Rendezvous:
         self.store.set(name, msgspec.json.encode(value).decode())
 
     def get(self, name: str, kind: type[Value]) -> Value:
-        """The value of this name; waits for it."""
+        """The value of this name. Waits until there is one."""
         return decode(self.store.get(name), kind)
 
     def put_own(self, name: str, value: object) -> None:
-        """This rank's value of a name that each rank has."""
+        """Set this rank's own value of a name for which each rank has one."""
         self.put(f"{name}/{self.rank}", value)
 
     def gather(self, name: str, kind: type[Value]) -> dict[int, Value]:
-        """Every rank's own value; without the ranks that put none within `patience_s`."""
+        """Each rank's own value. Ranks that set none within `patience_s` are left out."""
         missing = self._missing(name, self.patience_s)
         return {rank: self.get(f"{name}/{rank}", kind) for rank in range(self.size) if rank not in missing}
 
     def broadcast(self, name: str, kind: type[Value], value: Value | None) -> Value:
-        """Rank 0's `value`, in every process; rank 0 stays until all have read it.
+        """Return rank 0's `value` in every process. Rank 0 waits until the others have read it, or `GOODBYE_S` have passed.
 
-        Raises PeerLost when rank 0 ended before it put one.
+        Raises PeerLost if rank 0 ended before it set a value.
         """
         if self.rank == 0:
             assert value is not None
@@ -351,12 +353,12 @@ class Rendezvous:
             self.store.wait([name], datetime.timedelta(seconds=2 * self.patience_s))
             received = self.get(name, kind)
             self.put_own(f"{name} received", True)
-        except RuntimeError:  # torch's DistError among them
+        except RuntimeError:  # includes torch's DistError
             raise PeerLost("the first process ended without a verdict; see the log of rank 0") from None
         return received
 
     def _missing(self, name: str, patience_s: float) -> Sequence[int]:
-        """The ranks that have not put their own value of this name in time."""
+        """The ranks that have not set their own value of this name within `patience_s`."""
         deadline = time.monotonic() + patience_s
         missing = list(range(self.size))
         while True:
