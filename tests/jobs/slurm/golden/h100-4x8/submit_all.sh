@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submits all jobs of study demo with their dependencies, each once. Arguments go to every sbatch, for example
+# Submits all jobs of study demo with their dependencies, each once. Arguments are passed to every sbatch, for example
 # ./submit_all.sh --nice=100
 set -euo pipefail
 umask 077
@@ -13,9 +13,8 @@ if [ -s "$record" ]; then
     exit 2
 fi
 
-# Variables of this shell that Slurm's commands would read as options, overriding those in the scripts, or that a job would take
-# for its ranks'.
-# Inside an allocation SLURM_ variables describe that allocation.
+# Unset variables of this shell that Slurm's commands would read as options, which override those in the scripts, or that a job would
+# take for variables of its ranks. Inside an allocation, SLURM_ variables are not reported: they describe the allocation.
 ignored= inside=${SLURM_JOB_ID-}
 for name in $(compgen -e); do
     if [[ $name =~ ^((SBATCH|SRUN|SLURM|SALLOC|SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|TORCHELASTIC_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|NODE_RANK|MASTER_ADDR|MASTER_PORT)$ && ! $name =~ ^(SLURM_CONF|SLURM_CONF_SERVER|SLURM_JWT|SLURM_SACK_KEY|SLURM_SACK_JWKS)$ ]]; then
@@ -25,8 +24,8 @@ for name in $(compgen -e); do
 done
 [ -z "$ignored" ] || echo "Ignored variables of this shell:$ignored. The scripts decide." >&2
 
-# The arrays of this run that Slurm has, recorded or not: a call killed just after sbatch could not record its job. They are
-# recognised by their logs, which go to the run folder.
+# Print the arrays of this run that are in the queue, recorded or not: a call that was killed just after sbatch could not record its
+# job. They are recognised by their logs, which go to the run folder.
 queued() {
     local told
     told=$(squeue --me --noheader --Format=ArrayJobID:24,STDOUT:4096 2>&1) || { echo "$told; repeat when Slurm answers" >&2; return 1; }
@@ -46,19 +45,20 @@ refused() { # NAME
     exit 1
 }
 
-# Submit a script; sets `id`, reads `waits`. The log is named for sacct, which knows by the command line whose job it is.
+# Submit a script with the dependencies in `waits`, and set `id`. The command names the log, so that sacct, which shows the command,
+# can tell whose job it is.
 submit() { # NAME SCRIPT RECORD SBATCH_WORDS...
     local name=$1 script=$scripts/$2 line=$3 told
     shift 3
     told=$(sbatch --parsable --output="$slurm/"%A_%a_0_log.out ${waits:+--dependency="$waits"} "$@" "$script") || refused "$name"
-    # A site may have sbatch print other lines. After the number comes the cluster's name, if any.
+    # A site may make sbatch print other lines. The number may be followed by the cluster's name.
     id=$(grep -xE '[0-9]+(;.*)?' <<<"$told" | tail -n 1) || { echo "$name: sbatch printed no number, but: $told" >&2; exit 1; }
     id=${id%%;*}
     printf "$line" "$id" "$(date +%s)" >>"$record"
     echo "$name: array $id"
 }
 
-# Add the arrays to wait for to `waits`; finished elements have none.
+# Add arrays to `waits`. A number is empty if all elements of its array are done.
 after() { # KIND ARRAY...
     local kind=$1 ids=
     shift
