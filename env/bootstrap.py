@@ -1,13 +1,13 @@
-"""Make a virtual environment with a current pip, even where Debian's python3 came without its venv and pip packages.
+"""Create a virtual environment with a current pip, even if Debian's python3 is installed without its venv and pip packages.
 
     python3 env/bootstrap.py .venv            # env/gpu/install and `make audit`
     python3 env/bootstrap.py .venv --torch    # `make`
 
-Uses the standard library alone. Where `ensurepip` is missing, pip's own wheel is fetched from PyPI, checked against the
-SHA-256 that PyPI states, and installs itself.
+This needs only the standard library. If `ensurepip` is missing, pip's own wheel is fetched from PyPI, checked against the
+SHA-256 that PyPI states, and used to install itself.
 
-With `--torch` it then says what will be downloaded, and stops where the disk is too small. On a machine without an NVIDIA GPU
-it installs the CPU build of torch where that can be reached: for Linux PyPI has the build for CUDA alone, ten times as large.
+With `--torch`, it then says what will be downloaded, and stops if the disk is too small. On a machine without an NVIDIA GPU, it
+installs the CPU build of torch if that can be downloaded: for Linux, PyPI has only the CUDA build, which is ten times as large.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ import urllib.request
 PYPI = "https://pypi.org/pypi/pip/json"
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 DRIVER = "/dev/nvidiactl"
-"""A device that is there where NVIDIA's driver is loaded."""
+"""A device that exists if NVIDIA's driver is loaded."""
 CONSTRAINTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "constraints.txt")
 SMALL, LARGE = (0.7, 3.0), (3.3, 6.6)
-"""GB to download and on disk, with torch for CPUs and with torch for CUDA."""
+"""GB to download and GB on disk, with the CPU build of torch and with its CUDA build."""
 
 
 def choose_torch(folder, python):
-    """Announce what will be installed; install torch itself where only its CPU build is wanted."""
+    """Announce what will be installed. If the CPU build of torch is enough and pip would take the other, install torch here."""
     found = torch_from(python, [])
-    if not found:  # it is there
+    if not found:  # torch is installed already
         return
     is_cuda, has_gpu, cpu = found == "cuda", os.path.exists(DRIVER), ["--index-url", TORCH_CPU]
     if is_cuda and not has_gpu and answers(TORCH_CPU) and torch_from(python, cpu) == "cpu":
@@ -42,17 +42,17 @@ def choose_torch(folder, python):
     announce(folder, *(LARGE if is_cuda else SMALL))
     if is_cuda and not has_gpu:
         print(
-            "  most of it is torch for CUDA, which this machine cannot use; the CPU build cannot be downloaded from here.\n"
+            "  Most of it is torch for CUDA, which this machine cannot use, but the CPU build cannot be downloaded from here.\n"
             f"  Ctrl-C stops this. To bring your own: {python} -m pip install torch (with an index or a wheel), then make",
             flush=True,
         )
 
 
 def make(folder, python):
-    """The environment with its pip."""
-    # Python 3.10 is needed. Before anything is made: a newer Python would leave the older one's folder as it is.
+    """Create the environment and its pip."""
+    # Checked before anything is created: a newer Python would not replace the folder that an older one has left.
     if sys.version_info < (3, 10):  # noqa: UP036
-        sys.exit(f"bootstrap: Python {sys.version.split()[0]} is too old; name 3.10 or newer: make PYTHON=python3.12")
+        sys.exit(f"bootstrap: Python {sys.version.split()[0]} is too old; name 3.10 or newer, as in make PYTHON=python3.12")
     has_pip = importlib.util.find_spec("ensurepip") is not None
     subprocess.run([sys.executable, "-m", "venv", folder] + ([] if has_pip else ["--without-pip"]), check=True)
     if has_pip:
@@ -64,7 +64,7 @@ def make(folder, python):
     with urllib.request.urlopen(wheel["url"]) as answer:
         content = answer.read()
     if hashlib.sha256(content).hexdigest() != wheel["digests"]["sha256"]:
-        sys.exit("bootstrap: the pip wheel that arrived is not the one PyPI describes; try again")
+        sys.exit("bootstrap: the downloaded pip wheel does not have the SHA-256 that PyPI states; try again")
     with tempfile.TemporaryDirectory() as temporary:
         path = os.path.join(temporary, wheel["filename"])
         with open(path, "wb") as file:
@@ -73,7 +73,7 @@ def make(folder, python):
 
 
 def torch_from(python, source):
-    """The torch that pip would install: "cuda", "cpu", or "" if it is there. Finds out without downloading it."""
+    """Which build of torch pip would install: "cuda", "cpu", "" if one is installed, or "none". Downloads nothing."""
     command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", *pins(), *source, "torch>=2.6"]
     asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode:
@@ -96,10 +96,12 @@ def answers(url):
 
 def announce(folder, download_gb, disk_gb):
     size = f"about {download_gb} GB to download, {disk_gb} GB on disk"
-    print(f"Installing into {folder}, once: {size}. It takes some minutes, in silence.", flush=True)
+    print(f"Installing into {folder}, once: {size}. This takes some minutes and prints nothing.", flush=True)
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < disk_gb:
-        sys.exit(f"bootstrap: the disk has {free_gb:.1f} GB free; free {disk_gb - free_gb:.1f} more, then the same command")
+        sys.exit(
+            f"bootstrap: the disk has {free_gb:.1f} GB free; free {disk_gb - free_gb:.1f} GB more and run the command again"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-# The folder and ports of a lab, sourced by the scripts beside it. Labs with different settings can run side by side.
+# The folder and ports of a lab, sourced by the other scripts here. Labs with different settings can run at the same time.
 #   CURRICULA_SLURM_LAB        its folder, created and deleted by the lab (default /tmp/curricula-slurm-lab)
 #   CURRICULA_SLURM_LAB_PORT   the first of 20 ports on 127.0.0.1 (default 30700)
 lab=${CURRICULA_SLURM_LAB:-/tmp/curricula-slurm-lab}
@@ -12,14 +12,14 @@ refuse() {
 }
 
 # The folder appears in configuration files and socket names, and `down` deletes it.
-[[ $lab =~ ^/[A-Za-z0-9._/-]{4,60}$ ]] || refuse "CURRICULA_SLURM_LAB=$lab: name a folder by 5 to 61 plain characters from / on"
+[[ $lab =~ ^/[A-Za-z0-9._/-]{4,60}$ ]] || refuse "CURRICULA_SLURM_LAB=$lab: name a folder by an absolute path of 5 to 61 plain characters"
 [[ $port =~ ^[0-9]+$ ]] && ((port >= 1024 && port <= 65000)) || refuse "CURRICULA_SLURM_LAB_PORT=$port: name a port from 1024 to 65000"
 if [ -e "$lab" ] && [ -n "$(ls -A "$lab")" ] && [ ! -e "$lab/made-by-slurm-lab" ]; then
     refuse "$lab: this folder is not a lab's; name another with CURRICULA_SLURM_LAB"
 fi
 export SLURM_CONF=$lab/slurm.conf
 
-# Prints the process id in a pid file if that process is alive and runs PROGRAM: ids are reused, and zombies linger.
+# Prints the process ID in a pid file if that process is alive and runs PROGRAM. IDs are reused, and zombies do not count.
 alive() { # PID_FILE PROGRAM
     local pid
     pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && grep -qE "^$pid \($2\) [^ZX]" "/proc/$pid/stat" 2>/dev/null && echo "$pid"

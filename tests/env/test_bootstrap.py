@@ -67,7 +67,7 @@ def test_a_disk_that_is_too_small_stops_it(machine, monkeypatch):
     folder = machine(["torch"], None)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: usage(10e9, 8.6e9, 1.4e9))
-    with pytest.raises(SystemExit, match=r"the disk has 1.4 GB free; free 1.6 more"):
+    with pytest.raises(SystemExit, match=r"the disk has 1.4 GB free; free 1.6 GB more"):
         bootstrap.choose_torch(str(folder), str(folder / "bin/python"))
 
 
