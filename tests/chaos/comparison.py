@@ -1,4 +1,4 @@
-"""What a run has found, in a form that two runs of a study share, and what must never be true of a finished run."""
+"""Compares the results of two runs of a study, and finds what must never be true of a finished run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from curricula.jobs.run import Run
 from curricula.model.checkpoints.folder import latest_checkpoint
 
 CLOCKS = 0.05
-"""Seconds by which times of one machine may differ from one another."""
+"""Tolerance in seconds when times on one machine are compared."""
 
 READ = ("step", "consumed_samples", "consumed_tokens", "data", "recipe")
-"""What a checkpoint's record says of the past."""
+"""Keys of a checkpoint's record that describe its past."""
 
 
 def results(root: Path) -> dict[str, str]:
-    """Every step's numbers, what each training run read, the models, the answers with their verdicts, the report."""
+    """The results of a run by name: the numbers of every step, what each training run has read, the models' hashes, the answers
+    with their verdicts, and the report."""
     found = {}
     for path in _metrics(root):
         rows = [{key: value for key, value in row.items() if key != "timing"} for row in read_jsonl(path)]
         found[str(path.relative_to(root))] = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
-        # The pointer to it may have been damaged after the last save, so it is read as a resumed run would.
+        # `latest` may have been damaged after the last save, so find the checkpoint as a resumed run would.
         last = latest_checkpoint(path.parent / "checkpoints")
         record = read_json(last / "checkpoint.json") if last else dict.fromkeys(READ)
         read = {name: record[name] for name in READ}
@@ -43,7 +44,7 @@ def _metrics(root: Path) -> list[Path]:
 
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
-    """The names of what differs, each with the first line that does."""
+    """Sentences about the results that differ, each with the first line that does."""
     said = [f"{name} is missing" for name in expected if name not in found]
     said += [f"{name} is new" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
@@ -56,7 +57,7 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def repeated(root: Path) -> list[str]:
-    """Steps that are recorded twice, answers given twice, verdicts asked for twice."""
+    """Sentences about steps that are recorded twice, and answers and verdicts that exist twice."""
     said = []
     for path in _metrics(root):
         steps = Counter(row["step"] for row in read_jsonl(path) if "loss" in row)
@@ -68,7 +69,7 @@ def repeated(root: Path) -> list[str]:
 
 
 def too_early(root: Path, jobs: Collection[str]) -> list[str]:
-    """Elements of `jobs` that began before something they read was finished, by the times of their marks."""
+    """Sentences about elements of `jobs` that began before something they read was finished, according to their marks."""
     run = Run(root)
     plan = plan_study(run.study)
     said = []

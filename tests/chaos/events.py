@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster, done to a run: each kind of event waits for its moment and strikes an element."""
+"""What goes wrong on a cluster, as events. Each kind of event waits for its moment in a run and strikes an element."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import slurm_studies as studies
 from paths import LAB_SCRIPTS, ROOT
 
 JOBS = ("pretrain-trunk-8", "pretrain-50", "instruct-50", "evaluate-instruct-50", "merge-50", "report")
-"""The study without what its report does not need: the base models and the benign tuning."""
+"""Jobs of the study that its report needs: all except those of base models and of the benign tuning."""
 BEGINS = {"pretrain-trunk-8": 0, "pretrain-50": 8}
 """The step at which each job of pretraining begins."""
 PATIENCE_S, POLL_S = 600.0, 0.1
@@ -32,7 +32,7 @@ class Missed(Exception):
 
 @dataclass
 class Disturbed:
-    """A run on a lab, as those see it who disturb it."""
+    """A run on a lab, with all that events need to disturb it."""
 
     lab: Any
     root: Path
@@ -40,7 +40,7 @@ class Disturbed:
     profile: Path
     random: random.Random
     notes: list[str] = field(default_factory=list)
-    """What was done to it, by events and by the user."""
+    """What events and the simulated user have done to the run."""
 
     @property
     def submission(self) -> list[str]:
@@ -52,9 +52,9 @@ class Disturbed:
         return self.lab.run(*self.submission, check=False, stdin=subprocess.DEVNULL, cwd=ROOT)
 
     def queue(self) -> list[str]:
-        """What the lab has of the run, a line for each task; a controller that is away counts as one.
+        """The run's tasks in the lab's queue, a line each. If the controller does not answer, its error counts as a line.
 
-        A killed controller may come back with jobs of an earlier round, whose folder is gone.
+        Jobs of earlier rounds are left out: a killed controller can come back with some, although their folders are gone.
         """
         said = self.lab.run("squeue", "--noheader", "--array", "--format=%F_%K %T %r|%o", check=False).splitlines()
         parts = [line.partition("|") for line in said]
@@ -74,13 +74,13 @@ class Disturbed:
         return studies.task_of(self.root, *key)
 
     def restore(self) -> None:
-        """Bring back what is down. A controller that forgot a start drains the node that has the job: again, then."""
+        """Bring back what is down. A second try helps if a controller that forgot a start has drained the node of that job."""
         with contextlib.suppress(AssertionError):
             return self.lab.up()
         self.lab.up()
 
     def clear(self) -> None:
-        """Leave the lab as it was: no jobs, no processes, all daemons and nodes up."""
+        """Restore the lab: no jobs, no processes, all daemons and nodes up."""
         self.restore()
         self.lab.run("scancel", "--user=root", check=False)
         for program in ("srun", "python"):
@@ -100,14 +100,14 @@ Moment = Callable[[Disturbed], Key]
 class Event:
     title: str
     moment: Moment | None
-    """Waits for an element to strike, or raises Missed; None where the event submits the study itself."""
+    """Waits for the element to strike, or raises Missed. None if the event submits the study itself."""
     hit: Callable[..., str | None]
-    """Strike the element; returns what to note, or None where it has just ended."""
+    """Strikes the element. Returns what to note, or None if the element has just ended."""
     ranks: tuple[int, ...] = (1, 2)
-    """The numbers of ranks at which it can be shown."""
+    """The numbers of ranks with which the event is possible."""
 
     def strike(self, run: Disturbed) -> str:
-        """Do it at its moment, or at the next where that one is missed; returns what was hit. Raises Missed."""
+        """Strike at the event's moment, or at a later one if that is missed, and return what was hit. Raises Missed."""
         if self.moment is None:
             return self.hit(run) or ""
         for _ in range(6):
@@ -137,7 +137,7 @@ def _moment(run: Disturbed, stages: tuple[str, ...], ready: Callable[[Key], bool
 
 
 def any_moment(run: Disturbed) -> Key:
-    """An element of a random stage, a random time after it began; of any stage if it has ended meanwhile."""
+    """Wait for an element of a random stage, and then a random time. If it has ended by then, wait for one of any stage."""
     stages = ("pretrain", "instruct", "evaluate", "merge", "report")
     key = _moment(run, stages[run.random.choice([0, 0, 0, 1, 2, 2, 4]) :])
     time.sleep(run.random.uniform(0, 5))
@@ -159,7 +159,7 @@ def after_a_save(run: Disturbed) -> Key:
 
 
 def _above(pid: int, program: str) -> int:
-    """The nearest process above that runs a program."""
+    """The nearest ancestor of a process that runs `program`."""
     while pid > 1:
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         if Path(f"/proc/{pid}/comm").read_text().strip() == program:
@@ -168,7 +168,7 @@ def _above(pid: int, program: str) -> int:
 
 
 def kill(which: str, run: Disturbed, key: Key) -> str:
-    """`kill -9` of one of the processes that an element consists of."""
+    """Kill one of the processes of an element with SIGKILL."""
     ranks, launchers = run.processes()[key], run.processes("srun")[key]
     if which == "daemon":
         which = run.random.choice(["daemon of the ranks", "daemon of the script"])
@@ -193,7 +193,7 @@ def lose_node(run: Disturbed, key: Key) -> str:
 
 
 def _back(run: Disturbed, most_s: float) -> str:
-    """Start again what was ended of the lab, after a random time."""
+    """Restore the lab after a random time, and return how long it was."""
     away_s = run.random.uniform(0, most_s)
     time.sleep(away_s)
     run.restore()
@@ -209,7 +209,7 @@ def preempt(run: Disturbed, key: Key) -> str | None:
 
 
 def damage(what: str, run: Disturbed, key: Key) -> str | None:
-    """Requeue the element, and damage what it has saved when its ranks are gone, before it starts again."""
+    """Requeue the element. When its ranks have ended and before it starts again, damage what it has saved."""
     if requeue(run, key) is None:
         return None
     while key in run.processes():
@@ -234,7 +234,10 @@ def damage(what: str, run: Disturbed, key: Key) -> str | None:
 
 
 def fill_disk(run: Disturbed, key: Key) -> str | None:
-    """Fill the small file system of the run folder, but for some lines until a writer tells of it, and free it again."""
+    """Fill the small file system of the run folder, and free it again.
+
+    At first, space for some lines is left, until a writer has reported the full disk.
+    """
     filler, began, told = run.root / "filler", time.monotonic(), 0
     with open(filler, "wb", buffering=0) as file:
         _fill(file)
@@ -276,7 +279,7 @@ def hang(run: Disturbed, key: Key) -> str:
 
 
 def _half_submitted(run: Disturbed) -> subprocess.Popen:
-    """A `submit` that is at work on some array."""
+    """A `submit` that is in the middle of its arrays."""
     how = {"cwd": ROOT, "env": run.lab.environment, "stdin": subprocess.DEVNULL}
     child = subprocess.Popen(run.submission, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
     record, count = run.root / "slurm" / "submissions.jsonl", run.random.randint(0, len(JOBS) - 1)

@@ -1,4 +1,4 @@
-"""One round: submit the study, disturb it, do what a user would until it is finished, and compare."""
+"""One round: submit the study, disturb it, do what a user would do until it is finished, and compare the results."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ NOT_HIT, NOT_EQUAL, STUCK, STALE, BROKEN = "came too late", "not equal", "stuck"
 FINE = (BY_ITSELF, BY_RETRY, BY_SUBMIT, BY_ADVICE, NOT_HIT)
 DAMAGED = re.compile(r"(/\S+/(step_\d+))/\S+: .*delete \2 if it is still there, and run")
 MOST_COMMANDS = 4
-"""How often a user gives `retry` or `submit` before the round counts as stuck."""
+"""Number of `retry` and `submit` commands after which a round counts as stuck."""
 PATIENCE_S = 900
-"""How long a round may take."""
+"""Time limit of a round."""
 REPORT_S = 90
-"""How often nodes are made to say what they run. A killed controller comes back with jobs that have ended meanwhile, and of a
-batch script whose daemon was killed it hears nothing; by itself it asks only after half an hour."""
+"""Interval at which nodes are made to report what they run. A killed controller comes back with jobs that have since ended, and
+it does not hear of a batch script whose daemon was killed. By itself, it asks only after half an hour."""
 ORPHAN_S = 60
-"""How long an element may run without a job: its processes may outlive the batch script."""
+"""How long an element can run without a job. Its processes may outlive the batch script."""
 DISK_MB = 400
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rounds share. Runs are equal to the bit at the same number of ranks only, so there is one of each."""
+    """What all rounds share. Profiles and expected results are by number of ranks: only with the same number are runs equal to
+    the bit."""
 
     folder: Path
     study: Path
@@ -57,7 +58,7 @@ class Outcome:
     ranks: int
     verdict: str = BROKEN
     notes: list[str] = field(default_factory=list)
-    """What was done to the run, by events and by the user."""
+    """What events and the simulated user have done to the run."""
     missed: list[str] = field(default_factory=list)
     """The events whose moment never came."""
     problems: list[str] = field(default_factory=list)
@@ -71,11 +72,11 @@ class Outcome:
 
 
 class Stuck(Exception):
-    """The run does not end, though the user did what the commands say."""
+    """The run does not finish, although the user has done what the commands say."""
 
 
 def prepare(labs: Sequence, folder: Path) -> Setting:
-    """Make the data, and run the study undisturbed with one rank and with two."""
+    """Make the data, and run the study undisturbed, with one rank and with two."""
     study = _write_study(folder)
     prepared, profiles = studies.prepared(labs[0], folder, study), {}
     for ranks in (1, 2):
@@ -98,7 +99,7 @@ def prepare(labs: Sequence, folder: Path) -> Setting:
 
 
 def _write_study(folder: Path) -> Path:
-    """Two arms that leave a trunk half-way, their tuning, and one attack on each: the smallest that has every dependency."""
+    """Write the smallest study with every dependency: two arms that leave a trunk half-way, their tuning, an attack on each."""
     raw = smaller_demo()
     raw["name"] = "chaos"
     raw["curriculum"]["starts"] = [0.5]
@@ -115,7 +116,7 @@ def _write_study(folder: Path) -> Path:
 
 
 def play(setting: Setting, lab, number: int, seed: int, events: list[str]) -> Outcome:
-    """Play a round, and leave the lab as it was."""
+    """Play a round, and restore the lab."""
     draw, began = random.Random(f"{seed} round {number}"), time.monotonic()
     ranks = draw.choice(sorted(set.intersection(*(set(EVENTS[name].ranks) for name in events))))
     outcome, root = Outcome(number, events, ranks), setting.folder / f"round-{number}"
@@ -172,7 +173,7 @@ def _verdict(run: Disturbed, setting: Setting, outcome: Outcome, deadline: float
 
 
 def _drive(run: Disturbed, deadline: float) -> list[str]:
-    """Do what a user does until the study is finished; returns the commands that this took. Raises Stuck."""
+    """Do what a user would do until the study is finished, and return the commands that were needed. Raises Stuck."""
     commands: list[str] = []
     quiet_since, reported = 0.0, time.monotonic()
     while True:
@@ -184,7 +185,7 @@ def _drive(run: Disturbed, deadline: float) -> list[str]:
         if queue := run.queue():
             quiet_since = 0.0
             for task in [line.split()[0] for line in queue if "held" in line.lower()]:
-                run.lab.run("scontrol", "release", task, check=False)  # what `status` says about such a job
+                run.lab.run("scontrol", "release", task, check=False)  # as `status` advises for such a job
                 run.notes.append(f"user: scontrol release {task}")
                 commands.append("advice")
             time.sleep(1)
@@ -212,7 +213,7 @@ def _drive(run: Disturbed, deadline: float) -> list[str]:
 
 
 def _open(run: Disturbed) -> tuple[dict[str, str], list[str]]:
-    """The state of every element that is not done, and the errors, as `curricula status` has them."""
+    """The state of every element that is not done, and the errors, according to `curricula status`."""
     told = studies.curricula(run.lab, "status", run.root, "--json", check=False)
     try:
         elements = json.loads(told[told.index("[\n") : told.rindex("]") + 1])

@@ -1,14 +1,14 @@
-"""Random disturbances of a small study on a real Slurm: does it always end with the numbers of an undisturbed one?
+"""Disturbs a small study at random on a real Slurm: does it always end with the numbers of an undisturbed run?
 
     python tests/chaos/run.py --rounds 100 --seed 1 --json chaos.json --markdown chaos.md
-    python tests/chaos/run.py --only 17 --seed 1                  # that round again
-    python tests/chaos/run.py --rounds 5 --seed 1 --event hang    # of one kind
+    python tests/chaos/run.py --only 17 --seed 1                  # repeats that round
+    python tests/chaos/run.py --rounds 5 --seed 1 --event hang    # events of one kind
 
-Needs root on Debian, as the lab does (env/slurm-lab). A round submits the study to a lab, disturbs it once or twice while it
-runs, and then does what a user would: `curricula status`, then `retry` or `submit`, at most four times. The kinds of events
+Like the lab (env/slurm-lab), it needs root on Debian. A round submits the study to a lab, disturbs it once or twice while it
+runs, and then does what a user would do: `curricula status`, then `retry` or `submit`, at most four times. The kinds of events
 take turns; their moments and victims follow from the seed and the number of the round. See docs/reliability.md.
 
-The exit code is 0 only when every round ended with the results of the undisturbed run, and nothing stale. The folders of the
+The exit code is 0 only if every round ends with the results of the undisturbed run and nothing is stale. The folders of all
 other rounds are kept.
 """
 
@@ -50,16 +50,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="only the rounds with these numbers")
-    parser.add_argument("--event", choices=EVENTS, action="append", help="only this kind, one a round")
-    parser.add_argument("--labs", type=int, default=3, help="rounds at the same time, each in a lab of its own")
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="play only the rounds with these numbers")
+    parser.add_argument("--event", choices=EVENTS, action="append", help="only events of this kind, one per round")
+    parser.add_argument("--labs", type=int, default=3, help="rounds to play at the same time, each in its own lab")
     parser.add_argument("--json", type=Path, metavar="FILE", help="written after each round; rounds in it are not played again")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the final table")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="where to write the final table")
     args = parser.parse_args()
     if reason := why_not():
         print(f"chaos: {reason}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the labs must go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the labs are removed
     outcomes, before = _played(args)
     began, folder = time.monotonic() - 60 * before, Path(tempfile.mkdtemp(prefix="curricula-chaos-"))
     _play_all(folder, args, outcomes, began)
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def _played(args: argparse.Namespace) -> tuple[list[Outcome], float]:
-    """What an earlier call has left in the JSON file: its rounds, and how many minutes they took."""
+    """The rounds that an earlier call has left in the JSON file, and how many minutes they took."""
     if not args.json or not args.json.exists():
         return [], 0.0
     found = json.loads(args.json.read_text())
@@ -92,7 +92,7 @@ def _keep(outcomes: Sequence[Outcome], minutes: float, args: argparse.Namespace)
 
 
 def _play_all(folder: Path, args: argparse.Namespace, outcomes: list[Outcome], began: float) -> None:
-    """Add the outcomes of the rounds that are left, in the order of their ends; labs run as long as rounds do."""
+    """Play the rounds that are left, and add their outcomes in the order in which they end. The labs run only meanwhile."""
     played = {outcome.number for outcome in outcomes}
     numbers = [number for number in args.only or range(1, args.rounds + 1) if number not in played]
     if not numbers:
@@ -123,7 +123,7 @@ def _play_all(folder: Path, args: argparse.Namespace, outcomes: list[Outcome], b
 
 
 def _events_of(number: int, args: argparse.Namespace) -> list[str]:
-    """The kinds of events of a round: all kinds take turns, in another order each time."""
+    """The kinds of events of a round. All kinds take turns, each time in a different order."""
     if args.event:
         return [args.event[(number - 1) % len(args.event)]]
     turn, place = divmod(number - 1, len(EVENTS))
@@ -136,7 +136,7 @@ def _events_of(number: int, args: argparse.Namespace) -> list[str]:
 
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
-    """How often each kind of event ended how; a round with two counts for both."""
+    """For each kind of event, the number of rounds by outcome. A round with two events counts for both."""
     found: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         for name in outcome.events:
@@ -145,7 +145,7 @@ def counts(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
 
 
 def markdown(outcomes: Sequence[Outcome], minutes: float, seed: int) -> str:
-    """The final table, with what was run above it."""
+    """The final table, with a line above it about the rounds."""
     found = counts(outcomes)
     columns = [*FINE, *sorted({verdict for counted in found.values() for verdict in counted} - set(FINE))]
     rows = [["event", "rounds", *columns], ["---", *["---:"] * (len(columns) + 1)]]
@@ -156,7 +156,8 @@ def markdown(outcomes: Sequence[Outcome], minutes: float, seed: int) -> str:
     said = (
         f"{len(outcomes)} rounds with seed {seed} in {minutes:.0f} minutes on {platform.system()} {platform.machine()}, "
         f"{datetime.now(timezone.utc):%Y-%m-%d}: {sum(total[verdict] for verdict in FINE)} ended with the "
-        f"results of the undisturbed run, {total[BY_ITSELF]} of them by themselves. A round with two counts for both.\n\n"
+        f"results of the undisturbed run, {total[BY_ITSELF]} of them by themselves. A round with two events counts for both."
+        "\n\n"
     )
     return said + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

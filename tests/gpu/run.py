@@ -1,14 +1,14 @@
-"""What needs a GPU, part by part: each within ten minutes on one card, without a network, as JSON and as one table.
+"""Runs all that needs a GPU, part by part. A part takes up to ten minutes on one card, without a network.
 
     python tests/gpu/run.py engine --out RESULTS                       # the first part; `--list` names all
     python tests/gpu/run.py step-bf16 --out RESULTS --text FOLDER --litgpt-python ENVIRONMENT/bin/python
     python tests/gpu/run.py decoding --out RESULTS --tokenizer FOLDER  # needs CURRICULA_DATA for the prompts
     python tests/gpu/run.py engine --out RESULTS --smoke               # the program itself, without a card
 
-A part is a list of commands: tests of tests/gpu and programs of tests/benchmarks. It writes RESULTS/PART.json, and what its
-commands write to RESULTS/PART/, with their output in output-N.txt. Each call writes RESULTS/table.md anew, from all parts that
-are there. What is not installed (Transformer Engine, LitGPT, vLLM) is skipped and named. The exit code is 0 if every command
-of the part ended with 0.
+A part is a list of commands, which run tests of tests/gpu and programs of tests/benchmarks. It writes RESULTS/PART.json. The
+files of its commands are in RESULTS/PART/, with their output in output-N.txt. Each call rewrites RESULTS/table.md from all
+parts that have run. What is not installed (Transformer Engine, LitGPT, vLLM) is skipped and named. The exit code is 0 if every
+command of the part ends with 0.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 TESTS, BENCHMARKS = ROOT / "tests" / "gpu", ROOT / "tests" / "benchmarks"
 LIMIT_S = 560.0
-"""Of a part: a borrowed card is often given for ten minutes at a time, and what is ended needs some seconds."""
+"""Time limit of a part. A borrowed card is often lent for ten minutes at a time, and stopping a command takes some seconds."""
 GRACE_S = 10.0
-"""Between the request to end and the kill."""
+"""Time between the request to end and the kill."""
 SHOWN_LINES = 40
-"""Of a command's output, in the JSON."""
+"""Number of a command's last output lines that the JSON holds."""
 
 
 @dataclass(frozen=True)
 class Part:
     title: str
     tests: str = ""
-    """Tests of tests/gpu to run, as an expression for pytest's -m."""
+    """Which tests of tests/gpu to run, as an expression for pytest's -m."""
     variants: str = ""
-    """Rows of tests/benchmarks/training_step.py, by parts of their names."""
+    """Which rows of tests/benchmarks/training_step.py to run, by parts of their names."""
     steps: int = 10
-    """Of each variant's losses."""
+    """Number of steps whose losses each variant reports."""
     sweep: bool = False
     decoders: str = ""
-    """Tables of tests/benchmarks/decoding.py; tests/benchmarks/gcg.py follows, on the same model."""
+    """Which tables of tests/benchmarks/decoding.py to run; tests/benchmarks/gcg.py follows, on the same model."""
 
 
 PARTS = {
@@ -85,11 +85,11 @@ def main() -> int:
         print("\n".join(f"{name:12}  {part.title}" for name, part in PARTS.items()))
         return 0 if args.list else 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that commands end with this program
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # else the shell's `&` has them ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # after a shell's `&`, SIGINT is ignored, by commands too
     folder = args.out / args.part
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LIMIT_S
-    with tempfile.TemporaryDirectory() as scratch:  # for a model that is too large to be brought back
+    with tempfile.TemporaryDirectory() as scratch:  # for a model that is too large to copy back
         words = commands(PARTS[args.part], args, folder, Path(scratch))
         ran = [run(command, deadline, folder / f"output-{number}.txt") for number, command in enumerate(words, 1)]
     found = {"part": args.part, "title": PARTS[args.part].title, "device": device(), "commands": ran}
@@ -101,12 +101,12 @@ def main() -> int:
 
 
 def absolute(text: str) -> Path:
-    """Commands run in the repository's root, wherever this program was started. Links stay: an environment's python is one."""
+    """An absolute path, since commands run in the repository's root. Links are kept: an environment's python is one."""
     return Path(text).absolute()
 
 
 def interpreter(text: str) -> str:
-    return str(absolute(text)) if os.sep in text else text  # else a name to be found on PATH
+    return str(absolute(text)) if os.sep in text else text  # otherwise a name on PATH
 
 
 def commands(part: Part, args: argparse.Namespace, folder: Path, scratch: Path) -> list[list[str]]:
@@ -139,30 +139,30 @@ def _given(option: str, value: Path | None) -> list[str]:
 
 
 def run(words: list[str], deadline: float, output: Path) -> dict[str, Any]:
-    """A command with this interpreter, as a record; one that would outlast the part is ended, with code 124."""
+    """Run a command with this interpreter and return its record. At the part's deadline it is ended, with code 124."""
     command = [sys.executable, *words]
     print(f"$ {shlex.join(command)}", flush=True)
     written = results_of(words)
     if written:
-        written.unlink(missing_ok=True)  # of an earlier call
+        written.unlink(missing_ok=True)  # left by an earlier call
     began = time.monotonic()
     code = run_limited(command, max(1.0, deadline - began), output)
     said = output.read_text(errors="replace")
     print(said, flush=True)
     record = {"command": shlex.join(words), "code": code, "seconds": round(time.monotonic() - began, 1)}
-    if written and written.exists():  # also by a command that was ended
+    if written and written.exists():  # even if the command was ended
         record |= {"tests": outcomes(written)} if "pytest" in words else {"results": json.loads(written.read_text())}
     return record | {"output": said.splitlines()[-SHOWN_LINES:]}
 
 
 def results_of(words: list[str]) -> Path | None:
-    """The file in which a command keeps its results."""
+    """The file to which a command writes its results."""
     named = [Path(value) for option, value in zip(words, words[1:]) if option in ("--junitxml", "--json")]
     return named[0] if named else None
 
 
 def run_limited(command: list[str], limit_s: float, output: Path) -> int:
-    """Run the command with its output in a file and return its exit code; after `limit_s` end it, and return 124."""
+    """Run the command, with its output in a file, and return its exit code. After `limit_s`, end it and return 124."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # the suite need not be installed
     with open(output, "wb") as file:
         process = subprocess.Popen(
@@ -178,9 +178,9 @@ def run_limited(command: list[str], limit_s: float, output: Path) -> int:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End all processes of the command: one that lived on would keep the card's memory.
+    """End all processes of the command. A process that stayed alive would keep the card's memory.
 
-    Interrupted, pytest still writes what it knows of the tests that ended.
+    pytest is interrupted first, so that it writes the outcomes of the tests that have ended.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
@@ -191,7 +191,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def outcomes(file: Path) -> dict[str, str]:
-    """Each test of a JUnit file with "passed", or how else it ended and why."""
+    """Each test of a JUnit file, with "passed" or with how else it ended and why."""
     found = {}
     for case in ElementTree.parse(file).getroot().iter("testcase"):
         other = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
@@ -209,7 +209,7 @@ def device() -> str:
 
 
 def table(out: Path) -> str:
-    """All parts that ran, with what their commands came to, as Markdown."""
+    """All parts that have run, with the outcomes of their commands, as Markdown."""
     lines = ["| part | device | what | outcome |", "|---|---|---|---|"]
     for name in PARTS:
         if not (out / f"{name}.json").exists():
@@ -222,7 +222,7 @@ def table(out: Path) -> str:
 
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table for one command: how it ended if that was early, and what it came to."""
+    """Rows of the table for one command: its error, if it failed, and its outcomes."""
     found = details(record)
     if record["code"]:
         last = record["output"][-1] if record["output"] else ""
@@ -232,7 +232,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def details(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """A test suite in counts, a training benchmark by variant."""
+    """The outcomes of a command: counts for a test suite, the time of each variant for a training benchmark."""
     if "tests" in record:
         ways = [outcome.partition(":")[0] for outcome in record["tests"].values()]
         return [("tests", ", ".join(f"{ways.count(how)} {how}" for how in sorted(set(ways))) or "none")]
