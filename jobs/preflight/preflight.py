@@ -200,7 +200,7 @@ def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Pref
     skews = {node: clock - median for node, clock in clock_of_node.items() if abs(clock - median) > settings.max_skew_s}
     if len(clock_of_node) == 2 and skews:  # either clock may be the wrong one
         apart = max(map(abs, skews.values()))
-        return _Verdict(failure=f"the clocks of {' and '.join(clock_of_node)} are {apart:.1f} s apart; set or exclude one")
+        return _Verdict(failure=f"the clocks of {' and '.join(clock_of_node)} are {apart:.1f} s apart; correct or exclude one")
     return _Verdict(tuple(BadNode(node, f"its clock is {skew:+.1f} s from the others'") for node, skew in skews.items()))
 
 

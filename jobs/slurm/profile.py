@@ -65,7 +65,7 @@ class StageOptions(Settings, frozen=True):
     exclusive: bool | None = None
     """Whether an element has its nodes to itself."""
     hours: PositiveNumber | None = None
-    """Longest time for which a job runs without a break. Longer work is requeued and continues from its last checkpoint."""
+    """Longest time limit of a job. Longer work is requeued and continues from its last checkpoint."""
     throttle: Positive | None = None
     """Largest number of elements of an array that run at the same time."""
     options: dict[str, str | int | bool] = {}
@@ -175,7 +175,7 @@ class Profile(Settings, frozen=True):
     stages: Stages = Stages()
     """What jobs request."""
     setup: tuple[OneLine, ...] = ()
-    """Lines of bash to run before the work, such as "module load python/3.12". If one fails, the job starts on other nodes."""
+    """Lines of bash to run before the work, such as "module load python/3.12". If one fails, the job starts again elsewhere."""
     environment: dict[str, OneLine | int] = {}
     """Environment variables of the work, such as those for NCCL and the fabric. Names are in capital letters, or end in
     `_proxy`. Do not put secrets here. Values are taken literally; for one with ~ or $NAME, write `export` in `setup`."""
