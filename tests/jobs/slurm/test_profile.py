@@ -179,8 +179,8 @@ def parse(**raw) -> Profile:
         ({"stages": {"pretrain": {}}}, "stages: unknown key `pretrain`; did you mean `pretraining`?"),
         ({"stages": {"all": {"partion": "x"}}}, "stages.all: unknown key `partion`; did you mean `partition`?"),
         ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
-        ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*which the suite sets"),
-        ({"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}}, "keep gpus_per_node and gpu_type, with gpu_option: gres"),
+        ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*The suite sets these itself"),
+        ({"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}}, "use gpus_per_node and gpu_type with gpu_option: gres"),
         (
             {"stages": {"all": {"partition": "a", "options": {"partition": "b"}}}},
             "stages.all: options.partition is 'b', but the key partition, here or under `all`, is 'a'; keep one of them",
@@ -189,7 +189,7 @@ def parse(**raw) -> Profile:
             {"stages": {"all": {"options": {"mem": "0"}}, "tuning": {"memory_gb": 4}}},
             "stages.tuning.options.mem is '0', but the key memory_gb, here or under `all`, is 4.0; keep one of them",
         ),
-        ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*which the suite sets"),
+        ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*The suite sets these itself"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it in secrets_file"),
         *(
             ({"environment": {name: "x"}}, f"environment names {name}, .*put it in secrets_file")

@@ -187,8 +187,8 @@ PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
     [
         (None, None, 12 * 60, ""),
         (None, "any", 13 * 60, "it asks for 13 h, but the default partition allows 12 h, so it will not start; set stages.all"),
-        ("gpu", None, 49 * 60, "and partition gpu allows 48 h"),
-        ("gpu", "short", 24 * 60, "and QOS short allows 8 h, so it will not start; set stages.all.hours to at most 8"),
+        ("gpu", None, 49 * 60, "but partition gpu allows 48 h"),
+        ("gpu", "short", 24 * 60, "but QOS short allows 8 h, so it will not start; set stages.all.hours to at most 8"),
         ("gpu", "short", 8 * 60, ""),
         ("cpu,gpu", "any", 48 * 60, ""),
         ("gpu,long", "unknown", 999 * 60, ""),
