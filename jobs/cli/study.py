@@ -203,12 +203,12 @@ def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -
 
 def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, console: Console) -> None:
     """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
-    from curricula.jobs.slurm.submit import ask_cluster, preview
+    from curricula.jobs.slurm.submit import preview, use_cluster
 
     if explained := ignored_explained(os.environ):
         console.print(explained)
     has_slurm, run = shutil.which("sbatch") is not None, Run(root)
-    ask_cluster(run, profile)
+    use_cluster(run, profile)
     if (root / "study.yaml").exists():
         run.check(plan.study)
     submitted = submissions(run)

@@ -176,8 +176,8 @@ def is_full(message: str) -> bool:
 
     Slurm names the limit on a separate line, such as QOSMaxSubmitJobPerUserLimit. Old versions print one text for all limits.
     """
-    named = re.search(r"\b(QOS|Assoc|Max)[A-Z]\w+", message)
-    return "SubmitJob" in named[0] if named else "job submit limit" in message
+    limit = re.search(r"\b(QOS|Assoc|Max)[A-Z]\w+", message)
+    return "SubmitJob" in limit[0] if limit else "job submit limit" in message
 
 
 def patiently(say: Callable[[str], object]) -> tenacity.Retrying:
@@ -286,12 +286,17 @@ def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
     if number and not number.isdecimal():
         return None
     exit_code, _, signal = code.partition(":")
-    reason = f"exit code {exit_code}" if exit_code not in ("", "0") else ""
+    reason = ""
     if signal not in ("", "0"):
         reason = f"signal {signal}"
-    word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
-    place = "" if nodes == "None assigned" else nodes
-    return Task(job_id, int(number or 0)), TaskState(word, reason, place, output=command)
+    elif exit_code not in ("", "0"):
+        reason = f"exit code {exit_code}"
+    return Task(job_id, int(number or 0)), TaskState(
+        state=state.partition(" ")[0],  # of "CANCELLED by 1000"
+        reason=reason,
+        nodes="" if nodes == "None assigned" else nodes,
+        output=command,
+    )
 
 
 def explained(reason: str) -> str:
@@ -412,13 +417,13 @@ def partition_minutes() -> dict[str, float]:
         listing = call("scontrol", "--oneliner", "show", "partition")
     except UserError:
         return {}
-    found = {}
+    minutes = {}
     for fields in map(_fields, listing.splitlines()):
         if "PartitionName" in fields and "MaxTime" in fields:
-            found[fields["PartitionName"]] = _minutes(fields["MaxTime"])
+            minutes[fields["PartitionName"]] = _minutes(fields["MaxTime"])
             if fields.get("Default") == "YES":
-                found[""] = found[fields["PartitionName"]]
-    return found
+                minutes[""] = minutes[fields["PartitionName"]]
+    return minutes
 
 
 def qos_minutes() -> dict[str, float]:

@@ -79,10 +79,10 @@ class StageOptions(Settings, frozen=True):
                     f"options names {name!r}; give long options of sbatch without dashes. The suite sets these itself, some of "
                     f"them from keys of their own: {', '.join(MANAGED)}"
                 )
-            if value is not False and (own := self.own(name)):
-                key = SAME.get(name, name.replace("-", "_"))
+            if value is not False and (other := self.set_by_key(name)):
+                key = key_of(name)
                 raise ValueError(
-                    f"options.{name} is {value!r}, but the key {key}, here or under `all`, is {own!r}; keep one of them"
+                    f"options.{name} is {value!r}, but the key {key}, here or under `all`, is {other!r}; keep one of them"
                 )
             if re.search(r"[\x00-\x1f\x7f]", str(value)):
                 raise ValueError(f"options.{name} is {value!r}; write it on one line")
@@ -92,17 +92,22 @@ class StageOptions(Settings, frozen=True):
                     "with gpu_option: gres"
                 )
 
-    def own(self, option: str) -> Any:
+    def set_by_key(self, option: str) -> Any:
         """The value of the key that sets this option of sbatch; None if there is no such key, or it is not set."""
-        return getattr(self, SAME.get(option, option.replace("-", "_")), None)
+        return getattr(self, key_of(option), None)
 
 
 MANAGED = ("array", "chdir", "dependency", "error", "export", "job-name", "open-mode", "output", "parsable", "requeue",
            "no-requeue", "signal", "test-only", "wait", "wrap", "ntasks", "ntasks-per-node", "nodes", "time", "clusters",
            "gpus", "gpus-per-node", "gpus-per-task")  # fmt: skip
 """Options of sbatch that the suite sets itself."""
-SAME = {"mem": "memory_gb", "mem-per-cpu": "memory_gb", "mem-per-gpu": "memory_gb", "cpus-per-gpu": "cpus_per_task"}
+OTHER_KEYS = {"mem": "memory_gb", "mem-per-cpu": "memory_gb", "mem-per-gpu": "memory_gb", "cpus-per-gpu": "cpus_per_task"}
 """Options of sbatch that are set by a key of another name."""
+
+
+def key_of(option: str) -> str:
+    """The name of the key that sets an option of sbatch, if there is one."""
+    return OTHER_KEYS.get(option, option.replace("-", "_"))
 
 
 class Stages(Settings, frozen=True):
@@ -302,10 +307,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 def expanded(key: str, path: str) -> str:
     """Expand ~ and $NAME in a path of a profile. Raises UsageError if a variable is not set on this machine."""
-    found = os.path.expandvars(os.path.expanduser(path))
-    if re.search(r"\$\{?[A-Za-z_]\w*(?![\w@])", found):  # $oauthtoken@ is a user name at a registry
+    result = os.path.expandvars(os.path.expanduser(path))
+    if re.search(r"\$\{?[A-Za-z_]\w*(?![\w@])", result):  # $oauthtoken@ is a user name at a registry
         raise UsageError(f"{key}: {path} names a variable that is not set here; set it, or write the path out")
-    return found
+    return result
 
 
 def texts_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -356,8 +361,8 @@ def with_secrets(profile: Profile, path: Path) -> Profile:
     """
     if not profile.secrets_file:
         return profile
-    found = expanded("secrets_file", profile.secrets_file)
-    secrets = Path(found).absolute()
+    file = expanded("secrets_file", profile.secrets_file)
+    secrets = Path(file).absolute()
     try:
         mode = stat.S_IMODE(secrets.stat().st_mode)
         lines = secrets.read_bytes().splitlines()
@@ -373,7 +378,8 @@ def with_secrets(profile: Profile, path: Path) -> Profile:
             raise UsageError(
                 f"{secrets}: line {number} is not NAME=value; write each value on one line, and begin comments with '#'"
             )
-    return profile if found != profile.secrets_file else msgspec.structs.replace(profile, secrets_file=str(secrets))
+    was_expanded = file != profile.secrets_file
+    return profile if was_expanded else msgspec.structs.replace(profile, secrets_file=str(secrets))
 
 
 def keep_profile(path: Path, profile: Profile) -> None:

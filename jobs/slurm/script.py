@@ -77,8 +77,8 @@ def check_root(root: Path) -> Path:
 
 def short_name(job: str) -> str:
     """The job's name for Slurm's listings. The names of a study's jobs differ in their first eight characters."""
-    long = next((long for long in SHORT if job.startswith(long)), "")
-    return SHORT.get(long, "") + job.removeprefix(long)
+    prefix = next((prefix for prefix in SHORT if job.startswith(prefix)), "")
+    return SHORT.get(prefix, "") + job.removeprefix(prefix)
 
 
 def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
@@ -104,7 +104,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
         "exclusive": asked.exclusive,
         **{name: getattr(asked, name) for name in ("partition", "account", "qos", "constraint", "reservation", "exclude")},
     }
-    extra = {name: value for name, value in asked.options.items() if value is not False or not asked.own(name)}
+    extra = {name: value for name, value in asked.options.items() if value is not False or not asked.set_by_key(name)}
     if request.gpus_per_node:
         gpus = f"{asked.gpu_type}:{request.gpus_per_node}" if asked.gpu_type else str(request.gpus_per_node)
         if asked.gpu_option == "gres":
@@ -205,13 +205,13 @@ def _named_paths(study: Study) -> Iterator[Path]:
         if WITH_PATHS.isdisjoint(key.split(".")[-2:]) or not os.path.isabs(text):
             continue
         path = Path(text)
-        there = next(above for above in (path, *path.parents) if above.exists())
-        pattern = path.relative_to(there)
-        if re.search(r"[*?[]", "".join(pattern.parts[:1])):
-            path = there
+        existing = next(above for above in (path, *path.parents) if above.exists())
+        rest = path.relative_to(existing)
+        if re.search(r"[*?[]", "".join(rest.parts[:1])):
+            path = existing
             if Path.home().is_relative_to(path):  # the runtime mounts the home folder itself, writable: name single files
-                names = glob.glob(str(pattern), root_dir=there, recursive=True)
-                yield from (there / name for name in names if (there / name).is_file())
+                names = glob.glob(str(rest), root_dir=existing, recursive=True)
+                yield from (existing / name for name in names if (existing / name).is_file())
                 continue
         caches = (above.parent for above in (path, *path.parents) if above.name == "snapshots")
         path = next((cache for cache in caches if (cache / "blobs").is_dir()), path)
@@ -289,7 +289,8 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
         for piece, labels in enumerate(pieces):
             number = f"{len(scripts):02d}"
             name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
-            scripts.append(Script(f"{number}-{name}.sbatch", job, labels, piece, f"job_{number}"))
+            script = Script(f"{number}-{name}.sbatch", job, labels, piece, f"job_{number}")
+            scripts.append(script)
             throttle = job.request.options.throttle
             options: Options = {
                 **sbatch_options(job, study, profile),
@@ -302,7 +303,7 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
                 directives=[_directive(name, options[name]) for name in sorted(options)],
                 body=body(job, labels, study, profile, root, code),
             )  # fmt: skip
-            _write_script(out / scripts[-1].file, text)
+            _write_script(out / script.file, text)
     return scripts
 
 

@@ -56,8 +56,8 @@ def take_snapshot(run_root: Path) -> Snapshot:
             make_folder((aside / path).parent)
             (aside / path).write_bytes(content)
         commit = running_commit()
-        told = {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name}
-        write_json(aside / RECORD, told)
+        record = {"commit": commit.split("-dirty")[0], "dirty": "-dirty" in commit, "digest": folder.name}
+        write_json(aside / RECORD, record)
         os.rename(aside, folder)
         sync_folder(folder.parent)
     return snapshot
@@ -77,11 +77,11 @@ def _contents() -> dict[Path, bytes]:
 
 
 def _read(folder: Path, base: Path, hidden: bool = True) -> dict[Path, bytes]:
-    found = []
-    for place, names, files in os.walk(folder, followlinks=True):
-        names[:] = [name for name in names if name != "__pycache__" and (hidden or name[0] != ".")]
-        found += [Path(place, name) for name in files if hidden or name[0] != "."]
-    return {path.relative_to(base): path.read_bytes() for path in sorted(found)}
+    paths = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name != "__pycache__" and (hidden or name[0] != ".")]
+        paths += [Path(parent, name) for name in files if hidden or name[0] != "."]
+    return {path.relative_to(base): path.read_bytes() for path in sorted(paths)}
 
 
 def _snapshot(run_root: Path, contents: Mapping[Path, bytes]) -> Snapshot:

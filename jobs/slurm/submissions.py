@@ -67,7 +67,7 @@ def submissions(run: Run) -> list[Submission]:
 
 def latest_tasks(submitted: list[Submission]) -> dict[Key, Task]:
     """The latest array task of every element that was ever submitted."""
-    return {key: Task(one.job_id, number) for one in submitted for number, key in enumerate(one.keys)}
+    return {key: Task(array.job_id, number) for array in submitted for number, key in enumerate(array.keys)}
 
 
 def listed(run: Run, job_ids: Iterable[str] | None = None, patience_s: float = PATIENCE_S) -> dict[Task, TaskState]:
@@ -78,7 +78,9 @@ def listed(run: Run, job_ids: Iterable[str] | None = None, patience_s: float = P
 def queued(run: Run) -> dict[Task, TaskState]:
     """This user's array tasks in Slurm's queue; if a team shares the run, also those of the run that colleagues submitted."""
     own = listed(run)
-    others = {one.job_id for one in submissions(run)} - {task.job_id for task in own} if team() is not None else None
+    if team() is None:
+        return own
+    others = {array.job_id for array in submissions(run)} - {task.job_id for task in own}
     theirs = listed(run, sorted(others)) if others else {}  # includes tasks that have ended
     return {**{task: state for task, state in theirs.items() if state.is_running or state.is_waiting}, **own}
 
@@ -109,28 +111,29 @@ def unrecorded(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submiss
     An array is left out if recording it would hide a live task that is on record: then someone submitted part of it by hand.
     With `may_repeat`, jobs whose numbers are on record are examined too, in case Slurm has assigned a number again.
     """
-    recorded = {one.job_id: Contents(one.job, one.labels) for one in submissions(run)}
+    recorded = {array.job_id: Contents(array.job, array.labels) for array in submissions(run)}
     numbers: dict[str, set[int]] = {}
     for task in of_run(run, queue):
         if may_repeat or task.job_id not in recorded:
             numbers.setdefault(task.job_id, set()).add(task.number)
-    alive, found = live_elements(run, queue), []
+    alive, lost = live_elements(run, queue), []
     for job_id in sorted(numbers, key=int):
         contents = contents_in(batch_script(job_id))
         if contents in (None, recorded.get(job_id)):  # not the suite's, just ended, or on record
             continue
-        elsewhere = {label for number, label in enumerate(contents.labels) if number not in numbers[job_id]}
-        if not any(task.job_id != job_id for label in elsewhere for task in alive.get((contents.job, label), ())):
-            found.append(Submission(job=contents.job, job_id=job_id, labels=contents.labels, submitted=time.time()))
-    return found
+        gone = [label for number, label in enumerate(contents.labels) if number not in numbers[job_id]]
+        hidden = [task for label in gone for task in alive.get((contents.job, label), ()) if task.job_id != job_id]
+        if not hidden:
+            lost.append(Submission(job=contents.job, job_id=job_id, labels=contents.labels, submitted=time.time()))
+    return lost
 
 
 def recover(run: Run, queue: Queue, may_repeat: bool = False) -> list[Submission]:
     """Record the `unrecorded` jobs."""
-    found = unrecorded(run, queue, may_repeat)
-    for submission in found:
+    lost = unrecorded(run, queue, may_repeat)
+    for submission in lost:
         record(run, submission)
-    return found
+    return lost
 
 
 def of_run(run: Run, queue: Queue) -> Queue:
@@ -146,20 +149,19 @@ def _logs(run: Run) -> str:
 
 def elements_by_task(submitted: list[Submission]) -> dict[Task, Key]:
     """The element of every array task that was ever submitted, in the order of submission."""
-    latest = {one.job_id: one for one in submitted}
-    return {
-        Task(one.job_id, number): key for one in submitted if latest[one.job_id] is one for number, key in enumerate(one.keys)
-    }
+    latest = {array.job_id: array for array in submitted}
+    arrays = [array for array in submitted if latest[array.job_id] is array]
+    return {Task(array.job_id, number): key for array in arrays for number, key in enumerate(array.keys)}
 
 
 def known_tasks(run: Run, submitted: list[Submission], queue: Queue) -> dict[Key, dict[Task, TaskState]]:
     """The tasks of each element that Slurm still knows, in the order of submission."""
-    found: dict[Key, dict[Task, TaskState]] = {}
+    known: dict[Key, dict[Task, TaskState]] = {}
     own = of_run(run, queue)
     for task, key in elements_by_task(submitted).items():
         if task in own:
-            found.setdefault(key, {})[task] = own[task]
-    return found
+            known.setdefault(key, {})[task] = own[task]
+    return known
 
 
 def live_elements(run: Run, queue: Queue) -> dict[Key, tuple[Task, ...]]:
@@ -198,13 +200,13 @@ class BadNode(msgspec.Struct, frozen=True):
     """The array task that found the problem."""
 
 
-def record_bad_nodes(run: Run, found: Sequence[BadNode], enough: float = math.inf) -> list[str]:
+def record_bad_nodes(run: Run, failures: Sequence[BadNode], enough: float = math.inf) -> list[str]:
     """Append failures to the file that the batch script reads when it requeues the job.
 
     If `enough` other nodes are on record for one of the same reasons, no node is to blame: delete all failures for these
     reasons from the file instead, and return the names of those nodes.
     """
-    nodes, reasons = {bad.node for bad in found}, {bad.reason for bad in found}
+    nodes, reasons = {bad.node for bad in failures}, {bad.reason for bad in failures}
     with exclusive_lock(run.slurm / "bad-nodes.lock", wait_s=60):  # several jobs may record failures at once
         known = bad_nodes(run)
         alike = {bad.node for bad in known if bad.reason in reasons} - nodes
@@ -212,7 +214,7 @@ def record_bad_nodes(run: Run, found: Sequence[BadNode], enough: float = math.in
             others = [json.dumps(msgspec.to_builtins(bad), ensure_ascii=False) for bad in known if bad.reason not in reasons]
             write_text(run.bad_nodes, "".join(f"{line}\n" for line in others))
             return sorted(alike)
-        append_jsonl(run.bad_nodes, map(msgspec.to_builtins, found))
+        append_jsonl(run.bad_nodes, map(msgspec.to_builtins, failures))
     return []
 
 

@@ -80,18 +80,18 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
     Raises UsageError if the run's jobs are on another cluster than the profile's.
     """
     commands.require_slurm()
-    ask_cluster(run, profile)
+    use_cluster(run, profile)
     for attempt in patiently(say):
         with attempt:
             queue = queued(run)
-    for found in recover(run, queue):
-        say(f"{found.job}: array {found.job_id} was submitted by an interrupted command; recorded")
+    for array in recover(run, queue):
+        say(f"{array.job}: array {array.job_id} was submitted by an interrupted command; recorded")
     cancel_hopeless(run, queue)
     live = live_elements(run, queue)
     return Standing(done_elements(run, plan) - live.keys(), live)
 
 
-def ask_cluster(run: Run, profile: Profile) -> None:
+def use_cluster(run: Run, profile: Profile) -> None:
     """Direct Slurm's commands to the profile's cluster. Raises UsageError if the run's jobs are on another."""
     earlier = kept_cluster(run.profile)
     if submissions(run) and earlier != profile.cluster:
@@ -128,17 +128,17 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     keep_profile(run.profile, profile)
     profile = commands.within_array_limit(profile)
     write_resubmit(run, plan, profile, chosen)
-    made: list[Submission] = []
+    new: list[Submission] = []
     cut_off: list[str] = []
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
 
-    def submit(array: Array, first: Submission | None = None) -> None:
-        """Submit an array and the arrays that continue it. `first`: the array itself, if Slurm has it already."""
-        taken = {task.job_id for task in numbering.tasks.values()} if first is None else set()
+    def submit(array: Array, existing: Submission | None = None) -> None:
+        """Submit an array and the arrays that continue it. `existing`: the array itself, if Slurm has it already."""
+        taken = {task.job_id for task in numbering.tasks.values()} if existing is None else set()
         options = _options(plan, array, profile, numbering)
         avoids = exclusion(run)
-        if avoids and _has_others(avoids, run, array, options, say):
+        if avoids and _can_avoid(avoids, run, array, options, say):
             options = _also(options, "exclude", avoids)
         else:
             avoids = ""
@@ -147,24 +147,28 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
             text = body(array.job, array.labels, plan.study, profile, root, code, continues, avoids)
             return _submit(run, array, options, sbatch_file(root / "slurm", array, options, text), say)
 
-        if first is None:
+        if existing:
+            first = existing
+        else:
             with _unmarked(run, array):
                 first = send(options)
-            made.append(first)
-        further, is_whole = _continuations(run, array, first, options, profile, send, say)
-        made.extend(further)
-        cut_off.extend([] if is_whole else [array.job.name])
-        numbering.add(array, [first, *further][-1].job_id)
+            new.append(first)
+        further, are_all = _continuations(run, array, first, options, profile, send, say)
+        new.extend(further)
+        if not are_all:
+            cut_off.append(array.job.name)
+        chain = [first, *further]
+        numbering.add(array, chain[-1].job_id)
         # A number that comes again belonged to a job that Slurm has forgotten. The new array is on record.
-        if again := taken & {one.job_id for one in (first, *further)}:
+        if again := taken & {submission.job_id for submission in chain}:
             raise DependencyLost(f"Slurm has forgotten array {again.pop()} of this run; run the same command again")
 
-    for first in _unasked(run, plan, now):
-        submit(Array(plan.by_name[first.job], first.labels), first)
+    for existing in _unasked(run, plan, now):
+        submit(Array(plan.by_name[existing.job], existing.labels), existing)
     looked = time.monotonic()
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
-            left = len(set(chosen).difference(*(one.keys for one in made)))
+            left = len(set(chosen).difference(*(submission.keys for submission in new)))
             raise QueueFull(f"{full}; {plural(left, 'element')} left to submit: run the same command again when some jobs end")
         if time.monotonic() - looked > LOOK_EVERY_S:
             for key in done_elements(run, plan):
@@ -172,7 +176,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
             looked = time.monotonic()
     if cut_off:
         raise QueueFull(f"fewer arrays than needed continue {', '.join(cut_off)}, as said above")
-    return made
+    return new
 
 
 def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Standing, say: Say) -> None:
@@ -185,9 +189,10 @@ def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Sta
         work = Work(run, plan, *plan.by_key[key])
         return STAGES[work.job.stage].shared(work)
 
-    for other in filter(shared, now.live.keys() & plan.by_key.keys()):
+    for other in now.live.keys() & plan.by_key.keys():
+        folder = shared(other)
         for key in needed_by(plan, [other]).intersection(chosen):
-            if shared(key) == shared(other):
+            if folder and shared(key) == folder:
                 say(
                     f"{'/'.join(key)} waits for {'/'.join(other)}, which is queued or running and writes to the same folder; "
                     "to run it first, cancel the other with `curricula cancel` and run the same command again"
@@ -199,12 +204,12 @@ def _also(options: Options, name: str, value: str) -> Options:
     return {**options, name: ",".join(filter(None, (str(options.get(name, "")), value)))}
 
 
-def _has_others(nodes: str, run: Run, array: Array, options: Options, say: Say) -> bool:
+def _can_avoid(nodes: str, run: Run, array: Array, options: Options, say: Say) -> bool:
     """Whether the job can avoid these nodes. It cannot if Slurm could start it with them but not without them."""
-    refusal = commands.tested(sbatch_file(run.slurm, array, _also(options, "exclude", nodes), ""))
-    if commands.STARTS in refusal or commands.STARTS not in commands.tested(sbatch_file(run.slurm, array, options, "")):
+    without = commands.tested(sbatch_file(run.slurm, array, _also(options, "exclude", nodes), ""))
+    if commands.STARTS in without or commands.STARTS not in commands.tested(sbatch_file(run.slurm, array, options, "")):
         return True
-    say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {refusal}")
+    say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {without}")
     return False
 
 
@@ -213,7 +218,7 @@ def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
     live = {task.job_id for tasks in now.live.values() for task in tasks}
     files = list(run.slurm.glob("*.continued"))
     asked = {job_id for file in files for job_id in (file.stem, *file.read_text().split())}
-    return [one for one in submissions(run) if one.job_id in live - asked and {*one.keys} <= plan.needs.keys()]
+    return [array for array in submissions(run) if array.job_id in live - asked and {*array.keys} <= plan.needs.keys()]
 
 
 def _continuations(
@@ -227,7 +232,7 @@ def _continuations(
     Returns the new arrays, and whether none is missing. Some are missing if the limit of submitted jobs is reached, or if Slurm
     has forgotten a job that they wait for.
     """
-    made: list[Submission] = []
+    further: list[Submission] = []
     followers = run.slurm / f"{first.job_id}.continued"  # read by the batch scripts
     followers.unlink(missing_ok=True)
     for attempt in patiently(say):
@@ -235,29 +240,29 @@ def _continuations(
             reason = commands.why_not_requeued(first.job_id)
     write_text(followers, "")
     if not reason:
-        return made, True
+        return further, True
     request = array.job.request
     needed = math.ceil(request.total_hours * 60 / request.minutes)
     count = needed if profile.continuations is None else profile.continuations
     say(f"{array.job.name}: {reason}, so {plural(count, 'more array')} will continue it if it ends early")
     for _ in range(count):
-        before = (made or [first])[-1].job_id
+        before = [first, *further][-1].job_id
         try:
-            made.append(send(_also(options, "dependency", f"afterany:{before}"), first.job_id))
+            further.append(send(_also(options, "dependency", f"afterany:{before}"), first.job_id))
         except (QueueFull, DependencyLost) as error:
             is_lost = isinstance(error, DependencyLost)
-            if is_lost and not made:
+            if is_lost and not further:
                 followers.unlink()  # the next submission asks again
                 raise
             why = "Slurm has forgotten a job that they wait for" if is_lost else error
             say(
-                f"{why}; only {len(made)} of the {count} arrays that continue {array.job.name} are submitted: if they end "
+                f"{why}; only {len(further)} of the {count} arrays that continue {array.job.name} are submitted: if they end "
                 f"before it is done, jobs that need it are cancelled; `curricula retry {run.root}` then continues from what it "
                 "saved"
             )
-            return made, False
-        write_text(followers, "".join(f"{one.job_id}\n" for one in made))
-    return made, True
+            return further, False
+        write_text(followers, "".join(f"{array.job_id}\n" for array in further))
+    return further, True
 
 
 def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFull | None:
@@ -309,16 +314,16 @@ def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -
     code = planned_snapshot(root)
     numbering = _Numbering({}, {})
     sizes = Counter(job for job, _ in chosen)
-    found: list[Preview] = []
+    previews: list[Preview] = []
     for array in _arrays(plan, chosen, profile, numbering):
-        number = sum(one.array.job == array.job for one in found)
+        number = sum(earlier.array.job == array.job for earlier in previews)
         name = array.job.name if len(array.labels) == sizes[array.job.name] else f"{array.job.name}/{number}"
         options = _options(plan, array, profile, numbering)
         text = body(array.job, array.labels, plan.study, profile, root, code)
         script = sbatch_file(root / "slurm", array, options, text)
-        found.append(Preview(name, array, str(options.get("dependency", "")), script))
+        previews.append(Preview(name, array, str(options.get("dependency", "")), script))
         numbering.add(array, name)
-    return found
+    return previews
 
 
 @dataclass(frozen=True)
@@ -367,22 +372,24 @@ def dependency(plan: Plan, array: Array, tasks: Mapping[Key, Task], sizes: Mappi
             others = [need for key in array.keys for need, _ in plan.needs[key] if need[0] == edge.job]
         else:
             others = [(edge.job, label) for label in plan.by_name[edge.job].labels]
-        found = [tasks[key] for key in others if key in tasks]
-        if not found:
+        waited_for = [tasks[key] for key in others if key in tasks]
+        if not waited_for:
             continue
         if edge.kind == "afterany":  # tasks that have ended do no harm
-            clauses.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in found)]))
-        elif edge.kind == "aftercorr" and found == [Task(found[0].job_id, number) for number in range(len(array.labels))]:
-            clauses.append(f"aftercorr:{found[0].job_id}")
+            clauses.append(":".join(["afterany", *dict.fromkeys(task.job_id for task in waited_for)]))
+            continue
+        other = waited_for[0].job_id
+        if edge.kind == "aftercorr" and waited_for == [Task(other, number) for number in range(len(array.labels))]:
+            clauses.append(f"aftercorr:{other}")
         else:  # also if the array is not in step with the other one: then all wait for all
-            clauses.append(f"afterok:{_ids(found, sizes)}")
+            clauses.append(f"afterok:{_ids(waited_for, sizes)}")
     return ",".join(dict.fromkeys(clauses))
 
 
-def _ids(found: Sequence[Task], sizes: Mapping[str, int]) -> str:
+def _ids(tasks: Sequence[Task], sizes: Mapping[str, int]) -> str:
     """The tasks in Slurm's notation, with a single number for a whole array."""
     numbers: dict[str, set[int]] = defaultdict(set)
-    for task in found:
+    for task in tasks:
         numbers[task.job_id].add(task.number)
     ids = []
     for job_id, of_job in numbers.items():
@@ -418,9 +425,9 @@ def _submit(run: Run, array: Array, options: Options, text: str, say: Say) -> Su
     for attempt in patiently(say):
         with attempt:
             if attempt.retry_state.attempt_number > 1:
-                for found in recover(run, queued(run), may_repeat=True):
-                    if found.job == array.job.name and found.labels == array.labels:
-                        return found
+                for recovered in recover(run, queued(run), may_repeat=True):
+                    if recovered.job == array.job.name and recovered.labels == array.labels:
+                        return recovered
             write_text(script, text)
             job_id = commands.sbatch(script, array.job.name, str(options.get("exclude", "")))
             script.rename(script.with_name(f"{job_id}_submission.sh"))
