@@ -88,13 +88,13 @@ def find_logs(run: Run, tasks: Mapping[Key, Sequence[Task]]) -> dict[Key, list[L
     for path in sorted(_files(run.slurm), key=lambda path: path.name):
         for task, rank in _TASK.findall(path.name):
             of_task[task].append(LogFile(path, int(rank or 0)))
-    found = {}
+    logs_of = {}
     for key, ran in tasks.items():
         own = run.element(*key) / "log.txt"
         logs = [LogFile(own, 0)] if own.exists() else []
         logs += [log for task in ran for log in of_task.get(str(task), ())]
-        found[key] = sorted(logs, key=lambda log: log.rank)
-    return found
+        logs_of[key] = sorted(logs, key=lambda log: log.rank)
+    return logs_of
 
 
 def of_latest(logs: Sequence[LogFile], tasks: Sequence[Task]) -> list[LogFile]:
@@ -144,12 +144,13 @@ def _tail(path: Path, lines: int, is_timed: bool) -> int:
     lines of other logs.
     """
     with open(path, "rb") as file:
-        start, found = file.seek(0, os.SEEK_END), 0
-        while start and (found <= lines or not is_timed):
+        start, count = file.seek(0, os.SEEK_END), 0
+        while start and (count <= lines or not is_timed):
             end, start = start, file.seek(max(0, start - TAIL_BYTES))
             part = file.read(end - start).decode("latin-1").split("\n")
-            found += len(part) - 1
-            is_timed = is_timed or any(_TIME.search(line[:80]) for line in part[: max(0, found - lines)])
+            count += len(part) - 1
+            before = part[: max(0, count - lines)]
+            is_timed = is_timed or any(_TIME.search(line[:80]) for line in before)
     return start
 
 
@@ -166,15 +167,15 @@ def _errors(log: LogFile) -> Iterator[FirstError]:
         lines = list(read_lines(log.path, max(0, size - ERROR_TAIL_BYTES)))
     except FileNotFoundError:  # deleted in the meantime
         return
-    place = max((place for place, line in enumerate(lines) if _START.match(line.text)), default=0)
-    while place < len(lines):
-        line = lines[place]
+    start = max((number for number, line in enumerate(lines) if _START.match(line.text)), default=0)
+    while start < len(lines):
+        line = lines[start]
         is_traceback = line.text.endswith(_TRACEBACK)
-        end = _traceback_end(lines, place) if is_traceback else place + 1
+        end = _traceback_end(lines, start) if is_traceback else start + 1
         if is_traceback or _ERROR.search(line.text):
-            texts = tuple(item.text for item in lines[place:end])
+            texts = tuple(item.text for item in lines[start:end])
             yield FirstError(log.rank, log.path, line.time, texts[-LONGEST_BLOCK:])
-        place = end
+        start = end
 
 
 def _traceback_end(lines: list[LogLine], start: int) -> int:

@@ -90,7 +90,7 @@ class _Facts:
     """Whether this or an earlier start left the mark of a failure."""
 
     @property
-    def beats(self) -> bool:
+    def has_heartbeat(self) -> bool:
         return self.progress is not None and time.time() - self.progress.updated < FRESH_S
 
 
@@ -113,7 +113,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
     latest = latest_tasks(submitted)
     on_cluster(kept_cluster(run.profile) if latest else None)
     with ThreadPoolExecutor(1) as pool:
-        listing = pool.submit(listed, run, [one.job_id for one in submitted], SLURM_PATIENCE_S) if latest else None
+        listing = pool.submit(listed, run, [array.job_id for array in submitted], SLURM_PATIENCE_S) if latest else None
         facts = _read_all(run.root, works)
     known: Mapping[Key, Mapping[Task, TaskState]] = {}
     lost, problem = "", next((fact.error for fact in facts.values() if not fact.is_readable), "")
@@ -123,17 +123,17 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
             known, lost = _known(run, submitted, listing.result(), unfinished)
     except UserError as error:
         problem = f"{error}; the status shown is from the run folder alone"
-    stale, found, logs_to_read = _stale(plan, facts), [], LOGS_READ
+    stale, elements, logs_to_read = _stale(plan, facts), [], LOGS_READ
     for key, work in works.items():
-        slurm = _OnSlurm(*_telling(latest.get(key), known.get(key, {})), lost)
+        slurm = _OnSlurm(*_deciding_task(latest.get(key), known.get(key, {})), lost)
         status = _status(work, facts[key], stale.get(key, ""), slurm)
         left_no_error = status.state == "failed" and not facts[key].error
         if slurm.task and left_no_error and logs_to_read:
             logs_to_read -= 1
-            logged = first_error(of_latest(find_logs(run, {key: [slurm.task]})[key], [slurm.task]))
-            status = replace(status, error=f"{status.error}; {logged.message}") if logged else status
-        found.append(status)
-    return RunStatus(found, problem)
+            if logged := first_error(of_latest(find_logs(run, {key: [slurm.task]})[key], [slurm.task])):
+                status = replace(status, error=f"{status.error}; {logged.message}")
+        elements.append(status)
+    return RunStatus(elements, problem)
 
 
 def _known(
@@ -148,7 +148,7 @@ def _known(
     if all(latest[key] in known.get(key, ()) for key in unfinished):
         return known, lost
     try:
-        accounted = sacct([one.job_id for one in submitted], SLURM_PATIENCE_S)
+        accounted = sacct([array.job_id for array in submitted], SLURM_PATIENCE_S)
     except UserError as error:
         return known, f"{lost}, and the accounting did not answer ({error})"
     # A controller that was killed forgets jobs, and the accounting goes on listing them as waiting or running.
@@ -157,7 +157,7 @@ def _known(
     return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}, lost
 
 
-def _telling(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
+def _deciding_task(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
     """The task that decides an element's state, and what Slurm says about it.
 
     There can be several tasks if jobs continue one another. A running task comes first, then the next one to run, then the
@@ -198,7 +198,7 @@ def _read(work: Work) -> _Facts:
             why = f"was done, but {STAGES[work.job.stage].lost}: it will be made again"
             facts = replace(facts, has_begun=True, why=why)
         held = is_held(folder / "lock") if "lock" in names else False
-        if held or (held is None and facts.beats):
+        if held or (held is None and facts.has_heartbeat):
             return replace(facts, is_held=True)
         failure = read_failure(folder) if "failed.json" in names else None
     except UserError as error:
@@ -209,15 +209,15 @@ def _read(work: Work) -> _Facts:
 def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:
     """For each element that is done but must run again, the reason."""
     marks = {key: fact.done for key, fact in facts.items()}
-    found: dict[Key, str] = {}
+    reasons: dict[Key, str] = {}
     for key, mark in marks.items():
         if mark is None:
             continue
         if again := made_again(plan, key, mark, marks):
-            found[key] = f"{'/'.join(again)}, which it reads, has been made since it began"
-        elif old := next((need for need in mark.rests_on(plan, key) if need in found), None):
-            found[key] = f"{'/'.join(old)}, which it reads, is stale"
-    return found
+            reasons[key] = f"{'/'.join(again)}, which it reads, has been made since it began"
+        elif old := next((need for need in mark.rests_on(plan, key) if need in reasons), None):
+            reasons[key] = f"{'/'.join(old)}, which it reads, is stale"
+    return reasons
 
 
 def _status(work: Work, fact: _Facts, stale: str, slurm: _OnSlurm) -> ElementStatus:
@@ -240,7 +240,7 @@ def _status(work: Work, fact: _Facts, stale: str, slurm: _OnSlurm) -> ElementSta
         reason=reason,
         task=str(slurm.task) if slurm.task else "",
         nodes=(known.nodes if known else "") or (progress.host if progress and state == "running" else ""),
-        restarts=max(one.restarts if one else 0 for one in (known, progress, failure)),
+        restarts=max(source.restarts if source else 0 for source in (known, progress, failure)),
         last_failure=failure.error if failure else "",
     )
 
@@ -266,7 +266,7 @@ def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
     if slurm.task and slurm.lost:
         return "interrupted", "", fact.why or f"task {slurm.task} {slurm.lost}"
     is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # this machine may not see its lock
-    if fact.beats and (slurm.task or is_elsewhere):
+    if fact.has_heartbeat and (slurm.task or is_elsewhere):
         return "running", "", ""
     if not fact.has_begun:
         return "pending" if slurm.task else "waiting", "", ""

@@ -79,11 +79,13 @@ def gpu_problems(expected: int, ours: str | None = None, is_alone: bool = True) 
         gpus = [gpu for gpu in gpus if gpu["index"] in (ours or "").split(",")]
         if not gpus and not is_alone:  # it is unknown which are ours: Slurm numbers the parts of a divided GPU too
             return []
-    found = [problem for gpu in gpus for problem in _gpu(gpu, is_alone)]
-    return [f"{len(gpus)} of {expected} GPUs answer", *found] if len(gpus) < (expected if is_alone else 1) else found
+    found = [problem for gpu in gpus for problem in _gpu_problems(gpu, is_alone)]
+    if len(gpus) < (expected if is_alone else 1):
+        return [f"{len(gpus)} of {expected} GPUs answer", *found]
+    return found
 
 
-def _gpu(gpu: Mapping[str, str], is_alone: bool) -> Iterable[str]:
+def _gpu_problems(gpu: Mapping[str, str], is_alone: bool) -> Iterable[str]:
     name = f"GPU {gpu['index']}"
     if any("lost" in value.lower() or "unknown error" in value.lower() for value in gpu.values()):
         yield f"{name} does not answer ({', '.join(gpu.values())})"

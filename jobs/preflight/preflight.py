@@ -131,7 +131,8 @@ def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str], enoug
     if not verdict.problems:
         return verdict
     task = own_task(environment) or ""
-    alike = record_bad_nodes(run, [msgspec.structs.replace(one, task=task) for one in verdict.problems], enough)
+    problems = [msgspec.structs.replace(problem, task=task) for problem in verdict.problems]
+    alike = record_bad_nodes(run, problems, enough)
     if not alike:
         return verdict
     return _Verdict(failure=f"{_named(verdict.problems)}; no node is to blame, since {', '.join(alike)} had the same problem")
@@ -178,9 +179,10 @@ def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Map
     places: dict[str, set[str]] = {}
     for problem in (*own, *shared):
         places.setdefault(_kind(problem.reason), set()).add(problem.node)
-    several = len(set(nodes)) > 1
-    # No node is to blame for a problem that every node has: there is no better node.
-    common = [problem for problem in (*(own if several else ()), *shared) if places[_kind(problem.reason)] == set(nodes)]
+    # A node is not to blame for a problem that every node has, since there is no better one. If there is only one node, this
+    # holds for problems with shared things alone.
+    excusable = [*own, *shared] if len(set(nodes)) > 1 else shared
+    common = [problem for problem in excusable if places[_kind(problem.reason)] == set(nodes)]
     blamed = tuple(problem for problem in (*own, *shared) if problem not in common)
     return _Verdict(blamed, nodes, failure=f"on every node: {common[0].reason}" if common and not blamed else "")
 
