@@ -31,16 +31,17 @@ SMALL, LARGE = (0.7, 3.0), (3.3, 6.6)
 
 def choose_torch(folder, python):
     """Announce what will be installed. If the CPU build of torch is enough and pip would take the other, install torch here."""
-    found = torch_from(python, [])
-    if not found:  # torch is installed already
+    build = torch_from(python, [])
+    if not build:  # torch is installed already
         return
-    is_cuda, has_gpu, cpu = found == "cuda", os.path.exists(DRIVER), ["--index-url", TORCH_CPU]
-    if is_cuda and not has_gpu and answers(TORCH_CPU) and torch_from(python, cpu) == "cpu":
+    cuda_is_useless = build == "cuda" and not os.path.exists(DRIVER)
+    cpu_index = ["--index-url", TORCH_CPU]
+    if cuda_is_useless and answers(TORCH_CPU) and torch_from(python, cpu_index) == "cpu":
         announce(folder, *SMALL)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins(), *cpu, "torch>=2.6"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins(), *cpu_index, "torch>=2.6"], check=True)
         return
-    announce(folder, *(LARGE if is_cuda else SMALL))
-    if is_cuda and not has_gpu:
+    announce(folder, *(LARGE if build == "cuda" else SMALL))
+    if cuda_is_useless:
         print(
             "  Most of it is torch for CUDA, which this machine cannot use, but the CPU build cannot be downloaded from here.\n"
             f"  Ctrl-C stops this. To bring your own: {python} -m pip install torch (with an index or a wheel), then make",
@@ -75,11 +76,13 @@ def make(folder, python):
 def torch_from(python, source):
     """Which build of torch pip would install: "cuda", "cpu", "" if one is installed, or "none". Downloads nothing."""
     command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", *pins(), *source, "torch>=2.6"]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    if asked.returncode:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
         return "none"
-    names = [item["metadata"]["name"].lower() for item in json.loads(asked.stdout)["install"]]
-    return "cuda" if any(name.startswith(("nvidia-", "cuda-")) for name in names) else "cpu" if names else ""
+    names = [item["metadata"]["name"].lower() for item in json.loads(done.stdout)["install"]]
+    if any(name.startswith(("nvidia-", "cuda-")) for name in names):
+        return "cuda"
+    return "cpu" if names else ""
 
 
 def pins():
