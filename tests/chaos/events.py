@@ -56,8 +56,8 @@ class Disturbed:
 
         Jobs of earlier rounds are left out: a killed controller can come back with some, although their folders are gone.
         """
-        said = self.lab.run("squeue", "--noheader", "--array", "--format=%F_%K %T %r|%o", check=False).splitlines()
-        parts = [line.partition("|") for line in said]
+        lines = self.lab.run("squeue", "--noheader", "--array", "--format=%F_%K %T %r|%o", check=False).splitlines()
+        parts = [line.partition("|") for line in lines]
         return [line for line, mark, script in parts if not mark or script.startswith(f"{self.root}/")]
 
     def processes(self, program: str = "python") -> dict[Key, list[int]]:
@@ -113,9 +113,9 @@ class Event:
         for _ in range(6):
             key = self.moment(run)
             with contextlib.suppress(OSError, IndexError, KeyError):
-                said = self.hit(run, key)
-                if said is not None:
-                    return f"{'/'.join(key)} {said}".strip()
+                note = self.hit(run, key)
+                if note is not None:
+                    return f"{'/'.join(key)} {note}".strip()
             time.sleep(POLL_S)
         raise Missed
 
@@ -238,18 +238,18 @@ def fill_disk(run: Disturbed, key: Key) -> str | None:
 
     At first, space for some lines is left, until a writer has reported the full disk.
     """
-    filler, began, told = run.root / "filler", time.monotonic(), 0
+    filler, began, reports = run.root / "filler", time.monotonic(), 0
     with open(filler, "wb", buffering=0) as file:
         _fill(file)
         os.truncate(filler, filler.stat().st_size - (1 << 18))
-        while not told and time.monotonic() < began + 60 and run.processes():
+        while not reports and time.monotonic() < began + 60 and run.processes():
             time.sleep(POLL_S)
             written = [*run.root.glob("slurm/*_log.out"), *run.root.glob("jobs/*/*/failed*.json")]
-            told = sum("o space left" in path.read_text(errors="replace") for path in written)
+            reports = sum("o space left" in path.read_text(errors="replace") for path in written)
         _fill(file)
         time.sleep(run.random.uniform(0, 5))
     filler.unlink()
-    return f"for {time.monotonic() - began:.0f} s; {told} files say so" if told else None
+    return f"for {time.monotonic() - began:.0f} s; {reports} files say so" if reports else None
 
 
 def _fill(file: IO[bytes]) -> None:
@@ -268,9 +268,9 @@ def restart_controller(run: Disturbed, key: Key) -> str:
 def forbid_requeue(run: Disturbed, key: Key) -> str | None:
     if run.lab.run("scontrol", "update", f"JobId={run.task(key)}", "Requeue=0", check=False).strip():
         return None
-    how: Callable[..., str | None] = run.random.choice([partial(kill, "rank"), preempt, lose_node])
-    said = how(run, key)
-    return None if said is None else said or "preempted"
+    strike: Callable[..., str | None] = run.random.choice([partial(kill, "rank"), preempt, lose_node])
+    note = strike(run, key)
+    return None if note is None else note or "preempted"
 
 
 def hang(run: Disturbed, key: Key) -> str:
@@ -293,8 +293,8 @@ def lose_controller(run: Disturbed) -> str:
     child = _half_submitted(run)
     os.kill(run.lab.pid("slurmctld"), signal.SIGKILL)
     _back(run, 5)
-    said = child.communicate(timeout=400)[0].strip().splitlines()
-    return f"it ended with {child.returncode}" + (f": {said[-1][-200:]}" if child.returncode and said else "")
+    lines = child.communicate(timeout=400)[0].strip().splitlines()
+    return f"it ended with {child.returncode}" + (f": {lines[-1][-200:]}" if child.returncode and lines else "")
 
 
 def kill_submit(run: Disturbed) -> str:
@@ -307,8 +307,8 @@ def retry_during_report(run: Disturbed, key: Key) -> str:
     run.lab.run("scancel", run.task(key))
     _moment(run, ("report",))
     time.sleep(run.random.uniform(0, 4))
-    told = studies.curricula(run.lab, "retry", run.root, check=False).strip().splitlines()
-    return f"cancelled; retry said: {told[-1].replace(str(run.root), 'RUN')[:160] if told else ''}"
+    lines = studies.curricula(run.lab, "retry", run.root, check=False).strip().splitlines()
+    return f"cancelled; retry said: {lines[-1].replace(str(run.root), 'RUN')[:160] if lines else ''}"
 
 
 EVALUATION: Key = ("evaluate-instruct-50", "full-50/attacks-topk/tdc")

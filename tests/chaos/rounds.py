@@ -204,9 +204,9 @@ def _drive(run: Disturbed, deadline: float) -> list[str]:
             run.notes.append(f"user: rm -r {folder.removeprefix(str(run.root))}")
             commands.append("advice")
         verb = "retry" if {"failed", "cancelled", "interrupted", "stale"} & set(left.values()) else "submit"
-        said = run.submit() if verb == "submit" else studies.curricula(run.lab, "retry", run.root, check=False)
+        output = run.submit() if verb == "submit" else studies.curricula(run.lab, "retry", run.root, check=False)
         commands.append(verb)
-        error = next((line[:200] for line in said.splitlines() if "curricula:" in line), "")
+        error = next((line[:200] for line in output.splitlines() if "curricula:" in line), "")
         states = ", ".join(sorted({f"{name.split('/')[0]} {state}" for name, state in left.items()}))
         run.notes.append(f"user: {verb} ({states}{'; ' + error if error else ''})")
         quiet_since = 0.0
@@ -214,10 +214,11 @@ def _drive(run: Disturbed, deadline: float) -> list[str]:
 
 def _open(run: Disturbed) -> tuple[dict[str, str], list[str]]:
     """The state of every element that is not done, and the errors, according to `curricula status`."""
-    told = studies.curricula(run.lab, "status", run.root, "--json", check=False)
+    output = studies.curricula(run.lab, "status", run.root, "--json", check=False)
     try:
-        elements = json.loads(told[told.index("[\n") : told.rindex("]") + 1])
+        elements = json.loads(output[output.index("[\n") : output.rindex("]") + 1])
     except ValueError:
-        return {"the run": f"unknown: {told[-300:]}"}, []
-    left = [one for one in elements if one["job"] in JOBS and one["state"] != "done"]
-    return {f"{one['job']}/{one['label']}": one["state"] for one in left}, [one["error"] for one in left]
+        return {"the run": f"unknown: {output[-300:]}"}, []
+    left = [element for element in elements if element["job"] in JOBS and element["state"] != "done"]
+    states = {f"{element['job']}/{element['label']}": element["state"] for element in left}
+    return states, [element["error"] for element in left]

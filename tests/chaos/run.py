@@ -78,10 +78,10 @@ def _played(args: argparse.Namespace) -> tuple[list[Outcome], float]:
     """The rounds that an earlier call has left in the JSON file, and how many minutes they took."""
     if not args.json or not args.json.exists():
         return [], 0.0
-    found = json.loads(args.json.read_text())
-    if found["seed"] != args.seed:
-        sys.exit(f"chaos: {args.json} holds rounds with seed {found['seed']}, not {args.seed}; name another file")
-    return [Outcome(**one) for one in found["rounds"]], found["minutes"]
+    saved = json.loads(args.json.read_text())
+    if saved["seed"] != args.seed:
+        sys.exit(f"chaos: {args.json} holds rounds with seed {saved['seed']}, not {args.seed}; name another file")
+    return [Outcome(**outcome) for outcome in saved["rounds"]], saved["minutes"]
 
 
 def _keep(outcomes: Sequence[Outcome], minutes: float, args: argparse.Namespace) -> None:
@@ -137,29 +137,29 @@ def _events_of(number: int, args: argparse.Namespace) -> list[str]:
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     """For each kind of event, the number of rounds by outcome. A round with two events counts for both."""
-    found: dict[str, Counter[str]] = {}
+    counted: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         for name in outcome.events:
-            found.setdefault(name, Counter())[NOT_HIT if name in outcome.missed else outcome.verdict] += 1
-    return {name: dict(found[name]) for name in EVENTS if name in found}
+            counted.setdefault(name, Counter())[NOT_HIT if name in outcome.missed else outcome.verdict] += 1
+    return {name: dict(counted[name]) for name in EVENTS if name in counted}
 
 
 def markdown(outcomes: Sequence[Outcome], minutes: float, seed: int) -> str:
     """The final table, with a line above it about the rounds."""
-    found = counts(outcomes)
-    columns = [*FINE, *sorted({verdict for counted in found.values() for verdict in counted} - set(FINE))]
+    outcomes_of = counts(outcomes)
+    columns = [*FINE, *sorted({verdict for counted in outcomes_of.values() for verdict in counted} - set(FINE))]
     rows = [["event", "rounds", *columns], ["---", *["---:"] * (len(columns) + 1)]]
-    for name, counted in found.items():
+    for name, counted in outcomes_of.items():
         rows.append([EVENTS[name].title, str(sum(counted.values())), *(str(counted.get(c, "")) for c in columns)])
     total = Counter(outcome.verdict for outcome in outcomes)
     rows.append(["**rounds**", str(len(outcomes)), *(str(total.get(c, "")) for c in columns)])
-    said = (
+    line = (
         f"{len(outcomes)} rounds with seed {seed} in {minutes:.0f} minutes on {platform.system()} {platform.machine()}, "
         f"{datetime.now(timezone.utc):%Y-%m-%d}: {sum(total[verdict] for verdict in FINE)} ended with the "
         f"results of the undisturbed run, {total[BY_ITSELF]} of them by themselves. A round with two events counts for both."
         "\n\n"
     )
-    return said + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return line + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 if __name__ == "__main__":

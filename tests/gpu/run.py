@@ -68,15 +68,17 @@ PARTS = {
 
 
 def options() -> argparse.ArgumentParser:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("part", nargs="?", choices=PARTS)
-    asked.add_argument("--list", action="store_true", help="name the parts and stop")
-    asked.add_argument("--out", type=absolute, default="gpu-results")
-    asked.add_argument("--text", type=absolute, help="folder of real text for the losses (default: CURRICULA_DATA)")
-    asked.add_argument("--tokenizer", type=absolute, help="decoding: the folder of a tokenizer of 49,152 entries")
-    asked.add_argument("--litgpt-python", type=interpreter, default=sys.executable, help="python of an environment with LitGPT")
-    asked.add_argument("--smoke", action="store_true", help="collect the tests, run the benchmarks tiny and on the CPU")
-    return asked
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=PARTS)
+    parser.add_argument("--list", action="store_true", help="name the parts and stop")
+    parser.add_argument("--out", type=absolute, default="gpu-results")
+    parser.add_argument("--text", type=absolute, help="folder of real text for the losses (default: CURRICULA_DATA)")
+    parser.add_argument("--tokenizer", type=absolute, help="decoding: the folder of a tokenizer of 49,152 entries")
+    parser.add_argument(
+        "--litgpt-python", type=interpreter, default=sys.executable, help="python of an environment with LitGPT"
+    )
+    parser.add_argument("--smoke", action="store_true", help="collect the tests, run the benchmarks tiny and on the CPU")
+    return parser
 
 
 def main() -> int:
@@ -90,14 +92,14 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LIMIT_S
     with tempfile.TemporaryDirectory() as scratch:  # for a model that is too large to copy back
-        words = commands(PARTS[args.part], args, folder, Path(scratch))
-        ran = [run(command, deadline, folder / f"output-{number}.txt") for number, command in enumerate(words, 1)]
-    found = {"part": args.part, "title": PARTS[args.part].title, "device": device(), "commands": ran}
-    (args.out / f"{args.part}.json").write_text(json.dumps(found, indent=1) + "\n")
+        part_commands = commands(PARTS[args.part], args, folder, Path(scratch))
+        records = [run(command, deadline, folder / f"output-{number}.txt") for number, command in enumerate(part_commands, 1)]
+    results = {"part": args.part, "title": PARTS[args.part].title, "device": device(), "commands": records}
+    (args.out / f"{args.part}.json").write_text(json.dumps(results, indent=1) + "\n")
     text = table(args.out)
     (args.out / "table.md").write_text(text)
     print(text)
-    return 0 if all(one["code"] == 0 for one in ran) else 1
+    return 0 if all(record["code"] == 0 for record in records) else 1
 
 
 def absolute(text: str) -> Path:
@@ -110,28 +112,28 @@ def interpreter(text: str) -> str:
 
 
 def commands(part: Part, args: argparse.Namespace, folder: Path, scratch: Path) -> list[list[str]]:
-    made: list[list[str]] = []
+    result: list[list[str]] = []
     if part.tests:
         dry = ["--collect-only"] if args.smoke else []
-        made.append(["-m", "pytest", str(TESTS), "-vv", "-m", part.tests, *dry, "--junitxml", str(folder / "tests.xml")])
+        result.append(["-m", "pytest", str(TESTS), "-vv", "-m", part.tests, *dry, "--junitxml", str(folder / "tests.xml")])
     if part.variants:
         step = [str(BENCHMARKS / "training_step.py"), "--out", str(folder), "--steps", str(part.steps)]
         step += ["--json", str(folder / "results.json"), "--litgpt-python", args.litgpt_python, *_given("--text", args.text)]
         step += ["--smoke"] if args.smoke else ["--only", part.variants]
-        made.append(step + (["--sweep", "--timed", "3"] if part.sweep else []))
+        result.append(step + (["--sweep", "--timed", "3"] if part.sweep else []))
     if part.decoders:
         model = scratch / "model"
         shape = ["--tiny"] if args.smoke else []
-        made.append([str(TESTS / "random_model.py"), str(model), *_given("--tokenizer", args.tokenizer), *shape])
-        once = ["--model", str(model), "--repeats", "1", "--json"]
+        result.append([str(TESTS / "random_model.py"), str(model), *_given("--tokenizer", args.tokenizer), *shape])
+        common = ["--model", str(model), "--repeats", "1", "--json"]
         size = ["--tokens", "4", "--rows", "2", "--prompts", "1"] if args.smoke else []
-        made.append([
-            str(BENCHMARKS / "decoding.py"), *once, str(folder / "results.json"),
+        result.append([
+            str(BENCHMARKS / "decoding.py"), *common, str(folder / "results.json"),
             "--only", "topk" if args.smoke else part.decoders, *size,
         ])  # fmt: skip
         size = ["--width", "4", "--steps", "1", "--behaviours", "1"] if args.smoke else ["--device", "cuda"]
-        made.append([str(BENCHMARKS / "gcg.py"), *once, str(folder / "gcg.json"), *size])
-    return made
+        result.append([str(BENCHMARKS / "gcg.py"), *common, str(folder / "gcg.json"), *size])
+    return result
 
 
 def _given(option: str, value: Path | None) -> list[str]:
@@ -142,23 +144,23 @@ def run(words: list[str], deadline: float, output: Path) -> dict[str, Any]:
     """Run a command with this interpreter and return its record. At the part's deadline it is ended, with code 124."""
     command = [sys.executable, *words]
     print(f"$ {shlex.join(command)}", flush=True)
-    written = results_of(words)
-    if written:
-        written.unlink(missing_ok=True)  # left by an earlier call
+    results = results_of(words)
+    if results:
+        results.unlink(missing_ok=True)  # left by an earlier call
     began = time.monotonic()
     code = run_limited(command, max(1.0, deadline - began), output)
-    said = output.read_text(errors="replace")
-    print(said, flush=True)
+    text = output.read_text(errors="replace")
+    print(text, flush=True)
     record = {"command": shlex.join(words), "code": code, "seconds": round(time.monotonic() - began, 1)}
-    if written and written.exists():  # even if the command was ended
-        record |= {"tests": outcomes(written)} if "pytest" in words else {"results": json.loads(written.read_text())}
-    return record | {"output": said.splitlines()[-SHOWN_LINES:]}
+    if results and results.exists():  # even if the command was ended
+        record |= {"tests": outcomes(results)} if "pytest" in words else {"results": json.loads(results.read_text())}
+    return record | {"output": text.splitlines()[-SHOWN_LINES:]}
 
 
 def results_of(words: list[str]) -> Path | None:
     """The file to which a command writes its results."""
-    named = [Path(value) for option, value in zip(words, words[1:]) if option in ("--junitxml", "--json")]
-    return named[0] if named else None
+    paths = [Path(value) for option, value in zip(words, words[1:]) if option in ("--junitxml", "--json")]
+    return paths[0] if paths else None
 
 
 def run_limited(command: list[str], limit_s: float, output: Path) -> int:
@@ -192,12 +194,12 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def outcomes(file: Path) -> dict[str, str]:
     """Each test of a JUnit file, with "passed" or with how else it ended and why."""
-    found = {}
+    outcome_of = {}
     for case in ElementTree.parse(file).getroot().iter("testcase"):
         other = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
         message = "" if other is None else (other.get("message") or "").partition("\n")[0]
-        found[str(case.get("name"))] = "passed" if other is None else f"{other.tag}: {message[:200]}"
-    return found
+        outcome_of[str(case.get("name"))] = "passed" if other is None else f"{other.tag}: {message[:200]}"
+    return outcome_of
 
 
 def device() -> str:
@@ -215,27 +217,27 @@ def table(out: Path) -> str:
         if not (out / f"{name}.json").exists():
             continue
         part = json.loads((out / f"{name}.json").read_text())
-        for one in part["commands"]:
-            for what, outcome in summary(one):
+        for record in part["commands"]:
+            for what, outcome in summary(record):
                 lines.append(f"| {name} | {part['device']} | {what} | {outcome} |")
     return "\n".join(lines) + "\n"
 
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table for one command: its error, if it failed, and its outcomes."""
-    found = details(record)
+    rows = details(record)
     if record["code"]:
         last = record["output"][-1] if record["output"] else ""
         early = f"code {record['code']} after {record['seconds']} s: {last[:120]}"
-        return [(f"`{record['command'][:60]}`", early), *found]
-    return found or [(f"`{Path(record['command'].split()[0]).name}`", f"{record['seconds']} s")]
+        return [(f"`{record['command'][:60]}`", early), *rows]
+    return rows or [(f"`{Path(record['command'].split()[0]).name}`", f"{record['seconds']} s")]
 
 
 def details(record: dict[str, Any]) -> list[tuple[str, str]]:
     """The outcomes of a command: counts for a test suite, the time of each variant for a training benchmark."""
     if "tests" in record:
-        ways = [outcome.partition(":")[0] for outcome in record["tests"].values()]
-        return [("tests", ", ".join(f"{ways.count(how)} {how}" for how in sorted(set(ways))) or "none")]
+        outcomes = [outcome.partition(":")[0] for outcome in record["tests"].values()]
+        return [("tests", ", ".join(f"{outcomes.count(how)} {how}" for how in sorted(set(outcomes))) or "none")]
     rows = record.get("results", {}).get("rows")
     if isinstance(rows, list):
         return [(row["name"], row.get("failed") or f"{1000 * row['median_seconds']:,.0f} ms a step") for row in rows]
