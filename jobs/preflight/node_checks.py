@@ -26,7 +26,7 @@ QUERY = (
 )  # fmt: skip
 SMI_PATIENCE_S = 60.0
 USED_SHARE = 0.05
-"""Share of a GPU's memory above which it still runs another program before the job begins."""
+"""Largest share of a GPU's memory that can be in use before the job begins. If more is, another program is still running."""
 
 SIMULATED = "CURRICULA_SIMULATED_GPUS"
 """Environment variable with which a profile says that Slurm's GPUs are simulated, so that the CPU does the work."""

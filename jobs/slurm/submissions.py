@@ -30,7 +30,7 @@ Queue = Mapping[Task, TaskState]
 """Array tasks in Slurm's queue, as `commands.squeue()` lists them."""
 
 CONTENTS = "# runs "
-"""Prefix of the line of a batch script that says what it runs, as the JSON of a `Contents`."""
+"""Prefix of the line in a batch script that says what the script runs: a `Contents` as JSON."""
 REMEMBERED_S = 7 * 86400.0
 """How long a node that failed is avoided. After a week it may have been repaired."""
 ENOUGH_NODES = 3

@@ -64,7 +64,7 @@ def repeated(root: Path) -> list[str]:
         sentences += [f"{path}: step {step} is recorded {count} times" for step, count in steps.items() if count > 1]
     for path in root.glob("eval/**/*.jsonl"):
         keys = Counter((row["key"], row.get("judge"), row.get("version")) for row in read_jsonl(path) if "key" in row)
-        sentences += [f"{path}: {key} is there {count} times" for key, count in keys.items() if count > 1]
+        sentences += [f"{path}: {key} occurs {count} times" for key, count in keys.items() if count > 1]
     return sentences
 
 

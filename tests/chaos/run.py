@@ -92,7 +92,7 @@ def _keep(outcomes: Sequence[Outcome], minutes: float, args: argparse.Namespace)
 
 
 def _play_all(folder: Path, args: argparse.Namespace, outcomes: list[Outcome], began: float) -> None:
-    """Play the rounds that are left, and add their outcomes in the order in which they end. The labs run only meanwhile."""
+    """Play the rounds that are left, and add their outcomes in the order in which they end. Labs run as long as rounds do."""
     played = {outcome.number for outcome in outcomes}
     numbers = [number for number in args.only or range(1, args.rounds + 1) if number not in played]
     if not numbers:

@@ -54,7 +54,7 @@ class Part:
 
 PARTS = {
     "engine": Part("torch backend, kernels, packed rows, a killed run, preflight", tests="gpu and not te"),
-    "step-bf16": Part("a step in bf16 beside LitGPT", variants="LitGPT,ours torch bf16"),
+    "step-bf16": Part("a step in bf16, compared with LitGPT", variants="LitGPT,ours torch bf16"),
     "te": Part("Transformer Engine and fp8: losses, change of backend, memory", tests="gpu and te"),
     "step-te": Part("a step with Transformer Engine, bf16 and fp8", variants="ours te"),
     "sizes": Part("a step by micro-batch and sequence length", variants="nothing else", sweep=True),
@@ -63,7 +63,9 @@ PARTS = {
     "fusions": Part("a step in fp8, with and without fused operations", variants="fusion"),
     "losses-bf16": Part("300 steps in bf16", variants="ours te bf16", steps=300),
     "losses-fp8": Part("300 steps in fp8", variants="ours te fp8 delayed", steps=300),
-    "decoding": Part("SafeBeam, top-k and GCG of a model of 1.7B's shape beside transformers", decoders="beams,topk,refill"),
+    "decoding": Part(
+        "SafeBeam, top-k and GCG with a model of 1.7B's shape, compared with transformers", decoders="beams,topk,refill"
+    ),
 }
 
 
