@@ -104,8 +104,7 @@ def preflight(
     problems = examine(run, inputs, settings, environment) if ranks.local_rank == 0 else ()
     rendezvous.put_own("report", _Report(node, *problems))
     nodes = decide("examined", lambda: _judge_reports(rendezvous, settings, environment)).nodes
-    rendezvous.put_own("clock", time.time())  # comparable, because all have just received the verdict
-    decide("clocks", lambda: _compare_clocks(rendezvous, nodes, settings))
+    decide("clocks", lambda: _compare_clocks(rendezvous.gather_times("examined"), nodes, settings))
     speed = _measure(decide, rendezvous, ranks, nodes, settings)
     if ranks.rank == 0:
         took_s = time.monotonic() - began
@@ -192,8 +191,8 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "", reason)
 
 
-def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Preflight) -> _Verdict:
-    clocks = rendezvous.gather("clock", float)
+def _compare_clocks(clocks: Mapping[int, float], nodes: Sequence[str], settings: Preflight) -> _Verdict:
+    """`clocks`: the time at the same moment in each process, by rank. Processes that have stopped answering have none."""
     lost = [BadNode(node, "it stopped answering") for rank, node in enumerate(nodes) if rank not in clocks]
     if lost:
         return _Verdict(tuple(lost))
@@ -343,21 +342,28 @@ class Rendezvous:
     def broadcast(self, name: str, kind: type[Value], value: Value | None) -> Value:
         """Return rank 0's `value` in every process. Rank 0 waits until the others have read it, or `GOODBYE_S` have passed.
 
-        Raises PeerLost if rank 0 ended before it set a value.
+        Each process records when it had the value, for `gather_times`. Raises PeerLost if rank 0 ended before it set a value.
         """
         if self.rank == 0:
             assert value is not None
+            self.put_own(f"{name} received", time.time())
             self.put(name, value)
-            self.put_own(f"{name} received", True)
             self._missing(f"{name} received", GOODBYE_S)
             return value
         try:
             self.store.wait([name], datetime.timedelta(seconds=2 * self.patience_s))
             received = self.get(name, kind)
-            self.put_own(f"{name} received", True)
+            self.put_own(f"{name} received", time.time())
         except RuntimeError:  # includes torch's DistError
             raise PeerLost("the first process ended without a verdict; see the log of rank 0") from None
         return received
+
+    def gather_times(self, name: str) -> dict[int, float]:
+        """When each rank had the value that was broadcast under this name, as Unix time by its own clock.
+
+        For rank 0 this is before it waits for the others: one that reads late does not make rank 0's clock look wrong.
+        """
+        return self.gather(f"{name} received", float)
 
     def _missing(self, name: str, patience_s: float) -> Sequence[int]:
         """The ranks that have not set their own value of this name within `patience_s`."""

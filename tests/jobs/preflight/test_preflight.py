@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import msgspec
@@ -113,13 +114,25 @@ def test_the_node_whose_clock_is_wrong_is_named_even_if_it_is_the_first(run, fre
 
 def test_of_two_clocks_that_differ_either_may_be_wrong():
     def compared(*clocks):
-        return _compare_clocks(SimpleNamespace(gather=lambda *_: dict(enumerate(clocks))), ["a", "a", "b"], Preflight())
+        return _compare_clocks(dict(enumerate(clocks)), ["a", "a", "b"], Preflight())
 
     assert compared(10.0, 10.0, 14.0) == _Verdict()
     verdict = compared(10.0, 10.0, 70.0)
     assert verdict.problems == () and verdict.failure.startswith("the clocks of a and b are 60.0 s apart")
-    stopped = _compare_clocks(SimpleNamespace(gather=lambda *_: {0: 1.0, 1: 1.0}), ["a", "a", "b"], Preflight())
+    stopped = _compare_clocks({0: 1.0, 1: 1.0}, ["a", "a", "b"], Preflight())
     assert [problem.node for problem in stopped.problems] == ["b"]
+
+
+def test_a_process_that_reads_the_verdict_late_does_not_make_the_first_ones_clock_look_wrong(free_port):
+    first, second, third = (Rendezvous(Ranks(rank, 3, 0, f"127.0.0.1:{free_port}"), 60.0) for rank in range(3))
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(first.broadcast, "examined", int, 3)
+        second.broadcast("examined", int, None)
+        time.sleep(2)
+        third.broadcast("examined", int, None)
+        sent.result()
+    verdict = _compare_clocks(first.gather_times("examined"), ["a", "b", "c"], Preflight(max_skew_s=1))
+    assert [problem.node for problem in verdict.problems] == ["c"]
 
 
 @pytest.mark.parametrize(
