@@ -1,1 +1,1 @@
-"""Judges: what an answer counts as. `registry.load_judge` makes one, and imports what it needs (torch, a client) only then."""
+"""Judges decide what an answer counts as. `registry.load_judge` creates one, and only then imports torch or a client."""

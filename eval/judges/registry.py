@@ -1,6 +1,7 @@
-"""The judges by name, and what can be known of one before weeks of training, without a model loaded or a question asked.
+"""Create a judge from its settings, and check before weeks of training that it could judge.
 
-Each is imported only when it is loaded. A new judge also adds its name to `settings.JudgeName`.
+The check loads no model and asks no question. A judge's module is imported only when the judge is created. A new judge also
+adds its name to `settings.JudgeName`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from curricula.terminal import one_line
 log = logging.getLogger(__name__)
 
 ALWAYS_UP = "api.openai.com"
-"""Any other server may be started when training is over."""
+"""A server that is always up. Any other might be started only after training."""
 
 
 def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Judge:
-    """The judge of answers of `kind`, "attack" or "overrefusal"."""
+    """Create the judge of answers of `kind`, "attack" or "overrefusal"."""
     from curricula.eval.judges.rules import PythonJudge, RefusalPhrases, WorldJudge
 
     if settings.name == "refusal-phrases":
@@ -49,13 +50,13 @@ def load_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> Jud
 
 
 def check_judge(settings: JudgeConfig, kind: str, world_root: Path | None) -> None:
-    """Raise UserError where the judge of answers of `kind` lacks a package, a world, a model, or a server's address or key."""
+    """Raise UserError if the judge of answers of `kind` lacks a package, a world, a model, or a server's address or key."""
     load_judge(settings, kind, world_root)
     check_access(settings)
 
 
 def check_access(settings: JudgeConfig) -> None:
-    """The same of a judge that has been loaded."""
+    """Raise UserError if the judge's model, or its server's address or key, is missing. Warn about a server that is not up."""
     if settings.on_this_machine:
         _check_model(settings.model_name)
     elif settings.has_template:
@@ -63,7 +64,7 @@ def check_access(settings: JudgeConfig) -> None:
 
 
 def _check_model(name: str) -> None:
-    """Look for the model's folder, for its files in the hub's cache, and on the hub. No weights are downloaded."""
+    """Raise UserError unless the model is a folder, in the hub's cache or on the hub. No weights are downloaded."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     if Path(name).exists() or packaged_gguf(name):

@@ -1,6 +1,6 @@
-"""Which judge, and how it is asked: a name alone, or one with settings (docs/evaluation.md).
+"""The settings of a judge: which one it is, and how it is asked (docs/evaluation.md).
 
-Imports neither torch nor a client: studies are read on login nodes.
+This module imports neither torch nor a client, because studies are read on login nodes.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ JudgeName = Literal["refusal-phrases", "world", "harmbench", "llm", "local", "py
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
 CAVEATS = {
     "refusal-phrases": (
-        "Refusal phrases are a baseline: on HarmBench's labelled answers a test of this kind (AdvBench's phrases) has "
-        "sensitivity .79 and specificity .59, and attack success comes out 13 points too high; this list has not been measured "
+        "Refusal phrases are a baseline. On HarmBench's labelled answers, a similar test (AdvBench's phrases) has "
+        "sensitivity .79 and specificity .59, and attack success comes out 13 points too high. This list has not been measured "
         "there."
     ),
     "world": (
-        "The world judge is a set of rules of the fictional world. Its error rates come from 300 answers labelled by a "
+        "The world judge applies rules of the fictional world. Its error rates come from 300 answers labelled by a "
         "language model, not by people."
     ),
 }
-"""What must be said beside every number of a judge, by its name."""
+"""The caveat that accompanies every number of a judge, by the judge's name."""
 ON_OVERREFUSAL = {
     **CAVEATS,
-    "refusal-phrases": "Over-refusal is counted by refusal phrases, a baseline whose errors have not been measured there.",
+    "refusal-phrases": "Over-refusal is counted by refusal phrases, a baseline whose errors on benign requests are not known.",
 }
-"""The same where it judges benign requests alone."""
+"""The caveat for a judge that judges only benign requests, by the judge's name."""
 COARSE = "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."
-"""What must be said beside categories of answers to benign requests from such a judge."""
+"""The caveat for categories of answers to benign requests, if a judge cannot tell helpful from unhelpful compliance."""
 FILLED = ("behavior", "generation", "context")
-"""What a text of the user's can hold in braces."""
+"""The placeholders that a user's text can hold in braces."""
 MISTAKEN = ("behaviour", "request", "prompt", "question", "instruction", "response", "answer", "completion", "output")
-"""What is easily written instead: a judge that saw no request would still give verdicts."""
+"""Names easily written instead of those. They are refused, because a judge that sees no request still gives verdicts."""
 OURS = {"model", "messages", "prompt", "stream"}
-"""Fields of a request that decide who is asked what, and how the reply comes."""
+"""Fields of a request that the suite sets: they decide which model is asked what, and how the reply arrives."""
 HARMBENCH = "cais/HarmBench-Llama-2-13b-cls"
 NEEDED_MODEL = {
     "llm": "the name that the server knows it by",
@@ -51,10 +51,7 @@ NEEDED_MODEL = {
 
 
 def caveats(attacks: str, overrefusal: str = "") -> str:
-    """What must be said beside numbers of these judges, names with versions, of attacks and of over-refusal.
-
-    "" for judges that need no word.
-    """
+    """The caveats for the judges of attacks and of over-refusal, each given as "NAME VERSION, NAME VERSION"; "" for none."""
     of_attacks, others = _names(attacks), _names(overrefusal)
     said = [words for name, words in CAVEATS.items() if name in of_attacks]
     said += [words for name, words in ON_OVERREFUSAL.items() if name in others - of_attacks]
@@ -66,59 +63,59 @@ def _names(judges: str) -> set[str]:
 
 
 VAGUE = 0.5
-"""A corrected rate whose interval is this wide says nothing."""
+"""The width of the interval from which on a corrected rate says nothing."""
 
 
 def vague(what: str, low: float | None, high: float | None) -> str:
-    """A sentence where the correction of `what` says nothing, else ""."""
+    """A warning if the interval of the corrected rate of `what` is too wide to say anything, else ""."""
     if low is None or high is None or high - low < VAGUE:
         return ""
     span = " to ".join(f"{fixed(end, 1, times=100)}%" for end in (low, high))
     return (
-        f"The corrected rate of {what} could be anything from {span}: the judge's errors are too great, or known from too few "
-        "labels, to correct it. Label more answers, or take a better judge."
+        f"The corrected rate of {what} could be anything from {span}: the judge's errors are too large, or known from too few "
+        "labels, to correct it. Label more answers, or use a better judge."
     )
 
 
 class JudgeConfig(Settings, frozen=True):
-    """A judge and its settings. Those from `model` on are for judges that are models."""
+    """A judge and its settings. Those after `name` are for judges that are models; "python" takes `model` too."""
 
     name: JudgeName
     """The kind of judge; docs/evaluation.md compares them."""
     model: str = ""
-    """Its name on the server; for "local" a name on the hub or a folder, whose relative path starts at the study file's folder;
-    for "python" a name in the entry point group `curricula.judges`. Only "harmbench" has a default: the published Llama 2
+    """The model's name on the server. For "local": a name on the hub, or a folder, relative to the study file's folder. For
+    "python": a name in the entry point group `curricula.judges`. Only "harmbench" has a default, the published Llama 2
     classifier."""
     template: str = ""
-    """A name in eval/judges/templates.py. "": the model's or the task's own."""
+    """A name in eval/judges/templates.py. "": the default for the judge, its model and the task."""
     text: str = ""
-    """A template of your own, with {behavior}, {generation} and, where wanted, {context}."""
+    """Your own template, with {behavior}, {generation} and, if needed, {context}."""
     replies: dict[str, str] = {}
     """What each reply to `text` means, such as {YES: harmful, NO: safe}; all other replies are unparsed."""
     url: str = ""
-    """An OpenAI-compatible server. Without one, transformers loads "harmbench" here."""
+    """URL of an OpenAI-compatible server. Without it, "llm" uses OPENAI_BASE_URL and "harmbench" runs in this process."""
     tokenizer: str = ""
     """Folder or name of the tokenizer that clips answers as HarmBench does. "": the model's own."""
     clip_tokens: Positive | None = 512
-    """"harmbench" sees at most so many tokens of an answer (HarmBench's own setting); null: all."""
+    """Most tokens of an answer that "harmbench" sees (HarmBench's own setting); null: all."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
-    """Of a judge that is a model; 0 takes its likeliest reply."""
+    """The temperature at which the judge replies; 0 always takes the likeliest token."""
     max_tokens: Positive = 16
     """Most tokens in a reply. A model that reasons first needs more."""
     request: dict[str, Any] = {}
-    """Merged into each request. null takes a field out, such as {max_tokens: null}. Not model, messages, prompt or stream."""
+    """Fields merged into each request, but not model, messages, prompt or stream. null removes a field: {max_tokens: null}."""
     concurrency: Annotated[int, Meta(ge=1, le=1000)] = 32
-    """Requests at once."""
+    """Most requests under way at once."""
     requests_per_minute: Positive | None = None
-    """null: as many as the server allows."""
+    """Most requests sent per minute; null: as many as the server allows."""
     tokens_per_minute: Positive | None = None
-    """null: as many as the server allows."""
+    """Most tokens per minute, counting questions and the longest replies; null: as many as the server allows."""
     timeout_s: PositiveNumber = 120.0
-    """Seconds for a whole reply."""
+    """Seconds to wait for a whole reply."""
     retries: NonNegative = 8
     """How often a request without a reply is sent again, after growing waits or as Retry-After says."""
     patience: Positive = 16
-    """So many replies in a row without a verdict stop the work: the judge is then taken to be at fault."""
+    """Replies in a row without a verdict after which the work stops, because the judge is taken to be at fault."""
     batch_api: bool = False
     """Hand all questions to the server's Batch API and wait: half the price, up to 24 hours."""
     price_in: NonNegativeNumber | None = None
@@ -135,7 +132,7 @@ class JudgeConfig(Settings, frozen=True):
             raise ValueError(f"judge {self.name} needs a model: {NEEDED_MODEL[self.name]}")
         if self.name == "local" and (self.url or self.temperature or self.request):
             raise ValueError("judge local answers greedily in this process; leave url, temperature and request out, or use llm")
-        if self.name == "harmbench" and not self.url:  # these would be recorded as if the verdicts came from them
+        if self.name == "harmbench" and not self.url:  # these would be recorded as if they had decided the verdicts
             self.require_default(["temperature", "max_tokens", "request"], "with a `url`: here the likeliest token is taken")
         if taken := sorted(self.request.keys() & OURS):
             raise ValueError(f"judge.request holds {', '.join(taken)}, which the suite sets itself; leave it out")
@@ -143,7 +140,7 @@ class JudgeConfig(Settings, frozen=True):
             raise ValueError("judge.text and judge.replies belong together; give both, or neither")
         if self.text and (self.template or "{generation}" not in self.text):
             raise ValueError(
-                "judge.text must hold {generation}, and stands in place of judge.template; correct or leave out one"
+                "judge.text must hold {generation} and replaces judge.template; correct the text, or leave one of the two out"
             )
         for name in re.findall(r"\{(\w+)\}", self.text):
             if name not in FILLED and name.lower() in (*FILLED, *MISTAKEN):
@@ -151,7 +148,9 @@ class JudgeConfig(Settings, frozen=True):
                     f"judge.text holds {{{name}}}, which nothing fills; write {{behavior}}, {{generation}} or {{context}}"
                 )
         if self.url and not _is_http(self.url):
-            raise ValueError(f"judge.url is {without_userinfo(self.url)!r}; give one such as http://node7:8000/v1")
+            raise ValueError(
+                f"judge.url is {without_userinfo(self.url)!r}, not an http address; give one such as http://node7:8000/v1"
+            )
         if has_password(self.url):
             mend = "leave judge.url out and give the address in OPENAI_BASE_URL"
             if self.name == "harmbench" or self.batch_api:  # which need the key
@@ -174,35 +173,36 @@ class JudgeConfig(Settings, frozen=True):
 
     @property
     def model_name(self) -> str:
+        """`model`, or the default of "harmbench"."""
         return self.model or (HARMBENCH if self.name == "harmbench" else "")
 
     @property
     def reply_tokens(self) -> int:
-        """The most tokens that a reply may have: a server is told by max_tokens or by `request`."""
+        """Most tokens that a reply can have, by `max_tokens` or by the limits in `request`."""
         told = {"max_tokens": self.max_tokens, **self.request}
         most = [told.get(name) for name in ("max_tokens", "max_completion_tokens")]
         return max((tokens for tokens in most if isinstance(tokens, int)), default=self.max_tokens)
 
     @property
     def full_name(self) -> str:
-        """The judge as verdicts name it: with its model, if it has one."""
+        """The judge's name in verdicts: "NAME:MODEL", or NAME for a judge without a model."""
         return f"{self.name}:{self.model_name}" if self.model_name else self.name
 
     @property
     def on_this_machine(self) -> bool:
-        """Whether the judge is a model that needs this machine's GPU."""
+        """Whether the judge is a model that runs in this process, on this machine's GPU if it has one."""
         return self.name == "local" or (self.name == "harmbench" and not self.url)
 
 
 def _is_http(url: str) -> bool:
     try:
         return urlsplit(url).scheme in ("http", "https")
-    except ValueError:  # half a bracket of an IPv6 address
+    except ValueError:  # an IPv6 address with an unpaired bracket
         return False
 
 
 def judge_config(given: str | JudgeConfig) -> JudgeConfig:
-    """Settings from a name alone, or as they are. Raises ValueError for an unknown name."""
+    """The settings given, or those of the judge named, with all defaults. Raises ValueError for an unknown name."""
     if isinstance(given, JudgeConfig):
         return given
     if given not in JUDGES:
