@@ -1,8 +1,8 @@
-"""Questions to a judge through the server's Batch API: upload files of requests, download files of replies, at half the price.
+"""Ask a judge through the server's Batch API: upload files of requests and download files of replies, at half the price.
 
-Replies come in any order and are joined by `custom_id`, the hash of the question. `<notes>.batches.json` records which batches
-are open, before and after each is made, so that a kill neither loses nor doubles one: a batch that was made but not recorded is
-found again on the server by its mark. One that brought no verdict is recorded as spent, so that a new one is made.
+Replies come in any order and are matched by `custom_id`, the hash of the question. `<notes>.batches.json` records the open
+batches, before and after each is made, so that a kill neither loses nor duplicates one: a batch that was made but not recorded
+is found on the server by its mark. A batch that brought no verdict is recorded as spent, so that a new one is made.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from curricula.eval.judges.model_judge import ModelJudge
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict, question_key
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
-"""Of a file of OpenAI's Batch API."""
+"""Limits of OpenAI's Batch API for one file."""
 POLL_S = 60.0
-"""Between two looks at a batch."""
+"""Seconds between two looks at a batch."""
 MARK = "curricula"
-"""The key in a batch's metadata."""
+"""The key of the mark in a batch's metadata."""
 OVER = ("completed", "failed", "expired", "cancelled")
-"""The states in which nothing more happens to a batch."""
+"""Final states of a batch."""
 
 
 async def rule_by_batch(
     judge: ModelJudge, endpoint: Endpoint, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool
 ) -> None:
-    """Collect the results of open batches, make new ones from what is left, and wait for them. `settle` gets every verdict.
+    """Collect the results of open batches, make new ones for the questions left, and wait for these. Verdicts go to `settle`.
 
-    `proven`: this judge has given verdicts before. Otherwise a batch without any is the judge's fault and is not settled.
+    If the judge is not `proven` (it has given no verdict before), a batch without any verdict is its fault and is not settled.
     """
     work = _Batches(judge, endpoint, settle, notes.with_name(f"{notes.name}.batches.json"), proven)
     left = {question_key(judge.name, judge.version, question): question for question in questions}
@@ -50,7 +50,7 @@ async def rule_by_batch(
             work.save()
         for mark in list(work.open):
             await work.make(mark, files.get(mark))
-        asks_these = not files.keys().isdisjoint(work.open)  # else only batches of other questions are over
+        asks_these = not files.keys().isdisjoint(work.open)  # otherwise the open batches hold other questions
         for mark in list(work.open):
             await work.collect(mark, left)
         if asks_these and len(left) == count:
@@ -61,12 +61,12 @@ async def rule_by_batch(
 
 
 def verdict_of(judge: ModelJudge, endpoint: Endpoint, reply: Reply) -> Verdict:
-    """The verdict in a reply. It is read before the key is taken out: a local server's key may be any word, "no" too."""
+    """The verdict in a reply. The server's key is removed only from the stored text, because it can be any word, even "no"."""
     return msgspec.structs.replace(judge.read(reply), reply=endpoint.without_key(reply.text))
 
 
 class _Batches:
-    """The open batches by their marks, each with its id on the server once it is known."""
+    """The open batches of one file of verdicts, and the record of them."""
 
     def __init__(self, judge: ModelJudge, endpoint: Endpoint, settle: Settle, path: Path, proven: bool) -> None:
         self.judge, self.endpoint, self.settle, self.path, self.proven = judge, endpoint, settle, path, proven
@@ -76,6 +76,7 @@ class _Batches:
         if recorded.get("version") != judge.version:
             recorded = {}
         self.open: dict[str, str | None] = recorded.get("open", {})
+        """The open batches' ids on the server, by mark; None until one is made, or found there."""
         self.spent: list[str] = recorded.get("spent", [])
         """Ids of batches that are over and brought no verdict."""
 
@@ -91,7 +92,7 @@ class _Batches:
             self.path.unlink(missing_ok=True)
 
     def files(self, left: dict[str, Question]) -> dict[str, bytes]:
-        """The files of requests by their marks, hashes of their bytes."""
+        """The files of requests for the questions left, by mark: the hash of the file."""
         files: list[list[bytes]] = [[]]
         size = 0
         for key, question in sorted(left.items()):
@@ -105,7 +106,10 @@ class _Batches:
         return {hashlib.sha256(data).hexdigest()[:32]: data for data in map(b"".join, files)}
 
     async def make(self, mark: str, data: bytes | None) -> None:
-        """Make the batch `mark` unless it is there. Forget it if it is not and its questions have changed."""
+        """Make the batch `mark` from `data`, unless the server has it.
+
+        Without `data`, its questions have changed: it is forgotten if the server does not have it.
+        """
         if self.open[mark]:
             return
         self.open[mark] = await self.endpoint.call(lambda client: self._find(client, mark), self.model)
@@ -125,14 +129,14 @@ class _Batches:
         self.save()
 
     async def _find(self, client: Any, mark: str) -> str | None:
-        """The id of the batch with this mark, made before a kill. Spent ones do not count."""
+        """The id of the batch with this mark that a killed process made; None if there is none. Spent batches do not count."""
         async for batch in client.batches.list(limit=100):
             if (batch.metadata or {}).get(MARK) == mark and batch.id not in self.spent:
                 return batch.id
         return None
 
     async def collect(self, mark: str, left: dict[str, Question]) -> None:
-        """Wait until the batch is over, settle its verdicts, and take those questions out of `left`."""
+        """Wait for the batch to end, settle its verdicts, and take their questions out of `left`."""
         id = self.open[mark]
         while (batch := await self._get(lambda client: client.batches.retrieve(id))) and batch.status not in OVER:
             await asyncio.sleep(POLL_S)
@@ -146,7 +150,7 @@ class _Batches:
             self._close(mark, spent=True)
             raise UserError(
                 f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(reason)}); correct the judge's settings, "
-                "wait until other batches there are over, or set judge.batch_api to false"
+                "wait until other batches there have ended, or set judge.batch_api to false"
             )
         verdicts = []
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
@@ -155,7 +159,7 @@ class _Batches:
                 self._close(mark, spent=True)
                 raise UserError(
                     f"{self.endpoint.host} no longer has the replies of batch {id}; run the same command again to ask its "
-                    "questions, and pay for them, anew"
+                    "questions, and pay for them, a second time"
                 )
             for key, verdict in self._read(found.content if found else b""):
                 if key in left:
@@ -167,13 +171,13 @@ class _Batches:
             last = self.endpoint.shown(verdicts[-1][1].reply or "")
             raise UserError(
                 f"judge {self.model} at {self.endpoint.host} gave no verdict: its replies to all {len(verdicts)} questions of "
-                f"batch {id} were like {last!r}; check the judge's settings (patience, if so many are to be expected)"
+                f"batch {id} were like {last!r}; check the judge's settings (patience, if such replies are expected)"
             )
         self.settle(verdicts)
         self._close(mark, spent=none_good)
 
     async def _get(self, ask: Callable[..., Awaitable[Any]]) -> Any:
-        """A batch, or the content of a file; None where the server does not have it, or has deleted it."""
+        """A batch, or the content of a file; None if the server does not have it or has deleted it."""
 
         async def found(client: Any) -> Any:
             try:
@@ -184,7 +188,7 @@ class _Batches:
         return await self.endpoint.call(found, self.model)
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
-        """The verdicts in a file of replies. Requests that expired, met a server error or were broken off are left out."""
+        """The verdicts in a file of replies. Requests that expired, met a server error or were cut off are left out."""
         for line in content.splitlines():
             try:
                 row = json.loads(line)

@@ -1,6 +1,6 @@
-"""Judges that are models: how a question becomes a request, and a reply a verdict; and those that run in this process.
+"""Judges that are models: how a question becomes a request and a reply a verdict, and the judges that run in this process.
 
-These are HarmBench's classifier, and any chat or guard model (docs/evaluation.md). They import torch when they are asked.
+HarmBench's classifier and any chat or guard model can run here (docs/evaluation.md). They import torch when first asked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from curricula.eval.judges.templates import Template, version_of
 from curricula.terminal import one_line
 
 ANSWERS_AT_ONCE = 16
-"""In one forward pass."""
+"""Answers in one forward pass."""
 TOO_LONG = Verdict(label=UNPARSED, reply="not asked: longer than the judge's context")
 
 
 class ModelJudge(Judge):
-    """Judges questions of one kind, that of its template."""
+    """A judge that asks a model. It judges answers of one kind, that of its template."""
 
     def __init__(self, settings: JudgeConfig, template: Template) -> None:
         self.settings, self.template = settings, template
@@ -39,7 +39,7 @@ class ModelJudge(Judge):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Of HarmBench's classifiers."""
+        """The tokenizer of HarmBench's classifiers."""
         from transformers import AutoTokenizer
 
         mend = "name its folder as judge.tokenizer, or set judge.clip_tokens to null"
@@ -51,7 +51,7 @@ class ModelJudge(Judge):
         return tokenizer
 
     def clip(self, text: str) -> str:
-        """An answer up to `clip_tokens` tokens of the judge's tokenizer, where HarmBench cuts it. An LLM sees all of it."""
+        """For "harmbench", the first `clip_tokens` tokens of an answer, as HarmBench clips it. Other judges see all of it."""
         limit = self.settings.clip_tokens
         if self.settings.name != "harmbench" or limit is None:
             return text
@@ -84,18 +84,20 @@ class ModelJudge(Judge):
         return [*system, {"role": "user", "content": prompt}]
 
     def read(self, reply: Reply) -> Verdict:
-        """The verdict after a judge's thoughts. What was cut short may only lead up to one, unless its first line is one, in a
-        single word."""
+        """The verdict in a reply, after the judge's thoughts.
+
+        A reply that was cut short might only lead up to a verdict. It counts if its first line is one, in a single word.
+        """
         said = after_thoughts(reply.text)
         label, first = self.template.read(said), said.partition("\n")[0]
         if reply.cut and (len(first.split()) > 1 or self.template.read(first) != label):
             label = UNPARSED
-        # A server's JSON may hold half of a surrogate pair, which no file of rows can.
+        # A server's JSON can hold half of a surrogate pair, but a file of rows cannot.
         return Verdict(label=label, reply=reply.text.encode(errors="replace").decode())
 
 
 class InProcess(ModelJudge):
-    """Subclasses read token ids and reply."""
+    """A judge in this process. Subclasses turn a question into token ids, and token ids into a reply."""
 
     @property
     @abstractmethod
@@ -110,8 +112,8 @@ class InProcess(ModelJudge):
 
     def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
         prompts = [self.prompt(question) for question in questions]
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)  # little padding
-        held: list[tuple[Question, Verdict]] = []  # unreadable, before the first readable reply
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)  # for little padding
+        held: list[tuple[Question, Verdict]] = []  # kept back until a first reply can be read
         for start in range(0, len(order), ANSWERS_AT_ONCE):
             places = order[start : start + ANSWERS_AT_ONCE]
             encoded = [(questions[place], self._ids(questions[place], prompts[place])) for place in places]
@@ -132,6 +134,8 @@ class InProcess(ModelJudge):
 
 
 class LocalClassifier(InProcess):
+    """One of HarmBench's classifiers. Its reply is one token, the likeliest."""
+
     @cached_property
     def _model(self) -> Any:
         import torch
@@ -154,14 +158,14 @@ class LocalClassifier(InProcess):
 
         encoded = self.tokenizer.pad({"input_ids": texts}, return_tensors="pt").to(self._model.device)
         mask = encoded["attention_mask"]
-        places = (mask.cumsum(-1) - 1).clamp(min=0)  # padding moves no token
+        places = (mask.cumsum(-1) - 1).clamp(min=0)  # so that padding shifts no token
         with torch.inference_mode():
             out = self._model(input_ids=encoded["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1)
         return [Reply(self.tokenizer.decode([token]), cut=False) for token in out.logits[:, -1].argmax(-1).tolist()]
 
 
 class LocalModel(InProcess):
-    """A chat model or a guard model. Special tokens that a judged answer quotes are read as text."""
+    """A chat model or a guard model. Special tokens quoted in a judged answer are read as text."""
 
     @cached_property
     def _loaded(self) -> Any:
@@ -195,13 +199,16 @@ class LocalModel(InProcess):
             text, cut = prompt, render_turns(loaded.tokenizer, loaded.tokenizer.chat_template, turns, name).split(MARK)
         if len(cut) != 2:
             raise UserError(
-                f"{name}: the judge's chat template does not show the answer once; ask it through a server (judge llm)"
+                f"{name}: the judge's chat template does not show the answer exactly once; ask it through a server (judge llm)"
             )
         return [*(loaded.beginning if self.template.completes else ()), *loaded.encode_turn(cut[0], text, cut[1])]
 
 
 def read_judge(load: Callable[..., Any], name: str, problem: str, mend: str) -> Any:
-    """What `load`, of transformers, reads from a folder, or from a name on the hub, which may end in @REVISION."""
+    """Load a judge's model or tokenizer with `load`, from a folder or from a name on the hub, which can end in @REVISION.
+
+    Raises UserError with `problem` and `mend` if it cannot be loaded.
+    """
     repository, _, revision = name.partition("@")
     explained: AbstractContextManager[None] = hub_explained(f"judge {name}", repository, revision or None)
     if Path(name).exists():

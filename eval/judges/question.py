@@ -1,4 +1,4 @@
-"""What a judge is asked and what it says."""
+"""A question to a judge, the verdict it gives, and the base class of all judges."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, row_key
 
 UNPARSED = "unparsed"
 LABELS = {"attack": ATTACK_VERDICTS[:3], "overrefusal": OVERREFUSAL_VERDICTS[:4]}
-"""What a judge can say of an answer, by the answer's kind. Short-circuits are seen from the answer itself and never judged."""
+"""The labels that a judge can give, by the kind of answer. Short-circuits show in the answer itself and are never judged."""
 
 
 def no_verdict(where: str, labels: str, kind: str) -> UsageError:
-    """The setting `where` names `labels` that are no verdict on answers of `kind`."""
+    """The error for a setting `where` whose `labels` are not verdicts on answers of `kind`."""
     other = "; or name another judge as evaluation.overrefusal_judge" if kind == "overrefusal" else ""
     return UsageError(f"{where} holds {labels}, no verdict on {kind} answers; choose from {', '.join(LABELS[kind])}{other}")
 
@@ -28,67 +28,67 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["attack", "overrefusal"]
     behavior: str
-    """What was asked for: harmful ("attack") or benign ("overrefusal")."""
+    """The request, which is harmful ("attack") or benign ("overrefusal")."""
     response: str
     context: str = ""
-    """What a contextual behavior of HarmBench refers to."""
+    """The text that a contextual behavior of HarmBench refers to."""
     beginning: str = ""
-    """The beginning that a base model was given to continue; "" for a request."""
+    """The text that a base model was given to continue; "" for a request."""
     prefill: str = ""
-    """What an attack made the answer begin with; `response` holds it."""
+    """The words with which an attack made the answer begin; `response` includes them."""
 
     @property
     def own_words(self) -> str:
-        """The answer without what an attack put there."""
+        """The answer without the words that an attack put there."""
         return self.response.removeprefix(self.prefill)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a judge said.
+    """What a judge said about one answer.
 
-    `label` is "harmful", "safe" or "refusal" of an attack, category 1 to 4 of section 4.2 of a benign request, or
-    "unparsed": no verdict, and never "safe".
+    `label` is "harmful", "safe" or "refusal" for an attack, and one of categories 1 to 4 (section 4.2 of the paper) for a
+    benign request. "unparsed" is no verdict, and never counts as "safe".
     """
 
     label: str
     reply: str | None = None
-    """The words of the model that was asked."""
+    """The reply of the model that was asked; None if none was."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What asking will take, at four characters a token."""
+    """What it takes to ask the questions of a server, at four characters a token."""
 
     questions: int
     tokens_in: int
     tokens_out: int
-    """At most."""
+    """Upper bound."""
     dollars: float | None
-    """None: no prices are known."""
+    """None without prices in the judge's settings."""
 
 
 def question_key(judge: str, version: str, question: Question) -> str:
-    """Hash of what a judge is asked: equal questions are asked once, and their verdicts are found by it."""
+    """Hash of what a judge is asked. Equal questions are asked once, and verdicts are looked up by it."""
     asked = msgspec.structs.asdict(question)
-    del asked["prefill"]  # a part of the answer's key, and of `response`; verdicts from before judges knew it stay valid
+    del asked["prefill"]  # `response` includes it; and verdicts given before this field existed stay valid
     return row_key(judge=judge, version=version, **asked)
 
 
 def can_tell_helpful(labels: Collection[str]) -> bool:
-    """Whether a judge that knows no other labels for benign requests can tell helpful from unhelpful compliance."""
+    """Whether a judge that gives these labels can tell helpful from unhelpful compliance with a benign request."""
     return set(OVERREFUSAL_VERDICTS[:2]) <= set(labels)
 
 
 Settle = Callable[[Sequence[tuple[Question, Verdict]]], None]
-"""Takes verdicts as they come and makes them durable before it returns. May be called from another thread."""
+"""Takes verdicts as they come and makes them durable before it returns. It can be called from another thread."""
 
 
 class Judge(ABC):
     """A judge of answers of one kind or of both."""
 
     name: str
-    """As verdicts name it."""
+    """The judge's name in verdicts."""
     version: str
-    """Hash of everything that decides its verdicts; equal versions, equal verdicts."""
+    """Hash of everything that decides its verdicts: judges of equal versions give equal verdicts."""
     tells_helpful: bool
     """Whether it can tell helpful from unhelpful compliance with a benign request (`can_tell_helpful`)."""
 
@@ -96,11 +96,11 @@ class Judge(ABC):
     def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
         """Hand a verdict on each question to `settle`, in any order.
 
-        `proven`: the judge has given good verdicts before, so an unreadable reply is the question's fault and not the judge's.
-        Work that outlives this process on a server is recorded in files whose names begin with `notes`. Raises UserError when
-        the judge cannot go on; what was settled before stays.
+        If the judge is `proven`, it has given verdicts before: an unreadable reply is then the question's fault, not the
+        judge's. Work that outlives this process on a server is recorded in files whose names begin with `notes`. Raises
+        UserError if the judge cannot go on; verdicts settled before that are kept.
         """
 
     def estimate(self, questions: Sequence[Question]) -> Estimate | None:
-        """What `rule` will ask of a server; None for a judge that asks none."""
+        """What `rule` will ask of a server; None for a judge without one."""
         return None

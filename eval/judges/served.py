@@ -1,6 +1,6 @@
-"""Judges that are models behind an OpenAI-compatible server: HarmBench's classifier by /completions, any LLM by /chat.
+"""Judges behind an OpenAI-compatible server: HarmBench's classifier by /completions, any LLM by /chat/completions.
 
-Verdicts are handed on as they come (docs/evaluation.md, "Sending requests").
+Verdicts are settled as they arrive (docs/evaluation.md, "Sending requests").
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import Template
 
 TRIES = 4
-"""For a body that is the API's."""
+"""Attempts to get a body that has the form that the API defines."""
 CUT_SHORT = "the reply was cut short"
 CRASH_STATUSES = (200, 500)
-"""Statuses of a server that is there and not busy, yet gives no answer."""
+"""Statuses of a server that is up and not busy, yet gives no answer."""
 
 
 class ServedJudge(ModelJudge):
+    """A model behind a server, asked one question per request or through the Batch API."""
+
     def __init__(self, settings: JudgeConfig, template: Template) -> None:
         super().__init__(settings, template)
-        self.clip("")  # loads its tokenizer: a missing one is named before anything is asked
+        self.clip("")  # loads its tokenizer, so that a missing one is reported before anything is asked
 
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         settings = self.settings
@@ -56,7 +58,7 @@ class ServedJudge(ModelJudge):
                 await rule_by_batch(self, endpoint, questions, settle, notes, proven)
             else:
                 await self._ask(questions, endpoint, settle, proven)
-        except (NoAnswer, Refused) as error:  # about a batch: single questions fail in `_ask`
+        except (NoAnswer, Refused) as error:  # from the Batch API; `_ask` deals with those of single questions
             raise UserError(
                 f"judge {self.settings.model_name}: {error}; check the server and the judge's settings, then run the same "
                 "command again"
@@ -97,10 +99,10 @@ def _verdict(outcome: Answered[Question, Verdict] | Failed[Question], endpoint: 
 class JudgeBlame:
     """Decides whether a question or the judge is at fault.
 
-    A question that the server refuses, or whose reply cannot be read, is "unparsed", but waits for the next verdict: too many
-    such in a row are no accident. Questions without a reply are asked again at the end, in rounds, as long as a round brings
-    some reply. Those that then still crash a server which answers others count as unparsed, for they would block the rest for
-    ever. When nothing but failures comes, the server or the settings are at fault.
+    A question that the server refuses, or whose reply cannot be read, is "unparsed". It is held back until the next verdict,
+    because too many of these in a row mean that the judge is at fault. Questions without a reply are asked again at the end, in
+    rounds, as long as a round brings some reply. Those that still crash a server that answers others then count as unparsed,
+    because they would block the rest for ever. If nothing but failures comes, the server or the settings are at fault.
     """
 
     def __init__(self, settings: JudgeConfig, endpoint: Endpoint, proven: bool) -> None:
@@ -109,13 +111,13 @@ class JudgeBlame:
         """Whether this judge gave a verdict in this run or an earlier one."""
         self._good_now = False
         self._held: list[Failed[Question]] = []
-        """Refused or unreadable, since the last verdict."""
+        """Questions refused, or with an unreadable reply, since the last verdict."""
         self._unanswered: list[Failed[Question]] = []
-        """Without a reply in this round."""
+        """Questions without a reply in this round."""
         self._silent = 0
         """Questions without a reply since the last reply, or since the round began."""
         self._replied = True
-        """Whether this round brought a reply of any sort. The first counts as if it did: its questions are asked again."""
+        """Whether this round brought any reply. True at first, so that the first round's questions are always asked again."""
 
     def succeeded(self) -> Decision[Question]:
         self._note_reply()
@@ -128,7 +130,7 @@ class JudgeBlame:
         if isinstance(error, NoAnswer):
             self._silent += 1
             self._unanswered.append(failure)
-            # A server that turns requests away may only be asked too many at once.
+            # A server that turns requests away might only be getting too many at once.
             window = self._endpoint.window
             if self._silent >= max(patience, window.most if error.status == 429 else window.width):
                 self._accuse(str(error))
@@ -159,7 +161,9 @@ class JudgeBlame:
         error = self._held[-1].error
         last = (error.reply or "").strip() or "an empty reply" if isinstance(error, Unreadable) else f"refused: {error}"
         hint = (
-            "max_tokens, for the reply was cut short" if str(error) == CUT_SHORT else "patience, if so many are to be expected"
+            "max_tokens, because the reply was cut short"
+            if str(error) == CUT_SHORT
+            else "patience, if such replies are expected"
         )
         self._accuse(last, f", {len(self._held)} times in a row", f" ({hint})")
 
@@ -171,7 +175,7 @@ class JudgeBlame:
 
 
 def connect(settings: JudgeConfig) -> Endpoint:
-    """The judge's server. The key comes from OPENAI_API_KEY alone."""
+    """The judge's server. Its key comes only from OPENAI_API_KEY."""
     url = settings.url or os.environ.get("OPENAI_BASE_URL", "")
     if not url:
         raise UsageError("judge.url: name the judge's server, such as http://node7:8000/v1, or set OPENAI_BASE_URL")
@@ -181,7 +185,7 @@ def connect(settings: JudgeConfig) -> Endpoint:
 
 
 def doubt(settings: JudgeConfig) -> str:
-    """Why the judge's server would give no verdict now; "" when nothing is wrong."""
+    """The reason why the judge's server would give no verdict now; "" if nothing is wrong."""
 
     async def look() -> str:
         endpoint = connect(settings)

@@ -265,7 +265,7 @@ def test_a_verdict_belongs_to_the_answer_that_was_judged_and_to_no_other(server,
         ("empty", "most recently: an empty reply; check the server and the judge's settings .patience"),
         (
             "length",
-            "most recently: It begins and; check the server and the judge's settings .max_tokens, for the reply was cut",
+            "most recently: It begins and; check the server and the judge's settings .max_tokens, because the reply was cut",
         ),
     ],
 )

@@ -133,7 +133,7 @@ def test_an_own_template_reads_its_own_replies_and_no_others():
             "judge.replies holds 'bad', no verdict on attack answers; choose from harmful, safe, refusal",
         ),
         ({"replies": {"YES": "harmful"}}, "on overrefusal answers; .* or name another judge as evaluation.overrefusal_judge"),
-        ({"replies": {"yes": "harmful", "YES": "safe"}}, "equals another but for case"),
+        ({"replies": {"yes": "harmful", "YES": "safe"}}, "equals another except for case"),
         ({"replies": {}}, "judge.text and judge.replies belong together"),
         ({"text": "Is it harmful?"}, r"judge.text must hold \{generation\}"),
         ({"text": "{behaviour}: {generation} {x}"}, r"judge.text holds \{behaviour\}, which nothing fills; write \{behavior\}"),
