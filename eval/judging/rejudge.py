@@ -1,4 +1,4 @@
-"""Judge stored answers with another judge, and compare the two. Nothing is generated, no answer is rewritten."""
+"""Judge stored answers with another judge, and compare the two. No answer is generated or rewritten."""
 
 from __future__ import annotations
 
@@ -34,35 +34,36 @@ class Rate:
 
     judge: str
     rate: float | None
-    """In 0..1, as `low` and `high`."""
+    """In 0..1, as are the ends of its 95% interval."""
     low: float | None
     high: float | None
     answers: int
     """Answers with a verdict."""
     unparsed: int
     corrected: Corrected | None
-    """The rate corrected for the judge's known errors."""
+    """The rate corrected for the judge's errors; None if they are not known, and for over-refusal."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The new judge beside the one that stands first, on the answers of one task."""
+    """The new judge compared with the first of the others, on the answers of one task."""
 
     where: str
     """The task, or the model's folder and the task."""
     kind: str
     """"attack" or "overrefusal"."""
     first: Rate | None
-    """None: no other judge has judged these."""
+    """The other judge's; None if no other judge has judged these answers."""
     second: Rate
+    """The new judge's."""
     agreement: Agreement | None
-    """On answers that both were asked about and gave a verdict on."""
+    """How the judges agree on the answers on which both gave a verdict, short-circuits left out."""
     accuracy: Accuracy | None
-    """Of the new judge: from labels, or published."""
+    """The new judge's accuracy, from labels or as published; None if it is not known."""
 
 
 def stored_answers(folder: Path) -> list[Path]:
-    """The files of merged answers under a run folder or an OUT of `curricula eval`; raises UsageError without any."""
+    """The files of merged answers under a run folder or an OUT of `curricula eval`. Raises UsageError if there are none."""
     found = sorted(path for task in judged_tasks() for path in folder.rglob(f"{task.name}.jsonl"))
     if not found:
         raise UsageError(f"{folder}: holds no evaluated answers; name a run folder, or the OUT folder of a `curricula eval`")
@@ -70,7 +71,7 @@ def stored_answers(folder: Path) -> list[Path]:
 
 
 class Rejudging:
-    """The work of one judge for attacks and one for over-refusal on stored answers. None: such answers are left alone."""
+    """The work of a judge of attacks and one of over-refusal on stored answers. Those whose judge is None are not judged."""
 
     def __init__(self, paths: Sequence[Path], judges: Mapping[str, Judge | None], ask_unparsed_again: bool) -> None:
         self.judge_runs: dict[Path, JudgeRun] = {}
@@ -89,7 +90,7 @@ class Rejudging:
         require_different([model for folder, model in models.items() if _in_run(folder.absolute())])
 
     def require_labels(self, labels: Mapping[str, str], source: Path) -> None:
-        """Raise UserError unless attacks that a judge is asked about have labels of both kinds."""
+        """Raise UserError unless some attack answers that a judge is asked about are labelled harmful, and some safe."""
         rows = [row for judge_run in self.judge_runs.values() for row in judge_run.rows]
         attacks = [row.key for row in rows if was_asked(row) and kind_of(row.task) == "attack"]
         matched = Counter(labels[key] for key in attacks if key in labels)
@@ -101,11 +102,11 @@ class Rejudging:
             )
 
     def judge(self, progress: Progress = silent) -> None:
-        """Ask for missing verdicts. Where the judge cannot go on, earlier verdicts are kept."""
+        """Ask for the missing verdicts. If a judge cannot go on, the verdicts that it has given are kept."""
         complete_all(self.judge_runs.values(), progress)
 
     def comparisons(self, by_model: bool, labels: Mapping[str, str]) -> list[Comparison]:
-        """One for each task over all models, or one for each task of each model."""
+        """A comparison for each task over all models or, `by_model`, for each task of each model."""
         groups: dict[str, list[tuple[JudgedRow | None, JudgedRow]]] = defaultdict(list)
         for path, judge_run in self.judge_runs.items():
             groups[f"{path.parent}/{path.stem}" if by_model else path.stem] += _pairs(path, judge_run)
@@ -129,7 +130,7 @@ def _model_of(path: Path, first: GenerationRow) -> ModelRows:
 
 
 def _pairs(path: Path, judge_run: JudgeRun) -> list[tuple[JudgedRow | None, JudgedRow]]:
-    """Each answer with the verdict of the first other judge that has left any, and with that of the run's."""
+    """Each answer with the verdict of the first other judge that has given any, if it has one, and with that of the run's."""
     given = verdicts_by_judge(path)
     mine = given.pop((judge_run.judge.name, judge_run.judge.version), {})
     first = next(filter(None, given.values()), {})
@@ -149,7 +150,7 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
     coarse = not all(row.tells_helpful for pair in both for row in pair)
 
     def word(row: JudgedRow) -> str:
-        """What is compared: of a judge that cannot tell helpful from unhelpful, whether the model refused a benign request."""
+        """What is compared. If a judge cannot tell helpful from unhelpful, only refusals of benign requests are."""
         if attack:
             return "harmful" if row.verdict == "harmful" else "not harmful"
         return row.verdict if not coarse else "refused" if overrefused(row) else "complied"
@@ -181,7 +182,7 @@ def _rate(rows: Sequence[JudgedRow], attack: bool, accuracy: Accuracy | None) ->
 
 
 def _accuracy(rows: Sequence[JudgedRow], labels: Mapping[str, str]) -> Accuracy | None:
-    """From labels by the key of the answer, on answers that the judge was asked about; without labels, as published."""
+    """The judge's accuracy on the labelled answers that it was asked about or, without labels, as published."""
     labelled = [row for row in rows if row.key in labels and row.verdict != UNPARSED and was_asked(row)]
     if labels:
         truth = [labels[row.key] == "harmful" for row in labelled]
@@ -199,7 +200,7 @@ def read_labels(path: Path) -> dict[str, str]:
             raise UserError(f"{table.place(number)} has key {key!r} and label {label!r}; write a key and harmful or safe")
         if labels.setdefault(key, str(label)) != label:
             raise UserError(
-                f"{table.place(number)} calls {key} {label}, and an earlier row {labels[key]}; leave one of the two"
+                f"{table.place(number)} calls {key} {label}, and an earlier row {labels[key]}; remove one of the two rows"
             )
     if not labels:
         raise UserError(f"{path}: holds no labels; write rows with key and label")

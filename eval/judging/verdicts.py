@@ -1,10 +1,10 @@
-"""Answers and the verdicts beside them: parts are joined, missing verdicts asked for, and both read (docs/evaluation.md).
+"""Join the parts of a model's answers, ask judges for missing verdicts, and read both (docs/evaluation.md).
 
     MergeAndJudge(out, "instruct", EvalConfig(), None).judge()  # the last job of a model's evaluation
     rows = read_judged(merged_path(out, "attacks-topk"))
 
-Starting again is cheap: parts are joined anew only when one has changed, and a verdict on the disk is not asked for again. A
-file of verdicts is append-only while a judge is at work.
+Starting again is cheap: parts are joined again only if one has changed, and stored verdicts are not asked for again. While a
+judge is at work, it only appends to its file of verdicts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def merged_path(out: Path, task: str) -> Path:
 
 
 def shards_by_task(tasks: Sequence[EvalTask]) -> dict[str, list[EvalTask]]:
-    """The shards to merge, by task. Probes, which no judge judges, stay as they are."""
+    """The shards to merge, by task. Tasks that are not judged, such as probes, are left out."""
     by_task: dict[str, list[EvalTask]] = {}
     for shard in tasks:
         if shard.task.judged:
@@ -55,9 +55,9 @@ def shards_by_task(tasks: Sequence[EvalTask]) -> dict[str, list[EvalTask]]:
 
 
 class MergeAndJudge:
-    """The merged shards in `out`, and the judges' work on them.
+    """Merges the shards in `out` and has the answers judged.
 
-    `tasks` are by default those of the paper's model of this kind. A shard that does not exist is left out: its rows are
+    By default, `tasks` are those of the paper's model of this kind. Shards that do not exist are skipped, and their rows are
     missing. With `whatever_is_there`, the files of other benchmarks in `out` are merged too.
     """
 
@@ -89,7 +89,7 @@ class MergeAndJudge:
             self.judge_runs[task] = JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)
 
     def judge(self, progress: Progress = silent) -> None:
-        """Ask for missing verdicts. Where a judge cannot go on, earlier verdicts are kept."""
+        """Ask for the missing verdicts. If a judge cannot go on, the verdicts that it has given are kept."""
         _note_judges(self._out, {task: self._config.judge_of(kind_of(task)).full_name for task in self.judge_runs})
         total = complete_all(self.judge_runs.values(), progress, as_first=True)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
@@ -97,7 +97,7 @@ class MergeAndJudge:
 
 
 def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list[GenerationRow]:
-    """Make `path` the rows of `shards`, one file after another, unless it is that already. Returns the rows."""
+    """Write the rows of `shards`, one file after another, to `path` unless it holds them already. Returns the rows."""
     rows = model.read_answers(shards, task.name, task.labels)
     data = _concatenated(shards)
     noted = read_stamp(path.parent).get(path.name)
@@ -109,17 +109,17 @@ def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list
 
 
 def _concatenated(shards: list[Path]) -> bytes:
-    """The whole lines of the files, one after another."""
+    """The complete lines of all files, one file after another."""
     return b"".join(data[: data.rfind(b"\n") + 1] for data in map(Path.read_bytes, shards))
 
 
 def stamp_path(out: Path) -> Path:
-    """The stamp of merging in the folder of a model: the judge of each task and, once that is done, what it was done with."""
+    """The merge's stamp in a model's folder: the judge of each task and, after judging, the sizes and times of the files."""
     return out / ".merged.json"
 
 
 def read_stamp(out: Path) -> dict[str, Any]:
-    """What the stamp holds; nothing if there is none, or it is damaged."""
+    """The stamp's content; empty if the stamp is missing or damaged."""
     with contextlib.suppress(OSError, UserError):
         found = durable.read_json(stamp_path(out))
         return found if isinstance(found, dict) else {}
@@ -127,10 +127,10 @@ def read_stamp(out: Path) -> dict[str, Any]:
 
 
 def _note_judges(out: Path, judges: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Note who judges each task before anybody does: the verdicts of whoever comes first are not yet the study's own.
+    """Write the study's judge of each task into the stamp, before it begins: the first verdicts in a file can be another's.
 
-    A judge takes the place of an earlier one in all of its tasks at once, whether or not it comes to their end. What the last
-    merge was done with is forgotten: with another judge's name, or other rows, it would pass for this one.
+    A judge replaces an earlier one in all of its tasks at once, even if it does not finish them. The sizes and times of the
+    last merge are removed: with another judge's name, or other rows, they would pass for those of this merge.
     """
     known = read_stamp(out)
     noted = {task: name for task, name in known.items() if isinstance(name, str)} | {**judges}
@@ -139,7 +139,7 @@ def _note_judges(out: Path, judges: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def _marks(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> str:
-    """Sizes and times of all files that is_merged looks at, and the judges. Equal marks: nothing has changed."""
+    """The judges, and the sizes and times of all files that `is_merged` looks at. If they are equal, nothing has changed."""
     marks: dict[str, Any] = {}
     for task, shards in shards_by_task(tasks).items():
         merged = merged_path(out, task)
@@ -153,8 +153,8 @@ def _marks(out: Path, tasks: Sequence[EvalTask], config: EvalConfig) -> str:
 def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Sequence[EvalTask] | None = None) -> bool:
     """Whether the merged rows are those of the shards that exist now, and the judge has given each a verdict.
 
-    Damaged files are not merged: the merging job, run again, says what is wrong with them. Files that are as the merge left
-    them are not read, for the status of a run asks this of every model.
+    False for damaged files: the merge job says what is wrong with them when it runs again. Files that are as the merge left
+    them are not read, because the status of a run asks this of every model.
     """
     tasks = config.eval_tasks(model_kind) if tasks is None else tasks
     if stamp_path(out).is_file() and stamp_path(out).read_bytes() == _marks(out, tasks, config).encode():
@@ -173,7 +173,7 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
 
 
 def _is_judged(merged: Path, judge: str) -> bool:
-    """Whether one version of `judge` has a verdict on every answer in `merged`, as it is asked about it now."""
+    """Whether one version of `judge` has a verdict on every answer in `merged`, on the question as it is asked now."""
     by_version: dict[str, set[tuple[str, str]]] = {}
     for verdict in read_rows(verdicts_path(merged), VerdictRow):
         if verdict.judge == judge:
@@ -185,10 +185,10 @@ def _is_judged(merged: Path, judge: str) -> bool:
 
 
 def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], world_root: Path | None) -> bool:
-    """Whether no task of a merged model has its verdicts from another version of the judge, as far as judging again is free.
+    """Whether a merged model's verdicts are those of the judge's current version, or judging again would not be free.
 
-    A server is not asked twice. A function is taken as unchanged: its package may have another version here than where jobs
-    run, and a look at a run should not import it. So is a judge that is not to be had here.
+    A server is not asked twice. The function of a package is taken as unchanged: the package can have another version here
+    than where jobs run, and looking at a run should not import it. So is a judge that cannot be loaded here.
     """
     by_task = shards_by_task(tasks)
     versions: dict[Judged, str] = {}
@@ -202,7 +202,7 @@ def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], w
 
 
 def _first_version(path: Path) -> str | None:
-    """The version of the judge that stands first in a file of verdicts, the study's own; None without verdicts."""
+    """The version of the judge that comes first in a file of verdicts, the study's own; None without verdicts."""
     try:
         with open(path, "rb") as file:
             return decode(file.readline(), VerdictRow).version
@@ -231,8 +231,8 @@ class JudgeRun:
     """One judge's work on the answers of one task."""
 
     def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False) -> None:
-        """`path` is the file of verdicts. `ask_unparsed_again`: this judge's "unparsed" counts as no verdict, but stays until
-        another takes its place."""
+        """`path` is the file of verdicts. With `ask_unparsed_again`, the judge is asked again where its verdict is "unparsed",
+        which stays until a new verdict replaces it."""
         self.path, self.judge, self.rows = path, judge, rows
         self._ask_unparsed_again = ask_unparsed_again
         self._look()
@@ -245,11 +245,11 @@ class JudgeRun:
             return [row for row in mine if not (self._ask_unparsed_again and row.label == UNPARSED)]
 
         found = given_in(self.path)
-        # An answer whose verdict was set aside may have come back.
+        # Verdicts on answers that were gone are set aside there, and such an answer can come back.
         self._known = {row.question: row for row in [*given_in(unused_path(self.path)), *found] if row.question}
         given = {(row.key, row.question) for row in found}
         self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
-        """Answers without a verdict by the keys of their questions; "" for short-circuits."""
+        """Answers without a verdict, by the key of their question; "" for short-circuits."""
         for row in self.rows:
             key = key_of_question(row, *judge)
             if (row.key, key) not in given:
@@ -262,10 +262,10 @@ class JudgeRun:
         return [question_of(rows[-1]) for key, rows in self._waiting.items() if key and key not in self._known]
 
     def complete(self, progress: Progress = silent, as_first: bool = False) -> None:
-        """Ask for the missing verdicts, and put the file in order. Each lot is on the disk before the next is written.
+        """Ask for the missing verdicts, and put the file in order. Verdicts are on disk before more are written.
 
-        `as_first`: this judge then stands first in the file, as the study's own. Raises UserError when another process is at
-        work on the same file, or when the judge cannot go on.
+        With `as_first`, this judge then comes first in the file, as the study's own. Raises UserError if another process is at
+        work on the same file, or if the judge cannot go on.
         """
         judge = self.judge
 
@@ -277,7 +277,7 @@ class JudgeRun:
             self._append(rows, progress)
 
         with _alone_with(self.path):
-            self._look()  # again: another process may have judged since, while a person was asked about the cost
+            self._look()  # again, because another process may have judged while the user was asked about the cost
             self._put_in_order()
             progress(self.done, len(self.rows))
             known = [(row, key) for key, rows in self._waiting.items() if not key or key in self._known for row in rows]
@@ -293,10 +293,10 @@ class JudgeRun:
             progress(self.done, len(self.rows))
 
     def _put_in_order(self, as_first: bool = False) -> None:
-        """Sort the verdicts into the order of the answers, those of the judge that stands first before all others.
+        """Sort the verdicts into the order of the answers, the first judge's before all others.
 
-        Those on answers that are gone or have changed move to `<name>.unused.jsonl`. Of a judge's verdicts on one answer the
-        last one stays: it was given where the first was "unparsed". A file that was written with interruptions thus ends with
+        Verdicts on answers that are gone or have changed move to `<name>.unused.jsonl`. If a judge has several verdicts on an
+        answer, the last is kept: the earlier ones were "unparsed". A file that was written with interruptions thus ends with
         the same bytes as one that was not.
         """
         place = {row.key: number for number, row in enumerate(self.rows)}
@@ -322,7 +322,7 @@ class JudgeRun:
 
 
 def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool = False) -> int:
-    """Ask for the missing verdicts on several tasks' answers, as `JudgeRun.complete` does; returns the number of answers."""
+    """Ask for the missing verdicts of several tasks, as `JudgeRun.complete` does. Returns the number of answers."""
     answers, finished = sum(len(run.rows) for run in runs), 0
     for run in runs:
 
@@ -335,7 +335,7 @@ def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool 
 
 
 def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdict | VerdictRow | None) -> VerdictRow:
-    """A judge's verdict on an answer; None for a short-circuit."""
+    """The row of a judge's verdict on an answer. A short-circuit has none: `verdict` is None."""
     kind = kind_of(row.task)
     is_benign = kind == "overrefusal"
     if verdict is None:
@@ -354,7 +354,7 @@ def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdic
 
 
 def _alone_with(path: Path) -> AbstractContextManager[None]:
-    """Lock a file of verdicts: a merging job and a rejudging command must not write it at once."""
+    """Lock a file of verdicts: a merge job and a rejudging command must not write it at the same time."""
     return exclusive_lock(path.with_name(f".{path.stem}.lock"))
 
 
@@ -363,14 +363,15 @@ def unused_path(path: Path) -> Path:
 
 
 def read_answers(path: Path) -> list[GenerationRow]:
-    """The merged answers in `path`. Raises UserError where the file is not as long as the merge left it: rows that were lost
-    would be missed by nobody."""
-    size = path.stat().st_size if path.exists() else 0  # before the stamp, which a merge drops before it rewrites the file
+    """The merged answers in `path`. Raises UserError if the file is not as long as the merge left it: nothing else would
+    notice that rows were lost."""
+    # Before the stamp is read: a merge removes the size from the stamp before it rewrites the file.
+    size = path.stat().st_size if path.exists() else 0
     left = read_stamp(path.parent).get(path.name) if size else None
     if isinstance(left, list) and size != left[0]:
         raise UserError(
             f"{path}: has {size:,} bytes, and the merge left {left[0]:,}; run the study again, or the same "
-            "`curricula eval`, which merges the answers anew"
+            "`curricula eval`, which merges the answers again"
         )
     return read_rows(path, GenerationRow)
 
@@ -378,14 +379,14 @@ def read_answers(path: Path) -> list[GenerationRow]:
 def read_judged(path: Path) -> list[JudgedRow]:
     """The answers in `path`, each with the study's own verdict.
 
-    An answer without such a verdict is "unparsed", by judge "". It is counted, and never as safe. So is an answer whose
-    verdict was given on another text: `changed` says so.
+    An answer without such a verdict is "unparsed", by judge "": it is counted, and never as safe. So is an answer whose verdict
+    was given on another text; it is marked as `changed`.
     """
     return read_judges(path)[0]
 
 
 def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]]:
-    """The answers in `path` with the study's own verdicts, and with those of each other judge, by its name and version."""
+    """The answers in `path` with the study's own verdicts, and with those of each other judge, by "NAME VERSION"."""
     rows = read_answers(path)
     given = {
         f"{judge} {version}": [judged(row, of.get(row.key)) for row in rows]
@@ -396,10 +397,10 @@ def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]
 
 
 def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]]:
-    """The verdicts on the answers in `path` by judge and version, each by the answer's key.
+    """The verdicts on the answers in `path`, by judge and version and then by the answer's key.
 
-    The first are the study's own, even if a merge that was cut short has left none. Another judge does not fill their gaps: a
-    rate would be that of neither judge.
+    The study's own come first, even if an interrupted merge has left none. Another judge's do not fill their gaps: the rate
+    would be that of neither judge.
     """
     given: dict[tuple[str, str], dict[str, VerdictRow]] = defaultdict(dict)
     for verdict in read_rows(verdicts_path(path), VerdictRow):
@@ -412,7 +413,7 @@ def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]
 
 
 def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
-    """The answers with the verdicts of a judge that decides by rules; nothing is written."""
+    """The answers with the verdicts of a judge that decides by rules, which is asked now. Nothing is written."""
     asked = {key_of_question(row, judge.name, judge.version): question_of(row) for row in rows if row.finish != "tag"}
     found: dict[str, Verdict] = {}
 
@@ -425,7 +426,7 @@ def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
 
 
 def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
-    """The answer with its verdict, or with none where the judge was asked about another text."""
+    """The answer with its verdict; "unparsed" without one, and if the judge was asked about another text."""
     fields = msgspec.structs.asdict(row)
     changed = verdict is not None and verdict.question != key_of_question(row, verdict.judge, verdict.version)
     if verdict is None or changed:
