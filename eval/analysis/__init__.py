@@ -2,10 +2,10 @@
 
 Read in this order: `study_rows` (what goes in), `statistics` (the arithmetic over prompts), `accuracy` (a judge's errors),
 `metrics` (one model on one benchmark), `seeds` (the arithmetic over seeds and prompts), `runs` (the study by arm and run, lost
-fluency, each arm over its runs and against others), and `claims` (the paper's, and their tests). `along` has curves over a
-training, `capability` what safety costs; `power` is for before a study.
+competence, each arm over its runs and against others), and `claims` (the paper's claims and their tests). `along` has the
+curves over a training, `capability` what safety costs, and `power` what a planned study can detect.
 
-All but `study_rows` import scipy, so only its names are handed on here.
+This package re-exports names of `study_rows` only, because all other modules import scipy.
 """
 
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows

@@ -47,7 +47,7 @@ class Corrected:
     low: float
     high: float
     uncut: float
-    """The rate before it was cut to 0..1. A mean over runs is of these: that of cut rates would be too high near 0."""
+    """The rate before it is cut to 0..1. Means over runs use it: a mean of cut rates would be too high near 0."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Agreement:
     answers: int
     share: float
     kappa: float | None
-    """Cohen's kappa; None if both judges give one and the same verdict throughout."""
+    """Cohen's kappa; None if both judges give the same single verdict throughout."""
     low: float | None
     high: float | None
 
@@ -83,9 +83,9 @@ _READ_UNDER = "topk"
 
 
 def known(judge: str, version: str, model_kind: str, decoder: str = _READ_UNDER, raw: bool = False) -> Accuracy | None:
-    """The accuracy of a judge on such answers of such models ("base", "instruct" or "benign"); None if nobody measured it.
+    """The accuracy of a judge on answers of a kind of model ("base", "instruct" or "benign"); None if it is not known.
 
-    Published labels are of answers within a chat template: `raw` answers, such as those of base models, are of another kind.
+    Published labels are on answers given within a chat template. Nothing is known of `raw` ones, such as those of base models.
     """
     if judge == "world":
         return _WORLD.get(model_kind) if decoder == _READ_UNDER else None
@@ -94,7 +94,7 @@ def known(judge: str, version: str, model_kind: str, decoder: str = _READ_UNDER,
 
 @functools.cache
 def published() -> Mapping[tuple[str, str], Accuracy]:
-    """Published accuracies by (judge, version): only for the settings with which they were measured."""
+    """Published accuracies by (judge, version). They hold only for the settings with which they were measured."""
     found = {}
     for (name, model, template), (sensitivity, specificity) in _PUBLISHED.items():
         settings = JudgeConfig(name=name, model=model)  # type: ignore[arg-type]
@@ -113,17 +113,17 @@ def accuracy_of(labels: Sequence[bool], verdicts: Sequence[bool], source: str) -
 
 
 def corrected(tallied: Tally, accuracy: Accuracy, asked: Tally | None = None) -> Corrected | None:
-    """The tallied rate, corrected for the judge's errors.
+    """The tallied rate, corrected for the judge's errors; None if it cannot be corrected.
 
     `asked` tallies the same answers: 1 for an answer that the judge was asked about, 0 for one known to be harmless
-    without it (None: the judge was asked about all). Only the rate among the former is corrected; their share of all
-    answers is resampled along with it.
+    without it. Without `asked`, the judge was asked about all. Only the rate among the answers it was asked about is
+    corrected; their share of all answers is resampled along with it.
 
-    A rate below the judge's false alarms is corrected to 0, one above its sensitivity to 1. Draws of the rate and of the errors
-    that would need less than 0 or more than 1 say nothing about the opposite end of the interval: counted there, they made
-    it end next to 0 where only a few more than 2.5% of the draws were possible at all. If fewer are, these answers differ in
-    kind from the labelled ones, and there is no corrected rate; nor is there one if the judge is little better than chance, or
-    was asked about nothing.
+    A rate below the judge's rate of false alarms is corrected to 0, one above its sensitivity to 1. A draw of the rate and the
+    errors that gives less than 0 or more than 1 is impossible. It is left out at the opposite end of the interval: counted
+    there, such draws made the interval end next to 0 when only slightly more than 2.5% of the draws were possible at all. If
+    fewer are possible, these answers differ in kind from the labelled ones, and there is no corrected rate. There is none
+    either if the judge is little better than chance, or was asked about nothing.
     """
     if accuracy.sensitivity + accuracy.specificity < 1 + USELESS:
         return None

@@ -1,8 +1,8 @@
 """Power before money: which difference in attack success can a study detect, and what does one more seed buy?
 
-For the difference of two arms on shared seeds and prompts, tested as in `eval/analysis/seeds.py`. The variance between runs is
-estimated from a few runs, so the test's reach is itself random: power is the mean, over that estimate's distribution, of the
-probability that the difference goes beyond it. Pure arithmetic, for rates away from 0 and 1.
+Answers are for the difference of two arms on shared seeds and prompts, tested as in `eval/analysis/seeds.py`. The variance
+between runs is estimated from a few runs, so the test's reach is itself random. Power is the mean, over the distribution of
+that estimate, of the probability that the difference exceeds the reach. This is pure arithmetic, for rates away from 0 and 1.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from scipy import optimize, special, stats
 from curricula.eval.analysis.seeds import Components
 
 ASSUMED = Components(seed=0.077**2, prompt=0.25**2, interaction=0.354**2, sample=0.5**2)
-"""Components of a difference of two arms, where none have been measured: standard deviations of 7.7, 25, 35 and 50 points.
-docs/statistics.md says how they follow from the demo's base models. One small model: measure your own with two seeds."""
+"""Components of a difference of two arms, used if none have been measured: standard deviations of 7.7, 25, 35 and 50 points.
+docs/statistics.md says how they follow from the demo's base models. They are of one small model: measure your own with two
+seeds."""
 
 POWER = 0.8
+"""The probability with which a detectable difference is found."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Design:
 
 
 def equal_prompts(benchmarks: Collection[int]) -> float:
-    """As how many prompts of one benchmark so many prompts of each count, whose mean weighs every benchmark alike."""
+    """The number of prompts in a single benchmark that is worth these numbers of prompts in several.
+
+    The mean over several benchmarks gives each the same weight.
+    """
     return len(benchmarks) ** 2 / sum(1 / max(1, number) for number in benchmarks)
 
 
@@ -61,19 +66,19 @@ def detectable(design: Design, components: Components = ASSUMED, alpha: float = 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what so many seeds buy."""
+    """One line of the table: what a number of seeds buys."""
 
     seeds: int
     gpu_hours: float
-    """Of the whole study, at most."""
+    """Upper bound on the GPU hours of the whole study."""
     unadjusted: float | None
-    """Smallest difference for a single test at 0.05."""
+    """Smallest difference that a single test at 0.05 can detect; None if it detects none."""
     holm: float | None
-    """Smallest difference for the first of all claims by Holm."""
+    """Smallest difference that the first of all claims' tests by Holm can detect; None if it detects none."""
 
 
 def table(design: Design, hours_per_seed: float, claims: int, components: Components = ASSUMED, more: int = 2) -> list[Row]:
-    """The design's own seeds and up to `more` beyond."""
+    """A row for the design's own seeds, and one for each of up to `more` further ones."""
 
     def row(seeds: int) -> Row:
         own = Design(seeds, design.prompts, design.samples)
@@ -84,6 +89,6 @@ def table(design: Design, hours_per_seed: float, claims: int, components: Compon
 
 
 def averaged(measured: Iterable[Components]) -> Components | None:
-    """The mean of measured components: each comparison alone has too few runs."""
+    """The mean of measured components, as each comparison alone has too few runs; None without any."""
     rows = [(one.seed, one.prompt, one.interaction, one.sample) for one in measured]
     return Components(*(float(value) for value in np.mean(rows, axis=0))) if rows else None

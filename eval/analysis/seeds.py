@@ -3,16 +3,17 @@
 Three things vary: training seeds, prompts (the same for all runs: crossed with the seeds, not nested in them), and the
 samples of an answer. `docs/statistics.md` shows the simulations behind the choices here.
 
-- The variance of a mean has two parts. V_seed is the variance of the runs' means over their number. It holds what differs from
-  run to run: seed, prompt-by-seed, samples. V_prompt is what the runs share, the covariance between runs of one cluster's share
-  in the mean. The interval reaches sqrt(t²(seeds - 1) V_seed + t²(clusters - 1) V_prompt), Cochran's combination (1950).
-- An interval is never narrower, nor p smaller, than that of the prompts alone with all runs pooled: a few runs that agree by
-  chance are no evidence. This also covers rates near 0, where runs cannot be seen to differ.
-- Benchmarks that a run has not answered do not count. Runs that share none are no evidence on seeds.
-- What prompts are to a rate, test texts and training subsets are to the AUC of probes.
-- A rate's interval is Agresti and Coull's for as many answers as would reach as far.
-- A difference is paired by seed where arms share seeds, as by prompt.
-- One run has no V_seed. Then the numbers are those of the prompts, and no claim is tested.
+- The variance of a mean has two parts. V_seed is the variance of the runs' means, divided by their number. It holds what
+  differs from run to run: seed, prompt-by-seed, samples. V_prompt is what the runs share: the covariance, between runs, of a
+  cluster's share in the mean. Half the width of the interval is sqrt(t²(seeds - 1) V_seed + t²(clusters - 1) V_prompt),
+  Cochran's combination (1950).
+- An interval is never narrower, and p never smaller, than over the prompts alone with all runs pooled: a few runs can agree by
+  chance. This also covers rates near 0, where runs cannot be seen to differ.
+- Benchmarks that some run has not answered do not count. Runs that share no benchmark are no evidence on seeds.
+- For the AUC of probes, test texts and training subsets take the part of prompts.
+- A rate's interval is Agresti and Coull's for the number of answers that would give the same width.
+- A difference is paired by prompt, and by seed too: only the seeds that the arms share count.
+- One run has no V_seed. Its numbers are over prompts alone, and no claim is tested.
 """
 
 from __future__ import annotations
@@ -46,15 +47,15 @@ from curricula.eval.analysis.statistics import (
 from curricula.eval.probes.auc import Placements, standard_error
 
 LEAST_P = 1e-12
-"""No p-value over seeds is smaller."""
+"""Smallest p-value reported."""
 
 T = TypeVar("T")
 BySeed = Mapping[int, Mapping[Prompt, PromptMean]]
-"""The prompts' means of one arm, by training seed."""
+"""The means of one arm's prompts, by training seed."""
 
 
 class Entry(NamedTuple):
-    """What one run has for one prompt: a rate, or a difference of rates."""
+    """One run's value for one prompt: a rate, or a difference of rates."""
 
     seed: int
     cluster: str
@@ -62,7 +63,7 @@ class Entry(NamedTuple):
     value: float
     answers: float
     noise: float
-    """Variance of `value` that is due to sampling; NaN where it cannot be known."""
+    """Variance of `value` that is due to sampling; NaN if it cannot be known."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,24 @@ class Components:
     """Variances of a rate, or of a difference of two rates, in squared rates."""
 
     seed: float
-    """Between training seeds, on infinitely many prompts."""
+    """Variance between training seeds, on infinitely many prompts."""
     prompt: float
-    """Between prompts, on infinitely many runs."""
+    """Variance between prompts, on infinitely many runs."""
     interaction: float
-    """Of a prompt in one run, beyond seed and prompt. With one sample it includes the samples."""
+    """Variance of a prompt in one run, beyond seed and prompt. With one sample, it includes that between samples."""
     sample: float
-    """Between samples of one prompt in one run; 0 with one sample, which cannot tell it from the interaction."""
+    """Variance between samples of one prompt in one run; 0 with one sample, where it is part of the interaction."""
 
     def of_mean(self, seeds: float, prompts: float, samples: float) -> tuple[float, float]:
-        """(V_seed, V_prompt) of the mean over so many seeds, prompts and samples."""
+        """(V_seed, V_prompt) of the mean over these numbers of seeds, prompts and samples."""
         return (self.seed + (self.interaction + self.sample / samples) / prompts) / seeds, self.prompt / prompts
 
 
 def reach_squared(alpha: float, seed: tuple[float, float], prompt: tuple[float, float]) -> float:
-    """How far the two-sided interval of level 1 - `alpha` reaches, squared; `seed`, `prompt`: (variance, freedom)."""
+    """The square of half the width of the two-sided interval of level 1 - `alpha`.
+
+    `seed` and `prompt` are each a variance and its degrees of freedom.
+    """
     return sum(float(special.stdtrit(freedom, alpha / 2)) ** 2 * variance for variance, freedom in (seed, prompt))
 
 
@@ -95,19 +99,19 @@ class Crossed:
     value: float
     seeds: int
     seed_variance: float
-    """V_seed: of the mean, from what differs between runs."""
+    """V_seed: the variance of the mean from what differs between runs."""
     prompt_variance: float
-    """V_prompt: of the mean, from what the runs share."""
+    """V_prompt: the variance of the mean from what the runs share."""
     freedom: float
     """Degrees of freedom of V_prompt."""
     prompts: float
-    """The prompts in clusters of equal weight that would have this variance."""
+    """Effective number of prompts: the number of clusters of equal weight that would have this variance."""
     within: float
     """Variance of one prompt's mean in one run."""
     noise: float
-    """The part of `within` that is due to sampling; NaN where it cannot be known."""
+    """The part of `within` that is due to sampling; NaN if it cannot be known."""
     samples: float
-    """Answers to a prompt in one run, on average."""
+    """Average number of answers to a prompt in one run."""
 
     def _reach_squared(self, alpha: float) -> float:
         return reach_squared(alpha, (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom))
@@ -130,9 +134,9 @@ class Crossed:
 
     @property
     def components(self) -> Components:
-        """By the method of moments: each mean square is set equal to its expectation, none below 0.
+        """Estimates by the method of moments: each mean square is set equal to its expectation, and none goes below 0.
 
-        With all cells filled these are REML's estimates, as long as none is 0.
+        If every run has every prompt and no estimate is 0, these are REML's estimates.
         """
         prompt = self.prompt_variance * self.prompts
         noise = 0.0 if math.isnan(self.noise) else min(self.noise, self.within)
@@ -142,10 +146,10 @@ class Crossed:
 
 
 def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
-    """The mean over seeds and prompts (of several benchmarks, the mean of their means).
+    """The mean over seeds and prompts (for several benchmarks, the mean of their means).
 
-    None for fewer than two seeds, or where one of them lacks a benchmark. All prompts of a benchmark weigh the same, or
-    `by_answers` as they do in the rate of one run.
+    None for fewer than two seeds, or if one of them lacks a benchmark. All prompts of a benchmark have the same weight or,
+    `by_answers`, that of their answers, as in the rate of one run.
     """
     entries = list(entries)
     index = [
@@ -164,7 +168,7 @@ def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
 
 
 def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:
-    """The same from sums and numbers of values, float64 [clusters, benchmarks, seeds]; the rest as in `Crossed`."""
+    """`cross` from the sums and counts of values, both float64 [clusters, benchmarks, seeds]; the rest as in `Crossed`."""
     (clusters, _, seeds), totals = sums.shape, counts.sum(axis=0)
     if seeds < 2 or not totals.all():
         return None
@@ -191,7 +195,7 @@ def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: floa
 
 @dataclass(frozen=True)
 class Both:
-    """The evidence over seeds, never surer than that of the pooled runs over prompts."""
+    """The evidence over seeds, but never surer than that of the pooled runs over prompts."""
 
     crossed: Crossed
     pooled: Evidence
@@ -201,7 +205,7 @@ class Both:
         return self.crossed.value
 
     def p(self, bound: float) -> float:
-        if (self.crossed.value - bound) * (self.pooled.value - bound) < 0:  # unequal numbers of prompts
+        if (self.crossed.value - bound) * (self.pooled.value - bound) < 0:  # possible if runs differ in their prompts
             return 1.0
         return max(self.crossed.p(bound), self.pooled.p(bound))
 
@@ -219,13 +223,13 @@ class Compared:
     n: int
     """Shared prompts; for probes, training subsets."""
     crossed: Crossed | None
-    """None where nothing can be said about seeds: for one, and for runs without a benchmark that all have answered."""
+    """None if nothing can be said about seeds: for one seed, and if the runs share no benchmark."""
     runs: Mapping[int, float] = field(default_factory=dict)
-    """Each seed's own difference of rates, on the same benchmarks; where it is `crossed`, its value is their mean."""
+    """Each seed's own difference of rates, on the same benchmarks. The value of `crossed`, if there is one, is their mean."""
 
 
 def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
-    """The arms of A (`plus`) against those of B (`minus`), paired by seed and prompt; None if they share neither."""
+    """Compare the arms of A (`plus`) with those of B (`minus`), paired by seed and prompt; None if nothing pairs."""
     runs = {seed: pair_prompts([arm[seed] for arm in plus], [arm[seed] for arm in minus]) for seed in _shared([*plus, *minus])}
     runs = _on_shared_benchmarks({seed: paired for seed, paired in runs.items() if paired})
     by_prompt: dict[Prompt, list[PairedMean]] = defaultdict(list)
@@ -257,7 +261,7 @@ def _difference_of_means(paired: Iterable[PairedMean]) -> float:
 
 
 def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:
-    """What the runs have on benchmarks that all of them have answered; everything where there is no such benchmark."""
+    """What the runs have on the benchmarks that all of them have answered; everything if there is no such benchmark."""
     shared = set.intersection(*({name for name, _ in of_run} for of_run in runs.values())) if runs else set()
     return {
         seed: {key: mean for key, mean in of_run.items() if key[0] in shared or not shared} for seed, of_run in runs.items()
@@ -269,9 +273,9 @@ class ProbeAuc(NamedTuple):
 
     auc: float
     placements: Placements | None
-    """None where the probes were tested on different texts."""
+    """As in `ProbeRow`; None if the probes were tested on different texts."""
     texts: float = 0.0
-    """Tells the texts apart, so far as their rows can: by how well their length alone separates them."""
+    """How well the texts' length alone separates them. It tells one set of test texts from another, as far as rows can."""
 
 
 ProbesBySeed = Mapping[int, Mapping[int, ProbeAuc]]
@@ -279,9 +283,9 @@ ProbesBySeed = Mapping[int, Mapping[int, ProbeAuc]]
 
 
 def compare_probes(plus: Sequence[ProbesBySeed], minus: Sequence[ProbesBySeed]) -> Compared | None:
-    """Mean AUC of the arms of A against that of B, paired by training seed, training subset and test text.
+    """Compare the mean AUC of the arms of A with that of B, paired by training seed, training subset and test text.
 
-    None if they share none.
+    None if nothing pairs.
     """
     gaps: dict[int, dict[int, ProbeAuc]] = {}
     for seed in _shared([*plus, *minus]):
@@ -297,6 +301,7 @@ def compare_probes(plus: Sequence[ProbesBySeed], minus: Sequence[ProbesBySeed]) 
 
 
 def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
+    """The weighted sum of the AUCs and, if all probes were tested on the same texts, of the placements."""
     auc = sum(weight * probe.auc for weight, probe in weighted)
     texts = {probe.placements and (*map(len, probe.placements), probe.texts) for _, probe in weighted}
     if len(texts) > 1 or None in texts:
@@ -308,10 +313,10 @@ def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
 
 
 def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int] | None:
-    """What the probes say over seeds, and all runs together over test texts and training subsets; the number of shared subsets.
+    """The mean AUC over seeds, that of the pooled runs over test texts and training subsets, and the number of shared subsets.
 
-    All runs share the test texts, and the subsets too, so neither variance falls with more seeds. None without shared subsets,
-    or where the placements of the texts are not known.
+    All runs share the test texts and the subsets, so neither variance falls with more seeds. None without shared subsets, or if
+    the placements of the texts are not known.
     """
     subsets = _shared(list(probes.values())) if probes else []
     if not subsets:
@@ -336,18 +341,18 @@ def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int]
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """A rate or an AUC over the training seeds of an arm. Tables have it in several columns (`eval/report/tables.py`)."""
+    """A rate or an AUC over the training seeds of an arm. Tables split it into several columns (`eval/report/tables.py`)."""
 
     value: float
     low: float | None
-    """Lower end of the 95% interval, over training seeds and prompts (of probes: and test texts and training subsets). Of a
-    single run, over prompts alone, and of its probes None."""
+    """Lower end of the 95% interval, over training seeds and prompts; for probes, over seeds, training subsets and test texts.
+    For a single run, over prompts alone; for its probes, None."""
     high: float | None
     spread: float | None
     """Standard deviation of the runs' values; None for a single run."""
     runs: Mapping[int, float]
     crossed: Crossed | None = None
-    """As in `Compared`."""
+    """The mean with its variance; None as in `Compared`."""
 
 
 def rate_over_seeds(arm: BySeed) -> OverSeeds | None:
@@ -370,7 +375,7 @@ def rate_over_seeds(arm: BySeed) -> OverSeeds | None:
 def auc_over_seeds(arm: ProbesBySeed) -> OverSeeds | None:
     """The mean AUC of an arm's probes, over training seeds, training subsets and test texts; None without probes.
 
-    Without an interval where only one run is there, or where the placements of the texts are not known.
+    It has no interval for a single run, or if the placements of the texts are not known.
     """
     runs = {seed: _mean(probe.auc for probe in probes.values()) for seed, probes in sorted(arm.items()) if probes}
     if not runs:
@@ -384,7 +389,7 @@ def auc_over_seeds(arm: ProbesBySeed) -> OverSeeds | None:
 
 
 def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, float]:
-    """95% interval of a rate: over seeds and prompts, and never narrower than that of the pooled runs over prompts."""
+    """95% interval of a rate over seeds and prompts, never narrower than that of the pooled runs over prompts."""
     low, high = rate_interval(pooled)
     variance = crossed.value * (1 - crossed.value) if crossed else 0.0
     if crossed is None or variance < TIE or crossed.reach < TIE:
@@ -396,17 +401,18 @@ def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, 
 
 
 def _pooled_tally(entries: Sequence[Entry]) -> Tally:
-    """The answers of all runs as if one model had given them; every prompt counts by its answers."""
+    """The tally of all runs' answers as if one model had given them. A prompt has the weight of its answers."""
     found = tally(((one.cluster, one.benchmark, one.value) for one in entries), [one.answers for one in entries])
-    assert found is not None  # whoever asks has entries
+    assert found is not None  # every caller has entries
     return found
 
 
 def _shared(sets: Sequence[Mapping[int, object]]) -> list[int]:
+    """The keys that all mappings have, sorted."""
     return sorted(set.intersection(*map(set, sets)))
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Summed in order: `fmean` differs in the last digit, which decides how a value halfway between two is rounded."""
+    """The mean, summed in order. `fmean` differs in the last digit, which decides how a value halfway is rounded."""
     values = list(values)
     return sum(values) / len(values)

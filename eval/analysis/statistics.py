@@ -1,18 +1,19 @@
 """Rates over prompts with their intervals, and paired differences between models: the arithmetic of the study.
 
 To this file an evaluation row (`eval/rows.py`) is a prompt with an outcome. Outcomes are defined in
-`eval/analysis/metrics.py`, the paper's claims are tested in `eval/analysis/claims.py`.
+`eval/analysis/metrics.py`, and the paper's claims are tested in `eval/analysis/claims.py`.
 
-- Prompts are the unit of sampling, not rows: five samples of one prompt form one cluster, and so do near-copies of one
-  behaviour in several benchmarks. The answers are worth as many independent ones as their clustered variance says (the
-  effective sample size, Korn and Graubard 1998), at least the clusters and at most the answers. The interval is Agresti
-  and Coull's for that many answers (95%).
-- Models are compared prompt by prompt on the prompts they share, by Tango's score test of paired proportions (1998) for
-  the effective number of pairs. Interval and p-values come from this one test, so they never contradict each other. With one
-  answer per prompt and no near-copies it is McNemar's test but for the degrees of freedom. Holm's correction covers the
-  planned family.
-- All this is about the models at hand. What another training seed would have given is in `eval/analysis/seeds.py`.
-- The same rows give the same numbers, to the last digit: only the correction for a judge's errors draws, by key.
+- Prompts, not rows, are the unit of sampling: five samples of one prompt form one cluster, and so do near-copies of one
+  behaviour in several benchmarks. The effective sample size (Korn and Graubard 1998) is the number of independent answers
+  that would have the clustered variance. It is at least the number of clusters and at most the number of answers. The 95%
+  interval is Agresti and Coull's for the effective sample size.
+- Models are compared on the prompts they share, by Tango's score test of paired proportions (1998) for the effective
+  number of pairs. The interval and the p-values come from this one test, so they never contradict each other. With one
+  answer per prompt and no near-copies it is McNemar's test, except for the degrees of freedom. Holm's correction covers
+  the planned family.
+- All this concerns the models at hand. `eval/analysis/seeds.py` covers what another training seed would have given.
+- The same rows give the same numbers, to the last digit. Only the correction for a judge's errors draws random numbers,
+  and these are keyed.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ RESAMPLES = 2000
 """Bootstrap resamples of a rate that is corrected for a judge's errors."""
 
 NORMAL_95 = float(stats.norm.ppf(0.975))
+"""Half the width of a normal 95% interval, in standard errors."""
 
 TIE = 1e-12
-"""Values closer than this are equal: summing the same numbers in another order moves a sum by less."""
+"""Values closer than this count as equal: summing the same numbers in another order moves a sum by less."""
 
 
 class Evidence(Protocol):
-    """A difference and how surely other values of it are ruled out."""
+    """A measured difference, and how surely other values are ruled out."""
 
     @property
     def value(self) -> float: ...
@@ -85,7 +87,7 @@ def cluster_of(row: JudgedRow) -> str:
 
 
 def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = ()) -> Tally | None:
-    """Tally (cluster, benchmark, value) entries, each of one answer or of as many as `answers` says; None if there are none."""
+    """Tally entries (cluster, benchmark, value); None if there are none. Each is one answer, or as many as `answers` says."""
     entries = list(entries)
     if not entries:
         return None
@@ -101,7 +103,7 @@ def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = 
     return Tally(sums, counts, tuple(numbers[pattern] for pattern in patterns))
 
 
-@functools.lru_cache(maxsize=8)  # the paper's four benchmarks and their mean come again with each model
+@functools.lru_cache(maxsize=8)  # the paper's four benchmarks and their mean recur with each model
 def resample_weights(strata: tuple[int, ...]) -> np.ndarray:
     """How often each resample draws each cluster, float64 [RESAMPLES, clusters]; equal for arms with equal strata."""
     weights = np.zeros((RESAMPLES, len(strata)))
@@ -137,10 +139,10 @@ def equal_clusters(tallied: Tally) -> float:
 
 
 def effective_size(tallied: Tally, variance: float, most: float) -> float:
-    """How many independent observations of this `variance` give the mean its clustered error.
+    """How many independent observations of this `variance` would give the mean its clustered error.
 
-    At least as many as if each cluster were one observation, at most `most`. Reduced for the degrees of freedom of the
-    error, as Korn and Graubard do: those of the clusters, or fewer where a few clusters make up the error.
+    At least as many as if each cluster were one observation, and at most `most`. As in Korn and Graubard, the number is then
+    reduced for the degrees of freedom of the error: those of the clusters, or fewer if a few clusters make up the error.
     """
     least = equal_clusters(tallied)
     squares, error = cluster_parts(tallied) ** 2, clustered_error(tallied)
@@ -152,7 +154,7 @@ def effective_size(tallied: Tally, variance: float, most: float) -> float:
 
 
 def freedom_factor(freedom: float) -> float:
-    """What remains of an effective size where the variance behind it has so many degrees of freedom."""
+    """The factor that reduces an effective size for the degrees of freedom of the variance behind it."""
     return (NORMAL_95 / float(special.stdtrit(max(freedom, 1), 0.975))) ** 2
 
 
@@ -166,11 +168,13 @@ def rate_interval(tallied: Tally) -> tuple[float, float]:
 
 
 class PromptMean(NamedTuple):
+    """The answers to one prompt."""
+
     cluster: str
     mean: float
     """Mean outcome of the parsed samples."""
     answers: int
-    """Parsed samples."""
+    """Number of parsed samples."""
 
     @property
     def noise(self) -> float:
@@ -189,6 +193,7 @@ def prompt_of(row: JudgedRow) -> Prompt:
 def prompt_means(
     rows: Iterable[JudgedRow], outcome: Outcome, key: Callable[[JudgedRow], Prompt] = prompt_of
 ) -> dict[Prompt, PromptMean]:
+    """The mean outcome of each prompt, over the rows that have one."""
     values: dict[Prompt, list[float]] = defaultdict(list)
     clusters = {}
     for row in rows:
@@ -203,9 +208,10 @@ def prompt_means(
 
 
 def any_of(means: Mapping[Prompt, PromptMean], expected: Mapping[Prompt, int]) -> dict[Prompt, PromptMean]:
-    """1 or 0 for each prompt with an outcome of all `expected` answers: whether any answer has it.
+    """Whether any answer to a prompt has the outcome, as a mean of 1 or 0.
 
-    Whether a prompt counts must not depend on what its answers are.
+    Prompts that lack an outcome of one of their `expected` answers are left out, whatever the others are: whether a prompt
+    counts must not depend on its answers.
     """
     return {
         prompt: PromptMean(of.cluster, float(of.mean > 0), 1) for prompt, of in means.items() if of.answers >= expected[prompt]
@@ -213,7 +219,7 @@ def any_of(means: Mapping[Prompt, PromptMean], expected: Mapping[Prompt, int]) -
 
 
 def most_answers(runs: Iterable[Iterable[JudgedRow]], key: Callable[[JudgedRow], Prompt] = prompt_of) -> Counter[Prompt]:
-    """The answers to each prompt in the run that has most: what a run cut short lacks may be the harmful one."""
+    """The number of answers to each prompt in the run that has most. An answer that an unfinished run lacks may be harmful."""
     most: Counter[Prompt] = Counter()
     for rows in runs:
         most |= Counter(map(key, rows))
@@ -222,10 +228,10 @@ def most_answers(runs: Iterable[Iterable[JudgedRow]], key: Callable[[JudgedRow],
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two sides on the prompts they share, as so many independent pairs of answers."""
+    """Two sides on the prompts they share, as a number of independent pairs of answers."""
 
     value: float
-    """The mean over A minus the mean over B; of several benchmarks, the mean of their differences."""
+    """The mean over A minus the mean over B; for several benchmarks, the mean of their differences."""
     discordance: float
     """How often an answer of A and one of B differ, in 0..1."""
     size: float
@@ -233,7 +239,7 @@ class Pairs:
     prompts: int
 
     def score(self, bound: float) -> float:
-        """Tango's statistic, normal if the true difference is `bound`: positive for a larger difference."""
+        """Tango's statistic, standard normal if the true difference is `bound`. It is positive if `value` is larger."""
         n = self.size
         won, lost = n * (self.discordance + self.value) / 2, n * (self.discordance - self.value) / 2
         b, c = (2 * n - won + lost) * bound - won - lost, -lost * bound * (1 - bound)
@@ -249,7 +255,7 @@ class Pairs:
         edge = 1 - 1e-9
 
         def limit(side: float) -> float:
-            """Where the score is 1.96 on one side; the end of the scale if it is nowhere."""
+            """The bound on one side whose score is 1.96 in size; the end of the scale if there is none."""
             within = self.score(side * edge) * side < -NORMAL_95
             if not within:
                 return side
@@ -259,7 +265,7 @@ class Pairs:
 
 
 def pair(entries: Iterable[tuple[str, str, float, float, float]]) -> Pairs | None:
-    """Pair (cluster, benchmark, A's rate, B's rate, answers of each) of each prompt; None if there are none."""
+    """Compare A and B by one entry per prompt: (cluster, benchmark, A's rate, B's rate, answers of each). None without any."""
     entries = list(entries)
     tallied = tally((cluster, benchmark, a - b) for cluster, benchmark, a, b, _ in entries)
     differing = tally((cluster, benchmark, a * (1 - b) + b * (1 - a)) for cluster, benchmark, a, b, _ in entries)
@@ -280,15 +286,15 @@ class PairedMean(NamedTuple):
     a: float
     b: float
     answers: float
-    """The answers of the side with fewer."""
+    """Number of answers on the side that has fewer."""
     noise: float
-    """Variance of a - b that is due to sampling; NaN where it cannot be known."""
+    """Variance of a - b that is due to sampling; NaN if it cannot be known."""
 
 
 def pair_prompts(
     plus: Sequence[Mapping[Prompt, PromptMean]], minus: Sequence[Mapping[Prompt, PromptMean]]
 ) -> dict[Prompt, PairedMean]:
-    """The models of A (`plus`) and of B (`minus`), each given by its prompts' means, on the prompts that all share."""
+    """The models of A (`plus`) and of B (`minus`), each given by its prompts' means, paired on the prompts that all share."""
     sides = (plus, minus)
     shared = set.intersection(*(set(means) for side in sides for means in side))
     found = {}
@@ -314,7 +320,7 @@ def p_above(evidence: Evidence, bound: float) -> float:
 
 @dataclass(frozen=True)
 class StudentMean:
-    """A mean, or a difference of means, by Student's t."""
+    """A mean, or a difference of means, whose interval and p-values are by Student's t."""
 
     value: float
     error: float
@@ -330,14 +336,14 @@ class StudentMean:
 
 
 def summed(*parts: tuple[float, float]) -> tuple[float, float]:
-    """The sum of independent variances, each with its degrees of freedom, and the freedom of the sum (Welch, Satterthwaite)."""
+    """Sum independent pairs (variance, degrees of freedom) into one such pair (Welch, Satterthwaite)."""
     whole = sum(variance for variance, _ in parts)
     spent = sum(variance**2 / freedom for variance, freedom in parts)
     return whole, whole**2 / spent if spent else min(freedom for _, freedom in parts)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the given order: as statsmodels', which collects garbage at each call."""
+    """Holm's step-down adjusted p-values, in the given order. statsmodels has them too, but collects garbage at each call."""
     order = np.argsort(p_values)
     adjusted = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
     return [float(p) for p in np.minimum(adjusted, 1.0)[np.argsort(order)]] if len(order) else []
