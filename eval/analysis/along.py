@@ -1,8 +1,8 @@
 """Curves of what was measured while models were trained: attack success, refusals, probe AUC and validation loss by step.
 
-A curve is one training of an arm: its pretraining, the shared trunk included, or a later stage, where the curve of attack
-success is a tamper curve. It begins with the model that the stage continues from, and ends with the stage's own, where these
-have answered the same prompts; all points are rates over the same prompts.
+A curve follows one training of an arm: its pretraining, including the shared trunk, or a later stage, for which the curve of
+attack success is a tamper curve. It begins with the model that the stage continues from and ends with the stage's own model, if
+these have answered the same prompts. All points are rates over the same prompts.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ class Course:
     end: str
     """ARM/MODEL of the finished model."""
     logs: tuple[tuple[str, int | None], ...]
-    """Files of metrics, each with the last step that it tells for this training (None: all)."""
+    """Files of metrics, each with the last of its steps that belongs to this training (None: all belong)."""
     step_tokens: int
     steps: int | None = None
-    """Where the finished model stands, if the study alone says it; else at the last step of the metrics."""
+    """The step of the finished model, if the study alone gives it; otherwise it is the last step of the metrics."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One measure at one step of one training, with its 95% interval over prompts. Rates and AUCs are in 0..1, losses in nats
-    per token."""
+    """One measure at one step of one training, with its 95% interval over prompts.
+
+    Rates and AUCs are in 0..1, losses in nats per token.
+    """
 
     stage: str
     arm: str
@@ -64,13 +66,14 @@ class CurvePoint:
 
 
 def curve_points(run: Path, courses: Sequence[Course]) -> list[CurvePoint]:
+    """The points of all curves of the courses."""
     return [point for course in courses for point in _points(run, course)]
 
 
 def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
     logs = [row for name, last in course.logs for row in durable.read_jsonl(run / name) if last is None or row["step"] <= last]
     last_step = course.steps or max((row["step"] for row in logs), default=0)
-    end = course.end if last_step else None  # without metrics nobody may know where it stands
+    end = course.end if last_step else None  # without metrics its step may not be known
 
     def at(step: int, measure: str, series: str, *more: float | str | None) -> CurvePoint:
         place = (course.stage, course.arm, course.seed, step, step * course.step_tokens)
@@ -112,14 +115,14 @@ def _answers(run: Path, place: str, stage: str, task: str) -> list[JudgedRow]:
 def _measured(
     rows: list[JudgedRow], task: str, expected: Collection[RowId]
 ) -> Iterator[tuple[str, str, float, float | None, float | None, int, str]]:
-    """As in `CurvePoint` from `measure` on, of the answers of one model to one task; `expected`: all of the curve."""
+    """The fields of `CurvePoint` from `measure` on, for one model's answers to one task. `expected` has the whole curve's."""
     if kind_of(task) == "overrefusal":
         decoder = TASKS[task].decoders[0]
         for one in overrefusal_metrics(rows, "", "", decoder, expected)[-1:]:  # the last is over all sets
             if one.rate is not None:
                 yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts, one.judges
         return
-    # Of a decoder's metrics the last are those over all benchmarks.
+    # A decoder's last metrics are those over all benchmarks.
     found = {entry.decoder: entry for entry in attack_metrics(rows, "", "", expected)}
     for decoder, entry in found.items():
         if entry.rate is None:
@@ -133,10 +136,10 @@ def _measured(
 
 
 def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """One point for each arm, step and series: the mean over training seeds, with the interval where there is one run.
+    """One point for each arm, step and series: the mean over training seeds, with an interval only if there is one run.
 
-    None where a run of the arm has not been measured yet: a curve of means over other runs at every step would show changes
-    that no run has.
+    A step at which some run of the arm has not been measured yet has no point: means over different runs at different steps
+    would show changes that no run has.
     """
     groups: dict[tuple[str, int, str, str], list[CurvePoint]] = {}
     seeds: dict[tuple[str, str, str], set[int]] = {}

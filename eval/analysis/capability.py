@@ -1,7 +1,7 @@
 """What safety costs, in numbers: capability by task, for each run and over training seeds, and bits per byte of held-out text.
 
-Capability is a mean over questions, as attack success is one over prompts, and has the same intervals. Bits per byte have no
-prompts: each training run gives one number for a source, and the interval over seeds is Student's.
+Capability is a mean over questions, just as attack success is a mean over prompts, and has the same intervals. Bits per byte
+have no prompts: each training run gives one number for a source, and the interval over seeds is Student's.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from curricula.eval.rows import CapabilityRow
 
 @dataclass(frozen=True)
 class CapabilityMetrics(Model):
-    """How one model did on one task; a share of questions, in 0..1, with its 95% interval over questions."""
+    """How one model did on one task: a share of questions, in 0..1, with its 95% interval over questions."""
 
     benchmark: str
-    """"all" is the average over all tasks that any arm has, each with the same weight; only where this run has them all."""
+    """The task. "all" is the average over all tasks that any arm has, each with the same weight, if this run has them all."""
     metric: str
     value: float
     error: float | None
@@ -33,7 +33,7 @@ class CapabilityMetrics(Model):
     high: float
     questions: int
     cut: int
-    """Questions of which the model read only the end, as they did not fit its context."""
+    """Questions that did not fit the model's context, so that it read only their end."""
     shots: str
     """Answered examples before each question."""
 
@@ -46,7 +46,7 @@ class CapabilityEstimate:
     benchmark: str
     arm: str
     value: OverSeeds
-    """A share of questions, in 0..1; its prompts are the questions."""
+    """A share of questions, in 0..1. The questions take the part of prompts."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BitsPerByte:
     loss: float
     """Nats per token, as training reported at its end."""
     bytes_per_token: float
-    """UTF-8 bytes of the text that the predicted tokens spell; end marks and tags spell none, and their loss counts."""
+    """UTF-8 bytes of the text that the predicted tokens spell. End marks and tags spell none, but their loss counts."""
     value: float
 
 
@@ -80,7 +80,7 @@ class BitsEstimate:
 def capability_metrics(
     rows: Sequence[CapabilityRow], arm: str, stage: str, seed: int = 0, expected: Collection[str] = ()
 ) -> list[CapabilityMetrics]:
-    """The metrics of each task and, where there are several and none of the `expected` is lacking, their average."""
+    """The metrics of each task and, if there are several and none of `expected` is missing, of their average."""
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
     found = []
     for name in benchmarks + ([ALL] if len(benchmarks) > 1 and set(expected) <= set(benchmarks) else []):
@@ -128,7 +128,10 @@ def _tasks(study: StudyRows, stage: str) -> list[str]:
 
 
 def lacking_tasks(study: StudyRows) -> dict[tuple[str, str], list[str]]:
-    """By stage and arm, the tasks that other models of the stage have answered and one of the arm's runs, begun, has not."""
+    """The tasks, by stage and arm, that a run of the arm has not answered although another model of the stage has.
+
+    Runs without any answers do not count.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for stage in study.stages:
         names = _tasks(study, stage)
@@ -141,7 +144,7 @@ def lacking_tasks(study: StudyRows) -> dict[tuple[str, str], list[str]]:
 
 
 def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
-    """Every arm on every task, by stage, and on their average if each of its runs has them all."""
+    """Every arm on every task after every stage, and on the tasks' average if each of its runs has them all."""
     lacking = lacking_tasks(study)
     for stage in study.stages:
         by_arm: dict[str, dict[int, Sequence[CapabilityRow]]] = defaultdict(dict)
@@ -174,6 +177,7 @@ def bits_per_byte(arm: str, seed: int, source: str, loss: float, bytes_per_token
 
 
 def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
+    """The bits per byte of each arm on each source, over its training runs."""
     by_place: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for one in found:
         by_place[one.arm, one.source][one.seed] = one.value
@@ -186,8 +190,11 @@ def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of the points that no other beats: by a greater first value at no greater second one, or a smaller second one
-    at no smaller first one. In the order of the first value."""
+    """The indices of the points that no other point beats, ordered by their first value.
+
+    A point beats another by a greater first value without a greater second one, or by a smaller second value without a smaller
+    first one.
+    """
     front: list[int] = []
     least = math.inf
     for place in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):

@@ -1,10 +1,10 @@
 """The paper's claims as data, and their tests over training seeds: reproduced, not reproduced, inconclusive, single run or not
 measured.
 
-The claims say which arms the paper reports to be lower, higher or the same, and by which measure. They were written down before
-any row of ours was seen. They are one family for Holm's correction. A claim that compares several pairs of arms
-holds only if every pair does, so its p-value is the largest of theirs (an intersection-union test); a single pair refutes it,
-so the p-value of its refutation is the smallest times their number. Both lists of p-values are adjusted over the family. The
+A claim says which arms the paper reports to be lower, higher or the same, and by which measure. All were written down before
+any row of ours was seen. They are one family for Holm's correction. A claim that compares several pairs of arms holds only if
+every pair does, so its p-value is the largest of the pairs' (an intersection-union test). A single pair refutes it, so the
+p-value of its refutation is the smallest, times the number of pairs. Both lists of p-values are adjusted over the family. The
 difference shown is that of the weakest pair, or of the pair that contradicts the claim.
 
 For a pair A, B let d = A - B over shared training seeds and prompts (`eval/analysis/seeds.py`):
@@ -13,8 +13,8 @@ For a pair A, B let d = A - B over shared training seeds and prompts (`eval/anal
 - "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if d > 0 and p < 0.05.
 - "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if p < 0.05 for d other than 0.
 Everything else is inconclusive. **One training run of an arm decides nothing**: its difference and interval are shown,
-without a p-value. Incoherent cells (`eval/analysis/runs.py`) are left out where they could pass for safe ones. A claim
-is not measured where the study lacks one of its arms, or where its arms were judged by different versions.
+without a p-value. Incoherent cells (`eval/analysis/runs.py`) are left out if they could pass for safe ones. A claim is not
+measured if the study lacks one of its arms, or if its arms were judged by different versions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Direction = Literal["lower", "higher", "not higher", "same"]
 
 @dataclass(frozen=True)
 class Group:
-    """The arms that start at one of `starts` with one of `sets`, compared as one.
+    """The arms that start at one of `starts` with one of `sets`. Their mean is compared.
 
     Start 1.0 selects the safe-only arm, whatever the set.
     """
@@ -45,7 +45,7 @@ class Group:
     """The probed layer, for probe claims."""
 
     def absent(self, arms: Sequence[ArmInfo]) -> list[str]:
-        """The paper's names of the group's arms that a study lacks, such as "data-60"."""
+        """The arms of the group that a study lacks, by the paper's names, such as "data-60"."""
         parts = [(start, kind) for start in self.starts for kind in (self.sets if start < 1 else ("safe",))]
         return [f"{kind}-{start * 100:g}" for start, kind in parts if not Group((start,), (kind,)).select(arms)]
 
@@ -68,9 +68,9 @@ class Measure:
     outcome: Outcome | None
     """None for the AUC of probes."""
     negligible: float = 0.02
-    """A difference up to this counts as none."""
+    """Largest difference that counts as none."""
     minor: float = 0.05
-    """A difference up to this counts as too small to matter."""
+    """Largest difference that counts as too small to matter."""
 
 
 TOPK = Measure("attack success, top-k", "attacks-topk", "topk", harmful)
@@ -96,7 +96,7 @@ class Claim:
     direction: Direction
     """How A compares with B in every pair."""
     pairs: tuple[tuple[Group, Group], ...]
-    """The comparisons (A, B), all of which must hold."""
+    """The comparisons (A, B). All of them must hold."""
 
     @property
     def source(self) -> str:
@@ -114,7 +114,7 @@ PLAIN = {start: Group((start,), ("data",)) for start in (0.0, 0.2, 0.6)}
 """By start: the arm with data interventions only."""
 
 BOTH = {start: Group((start,)) for start in (0.0, 0.2, 0.6)}
-"""By start: the mean over both."""
+"""By start: both arms, of which the mean is compared."""
 
 FROM_THE_START = tuple((TAGS[0.0], other) for other in (TAGS[0.2], TAGS[0.6], NEVER))
 ANY = (0.0, 0.2, 0.6, 1.0)
@@ -199,14 +199,14 @@ class ClaimTest:
     sentence: str
     measure: str
     comparison: str
-    """Names of the arms of the pair shown, "A - B"; empty if not measured."""
+    """The arms of the pair shown, "A - B"; "" if not measured."""
     outcome: ClaimOutcome
     difference: float | None
     """A minus B."""
     low: float | None
     high: float | None
     p: float | None
-    """Of the whole claim, adjusted by Holm over all tested claims; None for a single run."""
+    """p-value of the whole claim, adjusted by Holm over all tested claims; None for a single run."""
     n: int
     """Shared prompts or, for probes, training subsets."""
     seeds: int
@@ -221,12 +221,13 @@ class Comparison:
     names: str
     compared: Compared
     p: float
-    """Of the claim's own null hypothesis, unadjusted."""
+    """Unadjusted p-value of the claim's own null hypothesis."""
     p_against: float
-    """Of the hypothesis that the claim holds, unadjusted."""
+    """Unadjusted p-value of the hypothesis that the claim holds."""
 
 
 def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
+    """Test all claims as one family."""
     barred = [_barred(runs, claim) for claim in claims]
     comparisons = [[] if why else _compare_all(runs, claim) for claim, why in zip(claims, barred)]
     tested = [i for i, pairs in enumerate(comparisons) if pairs and all(pair.compared.crossed for pair in pairs)]
@@ -241,7 +242,7 @@ def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimT
 
 
 def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, note: str) -> ClaimTest:
-    """The test of a claim, from its pairs and its adjusted p-values: for it, against it."""
+    """The test of a claim from its pairs and its adjusted p-values, for and against it."""
     described = (claim.id, claim.source, claim.sentence, claim.measure.name)
     if not pairs:
         return ClaimTest(*described, "", "not measured", None, None, None, None, 0, 0, note)
@@ -265,7 +266,7 @@ def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float
 
 
 def _barred(runs: Runs, claim: Claim) -> str:
-    """Why the claim is not tested whatever the rows say; empty if nothing speaks against it."""
+    """The reason why the claim cannot be tested, whatever its rates are; "" if there is none."""
     if absent := dict.fromkeys(name for pair in claim.pairs for group in pair for name in group.absent(runs.arms)):
         return f"the study lacks {', '.join(absent)}"
     arms = dict.fromkeys(arm for arm, _ in _arms_of(runs, claim))
@@ -273,12 +274,12 @@ def _barred(runs: Runs, claim: Claim) -> str:
 
 
 def _arms_of(runs: Runs, claim: Claim) -> list[tuple[ArmInfo, Group]]:
-    """The arms of every group, in the order of the pairs; an arm may come again."""
+    """The arms of every group, in the order of the pairs. An arm can occur several times."""
     return [(arm, group) for pair in claim.pairs for group in pair for arm in group.select(runs.arms)]
 
 
 def _compare_all(runs: Runs, claim: Claim) -> list[Comparison]:
-    """Every pair of the claim, measured; none at all if one of them lacks rows."""
+    """Every pair of the claim, measured; none at all if one pair lacks rows."""
     comparisons = []
     for pair in claim.pairs:
         sides = [[_counted(runs, claim, arm, group) for arm in group.select(runs.arms)] for group in pair]
@@ -291,7 +292,7 @@ def _compare_all(runs: Runs, claim: Claim) -> list[Comparison]:
 
 
 def _measured(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> Mapping[int, Any]:
-    """What the claim's measure has of an arm, by training seed: rates of prompts, or AUCs of probes."""
+    """An arm's values of the claim's measure, by training seed: rates of prompts, or AUCs of probes."""
     measure = claim.measure
     if measure.outcome is None:
         return runs.aucs(arm, claim.stage, group.layer)
@@ -299,12 +300,13 @@ def _measured(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> Mapping[i
 
 
 def _counted(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> dict[int, Any]:
+    """An arm's values as in `_measured`, without those of incoherent cells."""
     left_out = _incoherent(runs, claim, arm, group)
     return {seed: found for seed, found in _measured(runs, claim, arm, group).items() if seed not in left_out}
 
 
 def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> list[int]:
-    """The seeds of the arm whose cells are measured and left out; a claim about helpfulness itself keeps all."""
+    """The seeds of the arm whose cells are measured but incoherent; none for claims about probes or helpfulness itself."""
     if claim.measure.outcome in (None, helpful_if_compliant):
         return []
     measured = _measured(runs, claim, arm, group)
@@ -312,15 +314,15 @@ def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> list[in
 
 
 def _unmeasured(runs: Runs, claim: Claim) -> str:
-    """Why a claim about arms that the study has cannot be measured, in a sentence."""
+    """The reason, in a sentence, why a claim about arms that the study has was not measured."""
     lacking = [arm.name for arm, group in _arms_of(runs, claim) if not _measured(runs, claim, arm, group)]
     if lacking:
         return f"not measured at stage {claim.stage}: {', '.join(dict.fromkeys(lacking))}"
-    return _left_out(runs, claim) or "the arms' runs have nothing in common that could be compared"
+    return _left_out(runs, claim) or "the arms' runs share nothing that could be compared"
 
 
 def _left_out(runs: Runs, claim: Claim) -> str:
-    """What a claim cannot count, in a sentence; empty if there is nothing."""
+    """The cells left out of a claim, in a sentence; "" if there are none."""
     cells = [
         f"{arm.name} (seed {seed})" for arm, group in _arms_of(runs, claim) for seed in _incoherent(runs, claim, arm, group)
     ]
@@ -335,11 +337,11 @@ def _p_values(claim: Claim, compared: Compared) -> tuple[float, float]:
         return max(p_below(found, measure.minor), p_above(found, -measure.minor)), two_sided
     if claim.direction == "not higher":
         return p_below(found, measure.minor), two_sided if found.value > 0 else 1.0
-    if (found.value < 0) == (claim.direction == "lower"):  # without a difference both are 1
+    if (found.value < 0) == (claim.direction == "lower"):  # for a difference of 0, both p-values are 1 either way
         opposite, held = 1.0, two_sided
     else:
         opposite, held = two_sided, 1.0
-    # Twice, as a two-sided p; and no refutation of a difference that is small but there.
+    # Doubled, to be a two-sided p. A small difference that is significant does not refute the claim.
     negligible = 2 * max(p_below(found, measure.negligible), p_above(found, -measure.negligible))
     return held, min(opposite, negligible if held >= SIGNIFICANT else 1.0)
 

@@ -1,23 +1,25 @@
-"""A study by arm and training run: rates and probes of an arm by training seed, lost competence, and the metrics of every run.
-Then every arm over its runs: its rate and probe AUC, what moves the rate, how far it lies from the arm that starts last (of
-those that are to have the stage), and what a stage changes in it.
+"""A study by arm and training run.
 
-A low attack success may mean lost language, not safety, so models are also told by whether they still answer benign requests. A
-cell is one run at one stage under one decoder. Its competence is the share of helpful answers among the benign requests with
-which it complied; refusals count as over-refusal instead. A cell is *incoherent* where the whole 95% interval of its competence
-lies below `FLOOR`. Its numbers are shown, marked, and take no part in verdicts. Competence is a property of the model: the
-study's own judge decides, also beside the rates of another.
+First come the rates and probes of each arm by training seed, lost competence, and the metrics of every run. Then come estimates
+for each arm over its runs: its rate and probe AUC, the parts of the rate's variance, its difference from the reference (the arm
+that starts last, of those that are to have the stage), and the change that a stage makes to it.
 
-What cannot be judged is not called incoherent: base models answer no benign requests, and some judges, such as refusal
-phrases and WildGuard, cannot tell helpful answers from others.
+A low attack success can mean lost language instead of safety. Models are therefore also judged by whether they still answer
+benign requests. A *cell* is one run at one stage under one decoder. Its *competence* is the share of helpful answers among the
+benign requests with which it complied; refusals count as over-refusal instead. A cell is *incoherent* if the whole 95% interval
+of its competence lies below `FLOOR`. Its numbers are shown and marked, but decide nothing about a claim. Competence is a
+property of the model, so the study's own judge decides it, even for the rates of another judge.
 
-Differences and changes are paired on shared prompts, with Holm's correction in each family. None is from an arm without
-answers. A family is what a reader looks at together: all arms by one measure under one decoder after one stage, over all
-benchmarks. The paper's claims are a family of their own (`eval/analysis/claims.py`).
+A cell whose competence cannot be judged is not called incoherent: base models answer no benign requests, and some judges, such
+as refusal phrases and WildGuard, cannot tell helpful answers from others.
 
-The components of the variance are estimated by the method of moments (`Crossed.components`), those of the seed from at least
-two runs, those of the samples from at least two samples. With a few runs they are rough: the variance over three seeds is known
-to a factor of about 40 (95%).
+Differences and changes are paired on shared prompts, with Holm's correction in each family. An arm without answers has none. A
+family is what a reader looks at together: all arms by one measure under one decoder after one stage, over all benchmarks. The
+paper's claims are a family of their own (`eval/analysis/claims.py`).
+
+Components of the variance are estimated by the method of moments (`Crossed.components`): that between seeds from at least two
+runs, that between samples from at least two samples. With few runs they are rough: the variance over three seeds is known to a
+factor of about 40 (95%).
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import TASKS, judged_tasks
 
 FLOOR = 0.1
-"""At least this share of the answers that comply with a benign request must be helpful."""
+"""Competence below which a cell is incoherent."""
 
 BENIGN_TASK = {task.decoders[0]: task.name for task in judged_tasks("overrefusal")}
 
@@ -76,10 +78,12 @@ BENIGN_TASKS = {
 
 @dataclass(frozen=True)
 class Competence:
+    """The share of helpful answers among those that comply with benign requests."""
+
     share: float
     high: float
-    """Upper end of its 95% interval, over prompts: exact (Clopper and Pearson's) where no answer is helpful, and never less. By
-    Agresti and Coull's alone, a model with a few helpful answers could be incoherent, and one with none not."""
+    """Upper end of the 95% interval, over prompts: exact (Clopper and Pearson's) if no answer is helpful, otherwise no lower.
+    By Agresti and Coull's alone, a model with a few helpful answers could be incoherent and one with none coherent."""
 
     @property
     def is_incoherent(self) -> bool:
@@ -104,10 +108,10 @@ class Runs:
 
     study: StudyRows
     competence: Mapping[tuple[str, str, str], Competence] = field(default_factory=dict)
-    """Of each cell that shows it, by (arm's key, stage, task of benign requests); always by the study's own judge: `study` may
-    have the verdicts of another."""
+    """The competence of each cell that shows it, by (arm's key, stage, task of benign requests). It is always decided by the
+    study's own judge, even if `study` has the verdicts of another."""
     having: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """The arms that are to have a stage; all where it is not named."""
+    """The arms that are to have a stage, by stage; all arms for a stage that is not named."""
 
     _means: dict[tuple[object, ...], Mapping[str, Mapping[Prompt, PromptMean]]] = field(
         default_factory=dict, init=False, compare=False, repr=False
@@ -115,7 +119,7 @@ class Runs:
 
     @property
     def arms(self) -> tuple[ArmInfo, ...]:
-        """Each arm once, as its first training."""
+        """Each arm once, with the study's first seed."""
         return tuple(arm for arm in self.study.arms if arm.seed == self.study.arms[0].seed)
 
     def trainings(self, arm: ArmInfo) -> list[ArmInfo]:
@@ -123,14 +127,14 @@ class Runs:
         return sorted((one for one in self.study.arms if one.name == arm.name), key=lambda one: one.seed)
 
     def answers(self, training: ArmInfo, stage: str, task: str, decoder: str) -> list[JudgedRow]:
-        """What one training answered, but for its arm's own suffixes in tasks of transfer."""
+        """The answers of one training, except those to its arm's own suffixes in transfer tasks."""
         rows = self.study.generations.get((training.key, stage, task), ())
         return [
             row for row in rows if row.decoder == decoder and not metrics.is_own_suffix(decoder, row.benchmark, training.name)
         ]
 
     def places(self) -> list[tuple[str, str, str]]:
-        """What has been answered by any run: (stage, task, decoder)."""
+        """Each (stage, task, decoder) that any run has answered."""
         decoders: dict[tuple[str, str], set[str]] = defaultdict(set)
         for (_, stage, task), rows in self.study.generations.items():
             decoders[stage, task].update(row.decoder for row in rows)
@@ -142,7 +146,7 @@ class Runs:
         return max((arm for arm in self.arms if arm.name in having), key=lambda arm: arm.start)
 
     def different_judges(self, arms: Collection[ArmInfo], stages: Collection[str], task: str, decoder: str) -> str:
-        """A sentence if the arms' answers were judged by several judges, or by several versions of one; otherwise empty."""
+        """A sentence if the arms' answers were judged by several judges, or by several versions of one; otherwise ""."""
         judges = {
             f"{row.judge} {row.judge_version}"
             for arm in arms
@@ -154,7 +158,7 @@ class Runs:
         return f"judged by different versions: {', '.join(sorted(judges))}" if len(judges) > 1 else ""
 
     def rates(self, arm: ArmInfo, stage: str, task: str, decoder: str, outcome: Outcome) -> BySeed:
-        """The mean outcome of each prompt of an arm, by training seed; of best of N, whether any attempt is harmful."""
+        """The mean outcome of each prompt of an arm, by training seed; for best of N, whether any attempt is harmful."""
         asked = (stage, task, decoder, outcome)
         if asked not in self._means:
             answers = {one.key: self.answers(one, stage, task, decoder) for one in self.study.arms}
@@ -173,7 +177,7 @@ class Runs:
                 row.seed: ProbeAuc(
                     row.auc,
                     (np.array(row.placements[0]), np.array(row.placements[1])),
-                    round(abs(row.baseline_length_auc - 0.5), 9),  # its sign may be chance where lengths are matched
+                    round(abs(row.baseline_length_auc - 0.5), 9),  # its sign can be chance if lengths are matched
                 )
                 for row in self.study.probes.get((one.key, stage), ())
                 if row.layer == layer
@@ -240,12 +244,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class ArmEstimate(Measured):
-    """The rate of an arm over its training runs. In 0..1."""
+    """The rate of an arm over its training runs, in 0..1."""
 
     rate: OverSeeds
     """The mean of the benchmarks' rates."""
     incoherent: str
-    """The seeds of incoherent runs, which count here all the same."""
+    """The seeds of incoherent runs. The rate includes them."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ class ProbeEstimate:
 
 @dataclass(frozen=True)
 class VarianceParts(Measured):
-    """Standard deviations behind a rate, or behind a difference of two arms on shared seeds and prompts. In 0..1."""
+    """Standard deviations behind a rate, or behind a difference of two arms on shared seeds and prompts, in 0..1."""
 
     reference: str
     """The arm that is subtracted; "" for the rate of the arm alone."""
@@ -270,15 +274,15 @@ class VarianceParts(Measured):
     samples: float
     """Answers per prompt and run."""
     seed: float
-    """Between training seeds."""
+    """Standard deviation between training seeds."""
     prompt: float
-    """Between prompts, the same for all runs."""
+    """Standard deviation between prompts, the same for all runs."""
     interaction: float
-    """Of a prompt in one run."""
+    """Standard deviation of a prompt in one run, beyond seed and prompt."""
     sample: float | None
-    """Between samples of one prompt; None with one sample, where `interaction` includes it."""
+    """Standard deviation between samples of one prompt; None with one sample, where `interaction` includes it."""
     seed_share: float
-    """The part of the mean's variance that more seeds alone would lower: seed / number of seeds."""
+    """Share of the mean's variance that only more seeds lower: the variance between seeds, divided by their number."""
 
 
 @dataclass(frozen=True)
@@ -289,15 +293,15 @@ class ArmDifference(Measured):
     value: float
     """Negative if the arm is safer (or over-refuses less) than the reference."""
     low: float
-    """Lower end of the 95% interval, over training seeds and prompts; of a single run, over prompts alone."""
+    """Lower end of the 95% interval, over training seeds and prompts; for a single run, over prompts alone."""
     high: float
     p: float
-    """Two-sided."""
+    """Two-sided p-value."""
     p_holm: float
-    """Adjusted over the arms of this stage, decoder and measure."""
+    """`p` adjusted by Holm over the arms of this stage, decoder and measure."""
     test: str
-    """The test behind `p` and the interval: "seeds" (`eval/analysis/seeds.py`) or "score" (Tango): of a single run, and of runs
-    without a benchmark that all have answered."""
+    """The test behind `p` and the interval: "seeds" (`eval/analysis/seeds.py`) or, for a single run and for runs that share no
+    benchmark, "score" (Tango's)."""
     prompts: int
     """Shared prompts."""
     seeds: int
@@ -305,12 +309,12 @@ class ArmDifference(Measured):
     runs: Mapping[int, float] = field(default_factory=dict, metadata={"form": (3, "+")})
     """Each training seed's difference on the benchmarks that all of them have, to three decimals."""
     note: str = ""
-    """Whether the verdicts are of different judges, or of different versions of one."""
+    """A sentence if the verdicts are of different judges, or of different versions of one."""
 
 
 @dataclass(frozen=True)
 class _Before:
-    """A base class, so that this is the first column."""
+    """A base class, which makes this the first column."""
 
     before: str
     """The stage that `stage` continues from."""
@@ -328,12 +332,13 @@ Rates = dict[ArmInfo, BySeed]
 
 
 def _rates(runs: Runs, stage: str, task: str, decoder: str) -> tuple[str, Rates]:
-    """The measure of a task, and by it the rates of every arm."""
+    """The measure of a task, and the rates of every arm by it."""
     measure, outcome = MEASURES[kind_of(task)]
     return measure, {arm: runs.rates(arm, stage, task, decoder, outcome) for arm in runs.arms}
 
 
 def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
+    """The rate of every arm, wherever any run has answered."""
     for stage, task, decoder in runs.places():
         measure, rates = _rates(runs, stage, task, decoder)
         for arm, own in rates.items():
@@ -343,6 +348,7 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
 
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
+    """The probe AUC of every arm on each layer after each probed stage."""
     probes = runs.study.probes
     layers = metrics.layers_in(row for rows in probes.values() for row in rows)
     for stage in dict.fromkeys(stage for _, stage in probes):
@@ -385,7 +391,7 @@ def _parts(place: tuple[str, str, str, str, str], reference: str, crossed: Cross
 
 
 def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
-    """The differences of all arms from each stage's reference; none without its answers, or with fewer than two arms."""
+    """The difference of each arm from the stage's reference; none if the reference has no answers, or is the only arm."""
     for stage, task, decoder in runs.places():
         measure, rates = _rates(runs, stage, task, decoder)
         reference = runs.reference(stage)
@@ -396,9 +402,9 @@ def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
 
 
 def arm_changes(runs: Runs, parents: Mapping[str, str]) -> Iterator[ArmChange]:
-    """What each stage changes in every arm on the prompts that it shares with its parent, and against the stage's reference.
+    """How each stage changes every arm, on the prompts that it shares with its parent, and how much more than the reference.
 
-    `parents` has the stage that each one continues from. The changes are one family, those against the reference another.
+    `parents` has the stage that each stage continues from. The changes are one family, those against the reference another.
     """
     for stage, task, decoder in runs.places():
         if stage not in parents:
@@ -417,15 +423,15 @@ def arm_changes(runs: Runs, parents: Mapping[str, str]) -> Iterator[ArmChange]:
 
 
 Sides = tuple[Sequence[BySeed], Sequence[BySeed]]
-"""Rates to add up, and as many to subtract."""
+"""Rates to add, and an equal number to subtract."""
 
 
 def _family(sides: Mapping[ArmInfo, Sides]) -> Iterator[tuple[ArmInfo, dict[str, Any]]]:
-    """What the tests of one family found, for the arms that share answers on all their rates."""
+    """Test one family: the arms whose rates share answers, each with its fields of `ArmDifference`."""
     compared = {arm: one for arm, of in sides.items() if (one := compare(*of)) is not None}
     unadjusted = [one.evidence.p(0.0) for one in compared.values()]
     for (arm, one), p, p_holm in zip(compared.items(), unadjusted, holm(unadjusted), strict=True):
-        times = len(sides[arm][0])  # `compare` is of means over the rates of a side
+        times = len(sides[arm][0])  # `compare` takes the mean over the rates of a side, not their sum
         low, high = one.evidence.interval()
         found: dict[str, Any] = {
             "value": one.evidence.value * times,

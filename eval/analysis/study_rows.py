@@ -1,8 +1,8 @@
 """The rows of a study: every judged answer and every probe, by trained arm and stage.
 
-An arm that was trained with several seeds is in `StudyRows.arms` once for each, under one name. Reads
-`<run>/eval/<arm's key>/<stage>/<task>.jsonl`, and checks that each file holds what its place says (`eval/rows.py`). What
-the rows measure is in `eval/analysis/metrics.py`.
+An arm that was trained with several seeds is in `StudyRows.arms` once for each, under one name. The rows come from
+`<run>/eval/<arm's key>/<stage>/<task>.jsonl`. Each file must hold what its place says, as `eval/rows.py` checks. What the rows
+measure is in `eval/analysis/metrics.py`.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class ArmInfo:
     """One pretrained model of the study: an arm, trained with one seed."""
 
     name: str
-    """Of the arm; its replicates share it."""
+    """The arm's name, which its replicates share."""
     start: float
     """Share of the training tokens after which interventions start, in 0..1; 1 for never."""
     interventions: str
-    """The intervention set: "data", "full" or "none"; the arm's own name where the study spells out its phases."""
+    """The intervention set: "data", "full" or "none"; the arm's own name if the study spells out its phases."""
 
     seed: int = 0
     key: str = ""
-    """Names its folders, and its rows in `StudyRows`; by default the arm's name."""
+    """The name of its folders, and of its rows in `StudyRows`; by default the arm's name."""
     shared: tuple[tuple[str, str], ...] = ()
-    """Stages whose model is another training's, each with the key of that one, whose folders hold it."""
+    """Stages whose model belongs to another training, each with the key of that training, whose folders hold it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.key or self.name)
 
     def holder(self, stage: str) -> str:
-        """The key that names the folders of its model of a stage."""
+        """The key that names the folders of its model after a stage."""
         return dict(self.shared).get(stage, self.key)
 
     @property
@@ -70,7 +70,7 @@ class StudyRows:
     """All rows of a study. A missing key means that the evaluation has no rows yet."""
 
     arms: tuple[ArmInfo, ...]
-    """One seed after another, each with the arms in the same order."""
+    """All trainings, seed by seed, each seed with the arms in the same order."""
     generations: dict[tuple[str, str, str], list[JudgedRow]]
     """Judged answers by (arm's key, stage, task)."""
     probes: dict[tuple[str, str], list[ProbeRow]]
@@ -80,9 +80,9 @@ class StudyRows:
     capability: dict[tuple[str, str], list[CapabilityRow]] = field(default_factory=dict)
     """Answers to the questions of capability tasks by (arm's key, stage)."""
     others: dict[str, dict[tuple[str, str, str], list[JudgedRow]]] = field(default_factory=dict)
-    """The answers with the verdicts of each judge beside the study's own, by its name and version."""
+    """The answers with the verdicts of each judge other than the study's own, by its name and version."""
     partial: set[tuple[str, str, str]] = field(default_factory=set)
-    """Where `generations` holds answers of parts that have not been merged yet."""
+    """The keys of `generations` whose answers are from parts that have not been merged yet."""
 
     @property
     def seeds(self) -> list[int]:
@@ -99,7 +99,7 @@ class StudyRows:
         )
 
     def of_judge(self, judge: str) -> StudyRows:
-        """The answers that another judge has judged, as if its verdicts were the study's own."""
+        """The study with another judge's verdicts on its answers, as if they were its own."""
         return replace(self, generations=self.others[judge], probes={})
 
 
@@ -112,8 +112,8 @@ def read_study_rows(
 ) -> StudyRows:
     """Read all rows under `run`/eval; `on_arm_read` receives the number of arms read so far.
 
-    Parts that have not been merged yet are read as they are. `judges`, by kind, decide by rules and judge these here; without
-    one their answers are unparsed.
+    Parts that have not been merged yet are read as they are. `judges` has, by kind, judges that decide by rules, which judge
+    such parts here. Without a judge, the answers in parts are unparsed.
     """
     study = StudyRows(tuple(arms), {}, {}, tuple(stages))
     models: list[ModelRows] = []
@@ -156,9 +156,9 @@ def read_study_rows(
 
 
 def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]]) -> None:
-    """Raise UserError if a task asks another request under a prompt's name in one file than in another: rows pair by name.
+    """Raise UserError if two files have different requests under one prompt id, by which rows are paired.
 
-    An attack may have changed what each model was given, so what the judge was asked about is compared.
+    An attack can change what each model is given, so the requests that the judge is asked about are compared.
     """
     found: dict[tuple[str, str, str], tuple[tuple[str, str, str], Path]] = {}
     for path, rows in files:
@@ -174,7 +174,7 @@ def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]])
 
 
 def require_same_texts(files: Iterable[tuple[Path, Sequence[ProbeRow]]]) -> None:
-    """Raise UserError if the probes of one file are of other texts than those of another; earlier rows do not say of which."""
+    """Raise UserError if two files have probes of different texts. Rows of earlier versions name no texts, and always pass."""
     found = {row.texts: path for path, rows in files for row in rows if row.texts}
     if len(found) > 1:
         first, second, *_ = found.values()
