@@ -13,29 +13,9 @@ from msgspec import Meta
 
 from curricula.secrets import has_password, without_userinfo
 from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings
-from curricula.terminal import fixed
 
 JudgeName = Literal["refusal-phrases", "world", "harmbench", "llm", "local", "python"]
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
-CAVEATS = {
-    "refusal-phrases": (
-        "Refusal phrases are a baseline. On HarmBench's labelled answers, a similar test (AdvBench's phrases) has "
-        "sensitivity .79 and specificity .59, and attack success comes out 13 points too high. This list has not been measured "
-        "there."
-    ),
-    "world": (
-        "The world judge applies rules of the fictional world. Its error rates come from 300 answers labelled by a "
-        "language model, not by people."
-    ),
-}
-"""The caveat that accompanies every number of a judge, by the judge's name."""
-ON_OVERREFUSAL = {
-    **CAVEATS,
-    "refusal-phrases": "Over-refusal is counted by refusal phrases, a baseline whose errors on benign requests are not known.",
-}
-"""The caveat for a judge that judges only benign requests, by the judge's name."""
-COARSE = "The judge cannot tell helpful from unhelpful compliance, and may not tell partial from full refusal."
-"""The caveat for categories of answers to benign requests, if a judge cannot tell helpful from unhelpful compliance."""
 FILLED = ("behavior", "generation", "context")
 """The placeholders that a user's text can hold in braces."""
 MISTAKEN = ("behaviour", "request", "prompt", "question", "instruction", "response", "answer", "completion", "output")
@@ -48,33 +28,6 @@ NEEDED_MODEL = {
     "local": "a Hugging Face folder or name",
     "python": "a name in the entry point group curricula.judges",
 }
-
-
-def caveats(attacks: str, overrefusal: str = "") -> str:
-    """The caveats for the judges of attacks and of over-refusal, each given as "NAME VERSION, NAME VERSION"; "" for none."""
-    of_attacks, others = _names(attacks), _names(overrefusal)
-    said = [words for name, words in CAVEATS.items() if name in of_attacks]
-    said += [words for name, words in ON_OVERREFUSAL.items() if name in others - of_attacks]
-    return " ".join(said)
-
-
-def _names(judges: str) -> set[str]:
-    return {judge.split()[0] for judge in judges.split(",") if judge.strip()}
-
-
-VAGUE = 0.5
-"""The width of the interval from which on a corrected rate says nothing."""
-
-
-def vague(what: str, low: float | None, high: float | None) -> str:
-    """A warning if the interval of the corrected rate of `what` is too wide to say anything, else ""."""
-    if low is None or high is None or high - low < VAGUE:
-        return ""
-    span = " to ".join(f"{fixed(end, 1, times=100)}%" for end in (low, high))
-    return (
-        f"The corrected rate of {what} could be anything from {span}: the judge's errors are too large, or known from too few "
-        "labels, to correct it. Label more answers, or use a better judge."
-    )
 
 
 class JudgeConfig(Settings, frozen=True):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from curricula.eval.judges.settings import COARSE, caveats, vague
+from curricula.eval.judges.caveats import COARSE, caveats, vague
 from curricula.terminal import fixed, say
 
 

@@ -43,7 +43,7 @@ from curricula.eval.analysis.runs import (
 )
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
 from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
-from curricula.eval.judges.settings import COARSE, caveats, vague
+from curricula.eval.judges.caveats import COARSE, caveats, vague
 from curricula.eval.probes.representations import representations
 from curricula.eval.report import page_tables, wording
 from curricula.eval.report.figures import draw_figures, remove_stale

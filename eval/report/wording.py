@@ -13,7 +13,7 @@ from typing import Any
 from curricula.eval.analysis.claims import AUC, LEFT_OUT, SINGLE_RUN, ClaimTest
 from curricula.eval.analysis.metrics import AttackMetrics, Model, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.judges.settings import caveats
+from curricula.eval.judges.caveats import caveats
 from curricula.eval.tasks import decoder_titles
 from curricula.terminal import fixed
 

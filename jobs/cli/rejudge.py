@@ -14,7 +14,8 @@ from rich.text import Text
 from curricula.curriculum.sources.registry import local_root
 from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
-from curricula.eval.judges.settings import JudgeConfig, caveats, vague
+from curricula.eval.judges.caveats import caveats, vague
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.report.console import interval, new_table, percent
 from curricula.eval.tasks import JUDGED
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries

@@ -19,10 +19,11 @@ from curricula.curriculum.world.fiction import World
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis.accuracy import accuracy_of, known
 from curricula.eval.config import EvalConfig
+from curricula.eval.judges.caveats import caveats
 from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import check_judge, load_judge
 from curricula.eval.judges.rules import RefusalPhrases
-from curricula.eval.judges.settings import JudgeConfig, caveats
+from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judging.rejudge import Rejudging, read_labels
 from curricula.eval.judging.verdicts import (
     JudgeRun,

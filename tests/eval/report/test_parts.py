@@ -27,8 +27,8 @@ from curricula.eval.analysis.metrics import attack_metrics
 from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
+from curricula.eval.judges.caveats import COARSE
 from curricula.eval.judges.rules import RefusalPhrases
-from curricula.eval.judges.settings import COARSE
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.overviews import comparison_panels, write_comparison

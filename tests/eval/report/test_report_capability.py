@@ -20,7 +20,7 @@ from curricula.eval.analysis.capability import CapabilityEstimate, capability_me
 from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import StudyRows
-from curricula.eval.judges.settings import vague
+from curricula.eval.judges.caveats import vague
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
