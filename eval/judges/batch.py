@@ -82,7 +82,8 @@ class _Batches:
 
     def _close(self, mark: str, spent: bool) -> None:
         id = self.open.pop(mark)
-        self.spent += [id] if spent and id else []
+        if spent and id:
+            self.spent.append(id)
         self.save()
 
     def save(self) -> None:
@@ -137,6 +138,22 @@ class _Batches:
 
     async def collect(self, mark: str, left: dict[str, Question]) -> None:
         """Wait for the batch to end, settle its verdicts, and take their questions out of `left`."""
+        batch = await self._ended(mark)
+        verdicts = [(left.pop(key), verdict) for key, verdict in await self._download(mark, batch) if key in left]
+        none_good = all(verdict.label == UNPARSED for _, verdict in verdicts)
+        self.proven = self.proven or not none_good
+        if verdicts and none_good and (not self.proven or len(verdicts) >= self.judge.settings.patience):
+            self._close(mark, spent=True)
+            last = self.endpoint.shown(verdicts[-1][1].reply or "")
+            raise UserError(
+                f"judge {self.model} at {self.endpoint.host} gave no verdict: its replies to all {len(verdicts)} questions of "
+                f"batch {batch.id} were like {last!r}; check the judge's settings (patience, if such replies are expected)"
+            )
+        self.settle(verdicts)
+        self._close(mark, spent=none_good)
+
+    async def _ended(self, mark: str) -> Any:
+        """The batch `mark`, once it has ended. Raises UserError if it failed, or if the server does not have it."""
         id = self.open[mark]
         while (batch := await self._get(lambda client: client.batches.retrieve(id))) and batch.status not in OVER:
             await asyncio.sleep(POLL_S)
@@ -152,29 +169,22 @@ class _Batches:
                 f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(reason)}); correct the judge's settings, "
                 "wait until other batches there have ended, or set judge.batch_api to false"
             )
-        verdicts = []
-        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            found = await self._get(lambda client, file=file: client.files.content(file))
-            if found is None and file == batch.output_file_id:
+        return batch
+
+    async def _download(self, mark: str, batch: Any) -> list[tuple[str, Verdict]]:
+        """The verdicts on the questions of a batch, by the keys of the questions. Raises UserError if its replies are gone."""
+        verdicts: list[tuple[str, Verdict]] = []
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            file = await self._get(lambda client, file_id=file_id: client.files.content(file_id))
+            if file is not None:
+                verdicts += self._read(file.content)
+            elif file_id == batch.output_file_id:
                 self._close(mark, spent=True)
                 raise UserError(
-                    f"{self.endpoint.host} no longer has the replies of batch {id}; run the same command again to ask its "
-                    "questions, and pay for them, a second time"
+                    f"{self.endpoint.host} no longer has the replies of batch {batch.id}; run the same command again to ask "
+                    "its questions, and pay for them, a second time"
                 )
-            for key, verdict in self._read(found.content if found else b""):
-                if key in left:
-                    verdicts.append((left.pop(key), verdict))
-        self.proven = self.proven or any(verdict.label != UNPARSED for _, verdict in verdicts)
-        none_good = all(verdict.label == UNPARSED for _, verdict in verdicts)
-        if verdicts and none_good and (not self.proven or len(verdicts) >= self.judge.settings.patience):
-            self._close(mark, spent=True)
-            last = self.endpoint.shown(verdicts[-1][1].reply or "")
-            raise UserError(
-                f"judge {self.model} at {self.endpoint.host} gave no verdict: its replies to all {len(verdicts)} questions of "
-                f"batch {id} were like {last!r}; check the judge's settings (patience, if such replies are expected)"
-            )
-        self.settle(verdicts)
-        self._close(mark, spent=none_good)
+        return verdicts
 
     async def _get(self, ask: Callable[..., Awaitable[Any]]) -> Any:
         """A batch, or the content of a file; None if the server does not have it or has deleted it."""

@@ -115,10 +115,15 @@ class InProcess(ModelJudge):
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)  # for little padding
         held: list[tuple[Question, Verdict]] = []  # kept back until a first reply can be read
         for start in range(0, len(order), ANSWERS_AT_ONCE):
-            places = order[start : start + ANSWERS_AT_ONCE]
-            encoded = [(questions[place], self._ids(questions[place], prompts[place])) for place in places]
-            asked = [(question, ids) for question, ids in encoded if len(ids) < self._context]
-            if too_long := [(question, TOO_LONG) for question, ids in encoded if len(ids) >= self._context]:
+            asked: list[tuple[Question, list[int]]] = []
+            too_long: list[tuple[Question, Verdict]] = []
+            for place in order[start : start + ANSWERS_AT_ONCE]:
+                question, ids = questions[place], self._ids(questions[place], prompts[place])
+                if len(ids) < self._context:
+                    asked.append((question, ids))
+                else:
+                    too_long.append((question, TOO_LONG))
+            if too_long:
                 settle(too_long)
             replies = self._replies([ids for _, ids in asked]) if asked else []
             held += [(question, self.read(reply)) for (question, _), reply in zip(asked, replies, strict=True)]
@@ -188,7 +193,7 @@ class LocalModel(InProcess):
 
         loaded, name = self._loaded, self.settings.model_name
         if self.template.completes:
-            text, cut = question.response, self.template.fill(question, MARK).split(MARK)
+            text, around = question.response, self.template.fill(question, MARK).split(MARK)
         elif not loaded.tokenizer.chat_template:
             raise UserError(
                 f"{name}: the judge's tokenizer has no chat_template, and template {self.template.name} needs one; add it to "
@@ -196,12 +201,13 @@ class LocalModel(InProcess):
             )
         else:
             turns = self.messages(question, MARK)
-            text, cut = prompt, render_turns(loaded.tokenizer, loaded.tokenizer.chat_template, turns, name).split(MARK)
-        if len(cut) != 2:
+            text, around = prompt, render_turns(loaded.tokenizer, loaded.tokenizer.chat_template, turns, name).split(MARK)
+        if len(around) != 2:
             raise UserError(
                 f"{name}: the judge's chat template does not show the answer exactly once; ask it through a server (judge llm)"
             )
-        return [*(loaded.beginning if self.template.completes else ()), *loaded.encode_turn(cut[0], text, cut[1])]
+        before, after = around
+        return [*(loaded.beginning if self.template.completes else ()), *loaded.encode_turn(before, text, after)]
 
 
 def read_judge(load: Callable[..., Any], name: str, problem: str, mend: str) -> Any:

@@ -159,12 +159,11 @@ class JudgeBlame:
 
     def _accuse_of_no_verdicts(self) -> NoReturn:
         error = self._held[-1].error
-        last = (error.reply or "").strip() or "an empty reply" if isinstance(error, Unreadable) else f"refused: {error}"
-        hint = (
-            "max_tokens, because the reply was cut short"
-            if str(error) == CUT_SHORT
-            else "patience, if such replies are expected"
-        )
+        last, hint = f"refused: {error}", "patience, if such replies are expected"
+        if isinstance(error, Unreadable):
+            last = (error.reply or "").strip() or "an empty reply"
+        if str(error) == CUT_SHORT:
+            hint = "max_tokens, because the reply was cut short"
         self._accuse(last, f", {len(self._held)} times in a row", f" ({hint})")
 
     def _accuse(self, last: str, how_often: str = "", hint: str = "") -> NoReturn:

@@ -89,17 +89,25 @@ class JudgeConfig(Settings, frozen=True):
             self.require_default(["temperature", "max_tokens", "request"], "with a `url`: here the likeliest token is taken")
         if taken := sorted(self.request.keys() & OURS):
             raise ValueError(f"judge.request holds {', '.join(taken)}, which the suite sets itself; leave it out")
+        self._check_text()
+        self._check_url()
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("judge.price_in and judge.price_out: give both, or neither")
+
+    def _check_text(self) -> None:
         if bool(self.text) != bool(self.replies):
             raise ValueError("judge.text and judge.replies belong together; give both, or neither")
-        if self.text and (self.template or "{generation}" not in self.text):
-            raise ValueError(
-                "judge.text must hold {generation} and replaces judge.template; correct the text, or leave one of the two out"
-            )
+        if self.text and self.template:
+            raise ValueError("judge.text and judge.template exclude each other; leave one of the two out")
+        if self.text and "{generation}" not in self.text:
+            raise ValueError("judge.text must hold {generation}, or the judge would see no answer; add it")
         for name in re.findall(r"\{(\w+)\}", self.text):
             if name not in FILLED and name.lower() in (*FILLED, *MISTAKEN):
                 raise ValueError(
                     f"judge.text holds {{{name}}}, which nothing fills; write {{behavior}}, {{generation}} or {{context}}"
                 )
+
+    def _check_url(self) -> None:
         if self.url and not _is_http(self.url):
             raise ValueError(
                 f"judge.url is {without_userinfo(self.url)!r}, not an http address; give one such as http://node7:8000/v1"
@@ -116,8 +124,6 @@ class JudgeConfig(Settings, frozen=True):
             raise ValueError("judge.url has a ? or #, after which no path can follow; give the address up to /v1 alone")
         if self.batch_api and not self.url:
             raise ValueError("judge.batch_api is on without a judge.url; name the server")
-        if (self.price_in is None) != (self.price_out is None):
-            raise ValueError("judge.price_in and judge.price_out: give both, or neither")
 
     @property
     def has_template(self) -> bool:
@@ -132,9 +138,9 @@ class JudgeConfig(Settings, frozen=True):
     @property
     def reply_tokens(self) -> int:
         """Most tokens that a reply can have, by `max_tokens` or by the limits in `request`."""
-        told = {"max_tokens": self.max_tokens, **self.request}
-        most = [told.get(name) for name in ("max_tokens", "max_completion_tokens")]
-        return max((tokens for tokens in most if isinstance(tokens, int)), default=self.max_tokens)
+        request = {"max_tokens": self.max_tokens, **self.request}
+        limits = [request.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        return max((limit for limit in limits if isinstance(limit, int)), default=self.max_tokens)
 
     @property
     def full_name(self) -> str:
