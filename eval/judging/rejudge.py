@@ -64,10 +64,10 @@ class Comparison:
 
 def stored_answers(folder: Path) -> list[Path]:
     """The files of merged answers under a run folder or an OUT of `curricula eval`. Raises UsageError if there are none."""
-    found = sorted(path for task in judged_tasks() for path in folder.rglob(f"{task.name}.jsonl"))
-    if not found:
+    files = sorted(path for task in judged_tasks() for path in folder.rglob(f"{task.name}.jsonl"))
+    if not files:
         raise UsageError(f"{folder}: holds no evaluated answers; name a run folder, or the OUT folder of a `curricula eval`")
-    return found
+    return files
 
 
 class Rejudging:
@@ -95,10 +95,11 @@ class Rejudging:
         attacks = [row.key for row in rows if was_asked(row) and kind_of(row.task) == "attack"]
         matched = Counter(labels[key] for key in attacks if key in labels)
         if len(matched) < 2:
+            example = f", such as {attacks[0]}" if attacks else ""
             raise UserError(
                 f"{source}: of {len(labels)} labels {matched['harmful']} harmful and {matched['safe']} safe ones are on the "
                 f"{len(attacks)} attack answers here that a judge is asked about; label some of both kinds by the key of "
-                f"the answer, such as {attacks[0] if attacks else 'there is none'}"
+                f"the answer{example}"
             )
 
     def judge(self, progress: Progress = silent) -> None:
@@ -131,11 +132,11 @@ def _model_of(path: Path, first: GenerationRow) -> ModelRows:
 
 def _pairs(path: Path, judge_run: JudgeRun) -> list[tuple[JudgedRow | None, JudgedRow]]:
     """Each answer with the verdict of the first other judge that has given any, if it has one, and with that of the run's."""
-    given = verdicts_by_judge(path)
-    mine = given.pop((judge_run.judge.name, judge_run.judge.version), {})
-    first = next(filter(None, given.values()), {})
+    by_judge = verdicts_by_judge(path)
+    own = by_judge.pop((judge_run.judge.name, judge_run.judge.version), {})
+    first = next(filter(None, by_judge.values()), {})
     return [
-        (judged(row, first[row.key]) if row.key in first else None, judged(row, mine.get(row.key))) for row in judge_run.rows
+        (judged(row, first[row.key]) if row.key in first else None, judged(row, own.get(row.key))) for row in judge_run.rows
     ]
 
 
@@ -153,7 +154,9 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
         """What is compared. If a judge cannot tell helpful from unhelpful, only refusals of benign requests are."""
         if attack:
             return "harmful" if row.verdict == "harmful" else "not harmful"
-        return row.verdict if not coarse else "refused" if overrefused(row) else "complied"
+        if coarse:
+            return "refused" if overrefused(row) else "complied"
+        return row.verdict
 
     return Comparison(
         where=where,

@@ -77,13 +77,11 @@ class MergeAndJudge:
         model = ModelRows(model_kind)
         self.judge_runs: dict[str, JudgeRun] = {}
         for task, shards in shards_by_task(tasks).items():
-            found = [shard.path(out) for shard in shards if shard.path(out).exists()]
-            if whatever_is_there:
-                found = row_files(out, TASKS[task], shards)
-            if not found:
+            files = row_files(out, TASKS[task], shards) if whatever_is_there else _existing(out, shards)
+            if not files:
                 continue
             kind, path = kind_of(task), merged_path(out, task)
-            rows = _merge(path, found, TASKS[task], model)
+            rows = _merge(path, files, TASKS[task], model)
             if kind not in judges:
                 judges[kind] = load_judge(config.judge_of(kind), kind, world_root)
             self.judge_runs[task] = JudgeRun(rows, verdicts_path(path), judges[kind], ask_unparsed_again)
@@ -94,6 +92,10 @@ class MergeAndJudge:
         total = complete_all(self.judge_runs.values(), progress, as_first=True)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
         progress(total, total)
+
+
+def _existing(out: Path, shards: Sequence[EvalTask]) -> list[Path]:
+    return [path for path in (shard.path(out) for shard in shards) if path.exists()]
 
 
 def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list[GenerationRow]:
@@ -121,8 +123,8 @@ def stamp_path(out: Path) -> Path:
 def read_stamp(out: Path) -> dict[str, Any]:
     """The stamp's content; empty if the stamp is missing or damaged."""
     with contextlib.suppress(OSError, UserError):
-        found = durable.read_json(stamp_path(out))
-        return found if isinstance(found, dict) else {}
+        stamp = durable.read_json(stamp_path(out))
+        return stamp if isinstance(stamp, dict) else {}
     return {}
 
 
@@ -160,12 +162,13 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
     if stamp_path(out).is_file() and stamp_path(out).read_bytes() == _marks(out, tasks, config).encode():
         return True
     for task, shards in shards_by_task(tasks).items():
-        found = [shard.path(out) for shard in shards if shard.path(out).exists()]
-        merged = merged_path(out, task)
-        if found and not (merged.is_file() and merged.read_bytes() == _concatenated(found)):
+        files, merged = _existing(out, shards), merged_path(out, task)
+        if not files:
+            continue
+        if not (merged.is_file() and merged.read_bytes() == _concatenated(files)):
             return False
         try:
-            if found and not _is_judged(merged, config.judge_of(kind_of(task)).full_name):
+            if not _is_judged(merged, config.judge_of(kind_of(task)).full_name):
                 return False
         except UserError:
             return False
@@ -191,14 +194,17 @@ def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], w
     than where jobs run, and looking at a run should not import it. So is a judge that cannot be loaded here.
     """
     by_task = shards_by_task(tasks)
-    versions: dict[Judged, str] = {}
+    current: dict[Judged, str] = {}
     for kind in set(map(kind_of, by_task)):
         settings = config.judge_of(kind)
         if settings.name != "python" and (settings.on_this_machine or not settings.has_template):
             with contextlib.suppress(UserError, OSError):
-                versions[kind] = load_judge(settings, kind, world_root).version
-    given = {task: _first_version(verdicts_path(merged_path(out, task))) for task in by_task}
-    return all(found in (None, versions.get(kind_of(task), found)) for task, found in given.items())
+                current[kind] = load_judge(settings, kind, world_root).version
+    for task in by_task:
+        kind, version = kind_of(task), _first_version(verdicts_path(merged_path(out, task)))
+        if version is not None and version != current.get(kind, version):
+            return False
+    return True
 
 
 def _first_version(path: Path) -> str | None:
@@ -238,23 +244,25 @@ class JudgeRun:
         self._look()
 
     def _look(self) -> None:
-        judge = self.judge.name, self.judge.version
-
-        def given_in(path: Path) -> list[VerdictRow]:
-            mine = [row for row in read_rows(path, VerdictRow) if (row.judge, row.version) == judge]
-            return [row for row in mine if not (self._ask_unparsed_again and row.label == UNPARSED)]
-
-        found = given_in(self.path)
+        """Read the file of verdicts: which answers have one, and which wait for one."""
+        verdicts = self._own_verdicts(self.path)
         # Verdicts on answers that were gone are set aside there, and such an answer can come back.
-        self._known = {row.question: row for row in [*given_in(unused_path(self.path)), *found] if row.question}
-        given = {(row.key, row.question) for row in found}
+        set_aside = self._own_verdicts(unused_path(self.path))
+        self._known = {verdict.question: verdict for verdict in [*set_aside, *verdicts] if verdict.question}
+        answered = {(verdict.key, verdict.question) for verdict in verdicts}
         self._waiting: dict[str, list[GenerationRow]] = defaultdict(list)
         """Answers without a verdict, by the key of their question; "" for short-circuits."""
         for row in self.rows:
-            key = key_of_question(row, *judge)
-            if (row.key, key) not in given:
-                self._waiting[key].append(row)
+            question = key_of_question(row, self.judge.name, self.judge.version)
+            if (row.key, question) not in answered:
+                self._waiting[question].append(row)
         self.done = len(self.rows) - sum(map(len, self._waiting.values()))
+
+    def _own_verdicts(self, path: Path) -> list[VerdictRow]:
+        """The verdicts of this judge in `path`, except those to be asked for again."""
+        judge = self.judge.name, self.judge.version
+        own = [verdict for verdict in read_rows(path, VerdictRow) if (verdict.judge, verdict.version) == judge]
+        return [verdict for verdict in own if not (self._ask_unparsed_again and verdict.label == UNPARSED)]
 
     @property
     def left(self) -> list[Question]:
@@ -300,24 +308,24 @@ class JudgeRun:
         the same bytes as one that was not.
         """
         place = {row.key: number for number, row in enumerate(self.rows)}
-        found, stale = read_rows(self.path, VerdictRow), []
-        standing: dict[tuple[str, str, str], VerdictRow] = {}
-        for row in found:
-            number = place.get(row.key)
-            if number is not None and row.question == key_of_question(self.rows[number], row.judge, row.version):
-                standing[row.judge, row.version, row.key] = row
+        stored, stale = read_rows(self.path, VerdictRow), []
+        valid: dict[tuple[str, str, str], VerdictRow] = {}
+        for verdict in stored:
+            number = place.get(verdict.key)
+            if number is not None and verdict.question == key_of_question(self.rows[number], verdict.judge, verdict.version):
+                valid[verdict.judge, verdict.version, verdict.key] = verdict
             else:
-                stale.append(row)
+                stale.append(verdict)
         if stale:
             known = set(read_rows(unused_path(self.path), VerdictRow))
-            append_rows(unused_path(self.path), [row for row in stale if row not in known])
-        leads = (self.judge.name, self.judge.version) if as_first else next(iter(standing), ("", ""))[:2]
+            append_rows(unused_path(self.path), [verdict for verdict in stale if verdict not in known])
+        first = (self.judge.name, self.judge.version) if as_first else next(iter(valid), ("", ""))[:2]
 
-        def rank(row: VerdictRow) -> tuple[bool, str, str, int]:
-            return (row.judge, row.version) != leads, row.judge, row.version, place[row.key]
+        def rank(verdict: VerdictRow) -> tuple[bool, str, str, int]:
+            return (verdict.judge, verdict.version) != first, verdict.judge, verdict.version, place[verdict.key]
 
-        ordered = sorted(standing.values(), key=rank)
-        if ordered != found:
+        ordered = sorted(valid.values(), key=rank)
+        if ordered != stored:
             write_rows(self.path, ordered)
 
 
@@ -339,16 +347,16 @@ def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdic
     kind = kind_of(row.task)
     is_benign = kind == "overrefusal"
     if verdict is None:
-        given: Verdict | VerdictRow = Verdict(label="5_shortcircuit" if is_benign else "shortcircuit")
+        label = "5_shortcircuit" if is_benign else "shortcircuit"
     else:
-        given = verdict if verdict.label in LABELS[kind] else Verdict(label=UNPARSED, reply=verdict.reply)
+        label = verdict.label if verdict.label in LABELS[kind] else UNPARSED
     return VerdictRow(
         key=row.key,
         judge=judge.name,
         version=judge.version,
-        label=given.label,
+        label=label,
         question=question,
-        reply=given.reply,
+        reply=verdict.reply if verdict else None,
         tells_helpful=judge.tells_helpful if is_benign else None,
     )
 
@@ -367,10 +375,10 @@ def read_answers(path: Path) -> list[GenerationRow]:
     notice that rows were lost."""
     # Before the stamp is read: a merge removes the size from the stamp before it rewrites the file.
     size = path.stat().st_size if path.exists() else 0
-    left = read_stamp(path.parent).get(path.name) if size else None
-    if isinstance(left, list) and size != left[0]:
+    noted = read_stamp(path.parent).get(path.name) if size else None
+    if isinstance(noted, list) and size != noted[0]:
         raise UserError(
-            f"{path}: has {size:,} bytes, and the merge left {left[0]:,}; run the study again, or the same "
+            f"{path}: has {size:,} bytes, and the merge left {noted[0]:,}; run the study again, or the same "
             "`curricula eval`, which merges the answers again"
         )
     return read_rows(path, GenerationRow)
@@ -388,12 +396,12 @@ def read_judged(path: Path) -> list[JudgedRow]:
 def read_judges(path: Path) -> tuple[list[JudgedRow], dict[str, list[JudgedRow]]]:
     """The answers in `path` with the study's own verdicts, and with those of each other judge, by "NAME VERSION"."""
     rows = read_answers(path)
-    given = {
-        f"{judge} {version}": [judged(row, of.get(row.key)) for row in rows]
-        for (judge, version), of in verdicts_by_judge(path).items()
+    by_judge = {
+        f"{judge} {version}": [judged(row, verdicts.get(row.key)) for row in rows]
+        for (judge, version), verdicts in verdicts_by_judge(path).items()
     }
-    own = given.pop(next(iter(given))) if given else [judged(row, None) for row in rows]
-    return own, dict(sorted(given.items()))
+    own = by_judge.pop(next(iter(by_judge))) if by_judge else [judged(row, None) for row in rows]
+    return own, dict(sorted(by_judge.items()))
 
 
 def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]]:
@@ -402,27 +410,27 @@ def verdicts_by_judge(path: Path) -> dict[tuple[str, str], dict[str, VerdictRow]
     The study's own come first, even if an interrupted merge has left none. Another judge's do not fill their gaps: the rate
     would be that of neither judge.
     """
-    given: dict[tuple[str, str], dict[str, VerdictRow]] = defaultdict(dict)
+    by_judge: dict[tuple[str, str], dict[str, VerdictRow]] = defaultdict(dict)
     for verdict in read_rows(verdicts_path(path), VerdictRow):
-        given[verdict.judge, verdict.version][verdict.key] = verdict
+        by_judge[verdict.judge, verdict.version][verdict.key] = verdict
     own = read_stamp(path.parent).get(path.stem)
     if own is None:
-        return given
-    first = next((key for key in given if key[0] == own), (str(own), ""))
-    return {first: given.pop(first, {}), **given}
+        return by_judge
+    first = next((judge for judge in by_judge if judge[0] == own), (str(own), ""))
+    return {first: by_judge.pop(first, {}), **by_judge}
 
 
 def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
     """The answers with the verdicts of a judge that decides by rules, which is asked now. Nothing is written."""
-    asked = {key_of_question(row, judge.name, judge.version): question_of(row) for row in rows if row.finish != "tag"}
-    found: dict[str, Verdict] = {}
-
-    def settle(verdicts: Sequence[tuple[Question, Verdict]]) -> None:
-        found.update({question_key(judge.name, judge.version, asked): given for asked, given in verdicts})
-
-    judge.rule(list(asked.values()), settle, Path(), True)
     keys = [key_of_question(row, judge.name, judge.version) for row in rows]
-    return [judged(row, verdict_row(judge, row, key, found[key] if key else None)) for row, key in zip(rows, keys)]
+    questions = {key: question_of(row) for row, key in zip(rows, keys) if key}
+    verdicts: dict[str, Verdict] = {}
+
+    def settle(answered: Sequence[tuple[Question, Verdict]]) -> None:
+        verdicts.update({question_key(judge.name, judge.version, question): verdict for question, verdict in answered})
+
+    judge.rule(list(questions.values()), settle, Path(), True)
+    return [judged(row, verdict_row(judge, row, key, verdicts[key] if key else None)) for row, key in zip(rows, keys)]
 
 
 def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
