@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
-from curricula.eval.analysis.statistics import RESAMPLES, TIE, Tally, resample_weights
+from curricula.eval.analysis.statistics import RESAMPLES, TIE, Tally, numbered, resample_weights
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, version_of
 from curricula.randomness import keyed_rng
@@ -95,12 +95,12 @@ def known(judge: str, version: str, model_kind: str, decoder: str = _READ_UNDER,
 @functools.cache
 def published() -> Mapping[tuple[str, str], Accuracy]:
     """Published accuracies by (judge, version). They hold only for the settings with which they were measured."""
-    found = {}
+    accuracies = {}
     for (name, model, template), (sensitivity, specificity) in _PUBLISHED.items():
         settings = JudgeConfig(name=name, model=model)  # type: ignore[arg-type]
         key = (f"{name}:{model}", version_of(settings, TEMPLATES[template]))
-        found[key] = Accuracy(sensitivity, specificity, 273, 329, _HARMBENCH)
-    return found
+        accuracies[key] = Accuracy(sensitivity, specificity, 273, 329, _HARMBENCH)
+    return accuracies
 
 
 def accuracy_of(labels: Sequence[bool], verdicts: Sequence[bool], source: str) -> Accuracy | None:
@@ -165,14 +165,14 @@ def agreement(ours: Sequence[str], theirs: Sequence[str]) -> Agreement | None:
     if not ours:
         return None
     share = float(np.mean([a == b for a, b in zip(ours, theirs, strict=True)]))
-    names = {name: number for number, name in enumerate(sorted({*ours, *theirs}))}
-    if len(names) < 2:
+    numbers = numbered([*ours, *theirs])
+    if len(numbers) < 2:
         return Agreement(len(ours), share, None, None, None)
-    table, _ = to_table(np.array([[names[a], names[b]] for a, b in zip(ours, theirs)]), bins=len(names))
+    table, _ = to_table(np.array([[numbers[a], numbers[b]] for a, b in zip(ours, theirs)]), bins=len(numbers))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = cohens_kappa(table)
+        result = cohens_kappa(table)
     # No interval if a judge gives one verdict throughout or both always agree; rounding leaves std_kappa just above 0.
-    if not found.std_kappa > 1e-6:
-        return Agreement(len(ours), share, float(found.kappa), None, None)
-    low, high = max(-1.0, float(found.kappa_low)), min(1.0, float(found.kappa_upp))
-    return Agreement(len(ours), share, float(found.kappa), low, high)
+    if not result.std_kappa > 1e-6:
+        return Agreement(len(ours), share, float(result.kappa), None, None)
+    low, high = max(-1.0, float(result.kappa_low)), min(1.0, float(result.kappa_upp))
+    return Agreement(len(ours), share, float(result.kappa), low, high)

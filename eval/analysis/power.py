@@ -50,11 +50,12 @@ def power(effect: float, design: Design, components: Components = ASSUMED, alpha
     seed, prompt = components.of_mean(design.seeds, design.prompts, design.samples)
     estimates = stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom * seed
     # The test's freedom over prompts is reduced as in `Crossed`: by about three for normal deviations.
-    t_seed, t_prompt = (special.stdtrit(each, 1 - alpha / 2) for each in (freedom, max(design.prompts / 3, 1)))
+    t_seed = special.stdtrit(freedom, 1 - alpha / 2)
+    t_prompt = special.stdtrit(max(design.prompts / 3, 1), 1 - alpha / 2)
     reach = np.sqrt(t_seed**2 * estimates + t_prompt**2 * prompt)
     error = math.sqrt(seed + prompt)
-    found = stats.norm.sf((reach - effect) / error) + stats.norm.cdf((-reach - effect) / error)
-    return float(np.mean(found))
+    beyond = stats.norm.sf((reach - effect) / error) + stats.norm.cdf((-reach - effect) / error)
+    return float(np.mean(beyond))
 
 
 def detectable(design: Design, components: Components = ASSUMED, alpha: float = 0.05) -> float | None:
@@ -82,13 +83,14 @@ def table(design: Design, hours_per_seed: float, claims: int, components: Compon
 
     def row(seeds: int) -> Row:
         own = Design(seeds, design.prompts, design.samples)
-        found = [detectable(own, components, 0.05 / tests) for tests in (1, claims)]  # the level of the first test by Holm
-        return Row(seeds, seeds * hours_per_seed, *found)
+        unadjusted = detectable(own, components, 0.05)
+        holm = detectable(own, components, 0.05 / claims)  # the level of Holm's first test
+        return Row(seeds, seeds * hours_per_seed, unadjusted, holm)
 
     return [row(design.seeds + extra) for extra in range(more + 1)]
 
 
 def averaged(measured: Iterable[Components]) -> Components | None:
     """The mean of measured components, as each comparison alone has too few runs; None without any."""
-    rows = [(one.seed, one.prompt, one.interaction, one.sample) for one in measured]
+    rows = [(parts.seed, parts.prompt, parts.interaction, parts.sample) for parts in measured]
     return Components(*(float(value) for value in np.mean(rows, axis=0))) if rows else None

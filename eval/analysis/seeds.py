@@ -38,6 +38,7 @@ from curricula.eval.analysis.statistics import (
     StudentMean,
     Tally,
     freedom_factor,
+    numbered,
     pair,
     pair_prompts,
     rate_interval,
@@ -152,13 +153,13 @@ def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
     `by_answers`, that of their answers, as in the rate of one run.
     """
     entries = list(entries)
-    index = [
-        {name: i for i, name in enumerate(sorted({entry[part] for entry in entries}))} for part in (1, 2, 0)
-    ]  # clusters, benchmarks, seeds
-    sums = np.zeros([len(names) for names in index])
+    clusters = numbered(entry.cluster for entry in entries)
+    benchmarks = numbered(entry.benchmark for entry in entries)
+    seeds = numbered(entry.seed for entry in entries)
+    sums = np.zeros((len(clusters), len(benchmarks), len(seeds)))
     counts = np.zeros_like(sums)
     for entry in entries:
-        cell = index[0][entry.cluster], index[1][entry.benchmark], index[2][entry.seed]
+        cell = clusters[entry.cluster], benchmarks[entry.benchmark], seeds[entry.seed]
         weight = entry.answers if by_answers else 1.0
         sums[cell] += entry.value * weight
         counts[cell] += weight
@@ -236,10 +237,7 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
     for paired in runs.values():
         for prompt, means in paired.items():
             by_prompt[prompt].append(means)
-    pooled = pair(
-        (of[0].cluster, of[0].benchmark, _mean(m.a for m in of), _mean(m.b for m in of), sum(m.answers for m in of))
-        for _, of in sorted(by_prompt.items())
-    )
+    pooled = pair(_pooled(by_prompt[prompt]) for prompt in sorted(by_prompt))
     if pooled is None:
         return None
     crossed = cross(
@@ -248,8 +246,14 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         for means in paired.values()
     )
     evidence = Both(crossed, pooled) if crossed else pooled
-    alone = {seed: _difference_of_means(paired.values()) for seed, paired in runs.items()}
-    return Compared(evidence, len(runs), len(by_prompt), crossed, alone)
+    differences = {seed: _difference_of_means(paired.values()) for seed, paired in runs.items()}
+    return Compared(evidence, len(runs), len(by_prompt), crossed, differences)
+
+
+def _pooled(runs: Sequence[PairedMean]) -> tuple[str, str, float, float, float]:
+    """An entry for `pair`: the means of all runs on one prompt, with the sum of their answers."""
+    a, b = _mean(means.a for means in runs), _mean(means.b for means in runs)
+    return runs[0].cluster, runs[0].benchmark, a, b, sum(means.answers for means in runs)
 
 
 def _difference_of_means(paired: Iterable[PairedMean]) -> float:
@@ -289,26 +293,25 @@ def compare_probes(plus: Sequence[ProbesBySeed], minus: Sequence[ProbesBySeed]) 
     """
     gaps: dict[int, dict[int, ProbeAuc]] = {}
     for seed in _shared([*plus, *minus]):
-        sides = [[arm[seed] for arm in side] for side in (plus, minus)]
-        for subset in _shared([probes for side in sides for probes in side]):
-            signed = [(sign / len(side), probes[subset]) for sign, side in zip((1.0, -1.0), sides) for probes in side]
-            gaps.setdefault(seed, {})[subset] = _combined(signed)
-    found = _over_texts(gaps)
-    if found is None:
+        weighted = [(1 / len(plus), arm[seed]) for arm in plus] + [(-1 / len(minus), arm[seed]) for arm in minus]
+        for subset in _shared([probes for _, probes in weighted]):
+            gaps.setdefault(seed, {})[subset] = _combined([(weight, probes[subset]) for weight, probes in weighted])
+    over_texts = _over_texts(gaps)
+    if over_texts is None:
         return None
-    crossed, pooled, subsets = found
+    crossed, pooled, subsets = over_texts
     return Compared(Both(crossed, pooled) if crossed else pooled, len(gaps), subsets, crossed)
 
 
 def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
     """The weighted sum of the AUCs and, if all probes were tested on the same texts, of the placements."""
     auc = sum(weight * probe.auc for weight, probe in weighted)
-    texts = {probe.placements and (*map(len, probe.placements), probe.texts) for _, probe in weighted}
-    if len(texts) > 1 or None in texts:
+    placements = [(weight, probe.placements) for weight, probe in weighted if probe.placements is not None]
+    texts = {(len(probe.placements[0]), len(probe.placements[1]), probe.texts) for _, probe in weighted if probe.placements}
+    if len(placements) < len(weighted) or len(texts) > 1:
         return ProbeAuc(auc, None)
-    unsafe, safe = (
-        sum(weight * np.asarray(probe.placements[part]) for weight, probe in weighted if probe.placements) for part in (0, 1)
-    )
+    unsafe = sum(weight * np.asarray(of_unsafe) for weight, (of_unsafe, _) in placements)
+    safe = sum(weight * np.asarray(of_safe) for weight, (_, of_safe) in placements)
     return ProbeAuc(auc, (np.asarray(unsafe), np.asarray(safe)), weighted[0][1].texts)
 
 
@@ -321,17 +324,17 @@ def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int]
     subsets = _shared(list(probes.values())) if probes else []
     if not subsets:
         return None
-    every = [of[subset] for of in probes.values() for subset in subsets]
-    mean = _combined([(1 / len(every), probe) for probe in every])
+    shared = [of_run[subset] for of_run in probes.values() for subset in subsets]
+    mean = _combined([(1 / len(shared), probe) for probe in shared])
     if mean.placements is None:
         return None
-    by_subset = [_mean(of[subset].auc for of in probes.values()) for subset in subsets]
-    drawn = float(np.var(by_subset, ddof=1)) / len(subsets) if len(subsets) > 1 else 0.0
+    by_subset = [_mean(of_run[subset].auc for of_run in probes.values()) for subset in subsets]
+    between_subsets = float(np.var(by_subset, ddof=1)) / len(subsets) if len(subsets) > 1 else 0.0
     texts = standard_error(mean.placements) ** 2, max(1, min(map(len, mean.placements)) - 1)
-    variance, freedom = summed(texts, (drawn, max(1, len(subsets) - 1)))
+    variance, freedom = summed(texts, (between_subsets, max(1, len(subsets) - 1)))
     pooled = StudentMean(mean.auc, math.sqrt(variance), freedom)
     crossed = cross(
-        Entry(seed, str(subset), "", of[subset].auc, 1.0, math.nan) for seed, of in probes.items() for subset in subsets
+        Entry(seed, str(subset), "", of_run[subset].auc, 1.0, math.nan) for seed, of_run in probes.items() for subset in subsets
     )
     if crossed:
         variance, freedom = summed(texts, (crossed.prompt_variance, crossed.freedom))
@@ -402,9 +405,9 @@ def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, 
 
 def _pooled_tally(entries: Sequence[Entry]) -> Tally:
     """The tally of all runs' answers as if one model had given them. A prompt has the weight of its answers."""
-    found = tally(((one.cluster, one.benchmark, one.value) for one in entries), [one.answers for one in entries])
-    assert found is not None  # every caller has entries
-    return found
+    tallied = tally(((entry.cluster, entry.benchmark, entry.value) for entry in entries), [entry.answers for entry in entries])
+    assert tallied is not None  # every caller has entries
+    return tallied
 
 
 def _shared(sets: Sequence[Mapping[int, object]]) -> list[int]:

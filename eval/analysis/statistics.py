@@ -24,7 +24,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -34,6 +34,7 @@ from curricula.eval.rows import JudgedRow
 from curricula.randomness import keyed_rng
 
 Outcome = Callable[[JudgedRow], "float | None"]
+Name = TypeVar("Name", str, int, tuple[Any, ...])
 
 RESAMPLES = 2000
 """Bootstrap resamples of a rate that is corrected for a judge's errors."""
@@ -86,21 +87,27 @@ def cluster_of(row: JudgedRow) -> str:
     return re.sub(r"[\W_]+", " ", (row.behavior or row.prompt).lower()).strip() or f"{row.benchmark}/{row.prompt_id}"
 
 
+def numbered(names: Iterable[Name]) -> dict[Name, int]:
+    """The distinct names in sorted order, numbered from 0."""
+    return {name: number for number, name in enumerate(sorted(set(names)))}
+
+
 def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = ()) -> Tally | None:
     """Tally entries (cluster, benchmark, value); None if there are none. Each is one answer, or as many as `answers` says."""
     entries = list(entries)
     if not entries:
         return None
-    clusters = {name: i for i, name in enumerate(sorted({entry[0] for entry in entries}))}
-    benchmarks = {name: i for i, name in enumerate(sorted({entry[1] for entry in entries}))}
+    clusters = numbered(cluster for cluster, _, _ in entries)
+    benchmarks = numbered(benchmark for _, benchmark, _ in entries)
     sums = np.zeros((len(clusters), len(benchmarks)))
     counts = np.zeros_like(sums)
     for (cluster, benchmark, value), count in zip(entries, answers or [1.0] * len(entries), strict=True):
-        sums[clusters[cluster], benchmarks[benchmark]] += value * count
-        counts[clusters[cluster], benchmarks[benchmark]] += count
+        cell = clusters[cluster], benchmarks[benchmark]
+        sums[cell] += value * count
+        counts[cell] += count
     patterns = [tuple(present) for present in counts > 0]  # the benchmarks in which a cluster occurs
-    numbers = {pattern: i for i, pattern in enumerate(sorted(set(patterns)))}
-    return Tally(sums, counts, tuple(numbers[pattern] for pattern in patterns))
+    strata = numbered(patterns)
+    return Tally(sums, counts, tuple(strata[pattern] for pattern in patterns))
 
 
 @functools.lru_cache(maxsize=8)  # the paper's four benchmarks and their mean recur with each model
@@ -202,9 +209,7 @@ def prompt_means(
             prompt = key(row)
             values[prompt].append(value)
             clusters[prompt] = cluster_of(row)
-    return {
-        prompt: PromptMean(clusters[prompt], float(np.mean(outcomes)), len(outcomes)) for prompt, outcomes in values.items()
-    }
+    return {prompt: PromptMean(clusters[prompt], float(np.mean(own)), len(own)) for prompt, own in values.items()}
 
 
 def any_of(means: Mapping[Prompt, PromptMean], expected: Mapping[Prompt, int]) -> dict[Prompt, PromptMean]:
@@ -214,7 +219,9 @@ def any_of(means: Mapping[Prompt, PromptMean], expected: Mapping[Prompt, int]) -
     counts must not depend on its answers.
     """
     return {
-        prompt: PromptMean(of.cluster, float(of.mean > 0), 1) for prompt, of in means.items() if of.answers >= expected[prompt]
+        prompt: PromptMean(own.cluster, float(own.mean > 0), 1)
+        for prompt, own in means.items()
+        if own.answers >= expected[prompt]
     }
 
 
@@ -246,7 +253,9 @@ class Pairs:
         lost_share = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
         error = math.sqrt(max(n * (2 * lost_share + bound * (1 - bound)), 0.0))
         gap = won - lost - n * bound
-        return gap / error if error > TIE else 0.0 if abs(gap) < TIE else math.copysign(math.inf, gap)
+        if error > TIE:
+            return gap / error
+        return 0.0 if abs(gap) < TIE else math.copysign(math.inf, gap)
 
     def p(self, bound: float) -> float:
         return min(1.0, 2 * float(stats.norm.sf(abs(self.score(bound)))))
@@ -297,13 +306,13 @@ def pair_prompts(
     """The models of A (`plus`) and of B (`minus`), each given by its prompts' means, paired on the prompts that all share."""
     sides = (plus, minus)
     shared = set.intersection(*(set(means) for side in sides for means in side))
-    found = {}
+    pairs = {}
     for prompt in sorted(shared):
         a, b = (sum(means[prompt].mean for means in side) / len(side) for side in sides)
         answers = min(sum(means[prompt].answers for means in side) for side in sides)
         noise = sum(means[prompt].noise / len(side) ** 2 for side in sides for means in side)
-        found[prompt] = PairedMean(plus[0][prompt].cluster, prompt[0], a, b, answers, noise)
-    return found
+        pairs[prompt] = PairedMean(plus[0][prompt].cluster, prompt[0], a, b, answers, noise)
+    return pairs
 
 
 def p_below(evidence: Evidence, bound: float) -> float:
@@ -337,9 +346,9 @@ class StudentMean:
 
 def summed(*parts: tuple[float, float]) -> tuple[float, float]:
     """Sum independent pairs (variance, degrees of freedom) into one such pair (Welch, Satterthwaite)."""
-    whole = sum(variance for variance, _ in parts)
-    spent = sum(variance**2 / freedom for variance, freedom in parts)
-    return whole, whole**2 / spent if spent else min(freedom for _, freedom in parts)
+    total = sum(variance for variance, _ in parts)
+    squares = sum(variance**2 / freedom for variance, freedom in parts)
+    return total, total**2 / squares if squares else min(freedom for _, freedom in parts)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
