@@ -84,16 +84,9 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
             yield at(row["step"], "validation loss", source, loss)
     for task in course.tasks:
         if TASKS[task].judged:
-            found = {place: _answers(run, place, course.stage, task) for place in course.points}
-            asked = {prompt_of(row) for rows in found.values() for row in rows}
-            ends = {place: step for place, step in ((course.begin, 0), (end, last_step)) if place}
-            for place in ends:
-                rows = read_judged(run / "eval" / place / f"{task}.jsonl")
-                found[place] = [row for row in rows if prompt_of(row) in asked]
-            steps = [(ends.get(place, rows[0].step or 0), rows) for place, rows in found.items() if rows]
-            require_same_requests((run / "eval" / place / f"{task}.jsonl", rows) for place, rows in found.items())
-            expected = {row_id(row) for _, rows in steps for row in rows}
-            for step, rows in sorted(steps, key=lambda one: one[0]):
+            answers = _answers_by_step(run, course, task, end, last_step)
+            expected = {row_id(row) for _, rows in answers for row in rows}
+            for step, rows in answers:
                 for measured in _measured(rows, task, expected):
                     yield at(step, *measured)
         elif TASKS[task].kind == "probes":
@@ -105,11 +98,23 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
                     yield at(probes[0].step or last_step, "probe AUC", entry.layer, entry.auc)
 
 
-def _answers(run: Path, place: str, stage: str, task: str) -> list[JudgedRow]:
-    path = run / "eval" / place / f"{task}.jsonl"
-    rows = read_judged(path)
-    ModelRows(stage, recorded_hash(run / "models" / place)).add_answers(path, rows, task, TASKS[task].labels)
-    return rows
+def _answers_by_step(
+    run: Path, course: Course, task: str, end: str | None, last_step: int
+) -> list[tuple[int, list[JudgedRow]]]:
+    """The answers of each model of the course to the prompts that its points have answered, by step."""
+    answers: dict[Path, list[JudgedRow]] = {}
+    for place in course.points:
+        path = run / "eval" / place / f"{task}.jsonl"
+        answers[path] = read_judged(path)
+        model = ModelRows(course.stage, recorded_hash(run / "models" / place))
+        model.add_answers(path, answers[path], task, TASKS[task].labels)
+    asked = {prompt_of(row) for rows in answers.values() for row in rows}
+    ends = {run / "eval" / place / f"{task}.jsonl": step for place, step in ((course.begin, 0), (end, last_step)) if place}
+    for path in ends:
+        answers[path] = [row for row in read_judged(path) if prompt_of(row) in asked]
+    require_same_requests(answers.items())
+    by_step = [(ends.get(path, rows[0].step or 0), rows) for path, rows in answers.items() if rows]
+    return sorted(by_step, key=lambda step_and_rows: step_and_rows[0])
 
 
 def _measured(
@@ -118,21 +123,21 @@ def _measured(
     """The fields of `CurvePoint` from `measure` on, for one model's answers to one task. `expected` has the whole curve's."""
     if kind_of(task) == "overrefusal":
         decoder = TASKS[task].decoders[0]
-        for one in overrefusal_metrics(rows, "", "", decoder, expected)[-1:]:  # the last is over all sets
-            if one.rate is not None:
-                yield "over-refusal", decoder, one.rate, one.low, one.high, one.prompts, one.judges
+        for refusals in overrefusal_metrics(rows, "", "", decoder, expected)[-1:]:  # the last is over all sets
+            if refusals.rate is not None:
+                yield "over-refusal", decoder, refusals.rate, refusals.low, refusals.high, refusals.prompts, refusals.judges
         return
     # A decoder's last metrics are those over all benchmarks.
-    found = {entry.decoder: entry for entry in attack_metrics(rows, "", "", expected)}
-    for decoder, entry in found.items():
-        if entry.rate is None:
+    attacks = {attack.decoder: attack for attack in attack_metrics(rows, "", "", expected)}
+    for decoder, attack in attacks.items():
+        if attack.rate is None:
             continue
-        yield "attack success", decoder, entry.rate, entry.low, entry.high, entry.prompts, entry.judges
+        yield "attack success", decoder, attack.rate, attack.low, attack.high, attack.prompts, attack.judges
         parsed = [row for row in rows if row.decoder == decoder and row.verdict in {*SAFE_VERDICTS, "harmful"}]
         refused = tally((cluster_of(row), row.benchmark, float(row.verdict == "refusal")) for row in parsed)
         if refused:
             low, high = rate_interval(refused)
-            yield "refusals", decoder, float(refused.mean()), low, high, entry.prompts, entry.judges
+            yield "refusals", decoder, float(refused.mean()), low, high, attack.prompts, attack.judges
 
 
 def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:
@@ -146,8 +151,9 @@ def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:
     for point in points:
         groups.setdefault((point.arm, point.step, point.measure, point.series), []).append(point)
         seeds.setdefault((point.arm, point.measure, point.series), set()).add(point.seed)
-    return [
-        of[0] if len(of) == 1 else replace(of[0], value=sum(one.value for one in of) / len(of), low=None, high=None)
-        for (arm, _, measure, series), of in groups.items()
-        if {one.seed for one in of} == seeds[arm, measure, series]
-    ]
+    means = []
+    for (arm, _, measure, series), group in groups.items():
+        if {point.seed for point in group} == seeds[arm, measure, series]:
+            mean = sum(point.value for point in group) / len(group)
+            means.append(group[0] if len(group) == 1 else replace(group[0], value=mean, low=None, high=None))
+    return means

@@ -82,20 +82,20 @@ def capability_metrics(
 ) -> list[CapabilityMetrics]:
     """The metrics of each task and, if there are several and none of `expected` is missing, of their average."""
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
-    found = []
+    metrics = []
     for name in benchmarks + ([ALL] if len(benchmarks) > 1 and set(expected) <= set(benchmarks) else []):
         own = [row for row in rows if name in (row.benchmark, ALL)]
         tallied = tally((row.question, row.benchmark, row.value) for row in own)  # the same text is one cluster
         assert tallied is not None  # a benchmark has rows
         low, high = rate_interval(tallied)
-        metrics, shots = sorted({row.metric for row in own}), sorted({row.shots for row in own})
-        found.append(
+        names, shots = sorted({row.metric for row in own}), sorted({row.shots for row in own})
+        metrics.append(
             CapabilityMetrics(
                 arm=arm,
                 seed=seed,
                 stage=stage,
                 benchmark=name,
-                metric=", ".join(metrics),
+                metric=", ".join(names),
                 value=float(tallied.mean()),
                 error=clustered_error(tallied),
                 low=low,
@@ -105,7 +105,7 @@ def capability_metrics(
                 shots=", ".join(map(str, shots)),
             )
         )
-    return found
+    return metrics
 
 
 def study_capability(study: StudyRows) -> list[CapabilityMetrics]:
@@ -132,15 +132,15 @@ def lacking_tasks(study: StudyRows) -> dict[tuple[str, str], list[str]]:
 
     Runs without any answers do not count.
     """
-    found: dict[tuple[str, str], list[str]] = {}
+    lacking: dict[tuple[str, str], list[str]] = {}
     for stage in study.stages:
-        names = _tasks(study, stage)
+        tasks = _tasks(study, stage)
         for arm in study.arms:
             answered = {row.benchmark for row in study.capability.get((arm.key, stage), ())}
             if answered:
-                own = found.setdefault((stage, arm.name), [])
-                own += [name for name in names if name not in answered and name not in own]
-    return {place: lacking for place, lacking in found.items() if lacking}
+                of_arm = lacking.setdefault((stage, arm.name), [])
+                of_arm += [task for task in tasks if task not in answered and task not in of_arm]
+    return {place: tasks for place, tasks in lacking.items() if tasks}
 
 
 def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
@@ -156,8 +156,8 @@ def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
             for arm_name, runs in by_arm.items():
                 if name == ALL and (stage, arm_name) in lacking:
                     continue
-                if found := rate_over_seeds(_by_seed(runs, name)):
-                    yield CapabilityEstimate(stage, name, arm_name, found)
+                if rate := rate_over_seeds(_by_seed(runs, name)):
+                    yield CapabilityEstimate(stage, name, arm_name, rate)
 
 
 def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
@@ -169,18 +169,18 @@ def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
         }
         for seed, rows in runs.items()
     }
-    return {seed: found for seed, found in means.items() if found}
+    return {seed: of_run for seed, of_run in means.items() if of_run}
 
 
 def bits_per_byte(arm: str, seed: int, source: str, loss: float, bytes_per_token: float) -> BitsPerByte:
     return BitsPerByte(arm, seed, source, loss, bytes_per_token, loss / (math.log(2) * bytes_per_token))
 
 
-def bits_estimates(found: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
+def bits_estimates(measured: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
     """The bits per byte of each arm on each source, over its training runs."""
     by_place: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for one in found:
-        by_place[one.arm, one.source][one.seed] = one.value
+    for bits in measured:
+        by_place[bits.arm, bits.source][bits.seed] = bits.value
     for (arm, source), runs in by_place.items():
         mean, low, high = fmean(runs.values()), None, None
         if len(runs) > 1:

@@ -302,7 +302,7 @@ def _measured(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> Mapping[i
 def _counted(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> dict[int, Any]:
     """An arm's values as in `_measured`, without those of incoherent cells."""
     left_out = _incoherent(runs, claim, arm, group)
-    return {seed: found for seed, found in _measured(runs, claim, arm, group).items() if seed not in left_out}
+    return {seed: values for seed, values in _measured(runs, claim, arm, group).items() if seed not in left_out}
 
 
 def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> list[int]:
@@ -331,22 +331,27 @@ def _left_out(runs: Runs, claim: Claim) -> str:
 
 def _p_values(claim: Claim, compared: Compared) -> tuple[float, float]:
     """The p-values for the claim and against it."""
-    found, measure = compared.evidence, claim.measure
-    two_sided = found.p(0.0)
+    evidence, measure = compared.evidence, claim.measure
+    two_sided = evidence.p(0.0)
     if claim.direction == "same":
-        return max(p_below(found, measure.minor), p_above(found, -measure.minor)), two_sided
+        return max(p_below(evidence, measure.minor), p_above(evidence, -measure.minor)), two_sided
     if claim.direction == "not higher":
-        return p_below(found, measure.minor), two_sided if found.value > 0 else 1.0
-    if (found.value < 0) == (claim.direction == "lower"):  # for a difference of 0, both p-values are 1 either way
-        opposite, held = 1.0, two_sided
+        return p_below(evidence, measure.minor), two_sided if evidence.value > 0 else 1.0
+    if (evidence.value < 0) == (claim.direction == "lower"):  # for a difference of 0, both p-values are 1 either way
+        p, opposite = two_sided, 1.0
     else:
-        opposite, held = two_sided, 1.0
-    # Doubled, to be a two-sided p. A small difference that is significant does not refute the claim.
-    negligible = 2 * max(p_below(found, measure.negligible), p_above(found, -measure.negligible))
-    return held, min(opposite, negligible if held >= SIGNIFICANT else 1.0)
+        p, opposite = 1.0, two_sided
+    if p < SIGNIFICANT:  # a small difference that is significant does not refute the claim
+        return p, opposite
+    negligible = 2 * max(p_below(evidence, measure.negligible), p_above(evidence, -measure.negligible))  # as a two-sided p
+    return p, min(opposite, negligible)
 
 
 def _group_label(claim: Claim, group: Group, arms: list[ArmInfo]) -> str:
-    names = "all arms" if len(arms) > 4 else "mean(" + ", ".join(arm.name for arm in arms) + ")"
-    names = arms[0].name if len(arms) == 1 else names
+    if len(arms) == 1:
+        names = arms[0].name
+    elif len(arms) > 4:
+        names = "all arms"
+    else:
+        names = f"mean({', '.join(arm.name for arm in arms)})"
     return f"{names}, {group.layer} layer" if claim.measure is AUC else names

@@ -124,7 +124,9 @@ class Runs:
 
     def trainings(self, arm: ArmInfo) -> list[ArmInfo]:
         """All trainings of an arm, by seed."""
-        return sorted((one for one in self.study.arms if one.name == arm.name), key=lambda one: one.seed)
+        return sorted(
+            (training for training in self.study.arms if training.name == arm.name), key=lambda training: training.seed
+        )
 
     def answers(self, training: ArmInfo, stage: str, task: str, decoder: str) -> list[JudgedRow]:
         """The answers of one training, except those to its arm's own suffixes in transfer tasks."""
@@ -161,44 +163,43 @@ class Runs:
         """The mean outcome of each prompt of an arm, by training seed; for best of N, whether any attempt is harmful."""
         asked = (stage, task, decoder, outcome)
         if asked not in self._means:
-            answers = {one.key: self.answers(one, stage, task, decoder) for one in self.study.arms}
-            found = {key: prompt_means(rows, outcome) for key, rows in answers.items()}
+            answers = {training.key: self.answers(training, stage, task, decoder) for training in self.study.arms}
+            means = {key: prompt_means(rows, outcome) for key, rows in answers.items()}
             if decoder in metrics.BEST_OF_N and outcome is metrics.harmful:
                 attempts = most_answers(answers.values())
-                found = {key: any_of(means, attempts) for key, means in found.items()}
-            self._means[asked] = found
-        means = self._means[asked]
-        return {one.seed: means[one.key] for one in self.trainings(arm) if means[one.key]}
+                means = {key: any_of(own, attempts) for key, own in means.items()}
+            self._means[asked] = means
+        by_training = self._means[asked]
+        return {training.seed: by_training[training.key] for training in self.trainings(arm) if by_training[training.key]}
 
     def aucs(self, arm: ArmInfo, stage: str, layer: str) -> ProbesBySeed:
         """The AUC of each probe on one layer of an arm, by training seed and by the probe's own seed."""
-        found = {
-            one.seed: {
-                row.seed: ProbeAuc(
-                    row.auc,
-                    (np.array(row.placements[0]), np.array(row.placements[1])),
-                    round(abs(row.baseline_length_auc - 0.5), 9),  # its sign can be chance if lengths are matched
-                )
-                for row in self.study.probes.get((one.key, stage), ())
-                if row.layer == layer
-            }
-            for one in self.trainings(arm)
-        }
-        return {seed: aucs for seed, aucs in found.items() if aucs}
+        aucs: dict[int, dict[int, ProbeAuc]] = {}
+        for training in self.trainings(arm):
+            for row in self.study.probes.get((training.key, stage), ()):
+                if row.layer == layer:
+                    placements = np.array(row.placements[0]), np.array(row.placements[1])
+                    texts = round(abs(row.baseline_length_auc - 0.5), 9)  # its sign can be chance if lengths are matched
+                    aucs.setdefault(training.seed, {})[row.seed] = ProbeAuc(row.auc, placements, texts)
+        return aucs
 
     def competence_of(self, training: ArmInfo, stage: str, decoder: str) -> Competence | None:
         return self.competence.get((training.key, stage, BENIGN_TASKS.get(decoder, "")))
 
     def incoherent_seeds(self, arm: ArmInfo, stage: str, decoder: str) -> list[int]:
         """The training seeds whose run is incoherent at this stage under this decoder."""
-        found = {one.seed: self.competence_of(one, stage, decoder) for one in self.trainings(arm)}
-        return [seed for seed, shown in found.items() if shown and shown.is_incoherent]
+        shown = {training.seed: self.competence_of(training, stage, decoder) for training in self.trainings(arm)}
+        return [seed for seed, of_run in shown.items() if of_run and of_run.is_incoherent]
 
 
 def runs_of(study: StudyRows, having: Mapping[str, Collection[str]] = MappingProxyType({})) -> Runs:
     """The study by arm; `having` as in `Runs`."""
-    found = {place: competence(rows) for place, rows in study.generations.items() if place[2] in OVERREFUSAL_TASKS}
-    return Runs(study, {place: shown for place, shown in found.items() if shown}, having)
+    shown = {
+        (key, stage, task): of_cell
+        for (key, stage, task), rows in study.generations.items()
+        if task in OVERREFUSAL_TASKS and (of_cell := competence(rows))
+    }
+    return Runs(study, shown, having)
 
 
 def study_metrics(runs: Runs) -> metrics.StudyMetrics:
@@ -207,22 +208,22 @@ def study_metrics(runs: Runs) -> metrics.StudyMetrics:
     expected: dict[tuple[str, str], set[metrics.RowId]] = defaultdict(set)
     for (_, stage, task), rows in study.generations.items():
         expected[stage, task].update(map(metrics.row_id, rows))
-    found = metrics.StudyMetrics([], [], [], [])
+    of_study = metrics.StudyMetrics([], [], [], [])
     for arm in study.arms:
         for stage in study.stages:
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 rows, wanted = study.generations.get((arm.key, stage, task), []), expected[stage, task]
-                found.pruning.extend(metrics.pruning_metrics(rows, arm.name, stage, arm.seed))
+                of_study.pruning.extend(metrics.pruning_metrics(rows, arm.name, stage, arm.seed))
                 if rows and task in ATTACK_TASKS:
-                    for one in metrics.attack_metrics(rows, arm.name, stage, wanted, arm.seed):
-                        if shown := runs.competence_of(arm, stage, one.decoder):
-                            one = replace(one, competence=shown.share, incoherent=shown.is_incoherent)
-                        found.attacks.append(one)
+                    for attack in metrics.attack_metrics(rows, arm.name, stage, wanted, arm.seed):
+                        if shown := runs.competence_of(arm, stage, attack.decoder):
+                            attack = replace(attack, competence=shown.share, incoherent=shown.is_incoherent)
+                        of_study.attacks.append(attack)
                 elif rows:
                     decoder = TASKS[task].decoders[0]
-                    found.overrefusals.extend(metrics.overrefusal_metrics(rows, arm.name, stage, decoder, wanted, arm.seed))
-            found.probes.extend(metrics.probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
-    return found
+                    of_study.overrefusals.extend(metrics.overrefusal_metrics(rows, arm.name, stage, decoder, wanted, arm.seed))
+            of_study.probes.extend(metrics.probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
+    return of_study
 
 
 MEASURES: Mapping[str, tuple[str, Outcome]] = {
@@ -343,8 +344,8 @@ def arm_estimates(runs: Runs) -> Iterator[ArmEstimate]:
         measure, rates = _rates(runs, stage, task, decoder)
         for arm, own in rates.items():
             if rate := rate_over_seeds(own):
-                lost = ", ".join(map(str, runs.incoherent_seeds(arm, stage, decoder)))
-                yield ArmEstimate(stage, task, decoder, measure, arm.name, rate, lost)
+                incoherent = ", ".join(map(str, runs.incoherent_seeds(arm, stage, decoder)))
+                yield ArmEstimate(stage, task, decoder, measure, arm.name, rate, incoherent)
 
 
 def probe_estimates(runs: Runs) -> Iterator[ProbeEstimate]:
@@ -374,19 +375,19 @@ def variance_parts(runs: Runs) -> Iterator[VarianceParts]:
 
 
 def _parts(place: tuple[str, str, str, str, str], reference: str, crossed: Crossed) -> VarianceParts:
-    found = crossed.components
-    whole = crossed.seed_variance + crossed.prompt_variance
+    components = crossed.components
+    variance = crossed.seed_variance + crossed.prompt_variance
     return VarianceParts(
         *place,
         reference,
         crossed.seeds,
         crossed.prompts,
         crossed.samples,
-        found.seed**0.5,
-        found.prompt**0.5,
-        found.interaction**0.5,
-        None if math.isnan(crossed.noise) else found.sample**0.5,
-        min(1.0, found.seed / crossed.seeds / whole) if whole else 0.0,
+        components.seed**0.5,
+        components.prompt**0.5,
+        components.interaction**0.5,
+        None if math.isnan(crossed.noise) else components.sample**0.5,
+        min(1.0, components.seed / crossed.seeds / variance) if variance else 0.0,
     )
 
 
@@ -396,9 +397,9 @@ def arm_differences(runs: Runs) -> Iterator[ArmDifference]:
         measure, rates = _rates(runs, stage, task, decoder)
         reference = runs.reference(stage)
         sides = {arm: ([own], [rates[reference]]) for arm, own in rates.items() if arm != reference}
-        for arm, found in _family(sides):
+        for arm, fields in _family(sides):
             note = runs.different_judges((arm, reference), (stage,), task, decoder)
-            yield ArmDifference(stage, task, decoder, measure, arm.name, reference.name, **found, note=note)
+            yield ArmDifference(stage, task, decoder, measure, arm.name, reference.name, **fields, note=note)
 
 
 def arm_changes(runs: Runs, parents: Mapping[str, str]) -> Iterator[ArmChange]:
@@ -416,10 +417,10 @@ def arm_changes(runs: Runs, parents: Mapping[str, str]) -> Iterator[ArmChange]:
             arm: ([after[arm], before[reference]], [before[arm], after[reference]]) for arm in runs.arms if arm != reference
         }
         for name, sides in (("", own), (reference.name, against)):
-            for arm, found in _family(sides):
+            for arm, fields in _family(sides):
                 arms = (arm, reference) if name else (arm,)
                 note = runs.different_judges(arms, (stage, parents[stage]), task, decoder)
-                yield ArmChange(parents[stage], stage, task, decoder, measure, arm.name, name, **found, note=note)
+                yield ArmChange(parents[stage], stage, task, decoder, measure, arm.name, name, **fields, note=note)
 
 
 Sides = tuple[Sequence[BySeed], Sequence[BySeed]]
@@ -428,20 +429,20 @@ Sides = tuple[Sequence[BySeed], Sequence[BySeed]]
 
 def _family(sides: Mapping[ArmInfo, Sides]) -> Iterator[tuple[ArmInfo, dict[str, Any]]]:
     """Test one family: the arms whose rates share answers, each with its fields of `ArmDifference`."""
-    compared = {arm: one for arm, of in sides.items() if (one := compare(*of)) is not None}
-    unadjusted = [one.evidence.p(0.0) for one in compared.values()]
-    for (arm, one), p, p_holm in zip(compared.items(), unadjusted, holm(unadjusted), strict=True):
+    family = {arm: compared for arm, (plus, minus) in sides.items() if (compared := compare(plus, minus)) is not None}
+    unadjusted = [compared.evidence.p(0.0) for compared in family.values()]
+    for (arm, compared), p, p_holm in zip(family.items(), unadjusted, holm(unadjusted), strict=True):
         times = len(sides[arm][0])  # `compare` takes the mean over the rates of a side, not their sum
-        low, high = one.evidence.interval()
-        found: dict[str, Any] = {
-            "value": one.evidence.value * times,
+        low, high = compared.evidence.interval()
+        fields: dict[str, Any] = {
+            "value": compared.evidence.value * times,
             "low": low * times,
             "high": high * times,
             "p": p,
             "p_holm": p_holm,
-            "test": "seeds" if one.crossed else "score",
-            "prompts": one.n,
-            "seeds": one.seeds,
-            "runs": {seed: round(value * times, 3) + 0.0 for seed, value in one.runs.items()},  # no -0.0
+            "test": "seeds" if compared.crossed else "score",
+            "prompts": compared.n,
+            "seeds": compared.seeds,
+            "runs": {seed: round(value * times, 3) + 0.0 for seed, value in compared.runs.items()},  # no -0.0
         }
-        yield arm, found
+        yield arm, fields

@@ -117,8 +117,8 @@ def read_study_rows(
     """
     study = StudyRows(tuple(arms), {}, {}, tuple(stages))
     models: list[ModelRows] = []
-    files: list[tuple[Path, list[JudgedRow]]] = []
-    read: list[tuple[Path, list[ProbeRow]]] = []
+    answer_files: list[tuple[Path, list[JudgedRow]]] = []
+    probe_files: list[tuple[Path, list[ProbeRow]]] = []
     for count, arm in enumerate(arms, start=1):
         for stage in stages:
             folder = run / "eval" / arm.holder(stage) / stage
@@ -136,22 +136,22 @@ def read_study_rows(
                     answers = judged_now(parts, judge) if judge else [judged(row, None) for row in parts]
                 if answers:
                     study.generations[place] = answers
-                    files.append((path, answers))
+                    answer_files.append((path, answers))
                 for judge_name, rows in by_others.items():
                     study.others.setdefault(judge_name, {})[place] = rows
             path = folder / "probes.jsonl"
             if probe_rows := read_rows(path, ProbeRow):
                 model.add(path, probe_rows)
                 study.probes[arm.key, stage] = probe_rows
-                read.append((path, probe_rows))
+                probe_files.append((path, probe_rows))
             for path in row_files(folder, TASKS["capability"]):
                 answered = read_rows(path, CapabilityRow)
                 model.add(path, answered)
                 study.capability.setdefault((arm.key, stage), []).extend(answered)
         on_arm_read(count)
     require_different(models)
-    require_same_texts(read)
-    require_same_requests(files)  # of all stages together: a stage is compared with the one it continues from
+    require_same_texts(probe_files)
+    require_same_requests(answer_files)  # of all stages together: a stage is compared with the one it continues from
     return study
 
 
@@ -160,12 +160,12 @@ def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]])
 
     An attack can change what each model is given, so the requests that the judge is asked about are compared.
     """
-    found: dict[tuple[str, str, str], tuple[tuple[str, str, str], Path]] = {}
+    requests: dict[tuple[str, str, str], tuple[tuple[str, str, str], Path]] = {}
     for path, rows in files:
         for row in rows:
-            asked = (row.behavior, row.context, row.prompt if TASKS[row.task].kind in PLAIN else "")
-            first, file = found.setdefault((row.task, row.benchmark, row.prompt_id), (asked, path))
-            if asked != first:
+            request = (row.behavior, row.context, row.prompt if TASKS[row.task].kind in PLAIN else "")
+            first, file = requests.setdefault((row.task, row.benchmark, row.prompt_id), (request, path))
+            if request != first:
                 raise UserError(
                     f"{path}: prompt {row.prompt_id} of {row.benchmark} is a different request from that in {file}; remove "
                     f"{row.benchmark}*.jsonl in {path.with_suffix('')} or in {file.with_suffix('')}, whichever has the older "
@@ -175,9 +175,9 @@ def require_same_requests(files: Iterable[tuple[Path, Sequence[GenerationRow]]])
 
 def require_same_texts(files: Iterable[tuple[Path, Sequence[ProbeRow]]]) -> None:
     """Raise UserError if two files have probes of different texts. Rows of earlier versions name no texts, and always pass."""
-    found = {row.texts: path for path, rows in files for row in rows if row.texts}
-    if len(found) > 1:
-        first, second, *_ = found.values()
+    by_texts = {row.texts: path for path, rows in files for row in rows if row.texts}
+    if len(by_texts) > 1:
+        first, second, *_ = by_texts.values()
         raise UserError(
             f"{second}: its probes read other texts than those in {first}; remove whichever file has the older texts, and "
             "run the study again"
