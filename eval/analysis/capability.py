@@ -161,6 +161,7 @@ def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
 
 
 def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
+    """The answers to a task, or to all tasks, as means of prompts."""
     means = {
         seed: {
             (row.benchmark, f"{row.task}/{row.prompt_id}"): PromptMean(row.question, row.value, 1)

@@ -178,6 +178,7 @@ def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: floa
     parts = np.mean((sums - counts * means) / totals, axis=1) / seeds  # [clusters, seeds]: each cell's share in the mean
     factor = clusters / (clusters - 1) if clusters > 1 else 1.0
     pooled = parts.sum(axis=1) ** 2
+    # The variance of the mean if a cluster varies together in all runs, and if it varies apart in each.
     together, apart = factor * float(pooled.sum()), factor * float((parts**2).sum())
     freedom = float(pooled.sum() ** 2 / (pooled**2).sum()) if together > TIE**2 else clusters - 1
     prompts = 1 / float(np.mean(np.sum(np.mean(counts / totals, axis=1) ** 2, axis=0)))

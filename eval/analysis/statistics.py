@@ -56,7 +56,7 @@ class Evidence(Protocol):
         """Two-sided p-value of the hypothesis that the true difference is `bound`."""
 
     def interval(self) -> tuple[float, float]:
-        """The bounds with p of at least 0.05."""
+        """The smallest and the largest bound with a p-value of at least 0.05."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ class InProcess(ModelJudge):
 
     def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
         prompts = [self.prompt(question) for question in questions]
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)  # for little padding
+        # Prompts of similar length share a forward pass, so that there is little padding.
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
         held: list[tuple[Question, Verdict]] = []  # kept back until a first reply can be read
         for start in range(0, len(order), ANSWERS_AT_ONCE):
             asked: list[tuple[Question, list[int]]] = []

@@ -20,7 +20,7 @@ LABELS = {"attack": ATTACK_VERDICTS[:3], "overrefusal": OVERREFUSAL_VERDICTS[:4]
 def no_verdict(where: str, labels: str, kind: str) -> UsageError:
     """The error for a setting `where` whose `labels` are not verdicts on answers of `kind`."""
     other = "; or name another judge as evaluation.overrefusal_judge" if kind == "overrefusal" else ""
-    return UsageError(f"{where} holds {labels}, no verdict on {kind} answers; choose from {', '.join(LABELS[kind])}{other}")
+    return UsageError(f"{where} holds {labels}, not a verdict on {kind} answers; choose from {', '.join(LABELS[kind])}{other}")
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):

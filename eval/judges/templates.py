@@ -90,7 +90,7 @@ def read_llama_guard(reply: str) -> str:
 class Template:
     """A prompt for a judge model, and the reader of its replies.
 
-    The text is in the file `name`.txt. A file `name`.contextual.txt, if there is one, holds that for behaviors with a context.
+    The text is in the file `name`.txt, the text for behaviors with a context in `name`.contextual.txt, if that exists.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Template:
 
     @property
     def completes(self) -> bool:
-        """Whether the text holds the model's own turn marks, so that no chat template must be put around it."""
+        """Whether the text holds the model's own turn marks. No chat template is then put around it."""
         return "[INST]" in self.text
 
     def fill(self, question: Question, response: str) -> str:

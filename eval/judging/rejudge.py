@@ -122,6 +122,7 @@ def _in_run(folder: Path) -> bool:
 
 
 def _model_of(path: Path, first: GenerationRow) -> ModelRows:
+    """The model whose answers `path` should hold: in a run folder by its place there, otherwise by the first answer."""
     folder = path.parent.absolute()
     if not _in_run(folder):
         return ModelRows(first.model_kind)
@@ -151,7 +152,7 @@ def _compare(where: str, pairs: Sequence[tuple[JudgedRow | None, JudgedRow]], la
     coarse = not all(row.tells_helpful for pair in both for row in pair)
 
     def word(row: JudgedRow) -> str:
-        """What is compared. If a judge cannot tell helpful from unhelpful, only refusals of benign requests are."""
+        """What is compared. If a judge cannot tell helpful from unhelpful, it is only whether a benign request was refused."""
         if attack:
             return "harmful" if row.verdict == "harmful" else "not harmful"
         if coarse:

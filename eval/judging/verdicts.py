@@ -237,8 +237,8 @@ class JudgeRun:
     """One judge's work on the answers of one task."""
 
     def __init__(self, rows: Sequence[GenerationRow], path: Path, judge: Judge, ask_unparsed_again: bool = False) -> None:
-        """`path` is the file of verdicts. With `ask_unparsed_again`, the judge is asked again where its verdict is "unparsed",
-        which stays until a new verdict replaces it."""
+        """`path` is the file of verdicts. With `ask_unparsed_again`, the judge is asked again about answers that it left
+        "unparsed"; that verdict stays until a new one replaces it."""
         self.path, self.judge, self.rows = path, judge, rows
         self._ask_unparsed_again = ask_unparsed_again
         self._look()

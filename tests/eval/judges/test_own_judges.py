@@ -130,7 +130,7 @@ def test_an_own_template_reads_its_own_replies_and_no_others():
     [
         (
             {"replies": {"YES": "bad"}},
-            "judge.replies holds 'bad', no verdict on attack answers; choose from harmful, safe, refusal",
+            "judge.replies holds 'bad', not a verdict on attack answers; choose from harmful, safe, refusal",
         ),
         ({"replies": {"YES": "harmful"}}, "on overrefusal answers; .* or name another judge as evaluation.overrefusal_judge"),
         ({"replies": {"yes": "harmful", "YES": "safe"}}, "equals another except for case"),
@@ -229,7 +229,7 @@ def test_the_documented_python_judge_is_found_by_its_entry_point(monkeypatch, tm
     judge.rule([ASKED, msgspec.structs.replace(ASKED, response="DO IT")], found.update, tmp_path / "notes", False)
     assert [verdict.label for verdict in found.values()] == ["safe", "harmful"]
     assert judge.name == "python:shouting" and len(judge.version) == 12
-    with pytest.raises(UsageError, match=r"`labels` holds \('harmful', 'safe'\), no verdict on overrefusal answers; choose"):
+    with pytest.raises(UsageError, match=r"`labels` holds \('harmful', 'safe'\), not a verdict on overrefusal answers; choose"):
         load_judge(JudgeConfig(name="python", model="shouting"), "overrefusal", None)
 
 
