@@ -196,7 +196,7 @@ def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: floa
 
 
 @dataclass(frozen=True)
-class Both:
+class CrossedAndPooled:
     """The evidence over seeds, but never surer than that of the pooled runs over prompts."""
 
     crossed: Crossed
@@ -246,7 +246,7 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
         for seed, paired in runs.items()
         for means in paired.values()
     )
-    evidence = Both(crossed, pooled) if crossed else pooled
+    evidence = CrossedAndPooled(crossed, pooled) if crossed else pooled
     differences = {seed: _difference_of_means(paired.values()) for seed, paired in runs.items()}
     return Compared(evidence, len(runs), len(by_prompt), crossed, differences)
 
@@ -301,7 +301,7 @@ def compare_probes(plus: Sequence[ProbesBySeed], minus: Sequence[ProbesBySeed]) 
     if over_texts is None:
         return None
     crossed, pooled, subsets = over_texts
-    return Compared(Both(crossed, pooled) if crossed else pooled, len(gaps), subsets, crossed)
+    return Compared(CrossedAndPooled(crossed, pooled) if crossed else pooled, len(gaps), subsets, crossed)
 
 
 def _combined(weighted: Sequence[tuple[float, ProbeAuc]]) -> ProbeAuc:
@@ -388,7 +388,7 @@ def auc_over_seeds(arm: ProbesBySeed) -> OverSeeds | None:
     crossed, pooled, _ = _over_texts(arm) or (None, None, 0)
     if crossed is None or pooled is None:
         return OverSeeds(_mean(runs.values()), None, None, spread, runs)
-    low, high = Both(crossed, pooled).interval()
+    low, high = CrossedAndPooled(crossed, pooled).interval()
     return OverSeeds(crossed.value, max(low, 0.0), min(high, 1.0), spread, runs, crossed)
 
 

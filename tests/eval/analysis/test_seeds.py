@@ -14,8 +14,8 @@ from study_rows import ARMS, attack_rows
 
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.seeds import (
-    Both,
     Components,
+    CrossedAndPooled,
     Entry,
     ProbeAuc,
     auc_over_seeds,
@@ -92,7 +92,7 @@ def test_prompts_have_as_many_degrees_of_freedom_as_make_up_their_variance():
 
 def test_runs_and_their_prompts_that_point_apart_are_no_evidence():
     values = np.full((3, 20), 0.1)
-    p = [Both(crossed(values), StudentMean(value, 0.01, 50)).p(0.0) for value in (0.1, -0.1)]
+    p = [CrossedAndPooled(crossed(values), StudentMean(value, 0.01, 50)).p(0.0) for value in (0.1, -0.1)]
     assert p[0] < 0.001 and p[1] == 1.0
 
 
@@ -109,10 +109,10 @@ def test_interval_and_p_value_never_contradict_each_other(seeds):
     for rate in (0.02, 0.3):
         a, b = draw_rates(keyed_rng("contradiction", seeds, rate), Cell(seeds, 30, (rate, rate / 3), 0.05), 60)
         for one, other in zip(a, b):
-            gap = gap_of(Both(crossed(one - other), pooled_pairs(one, other, 5)))
+            gap = gap_of(CrossedAndPooled(crossed(one - other), pooled_pairs(one, other, 5)))
             assert gap.low <= gap.value <= gap.high
             assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
-            low, high = Both(crossed(other - one), pooled_pairs(other, one, 5)).interval()
+            low, high = CrossedAndPooled(crossed(other - one), pooled_pairs(other, one, 5)).interval()
             assert (-high, -low) == pytest.approx((gap.low, gap.high))
 
 
@@ -135,7 +135,7 @@ def test_prompts_alone_take_a_difference_of_two_seeds_for_one_of_the_arms():
     for a, b in zip(*draw_rates(keyed_rng("alarms"), cell, 100)):
         pooled = pooled_pairs(a, b, 5)
         alarms += pooled.p(0.0) < 0.05
-        over_seeds += Both(crossed(a - b), pooled).p(0.0) < 0.05
+        over_seeds += CrossedAndPooled(crossed(a - b), pooled).p(0.0) < 0.05
     assert alarms > 30 and over_seeds <= 10
 
 
