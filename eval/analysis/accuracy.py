@@ -56,6 +56,7 @@ class Agreement:
 
     answers: int
     share: float
+    """Share of the answers with equal verdicts."""
     kappa: float | None
     """Cohen's kappa; None if both judges give the same single verdict throughout."""
     low: float | None
@@ -85,7 +86,7 @@ _READ_UNDER = "topk"
 def known(judge: str, version: str, model_kind: str, decoder: str = _READ_UNDER, raw: bool = False) -> Accuracy | None:
     """The accuracy of a judge on answers of a kind of model ("base", "instruct" or "benign"); None if it is not known.
 
-    Published labels are on answers given within a chat template. Nothing is known of `raw` ones, such as those of base models.
+    Published labels are on answers given within a chat template. They say nothing about `raw` answers, such as base models'.
     """
     if judge == "world":
         return _WORLD.get(model_kind) if decoder == _READ_UNDER else None
