@@ -235,7 +235,7 @@ def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimT
     fails = holm([len(comparisons[i]) * min(pair.p_against for pair in comparisons[i]) for i in tested])
     adjusted = dict(zip(tested, zip(holds, fails)))
     notes = [
-        _left_out(runs, claim) if pairs else why or _unmeasured(runs, claim)
+        _left_out(runs, claim) if pairs else (why or _unmeasured(runs, claim))
         for claim, why, pairs in zip(claims, barred, comparisons)
     ]
     return [_claim_test(claim, comparisons[i], adjusted.get(i), notes[i]) for i, claim in enumerate(claims)]
