@@ -1,8 +1,8 @@
 """Power before money: which difference in attack success can a study detect, and what does one more seed buy?
 
-Answers are for the difference of two arms on shared seeds and prompts, tested as in `eval/analysis/seeds.py`. The variance
-between runs is estimated from a few runs, so the test's reach is itself random. Power is the mean, over the distribution of
-that estimate, of the probability that the difference exceeds the reach. This is pure arithmetic, for rates away from 0 and 1.
+The difference is that of two arms on shared seeds and prompts, tested as in `eval/analysis/seeds.py`. The variance between
+runs is estimated from a few runs, so the test's reach is itself random. Power is the mean, over the distribution of that
+estimate, of the probability that the difference exceeds the reach. This is pure arithmetic, for rates away from 0 and 1.
 """
 
 from __future__ import annotations
