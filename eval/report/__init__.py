@@ -2,8 +2,12 @@
 
     from curricula.eval.report.page import write_report
 
-`page` puts the report together, and `web` makes it a page. `points` says what the figures show of each arm and draws it,
-`training` what the training runs have recorded, which `panels` draws; `figures` captions both. `page_tables` are the page's
-tables, and `tables` writes those beside it; `overviews` bring together several reports. `wording` turns names and numbers into
-text; `console` has the tables for terminals. Nothing is imported here, because `page` loads matplotlib and scipy.
+- `page` puts the report together. `web` holds the page's scripts and style, the data they use, and the server of `--serve`.
+- `figures` draws and captions the figures. `points` says what they show of each arm; `training` reads what the training runs
+  recorded, and `panels` draws it.
+- `page_tables` makes the tables on the page, and `tables` writes tables as files beside it.
+- `overviews` writes the pages on several reports: those of a sweep's points, or of several studies.
+- `wording` turns names and numbers into text. `console` makes the tables that `curricula eval` prints.
+
+Nothing is imported here, because `page` loads matplotlib and scipy.
 """

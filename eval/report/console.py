@@ -14,7 +14,7 @@ from curricula.terminal import fixed, say
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, without the sign, which the tables have in their titles."""
+    """A share in percent, without the percent sign: the titles of the tables name the unit."""
     return "–" if value is None else fixed(value, 1, times=100)
 
 
@@ -56,7 +56,7 @@ def _attacks(metrics: Sequence[Any]) -> Table:
     title = f"Attack success rate in percent, {n}. Judge and version: {judges}"
     table = new_table(title, *columns, "un-\nparsed", "mis-\nsing", left=2)
     if several:
-        table.caption = Text("ASR is ASR@1; of best of N, ASR@N", justify="left")
+        table.caption = Text("ASR is ASR@1; for best of N, ASR@N", justify="left")
     for entry in metrics:
         asked = f"{entry.prompts} × {entry.samples}" if several else str(entry.prompts)
         row = [entry.decoder, _named(entry), asked, percent(entry.rate), interval(entry.low, entry.high)]
@@ -105,7 +105,7 @@ def _capability(metrics: Sequence[Any]) -> Table:
 
 
 def _strengths(metrics: Sequence[Any]) -> Table:
-    from curricula.eval.attacks.worst_case import WORST  # needs scipy, which the command line imports late
+    from curricula.eval.attacks.worst_case import WORST  # imports scipy, which takes a while
 
     columns = ("decoder", "attack", "n", "broken", "95%\ninterval")
     table = new_table("Requests with any harmful answer, in percent; n: requests tried with every attack", *columns, left=2)

@@ -71,16 +71,17 @@ STYLE: Any = {
 ALONG = ("attack success", "refusals", "over-refusal", "probe AUC", "validation loss")
 """What is measured along a training, in the order of the panels; the first three are rates."""
 OTHER_LAYERS = ("first", "middle")
-"""Probed layers whose curve along a training only the table shows."""
+"""Probed layers whose curves along a training are in the table only."""
 MOST_PANELS = 6
+"""Panels of a figure of curves along a training, at most; the table has all curves."""
 DPI = 300
-# A PNG takes half the time that compression of level 6 takes, and is a third larger.
+# At compression level 3, writing a PNG takes half the time of level 6, and the file is a third larger.
 FORMATS: Any = {
     ".svg": {"metadata": {"Date": None, "Creator": None}},
     ".png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}},
     ".pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
 }
-"""The files of each figure, with metadata that make the same figure the same bytes."""
+"""Formats of each figure's files. They store no dates and versions, so that the same figure gives the same bytes."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +89,28 @@ class Figure(abc.ABC):
     """One figure. To add one, subclass this and enter it in `FIGURES`."""
 
     number: int
-    """The figure's number in the paper; 0 for one that is not the paper's."""
+    """Number of the figure in the paper; 0 if the paper does not have it."""
     name: str
-    """The name of its files, and its id on the page."""
+    """Name of its files, and its id on the page."""
     title: str
     paper: str
-    """What the paper found in it; "" for one that is not the paper's."""
+    """What the paper found; "" if the paper does not have the figure."""
     section: ClassVar[str] = "figures"
-    """Where on the page it stands: "figures", "training", "along" or "capability"."""
+    """Its section of the page: "figures", "training", "along" or "capability"."""
 
     @abc.abstractmethod
     def caption(self, shown: Shown) -> str:
-        """What bands and whiskers are, how many seeds and prompts there were and which judge."""
+        """Explain bands and whiskers, and name the judge and the numbers of seeds and prompts."""
 
     def draw(self, shown: Shown) -> Canvas:
         return draw_panels(self.panels(shown))
 
     def panels(self, shown: Shown) -> list[Panel]:
-        """What the page draws again as it is; empty for a figure of points (`places`), and for one that stays a picture."""
+        """The panels that the page redraws as they are; empty if it redraws points (`places`) or shows matplotlib's picture."""
         return []
 
     def places(self, shown: Shown) -> list[Place]:
-        """The points that the page draws by the reader's choice of judge, benchmark and decoder; one panel for each."""
+        """A place for each panel of points, which the page redraws for the chosen judge, benchmark and decoder."""
         return []
 
     def has(self, shown: Shown) -> bool:
@@ -242,7 +243,7 @@ class ProbeFigure(Figure):
 
 @dataclass(frozen=True)
 class LayersFigure(Figure):
-    """Every arm's AUC by layer, shown where more than the paper's three layers are probed."""
+    """Every arm's AUC by layer, shown if more than the paper's three layers are probed."""
 
     def panels(self, shown: Shown) -> list[Panel]:
         colours = {arm.name: PALETTE.index(curve.colour) for curve in curves_of(shown.arms) for arm in curve.arms}
@@ -304,12 +305,12 @@ class AlongFigure(Figure):
         return sorted(places, key=lambda place: ALONG.index(place[0]))
 
     def _points(self, shown: Shown) -> list[CurvePoint]:
-        """In the order of their curves."""
+        """The points of this stage, in order of steps."""
         stage = self.stage
         return sorted((point for point in shown.curves if stage == point.stage), key=lambda point: point.step)
 
     def _curves(self, points: Sequence[CurvePoint], colour: int) -> Iterator[Series]:
-        """The mean over the runs of an arm, and each of several runs or, of a single one, its intervals."""
+        """The mean over an arm's runs, with a faint curve for each of several runs, or with the intervals of a single run."""
         runs = [[point for point in points if point.seed == seed] for seed in sorted({point.seed for point in points})]
         for run in runs if len(runs) > 1 else []:
             yield Series("", "line", self._x(run), [one.value for one in run], colour=colour, faint=True)
@@ -328,13 +329,13 @@ class AlongFigure(Figure):
         points = self._points(shown)
         seeds = len({point.seed for point in points})
         how = (
-            "mean over the runs, as far as all are measured; faint: single runs"
+            "mean over the runs, at points that all runs have; faint: single runs"
             if seeds > 1
             else "bars: 95% interval over prompts"
         )
         decay = " Under warmup-stable-decay, undecayed checkpoints are compared with a decayed end." * (self.axis == "tokens")
         left_out = len(self._places(points)) - MOST_PANELS
-        more = f" The table alone has the numbers of {left_out} more panel{'s' * (left_out > 1)}." if left_out > 0 else ""
+        more = f" The numbers of {left_out} more panel{'s' * (left_out > 1)} are in the table only." if left_out > 0 else ""
         by_measure = ({one.judges for one in points if one.judges and one.measure == measure} for measure in ALONG)
         for judges in dict.fromkeys(", ".join(sorted(names)) for names in by_measure if len(names) > 1):
             more += f" Not all points were judged by one version: {judges}."
@@ -346,6 +347,8 @@ class AlongFigure(Figure):
 
 @dataclass(frozen=True)
 class TrainingFigure(Figure):
+    """What the training runs recorded, or what the study plans for them."""
+
     words: str
     made: Callable[[Training], list[Panel]]
     section = "training"
@@ -391,8 +394,8 @@ class DifferenceFigure(Figure):
         covers = " or ".join(words for test, words in over.items() if test in {gap.test for gap in gaps})
         sentences = [
             f"Differences from the {arm}, paired by training seed and prompt. To the left of zero the arm is safer, "
-            f"or over-refuses less. Lines: 95% intervals {covers}, not corrected for the number of arms, as p (Holm) in the "
-            "table is."
+            f"or over-refuses less. Lines: 95% intervals {covers}. Unlike p (Holm) in the table, they are not corrected for "
+            "the number of arms."
         ]
         if any(gap.seeds > 1 for gap in gaps):
             sentences.append("Small marks: the difference within one training seed.")
@@ -419,7 +422,7 @@ class CapabilityFigure(Figure):
         return next((name for name in DECODERS if any(shown.metrics.attacks_by(stage, name) for stage in stages)), "")
 
     def _drawn(self, shown: Shown) -> dict[tuple[str, str], list[tuple[ArmInfo, OverSeeds, Point]]]:
-        """The arms with both numbers, by stage and by what their capability is: the mean of the tasks, or the only task."""
+        """The arms with both numbers, by stage and by capability task: the only task, or `ALL` for the mean of several."""
         found = {}
         for stage in dict.fromkeys(one.stage for one in shown.capability):
             own = [one for one in shown.capability if stage == one.stage]
@@ -453,7 +456,7 @@ class CapabilityFigure(Figure):
             panel.plot([x for x, _ in front], [y for _, y in front], color="#777777", lw=1.2, ls=(0, (4, 3)), zorder=3)
             for axis in (panel.xaxis, panel.yaxis):
                 axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        panels[0][0].set_ylim(bottom=0)  # once all have been drawn: it ends the scaling of them all
+        panels[0][0].set_ylim(bottom=0)  # last: it ends the autoscaling of the axis, which all panels share
         panels[0][0].set_ylabel(f"attack success rate, {DECODERS[self._decoder(shown)]}")
         add_legend(canvas, shown.arms)
         return canvas
@@ -462,9 +465,9 @@ class CapabilityFigure(Figure):
         drawn, decoder = self._drawn(shown), self._decoder(shown)
         over = "training seeds and questions or prompts" if shown.several else "questions or prompts"
         sentences = [
-            f"Attack success under {DECODERS[decoder]}. Beside the marks: the starts of interventions. Right and low is "
-            "better. The line joins the arms on the Pareto front: no other arm is better in one and not worse in the other. "
-            f"Whiskers: 95% intervals over {over}."
+            f"Attack success under {DECODERS[decoder]}. Labels: the starts of interventions. Further right and lower is "
+            "better. The line joins the arms on the Pareto front: no other arm is better in one respect and no worse in the "
+            f"other. Whiskers: 95% intervals over {over}."
         ]
         if any(attack.hollow for points in drawn.values() for *_, attack in points):
             sentences.append("Hollow: incoherent models, or means that include one, which are never on the front.")
@@ -521,7 +524,7 @@ FIGURES: tuple[Figure, ...] = (
 
 
 def further_figures(shown: Shown) -> list[Figure]:
-    """One for each measured stage that the paper does not have, and one for each that was measured along the way."""
+    """A figure for each measured stage that the paper does not have, and for each training measured along the way."""
     stages = dict.fromkeys(entry.stage for entry in shown.metrics.attacks)
     attacks = [
         AttackFigure(0, f"stage-{stage}-asr", f"Attack success on {stage_title(stage)}", "", stage)
@@ -543,13 +546,15 @@ def figures_of(shown: Shown) -> list[Figure]:
 
 
 def draw_figures(shown: Shown, folder: Path) -> dict[str, Path]:
-    """Write the figures that the study has to `folder`; returns the path of each one's SVG by the figure's name."""
+    """Write the study's figures to `folder`; returns the path of each SVG by the figure's name."""
     return {figure.name: save_figure(figure.name, partial(figure.draw, shown), folder) for figure in figures_of(shown)}
 
 
 def remove_stale(folder: Path, drawn: Collection[Any]) -> None:
-    """Remove the figures of an earlier report that are not among the SVGs that this one has `drawn`: what is named as a figure
-    and is there in all formats."""
+    """Remove an earlier report's figures that are not among the SVGs in `drawn`.
+
+    Files count as a figure if they are named like one and exist in all formats.
+    """
     named = re.compile("|".join([*(figure.name for figure in FIGURES), "stage-.+-asr", "along-.+"]))
     for path in folder.glob("*.svg"):
         files = [path.with_suffix(suffix) for suffix in FORMATS]
@@ -563,9 +568,9 @@ def save_figure(name: str, draw: Callable[[], Canvas], folder: Path) -> Path:
     with matplotlib.rc_context(STYLE):
         canvas = draw()
         if engine := canvas.get_layout_engine():
-            canvas.set_dpi(DPI)  # at matplotlib's 100 dpi, texts are narrower than in the files, which cut them off
+            canvas.set_dpi(DPI)  # laid out at matplotlib's 100 dpi, text would be cut off in the files, where it is wider
             engine.execute(canvas)
-            canvas.set_layout_engine(None)  # the layout is done: with an engine, each format would be drawn twice
+            canvas.set_layout_engine(None)  # already applied; with an engine, each format would be drawn twice
         for suffix, options in FORMATS.items():
             with durable.open_atomically(folder / (name + suffix)) as file:
                 canvas.savefig(file, format=suffix[1:], dpi=DPI, **options)

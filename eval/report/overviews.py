@@ -1,10 +1,10 @@
-"""Pages that bring together several reports, from the `summary.json` of each: their numbers are those of the single pages.
+"""Pages on several reports. They are made from each report's `summary.json`, so all pages have the same numbers.
 
     curricula report runs/demo runs/demo-full
 
-- Of a sweep: the points with their settings and sizes, the effect of each arm at each point, and the tables of all points as
-  one file each, with the point in the first columns. Each point has a report of its own, with its verdicts, which is linked.
-- Of several studies: their figures over each other, their claims and rates side by side.
+- The overview of a sweep: the points with their settings and sizes, the effect of each arm at each point, and the tables of all
+  points as one file each, with the point in the first columns. It links to the report of each point, which has the verdicts.
+- The comparison of several studies: their curves in one figure, their claims and rates side by side.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from curricula.eval.report.wording import CATEGORIES, DECODERS, START_AXIS
 Summary = Mapping[str, Any]
 
 POINTS = "points"
-"""The folder of the points' reports, within that of the sweep."""
+"""Folder of the points' reports, in the folder of the sweep's report."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SweptPoint:
     """What it changes in the study, such as "model.preset: smollm2-135m"."""
     parameters: int
     tokens: int
-    """Of each arm's pretraining."""
+    """Tokens of each arm's pretraining."""
     page: Path
 
 
@@ -101,7 +101,7 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
                 place = (point["measure"], point["stage"], point["place"])
                 curves[place][arms[point["arm"]]["interventions"]].append(point)
         for place, by_set in curves.items():
-            sets = by_set.keys() - arms.keys() - {"none"}  # an arm whose phases the study spells out is a set of its own name
+            sets = by_set.keys() - arms.keys() - {"none"}  # an arm whose phases the study spells out is a set named after it
             end = by_set.pop("none", []) if sets else []  # every curve of a set ends in the safe-only arm
             for kind, own in by_set.items():
                 label = f"{name}: {kind}"
@@ -137,7 +137,7 @@ def _curve(label: str, points: Sequence[dict[str, Any]], arms: Mapping[str, Any]
 
 
 def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
-    """A row for each measure, stage, decoder and arm; for each study its value and interval."""
+    """A row for each measure, stage, decoder and arm, with the value and interval of each study."""
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, summary in summaries.items():
         for point in _points(summary):
@@ -149,15 +149,17 @@ def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
 
 
 def _points(summary: Summary) -> Iterator[dict[str, Any]]:
-    """What the study's own judge says of all benchmarks together, and the probes. Answers to benign requests are told apart by
-    category only where the judge can tell helpful from unhelpful ones."""
+    """The points by the study's own judge over all benchmarks together, and those of the probes.
+
+    Answers to benign requests are divided into categories only if the judge can tell helpful from unhelpful ones.
+    """
     coarse = {(one["stage"], one["decoder"]) for one in summary["overrefusal"] if not one["tells_helpful"]}
     for point in summary["points"]:
         is_vague = point["measure"] in ANSWER_CATEGORIES and (point["stage"], point["place"]) in coarse
         if not point["judge"] and not point["benchmark"] and not is_vague:
             yield point
-    if len({one["seed"] for one in summary["overrefusal"]}) == 1:  # else the points have the share over seeds
-        last = {(one["stage"], one["decoder"], one["arm"]): one for one in summary["overrefusal"]}  # over all sets of requests
+    if len({one["seed"] for one in summary["overrefusal"]}) == 1:  # with several seeds, the points have this share already
+        last = {(one["stage"], one["decoder"], one["arm"]): one for one in summary["overrefusal"]}  # the last: of all requests
         for (stage, decoder, arm), one in last.items():
             if one["rate"] is not None:
                 told = {"value": 1 - one["rate"], "low": 1 - one["high"], "high": 1 - one["low"], "hollow": False}
@@ -165,7 +167,7 @@ def _points(summary: Summary) -> Iterator[dict[str, Any]]:
 
 
 def _claims(summaries: Mapping[str, Summary]) -> list[tuple[str, list[tuple[str, float | None, str]]]]:
-    """Each claim with its outcome and difference in every study, and of what that is."""
+    """Each claim with its outcome, its deciding difference and the measure of that difference in every study."""
     found: dict[str, dict[str, tuple[str, float | None, str]]] = defaultdict(dict)
     for name, summary in summaries.items():
         for test in summary["trends"]:

@@ -1,13 +1,13 @@
-"""The report of a study: one self-contained page, its tables as CSV and all its numbers as JSON.
+"""The report of a study: one self-contained page, its tables as CSV and LaTeX, and all its numbers as JSON.
 
     curricula report runs/demo          # writes runs/demo/report/index.html
 
-From rows to page: `read_study_rows` reads the evaluations, `study_metrics`, `run_claim_tests` and `arm_differences`
-(`eval/analysis`) make the numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/report.html.j2`
-sets them. The page's scripts (`eval/report/web`) search the answers and draw the figures again by the reader's choice.
-Generated text is untrusted: it is embedded compressed, set as text, never as markup, and invisible characters are spelled out.
+`read_study_rows` reads the evaluations. `study_metrics`, `run_claim_tests` and `arm_differences` (`eval/analysis`) compute the
+numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/report.html.j2` lays out the page. The page's
+scripts (`eval/report/web`) search the answers and redraw the figures as the reader chooses. Generated text is untrusted: it is
+embedded compressed and set as text, never as markup, and its invisible characters are spelled out.
 
-`summary.json` and `tables/` depend on the rows alone (no dates, no paths), so an interrupted and an uninterrupted
+`summary.json` and `tables/` depend on the rows alone (no dates, no paths), so those of an interrupted and an uninterrupted
 study can be compared byte by byte.
 """
 
@@ -63,16 +63,22 @@ def write_report(
 ) -> Path:
     """Write the report of `run` to `out` and return the page's path. Missing evaluations are shown as missing.
 
-    `study` may hold "plan" (as `jobs/estimates.py: describe_point` tells it), "provenance" and "hashes", which are only shown;
-    "sweep", the `Training` of all points, whose cost is told together;
-    "tasks", the planned tasks of each stage in their order, and "having", the arms that have each stage, from which the page
-    knows what is still missing; "parents", the stage that each one continues from, where both are asked in the same form;
-    "unfinished", what runs or waits; "changed", how benchmarks differ from the published ones; "judges", by kind, for answers
-    that are not merged yet; "courses", what was measured along the way; "papers", the stages that are the paper's, of which its
-    claims speak; "bits_per_byte", the losses of base models on held-out text, and "bits_missing", why there are none;
-    "contamination", how many prompts of each benchmark occur in the training text; "tagged", whether arms are tuned with
-    different shares of tagged conversations; and "cooled", whether their learning rates fall from different steps on.
-    `is_live`: the page looks again whether its server has a newer one.
+    A page that `is_live` keeps asking its server for a newer version. Every key of `study` is optional:
+
+    - "plan": the plan, as `jobs/estimates.py: describe_point` returns it
+    - "provenance", "hashes": shown as they are
+    - "sweep": the `Training` of all points of a sweep, whose costs are added up
+    - "tasks": the planned tasks of each stage, in order; "having": the arms that have each stage. What has no rows is missing.
+    - "parents": the stage that each stage continues from, if the models of both are prompted in the same form
+    - "papers": the paper's stages, on which alone its claims are tested
+    - "courses": what is measured along the trainings
+    - "judges": by kind, the judges of answers that are not merged yet
+    - "unfinished": what runs or waits
+    - "changed": how benchmarks differ from the published ones
+    - "contamination": how many prompts of each benchmark occur in the training text
+    - "bits_per_byte": the losses of base models on held-out text; "bits_missing": why there are none
+    - "tagged": whether arms are tuned with different shares of tagged conversations
+    - "cooled": whether the arms' learning rates start to fall at different steps
     """
     steps = len(arms) + 4
     stages = tuple(study.get("tasks") or MODEL_KINDS)
@@ -126,7 +132,7 @@ def shown_of(run: Path, runs: Runs, study: Mapping[str, Any]) -> Shown:
 
 
 def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """The tables by name, which depend on the rows alone."""
+    """The tables by name. They depend on the rows alone."""
     rows, metrics = runs.study, shown.metrics
     bits = [bits_per_byte(**one) for one in study.get("bits_per_byte", ())]
     return {
@@ -141,7 +147,7 @@ def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> 
         "probe-estimates": shown.probes,
         "variance": list(variance_parts(runs)),
         "points": [*shown.points, *judges_points(runs)],
-        # Real requests compare with no invented ones.
+        # The published rates are for real requests.
         "published": [] if is_fictional(run) else page_tables.published_rows(shown),
         "worst-case": list(attack_strengths(shown.met)),
         "representations": list(representations(run, rows)),
@@ -160,7 +166,7 @@ def is_fictional(run: Path) -> bool:
 def _words(
     run: Path, rows: StudyRows, shown: Shown, tables: Mapping[str, Sequence[Any]], study: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the page tells beside its figures."""
+    """The variables of the page's template, except its figures, records and scripts."""
     metrics, arms, tasks, plan = shown.metrics, shown.arms, shown.planned, study.get("plan") or {}
     labels = {arm.name: wording.arm_label(arm) for arm in arms}
     added = {one["name"]: ", ".join(one["intervention_sources"]) or "none" for one in plan.get("arms", ())}
@@ -170,7 +176,7 @@ def _words(
         "name": plan.get("study") or run.resolve().name,
         "fictional": is_fictional(run),
         "seeds": shown.seeds,
-        # Others measure only how capable their models are.
+        # False if the study measures capability alone.
         "of_safety": any(not name.startswith("capability") for name in measured) or not tasks,
         "verdict": wording.verdict(tables["trends"]),
         "basis": wording.basis(shown.seeds, arms, metrics, plan),
@@ -240,7 +246,7 @@ def template(name: str) -> jinja2.Template:
 def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]], having: Mapping[str, Sequence[str]]) -> list[str]:
     """The planned `tasks` (by stage) that have no rows yet, as "arm stage task", such as "full-0 base capability mmlu".
 
-    A stage in `having` has these arms alone.
+    Only the arms that `having` lists have a stage; all arms have a stage that it does not list.
     """
     evaluated = set(study.generations) - study.partial | {(arm, stage, "probes") for arm, stage in study.probes}
     evaluated |= {(*place, f"capability {row.benchmark}") for place, rows in study.capability.items() for row in rows}
@@ -254,7 +260,7 @@ def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]], having: 
 
 
 def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], list[str]]]:
-    """The tables of the last losses: id, caption, rows, and the sources of validation in their columns."""
+    """The tables of the latest losses: id, caption, rows, and the validation sources that have columns."""
     rows = list(zip(training.branches, training_rows(training), strict=True))
     sources, later = (
         sorted({name for branch in training.branches if bool(branch.later_stage) is is_tuning for name in branch.validation})
@@ -272,7 +278,7 @@ def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], lis
 def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics]:
     """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts.
 
-    For want of an entry without any parsed row, or of best of N without a complete prompt, its run has no average.
+    A run has no average if one of its entries has no parsed row or, for best of N, no complete prompt.
     """
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
     return [entry for entry in entries if entry.benchmark != ALL and (entry.unparsed or entry.missing)]

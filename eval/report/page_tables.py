@@ -1,5 +1,9 @@
-"""The page's tables: attack success and over-refusal of single runs; and of arms over their training seeds estimates, attacks,
-probes from arm to arm, variance, capability and published numbers."""
+"""The tables on the page.
+
+Those of single runs show attack success and over-refusal. Those of arms, over their training seeds, show estimates, what a
+stage changes, the strongest attack, probes tested on other arms, capability, bits per byte, variance, and published rates
+beside ours.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +46,16 @@ class AttackTable:
     benchmarks: list[str]
     """The columns; the last is the main one, the average if there are several benchmarks."""
     rows: list[tuple[str, list[AttackMetrics | None]]]
-    """Label and metrics of each arm, in the order of `benchmarks`; None if not evaluated yet."""
+    """Label of each arm, and its metrics in the order of `benchmarks`; None if not evaluated yet."""
 
     several: bool
+    """Whether prompts have several samples."""
     has_own: bool
-    """Whether an arm meets suffixes of its own."""
+    """Whether an arm is attacked with its own suffixes."""
     corrected: bool
-    """Whether the judge's errors are known."""
+    """Whether rates can be corrected for the judge's errors."""
     lossy: bool
+    """Whether answers are unparsed or missing."""
 
 
 def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
@@ -78,7 +84,7 @@ def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[At
 def overrefusal_tables(
     metrics: StudyMetrics, arms: Sequence[ArmInfo]
 ) -> Iterator[tuple[str, str, str, list[tuple[str, OverrefusalMetrics | None]]]]:
-    """For each stage, decoder and set of requests: the label and metrics of each arm, None if not evaluated yet."""
+    """For each stage, decoder and set of requests, the label and metrics of each arm; None if not evaluated yet."""
     labels = arm_labels(arms)
     for stage in metrics.stages:
         for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
@@ -93,7 +99,7 @@ class EstimateCell:
     value: str
     interval: str
     more: str = ""
-    """Each run's value, in the order of the seeds, or over how many requests it is."""
+    """A third line, such as the values of the single runs."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +121,13 @@ def by_arm(
     cells: Mapping[tuple[str, Any], EstimateCell],
     note: str = "",
 ) -> EstimateTable:
-    """A row for each arm and a column for each place. `columns`: their headings; `cells`: by arm and place."""
+    """A table with a row for each arm. `columns` has the heading of each place, `cells` the cell of each arm and place."""
     rows = [(arm_label(arm), [cells.get((arm.name, place)) for place in columns]) for arm in arms]
     return EstimateTable(title, list(columns.values()), rows, note)
 
 
 def percent_cell(found: OverSeeds, alone: str) -> EstimateCell:
-    """A share in percent; `alone`: what is told beside the interval of a single run."""
+    """A share in percent. `alone` says what the interval of a single run covers, such as "prompts alone"."""
     return _cell(found, lambda share: fixed(share, 1, times=100), alone)
 
 
@@ -132,7 +138,7 @@ def _cell(found: OverSeeds, form: Callable[[float], str], alone: str) -> Estimat
 
 
 def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
-    """Attack success, over-refusal and probe AUC, as far as they have been evaluated."""
+    """The tables of attack success, over-refusal and probe AUC, without those that have not been evaluated."""
     order = [(stage, decoder) for stage in shown.metrics.stages for decoder in DECODERS]
     for measure, entries in (("attack success", shown.metrics.attacks), ("over-refusal", shown.metrics.overrefusals)):
         cells = {
@@ -143,9 +149,9 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
         if cells:
             places = sorted({place for _, place in cells}, key=order.index)
             columns = {(stage, decoder): f"{stage}, {DECODERS[decoder]}" for stage, decoder in places}
-            note = "An arm has no number where one of its runs lacks verdicts on a benchmark that others have"
+            note = "An arm has no number if one of its runs lacks verdicts on a benchmark that others have"
             if without_average(entry for entry in entries if entry.decoder in BEST_OF_N):
-                note += " (of best of N, a prompt of it with a verdict on every attempt)"
+                note += " (for best of N, a prompt with a verdict on every attempt)"
             note = f"{note}." if without_average(entries) else ""
             yield by_arm(f"{measure.capitalize()}, in %", shown.arms, columns, cells, note)
     if shown.probes:
@@ -158,7 +164,7 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
 
 
 def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
-    """For each stage that continues from another: what it changes in every arm, and in how far more than in the reference."""
+    """For each stage that continues from another, its change in every arm, and how much more that is than the reference's."""
     labels, several = {arm.name: arm_label(arm) for arm in arms}, any(one.test == "seeds" for one in changes)
     for before, stage, measure in dict.fromkeys((one.before, one.stage, one.measure) for one in changes):
         own = [one for one in changes if (one.before, one.stage, one.measure) == (before, stage, measure)]
@@ -175,7 +181,7 @@ def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iter
 
 
 def _change(found: ArmChange, several: bool) -> EstimateCell:
-    """`several`: whether other changes are tested over seeds."""
+    """A change with its interval and p-value. `several`: whether any change is tested over seeds."""
     value, low, high = (points(number, found.measure) for number in (found.value, found.low, found.high))
     alone = ", prompts alone" if several and found.test == "score" else ""
     return EstimateCell(value, f"{low} to {high}{alone}", f"p (Holm) {p_value(found.p_holm)}")
@@ -184,9 +190,9 @@ def _change(found: ArmChange, several: bool) -> EstimateCell:
 def strength_tables(
     strengths: Sequence[AttackStrength], met: Sequence[Met], arms: Sequence[ArmInfo]
 ) -> Iterator[EstimateTable]:
-    """For each stage and decoder what every attack breaks, and the worst case over attacks.
+    """For each stage and decoder, the share of requests that each attack breaks, and the worst case over attacks.
 
-    Where no arm can be compared, the table has no columns, and its note says why.
+    If no arm can be compared, the table has no columns and its note says why.
     """
     for stage, decoder in dict.fromkeys((one.stage, one.decoder) for one in met):
         cells = {
@@ -218,7 +224,7 @@ def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
 
 
 def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
-    """For each stage, on the last layer that was probed: every arm's probes tested on every arm, as the mean over seeds."""
+    """For each stage, every arm's probes of the last probed layer tested on every arm, as means over seeds."""
     for stage in dict.fromkeys(one.stage for one in found):
         pairs = [one for one in found if stage == one.stage and one.seed == one.other_seed]
         if len({one.arm for one in pairs}) < 2:
@@ -229,7 +235,7 @@ def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInf
         for one in pairs:
             if one.layer == layer:
                 by_pair[one.arm, one.other].append(one)
-        title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and under "
+        title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and below "
         title += "it the cosine between the two arms’ directions from safe to unsafe text."
         cells = {pair: _transfer(of_pair) for pair, of_pair in by_pair.items()}
         yield by_arm(title, arms, {arm.name: arm_label(arm) for arm in arms}, cells)
@@ -245,7 +251,7 @@ def capability_tables(
     estimates: Sequence[CapabilityEstimate],
     lacking: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
 ) -> Iterator[EstimateTable]:
-    """One table a stage, the tasks in its columns. `lacking`: by stage and arm, the tasks without which it has no average."""
+    """A table for each stage, with a column for each task. `lacking`: by stage and arm, the tasks missing for an average."""
     for stage in dict.fromkeys(one.stage for one in estimates):
         found = [one for one in estimates if stage == one.stage]
         parts = [
@@ -269,19 +275,19 @@ def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> Es
 
 @dataclass(frozen=True)
 class VarianceRow:
-    """What moves a rate of one kind, averaged over the arms. Standard deviations and shares are in 0..1."""
+    """What makes one kind of rate vary, averaged over the arms. Standard deviations and shares are in 0..1."""
 
     place: str
     what: str
-    """An arm's rate, or its difference from the arm that starts last."""
+    """What varies: an arm's rate, or its difference from the arm that starts last."""
     seed: float
     """Standard deviation over training seeds."""
     prompt: float
-    """Over prompts, those of a prompt in one run included."""
+    """Standard deviation over prompts, which includes how prompts differ from run to run."""
     sample: float | None
-    """Over samples of one answer; None with one sample."""
+    """Standard deviation over samples for one prompt; None with one sample."""
     shares: tuple[float, float, float] | None
-    """Of the variance of the mean: the seed's, the prompts', the sampling's; None without any variance."""
+    """Shares of seeds, prompts and sampling in the variance of the mean; None if that is zero."""
 
 
 def variance_rows(parts: Sequence[VarianceParts], arms: Sequence[ArmInfo]) -> Iterator[VarianceRow]:
@@ -306,7 +312,7 @@ def variance_rows(parts: Sequence[VarianceParts], arms: Sequence[ArmInfo]) -> It
 
 
 def _of_mean(part: VarianceParts) -> tuple[float, float, float]:
-    """The parts of the variance of the mean that are the seed's, the prompts' and the sampling's."""
+    """The parts of the variance of the mean that are due to seeds, prompts and sampling."""
     in_one_run = part.interaction**2 / part.seeds
     sampling = (part.sample or 0.0) ** 2 / (part.samples * part.seeds)
     return part.seed**2 / part.seeds, (part.prompt**2 + in_one_run) / part.prompts, sampling / part.prompts
@@ -314,14 +320,14 @@ def _of_mean(part: VarianceParts) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A published rate of attack success beside that of our nearest arm. In 0..1."""
+    """A published rate of attack success beside that of our most similar arm, in 0..1."""
 
     model: str
     stage: str
     decoder: str
     published: float
     arm: str
-    """Our arm; "" where no arm of the study is trained so."""
+    """Our arm; "" if the study trains no such arm."""
     rate: float | None
     low: float | None
     high: float | None
@@ -329,7 +335,7 @@ class PublishedRow:
 
 
 def published_rows(shown: Shown) -> list[PublishedRow]:
-    """All published rates of what this study measures too; `eval/published_rates.json` holds them with their sources."""
+    """The published rates of what this study measures too, from `eval/published_rates.json`, which names their sources."""
     known = json.loads((Path(__file__).parents[1] / "published_rates.json").read_text())
     mean = [point for point in shown.points if point.measure == "attack success" and not point.benchmark]
     ours = {(point.stage, point.place, point.arm): point for point in mean}

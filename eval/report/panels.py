@@ -2,7 +2,7 @@
 
     Panel("Validation", "tokens", "loss", [Series("web", "line", [0, 1e9], [3.1, 2.4])])
 
-A figure that returns panels (`Figure.panels` in `eval/report/figures.py`) needs no drawing of its own.
+A figure that returns panels (`Figure.panels` in `eval/report/figures.py`) needs no drawing code of its own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, PercentFormatter
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#6A4C93", "#7A7A7A")
-"""Okabe and Ito's colours and three more; the page has the same as CSS variables."""
+"""Okabe and Ito's colours and three more; the page has similar ones as CSS variables."""
 INK = -1
-"""The colour of text."""
+"""Stands for the colour of text wherever an index into `PALETTE` is expected."""
 
 Format = Literal["", "percent", "count", "points"]
 """How an axis writes its numbers: as they are, in %, as 1.2M, or as percentage points with their sign."""
@@ -31,19 +31,19 @@ class Series:
     label: str
     """Equal labels share one entry of the legend; "" has none."""
     kind: Literal["line", "dots", "rule", "area", "span", "whisker"]
-    """"rule": vertical lines at x. "area": stacked on the areas before it. "span": horizontal intervals from low to high at y;
-    "whisker": vertical ones at x."""
+    """"rule" draws vertical lines at x, "area" an area stacked on those before it, "span" horizontal intervals from low to high
+    at y, and "whisker" vertical intervals at x."""
     x: Sequence[float]
     y: Sequence[float] = ()
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     colour: int = 0
-    """A place in `PALETTE`, which begins again after its end, or `INK`."""
+    """Index into `PALETTE`, which repeats after its end, or `INK`."""
     faint: bool = False
     strength: float = 1.0
-    """The opacity of a line; it tells apart lines of one colour."""
+    """Opacity of a line, which distinguishes lines of one colour."""
     hollow: bool = False
-    """Of dots: those of incoherent models."""
+    """Whether dots are hollow, as those of incoherent models are."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Panel:
     series: Sequence[Series]
     x_format: Format = "count"
     y_format: Format = ""
-    """In "percent" the axis is that of a share, from 0 to 100%."""
+    """With "percent", the axis is that of a share and goes from 0 to 100%."""
     lanes: Sequence[str] = field(default=())
-    """Names of y = 0, 1, ... from the top, where y is no number."""
+    """Names of y = 0, 1, ... from the top, for an axis of names instead of numbers."""
     y_range: tuple[float, float] | None = None
-    """Where the axis begins and ends, such as that of panels to compare by eye. None: it fits the series."""
+    """Ends of the axis, such as a range that several panels share; None to fit the series."""
 
 
 def colour_of(index: int) -> str:
@@ -66,7 +66,7 @@ def colour_of(index: int) -> str:
 
 
 def draw_panels(panels: Sequence[Panel]) -> Canvas:
-    """Two panels in a row, with one legend for all."""
+    """Draw the panels, two in a row, with one legend for all."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     lanes = max(len(panel.lanes) for panel in panels)
@@ -110,7 +110,7 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
             below = above
         if series.label:
             handles.setdefault(series.label, handle)
-    axes.set_title(textwrap.fill(panel.title, 34), fontsize=9)  # names of lanes leave it less room than half the figure
+    axes.set_title(textwrap.fill(panel.title, 34), fontsize=9)  # names of lanes leave it less than half the figure's width
     axes.set(xlabel=panel.x, ylabel=panel.y)
     for axis, name in ((axes.xaxis, panel.x_format), (axes.yaxis, panel.y_format)):
         if name == "count":

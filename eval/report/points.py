@@ -1,8 +1,8 @@
-"""The points of the figures: what is drawn of each arm and held by the page and `tables/points.csv`, and how it is drawn: as
-curves over the start of interventions, or, of answers to benign requests, as bars.
+"""The points of the figures, which the page and `tables/points.csv` hold too, and how they are drawn: as curves over the start
+of interventions or, for answers to benign requests, as bars.
 
-With one training seed that is the run itself. With several it is the arm's estimate over its runs, with the interval over
-seeds and prompts (`eval/analysis/runs.py`), and the single runs behind it.
+With one training seed, a point is the run itself. With several, it is the arm's estimate over its runs, with the interval over
+seeds and prompts (`eval/analysis/runs.py`) and the single runs behind it.
 
 Colours are Okabe and Ito's, which readers with any colour vision can tell apart; curves also differ in marker.
 """
@@ -49,20 +49,20 @@ COMPLIED = "not over-refused"
 
 @dataclass(frozen=True)
 class Point:
-    """One arm in one place of a figure: what is drawn, and what `tables/points.csv` and the page hold. In 0..1.
+    """One arm in one place of a figure, as it is drawn and as `tables/points.csv` and the page hold it. Values are in 0..1.
 
     `low` and `high` are the ends of the whisker, a 95% interval.
     """
 
     judge: str
-    """"" for the study's own judge."""
+    """Name and version of the judge; "" for the study's own."""
     measure: str
-    """"attack success", "probe AUC", a category of answers to benign requests, or all that is `COMPLIED`."""
+    """"attack success", "probe AUC", a category of answers to benign requests, or `COMPLIED` for all but over-refusal."""
     stage: str
     place: str
-    """The decoder in rows; of probes, the layer."""
+    """The decoder as rows name it; for probes, the layer."""
     benchmark: str
-    """"" for the mean of the benchmarks, which is the figures' main curve."""
+    """The benchmark; "" for the mean of all, which is the main curve."""
     arm: str
     value: float
     std: float | None = None
@@ -70,13 +70,13 @@ class Point:
     low: float | None = None
     high: float | None = None
     runs: tuple[tuple[float, bool], ...] = field(default=(), metadata={"form": (3, "")})
-    """The single runs, where there are several training seeds: each one's value, and whether it is incoherent."""
+    """With several training seeds, each run's value and whether the run is incoherent."""
     hollow: bool = False
-    """Whether the model is incoherent, or one of the models behind an estimate."""
+    """Whether the model, or a model behind the estimate, is incoherent."""
     one_run: bool = False
-    """Whether the arm has a single run in a study of several: no whisker, or one over prompts alone."""
+    """Whether the arm has a single run in a study with several seeds: it has no whisker, or one over prompts alone."""
     corrected: float | None = None
-    """The value corrected for the judge's errors, where they are known for every run."""
+    """The value corrected for the judge's errors; None unless they are known for every run."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Place:
     """As in `Point`; "answers" for bars of all categories."""
     stage: str
     place: str
-    """The decoder in rows; of probes, the layer."""
+    """The decoder as rows name it; for probes, the layer."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ class Shown:
     """All that the figures are drawn and captioned from."""
 
     arms: Sequence[ArmInfo]
-    """Each arm once."""
+    """The arms, each once however many seeds it has."""
     seeds: Sequence[int]
     metrics: StudyMetrics
-    """Of every run."""
+    """Metrics of every run."""
     estimates: Sequence[ArmEstimate] = ()
-    """As `comparable_estimates` gives them."""
+    """The estimates that `comparable_estimates` returns."""
     probes: Sequence[ProbeEstimate] = ()
     planned: Mapping[str, Sequence[str]] = field(default_factory=dict)
     training: Training = Training((), {}, {})
@@ -110,7 +110,7 @@ class Shown:
     capability: Sequence[CapabilityEstimate] = ()
     met: Sequence[Met] = ()
     judge: str = ""
-    """Whose verdicts these are; "" for the study's own judge."""
+    """Name and version of the judge whose verdicts these are; "" for the study's own."""
 
     @property
     def several(self) -> bool:
@@ -126,13 +126,13 @@ class Shown:
         return [one for one in self.points if (one.stage, one.place) == (stage, place) and one.measure in measures]
 
     def means(self, stage: str, place: str, measure: str) -> list[Point]:
-        """Those of the main curves: of all benchmarks together."""
+        """The points of the main curve, which is over all benchmarks together."""
         return [one for one in self.at(stage, place, measure) if not one.benchmark]
 
     def _attack_points(self) -> Iterator[Point]:
-        """Attack success; intervals over seeds are of the mean of the benchmarks alone.
+        """Points of attack success. Of several runs, only the mean of the benchmarks has an interval.
 
-        That mean is left out of an arm that has none (`comparable_estimates`), and an arm's own suffixes out of the main curve.
+        Arms without that mean have no such point (`comparable_estimates`), and the main curve ignores an arm's own suffixes.
         """
         for stage, decoder in dict.fromkeys((entry.stage, entry.decoder) for entry in self.metrics.attacks):
             entries = self.metrics.attacks_by(stage, decoder)
@@ -158,9 +158,9 @@ class Shown:
                     yield from (replace(point, corrected=corrected) for point in self._over_seeds(place, rates))
 
     def _answer_points(self) -> Iterator[Point]:
-        """The categories of the answers to benign requests and, with several training seeds, all that is not over-refusal.
+        """Points of the categories of answers to benign requests and, with several training seeds, of `COMPLIED`.
 
-        An arm that is `without_average` has none.
+        Arms that are `without_average` have none.
         """
         for stage, decoder in dict.fromkeys((entry.stage, entry.decoder) for entry in self.metrics.overrefusals):
             entries = self.metrics.overrefusals_by(stage, decoder)
@@ -189,12 +189,12 @@ class Shown:
 
     @cached_property
     def _estimates(self) -> dict[tuple[str, str, str, str], OverSeeds]:
-        """By measure, stage, decoder or layer, and arm."""
+        """Estimates by measure, stage, decoder or layer, and arm."""
         rates = {(one.measure, one.stage, one.decoder, one.arm): one.rate for one in self.estimates}
         return rates | {("probe AUC", one.stage, one.layer, one.arm): one.auc for one in self.probes}
 
     def _over_seeds(self, place: tuple[str, str, str, str, str, str], runs: Sequence[tuple[float, bool]]) -> Iterator[Point]:
-        """The estimate over training seeds, where there are several, with its runs. `place`: the first fields of the point."""
+        """The point of an arm's estimate over several training seeds, if there is one. `place`: the point's first fields."""
         _, measure, stage, where, _, arm = place
         found = self._estimates.get((measure, stage, where, arm)) if self.several else None
         if found:
@@ -202,18 +202,18 @@ class Shown:
             yield Point(*place, found.value, None, found.low, found.high, tuple(runs), hollow, one_run=found.spread is None)
 
     def length_auc(self, stage: str, layer: str) -> float | None:
-        """The AUC that the length of the probed texts achieves alone; None where it is not known."""
+        """The AUC that the length of the probed texts achieves by itself; None if it is unknown."""
         entries = [entry for entry in self.metrics.probes if (entry.stage, entry.layer) == (stage, layer)]
         known = [entry.length_auc for entry in entries if entry.length_auc is not None]
         return fmean(known) if known else None
 
     def plans(self, stage: str, tasks: Iterable[str]) -> bool:
-        """Whether one of the tasks is planned at a stage."""
+        """Whether any of the tasks is planned at a stage."""
         return any(task in self.planned.get(stage, ()) for task in tasks)
 
 
 def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstimate]:
-    """The estimates of all arms except those `without_average`: theirs would cover other benchmarks."""
+    """The estimates of all arms except those `without_average`, whose estimates would cover other benchmarks."""
     for (measure, stage, decoder), estimates in itertools.groupby(
         arm_estimates(runs), key=lambda one: (one.measure, one.stage, one.decoder)
     ):
@@ -223,7 +223,7 @@ def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstim
 
 
 def judges_points(runs: Runs) -> Iterator[Point]:
-    """The points of each judge beside the study's own, which alone says whether a model is incoherent."""
+    """The points by each other judge. Whether a model is incoherent is decided by the study's own judge alone."""
     for judge in runs.study.others:
         judged = replace(runs, study=runs.study.of_judge(judge))
         metrics = study_metrics(judged)
@@ -237,7 +237,7 @@ MARKERS = ("o", "s", "^", "v", "P", "X")
 
 @dataclass(frozen=True)
 class Curve:
-    """The arms of one intervention set by start, ending in the safe-only arm, and their look."""
+    """The arms of one intervention set by start, ending in the safe-only arm, and the look of their curve."""
 
     label: str
     colour: str
@@ -245,7 +245,7 @@ class Curve:
     arms: list[ArmInfo]
 
     def along(self, points: Iterable[Point]) -> list[tuple[float, Point]]:
-        """Those of `points` that are of its arms, each with the start of its arm."""
+        """The `points` of the curve's arms, each with its arm's start."""
         by_arm = {point.arm: point for point in points}
         return [(arm.start, by_arm[arm.name]) for arm in self.arms if arm.name in by_arm]
 
@@ -263,7 +263,7 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
 
 
 def draw_starts(shown: Shown, places: Sequence[Place]) -> tuple[Canvas, list[Bbox]]:
-    """A panel of curves for each place, with notes of what is missing; also the extents of the panels with curves."""
+    """Draw a panel of curves, or a note that there are none, for each place; returns also the extents of panels with curves."""
     size, extents = (8.4 if len(places) > 1 else 6.8, 3.7), []
     canvas, grid = pyplot.subplots(1, len(places), figsize=size, sharey=True, layout="constrained", squeeze=False)
     starts = sorted({arm.start for arm in shown.arms})
@@ -309,7 +309,7 @@ def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = Fa
 def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
     """Draw the mean of the benchmarks with each benchmark faint behind it, or AUCs with what text length alone achieves.
 
-    False: there are no curves.
+    Returns whether there are any curves.
     """
     found, drawn = shown.at(place.stage, place.place, place.measure), False
     for curve, shift in _shifted(shown):
@@ -330,7 +330,7 @@ def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
 
 
 def _shifted(shown: Shown) -> list[tuple[Curve, float]]:
-    """Each curve with how far to shift it to the right: intervals over seeds are wide, and would cover each other."""
+    """Each curve with its shift to the right, so that the wide intervals over seeds do not cover each other."""
     curves = curves_of(shown.arms)
     middle = (len(curves) - 1) / 2
     return [(curve, (i - middle) * 0.022 if shown.several else 0.0) for i, curve in enumerate(curves)]
@@ -378,7 +378,10 @@ CATEGORY_COLOURS = (
 
 
 def draw_answers(shown: Shown, stage: str, decoder: str) -> Canvas:
-    """With several training seeds, a whisker shows how sure the share is that is not over-refusal."""
+    """Draw a bar for each arm, divided into categories of answers to benign requests.
+
+    With several training seeds, a whisker shows the interval of the share that is not over-refusal.
+    """
     arms = shown.arms
     canvas, panel = pyplot.subplots(figsize=(8.4, 1.35 + 0.36 * len(arms)), layout="constrained")
     found = {(point.arm, point.measure): point for point in shown.at(stage, decoder, *ANSWER_CATEGORIES, COMPLIED)}
@@ -423,7 +426,7 @@ def draw_answers(shown: Shown, stage: str, decoder: str) -> Canvas:
 
 
 def _draw_whisker(panel: Axes, y: float, complied: Point) -> None:
-    """The interval of the share that is not over-refusal, across the bar's lower edge, with the single runs."""
+    """Draw the interval of the share that is not over-refusal at the bar's lower edge, with the single runs."""
     edge = y + 0.3
     if complied.low is not None and complied.high is not None:
         panel.hlines(edge, complied.low, complied.high, color="black", lw=1.2, ls=":" if complied.one_run else "-")

@@ -26,7 +26,7 @@ def write_tables(out: Path, tables: Mapping[str, Sequence[Any]], arms: Sequence[
 
 
 def write_each(folder: Path, tables: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Write each table as `NAME.csv` and `.tex`, or remove an earlier one that has no rows now; returns all as plain values."""
+    """Write each table as `NAME.csv` and `.tex`, or remove the files if it has no rows; returns all as plain values."""
     plain_tables = {name: [plain(record) for record in records] for name, records in tables.items()}
     for name, records in plain_tables.items():
         if not records:
@@ -68,7 +68,7 @@ def latex(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> Any:
-    """`value` in a table, with an apostrophe before a text that a spreadsheet would take for a formula."""
+    """`value` as a cell, with an apostrophe before text that a spreadsheet would take for a formula."""
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value
     try:
@@ -79,7 +79,7 @@ def cell(value: Any) -> Any:
 
 
 def as_row(record: Any) -> dict[str, Any]:
-    """The fields of a record as columns. A number over seeds fills several; each run's value is told in words."""
+    """The fields of a record as columns. An `OverSeeds` fills several; the values of its runs are one text."""
     row: dict[str, Any] = {}
     columns: dict[str, Any]
     for field in dataclasses.fields(record):
@@ -90,19 +90,19 @@ def as_row(record: Any) -> dict[str, Any]:
         else:
             columns = {field.name: _in_words(value, field.metadata["form"]) if "form" in field.metadata else value}
         if taken := row.keys() & columns.keys():
-            raise ValueError(f"{type(record).__name__}.{field.name} would overwrite column {min(taken)}; name it otherwise")
+            raise ValueError(f"{type(record).__name__}.{field.name} would overwrite column {min(taken)}; rename the field")
         row |= columns
     return row
 
 
 def _in_words(runs: Mapping[int, float] | Sequence[tuple[float, bool]], form: tuple[int, str] = (3, "")) -> str:
-    """Such as "42: 0.147, 43: 0.357"; behind a point "0.108, 0.431*", with a star for an incoherent run."""
+    """Runs as text: "42: 0.147, 43: 0.357", or for those of a point "0.108, 0.431*", with a star for an incoherent run."""
     if isinstance(runs, Mapping):
         return ", ".join(f"{seed}: {fixed(value, *form)}" for seed, value in runs.items())
     return ", ".join(f"{fixed(value, *form)}{'*' if is_incoherent else ''}" for value, is_incoherent in runs)
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A row with floats rounded to six decimals, and without -0.0: beyond those, processors may differ."""
+    """A row with floats rounded to six decimals, beyond which processors differ, and without -0.0."""
     row = record if isinstance(record, dict) else as_row(record)
     return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6) + 0.0)

@@ -1,7 +1,7 @@
-"""What the training runs have recorded, and the figures of it: losses, the curriculum, the tree of the runs, and cost.
+"""What the training runs recorded, as panels and tables: losses, the curriculum, the tree of the runs, and what they cost.
 
-Reads `pretrain/*/metrics.jsonl` and `tune/*/*/metrics.jsonl` with the `starts.jsonl` beside them (`model/runtime/reporting.py`)
-and the marks of finished elements. What a study was to do is its plan, as `jobs/estimates.py: describe` tells it.
+Reads `pretrain/*/metrics.jsonl` and `tune/*/*/metrics.jsonl`, the `starts.jsonl` beside them (`model/runtime/reporting.py`),
+and the `done.json` of finished elements. The plan, as `jobs/estimates.py: describe` returns it, says what was to be done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curricula.eval.report.panels import INK, Panel, Series
 from curricula.eval.report.wording import arm_label
 
 POINTS = 250
-"""Points of a curve on the page; each is the mean of the steps that it stands for."""
+"""Points of a curve on the page, at most; each is the mean of the steps that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,29 @@ class Branch:
     """One line of training: a branch of the pretraining tree, or one model's tuning."""
 
     name: str
-    """"trunk", "full-20", "full-20/instruct"."""
+    """Name such as "trunk", "full-20" or "full-20/instruct"."""
     tokens: list[float]
     loss: list[float]
     step: int
-    """The last."""
+    """Last step on record."""
     last_loss: float
-    """Of that step alone, where the last point of the curve is a mean."""
+    """Loss of that step alone, whereas the last point of the curve is a mean."""
     validation: dict[str, list[tuple[float, float]]]
     """(tokens, loss) by source."""
     device_hours: float
-    """Of the steps on record, with the time for which saving held them up."""
+    """Hours of the steps on record, times devices, including the time for which saving held training up."""
     stall_s: float
+    """Time for which saving held training up."""
     wait_s: float
+    """Time for which training waited for batches."""
     starts: int
-    """How often a process began or took up this training; 0 where an earlier version recorded none."""
+    """How often a process began or resumed this training; 0 if an earlier version recorded none."""
     lost_steps: int
-    """Steps that were trained again, because they were not saved yet when a start ended."""
+    """Steps that had to be trained again because they were not saved when a start ended."""
 
     @property
     def later_stage(self) -> str:
-        """The stage that it trains; "" for pretraining."""
+        """The stage after pretraining that it trains; "" for pretraining."""
         return self.name.partition("/")[2]
 
 
@@ -57,24 +59,25 @@ class Branch:
 class Training:
     branches: Sequence[Branch]
     plan: Mapping[str, Any]
-    """As `jobs/estimates.py: describe` tells it."""
+    """The plan, as `jobs/estimates.py: describe` returns it."""
     seconds: Mapping[str, list[float]]
+    """Durations of the finished elements, by stage."""
 
     @property
     def step_tokens(self) -> int:
         return (self.plan.get("budget") or {}).get("step_tokens", 0)
 
     def restarts(self, branch: Branch) -> int | None:
-        """The starts beyond the first of each segment; None where none are on record."""
+        """The starts beyond the first of each segment; None if no starts are on record."""
         segments = [one for one in self.plan.get("segments", ()) if one["branch"] == branch.name]
         begun = sum(one["start_step"] < branch.step for one in segments)
         return max(0, branch.starts - max(1, begun)) if branch.starts else None
 
 
 def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | None = None) -> Training:
-    """What is recorded of the plan's branches, and of the models that were `tuned`, as ARM/STAGE; of all where none are named.
+    """Read what is recorded of the plan's branches, or of all if it has none, and of the `tuned` models, or of all if None.
 
-    The points of a sweep share a run folder.
+    `tuned` names models as ARM/STAGE. The points of a sweep share a run folder, so it can hold more than one report shows.
     """
     planned = {segment["branch"] for segment in plan.get("segments", ())}
     pretrained = {path.parent.name: path for path in sorted(run.glob("pretrain/*/metrics.jsonl"))}
@@ -85,7 +88,7 @@ def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | N
     seconds: dict[str, list[float]] = defaultdict(list)
     for job in plan.get("jobs", ()):
         for label in job["elements"]:
-            with contextlib.suppress(OSError, UserError, KeyError, TypeError, ValueError):  # not done, or no mark of ours
+            with contextlib.suppress(OSError, UserError, KeyError, TypeError, ValueError):  # not done, or not a mark of ours
                 mark = durable.read_json(run / "jobs" / job["name"] / label.replace("/", "+") / "done.json")
                 seconds[job["stage"]].append(float(mark["seconds"]))
     return Training(branches, plan, seconds)
@@ -99,7 +102,7 @@ def _branch(name: str, path: Path) -> Branch | None:
     tokens = {row["step"]: row["tokens"] for row in steps}
     validation: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        if isinstance(row.get("validation"), dict) and row["step"] in tokens:  # earlier versions validated before the first
+        if isinstance(row.get("validation"), dict) and row["step"] in tokens:  # earlier versions validated before step 1 too
             for source, loss in row["validation"].items():
                 validation[source].append((tokens[row["step"]], loss))
     cuts = [i * len(steps) // POINTS for i in range(POINTS + 1)]
@@ -129,18 +132,18 @@ def _branch(name: str, path: Path) -> Branch | None:
 
 @dataclass(frozen=True)
 class Family:
-    """What the seeds of one arm's training share."""
+    """How figures show a branch: the seeds of one arm share a name and a colour."""
 
     name: str
     colour: int
     seed: int | None
-    """None where no plan tells it."""
+    """Training seed; None without a plan that names the seeds."""
     is_further: bool
-    """Whether a branch is trained with another seed than the first."""
+    """Whether the seed is not the study's first."""
 
 
 def _families(training: Training) -> dict[str, Family]:
-    """The family of each branch. An arm that is the trunk, trained to its end, is one family with it."""
+    """The family of each branch. An arm that is the trunk trained to its end shares the trunk's family."""
     seeds = training.plan.get("seeds", ())
     own = {segment["branch"] for segment in training.plan.get("segments", ())}
     ends = {arm["name"] for arm in training.plan.get("arms", ()) if arm["interventions"] == "none"} - own
@@ -158,8 +161,7 @@ def _families(training: Training) -> dict[str, Family]:
 
 
 def _switches(training: Training) -> dict[str, list[int]]:
-    """The steps at which some arm's interventions start, and those at which one whose phases the study spells out goes on to
-    another blend."""
+    """The steps at which the interventions of an arm start, and other steps at which an arm's blend changes, by label."""
     starts, others = set[int](), set[int]()
     for arm in training.plan.get("arms") or ():
         steps = {phase["start_step"] for phase in arm["phases"]} - {0}
@@ -171,7 +173,7 @@ def _switches(training: Training) -> dict[str, list[int]]:
 
 
 def loss_panels(training: Training) -> list[Panel]:
-    """The training loss of every run, with the starts of interventions marked; a panel for each stage after pretraining."""
+    """The training loss of every run: a panel for pretraining, with changes of the blend, and one for each later stage."""
     families, panels = _families(training), []
     by_stage: dict[str, list[Branch]] = {stage: [] for stage in ("", *(one["name"] for one in training.plan.get("stages", ())))}
     for branch in training.branches:
@@ -190,7 +192,7 @@ def loss_panels(training: Training) -> list[Panel]:
 
 
 def validation_panels(training: Training) -> list[Panel]:
-    """The validation loss on each source; none where every run has a single one, which the table of losses holds."""
+    """A panel of validation losses for each source; none if every run has a single loss, which the table of losses shows."""
     families = _families(training)
     pretrained = [branch for branch in training.branches if not branch.later_stage]
     sources = sorted({name for branch in pretrained for name in branch.validation})
@@ -210,7 +212,7 @@ def validation_panels(training: Training) -> list[Panel]:
 
 
 def curriculum_panels(training: Training) -> list[Panel]:
-    """For each arm the share of every source in the tokens as they are read."""
+    """For each arm, the share of every source in the tokens over the course of pretraining."""
     arms = training.plan.get("arms") or ()
     sources = list(dict.fromkeys(name for arm in arms for phase in arm["phases"] for name in phase["samples"]))
     panels = []
@@ -229,7 +231,7 @@ def curriculum_panels(training: Training) -> list[Panel]:
 
 
 def tree_panels(training: Training) -> list[Panel]:
-    """Each branch as a line from where it leaves another: faint what is planned, bold what has been trained."""
+    """Each branch as a line that begins where it leaves another: faint as planned, bold as far as it is trained."""
     segments = training.plan.get("segments") or ()
     lanes = list(dict.fromkeys(segment["branch"] for segment in segments))
     lane_of = {segment["name"]: lanes.index(segment["branch"]) for segment in segments}
@@ -250,23 +252,24 @@ def tree_panels(training: Training) -> list[Panel]:
 
 @dataclass(frozen=True)
 class CostRow:
-    """What a part of the study took, as far as its run folder records it."""
+    """What a stage cost, as far as the run folder records it."""
 
     stage: str
     done: int
+    """Elements done."""
     planned: int
-    """Elements."""
+    """Elements in all."""
     hours: float
-    """Of the last process of each finished element, added up."""
+    """Hours of the last process of each finished element, added up."""
     device_hours: float | None
-    """GPU-hours (of a study on CPUs, hours of processes) of the steps on record."""
+    """GPU-hours of the steps on record; on CPUs, hours of processes."""
     planned_gpu_hours: float | None
     restarts: int | None
     lost_steps: int | None
     stall_s: float | None
-    """For which saving held training up."""
+    """Time for which saving held training up."""
     wait_s: float | None
-    """For which training waited for batches."""
+    """Time for which training waited for batches."""
 
 
 def cost_rows(training: Training) -> Iterator[CostRow]:
@@ -301,7 +304,7 @@ def cost_rows(training: Training) -> Iterator[CostRow]:
 
 
 def training_rows(training: Training) -> list[dict[str, Any]]:
-    """The last step and validation of each run."""
+    """The last step of each run and its last validation losses."""
     families = _families(training)
     return [
         {

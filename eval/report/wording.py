@@ -45,12 +45,12 @@ def start_label(start: float) -> str:
 
 
 def _percent_of(start: float) -> str:
-    """As in the names of arms: rounded to whole percents, two starts could look like one."""
+    """A start in percent, as in the names of arms: rounded to whole percents, two starts could look the same."""
     return f"{100 * start:g}%"
 
 
 def arm_labels(arms: Sequence[ArmInfo]) -> dict[str, str]:
-    """A label for each trained arm, by its key; with its seed if there are several."""
+    """The label of each trained arm by its key, with the seed if there are several."""
     several = len({arm.seed for arm in arms}) > 1
     return {arm.key: arm_label(arm) + (f", seed {arm.seed}" if several else "") for arm in arms}
 
@@ -102,7 +102,7 @@ def basis(
             ("Pretraining of all arms", f"{trained_tokens['with_trunk_sharing']:,} tokens, with a shared trunk{later}")
         )
     prompts: dict[tuple[object, ...], int] = {}
-    for entry in entries:  # of single benchmarks and of all together
+    for entry in entries:  # those of single benchmarks, and those of all together, which have the most prompts
         if entry.rows:
             place = (type(entry), entry.arm, entry.seed, entry.stage, entry.decoder)
             prompts[place] = max(prompts.get(place, 0), entry.prompts)
@@ -119,7 +119,7 @@ def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> st
 
 
 def over_seeds(points: str, interval: str, entries: Sequence[Model], alone: str) -> list[str]:
-    """What the figure of a study with several training seeds shows, and over how many; `alone`: what one run has instead."""
+    """Sentences on what a figure shows over several training seeds. `alone` says what an arm with a single run has instead."""
     runs = Counter(arm for arm, _ in {(entry.arm, entry.seed) for entry in entries})
     counts = sorted(set(runs.values()))
     if not counts:
@@ -136,13 +136,16 @@ def over_seeds(points: str, interval: str, entries: Sequence[Model], alone: str)
 
 
 def left_out(arms: Sequence[ArmInfo], names: Collection[str], what: str, where: str) -> list[str]:
-    """A sentence on the arms called `names`, whose mean is not shown, if any. `what` a run lacks, such as "a task"."""
+    """A sentence on the arms in `names`, whose mean is not shown; none if there are no such arms.
+
+    `what` is what a run lacks, such as "a task"; `where` is where the arm is left out, such as "here".
+    """
     labels = [f"“{arm_label(arm)}”" for arm in arms if arm.name in names]
     return [f"Left out {where}, because a run lacks {what} that others have: {', '.join(labels)}."] if labels else []
 
 
 def span(counts: Sequence[int]) -> str:
-    """The least and the greatest of `counts`: "80 to 210"."""
+    """The least and the greatest of `counts`, such as "80 to 210"."""
     least, greatest = min(counts), max(counts)
     return f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
 

@@ -122,7 +122,7 @@ def test_an_answer_that_is_not_the_judged_text_counts_as_unparsed_and_is_shown(r
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     changed = [number for number, row in enumerate(read_judged(path)) if row.changed]
     assert changed == [4] and read_judged(path)[4].verdict == "unparsed"
-    assert "1 answer is not the text that the judge was asked about" in " ".join(
+    assert "1 answer differs from the text that the judge was asked about" in " ".join(
         write_report(run, TWO, {}, run / "report").read_text().split()
     )
 

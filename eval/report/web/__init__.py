@@ -1,1 +1,1 @@
-"""The page as a program: the answers that it can search, its scripts, and the server that shows it while a study runs."""
+"""The page as a program: its scripts and style, the data they use, and the server that shows the page while a study runs."""

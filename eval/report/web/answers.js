@@ -1,6 +1,6 @@
 "use strict";
 /* The browser of all answers: filters, full-text search, a list that holds only the rows in sight, and one prompt's answers side
-   by side. Its whole state is in the page's address, behind "#answers?". */
+   by side. The page's address keeps its whole state after "#answers?". */
 
 const NAMES = study.answers;
 const data = { prompts: [], texts: [], answers: [], others: NAMES.judges.map(() => []) };
@@ -58,7 +58,7 @@ const address = (i) => [armOf(i).key, NAMES.stage[data.stage[i]], NAMES.decoder[
 
 /* ---- filters ---- */
 
-/** Whether row i passes; made once for each search, so that each row costs a few comparisons. */
+/** A function that says whether row i passes the filters. It is made once for each search, so that a row costs few comparisons. */
 function matcher() {
   const at = (list, value) => (value === "" ? -1 : list.indexOf(value));
   const arms = new Set(NAMES.arms.flatMap((arm, k) => ((!state.arm || arm.name === state.arm) && (!state.seed || String(arm.seed) === state.seed) ? [k] : [])));
@@ -74,7 +74,7 @@ function matcher() {
     (!words || asked[data.text[i]] || words.test(data.answers[i]));
 }
 
-/** Find the rows that pass, a slice at a time, so that the page stays alive. A newer search ends an older one. */
+/** Find the rows that pass, a slice at a time, so that the page stays responsive. A newer search ends an older one. */
 async function filter() {
   const run = ++view.run, passes = matcher(), total = data.answers.length, found = new Int32Array(total);
   let count = 0;
@@ -144,7 +144,7 @@ function onKey(event) {
 
 /* ---- side by side ---- */
 
-/** The words of `text`, each with whether it is missing from `reference`: what a longest common subsequence leaves out. */
+/** The words of `text`, each with whether `reference` lacks it, that is, whether the longest common subsequence leaves it out. */
 function differing(reference, text) {
   const a = (reference.match(/\S+/g) ?? []).slice(0, 600), parts = text.match(/\S+|\s+/g) ?? [];
   const b = parts.filter((part) => /\S/.test(part)).slice(0, 600);
@@ -159,7 +159,8 @@ function differing(reference, text) {
   return parts.map((part) => (/\S/.test(part) ? [part, !common.has(++word)] : [part, false]));
 }
 
-/** The rows to lay beside row i: the same prompt at the same stage, as the filters allow; one sample of each unless all are asked for. */
+/** Row i and the rows to lay beside it: those on the same prompt at the same stage that the filters for arm, seed and decoder
+    allow; one sample for each arm and decoder, unless the reader asks for all. */
 function companions(i) {
   const arms = new Set(NAMES.arms.flatMap((arm, k) => ((!state.arm || arm.name === state.arm) && (!state.seed || String(arm.seed) === state.seed) ? [k] : [])));
   const decoder = state.decoder ? NAMES.decoder.indexOf(state.decoder) : -1, best = new Map();

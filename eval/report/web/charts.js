@@ -1,6 +1,6 @@
 "use strict";
-/* The figures, drawn by Observable Plot from the numbers of tables/points.csv: of the judge, benchmark and decoder that the reader
-   chooses. Without scripts the page shows matplotlib's pictures instead. */
+/* The figures, drawn by Observable Plot from the numbers of tables/points.csv for the judge, benchmark and decoder that the reader
+   chooses. Without scripts, the page shows matplotlib's pictures instead. */
 
 const POINTS = study.points.rows.map((row) => Object.fromEntries(study.points.columns.map((name, i) => [name, row[i]])));
 const LABELS = Object.fromEntries(study.arms.map((arm) => [arm.name, arm.label]));
@@ -12,10 +12,10 @@ const percent = (value) => `${(value * 100).toFixed(1)}%`; // rounds ties as the
 const colour = (index) => (index < 0 ? "currentColor" : `var(--c${index % 9})`);
 const TICKS = Object.fromEntries(study.arms.map((arm) => [arm.start, arm.tick]));
 const DARK = matchMedia("(prefers-color-scheme: dark)");
-/** An opacity: faint marks need more of it on a dark page. */
+/** The opacity of a faint mark, which must be higher on a dark page. */
 const faintly = (light, dark) => (DARK.matches ? dark : light);
 
-/** What a legend shows beside a label: the mark as the panels have it. `shape` is a kind of series or a symbol of Plot's. */
+/** The mark beside a label in the legend, as the panels draw it. `shape` is a kind of series or a symbol of Plot's. */
 function swatch(ink, shape, isFaint, strength = 1) {
   const made = (tag, properties) => {
     const part = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -130,7 +130,7 @@ function barPanel(place) {
       y: { domain: order.map((arm) => arm.label), label: null } } };
 }
 
-/** A panel that comes as it is: lines, dots, areas, intervals. */
+/** A panel without choices, drawn as eval/report/panels.py describes it: lines, dots, areas, intervals. */
 function plainPanel(panel) {
   const marks = [], used = new Map(), rows = [];
   const formats = { percent: ".0%", count: "~s", points: (value) => `${value > 0 ? "+" : ""}${Math.round(value * 100)}`, "": undefined };
@@ -166,7 +166,7 @@ function panelsOf(spec) {
   if (!spec.places.length) return spec.panels.map(plainPanel);
   const places = choice.decoder && spec.places[0].measure === "attack success" ? spec.places.slice(0, 1) : spec.places;
   const made = places.map((place) => (place.measure === "answers" ? barPanel(place) : curvePanel(place)));
-  for (const panel of made) // panels side by side have one scale
+  for (const panel of made) // panels side by side share one scale
     if ("top" in panel) panel.options.y.domain = [Math.min(...made.map((one) => one.bottom)), Math.min(1, Math.max(...made.map((one) => one.top)))];
   return made;
 }
@@ -188,7 +188,7 @@ function drawFigure(name) {
     const told = panel.text ? panel.rows.slice(0, 40).map(panel.text).join("; ") : panel.legend.map(([label]) => label).join(", ");
     const empty = !panel.rows.length;
     const svg = Plot.plot({ width, height: 300, marginTop: 32, marginBottom: 40, className: "plot", ...panel.options, ariaLabel: `${panel.title} ${told || "not evaluated yet"}` });
-    svg.querySelector("style")?.remove(); // the page's policy allows its own style alone, which has these rules
+    svg.querySelector("style")?.remove(); // the page's policy allows only its own style, which has the same rules
     svg.setAttribute("role", "img");
     for (const part of svg.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // the picture has one label
     grid.append(element("div", {}, element("h4", {}, panel.title), ...(empty ? [element("p", { className: "none" }, Object.values(choice).some(Boolean) ? "nothing was measured for this choice" : "not evaluated yet")] : [svg])));
@@ -235,7 +235,7 @@ function setUpCharts() {
   add("decoder", "Decoder", options(attacks.map((point) => point.place), "as in the paper", (name) => study.decoders[name] ?? name));
   form.hidden = ![...form.children].some((label) => !label.hidden);
   for (const [name, spec] of Object.entries(study.figures)) {
-    const figure = panelsOf(spec).length ? document.getElementById(name) : null; // others stay pictures
+    const figure = panelsOf(spec).length ? document.getElementById(name) : null; // figures without panels stay pictures
     figure?.querySelector(".picture").after(element("p", { className: "tools" },
       element("button", { type: "button", className: "small", onclick: () => save(`${name}.csv`, "text/csv", csvOf(name)) }, "CSV"),
       element("button", { type: "button", className: "small", onclick: () => save(`${name}.svg`, "image/svg+xml", [svgOf(figure)]) }, "SVG")));

@@ -1,8 +1,8 @@
-"""What the page holds for its scripts, and the words and numbers under each figure.
+"""The data of the page's scripts, and the caption and numbers under each figure.
 
-All answers are in columns of numbers with dictionaries, compressed, a block at a time. A block is JSON, gzipped and written in
-base64, so that nothing in an answer can be taken for markup. Blocks are read one after another: prompts and texts are named
-where they first occur, and later blocks refer to them.
+The answers are stored in blocks, as columns of numbers that index lists of values. A block is JSON, gzipped and written in
+base64, so that nothing in an answer can be taken for markup. The scripts read the blocks in order: the block where a prompt or
+text first occurs holds it, and later blocks refer to it by its number.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from curricula.terminal import fixed
 
 HERE = Path(__file__).parent
 SCRIPTS = ("../vendor/d3.min.js", "../vendor/plot.min.js", "page.js", "charts.js", "answers.js")
-"""In the order in which they run."""
+"""The page's scripts, in the order in which they run."""
 CHART_SCRIPTS = SCRIPTS[:-1]
 BLOCK = 4000
 """Answers in one block."""
 LONGEST_ALT = 40
-"""Values in the alternative text of a figure; a screen reader finds the others in the table."""
+"""Rows of numbers in the alternative text of a figure, at most; a screen reader finds the others in the table."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _number(value: float) -> str:
 
 
 def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the scripts draw from, but for the answers themselves; of these what their numbers stand for."""
+    """All data of the scripts except the blocks of answers; `answers` says what the numbers in the blocks stand for."""
     metrics = shown.metrics
     measured = [*(one.stage for one in metrics.attacks), *(one.stage for one in metrics.overrefusals)]
     return {
@@ -182,12 +182,12 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]
 
 
 def _numbered(names: dict[Any, int], value: Any) -> int:
-    """The number of a value in a column, in the order of first use."""
+    """The number that stands for `value` in a column; values are numbered in the order of their first use."""
     return names.setdefault(value, len(names))
 
 
 def packed_answers(study: StudyRows) -> tuple[list[str], dict[str, Any]]:
-    """The blocks, and what the numbers in their columns stand for."""
+    """All answers as blocks, and what the numbers in the blocks' columns stand for."""
     arms = [{"key": arm.key, "name": arm.name, "seed": arm.seed} for arm in study.arms]
     arm_numbers = {arm.key: number for number, arm in enumerate(study.arms)}
     names: dict[str, dict[Any, int]] = {
@@ -234,7 +234,7 @@ def packed_answers(study: StudyRows) -> tuple[list[str], dict[str, Any]]:
 
 
 def _rows(study: StudyRows) -> Iterator[tuple[str, str, JudgedRow, list[JudgedRow | None]]]:
-    """The key of its arm, the stage, the answer, and the answer as each other judge has judged it."""
+    """For each answer: its arm's key, its stage, the answer, and the answer as judged by each other judge, if it is."""
     for (key, stage, task), rows in study.generations.items():
         others = [judged.get((key, stage, task)) for judged in study.others.values()]
         for number, row in enumerate(rows):
@@ -259,7 +259,7 @@ def hashes(study: StudyRows) -> list[tuple[str, str, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with floats to six decimals, and null for those that are no number: JSON has none."""
+    """`value` with floats rounded to six decimals, and None for infinities and NaN, which JSON cannot hold."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -268,7 +268,7 @@ def _plain(value: Any) -> Any:
 
 
 def embedded_json(value: Any) -> Markup:
-    """JSON that ends no script element, whatever its texts hold."""
+    """`value` as JSON that cannot end the script element around it, whatever its texts hold."""
     text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -281,13 +281,15 @@ def plain_data(panels: Sequence[Panel]) -> dict[str, Any]:
 
 
 def program(scripts: Sequence[str] = SCRIPTS) -> str:
-    """Scripts of the page as one."""
+    """The scripts, joined into one."""
     return "\n;\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
 
 
 def head(scripts: Sequence[str] = SCRIPTS, is_live: bool = False) -> dict[str, str]:
-    """The page's script and style, and its Content-Security-Policy: these, pictures that it holds itself, and nothing from
-    elsewhere. A page that is served while its study runs also asks its server whether there is something new."""
+    """The page's script and style, and its Content-Security-Policy, which allows only these two and embedded pictures.
+
+    The policy of a live page also lets it ask its server for a newer version.
+    """
     script, style = program(scripts), (HERE / "report.css").read_text(encoding="utf-8")
     rules = ["default-src 'none'", f"script-src {digest(script)}", f"style-src {digest(style)}", "img-src data:"]
     rules += ["base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if is_live else [])]
@@ -295,11 +297,11 @@ def head(scripts: Sequence[str] = SCRIPTS, is_live: bool = False) -> dict[str, s
 
 
 def embedded(picture: Path) -> str:
-    """The picture as an address."""
+    """The picture as a data URL."""
     kind = {".svg": "svg+xml", ".png": "png"}[picture.suffix]
     return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def digest(text: str) -> str:
-    """How a Content-Security-Policy names the one script or style that may be used."""
+    """The hash by which a Content-Security-Policy allows this script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,6 +1,6 @@
 "use strict";
-/* What the other scripts share: the study's data, elements, files to save, and the page's address. Text is set as text: nothing
-   that a model wrote is ever parsed as markup. */
+/* What the other scripts share (the study's data, elements, menus, saving files), the buttons that save tables, printing, and
+   following a running study. Text is set as text: nothing that a model wrote is ever parsed as markup. */
 
 const study = JSON.parse(document.getElementById("study-data").textContent);
 document.documentElement.classList.add("js");
@@ -41,7 +41,7 @@ function csv(columns, rows) {
   return [columns, ...rows].map((row) => row.map(csvCell).join(",") + "\n");
 }
 
-/** A labelled menu of [value, text] choices; none with fewer than two. */
+/** A labelled menu of [value, text] choices, hidden if there are fewer than two. */
 function menu(label, choices, value, onchange) {
   const select = element("select", { "aria-label": label, onchange: () => onchange(select.value) },
     ...choices.map(([key, text]) => element("option", { value: key }, text)));
@@ -66,7 +66,7 @@ for (const table of document.querySelectorAll(".scroll > table")) {
     element("button", { type: "button", className: "small", onclick: () => save(`${name}.tex`, "text/plain", [latex(rows())]) }, "LaTeX")));
 }
 
-/* Closed parts are not printed: open those that hold results, and close them again afterwards. */
+/* Closed details are not printed: open those that hold results, and close them again afterwards. */
 let openedForPrint = [];
 addEventListener("beforeprint", () => {
   openedForPrint = [...document.querySelectorAll("#findings details:not([open]), #tables details:not([open])")];
@@ -76,7 +76,7 @@ addEventListener("afterprint", () => {
   for (const part of openedForPrint) part.open = false;
 });
 
-/* A page that is served while its study runs: look for a newer one, and show it where the reader is. */
+/* A page that is served while its study runs asks for a newer version and reloads; the address keeps the reader's place. */
 if (document.getElementById("live")) {
   const shown = document.documentElement.dataset.version;
   setInterval(async () => {
@@ -88,7 +88,7 @@ if (document.getElementById("live")) {
       if (newest !== shown && !isTyping) location.reload(); // the address keeps what is shown
       live.textContent = "still running: this page follows it";
     } catch {
-      live.textContent = "the server has ended; the page stays as it is";
+      live.textContent = "the server has stopped; this page is no longer updated";
     }
   }, 3000);
 }

@@ -1,10 +1,10 @@
-"""Shows a page to a browser on this machine while its study runs, and makes it anew when the run folder has changed.
+"""Serves a run's page to a browser on this machine while the study runs, and rebuilds it when the run folder has changed.
 
     curricula report RUN --serve        # prints http://127.0.0.1:8642/?token=...
 
-The server listens on the loopback address alone. Whoever asks must know the token, which is new for each start, and must have
-asked for this machine by name: a page elsewhere that points its own name at 127.0.0.1 (DNS rebinding) is refused. The server
-has nothing to give but the page. Through `ssh -L 8642:127.0.0.1:8642 HOST` the same address works at home.
+The server listens on the loopback address alone. A request must hold the token, which is new at each start, and must name this
+machine as its host: this refuses pages elsewhere that point their own name at 127.0.0.1 (DNS rebinding). The server serves
+nothing but the page. Through `ssh -L 8642:127.0.0.1:8642 HOST` the same address works on another machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from curricula.terminal import printable
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 WATCHED = ("eval/**/*.jsonl", "pretrain/*/metrics.jsonl", "tune/*/*/metrics.jsonl", "jobs/*/*/*.json", "study.yaml")
 NOT_WATCHED = "progress.json"
-"""Elements rewrite it several times a second."""
+"""Name of files that are ignored, since elements rewrite them several times a second."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -50,7 +50,7 @@ class LivePage:
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self, self._token))
         except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or "no port has such a number"
+            why = getattr(error, "strerror", None) or "not a port number"
             raise UserError(f"--port {port}: {why}; name another port, or 0 for any free one") from None
         self._server.daemon_threads = True
 
@@ -63,7 +63,7 @@ class LivePage:
         return self._server.server_port
 
     def refresh(self) -> bool:
-        """Make the page anew if the run folder has changed; whether it was."""
+        """Rebuild the page if the run folder has changed; returns whether it has."""
         state = _fingerprint(self._run)
         if state == self._seen:
             return False
@@ -74,7 +74,7 @@ class LivePage:
         return True
 
     def serve(self, interval_s: float) -> None:
-        """Serve until Ctrl-C, and look at the run folder every `interval_s` seconds; less often if pages take long to make."""
+        """Serve until Ctrl-C. Look at the run folder every `interval_s` seconds; less often if pages take long to build."""
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         took_s = 0.0
         try:
@@ -84,7 +84,7 @@ class LivePage:
                 try:
                     self.refresh()
                 except (UserError, OSError) as error:  # a damaged file, or one that was replaced just now
-                    print(f"curricula: the page stays as it is: {printable(str(error))}", file=sys.stderr)
+                    print(f"curricula: the page was not updated: {printable(str(error))}", file=sys.stderr)
                 took_s = time.monotonic() - began
         except KeyboardInterrupt:
             self.close()
@@ -95,7 +95,7 @@ class LivePage:
 
 
 def _fingerprint(run: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of what the page is made from."""
+    """Names, sizes and modification times of the files that the page is made from."""
     found = []
     for path in (path for pattern in WATCHED for path in sorted(run.glob(pattern)) if path.name != NOT_WATCHED):
         with contextlib.suppress(OSError):  # replaced just now
@@ -132,6 +132,6 @@ def _handler(live: LivePage, token: str) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Nothing: the address holds the token."""
+            """Log nothing, since the address holds the token."""
 
     return Handler

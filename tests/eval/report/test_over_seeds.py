@@ -160,7 +160,7 @@ def test_an_arm_of_which_a_run_lacks_a_benchmark_has_no_mean_and_is_named(rows, 
     left_out = "Left out under Top-k sampling, because a run lacks verdicts on a benchmark that others have: "
     left_out += "“data and tags, from 60%”."
     assert left_out in FIGURES[2].caption(partial) and "Left out" not in FIGURES[2].caption(shown)
-    note = "An arm has no number where one of its runs lacks verdicts on a benchmark"
+    note = "An arm has no number if one of its runs lacks verdicts on a benchmark"
     assert note in next(estimate_tables(partial)).note and note not in next(estimate_tables(shown)).note
 
 
@@ -180,11 +180,11 @@ def test_a_number_of_best_of_n_that_no_prompt_is_complete_enough_for_is_explaine
     (table,) = estimate_tables(Shown(runs.arms, [42], metrics, list(comparable_estimates(runs, metrics))))
     assert [cells == [None] for _, cells in table.rows] == [False, True, False]
     assert table.note == (
-        "An arm has no number where one of its runs lacks verdicts on a benchmark that others have (of best of N, a prompt of "
-        "it with a verdict on every attempt)."
+        "An arm has no number if one of its runs lacks verdicts on a benchmark that others have (for best of N, a prompt with "
+        "a verdict on every attempt)."
     )
     text = write_report(tmp_path, FIRST, {}, tmp_path / "report").read_text()
-    assert "of best of N, no prompt of it has a verdict on every attempt, the run has no average over benchmarks" in text
+    assert "for best of N, no prompt has a verdict on every attempt, the run has no average over benchmarks" in text
 
 
 def test_text_length_alone_is_told_beside_probes(shown):
@@ -237,7 +237,7 @@ def test_the_caption_of_differences_says_what_their_lines_are(rows, shown):
     (figure,) = (one for one in FIGURES if one.name == "differences")
     gaps = list(arm_differences(runs_of(rows)))
     caption = figure.caption(replace(shown, differences=gaps))
-    assert "95% intervals over seeds and prompts or over prompts alone, not corrected for the number of arms" in caption
+    assert "95% intervals over seeds and prompts or over prompts alone. Unlike p (Holm)" in caption
     assert "within one training seed" in caption and "1 to 3 training seeds" in caption
     alone = figure.caption(replace(shown, differences=[gap for gap in gaps if gap.seeds == 1]))
     assert "95% intervals over prompts alone" in alone and "Small marks" not in alone and "1 training seed." in alone

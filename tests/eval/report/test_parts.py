@@ -423,7 +423,7 @@ def test_the_page_is_made_anew_when_the_run_has_changed_and_not_for_a_heartbeat(
 def test_a_taken_port_is_named(live, tmp_path):
     with pytest.raises(UserError, match=f"--port {live.port}: Address already in use; name another port"):
         LivePage(tmp_path / "run", lambda: tmp_path / "page.html", live.port)
-    with pytest.raises(UserError, match="--port 99999: no port has such a number"):
+    with pytest.raises(UserError, match="--port 99999: not a port number"):
         LivePage(tmp_path / "run", lambda: tmp_path / "page.html", 99999)
 
 
@@ -458,7 +458,7 @@ def test_the_terminal_shows_how_many_samples_are_behind_each_decoders_rate():
     shown = " ".join(console.export_text().split())
     for row in ("best-of-n+topk harmbench 2 × 20 100.0 ", "safebeam harmbench 2 × 1 0.0 ", "topk harmbench 2 × 5 20.0 "):
         assert row in shown
-    assert "ASR is ASR@1; of best of N, ASR@N" in shown and "ASR@20" not in shown
+    assert "ASR is ASR@1; for best of N, ASR@N" in shown and "ASR@20" not in shown
 
 
 def test_differences_within_each_seed_stand_beside_the_estimate(tmp_path):
@@ -525,7 +525,7 @@ def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):
         rows = html.split(f'id="{name}"')[1].split("</table>")[0]
         assert {"data, from 20%", "no interventions"} <= set(re.findall(r'<td class="text">([^<]+)</td>', rows))
         assert "judged by different versions: world 1a2b, world 9z" in rows
-    assert "An arm’s own suffixes are no transfer" in text and "is not of timing alone" in text
+    assert "An arm’s own suffixes are no transfer" in text and "do not reflect timing alone" in text
     assert "in when their learning rate falls, and in how much of their tuning is tagged" in text
     assert "judged by different versions: world 1a2b, world 9z" in text and "the study lacks data-0" in text
     assert "(benign: data-20, instruct: safe-100)" in text or "(instruct: safe-100, benign: data-20)" in text
