@@ -1,4 +1,4 @@
-"""The progress of a long command for people: bars on a terminal, lines elsewhere."""
+"""Shows the progress of a long command to people: as bars on a terminal, as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from curricula.progress import Progress
 from curricula.terminal import clock, say
 
 Described = Callable[[int, float, dict[str, Any]], str]
-"""What more to say of some work, in some 30 characters: from how much is done, after how many seconds, and its figures."""
+"""Describes work in about 30 characters, from the amount done, the seconds it took, and its figures."""
 
 
 class Bars:
-    """A bar for each part of the work, on a terminal; elsewhere a line at its start, at its end and every minute."""
+    """A bar for each part of the work on a terminal; elsewhere a line at its start, at its end and every minute."""
 
     def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
         self.console, self.line_interval_s = console, line_interval_s
-        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # gives way to the others
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # takes the room that the others leave
         columns = (
             *(TextColumn("{task.description}", markup=False), bar, MofNCompleteColumn()),
             *(TextColumn("{task.fields[more]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()),
@@ -41,10 +41,10 @@ class Bars:
         self._lines.stop()
 
     def line(self, name: str, described: Described = lambda *_: "") -> Progress:
-        """A `Progress` that draws a new bar; a total that is less than what is done is not known."""
+        """A `Progress` that draws a new bar. A total below the amount done means that the total is unknown."""
         task = self._lines.add_task(name, total=None, more="")
         ended, next_line, began = False, 0.0, time.monotonic()
-        there: int | None = None  # from the beginning, as after a resume
+        there: int | None = None  # amount done before the first report, as after a resume
 
         def report(done: int, total: int, **figures: Any) -> None:
             nonlocal ended, next_line, there
@@ -53,7 +53,7 @@ class Bars:
             seconds = max(now - began, 1e-9)
             more = described(done, seconds, figures)
             if done > total:
-                self._lines.tasks[task].total = None  # which `update` would leave as it was
+                self._lines.tasks[task].total = None  # `update` cannot remove a total
             self._lines.update(task, completed=done, total=total if done <= total else None, more=more)
             if self.console.is_terminal or ended or (done != total and now < next_line):
                 return

@@ -42,7 +42,7 @@ from curricula.terminal import count, json_text, one_line, plural, printable, sa
 PIECE = 1 << 24
 """Tokens held in memory at a time."""
 SHOWN = 4096
-"""Tokens of a document that are printed at most."""
+"""Tokens of a document or sample that are printed, at most."""
 
 
 def world(args: argparse.Namespace) -> int:
@@ -51,7 +51,7 @@ def world(args: argparse.Namespace) -> int:
     config, is_there = WorldConfig(seed=args.seed), (args.out / "world.json").exists()
     if args.out.is_dir() and any(args.out.iterdir()) and not is_there:
         raise UsageError(f"{args.out}: is not empty and holds no fictional world; name a new folder")
-    if is_there and World.load(args.out).config != config:  # one that a kill left mixed would pass for whole
+    if is_there and World.load(args.out).config != config:  # a kill would leave a mixture of two that looks complete
         raise UsageError(f"{args.out}: holds another fictional world; name a new folder")
     write_world(args.out, config)
     print(f"The fictional world's datasets are in {args.out}; use them with CURRICULA_DATA={args.out}")
@@ -59,7 +59,7 @@ def world(args: argparse.Namespace) -> int:
 
 
 def tokenize(args: argparse.Namespace) -> int:
-    """Run the study's jobs up to tokenising, as `submit` does, which then finds them done."""
+    """Run the study's jobs up to tokenising as `submit` does, so that a later `submit` finds them done."""
     study = read_study(args.study)
     for name in args.source or ():
         if name not in study.sources:
@@ -78,7 +78,7 @@ def tokenize(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Open the tables, benchmarks and probe texts of a study; the exit code is 1 if something is wrong or not there yet."""
+    """Open the tables, benchmarks and probe texts of a study. The exit code is 1 if something is wrong or not there yet."""
     study = load_study(args.study)
     run = Run.open(args.run) if args.run else None
     if run:
@@ -102,7 +102,7 @@ def check(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _noted(problems: list[str]) -> Iterator[None]:
-    """Add an error of the block to `problems`, once."""
+    """Add a UserError of the block to `problems`, unless the same one is there already."""
     try:
         yield
     except UserError as error:
@@ -173,7 +173,7 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
             shown = "  ".join(f"{name}={value!r}" for name, value in row.items())
             console.print(f"  {one_line(shown, 240)}", soft_wrap=True)
         odd = ", ".join(f"{about[key]:,} {what}" for key, what in _COUNTED.items() if about.get(key)) or _FINE
-        if about["documents"]:  # prompts are none
+        if about["documents"]:  # a table of prompts has none
             console.print(f"  {plural(about['documents'], 'document')}, {count(about['characters'])} characters; {odd}")
     for name, found in facts["benchmarks"].items():
         console.print(f"\nbenchmark {name}: {found['prompts']:,} prompts", style="bold")
@@ -307,7 +307,7 @@ def _verified(shard: Shard, manifest: dict[str, Any]) -> bool:
 
 
 def _highlighted(ids: np.ndarray, tokenizer: Any, styles: dict[int, str]) -> Text:
-    """The text of `ids`, with these tokens in their styles. A tag that the text merely spells out is not highlighted."""
+    """The text of `ids`, with the tokens in `styles` highlighted. A tag that the text merely spells out is not."""
     shown = Text()
     ends = np.flatnonzero(np.isin(ids, list(styles)))
     for piece in np.split(ids, np.sort(np.concatenate([ends, ends + 1]))):

@@ -1,6 +1,6 @@
-"""The verb `curricula eval`: answers of one model to benchmarks under decoders, judged, as a table with intervals.
+"""The verb `curricula eval`: has one model answer benchmarks, judges the answers, and prints rates with intervals.
 
-`rejudge.py` shares the options of the judge and the tables.
+`rejudge.py` shares the options of the judge and the question before money is spent.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="a YAML file with what a study has under `evaluation`: tasks, own benchmarks, judges, decoders, capability, GCG, "
-        "probes; in place of the options that choose benchmarks and decoders",
+        "probes; replaces the options that choose benchmarks and decoders",
     )
     add_names(parser, "--benchmark", "B", f"names (default: {','.join(EvalConfig().benchmarks)})")
     add_names(parser, "--decoder", "D", f"names (default: {','.join(OWN)})")
@@ -74,7 +74,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="where the rows of a model named in attacks.suffixes_of are; its GCG suffixes are tried on this model",
+        help="the rows of a model named in attacks.suffixes_of, whose GCG suffixes are tried on this model",
     )
     parser.add_argument("--data", type=Path, help="folder of benchmark files (default: CURRICULA_DATA, else the hub)")
     accepted = "benchmarks whose prompts may differ from the published set, which is an error otherwise"
@@ -88,7 +88,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--out", type=Path, help="the folder of the rows, which the same command resumes from (default: evaluations/MODEL PATH)"
+        "--out", type=Path, help="the folder of the rows; the same command resumes from it (default: evaluations/MODEL PATH)"
     )
     add_json_flag(parser)
     add_judge_options(parser, required=False)
@@ -110,7 +110,7 @@ def evaluate(args: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     check_judges = _check(args, config, tasks, data, world)
     if not stamp_path(out).exists():
-        check_judges()  # nothing has been judged here: a model need not be loaded to see that something is missing
+        check_judges()  # nothing has been judged here yet, so judges are needed: check them before a model is loaded
     with exclusive_lock(out / "lock"), Bars(console) as bars:
         quiet_libraries()
         _generate(args, config, tasks, data, out, bars, check_judges)
@@ -144,7 +144,7 @@ def _folder_of_rows(text: str) -> tuple[str, Path]:
 
 
 def _config(args: argparse.Namespace) -> EvalConfig:
-    """What `--config` or the options in its place say, with the judge, precision and accepted sets that options name."""
+    """The evaluation that `--config` or the options describe, with the judge, precision and accepted sets of the options."""
     if not args.model:
         raise UsageError("--model: name the model to evaluate, such as runs/demo/models/full-20/instruct")
     if args.judge is None and (args.judge_model or args.judge_url or args.judge_template or args.judge_set):
@@ -164,12 +164,10 @@ def _config(args: argparse.Namespace) -> EvalConfig:
     found = dict(args.suffixes).keys()
     if unknown := sorted(found - {*config.attacks.suffixes_of}):
         raise UsageError(
-            f"--suffixes {unknown[0]}: is not named in attacks.suffixes_of of a --config; name it there, or leave it out"
+            f"--suffixes {unknown[0]}: not named in attacks.suffixes_of of a --config; name it there, or leave it out"
         )
     if missing := sorted(asked - found):
-        raise UsageError(
-            f"attacks.suffixes_of names {missing[0]}, and no --suffixes {missing[0]}=FOLDER says where its rows are"
-        )
+        raise UsageError(f"attacks.suffixes_of names {missing[0]}; say where its rows are with --suffixes {missing[0]}=FOLDER")
     return config
 
 
@@ -215,9 +213,9 @@ def _given_in_file(args: argparse.Namespace) -> Any:
 def _check(
     args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, world: Path | None
 ) -> Callable[[], None]:
-    """Refuse now what would fail after hours: benchmarks and the judges.
+    """Check the benchmarks and judges now, since they would fail only after hours.
 
-    Returns what looks for the judges' models or servers, once, to be called before the first missing answer or verdict:
+    Returns a function that looks for the judges' models or servers, once. Call it before the first missing answer or verdict:
     finished ones are shown without a key or network.
     """
     from curricula.eval.capability.harness import local_task
@@ -233,7 +231,7 @@ def _check(
             local_task(task.benchmark, config.capability, prompts or None)
         if task.task.kind == "probes" and config.probes:
             check_texts(data, config.probes)
-    for name in sorted(set(config.benchmarks_of(tasks)) - {task.benchmark for task in tasks}):  # of an ablation's direction
+    for name in sorted(set(config.benchmarks_of(tasks)) - {task.benchmark for task in tasks}):  # of the refusal direction
         load_prompts(name, data, own=config.prompts, accept_changed=config.accept_changed)
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
     for kind in kinds:
@@ -286,7 +284,7 @@ def _generate(
 
 
 def _after(check: Callable[[], None], report: Progress) -> Progress:
-    """`report`, with a check before anything that is missing is made."""
+    """`report`, with a call of `check` before it as long as something is missing."""
 
     def progress(done: int, total: int, **figures: Any) -> None:
         if done < total:
@@ -297,7 +295,7 @@ def _after(check: Callable[[], None], report: Progress) -> Progress:
 
 
 def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
-    """Whatever the folder holds is of one model, benchmarks and decoders that this command leaves out too."""
+    """Raise UsageError if the folder holds rows of another model, also for benchmarks and decoders not asked for now."""
     now = (loaded.kind, loaded.content_hash, loaded.precision)
     for task in (*judged_tasks(), TASKS["capability"]):
         for path in row_files(out, task):
@@ -311,7 +309,7 @@ def _refuse_another_model(out: Path, loaded: LoadedModel) -> None:
 
 
 def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict[str, list[Any]]:
-    """What each task measured on what this command names, and the worst case over attacks."""
+    """The metrics of the rows that this command asks for, by kind, and the worst case over attacks."""
     from curricula.eval.analysis import ArmInfo, StudyRows
     from curricula.eval.analysis.capability import capability_metrics
     from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics, row_id
@@ -346,7 +344,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
 
 
 def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
-    group = parser.add_argument_group("the judge", "The key of a server is read from OPENAI_API_KEY alone.")
+    group = parser.add_argument_group("the judge", "The key of a server is read from OPENAI_API_KEY only.")
     group.add_argument(
         "--judge",
         required=required,
@@ -361,11 +359,11 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting, such as requests_per_minute=600, batch_api=true or price_in=0.15; can be repeated",
+        help="any setting of the judge, such as requests_per_minute=600, batch_api=true or price_in=0.15; can be repeated",
     )
     group.add_argument("--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict")
     group.add_argument(
-        "--max-cost", type=at_least(0.0), default=5.0, metavar="DOLLARS", help="ask above this (default: %(default)g)"
+        "--max-cost", type=at_least(0.0), default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
     )
     group.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 
@@ -389,8 +387,10 @@ def judge_from(args: argparse.Namespace) -> JudgeConfig:
 def before_asking(
     args: argparse.Namespace, judge_runs: Collection[JudgeRun], check_judges: Callable[[], None], console: Console
 ) -> None:
-    """Look for the judges if a question is left, print what servers will be asked, and ask before more than --max-cost is
-    spent; raises UsageError on a no."""
+    """If questions are left, look for the judges, print what servers will be asked, and ask before exceeding --max-cost.
+
+    Raises UsageError if the answer is no or nobody can answer.
+    """
     if any(judge_run.left for judge_run in judge_runs):
         check_judges()
     estimates = [judge_run.judge.estimate(judge_run.left) for judge_run in judge_runs]

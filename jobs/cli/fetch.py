@@ -32,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = add_verb(
         verbs,
         "fetch",
-        "bring public datasets from the Hugging Face hub to a data folder",
+        "download public datasets from the Hugging Face hub to a data folder",
         "curricula data fetch --list",
         "curricula data fetch safeweb gsm8k advbench --out /scratch/data",
         "curricula data fetch --study jobs/studies/paper.yaml \\\n      --part $SLURM_ARRAY_TASK_ID/16",
@@ -56,7 +56,7 @@ def fetch_data(args: argparse.Namespace) -> int:
     root: Path = args.out or Path(os.environ.get("CURRICULA_DATA") or "data")
     if args.list:
         if args.names or args.study:
-            raise UsageError("--list shows everything; give it without names and --study")
+            raise UsageError("--list shows everything; give it without names or --study")
         return _show(root, args.json)
     if args.rows and args.part:
         raise UsageError(f"--rows {args.rows}: leave out --part: the first rows are in one file")
@@ -102,7 +102,7 @@ _OWN = "own files"
 
 
 def _state(download: Download) -> str:
-    """What the data folder holds of a download; empty for nothing."""
+    """What the data folder holds of a download; "" for nothing."""
     if download.finished.exists():
         limit = read_record(download.finished)["limit"]
         return "fetched" if limit is None else f"first {limit:,} rows"

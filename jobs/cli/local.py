@@ -1,4 +1,4 @@
-"""A study, or a part of it, on this machine: run while a person watches.
+"""Runs a study, or a part of it, on this machine while a person watches.
 
 On a terminal a live table shows what runs; elsewhere each finished element gets a line.
 """
@@ -37,13 +37,13 @@ from curricula.jobs.study import Study
 from curricula.terminal import clock, one_line, plural, say
 
 FULL_BYTES = 1 << 16
-"""With less free space than this an element cannot write why it failed."""
+"""Free disk space below which an element may be unable to write why it failed."""
 BAR = 24
-"""Characters of a bar."""
+"""Width of a bar in characters."""
 NAMED = 8
-"""How many of the elements that failed are named."""
+"""Failed elements that the error names, at most."""
 TRUSTED_S = 60.0
-"""How long the estimate of the time left goes by the plan's figures rather than by what was seen."""
+"""Weight of the plan's pace in the estimate of the time left: it counts as much as this many seconds of the measured pace."""
 
 
 def run_root(study: Study, given: Path | None) -> Path:
@@ -51,9 +51,9 @@ def run_root(study: Study, given: Path | None) -> Path:
 
 
 def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) -> None:
-    """Run the `chosen` elements of a plan, in its order, that are not done yet in the run folder `root`; print the outcome.
+    """Run the `chosen` elements that are not done yet in the run folder `root`, in the plan's order, and print the outcome.
 
-    Without `yes` it asks before work that is meant for GPUs; raises UserError if the answer is no or nobody can answer.
+    Unless `yes`, ask before work that is meant for GPUs. Raises UserError if the answer is no or nobody can answer.
     """
     console = Console(highlight=False, markup=False)
     if (root / "study.yaml").exists():
@@ -61,7 +61,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     done_before = done_elements(Run(root), plan) if root.exists() else set()
     check_needs(plan, chosen, done_before, ())
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # save and stop as on Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM saves and stops as Ctrl-C does
     if open_keys := set(chosen) - done_before:
         minutes = minutes_here(plan, open_keys)
         what = f"{root}: {plural(len(open_keys), 'element')} to run, {about(minutes)} on this machine"
@@ -85,7 +85,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
 
 
 def run_elements(root: Path, plan: Plan, console: Console, chosen: Sequence[Key], workers: int | None = None) -> Run:
-    """Run the `chosen` elements, in the plan's order, that are not done yet; raises UserError when some failed."""
+    """Run the `chosen` elements that are not done yet, in the plan's order. Raises UserError if some failed."""
     with Run.locked(root):
         run = Run.create(root, plan.study)
         done = done_elements(run, plan)
@@ -104,7 +104,7 @@ def run_elements(root: Path, plan: Plan, console: Console, chosen: Sequence[Key]
 
 
 class Display:
-    """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, of which `done` need not run; `live` shows it."""
+    """A `curricula.jobs.local.Watcher` that counts the `chosen` elements, of which `done` need not run. `live` shows it."""
 
     def __init__(self, run: Run, plan: Plan, console: Console, chosen: Sequence[Key], done: Set[Key], workers: int):
         self.run, self.console, self.workers = run, console, workers
@@ -150,7 +150,7 @@ class Display:
         self.console.print(f"A first look, at one training seed: {page.resolve()}", soft_wrap=True)
 
     def _estimate_done(self, readings: Mapping[Key, Reading | None] = MappingProxyType({})) -> float:
-        """Of the counted elements' estimated seconds those that are done, with parts of the running ones."""
+        """The estimated seconds of the elements that are done, plus the finished fraction of those of the running elements."""
         done = sum(seconds for key, seconds in self.estimates.items() if key not in self.open)
         parts = ((key, reading) for key, reading in readings.items() if reading and reading.done <= reading.total > 0)
         return done + sum(self.estimates.get(key, 0.0) * reading.done / reading.total for key, reading in parts)
@@ -159,7 +159,7 @@ class Display:
         readings = {key: read_progress(self.run.element(*key) / "progress.json") for key in self.running or ()}
         elapsed_s = time.monotonic() - self.started
         everything, done = sum(self.estimates.values()) or 1.0, self._estimate_done(readings)
-        # The estimates' own pace, until the elements that have ended tell this machine's.
+        # It begins at the plan's pace and approaches this machine's as elements end.
         expected_s = (done - self.done_before) / self.workers
         pace = (elapsed_s + TRUSTED_S) / (expected_s + TRUSTED_S)
         left = clock((everything - done) / self.workers * pace)

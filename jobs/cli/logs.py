@@ -1,4 +1,4 @@
-"""The verb `curricula logs`: the logs of elements, found and merged, with the first error before all else."""
+"""The verb `curricula logs`: finds and merges the logs of elements, and shows the first error before all else."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LOOK_EVERY_S = 0.5
 FIND_EVERY_S = 5.0
 """How often to look for new files while following."""
 LINES = 20
-"""Lines shown of each log when several elements are asked for."""
+"""Lines shown of each element if there are several, or before following."""
 Logs = Sequence[tuple[str, Sequence[LogFile]]]
-"""The files of each element, by what precedes its lines."""
+"""For each element, the prefix of its lines and its log files."""
 
 
 def show_logs(args: argparse.Namespace) -> int:
@@ -79,7 +79,7 @@ def show_logs(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> Run:
-    """The run that is named; the newest if none is, and then the words name its job and element."""
+    """The run that `args` names. If they name none, it is the newest, and their words are moved to its job and element."""
     if args.run is None:
         return Run.open(newest_run())
     if args.element is None and not (args.run / "study.yaml").exists() and any(Path("runs").glob("*/study.yaml")):
@@ -134,7 +134,7 @@ def _print_error(prefix: str, error: FirstError) -> None:
 
 
 def _print_logs(logs: Logs, pattern: re.Pattern[str] | None, last: int | None, show_rank: bool) -> None:
-    """The lines of one element after those of another; the lines of one element's processes in order of time."""
+    """Print the lines of one element after those of another, and those of an element's processes in order of time."""
     for prefix, files in logs:
         lines = (
             _shown(prefix, file.rank if show_rank else None, line.text)

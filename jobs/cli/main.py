@@ -18,7 +18,7 @@ STUDY = "jobs/studies/demo.yaml"
 PAPER = "jobs/studies/paper.yaml"
 PROFILE = "env/profiles/h100-4x8.yaml"
 WITH_OWN_PARSERS = ("data", "eval")
-"""Verbs whose options import much, and are added only where the arguments name them."""
+"""Verbs whose options import large modules. The parser gets these options only if the arguments name the verb."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,12 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _exit_code(arguments: list[str]) -> int:
     try:
         code = _carried_out(arguments)
-        sys.stdout.flush()  # while an error can still be told
+        sys.stdout.flush()  # here, where an error can still be reported
         return code
     except UserError as error:
         print(folded(f"curricula: {printable(str(error))}", sys.__stderr__), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except OSError as error:  # one that no verb foresaw; name at least its file
+    except OSError as error:  # one that no verb expected; name at least its file
         place = f"{printable(str(error.filename))}: " if error.filename else ""
         print(f"curricula: {place}{error.strerror or error}; use another path, or correct this one", file=sys.stderr)
         return 1
@@ -60,7 +60,7 @@ def _carried_out(arguments: list[str]) -> int:
 
 
 def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser for `arguments`, with the options of those verbs of `WITH_OWN_PARSERS` that are among them."""
+    """The parser for `arguments`. Of the verbs in `WITH_OWN_PARSERS`, only those among `arguments` get their options."""
     parser = Parser(
         prog="curricula",
         description="When should safety enter pretraining?\nPlan, run and evaluate the study, end to end.",
@@ -141,7 +141,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
     _add_study(submit)
     submit.add_argument("--cluster", choices=["local", "slurm"], default="local", help="local (here, the default) or slurm")
     submit.add_argument("--run", type=Path, help="the run folder (default: runs/NAME, or the profile's)")
-    submit.add_argument("--yes", action="store_true", help="do not ask, however many hours it takes")
+    submit.add_argument("--yes", action="store_true", help="do not ask, however many hours the work takes")
     add_selection(submit, default="all that are not done")
     slurm = submit.add_argument_group("on a Slurm cluster")
     slurm.add_argument("--profile", metavar="P", type=Path, help=f"the site's profile, such as {PROFILE}")
@@ -167,7 +167,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting in place of the file's, such as pretraining.optimizer.lr=3e-4 or 'seeds=[1, 2]'; may be repeated",
+        help="override a setting of the file, such as pretraining.optimizer.lr=3e-4 or 'seeds=[1, 2]'; can be repeated",
     )
 
 
@@ -189,7 +189,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     shown.add_argument("--watch", action="store_true", help="refresh until everything is done or you press Ctrl-C")
     shown.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
     seconds = at_least(0.1, 86400)
-    status.add_argument("--interval", type=seconds, metavar="S", help="seconds between looks (default: 2; 15 with Slurm)")
+    status.add_argument("--interval", type=seconds, metavar="S", help="seconds between refreshes (default: 2; 15 with Slurm)")
 
     logs = add_verb(
         verbs,
@@ -206,12 +206,12 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     logs.add_argument("run", type=Path, metavar="RUN", nargs="?", help="a run folder (default: the newest in runs/)")
     logs.add_argument("job", metavar="JOB", nargs="?", help="a job, as `curricula status` names it")
-    logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element of it; by default all")
+    logs.add_argument("element", metavar="ELEMENT", nargs="?", help="one element of the job (default: all)")
     add_selection(logs, default="those that failed or are running")
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
     logs.add_argument(
-        "-n", "--lines", type=at_least(1), metavar="N", help="only the last N (default: all, or 20 of each of several)"
+        "-n", "--lines", type=at_least(1), metavar="N", help="only the last N of each element (default: all; for several, 20)"
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
@@ -227,7 +227,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     retry.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     add_selection(retry, default="all that ended without success or are stale")
-    retry.add_argument("--profile", type=Path, metavar="P", help="another cluster profile than that of the submission")
+    retry.add_argument("--profile", type=Path, metavar="P", help="a cluster profile to use instead of the submission's")
     retry.add_argument("--dry-run", action="store_true", help="only print what would run")
 
     cancel = add_verb(
@@ -270,7 +270,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         call=Verb("data", "world"),
     )
     world.add_argument("out", type=Path, metavar="OUT", help="a folder; CURRICULA_DATA can then name it")
-    world.add_argument("--seed", type=int, default=0, help="another seed, another world (default: %(default)s)")
+    world.add_argument("--seed", type=int, default=0, help="random seed; each gives another world (default: %(default)s)")
 
     add_fetch(verbs)
     add_synthesize(verbs)
@@ -285,7 +285,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML), or one of the suite's by name")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     tokenize.add_argument(
-        "--source", action="append", help="only this source; can be repeated (the others' datasets must be there)"
+        "--source", action="append", help="only this source; can be repeated (the other sources' datasets must still exist)"
     )
     tokenize.add_argument("--workers", type=at_least(1), help="shards at a time (default: the study's resources.workers)")
 
@@ -296,8 +296,8 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         f"curricula data check {STUDY}",
         f"curricula data check {STUDY} --run runs/demo",
         call=Verb("data", "check"),
-        details="With --run the training text is that of the run's shards, if it has them, and the result goes to "
-        "contamination.csv in the run folder, from which the report shows it beside each benchmark.",
+        details="With --run, the training text is that of the run's shards, if it has them. The result goes to "
+        "contamination.csv in the run folder, and the report shows it beside each benchmark.",
     )
     check.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML), or one of the suite's by name")
     check.add_argument("--run", type=Path, help="read the data of this run folder")

@@ -1,4 +1,4 @@
-"""Shared by the verbs: how one is described to the parser and imported when it is called, flags, and a question to the user."""
+"""What the verbs share: adding a verb to the parser, importing it when it is called, common options, and asking the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from curricula.errors import UsageError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Has the verb itself report options that it does not know, in place of `curricula`, and takes no empty path."""
+    """A parser whose verbs report unknown options themselves (argparse leaves that to `curricula`), and that refuses empty
+    paths."""
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
@@ -25,8 +26,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in args or ():
-            if word.startswith("-") and word.endswith("=--"):  # for which argparse makes an empty list before Python 3.13
-                self.error(f"argument {word[:-3]}: '--' is no value")
+            if word.startswith("-") and word.endswith("=--"):  # argparse takes it for an empty list before Python 3.13
+                self.error(f"argument {word[:-3]}: '--' is not a value")
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path(text: str) -> Path:
-    """An argument of type `Path`. None may be empty, as an unset variable of a script is: it would mean the current folder."""
+    """The type of a path. An empty one, such as a script's unset variable, is refused: it would mean the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a file or folder, or leave it out")
     return Path(text)
@@ -49,12 +50,13 @@ def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text}: give {least:g} {'or more' if most == math.inf else f'to {most:g}'}")
         return value
 
-    number.__name__ = type(least).__name__  # which argparse names where the text is no such number
+    number.__name__ = type(least).__name__  # argparse shows it if the text is not such a number
     return number
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """The type of an option that takes names separated by commas. None may be empty, as an unset variable of a script is."""
+    """The type of an option that takes names separated by commas. An empty one, such as a script's unset variable, is
+    refused."""
     found = [name.strip() for name in text.split(",")]
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} holds an empty name; separate names by one comma, or leave the option out")
@@ -67,12 +69,12 @@ class _AddNames(argparse.Action):
 
 
 def add_names(parser: argparse._ActionsContainer, option: str, letter: str, help: str, **more: Any) -> None:
-    """An option that takes names; given several times it takes them all, each once."""
+    """Add an option that takes names. Given several times, it collects all of them, each once."""
     parser.add_argument(option, metavar=f"{letter},...", type=_names, action=_AddNames, default=(), help=help, **more)
 
 
 def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None:
-    """The flags that `jobs.selection.Selection` reads."""
+    """Add the flags that `jobs.selection.Selection` reads."""
     group = parser.add_argument_group(f"which elements (default: {default})")
     stages = (
         "only these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
@@ -107,7 +109,7 @@ def add_verb(
     details: str = "",
     usage: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser for the verb. Its help is the summary as a sentence, the details and the examples."""
+    """Add a parser for the verb. Its help is the summary as a sentence, the details and the examples."""
     sentence = summary[0].upper() + summary[1:] + "."
     parser = verbs.add_parser(
         name,
@@ -127,7 +129,7 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def completion(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script with which `shell` completes the parser's verbs and options, and files where a path is meant."""
+    """A script that makes `shell` complete the parser's verbs and options, and file names for arguments that are paths."""
     import shtab
 
     parsers = [parser]
@@ -141,7 +143,10 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def confirm_spending(dollars: float, limit: float, yes: bool, mend: str) -> None:
-    """Ask before more than `limit` dollars are spent; raises UsageError if the answer is no or nobody can answer."""
+    """Ask before more than `limit` dollars are spent. Raises UsageError if the answer is no or nobody can answer.
+
+    `mend` names the options that reduce the cost.
+    """
     if yes or dollars <= limit:
         return
     cost, most = f"about ${dollars:,.2f}", f"more than --max-cost {limit:g}"
@@ -150,7 +155,7 @@ def confirm_spending(dollars: float, limit: float, yes: bool, mend: str) -> None
 
 
 def confirm(question: str, unattended: UserError, refused: UserError) -> None:
-    """Ask the user; raises `refused` unless the answer is yes, and `unattended` if standard input is not a terminal."""
+    """Ask the user. Raises `refused` unless the answer is yes, and `unattended` if standard input is not a terminal."""
     if not sys.stdin.isatty():
         raise unattended
     try:

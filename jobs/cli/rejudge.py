@@ -1,4 +1,4 @@
-"""The verb `curricula eval rejudge`: stored answers under another judge, their agreement, and corrected rates."""
+"""The verb `curricula eval rejudge`: judges stored answers with another judge, and shows both judges' rates and agreement."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "curricula eval rejudge runs/demo --judge harmbench \\\n      --judge-url http://node7:8000/v1",
         "curricula eval rejudge evaluations/instruct --judge llm \\\n      --judge-model gpt-6-luna --judge-url https://api.openai.com/v1",
         call=rejudge,
-        details="Answers are neither generated anew nor rewritten; verdicts are added beside them, and this judge is not asked "
-        "twice. Prints how the two judges agree (Cohen's kappa) and, where the judge's errors are known, a corrected rate "
+        details="Answers are neither generated again nor rewritten; verdicts are added beside them, and no question is asked "
+        "twice. Prints how the two judges agree (Cohen's kappa) and, if the judge's errors are known, a corrected rate "
         "(Rogan and Gladen).",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or the OUT of `curricula eval`")
     parser.add_argument("--by-model", action="store_true", help="a row for each model instead of one for all")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="people's labels to correct by (columns key, label: harmful, safe)"
+        "--labels", type=Path, metavar="FILE", help="people's labels, for the correction (columns key, label: harmful or safe)"
     )
     parser.add_argument("--world", type=Path, help="the fictional world's folder (default: FOLDER/world)")
     add_json_flag(parser)
@@ -72,13 +72,13 @@ def rejudge(args: argparse.Namespace) -> int:
     else:
         _print(found, Console(highlight=False))
     if work.left_alone:
-        said = f"{work.left_alone:,} answers were left alone: judge {settings.name} cannot judge answers of their kind."
+        said = f"{work.left_alone:,} answers were not judged: judge {settings.name} cannot judge answers of their kind."
         print(said, file=sys.stderr if args.json else sys.stdout)
     return 0
 
 
 def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
-    """The judge as a judge of attacks and of over-refusal; None for what it cannot judge."""
+    """The judge of attacks and the judge of over-refusal, by kind; None for a kind that these settings cannot judge."""
     from curricula.eval.judges.registry import load_judge
 
     world = args.world or next(

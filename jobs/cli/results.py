@@ -46,9 +46,10 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _out(run: Run, taken: Collection[Path]) -> Path:
+    """The run's own report folder or, for another user's run, a folder of reports/ that is not in `taken`."""
     try:
         require_ours(run.root)
-    except UserError:  # a colleague's: write nothing there
+    except UserError:  # another user's run: write nothing there
         name = run.root.resolve().name
         names = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 2)))
         return next(out for one in names if (out := Path("reports") / one) not in taken)
@@ -56,7 +57,7 @@ def _out(run: Run, taken: Collection[Path]) -> Path:
 
 
 def _serve(run: Run, port: int) -> int:
-    """Show the page of a run, in a folder of its own: the run's own report is left alone."""
+    """Serve the page of a run from a temporary folder; the run's own report stays as it is."""
     from curricula.eval.report.web.serve import LivePage
     from curricula.jobs.monitor.state import run_status
 

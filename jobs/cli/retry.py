@@ -1,5 +1,8 @@
-"""The verbs `retry` (run again what failed, was cancelled, was lost or is stale, and what needs it, nothing else) and `cancel`
-(take a run, or exactly the selected part of it, out of Slurm's queue)."""
+"""The verbs `retry` and `cancel`.
+
+`retry` runs again what failed, was cancelled, was lost or is stale, and what needs that; nothing else. `cancel` removes a run,
+or exactly the selected part of it, from Slurm's queue.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +34,17 @@ def retry(args: argparse.Namespace) -> int:
     chosen = set(select(plan, selection))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     on_slurm = run.submissions.exists()
-    if args.profile and not on_slurm:  # it would go on here, whatever that profile says
+    if args.profile and not on_slurm:  # the run would continue on this machine, and the profile be ignored
         raise UsageError(
             f"--profile {args.profile}: {run.root} was never submitted to Slurm; leave it out, or give `curricula submit` "
             f"--cluster slurm --profile {args.profile} --run {run.root}"
         )
     if on_slurm and not args.dry_run:
-        with Run.locked(run.root):  # from the decision on: another command could change what it rests on
+        with Run.locked(run.root):  # from the decision on, since other commands could change what it is based on
             again = _submit(run, chosen, args.profile, console)
     else:
         again = _decide(run, plan, chosen, console)
-        if again and not (on_slurm or selection):  # on this machine a run goes on as a whole
+        if again and not (on_slurm or selection):  # on this machine, a run continues as a whole
             done = done_elements(run, plan)
             again = [key for key in plan.needs if key not in done]
     if not again:
@@ -57,9 +60,9 @@ def retry(args: argparse.Namespace) -> int:
 
 
 def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> list[Key]:
-    """What is to run again; says what runs on the old results. Raises UserError where the state of the run is not known."""
+    """What to run again; prints which elements are running on old results. Raises UserError if the run's state is unknown."""
     status = run_status(run, plan)
-    if status.problem:  # what waits or runs would look as if it had failed
+    if status.problem:  # elements that wait or run would look as if they had failed
         raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; try again later")
     again = to_run_again(plan, status.elements, chosen)
     for job, label in overtaken(plan, status.elements, again):
@@ -68,7 +71,7 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> 
 
 
 def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> list[Key]:
-    """Submit what is to run again, and cancel what waited for it; returns what `_decide` does."""
+    """Submit what to run again, and cancel the queued tasks that this replaces; returns the resubmitted elements."""
     from curricula.jobs.slurm.submit import Standing, standing, submit_plan
 
     used = load_profile(profile) if profile else with_secrets(kept_profile(run.profile), run.profile)
@@ -86,13 +89,13 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
 
     try:
         made = submit()
-    except QueueFull:  # what is to be replaced may be what fills it
+    except QueueFull:  # the tasks to be replaced may be what fills it
         if not replaced or len(submissions(run)) > before:
             raise
         cancel_waiting(run, replaced, console.print)
         made = submit()
     finally:
-        if len(submissions(run)) > before:  # else everything keeps its place in the queue
+        if len(submissions(run)) > before:  # otherwise everything keeps its place in the queue
             cancel_waiting(run, replaced, console.print)
     count = len({key for one in made for key in one.keys})  # some arrays may continue others
     console.print(f"{plural(count, 'element')} in {plural(len(made), 'array')}. Watch them with `curricula status {run.root}`.")
@@ -100,11 +103,11 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
 
 
 def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key]) -> list[Key]:
-    """In the plan's order, those of the `chosen` elements that ended badly or are stale, and all that need them.
+    """The `chosen` elements that ended badly or are stale, and all elements that need them, in the plan's order.
 
-    Running elements are left alone; those among them that need what runs again will be stale (`overtaken`), and so will done
-    ones, unless they ran in spite of the failure, as a report does: these run again at once. Of a run on Slurm, what was never
-    submitted nor begun stays so.
+    Left out are running elements (those that need what runs again become stale: `overtaken`) and done elements, which become
+    stale likewise. But done elements that had run in spite of the failure, as a report does, run again at once. On Slurm,
+    elements that were neither submitted nor begun are left out too.
     """
     on_slurm = any(item.task for item in elements)
     outside = {(item.job, item.label) for item in elements if on_slurm and not item.task and item.state == "waiting"}
@@ -122,7 +125,7 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
 
 
 def overtaken(plan: Plan, elements: Sequence[ElementStatus], again: Collection[Key]) -> list[Key]:
-    """The running elements that need one of `again`: they read what is there now, and will be stale when they are done."""
+    """The running elements that need one of `again`. They read the old results and will be stale when they are done."""
     running = [(element.job, element.label) for element in elements if element.state == "running"]
     return [key for key in running if any(need in again for need, _ in plan.needs[key])]
 
@@ -133,13 +136,13 @@ def cancel(args: argparse.Namespace) -> int:
     if not run.slurm.exists():
         raise UserError(f"{run.root}: none of it was submitted to Slurm; end a run on this machine with Ctrl-C")
     on_cluster(kept_cluster(run.profile))
-    with Run.locked(run.root):  # else a `submit` that is at work would go on with what needs the cancelled
+    with Run.locked(run.root):  # otherwise a `submit` at work could go on to submit what needs the cancelled elements
         live = _live(run, chosen)
     if live and not args.yes:
         question = f"Cancel {_told(live)} of {run.root}?"
         unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
         confirm(question, unattended, UserError("nothing was cancelled"))
-    with Run.locked(run.root):  # which nobody holds while the user thinks
+    with Run.locked(run.root):  # again: nothing is locked while the user is asked
         still = {task: state for task, state in _live(run, chosen).items() if task in live}
         scancel(still)
     if still:

@@ -33,18 +33,19 @@ from curricula.terminal import age, clock, count, json_text, one_line, plural
 
 LOOK_EVERY_S = 2.0
 ASK_SLURM_EVERY_S = 15.0
-"""Administrators watch who calls squeue often."""
+"""Interval on Slurm, where administrators notice users who call squeue often."""
 COUNTED: tuple[State, ...] = ("running", "pending", *TO_REPEAT)
-"""States counted beside what is done."""
+"""States that are counted beside the number of done elements."""
 WITH_ROWS: tuple[State, ...] = ("running", *TO_REPEAT)
 """States of the elements that get rows of their own."""
 ROWS_EACH, MANY_ROWS = 8, 200
-"""How many elements of one job and state get a row, and after how many rows none do; the others are counted."""
+"""Elements of one job and state that get a row, at most, and the number of rows after which none do; the others are counted."""
 NOTES_SHOWN = 10
-"""Of each kind: errors, failures that were restarted, and ranks that hold others up."""
+"""Notes shown of each kind, at most: errors, failures that were restarted, and ranks that hold others up."""
 LABEL_WIDTH, STATE_WIDTH = 26, 22
-"""Longer states take a second line, and so do longer labels for which there is no room. A name within a label is not broken."""
+"""Widths in characters. Longer states wrap; longer labels wrap if there is no room, but never within a name."""
 GAP = 2
+"""Spaces between columns."""
 LATE_S = 300.0
 """A heartbeat older than this is coloured: its element may hang."""
 STYLES: dict[State, str] = {
@@ -140,7 +141,7 @@ DROPPED_FIRST = ("tokens", "nodes", "requeued", "tok/s", "MFU", "beat", "loss")
 
 
 def status_view(run: Run, status: RunStatus, console: Console, compact: bool = False) -> RenderableType:
-    """The whole status. `compact` gives finished, pending and waiting jobs one row for each state."""
+    """The whole status. If `compact`, jobs that are entirely done, pending or waiting share one row for each state."""
     parts: list[RenderableType] = [_headline(run, status)]
     if status.problem:
         parts.append(Text(one_line(status.problem), "yellow"))
@@ -210,7 +211,7 @@ def element_table(rows: list[Row], console: Console) -> Table:
         if label_width <= room:
             label_width = min(longest, room)
             break
-    else:  # states take more lines
+    else:  # no column is left to drop: states wrap
         words = (word for row in rows for word in row.state.plain.split())
         state_width = max(state_width - (label_width - room), *map(cell_len, words))
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
@@ -224,7 +225,7 @@ def element_table(rows: list[Row], console: Console) -> Table:
 
 
 def _folded(label: Text, width: int) -> Text:
-    """A label that is too wide on several lines, each of whole names: `arm/task/` and below it `benchmark`."""
+    """A label, broken into lines of whole names if it is too wide: `arm/task/` and below it `benchmark`."""
     lines = [""]
     for name in re.split(r"(?<=/)", label.plain):
         if lines[-1] and cell_len(lines[-1] + name) > width:
@@ -263,7 +264,7 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         if len(said) > NOTES_SHOWN:
             notes.append(Text(f"and {len(said) - NOTES_SHOWN} more; --json shows all", "dim"))
     if first := next((element for element in status.elements if element.state in ENDED_BADLY), None):
-        again = "" if status.problem else f"; `curricula retry {run.root}` runs it again"  # it would refuse
+        again = "" if status.problem else f"; `curricula retry {run.root}` runs it again"  # with a problem, retry refuses
         notes.append(Text(f"see `curricula logs {run.root} {first.job}`{again}", "dim"))
     elif not status.problem and any(element.state == "stale" for element in status.elements):
         notes.append(Text(f"`curricula retry {run.root}` runs again what is stale", "dim"))

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from curricula.jobs.slurm.submit import Standing
 
 AFTER = {"afterok": "{}", "aftercorr": "{}, each after its own", "afterany": "the end of {}"}
-"""What a job waits for, in words that fit any machine."""
+"""How a job's dependencies are worded, without Slurm's terms: studies also run on this machine."""
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -68,7 +68,7 @@ def demo(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace) -> int:
     study = read_study(args.study, args.set)
     planned, run = plan_study(study), Run(run_root(study, args.run))
-    if args.run and not run.root.is_dir():  # its sizes would silently not be taken
+    if args.run and not run.root.is_dir():  # its sizes would be missing without a word
         raise UsageError(f"{run.root}: no such run folder; name the one to take sizes from, or leave --run out")
     value = describe(planned, run.shards)
     if args.power:
@@ -112,20 +112,20 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
     from curricula.jobs.slurm.submit import submit_plan
 
     require_slurm()
-    if not (root / "study.yaml").exists():  # ask before anything is made
+    if not (root / "study.yaml").exists():  # ask before anything is written
         _confirm(plan, chosen, profile, yes)
-    elif not yes and _gpu_hours(plan, chosen) > profile.gpu_hours_limit:  # what is left may be less
-        with Run.locked(root):  # which nobody holds while the user thinks
+    elif not yes and _gpu_hours(plan, chosen) > profile.gpu_hours_limit:  # what is left to do may stay below the limit
+        with Run.locked(root):  # released before the user is asked
             still = _standing(Run.open(root), plan, profile, console).open(chosen)
         _confirm(plan, still, profile, yes)
     with Run.locked(root):
         run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
         now = _standing(run, plan, profile, console)
         before = len(submissions(run))
-        if plan.study != run.study:  # nobody has refused that
+        if plan.study != run.study:  # a change that `_standing` accepts
             console.print(f"{root}: its study has changed; elements that start from now on read the new one.")
         run = Run.create(root, plan.study)
-        now.done.intersection_update(done_elements(run, plan))  # a move to another data folder undoes some
+        now.done.intersection_update(done_elements(run, plan))  # with another data folder, fewer may count as done
         still = now.open(chosen)
         if not still:
             queued = sum(key in now.live for key in chosen)
@@ -136,17 +136,17 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
         try:
             submit_plan(run, plan, still, profile, now, console.print)
         except DependencyLost:
-            console.print("Slurm has forgotten jobs of this run; what is missing is submitted again.")
+            console.print("Slurm has forgotten jobs of this run; submitting again what is missing.")
             now = _standing(run, plan, profile, console)
             submit_plan(run, plan, now.open(chosen), profile, now, console.print)
         made = submissions(run)[before:]
-    elements = len({key for one in made for key in one.keys})  # some arrays may continue others
+    elements = len({key for one in made for key in one.keys})  # each once: some arrays may continue others
     arrays = plural(len(made), "array")
     console.print(f"{plural(elements, 'element')} in {arrays}. Watch them with `curricula status {root}` or `squeue --me`.")
 
 
 def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Standing:
-    """What of the run is done and live; raises UserError where it cannot go on, or not yet, as one of the plan's study."""
+    """The run's done and live elements. Raises UserError if the run cannot continue, or not yet, with the plan's study."""
     from curricula.jobs.slurm.submit import standing
 
     run.check(plan.study)
@@ -156,9 +156,9 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
 
 
 def _refuse_conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> None:
-    """Raise UserError where what is `live` does not bear the plan's study."""
+    """Raise UserError if `live` elements conflict with a change of the study."""
     for one in _conflicts(run, plan, live) if live and plan.study != run.study else ():
-        raise UserError(f"{run.root}: {one}; submit it when that has ended, or `curricula cancel` it first")
+        raise UserError(f"{run.root}: {one}; submit again when that has ended, or `curricula cancel` it first")
 
 
 def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> Iterator[str]:
@@ -166,15 +166,18 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
     for key in sorted(live.keys() & plan.by_key.keys()):
         _, element = plan.by_key[key]
         if element.segment and plan.segments[element.segment].branch in cut:  # two elements would write to its folder
-            yield f"{'/'.join(key)} is queued or running, and new arms would leave it before its end"
-    # An older version might refuse keys that this one writes, and a job that cannot read its study ends for good.
+            yield f"{'/'.join(key)} is queued or running, and new arms would branch off before its end"
+    # An older version might refuse keys that this one writes, and a job that cannot read its study fails for good.
     code = f"/code/{planned_snapshot(run.root).folder.name}"
     for job_id in sorted({task.job_id for tasks in live.values() for task in tasks}, key=int):
         kept = run.slurm / f"{job_id}_submission.sh"
         script = kept.read_text(encoding="utf-8") if os.access(kept, os.R_OK) else batch_script(job_id)
         if script and code not in script:
-            yield f"array {job_id} is queued or running with another version of the code, which might not read that study"
-    # Jobs keep the nodes and GPUs that they were submitted with, among which the changed work might not divide.
+            yield (
+                f"array {job_id} is queued or running with another version of the code, which might be unable to read the "
+                "changed study"
+            )
+    # Jobs keep the nodes and GPUs that they were submitted with, and the changed work might not divide among these.
     try:
         old = plan_study(run.study, kept_profile(run.profile))
     except UsageError:  # an earlier version wrote a profile that this one refuses
@@ -183,7 +186,7 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
         requests = (old.by_name[job].request, plan.by_name[job].request)
         had, asked = (f"{plural(one.nodes, 'node')} of {plural(one.gpus_per_node, 'GPU')}" for one in requests)
         if had != asked:
-            yield f"{job} is queued or running, and the changed study or the profile asks for {asked} in place of {had}"
+            yield f"{job} is queued or running, and the changed study or the profile asks for {asked} instead of {had}"
 
 
 def _gpu_hours(plan: Plan, chosen: Collection[Key]) -> float:
@@ -191,7 +194,7 @@ def _gpu_hours(plan: Plan, chosen: Collection[Key]) -> float:
 
 
 def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -> None:
-    """Ask before more GPU-hours than the profile's limit; raises UserError if the answer is no or nobody can answer."""
+    """Ask before exceeding the profile's limit of GPU-hours. Raises UserError if the answer is no or nobody can answer."""
     hours, limit = _gpu_hours(plan, chosen), f"the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}"
     if hours <= profile.gpu_hours_limit or yes:
         return
@@ -202,7 +205,7 @@ def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -
 
 
 def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, console: Console) -> None:
-    """Print every sbatch script, Slurm's answer to it where Slurm is installed, and a table of the arrays; writes nothing."""
+    """Print every sbatch script, Slurm's answer to it if Slurm is installed, and a table of the arrays. Writes nothing."""
     from curricula.jobs.slurm.submit import preview, use_cluster
 
     if explained := ignored_explained(os.environ):
@@ -250,11 +253,11 @@ def render(args: argparse.Namespace) -> int:
     plan = plan_study(study, profile)
     check_batches(plan, plan.needs)
     root = check_root(args.run or profile.run_root(study.name))
-    args.out.mkdir(parents=True, exist_ok=True)  # first: if it cannot be made, no run folder must remain
+    args.out.mkdir(parents=True, exist_ok=True)  # first: if this fails, no run folder must be left behind
     with Run.locked(root):
         run = Run.create(root, study)
         scripts = write_scripts(run, plan, profile, args.out)
-        if not submissions(run):  # else its jobs keep the profile that they were submitted with
+        if not submissions(run):  # otherwise its jobs keep the profile that they were submitted with
             keep_profile(run.profile, profile)
             write_resubmit(run, plan, profile, list(plan.needs))
     print(f"{plural(len(scripts) - 1, 'job array')}. Submit all with {shlex.quote(str(scripts[-1]))}")
@@ -356,8 +359,8 @@ def _stages(value: dict[str, Any], study: Study) -> RenderableType:
 def _print_table(
     console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
 ) -> None:
-    """Print a table whose cells are never broken: where the console is too narrow, columns follow in further tables, the first
-    column in each of them. Columns in `left` are of text, the others of numbers."""
+    """Print a table without breaking its cells. If the console is too narrow, further tables repeat the first column and
+    show the remaining ones. Columns in `left` hold text, the others numbers."""
     sizes = [max(map(cell_len, column)) + 3 for column in zip(headings, *rows)]
     pages = [[0]]
     for number in range(1, len(sizes)):
@@ -375,7 +378,7 @@ def _print_table(
 
 
 def _mixes(study: Study) -> dict[str, Mix]:
-    """The mixes by name, followed by the point's where the points of a sweep have different ones."""
+    """The mixes by name. If the points of a sweep have different mixes of a name, each is called NAME.POINT."""
     found = {}
     for point, variant in study.variants.items():
         for name, mix in variant.curriculum.mixes().items():
@@ -385,7 +388,7 @@ def _mixes(study: Study) -> dict[str, Mix]:
 
 
 def _print_arms(value: dict[str, Any], study: Study, console: Console) -> None:
-    """What the arms read: the mixes, the phases, and how much of each source."""
+    """Print what the arms read: the mixes, the phases, and how much of each source."""
     named, arms = _mixes(study), value["arms"]
     mixes, phases, sources = [], [], []
     for name in study.sources:

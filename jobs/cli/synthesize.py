@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # it imports the openai package, which takes a while
     from curricula.endpoint import Endpoint
 
 PIECE_CHARACTERS = 8000
-"""The longest piece of a document that one request holds, by default."""
+"""Characters of a document in one request, at most and by default."""
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -47,8 +47,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "curricula data synthesize score --dataset fineweb-edu --out /scratch/scored \\\n"
         "      --base-url http://node7:8000/v1 --model Qwen/Qwen2.5-7B-Instruct",
         call=synthesize,
-        details="Any server that speaks OpenAI's API will do. The same command continues after an interruption and asks "
-        "nothing twice. The key is read from OPENAI_API_KEY alone.",
+        details="Works with any server that speaks OpenAI's API. The same command continues after an interruption and asks "
+        "nothing twice. The key is read from OPENAI_API_KEY only.",
     )
     parser.add_argument("kind", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
 
@@ -59,7 +59,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     source.add_argument("--data", type=Path, metavar="ROOT", help="the data folder (default: CURRICULA_DATA)")
     add_names(source, "--scores", "N", "only these scores, such as 4,5")
     source.add_argument(
-        "--limit", type=at_least(1), metavar="N", help="no more than N documents: the first ones, of each part in proportion"
+        "--limit", type=at_least(1), metavar="N", help="at most N documents: the first ones, of each part in proportion"
     )
 
     output = parser.add_argument_group("output")
@@ -85,7 +85,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=at_least(100),
         default=PIECE_CHARACTERS,
         metavar="N",
-        help="characters: score longer documents in pieces; the other kinds use only the first piece (default: %(default)s)",
+        help="score longer documents in pieces of N characters; other kinds use only the first piece (default: %(default)s)",
     )
     server.add_argument("--classifier", metavar="WHERE", help="a second judge of scores: a folder, or a vLLM address")
     server.add_argument("--classifier-model", metavar="NAME", help="its name on that server (default: the published one)")
@@ -128,7 +128,7 @@ def synthesize(args: argparse.Namespace) -> int:
     endpoint, classifier = _servers(args, shard.settings)
     console = Console(stderr=True, highlight=False)
     print_estimate(console, shard, now, all_parts)
-    if now.documents and all_parts.dollars is not None:  # of all parts together: an array's tasks cannot ask
+    if now.documents and all_parts.dollars is not None:  # for all parts together: the tasks of an array cannot ask
         confirm_spending(all_parts.dollars, args.max_cost, args.yes, "--limit or --scores")
     with Bars(console) as bars:
         summary = run_shard(shard, endpoint, classifier, args.retry_dead, bars.line(f"part {shard.number}", _pace))
@@ -146,7 +146,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--classifier-model {args.classifier_model}: needs --classifier with a server's address")
     if args.name is not None and judges:
         raise UsageError(f"--name {args.name}: scores go to score_0 to score_5; leave it out")
-    taken = ("", ".", "..", "log", "score", *(f"score_{score}" for score in SCORES))  # what scores in the same OUT have
+    taken = ("", ".", "..", "log", "score", *(f"score_{score}" for score in SCORES))  # folders of scores in the same OUT
     if args.name is not None and (Path(args.name).name != args.name or args.name in taken):
         raise UsageError(f"--name {args.name!r}: not the name of a folder for rewritten text; give one such as train")
     if args.scores and not args.dataset:
@@ -196,7 +196,7 @@ def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:
 
 
 def _servers(args: argparse.Namespace, settings: SynthesisSettings) -> tuple[Endpoint, Classifier | None]:
-    """What is asked: the model, and the second judge if there is one."""
+    """What is asked: the server of the model, and the second judge if there is one."""
     from curricula.curriculum.synthesis.classifier import LocalClassifier, ServedClassifier
     from curricula.endpoint import Endpoint
 
@@ -226,10 +226,7 @@ def print_estimate(console: Console, shard: SynthesisShard, now: Estimate, all_p
     if shard.settings.parts > 1:
         say(console, f"all {shard.settings.parts} parts: {_described(all_parts)}")
     reply = min(shard.settings.how.expected_tokens, shard.settings.max_tokens)
-    say(
-        console,
-        f"(from the first documents of the part: {CHARACTERS_PER_TOKEN} characters a token in, {reply:,} tokens a reply)",
-    )
+    say(console, f"(from the part's first documents: {CHARACTERS_PER_TOKEN} characters a token in, {reply:,} tokens a reply)")
 
 
 def print_dry_run(shard: SynthesisShard, now: Estimate, all_parts: Estimate, as_json: bool) -> None:

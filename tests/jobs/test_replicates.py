@@ -378,7 +378,7 @@ def test_a_new_start_waits_until_the_trunk_that_it_cuts_is_no_longer_trained(tmp
     grown.write_text(study_yaml(little(curriculum={"starts": [0, 0.2, 0.4, 1]})))
     assert main(["submit", str(grown), "--cluster", "slurm", "--profile", "slurm-lab", "--run", str(run.root), "--yes"]) == 1
     said = capsys.readouterr().err
-    assert "pretrain-trunk-500/trunk is queued or running, and new arms would leave it before its end" in said
+    assert "pretrain-trunk-500/trunk is queued or running, and new arms would branch off before its end" in said
     assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
 
 
@@ -449,10 +449,10 @@ def test_nodes_and_gpus_may_change_once_no_job_is_queued_that_asked_for_others(g
     frozen = (run.root / "study.yaml").read_bytes()
     assert main([*words, "resources.pretraining.gpus_per_node=4"]) == 1
     asked = "pretrain-0 is queued or running, and the changed study or the profile asks for "
-    assert f"{asked}1 node of 4 GPUs in place of 1 node of 1 GPU" in capsys.readouterr().err
+    assert f"{asked}1 node of 4 GPUs instead of 1 node of 1 GPU" in capsys.readouterr().err
     keep_profile(run.profile, Profile(stages=Stages(pretraining=StageOptions(nodes=2))))  # of the queued job
     assert main([*words, "resources.pretraining.hours=7"]) == 1
-    assert f"{asked}1 node of 1 GPU in place of 2 nodes of 1 GPU" in capsys.readouterr().err
+    assert f"{asked}1 node of 1 GPU instead of 2 nodes of 1 GPU" in capsys.readouterr().err
     keep_profile(run.profile, Profile())
     assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
     assert main([*words, "resources.tuning.gpus_per_node=8"]) == 0  # of which none is queued

@@ -193,7 +193,7 @@ def test_an_unknown_option_is_reported_by_its_verb(words, capsys):
     ("words", "said"),
     [
         ("logs runs/demo -n 0", "argument -n/--lines: 0: give 1 or more"),
-        ("status --stage=--", "argument --stage: '--' is no value"),
+        ("status --stage=--", "argument --stage: '--' is not a value"),
         ("status --watch --interval inf", "argument --interval: inf: give 0.1 to 86400"),
         ("status --watch --json", "argument --json: not allowed with argument --watch"),
         ("eval --model m --samples -1", "argument --samples: -1: give 1 or more"),

@@ -63,7 +63,7 @@ def test_attacks_and_probes_make_one_json_with_the_worst_case(root, tmp_path, ca
     other, own = tmp_path / "other", tmp_path / "own"
     assert evaluate(root, other, "gcg.yaml", model="other-model") == 0
     assert evaluate(root, own, "all.yaml") == 2
-    assert "suffixes_of names other, and no --suffixes other=FOLDER says where its rows are" in capsys.readouterr().err
+    assert "suffixes_of names other; say where its rows are with --suffixes other=FOLDER" in capsys.readouterr().err
     suffixes = ("--suffixes", f"other={other}")
     assert evaluate(root, own, "all.yaml", *suffixes, "--json") == 0
     found = json.loads(capsys.readouterr().out)
