@@ -31,8 +31,9 @@ from curricula.eval.analysis.metrics import ALL, without_average
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.caveats import COARSE
+from curricula.eval.report.drawing import SAFE_ONLY_COLOUR, add_legend, curves_of, draw_answers, draw_starts
 from curricula.eval.report.panels import INK, PALETTE, Panel, Series, draw_panels
-from curricula.eval.report.points import SAFE_ONLY_COLOUR, Place, Point, Shown, add_legend, curves_of, draw_answers, draw_starts
+from curricula.eval.report.points import Place, Point, Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
 from curricula.eval.report.wording import (
     DECODERS,

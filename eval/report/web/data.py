@@ -25,9 +25,10 @@ from markupsafe import Markup
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.report import wording
+from curricula.eval.report.drawing import curves_of
 from curricula.eval.report.figures import DifferenceFigure, Figure, figures_of
 from curricula.eval.report.panels import Panel
-from curricula.eval.report.points import COMPLIED, Point, Shown, curves_of
+from curricula.eval.report.points import COMPLIED, Point, Shown
 from curricula.eval.report.tables import as_row
 from curricula.eval.report.wording import (
     CATEGORIES,

@@ -11,9 +11,10 @@ from study_rows import ARMS, probe_rows
 from curricula.eval.analysis.along import CurvePoint
 from curricula.eval.analysis.metrics import StudyMetrics, probe_metrics
 from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.report.drawing import curves_of
 from curricula.eval.report.figures import FIGURES, figures_of, save_figure
 from curricula.eval.report.panels import Panel, Series, draw_panels
-from curricula.eval.report.points import Shown, curves_of
+from curricula.eval.report.points import Shown
 
 (LAYERS,) = (figure for figure in FIGURES if figure.name == "layers")
 
