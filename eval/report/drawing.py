@@ -113,22 +113,22 @@ def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
 
     Returns whether there are any curves.
     """
-    found, drawn = shown.at(place.stage, place.place, place.measure), False
+    all_points, has_curves = shown.at(place.stage, place.place, place.measure), False
     for curve, shift in _shifted(shown):
-        for name in dict.fromkeys(point.benchmark for point in found):
-            points = curve.along(point for point in found if point.benchmark == name)
-            if name:
+        for benchmark in dict.fromkeys(point.benchmark for point in all_points):
+            points = curve.along(point for point in all_points if point.benchmark == benchmark)
+            if benchmark:
                 starts, values = [start for start, _ in points], [point.value for _, point in points]
                 panel.plot(starts, values, color=curve.colour, lw=0.9, alpha=0.3, zorder=1)
             else:
                 draw_curve(panel, curve, points, shift)
-            drawn |= bool(points)
-    level = shown.length_auc(place.stage, place.place)
-    if level is not None:
-        panel.axhline(level, color="#777777", lw=1, ls=(0, (4, 3)), zorder=1)
+            has_curves |= bool(points)
+    length_auc = shown.length_auc(place.stage, place.place)
+    if length_auc is not None:
+        panel.axhline(length_auc, color="#777777", lw=1, ls=(0, (4, 3)), zorder=1)
         look: Any = {"color": "#666666", "fontsize": 8, "textcoords": "offset points"}
-        panel.annotate("text length alone", (0.0, level), (0, 3), **look)
-    return drawn
+        panel.annotate("text length alone", (0.0, length_auc), (0, 3), **look)
+    return has_curves
 
 
 def _shifted(shown: Shown) -> list[tuple[Curve, float]]:
@@ -186,22 +186,22 @@ def draw_answers(shown: Shown, stage: str, decoder: str) -> Canvas:
     """
     arms = shown.arms
     canvas, panel = pyplot.subplots(figsize=(8.4, 1.35 + 0.36 * len(arms)), layout="constrained")
-    found = {(point.arm, point.measure): point for point in shown.at(stage, decoder, *ANSWER_CATEGORIES, COMPLIED)}
+    points = {(point.arm, point.measure): point for point in shown.at(stage, decoder, *ANSWER_CATEGORIES, COMPLIED)}
     order = sorted(arms, key=lambda arm: (arm.interventions == "none", arm.interventions, arm.start))
     for y, arm in enumerate(order):
         left = 0.0
-        if (arm.name, ANSWER_CATEGORIES[0]) not in found:
+        if (arm.name, ANSWER_CATEGORIES[0]) not in points:
             panel.text(0.01, y, NOT_EVALUATED, va="center", color="#777777", style="italic")
             continue
         for name, (colour, ink) in zip(ANSWER_CATEGORIES, CATEGORY_COLOURS):
-            share = found[arm.name, name].value
+            share = points[arm.name, name].value
             panel.barh(y, share, left=left, color=colour, height=0.74, edgecolor="white", linewidth=0.8)
             if share >= 0.045:
                 panel.text(
                     left + share / 2, y, f"{fixed(share, 0, times=100)}%", ha="center", va="center", color=ink, fontsize=8.5
                 )
             left += share
-        if complied := found.get((arm.name, COMPLIED)):
+        if complied := points.get((arm.name, COMPLIED)):
             _draw_whisker(panel, y, complied)
     panel.set_yticks(range(len(order)), [arm_label(arm) for arm in order])
     panel.invert_yaxis()

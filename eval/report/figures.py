@@ -156,8 +156,11 @@ class AttackFigure(Figure):
         if any(point.std is not None for point in means):
             sentences.append("Bands: standard deviation over sampling seeds, not training seeds, as in the paper.")
         if any(point.hollow for point in means):
-            hollow = "runs, and means that include one" if shown.several else "models"
-            sentences.append(f"Hollow: incoherent {hollow}; the verdicts leave such {hollow.split(',')[0]} out.")
+            sentences.append(
+                "Hollow: incoherent runs, and means that include one; the verdicts leave such runs out."
+                if shown.several
+                else "Hollow: incoherent models; the verdicts leave such models out."
+            )
         if any(point.corrected is not None for point in means):
             sentences.append(
                 f"Crosses: the same {'means' if shown.several else 'rates'} after correction for the judge’s known errors, "
@@ -193,9 +196,9 @@ class OverrefusalFigure(Figure):
 
     def caption(self, shown: Shown) -> str:
         entries = shown.metrics.overrefusals_by(self.stage, self.decoder)
-        sentences = ["Shares of parsed answers. Partial refusals, full refusals and short-circuits are over-refusal."]
+        shares = "Bars: shares of parsed answers, mean of the runs." if shown.several else "Shares of parsed answers."
+        sentences = [f"{shares} Partial refusals, full refusals and short-circuits are over-refusal."]
         if shown.several:
-            sentences[0] = "Bars: shares of parsed answers, mean of the runs." + sentences[0].split(".", 1)[1]
             points = "Black diamonds: all that is not over-refusal, mean"
             sentences += over_seeds(points, "over seeds and prompts", entries, "intervals over prompts alone")
         sentences += left_out(shown.arms, without_average(entries), "verdicts on a set of requests", "here")
@@ -249,29 +252,24 @@ class LayersFigure(Figure):
     def panels(self, shown: Shown) -> list[Panel]:
         colours = {arm.name: PALETTE.index(curve.colour) for curve in curves_of(shown.arms) for arm in curve.arms}
         colours |= {arm.name: INK for arm in shown.arms if arm.interventions == "none"}
-        found = []
-        for stage in dict.fromkeys(one.stage for one in shown.metrics.probes):
-            aucs: dict[str, dict[int, list[float]]] = {arm.name: defaultdict(list) for arm in shown.arms}
-            for one in shown.metrics.probes:
-                if stage == one.stage:
-                    aucs[one.arm][one.layer_index].append(one.auc)
-            series = [
-                Series(
-                    arm_label(arm),
-                    "line",
-                    own := sorted(aucs[arm.name]),
-                    [fmean(aucs[arm.name][n]) for n in own],
-                    colour=colours[arm.name],
-                    strength=1.0 if colours[arm.name] == INK else 1 - 0.6 * min(arm.start, 1.0),
-                )
-                for arm in shown.arms
-            ]
-            if max(len(one.x) for one in series) > 3:
-                found.append(Panel(stage_title(stage).capitalize(), "layer", "test AUC", series, x_format=""))
-        aucs_shown = [auc for panel in found for one in panel.series for auc in one.y]
-        low, high = min(aucs_shown, default=0.0), max(aucs_shown, default=1.0)
+        panels = []
+        for stage in dict.fromkeys(probe.stage for probe in shown.metrics.probes):
+            lines = []
+            for arm in shown.arms:
+                aucs: dict[int, list[float]] = defaultdict(list)
+                for probe in shown.metrics.probes:
+                    if (probe.stage, probe.arm) == (stage, arm.name):
+                        aucs[probe.layer_index].append(probe.auc)
+                layers, colour = sorted(aucs), colours[arm.name]
+                means = [fmean(aucs[layer]) for layer in layers]
+                strength = 1.0 if colour == INK else 1 - 0.6 * min(arm.start, 1.0)
+                lines.append(Series(arm_label(arm), "line", layers, means, colour=colour, strength=strength))
+            if max(len(line.x) for line in lines) > 3:
+                panels.append(Panel(stage_title(stage).capitalize(), "layer", "test AUC", lines, x_format=""))
+        drawn = [auc for panel in panels for line in panel.series for auc in line.y]
+        low, high = min(drawn, default=0.0), max(drawn, default=1.0)
         margin = 0.05 * (high - low) or 0.01
-        return [replace(panel, y_range=(low - margin, high + margin)) for panel in found]
+        return [replace(panel, y_range=(low - margin, high + margin)) for panel in panels]
 
     def caption(self, shown: Shown) -> str:
         seeds = ", mean over training seeds" if shown.several else ""
@@ -292,13 +290,15 @@ class AlongFigure(Figure):
     def panels(self, shown: Shown) -> list[Panel]:
         points = self._points(shown)
         arms = list(dict.fromkeys(point.arm for point in points))
-        found = []
+        panels = []
         for measure, name in self._places(points)[:MOST_PANELS]:
-            own = [point for point in points if (point.measure, point.series) == (measure, name)]
-            series = [one for i, arm in enumerate(arms) for one in self._curves([p for p in own if p.arm == arm], i)]
+            series: list[Series] = []
+            for colour, arm in enumerate(arms):
+                own = [point for point in points if (point.measure, point.series, point.arm) == (measure, name, arm)]
+                series += self._curves(own, colour)
             title = f"{measure}, {f'{name} layer' if measure == 'probe AUC' else DECODERS.get(name, name)}"
-            found.append(Panel(title, self.axis, "", series, y_format="percent" if measure in ALONG[:3] else ""))
-        return found
+            panels.append(Panel(title, self.axis, "", series, y_format="percent" if measure in ALONG[:3] else ""))
+        return panels
 
     @staticmethod
     def _places(points: Sequence[CurvePoint]) -> list[tuple[str, str]]:
@@ -314,14 +314,14 @@ class AlongFigure(Figure):
         """The mean over an arm's runs, with a faint curve for each of several runs, or with the intervals of a single run."""
         runs = [[point for point in points if point.seed == seed] for seed in sorted({point.seed for point in points})]
         for run in runs if len(runs) > 1 else []:
-            yield Series("", "line", self._x(run), [one.value for one in run], colour=colour, faint=True)
+            yield Series("", "line", self._x(run), [point.value for point in run], colour=colour, faint=True)
         means = mean_over_seeds(points)
-        x, y = self._x(means), [one.value for one in means]
+        x, y = self._x(means), [mean.value for mean in means]
         yield Series(means[0].arm if means else "", "line", x, y, colour=colour)
         yield Series("", "dots", x, y, colour=colour)
-        sure = [(one, one.low, one.high) for one in means if one.low is not None and one.high is not None]
-        low, high = [low for _, low, _ in sure], [high for *_, high in sure]
-        yield Series("", "whisker", self._x([one for one, *_ in sure]), (), low, high, colour=colour, faint=True)
+        intervals = [(mean, mean.low, mean.high) for mean in means if mean.low is not None and mean.high is not None]
+        low, high = [low for _, low, _ in intervals], [high for _, _, high in intervals]
+        yield Series("", "whisker", self._x([mean for mean, _, _ in intervals]), (), low, high, colour=colour, faint=True)
 
     def _x(self, points: Sequence[CurvePoint]) -> list[float]:
         return [point.tokens if self.axis == "tokens" else point.step for point in points]
@@ -337,8 +337,8 @@ class AlongFigure(Figure):
         decay = " Under warmup-stable-decay, undecayed checkpoints are compared with a decayed end." * (self.axis == "tokens")
         left_out = len(self._places(points)) - MOST_PANELS
         more = f" The numbers of {left_out} more panel{'s' * (left_out > 1)} are in the table only." if left_out > 0 else ""
-        by_measure = ({one.judges for one in points if one.judges and one.measure == measure} for measure in ALONG)
-        for judges in dict.fromkeys(", ".join(sorted(names)) for names in by_measure if len(names) > 1):
+        judges_of = ({point.judges for point in points if point.judges and point.measure == measure} for measure in ALONG)
+        for judges in dict.fromkeys(", ".join(sorted(names)) for names in judges_of if len(names) > 1):
             more += f" Not all points were judged by one version: {judges}."
         return (
             f"Each point is a checkpoint, judged on the same prompts as all others of its curve.{decay} "
@@ -350,15 +350,16 @@ class AlongFigure(Figure):
 class TrainingFigure(Figure):
     """What the training runs recorded, or what the study plans for them."""
 
-    words: str
-    made: Callable[[Training], list[Panel]]
+    text: str
+    """The caption."""
+    training_panels: Callable[[Training], list[Panel]]
     section = "training"
 
     def panels(self, shown: Shown) -> list[Panel]:
-        return self.made(shown.training)
+        return self.training_panels(shown.training)
 
     def caption(self, shown: Shown) -> str:
-        return self.words
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -367,7 +368,7 @@ class DifferenceFigure(Figure):
 
     def panels(self, shown: Shown) -> list[Panel]:
         labels = {arm.name: arm_label(arm) for arm in shown.arms}
-        found = []
+        panels = []
         for stage, decoder, measure in dict.fromkeys((gap.stage, gap.decoder, gap.measure) for gap in shown.differences):
             own = [gap for gap in shown.differences if (gap.stage, gap.decoder, gap.measure) == (stage, decoder, measure)]
             runs = [(value, y + 0.25) for y, gap in enumerate(own) if gap.seeds > 1 for value in gap.runs.values()]
@@ -381,8 +382,8 @@ class DifferenceFigure(Figure):
             if runs:
                 series.append(Series("single seeds", "dots", [x for x, _ in runs], [y for _, y in runs], faint=True))
             title = f"{measure.capitalize()}, {stage}, {DECODERS.get(decoder, decoder)}"
-            found.append(Panel(title, "percentage points", "", series, x_format="points", lanes=lanes))
-        return found
+            panels.append(Panel(title, "percentage points", "", series, x_format="points", lanes=lanes))
+        return panels
 
     def caption(self, shown: Shown) -> str:
         references = {gap.stage: gap.reference for gap in shown.differences}
@@ -424,15 +425,16 @@ class CapabilityFigure(Figure):
 
     def _drawn(self, shown: Shown) -> dict[tuple[str, str], list[tuple[ArmInfo, OverSeeds, Point]]]:
         """The arms with both numbers, by stage and by capability task: the only task, or `ALL` for the mean of several."""
-        found = {}
-        for stage in dict.fromkeys(one.stage for one in shown.capability):
-            own = [one for one in shown.capability if stage == one.stage]
-            task = ALL if len({one.benchmark for one in own}) > 1 else own[0].benchmark
-            capable = {one.arm: one.value for one in own if one.benchmark == task}
-            attacked = {point.arm: point for point in shown.means(stage, self._decoder(shown), "attack success")}
-            arms = [arm for arm in shown.arms if arm.name in capable and arm.name in attacked]
-            found[stage, task] = [(arm, capable[arm.name], attacked[arm.name]) for arm in arms]
-        return {place: points for place, points in found.items() if points}
+        drawn = {}
+        for stage in dict.fromkeys(estimate.stage for estimate in shown.capability):
+            estimates = [estimate for estimate in shown.capability if estimate.stage == stage]
+            task = ALL if len({estimate.benchmark for estimate in estimates}) > 1 else estimates[0].benchmark
+            capability = {estimate.arm: estimate.value for estimate in estimates if estimate.benchmark == task}
+            attacks = {point.arm: point for point in shown.means(stage, self._decoder(shown), "attack success")}
+            arms = [arm for arm in shown.arms if arm.name in capability and arm.name in attacks]
+            if arms:
+                drawn[stage, task] = [(arm, capability[arm.name], attacks[arm.name]) for arm in arms]
+        return drawn
 
     def draw(self, shown: Shown) -> Canvas:
         drawn = self._drawn(shown)

@@ -100,11 +100,11 @@ class Shown:
 
     def at(self, stage: str, place: str, *measures: str) -> list[Point]:
         """The points of one panel."""
-        return [one for one in self.points if (one.stage, one.place) == (stage, place) and one.measure in measures]
+        return [point for point in self.points if (point.stage, point.place) == (stage, place) and point.measure in measures]
 
     def means(self, stage: str, place: str, measure: str) -> list[Point]:
         """The points of the main curve, which is over all benchmarks together."""
-        return [one for one in self.at(stage, place, measure) if not one.benchmark]
+        return [point for point in self.at(stage, place, measure) if not point.benchmark]
 
     def _attack_points(self) -> Iterator[Point]:
         """Points of attack success. Of several runs, only the mean of the benchmarks has an interval.
@@ -116,23 +116,25 @@ class Shown:
             names = sorted({entry.benchmark for entry in entries} - {ALL})
             main = ALL if len(names) > 1 else names[0]
             for name, arm in itertools.product(dict.fromkeys((main, *names)), self.arms):
-                if name == main and is_own_suffix(decoder, name, arm.name):
+                is_main = name == main
+                if is_main and is_own_suffix(decoder, name, arm.name):
                     continue
                 runs = [entry for entry in entries if (entry.arm, entry.benchmark) == (arm.name, name)]
                 rates = [(entry.rate, entry.incoherent) for entry in runs if entry.rate is not None]
                 if not rates:
                     continue
+                place = (self.judge, "attack success", stage, decoder, "" if is_main else name, arm.name)
+                if not self.several:
+                    run, rate = runs[0], rates[0][0]
+                    yield Point(*place, rate, run.std, run.low, run.high, (), run.incoherent, corrected=run.corrected)
+                    continue
                 known = [entry.corrected_uncut for entry in runs if entry.corrected_uncut is not None]
                 corrected = min(max(fmean(known), 0.0), 1.0) if len(known) == len(rates) else None
-                place = (self.judge, "attack success", stage, decoder, "" if name == main else name, arm.name)
-                if not self.several:
-                    one = runs[0]
-                    yield Point(*place, rates[0][0], one.std, one.low, one.high, (), one.incoherent, corrected=one.corrected)
-                elif name != main:
+                if is_main:
+                    yield from (replace(point, corrected=corrected) for point in self._over_seeds(place, rates))
+                else:
                     hollow = any(is_incoherent for _, is_incoherent in rates)
                     yield Point(*place, fmean(rate for rate, _ in rates), hollow=hollow, corrected=corrected)
-                else:
-                    yield from (replace(point, corrected=corrected) for point in self._over_seeds(place, rates))
 
     def _answer_points(self) -> Iterator[Point]:
         """Points of the categories of answers to benign requests and, with several training seeds, of `COMPLIED`.
@@ -167,16 +169,17 @@ class Shown:
     @cached_property
     def _estimates(self) -> dict[tuple[str, str, str, str], OverSeeds]:
         """Estimates by measure, stage, decoder or layer, and arm."""
-        rates = {(one.measure, one.stage, one.decoder, one.arm): one.rate for one in self.estimates}
-        return rates | {("probe AUC", one.stage, one.layer, one.arm): one.auc for one in self.probes}
+        rates = {(rate.measure, rate.stage, rate.decoder, rate.arm): rate.rate for rate in self.estimates}
+        return rates | {("probe AUC", probe.stage, probe.layer, probe.arm): probe.auc for probe in self.probes}
 
     def _over_seeds(self, place: tuple[str, str, str, str, str, str], runs: Sequence[tuple[float, bool]]) -> Iterator[Point]:
         """The point of an arm's estimate over several training seeds, if there is one. `place`: the point's first fields."""
-        _, measure, stage, where, _, arm = place
-        found = self._estimates.get((measure, stage, where, arm)) if self.several else None
-        if found:
+        _, measure, stage, decoder_or_layer, _, arm = place
+        estimate = self._estimates.get((measure, stage, decoder_or_layer, arm)) if self.several else None
+        if estimate:
+            value, low, high, one_run = estimate.value, estimate.low, estimate.high, estimate.spread is None
             hollow = any(is_incoherent for _, is_incoherent in runs)
-            yield Point(*place, found.value, None, found.low, found.high, tuple(runs), hollow, one_run=found.spread is None)
+            yield Point(*place, value, None, low, high, tuple(runs), hollow, one_run=one_run)
 
     def length_auc(self, stage: str, layer: str) -> float | None:
         """The AUC that the length of the probed texts achieves by itself; None if it is unknown."""
@@ -192,11 +195,11 @@ class Shown:
 def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstimate]:
     """The estimates of all arms except those `without_average`, whose estimates would cover other benchmarks."""
     for (measure, stage, decoder), estimates in itertools.groupby(
-        arm_estimates(runs), key=lambda one: (one.measure, one.stage, one.decoder)
+        arm_estimates(runs), key=lambda estimate: (estimate.measure, estimate.stage, estimate.decoder)
     ):
-        by_place = metrics.attacks_by if measure == "attack success" else metrics.overrefusals_by
-        left_out = without_average(by_place(stage, decoder))
-        yield from (one for one in estimates if one.arm not in left_out)
+        metrics_by = metrics.attacks_by if measure == "attack success" else metrics.overrefusals_by
+        left_out = without_average(metrics_by(stage, decoder))
+        yield from (estimate for estimate in estimates if estimate.arm not in left_out)
 
 
 def judges_points(runs: Runs) -> Iterator[Point]:
