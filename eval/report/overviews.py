@@ -46,32 +46,46 @@ class SweptPoint:
 
 
 def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
+    """Write the overview of a sweep to `out`, and return the path of its page."""
     summaries = {point.name: durable.read_json(point.page.parent / "summary.json") for point in points}
     tables: dict[str, list[dict[str, Any]]] = {}
     for point in points:
-        own = {"point": point.name, "parameters": point.parameters, "budget_tokens": point.tokens}
+        first_columns = {"point": point.name, "parameters": point.parameters, "budget_tokens": point.tokens}
         for name, rows in summaries[point.name].items():
             if name != "arms":
-                tables.setdefault(name, []).extend({**own, **row} for row in rows)
+                tables.setdefault(name, []).extend({**first_columns, **row} for row in rows)
     write_each(out / "tables", tables)
-    effects: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
-    for name, summary in summaries.items():
-        for gap in summary["differences"]:
-            if gap["task"].startswith("attacks"):
-                family = effects.setdefault((gap["stage"], gap["decoder"], gap["reference"]), {})
-                family.setdefault(gap["arm"], {})[name] = gap
-    outcomes = {}
-    for name, summary in summaries.items():
-        counts = Counter(test["outcome"] for test in summary["trends"])
-        outcomes[name] = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     page = template("sweep.html.j2").render(
-        study=study, points=points, effects=effects, outcomes=outcomes, decoders=DECODERS, folder=POINTS
+        study=study,
+        points=points,
+        effects=_effects(summaries),
+        outcomes={name: _outcomes(summary) for name, summary in summaries.items()},
+        decoders=DECODERS,
+        folder=POINTS,
     )
     durable.write_text(out / "index.html", page)
     return out / "index.html"
 
 
+def _effects(summaries: Mapping[str, Summary]) -> dict[tuple[str, str, str], dict[str, dict[str, Any]]]:
+    """The differences in attack success: by (stage, decoder, reference), by arm and by point."""
+    effects: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for point, summary in summaries.items():
+        for gap in summary["differences"]:
+            if gap["task"].startswith("attacks"):
+                by_arm = effects.setdefault((gap["stage"], gap["decoder"], gap["reference"]), {})
+                by_arm.setdefault(gap["arm"], {})[point] = gap
+    return effects
+
+
+def _outcomes(summary: Summary) -> str:
+    """How many claims have each outcome, such as "3 reproduced, 1 inconclusive"."""
+    counts = Counter(test["outcome"] for test in summary["trends"])
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+
+
 def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
+    """Write the comparison of several studies, whose `summaries` are by name, to `out`, and return the path of its page."""
     panels = comparison_panels(summaries)
     rows = side_by_side(summaries)
     write_tables(out, {"comparison": rows}, ())
@@ -91,7 +105,7 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
 
 def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     """A panel for each measure, stage and decoder that any study has; a colour for each intervention set of each study."""
-    found: dict[tuple[str, str, str], list[Series]] = defaultdict(list)
+    series_of: dict[tuple[str, str, str], list[Series]] = defaultdict(list)
     colours: dict[str, int] = {}
     for name, summary in summaries.items():
         arms = {arm["name"]: arm for arm in summary["arms"]}
@@ -107,7 +121,8 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
                 label = f"{name}: {kind}"
                 colour = colours.setdefault(label, len(colours))
                 points = own + end if kind in sets else own
-                found[place] += _curve(label, sorted(points, key=lambda one: arms[one["arm"]]["start"]), arms, colour)
+                in_order = sorted(points, key=lambda point: arms[point["arm"]]["start"])
+                series_of[place] += _curve(label, in_order, arms, colour)
     return [
         Panel(
             f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",
@@ -117,23 +132,28 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
             x_format="percent",
             y_format="percent" if measure == "attack success" else "",
         )
-        for (measure, stage, place), series in found.items()
+        for (measure, stage, place), series in series_of.items()
     ]
 
 
 def _curve(label: str, points: Sequence[dict[str, Any]], arms: Mapping[str, Any], colour: int) -> list[Series]:
-    def column(of: Sequence[dict[str, Any]], field: str) -> list[float]:
-        return [arms[point["arm"]]["start"] if field == "start" else point[field] for point in of]
+    """A line through the points, with their whiskers and their dots."""
+
+    def starts(of: Sequence[dict[str, Any]]) -> list[float]:
+        return [arms[point["arm"]]["start"] for point in of]
+
+    def values(of: Sequence[dict[str, Any]], field: str = "value") -> list[float]:
+        return [point[field] for point in of]
 
     sure = [point for point in points if point["low"] is not None]
-    found = [
-        Series(label, "line", column(points, "start"), column(points, "value"), colour=colour),
-        Series("", "whisker", column(sure, "start"), (), column(sure, "low"), column(sure, "high"), colour=colour, faint=True),
+    series = [
+        Series(label, "line", starts(points), values(points), colour=colour),
+        Series("", "whisker", starts(sure), (), values(sure, "low"), values(sure, "high"), colour=colour, faint=True),
     ]
     for hollow in (False, True):
         if own := [point for point in points if point["hollow"] is hollow]:
-            found.append(Series("", "dots", column(own, "start"), column(own, "value"), colour=colour, hollow=hollow))
-    return found
+            series.append(Series("", "dots", starts(own), values(own), colour=colour, hollow=hollow))
+    return series
 
 
 def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
@@ -153,24 +173,25 @@ def _points(summary: Summary) -> Iterator[dict[str, Any]]:
 
     Answers to benign requests are divided into categories only if the judge can tell helpful from unhelpful ones.
     """
-    coarse = {(one["stage"], one["decoder"]) for one in summary["overrefusal"] if not one["tells_helpful"]}
+    coarse = {(entry["stage"], entry["decoder"]) for entry in summary["overrefusal"] if not entry["tells_helpful"]}
     for point in summary["points"]:
         is_vague = point["measure"] in ANSWER_CATEGORIES and (point["stage"], point["place"]) in coarse
         if not point["judge"] and not point["benchmark"] and not is_vague:
             yield point
-    if len({one["seed"] for one in summary["overrefusal"]}) == 1:  # with several seeds, the points have this share already
-        last = {(one["stage"], one["decoder"], one["arm"]): one for one in summary["overrefusal"]}  # the last: of all requests
-        for (stage, decoder, arm), one in last.items():
-            if one["rate"] is not None:
-                told = {"value": 1 - one["rate"], "low": 1 - one["high"], "high": 1 - one["low"], "hollow": False}
-                yield {"measure": COMPLIED, "stage": stage, "place": decoder, "arm": arm, **told}
+    if len({entry["seed"] for entry in summary["overrefusal"]}) == 1:  # with several seeds, the points have this share already
+        # An arm's last entry at a stage and decoder is over all sets of requests.
+        overall = {(entry["stage"], entry["decoder"], entry["arm"]): entry for entry in summary["overrefusal"]}
+        for (stage, decoder, arm), entry in overall.items():
+            if entry["rate"] is not None:
+                shares = {"value": 1 - entry["rate"], "low": 1 - entry["high"], "high": 1 - entry["low"]}
+                yield {"measure": COMPLIED, "stage": stage, "place": decoder, "arm": arm, **shares, "hollow": False}
 
 
 def _claims(summaries: Mapping[str, Summary]) -> list[tuple[str, list[tuple[str, float | None, str]]]]:
     """Each claim with its outcome, its deciding difference and the measure of that difference in every study."""
-    found: dict[str, dict[str, tuple[str, float | None, str]]] = defaultdict(dict)
+    claims: dict[str, dict[str, tuple[str, float | None, str]]] = defaultdict(dict)
     for name, summary in summaries.items():
         for test in summary["trends"]:
-            found[test["sentence"]][name] = (test["outcome"], test["difference"], test["measure"])
-    nothing = ("not measured", None, "")
-    return [(sentence, [by_study.get(name, nothing) for name in summaries]) for sentence, by_study in found.items()]
+            claims[test["sentence"]][name] = (test["outcome"], test["difference"], test["measure"])
+    not_measured = ("not measured", None, "")
+    return [(sentence, [by_study.get(name, not_measured) for name in summaries]) for sentence, by_study in claims.items()]

@@ -7,6 +7,7 @@ beside ours.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,25 +61,24 @@ class AttackTable:
 
 def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
     labels = arm_labels(arms)
-    for stage in metrics.stages:
-        for decoder in DECODERS:
-            entries = metrics.attacks_by(stage, decoder)
-            found = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
-            benchmarks = sorted({entry.benchmark for entry in entries} - {ALL})
-            columns = benchmarks + ([ALL] if len(benchmarks) > 1 else [])
-            if columns:
-                rows = [(labels[arm.key], [found.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms]
-                main = [entry for entry in entries if entry.benchmark == columns[-1]]
-                yield AttackTable(
-                    stage,
-                    decoder,
-                    columns,
-                    rows,
-                    several=any(entry.samples > 1 for entry in main),
-                    has_own=any(is_own_suffix(decoder, entry.benchmark, entry.arm) for entry in entries),
-                    corrected=any(entry.corrected is not None for entry in main),
-                    lossy=any(entry.unparsed + entry.missing > 0 for entry in main),
-                )
+    for stage, decoder in itertools.product(metrics.stages, DECODERS):
+        entries = metrics.attacks_by(stage, decoder)
+        if not entries:
+            continue
+        by_place = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
+        benchmarks = sorted({entry.benchmark for entry in entries} - {ALL})
+        columns = benchmarks + ([ALL] if len(benchmarks) > 1 else [])
+        main = [entry for entry in entries if entry.benchmark == columns[-1]]
+        yield AttackTable(
+            stage,
+            decoder,
+            columns,
+            [(labels[arm.key], [by_place.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms],
+            several=any(entry.samples > 1 for entry in main),
+            has_own=any(is_own_suffix(decoder, entry.benchmark, entry.arm) for entry in entries),
+            corrected=any(entry.corrected is not None for entry in main),
+            lossy=any(entry.unparsed + entry.missing > 0 for entry in main),
+        )
 
 
 def overrefusal_tables(
@@ -89,9 +89,9 @@ def overrefusal_tables(
     for stage in metrics.stages:
         for decoder in dict.fromkeys(task.decoders[0] for task in judged_tasks("overrefusal")):
             entries = [entry for entry in metrics.overrefusals if (entry.stage, entry.decoder) == (stage, decoder)]
-            found = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
+            by_place = {(entry.arm, entry.seed, entry.benchmark): entry for entry in entries}
             for name in dict.fromkeys(entry.benchmark for entry in entries):
-                yield stage, decoder, name, [(labels[arm.key], found.get((arm.name, arm.seed, name))) for arm in arms]
+                yield stage, decoder, name, [(labels[arm.key], by_place.get((arm.name, arm.seed, name))) for arm in arms]
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,18 @@ def by_arm(
     return EstimateTable(title, list(columns.values()), rows, note)
 
 
-def percent_cell(found: OverSeeds, alone: str) -> EstimateCell:
+def percent_cell(share: OverSeeds, alone: str) -> EstimateCell:
     """A share in percent. `alone` says what the interval of a single run covers, such as "prompts alone"."""
-    return _cell(found, lambda share: fixed(share, 1, times=100), alone)
+    return _cell(share, lambda value: fixed(value, 1, times=100), alone)
 
 
-def _cell(found: OverSeeds, form: Callable[[float], str], alone: str) -> EstimateCell:
-    interval = [] if found.low is None or found.high is None else [f"{form(found.low)} to {form(found.high)}"]
-    told = [*interval, *([alone] if found.spread is None or not interval else [])]
-    return EstimateCell(form(found.value), ", ".join(told), f"runs: {', '.join(map(form, found.runs.values()))}")
+def _cell(estimate: OverSeeds, form: Callable[[float], str], alone: str) -> EstimateCell:
+    interval = []
+    if estimate.low is not None and estimate.high is not None:
+        interval.append(f"{form(estimate.low)} to {form(estimate.high)}")
+    if estimate.spread is None or not interval:
+        interval.append(alone)
+    return EstimateCell(form(estimate.value), ", ".join(interval), f"runs: {', '.join(map(form, estimate.runs.values()))}")
 
 
 def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
@@ -142,49 +145,61 @@ def estimate_tables(shown: Shown) -> Iterator[EstimateTable]:
     order = [(stage, decoder) for stage in shown.metrics.stages for decoder in DECODERS]
     for measure, entries in (("attack success", shown.metrics.attacks), ("over-refusal", shown.metrics.overrefusals)):
         cells = {
-            (found.arm, (found.stage, found.decoder)): percent_cell(found.rate, "prompts alone")
-            for found in shown.estimates
-            if found.measure == measure
+            (estimate.arm, (estimate.stage, estimate.decoder)): percent_cell(estimate.rate, "prompts alone")
+            for estimate in shown.estimates
+            if estimate.measure == measure
         }
         if cells:
             places = sorted({place for _, place in cells}, key=order.index)
             columns = {(stage, decoder): f"{stage}, {DECODERS[decoder]}" for stage, decoder in places}
-            note = "An arm has no number if one of its runs lacks verdicts on a benchmark that others have"
-            if without_average(entry for entry in entries if entry.decoder in BEST_OF_N):
-                note += " (for best of N, a prompt with a verdict on every attempt)"
-            note = f"{note}." if without_average(entries) else ""
-            yield by_arm(f"{measure.capitalize()}, in %", shown.arms, columns, cells, note)
+            yield by_arm(f"{measure.capitalize()}, in %", shown.arms, columns, cells, _missing_note(entries))
     if shown.probes:
-        columns = {(found.stage, found.layer): f"{found.stage}, {found.layer} layer" for found in shown.probes}
+        columns = {(probe.stage, probe.layer): f"{probe.stage}, {probe.layer} layer" for probe in shown.probes}
         cells = {
-            (found.arm, (found.stage, found.layer)): _cell(found.auc, lambda auc: fixed(auc, 3), "no interval")
-            for found in shown.probes
+            (probe.arm, (probe.stage, probe.layer)): _cell(probe.auc, lambda auc: fixed(auc, 3), "no interval")
+            for probe in shown.probes
         }
         yield by_arm("Test AUC of linear probes", shown.arms, columns, cells)
 
 
+def _missing_note(entries: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
+    """Why some arms have no estimate; "" if all have one."""
+    if not without_average(entries):
+        return ""
+    note = "An arm has no number if one of its runs lacks verdicts on a benchmark that others have"
+    if without_average(entry for entry in entries if entry.decoder in BEST_OF_N):
+        note += " (for best of N, a prompt with a verdict on every attempt)"
+    return f"{note}."
+
+
 def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
     """For each stage that continues from another, its change in every arm, and how much more that is than the reference's."""
-    labels, several = {arm.name: arm_label(arm) for arm in arms}, any(one.test == "seeds" for one in changes)
-    for before, stage, measure in dict.fromkeys((one.before, one.stage, one.measure) for one in changes):
-        own = [one for one in changes if (one.before, one.stage, one.measure) == (before, stage, measure)]
+    labels, several = {arm.name: arm_label(arm) for arm in arms}, any(change.test == "seeds" for change in changes)
+    for before, stage, measure in dict.fromkeys((change.before, change.stage, change.measure) for change in changes):
+        own = [change for change in changes if (change.before, change.stage, change.measure) == (before, stage, measure)]
         columns = {
-            (one.decoder, one.reference): DECODERS[one.decoder] + (" \N{MINUS SIGN} reference" if one.reference else "")
-            for one in own
+            (change.decoder, change.reference): DECODERS[change.decoder]
+            + (" \N{MINUS SIGN} reference" if change.reference else "")
+            for change in own
         }
-        cells = {(one.arm, (one.decoder, one.reference)): _change(one, several) for one in own}
-        references = [f"; the reference is “{labels[name]}”" for _, name in columns if name][:1]
-        noted = {note: dict.fromkeys(labels[one.arm] for one in own if one.note == note) for note in (one.note for one in own)}
-        notes = (f" {', '.join(names)}: {note}." for note, names in noted.items() if note)
-        title = "".join([f"{measure.capitalize()}, {before} → {stage}", *references, "."])
-        yield by_arm(title, arms, columns, cells, "".join(notes))
+        cells = {(change.arm, (change.decoder, change.reference)): _change_cell(change, several) for change in own}
+        title = f"{measure.capitalize()}, {before} → {stage}"
+        reference = next((name for _, name in columns if name), None)
+        if reference is not None:
+            title += f"; the reference is “{labels[reference]}”"
+        arms_by_note: dict[str, dict[str, None]] = defaultdict(dict)
+        for change in own:
+            if change.note:
+                arms_by_note[change.note][labels[change.arm]] = None
+        notes = (f" {', '.join(names)}: {note}." for note, names in arms_by_note.items())
+        yield by_arm(f"{title}.", arms, columns, cells, "".join(notes))
 
 
-def _change(found: ArmChange, several: bool) -> EstimateCell:
+def _change_cell(change: ArmChange, several: bool) -> EstimateCell:
     """A change with its interval and p-value. `several`: whether any change is tested over seeds."""
-    value, low, high = (points(number, found.measure) for number in (found.value, found.low, found.high))
-    alone = ", prompts alone" if several and found.test == "score" else ""
-    return EstimateCell(value, f"{low} to {high}{alone}", f"p (Holm) {p_value(found.p_holm)}")
+    value, low, high = (points(number, change.measure) for number in (change.value, change.low, change.high))
+    alone = ", prompts alone" if several and change.test == "score" else ""
+    return EstimateCell(value, f"{low} to {high}{alone}", f"p (Holm) {p_value(change.p_holm)}")
 
 
 def strength_tables(
@@ -194,13 +209,15 @@ def strength_tables(
 
     If no arm can be compared, the table has no columns and its note says why.
     """
-    for stage, decoder in dict.fromkeys((one.stage, one.decoder) for one in met):
+    for stage, decoder in dict.fromkeys((arm_met.stage, arm_met.decoder) for arm_met in met):
         cells = {
-            (found.arm, found.attack): replace(percent_cell(found.broken, "prompts alone"), more=f"{found.requests} requests")
-            for found in strengths
-            if (found.stage, found.decoder) == (stage, decoder)
+            (strength.arm, strength.attack): replace(
+                percent_cell(strength.broken, "prompts alone"), more=f"{strength.requests} requests"
+            )
+            for strength in strengths
+            if (strength.stage, strength.decoder) == (stage, decoder)
         }
-        note = _left_out([one for one in met if (one.stage, one.decoder) == (stage, decoder)], arms)
+        note = _left_out([arm_met for arm_met in met if (arm_met.stage, arm_met.decoder) == (stage, decoder)], arms)
         if cells or note:
             attacks = {attack for _, attack in cells}
             headings = {**DECODERS, WORST: "worst case over attacks"}
@@ -209,41 +226,41 @@ def strength_tables(
 
 
 def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
+    """A sentence on the attacks that arms are compared without; "" if there are none."""
     labels = {arm.name: arm_label(arm) for arm in arms}
-    parts = [
-        f"“{labels[one.arm]}”"
-        + (f" without {', '.join(f'“{DECODERS[name]}”' for name in one.left_out)}" if one.left_out else "")
-        + ("" if one.runs else " (nothing left to compare)")
-        for one in met
-        if one.left_out or not one.runs
-    ]
+    parts = []
+    for arm_met in met:
+        if arm_met.left_out or not arm_met.runs:
+            attacks = ", ".join(f"“{DECODERS[name]}”" for name in arm_met.left_out)
+            without = f" without {attacks}" if attacks else ""
+            parts.append(f"“{labels[arm_met.arm]}”{without}{'' if arm_met.runs else ' (nothing left to compare)'}")
     if not parts:
         return ""
     rule = "A row counts only attacks and requests for which every attacked run of the arm has verdicts"
     return f"{rule}: {'; '.join(parts)}."
 
 
-def representation_tables(found: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
+def representation_tables(comparisons: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
     """For each stage, every arm's probes of the last probed layer tested on every arm, as means over seeds."""
-    for stage in dict.fromkeys(one.stage for one in found):
-        pairs = [one for one in found if stage == one.stage and one.seed == one.other_seed]
-        if len({one.arm for one in pairs}) < 2:
+    for stage in dict.fromkeys(pair.stage for pair in comparisons):
+        pairs = [pair for pair in comparisons if pair.stage == stage and pair.seed == pair.other_seed]
+        if len({pair.arm for pair in pairs}) < 2:
             continue
-        layers = [one.layer for one in pairs]
+        layers = [pair.layer for pair in pairs]
         layer = "last" if "last" in layers else layers[-1]
-        by_pair: dict[tuple[str, str], list[Representation]] = defaultdict(list)
-        for one in pairs:
-            if one.layer == layer:
-                by_pair[one.arm, one.other].append(one)
+        by_arms: dict[tuple[str, str], list[Representation]] = defaultdict(list)
+        for pair in pairs:
+            if pair.layer == layer:
+                by_arms[pair.arm, pair.other].append(pair)
         title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and below "
         title += "it the cosine between the two arms’ directions from safe to unsafe text."
-        cells = {pair: _transfer(of_pair) for pair, of_pair in by_pair.items()}
+        cells = {of_arms: _transfer_cell(over_seeds) for of_arms, over_seeds in by_arms.items()}
         yield by_arm(title, arms, {arm.name: arm_label(arm) for arm in arms}, cells)
 
 
-def _transfer(pairs: Sequence[Representation]) -> EstimateCell:
-    cosine = fmean(one.direction_cosine for one in pairs)
-    return EstimateCell(fixed(fmean(one.transfer_auc for one in pairs), 3), f"cosine {fixed(cosine, 3)}")
+def _transfer_cell(pairs: Sequence[Representation]) -> EstimateCell:
+    auc, cosine = fmean(pair.transfer_auc for pair in pairs), fmean(pair.direction_cosine for pair in pairs)
+    return EstimateCell(fixed(auc, 3), f"cosine {fixed(cosine, 3)}")
 
 
 def capability_tables(
@@ -252,24 +269,24 @@ def capability_tables(
     lacking: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
 ) -> Iterator[EstimateTable]:
     """A table for each stage, with a column for each task. `lacking`: by stage and arm, the tasks missing for an average."""
-    for stage in dict.fromkeys(one.stage for one in estimates):
-        found = [one for one in estimates if stage == one.stage]
+    for stage in dict.fromkeys(estimate.stage for estimate in estimates):
+        own = [estimate for estimate in estimates if estimate.stage == stage]
         parts = [
             f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
         ]
         note = f"An average needs all tasks in every run: {'; '.join(parts)}." if parts else ""
-        columns = {one.benchmark: "average" if one.benchmark == ALL else one.benchmark for one in found}
-        cells = {(one.arm, one.benchmark): percent_cell(one.value, "questions alone") for one in found}
+        columns = {name: "average" if name == ALL else name for name in (estimate.benchmark for estimate in own)}
+        cells = {(estimate.arm, estimate.benchmark): percent_cell(estimate.value, "questions alone") for estimate in own}
         yield by_arm(f"Capability of {stage_title(stage)}, in % of questions", arms, columns, cells, note)
 
 
 def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> EstimateTable | None:
     cells = {}
-    for one in estimates:
-        interval = "one run" if one.low is None or one.high is None else f"{fixed(one.low, 3)} to {fixed(one.high, 3)}"
-        runs = ", ".join(fixed(value, 3) for value in one.runs.values())
-        cells[one.arm, one.source] = EstimateCell(fixed(one.value, 3), interval, f"runs: {runs}")
-    columns = {one.source: one.source for one in estimates}
+    for bits in estimates:
+        interval = "one run" if bits.low is None or bits.high is None else f"{fixed(bits.low, 3)} to {fixed(bits.high, 3)}"
+        runs = ", ".join(fixed(value, 3) for value in bits.runs.values())
+        cells[bits.arm, bits.source] = EstimateCell(fixed(bits.value, 3), interval, f"runs: {runs}")
+    columns = {bits.source: bits.source for bits in estimates}
     return by_arm("Bits per byte of held-out text, base models", arms, columns, cells) if columns else None
 
 
@@ -300,14 +317,14 @@ def variance_rows(parts: Sequence[VarianceParts], arms: Sequence[ArmInfo]) -> It
         groups[place, what].append(part)
     for (place, what), group in groups.items():
         seed, prompt, sample = (fmean(values) for values in zip(*map(_of_mean, group), strict=True))
-        whole = seed + prompt + sample
+        total = seed + prompt + sample
         yield VarianceRow(
             place,
             what,
             fmean(part.seed**2 for part in group) ** 0.5,
             fmean(part.prompt**2 + part.interaction**2 for part in group) ** 0.5,
             None if any(part.sample is None for part in group) else fmean((part.sample or 0) ** 2 for part in group) ** 0.5,
-            (seed / whole, prompt / whole, sample / whole) if whole else None,
+            (seed / total, prompt / total, sample / total) if total else None,
         )
 
 
@@ -337,16 +354,17 @@ class PublishedRow:
 def published_rows(shown: Shown) -> list[PublishedRow]:
     """The published rates of what this study measures too, from `eval/published_rates.json`, which names their sources."""
     known = json.loads((Path(__file__).parents[1] / "published_rates.json").read_text())
-    mean = [point for point in shown.points if point.measure == "attack success" and not point.benchmark]
-    ours = {(point.stage, point.place, point.arm): point for point in mean}
-    measured = {(point.stage, point.place) for point in mean}
+    means = [point for point in shown.points if point.measure == "attack success" and not point.benchmark]
+    ours = {(point.stage, point.place, point.arm): point for point in means}
+    measured = {(point.stage, point.place) for point in means}
     trained = {arm.name for arm in shown.arms}
-    found = []
-    for one in known["attacks"]:
-        if (one["stage"], one["decoder"]) in measured:
-            arm = one["arm"] if one["arm"] in trained else ""
-            row = ours.get((one["stage"], one["decoder"], arm))
-            value, low, high = (row.value, row.low, row.high) if row else (None, None, None)
-            source = known["sources"][one["source"]]
-            found.append(PublishedRow(one["model"], one["stage"], one["decoder"], one["rate"], arm, value, low, high, source))
-    return found
+    rows = []
+    for attack in known["attacks"]:
+        stage, decoder = attack["stage"], attack["decoder"]
+        if (stage, decoder) in measured:
+            arm = attack["arm"] if attack["arm"] in trained else ""
+            point = ours.get((stage, decoder, arm))
+            value, low, high = (point.value, point.low, point.high) if point else (None, None, None)
+            source = known["sources"][attack["source"]]
+            rows.append(PublishedRow(attack["model"], stage, decoder, attack["rate"], arm, value, low, high, source))
+    return rows
