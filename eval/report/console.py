@@ -111,8 +111,8 @@ def _strengths(metrics: Sequence[Any]) -> Table:
     table = new_table("Requests with any harmful answer, in percent; n: requests tried with every attack", *columns, left=2)
     for entry in metrics:
         attack = {entry.decoder: "none", WORST: "worst case over attacks"}.get(entry.attack, entry.attack)
-        found = entry.broken
-        table.add_row(entry.decoder, attack, str(entry.requests), percent(found.value), interval(found.low, found.high))
+        broken = entry.broken
+        table.add_row(entry.decoder, attack, str(entry.requests), percent(broken.value), interval(broken.low, broken.high))
     if left_out := sorted({f"{entry.left_out} under {entry.decoder}" for entry in metrics if entry.left_out}):
         table.caption = Text(f"Left out for lack of verdicts: {'; '.join(left_out)}", justify="left")
     return table
@@ -121,7 +121,7 @@ def _strengths(metrics: Sequence[Any]) -> Table:
 def _probes(metrics: Sequence[Any]) -> Table:
     columns = {"test AUC": "auc", "from": "low", "to": "high", "std": "std", "text length\nalone": "length_auc"}
     columns |= {"words\nalone": "words_auc", "before\ntraining": "untrained_auc"}
-    shown = {title: name for title, name in columns.items() if any(getattr(one, name) is not None for one in metrics)}
+    shown = {title: name for title, name in columns.items() if any(getattr(entry, name) is not None for entry in metrics)}
     table = new_table("Linear probes, safe against unsafe text, 95% interval", "layer", *shown)
     for entry in metrics:
         values = (getattr(entry, name) for name in shown.values())

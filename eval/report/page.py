@@ -50,7 +50,7 @@ from curricula.eval.report.figures import draw_figures, remove_stale
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points
 from curricula.eval.report.tables import write_each, write_tables
 from curricula.eval.report.training import Training, cost_rows, read_training, training_rows
-from curricula.eval.report.web.data import drawn, embedded_json, hashes, head, packed_answers, study_data
+from curricula.eval.report.web.data import embedded_json, hashes, head, packed_answers, page_figures, study_data
 from curricula.eval.rows import MODEL_KINDS
 from curricula.progress import Progress, silent
 from curricula.terminal import fixed
@@ -89,24 +89,24 @@ def write_report(
     tables = tables_of(run, runs, shown, study)
     progress(len(arms) + 2, steps)
     pictures = draw_figures(shown, out / "figures")
-    figures = drawn(shown, pictures)
+    figures = page_figures(shown, pictures)
     remove_stale(out / "figures", pictures.values())
     progress(len(arms) + 3, steps)
     write_tables(out, tables, arms)
     spent = study.get("sweep") or shown.training
     record: dict[str, Sequence[Any]] = {"training": training_rows(shown.training), "cost": list(cost_rows(spent))}
     write_each(out / "record", record)  # times and restarts differ from run to run
-    blocks, numbered = packed_answers(rows)
+    blocks, answers = packed_answers(rows)
     page = template("report.html.j2").render(
         **head(is_live=is_live),
         is_live=is_live,
         is_swept=spent is not shown.training,
-        data=embedded_json(study_data(shown, tables["points"], numbered)),
+        data=embedded_json(study_data(shown, tables["points"], answers)),
         blocks=[Markup(block) for block in blocks],
-        count=numbered["count"],
+        count=answers["count"],
         figures=figures,
         **record,
-        **_words(run, rows, shown, tables, study),
+        **_page_values(run, rows, shown, tables, study),
     )
     durable.write_text(out / "index.html", page)
     progress(steps, steps)
@@ -134,7 +134,7 @@ def shown_of(run: Path, runs: Runs, study: Mapping[str, Any]) -> Shown:
 def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     """The tables by name. They depend on the rows alone."""
     rows, metrics = runs.study, shown.metrics
-    bits = [bits_per_byte(**one) for one in study.get("bits_per_byte", ())]
+    bits = [bits_per_byte(**row) for row in study.get("bits_per_byte", ())]
     return {
         "attacks": metrics.attacks,
         "overrefusal": metrics.overrefusals,
@@ -163,14 +163,14 @@ def is_fictional(run: Path) -> bool:
     return (run / "world").exists()
 
 
-def _words(
+def _page_values(
     run: Path, rows: StudyRows, shown: Shown, tables: Mapping[str, Sequence[Any]], study: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The variables of the page's template, except its figures, records and scripts."""
     metrics, arms, tasks, plan = shown.metrics, shown.arms, shown.planned, study.get("plan") or {}
     labels = {arm.name: wording.arm_label(arm) for arm in arms}
-    added = {one["name"]: ", ".join(one["intervention_sources"]) or "none" for one in plan.get("arms", ())}
-    measured = {name for names in (*tasks.values(), *(one.tasks for one in study.get("courses", ()))) for name in names}
+    interventions = {arm["name"]: ", ".join(arm["intervention_sources"]) or "none" for arm in plan.get("arms", ())}
+    measured = {name for names in (*tasks.values(), *(course.tasks for course in study.get("courses", ()))) for name in names}
     frozen = run / "study.yaml"
     return {
         "name": plan.get("study") or run.resolve().name,
@@ -180,7 +180,7 @@ def _words(
         "of_safety": any(not name.startswith("capability") for name in measured) or not tasks,
         "verdict": wording.verdict(tables["trends"]),
         "basis": wording.basis(shown.seeds, arms, metrics, plan),
-        "arms": [(arm, labels[arm.name], added.get(arm.key, arm.interventions)) for arm in arms],
+        "arms": [(arm, labels[arm.name], interventions.get(arm.key, arm.interventions)) for arm in arms],
         "claim_tests": tables["trends"],
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
         "marks": MARKS,
@@ -196,9 +196,9 @@ def _words(
         "strength_tables": list(page_tables.strength_tables(tables["worst-case"], shown.met, arms)),
         "overrefusal_tables": list(page_tables.overrefusal_tables(metrics, rows.arms)),
         "categories": wording.CATEGORIES,
-        "coarse": "" if all(one.tells_helpful for one in metrics.overrefusals) else COARSE,
+        "coarse": "" if all(entry.tells_helpful for entry in metrics.overrefusals) else COARSE,
         "probes": metrics.probes,
-        "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(one, name) for one in metrics.probes)],
+        "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(entry, name) for entry in metrics.probes)],
         "representation_tables": list(page_tables.representation_tables(tables["representations"], arms)),
         "capability_tables": list(page_tables.capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
         "bits_table": page_tables.bits_table(arms, tables["bits-estimates"]),
@@ -219,7 +219,7 @@ def _words(
         "caveats": " ".join(
             [
                 caveats(wording.judge_names(metrics.attacks), wording.judge_names(metrics.overrefusals)),
-                *filter(None, (vague(one.place, one.corrected_low, one.corrected_high) for one in metrics.attacks)),
+                *filter(None, (vague(entry.place, entry.corrected_low, entry.corrected_high) for entry in metrics.attacks)),
             ]
         ).strip(),
         "stages": {name: wording.stage_title(name) for name in dict.fromkeys((*wording.STAGES, *tasks))},

@@ -69,9 +69,11 @@ class Training:
 
     def restarts(self, branch: Branch) -> int | None:
         """The starts beyond the first of each segment; None if no starts are on record."""
-        segments = [one for one in self.plan.get("segments", ()) if one["branch"] == branch.name]
-        begun = sum(one["start_step"] < branch.step for one in segments)
-        return max(0, branch.starts - max(1, begun)) if branch.starts else None
+        if not branch.starts:
+            return None
+        segments = [segment for segment in self.plan.get("segments", ()) if segment["branch"] == branch.name]
+        begun = sum(segment["start_step"] < branch.step for segment in segments)
+        return max(0, branch.starts - max(1, begun))
 
 
 def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | None = None) -> Training:
@@ -80,11 +82,11 @@ def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | N
     `tuned` names models as ARM/STAGE. The points of a sweep share a run folder, so it can hold more than one report shows.
     """
     planned = {segment["branch"] for segment in plan.get("segments", ())}
-    pretrained = {path.parent.name: path for path in sorted(run.glob("pretrain/*/metrics.jsonl"))}
-    found = {name: path for name, path in pretrained.items() if name in planned or not planned}
-    later = {"/".join(path.parts[-3:-1]): path for path in sorted(run.glob("tune/*/*/metrics.jsonl"))}
-    found |= {name: path for name, path in later.items() if tuned is None or name in tuned}
-    branches = [branch for name, path in found.items() if (branch := _branch(name, path))]
+    pretraining = {path.parent.name: path for path in sorted(run.glob("pretrain/*/metrics.jsonl"))}
+    tuning = {"/".join(path.parts[-3:-1]): path for path in sorted(run.glob("tune/*/*/metrics.jsonl"))}
+    metrics = {name: path for name, path in pretraining.items() if name in planned or not planned}
+    metrics |= {name: path for name, path in tuning.items() if tuned is None or name in tuned}
+    branches = [branch for name, path in metrics.items() if (branch := _branch(name, path))]
     seconds: dict[str, list[float]] = defaultdict(list)
     for job in plan.get("jobs", ()):
         for label in job["elements"]:
@@ -95,6 +97,7 @@ def read_training(run: Path, plan: Mapping[str, Any], tuned: Collection[str] | N
 
 
 def _branch(name: str, path: Path) -> Branch | None:
+    """What `path` records of a branch; None if no step is on record."""
     rows = [row for row in durable.read_jsonl(path) if isinstance(row, dict)]
     steps = [row for row in rows if isinstance(row.get("loss"), float) and isinstance(row.get("tokens"), int)]
     if not steps:
@@ -106,28 +109,28 @@ def _branch(name: str, path: Path) -> Branch | None:
             for source, loss in row["validation"].items():
                 validation[source].append((tokens[row["step"]], loss))
     cuts = [i * len(steps) // POINTS for i in range(POINTS + 1)]
-    lots = [steps[start:stop] for start, stop in zip(cuts, cuts[1:]) if start < stop]
-    timing = [row.get("timing") or {} for row in steps]
-    hours = [
-        (one.get("seconds", 0.0) + one.get("save_stall_s", 0.0))
-        * round(one.get("tokens_per_second", 1.0) / (one.get("tokens_per_second_per_device") or 1.0))
-        / 3600
-        for one in timing
-    ]
+    chunks = [steps[start:stop] for start, stop in zip(cuts, cuts[1:]) if start < stop]
+    timings = [row.get("timing") or {} for row in steps]
     starts = durable.read_jsonl(path.with_name("starts.jsonl"))
     return Branch(
         name=name,
-        tokens=[lot[-1]["tokens"] for lot in lots],
-        loss=[round(fmean(row["loss"] for row in lot), 5) for lot in lots],
+        tokens=[chunk[-1]["tokens"] for chunk in chunks],
+        loss=[round(fmean(row["loss"] for row in chunk), 5) for chunk in chunks],
         step=steps[-1]["step"],
         last_loss=round(steps[-1]["loss"], 5),
         validation=dict(validation),
-        device_hours=sum(hours),
-        stall_s=sum(one.get("save_stall_s", 0.0) for one in timing),
-        wait_s=sum(one.get("data_wait_s", 0.0) for one in timing),
+        device_hours=sum(map(_device_hours, timings)),
+        stall_s=sum(timing.get("save_stall_s", 0.0) for timing in timings),
+        wait_s=sum(timing.get("data_wait_s", 0.0) for timing in timings),
         starts=len(starts),
         lost_steps=sum(row.get("lost_steps", 0) for row in starts),
     )
+
+
+def _device_hours(timing: Mapping[str, float]) -> float:
+    """The device-hours of a step, including the time for which saving held training up."""
+    devices = round(timing.get("tokens_per_second", 1.0) / (timing.get("tokens_per_second_per_device") or 1.0))
+    return (timing.get("seconds", 0.0) + timing.get("save_stall_s", 0.0)) * devices / 3600
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _families(training: Training) -> dict[str, Family]:
     own = {segment["branch"] for segment in training.plan.get("segments", ())}
     ends = {arm["name"] for arm in training.plan.get("arms", ()) if arm["interventions"] == "none"} - own
     trunk = f"trunk (= {', '.join(sorted(ends))})" if ends else "trunk"
-    found: dict[str, Family] = {}
+    families: dict[str, Family] = {}
     colours: dict[str, int] = {}
     for branch in training.branches:
         trained = branch.name.partition("/")[0]
@@ -156,8 +159,8 @@ def _families(training: Training) -> dict[str, Family]:
         name = trained if further is None else trained.removesuffix(f"-s{further}")
         name = trunk if name.partition(".")[0] == "trunk" or name in ends else name  # "trunk.POINT" in a sweep
         seed = next(iter(seeds), None) if further is None else further
-        found[branch.name] = Family(name, colours.setdefault(name, len(colours)), seed, further is not None)
-    return found
+        families[branch.name] = Family(name, colours.setdefault(name, len(colours)), seed, further is not None)
+    return families
 
 
 def _switches(training: Training) -> dict[str, list[int]]:
@@ -168,26 +171,27 @@ def _switches(training: Training) -> dict[str, list[int]]:
         others |= steps
         if steps and 0 < arm["start"] < 1:
             starts.add(min(steps, key=lambda step: abs(step - arm["start"] * arm["phases"][-1]["stop_step"])))
-    found = {"interventions start": sorted(starts), "the blend changes": sorted(others - starts)}
-    return {label: steps for label, steps in found.items() if steps}
+    switches = {"interventions start": sorted(starts), "the blend changes": sorted(others - starts)}
+    return {label: steps for label, steps in switches.items() if steps}
 
 
 def loss_panels(training: Training) -> list[Panel]:
     """The training loss of every run: a panel for pretraining, with changes of the blend, and one for each later stage."""
     families, panels = _families(training), []
-    by_stage: dict[str, list[Branch]] = {stage: [] for stage in ("", *(one["name"] for one in training.plan.get("stages", ())))}
-    for branch in training.branches:
-        by_stage.setdefault(branch.later_stage, []).append(branch)
-    for stage, branches in by_stage.items():
+    stages = ["", *(stage["name"] for stage in training.plan.get("stages", ()))]
+    for stage in dict.fromkeys([*stages, *(branch.later_stage for branch in training.branches)]):
         lines = []
-        for branch in branches:
-            own = families[branch.name]
-            lines.append(Series(own.name, "line", branch.tokens, branch.loss, colour=own.colour, faint=own.is_further))
+        for branch in training.branches:
+            if branch.later_stage == stage:
+                family = families[branch.name]
+                tokens, loss = branch.tokens, branch.loss
+                lines.append(Series(family.name, "line", tokens, loss, colour=family.colour, faint=family.is_further))
+        if not lines:
+            continue
         for label, steps in () if stage else _switches(training).items():
             lines.append(Series(label, "rule", [step * training.step_tokens for step in steps], colour=INK, faint=True))
-        if branches:
-            title = f"After pretraining: {stage}" if stage else "Pretraining"
-            panels.append(Panel(title, "tokens", "loss, nats per token", lines))
+        title = f"After pretraining: {stage}" if stage else "Pretraining"
+        panels.append(Panel(title, "tokens", "loss, nats per token", lines))
     return panels
 
 
@@ -203,10 +207,10 @@ def validation_panels(training: Training) -> list[Panel]:
         lines: list[Series] = []
         for branch in pretrained:
             if points := branch.validation.get(source):
-                own = families[branch.name]
+                family = families[branch.name]
                 x, y = [list(column) for column in zip(*points)]
                 kind: Literal["line", "dots"] = "line" if len(x) > 1 else "dots"
-                lines.append(Series(own.name, kind, x, y, colour=own.colour, faint=own.is_further))
+                lines.append(Series(family.name, kind, x, y, colour=family.colour, faint=family.is_further))
         panels.append(Panel(source, "tokens", "loss, nats per token", lines))
     return panels
 
@@ -220,10 +224,10 @@ def curriculum_panels(training: Training) -> list[Panel]:
         x: list[float] = []
         shares: dict[str, list[float]] = {name: [] for name in sources}
         for phase in arm["phases"]:
-            whole = sum(phase["samples"].values()) or 1
+            total = sum(phase["samples"].values()) or 1
             x += [phase["start_step"] * training.step_tokens, phase["stop_step"] * training.step_tokens]
             for name, share in shares.items():
-                share += [phase["samples"].get(name, 0) / whole] * 2
+                share += [phase["samples"].get(name, 0) / total] * 2  # at the phase's start and at its end
         areas = [Series(name, "area", x, shares[name], colour=i) for i, name in enumerate(sources)]
         label = arm_label(ArmInfo(arm["name"], arm["start"], arm["interventions"]))
         panels.append(Panel(label, "tokens", "share of the tokens", areas, y_format="percent"))
@@ -275,7 +279,7 @@ class CostRow:
 def cost_rows(training: Training) -> Iterator[CostRow]:
     hours = training.plan.get("gpu_hours") or {}
     planned = {"pretrain": "pretraining", "tune": "tuning_at_most", "evaluate": "evaluation_at_most"}
-    midtrained = {one["name"] for one in training.plan.get("stages", ()) if one.get("kind") == "midtrain"}
+    midtrained = {stage["name"] for stage in training.plan.get("stages", ()) if stage.get("kind") == "midtrain"}
 
     def stage_of(branch: Branch) -> str:
         if branch.later_stage in midtrained:
@@ -287,19 +291,19 @@ def cost_rows(training: Training) -> Iterator[CostRow]:
         counts[job["stage"]] += len(job["elements"])
     for stage, count in counts.items():
         seconds = training.seconds.get(stage, [])
-        own = [one for one in training.branches if stage_of(one) == stage]
-        restarts = [known for one in own if (known := training.restarts(one)) is not None]
+        branches = [branch for branch in training.branches if stage_of(branch) == stage]
+        restarts = [known for branch in branches if (known := training.restarts(branch)) is not None]
         yield CostRow(
             stage,
             len(seconds),
             count,
             sum(seconds) / 3600,
-            sum(one.device_hours for one in own) if own else None,
+            sum(branch.device_hours for branch in branches) if branches else None,
             hours.get(planned.get(stage, "")),
             sum(restarts) if restarts else None,
-            sum(one.lost_steps for one in own) if restarts else None,
-            sum(one.stall_s for one in own) if own else None,
-            sum(one.wait_s for one in own) if own else None,
+            sum(branch.lost_steps for branch in branches) if restarts else None,
+            sum(branch.stall_s for branch in branches) if branches else None,
+            sum(branch.wait_s for branch in branches) if branches else None,
         )
 
 

@@ -85,52 +85,47 @@ def basis(
 ) -> list[tuple[str, str]]:
     """What the verdict rests on, as (label, value) pairs."""
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
-    model, budget, found = plan.get("model") or {}, plan.get("budget") or {}, []
+    model, budget, pairs = plan.get("model") or {}, plan.get("budget") or {}, []
     if model:
         size = f", {model['parameters']:,} parameters each" if "parameters" in model else ""
-        found.append(("Models", f"{model.get('name', '')}{size}"))
+        pairs.append(("Models", f"{model.get('name', '')}{size}"))
     trained = f"{len(seeds)} ({', '.join(map(str, seeds))})" if len(seeds) > 1 else "one run of each arm"
-    found.append(("Training seeds", f"{trained}, {len(arms)} arm{'s' if len(arms) != 1 else ''}"))
+    pairs.append(("Training seeds", f"{trained}, {len(arms)} arm{'s' if len(arms) != 1 else ''}"))
     if budget:
         detail = f"{budget['steps']:,} steps of {budget['global_batch']:,} × {budget['sequence_length']:,} tokens"
-        found.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
+        pairs.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
     if "trained_tokens" in plan:
-        trained_tokens, later = plan["trained_tokens"], ""
-        if trained_tokens.get("midtraining"):
-            later = f"; and {trained_tokens['midtraining']:,} of midtraining"
-        found.append(
-            ("Pretraining of all arms", f"{trained_tokens['with_trunk_sharing']:,} tokens, with a shared trunk{later}")
-        )
+        tokens = plan["trained_tokens"]
+        later = f"; and {tokens['midtraining']:,} of midtraining" if tokens.get("midtraining") else ""
+        pairs.append(("Pretraining of all arms", f"{tokens['with_trunk_sharing']:,} tokens, with a shared trunk{later}"))
     prompts: dict[tuple[object, ...], int] = {}
     for entry in entries:  # those of single benchmarks, and those of all together, which have the most prompts
         if entry.rows:
             place = (type(entry), entry.arm, entry.seed, entry.stage, entry.decoder)
             prompts[place] = max(prompts.get(place, 0), entry.prompts)
     if prompts:
-        found.append(("Prompts", f"{span(list(prompts.values()))} for each model and decoder"))
-    return [*found, ("Judge", judge_names(entries) or "none")]
+        pairs.append(("Prompts", f"{span(list(prompts.values()))} for each model and decoder"))
+    return [*pairs, ("Judge", judge_names(entries) or "none")]
 
 
 def prompts_and_judge(shown: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
     """How many prompts and which judge are behind a figure: "120 prompts per model. Judge: world 1a2b."."""
-    by_kind = [judge_names([one for one in shown if isinstance(one, kind)]) for kind in (AttackMetrics, OverrefusalMetrics)]
+    kinds = (AttackMetrics, OverrefusalMetrics)
+    by_kind = [judge_names([entry for entry in shown if isinstance(entry, kind)]) for kind in kinds]
     prompts = span([metrics.prompts for metrics in shown])
     return f"{prompts} prompts per model. Judge: {judge_names(shown)}. {caveats(*by_kind)}".rstrip()
 
 
 def over_seeds(points: str, interval: str, entries: Sequence[Model], alone: str) -> list[str]:
     """Sentences on what a figure shows over several training seeds. `alone` says what an arm with a single run has instead."""
-    runs = Counter(arm for arm, _ in {(entry.arm, entry.seed) for entry in entries})
-    counts = sorted(set(runs.values()))
+    counts = Counter(arm for arm, _ in {(entry.arm, entry.seed) for entry in entries}).values()
     if not counts:
         return []
-    seeds = f"{counts[-1]} training seeds" if counts[-1] > 1 else "1 training seed"
-    if len(counts) > 1:
-        seeds = f"{counts[0]} to {seeds}"
-    sentences = [f"{points} over {seeds}. Whiskers: 95% interval {interval}. Small marks: single runs."]
-    if counts[-1] == 1:
+    if max(counts) == 1:
         return [f"A single run of each arm so far, with {alone}: differences between arms may be due to the seed."]
-    if counts[0] == 1:
+    seeds = span(list(counts))
+    sentences = [f"{points} over {seeds} training seeds. Whiskers: 95% interval {interval}. Small marks: single runs."]
+    if min(counts) == 1:
         sentences.append(f"Arms with a single run so far have {alone}.")
     return sentences
 

@@ -55,7 +55,7 @@ LONGEST_ALT = 40
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PageFigure:
     """A figure on the page."""
 
     figure: Figure
@@ -71,15 +71,18 @@ class Drawn:
         return f"{self.figure.heading} {told}.{more}" if told else self.figure.heading
 
 
-def drawn(shown: Shown, pictures: Mapping[str, Path]) -> list[Drawn]:
-    found = []
+def page_figures(shown: Shown, pictures: Mapping[str, Path]) -> list[PageFigure]:
+    """The study's figures with their captions and tables. `pictures` has the path of each SVG by the figure's name."""
+    figures = []
     for figure in figures_of(shown):
         if isinstance(figure, DifferenceFigure):
-            table = _differences_table(shown)
+            columns, rows = _differences_table(shown)
+        elif figure.places(shown):
+            columns, rows = _points_table(figure, shown)
         else:
-            table = _points_table(figure, shown) if figure.places(shown) else _panels_table(figure, shown)
-        found.append(Drawn(figure, embedded(pictures[figure.name]), figure.caption(shown), *table))
-    return found
+            columns, rows = _panels_table(figure, shown)
+        figures.append(PageFigure(figure, embedded(pictures[figure.name]), figure.caption(shown), columns, rows))
+    return figures
 
 
 def _points_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[str]]]:
@@ -92,9 +95,9 @@ def _points_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[st
         for point in points:
             what = point.benchmark or categories.get(point.measure, point.measure)
             interval = "" if point.low is None or point.high is None else f"{_number(point.low)} to {_number(point.high)}"
-            true = uncorrected if point.corrected is None else _number(point.corrected)
-            told = [what, _number(point.value), interval, true, as_row(point)["runs"]]
-            rows.append([place.title, labels[point.arm], *told])
+            corrected = uncorrected if point.corrected is None else _number(point.corrected)
+            numbers = [_number(point.value), interval, corrected, as_row(point)["runs"]]
+            rows.append([place.title, labels[point.arm], what, *numbers])
     columns = [
         "panel",
         "arm",
@@ -145,7 +148,7 @@ def _number(value: float) -> str:
 def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]) -> dict[str, Any]:
     """All data of the scripts except the blocks of answers; `answers` says what the numbers in the blocks stand for."""
     metrics = shown.metrics
-    measured = [*(one.stage for one in metrics.attacks), *(one.stage for one in metrics.overrefusals)]
+    measured = [*(entry.stage for entry in metrics.attacks), *(entry.stage for entry in metrics.overrefusals)]
     return {
         "arms": [
             {
@@ -157,15 +160,12 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]
             }
             for arm in shown.arms
         ],
-        "curves": [
-            {"label": curve.label, "arms": [arm.name for arm in curve.arms], "ends": any(a.start >= 1 for a in curve.arms)}
-            for curve in curves_of(shown.arms)
-        ],
+        "curves": [{"label": curve.label, "arms": [arm.name for arm in curve.arms]} for curve in curves_of(shown.arms)],
         "several": shown.several,
         "words": {"start": START_AXIS, "none": NO_INTERVENTIONS, "corrected": CORRECTED},
         "lengths": {
             f"{stage}/{layer}": shown.length_auc(stage, layer)
-            for stage, layer in dict.fromkeys((one.stage, one.layer) for one in metrics.probes)
+            for stage, layer in dict.fromkeys((probe.stage, probe.layer) for probe in metrics.probes)
         },
         "categories": dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
         "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *measured))},
@@ -177,7 +177,7 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]
             }
             for figure in figures_of(shown)
         },
-        "points": {"columns": [one.name for one in fields(Point)], "rows": [[*as_row(one).values()] for one in points]},
+        "points": {"columns": [field.name for field in fields(Point)], "rows": [[*as_row(point).values()] for point in points]},
         "answers": answers,
     }
 
@@ -201,8 +201,8 @@ def packed_answers(study: StudyRows) -> tuple[list[str], dict[str, Any]]:
     prompts: dict[Any, int] = {}
     texts: dict[Any, int] = {}
     rows, blocks, count = _rows(study), [], 0
-    while lot := list(islice(rows, BLOCK)):
-        count += len(lot)
+    while rows_of_block := list(islice(rows, BLOCK)):
+        count += len(rows_of_block)
         known_prompts, known_texts = len(prompts), len(texts)
         numbers = [
             {
@@ -216,17 +216,17 @@ def packed_answers(study: StudyRows) -> tuple[list[str], dict[str, Any]]:
                 "tokens": row.tokens,
                 "own": _numbered(names["own"], f"{row.judge} {row.judge_version}".strip()),
                 "verdict": _numbered(names["verdict"], row.verdict if row.judge else "" if not row.changed else "unparsed"),
-                "others": [_numbered(names["verdict"], one.verdict if one and one.judge else "") for one in judged],
+                "others": [_numbered(names["verdict"], other.verdict if other and other.judge else "") for other in judged],
             }
-            for key, stage, row, judged in lot
+            for key, stage, row, judged in rows_of_block
         ]
-        others = [one.pop("others") for one in numbers]
+        others = [row.pop("others") for row in numbers]
         block = {
             "prompts": list(islice(prompts, known_prompts, None)),
             "texts": list(islice(texts, known_texts, None)),
-            "columns": {name: [one[name] for one in numbers] for name in numbers[0]},
+            "columns": {name: [row[name] for row in numbers] for name in numbers[0]},
             "others": [list(column) for column in zip(*others)],
-            "answers": [row.response for _, _, row, _ in lot],
+            "answers": [row.response for _, _, row, _ in rows_of_block],
         }
         packed = gzip.compress(json.dumps(block, ensure_ascii=False, separators=(",", ":")).encode(), 6, mtime=0)
         blocks.append(base64.b64encode(packed).decode())
@@ -253,10 +253,12 @@ def hashes(study: StudyRows) -> list[tuple[str, str, str]]:
             models[f"{arm}/{stage}"] = row.model
             if row.judge:
                 judges.add((row.judge, row.judge_version))
-    digests = {name: hashlib.sha256("".join(sorted(of)).encode()).hexdigest() for name, of in sorted(prompts.items())}
-    found = [("prompts", f"{name}, {len(prompts[name])} asked", digest) for name, digest in digests.items()]
-    found += [("judge", name, version) for name, version in sorted(judges)]
-    return found + [("model", name, model) for name, model in models.items()]
+    digests = {name: hashlib.sha256("".join(sorted(asked)).encode()).hexdigest() for name, asked in sorted(prompts.items())}
+    return [
+        *(("prompts", f"{name}, {len(prompts[name])} asked", digest) for name, digest in digests.items()),
+        *(("judge", name, version) for name, version in sorted(judges)),
+        *(("model", name, model) for name, model in models.items()),
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -264,8 +266,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def embedded_json(value: Any) -> Markup:
