@@ -10,7 +10,7 @@ const ROW_HEIGHT = 56;
 const state = { ...Object.fromEntries(FILTERS.map((name) => [name, ""])), at: "" };
 const view = { matches: new Int32Array(0), count: 0, place: -1, run: 0, all: false, loaded: false };
 const ENDINGS = { end: "complete", length: "cut at the length limit", tag: "cut at the tag" };
-const openly = new Set(); // answers that the reader asked to see
+const revealed = new Set(); // answers that the reader asked to see
 let ui = {};
 
 async function unpack(text) {
@@ -50,7 +50,7 @@ const judgeIndex = () => NAMES.judges.indexOf(state.judge);
 const verdictOf = (i) => NAMES.verdict[state.judge ? data.others[judgeIndex()][i] : data.verdict[i]];
 const verdictText = (verdict) => (verdict === "" ? "not judged yet" : study.categories[verdict] ?? verdict);
 const armOf = (i) => NAMES.arms[data.arm[i]];
-const isVeiled = (i) => !openly.has(i) && !view.open &&
+const isVeiled = (i) => !revealed.has(i) && !view.open &&
   (NAMES.verdict[data.verdict[i]] === "harmful" || data.others.some((column) => NAMES.verdict[column[i]] === "harmful"));
 const armText = (i) => (LABELS[armOf(i).name] ?? armOf(i).name) + (study.several ? `, seed ${armOf(i).seed}` : "");
 const address = (i) => [armOf(i).key, NAMES.stage[data.stage[i]], NAMES.decoder[data.decoder[i]], data.prompts[data.prompt[i]].benchmark,
@@ -58,10 +58,14 @@ const address = (i) => [armOf(i).key, NAMES.stage[data.stage[i]], NAMES.decoder[
 
 /* ---- filters ---- */
 
+/** The numbers of the trained arms that the filters for arm and seed allow. */
+const chosenArms = () => new Set(NAMES.arms.flatMap((arm, k) =>
+  ((!state.arm || arm.name === state.arm) && (!state.seed || String(arm.seed) === state.seed) ? [k] : [])));
+
 /** A function that says whether row i passes the filters. It is made once for each search, so that a row costs few comparisons. */
 function matcher() {
   const at = (list, value) => (value === "" ? -1 : list.indexOf(value));
-  const arms = new Set(NAMES.arms.flatMap((arm, k) => ((!state.arm || arm.name === state.arm) && (!state.seed || String(arm.seed) === state.seed) ? [k] : [])));
+  const arms = chosenArms();
   const prompts = state.benchmark && new Set(data.prompts.flatMap((prompt, k) => (prompt.benchmark === state.benchmark ? [k] : [])));
   const stage = at(NAMES.stage, state.stage), decoder = at(NAMES.decoder, state.decoder);
   const verdicts = state.judge ? data.others[judgeIndex()] ?? [] : data.verdict;
@@ -162,8 +166,7 @@ function differing(reference, text) {
 /** Row i and the rows to lay beside it: those on the same prompt at the same stage that the filters for arm, seed and decoder
     allow; one sample for each arm and decoder, unless the reader asks for all. */
 function companions(i) {
-  const arms = new Set(NAMES.arms.flatMap((arm, k) => ((!state.arm || arm.name === state.arm) && (!state.seed || String(arm.seed) === state.seed) ? [k] : [])));
-  const decoder = state.decoder ? NAMES.decoder.indexOf(state.decoder) : -1, best = new Map();
+  const arms = chosenArms(), decoder = state.decoder ? NAMES.decoder.indexOf(state.decoder) : -1, best = new Map();
   for (let k = 0; k < data.answers.length; k++) {
     if (data.prompt[k] !== data.prompt[i] || data.stage[k] !== data.stage[i] || !arms.has(data.arm[k])) continue;
     if (decoder >= 0 && data.decoder[k] !== decoder) continue;
@@ -186,7 +189,7 @@ function card(i, reference) {
   };
   if (isVeiled(i)) {
     body.append(element("p", {}, "A judge called this answer harmful."),
-      element("button", { type: "button", className: "small", onclick: () => { openly.add(i); i === reference ? show() : reveal(); renderRows(); } }, "Show it"));
+      element("button", { type: "button", className: "small", onclick: () => { revealed.add(i); i === reference ? show() : reveal(); renderRows(); } }, "Show it"));
   } else reveal();
   return element("article", { className: i === reference ? "chosen" : "" },
     element("h4", {}, armText(i)),

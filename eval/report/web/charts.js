@@ -80,8 +80,9 @@ function curvePanel(place) {
           fill: (point) => (point.hollow ? "var(--paper)" : ink) }),
         Plot.dot(some.filter((point) => point.corrected !== null), { x: "start", y: "corrected", r: 4.5, symbol: "times", stroke: ink, strokeWidth: 1.8 }));
     }
-    marks.push(Plot.tip(points, Plot.pointer({ x: "start", y: "value", title: (p) =>
-      `${LABELS[p.arm]}\n${shown(p.value)}${p.low === null ? "" : ` (${shown(p.low)} to ${shown(p.high)})`}${p.corrected === null ? "" : `\ncorrected for the judge: ${shown(p.corrected)}`}${p.runs ? `\nruns: ${p.runs}` : ""}` })));
+    const details = (p) => [`${shown(p.value)}${p.low === null ? "" : ` (${shown(p.low)} to ${shown(p.high)})`}`,
+      ...(p.corrected === null ? [] : [`corrected for the judge: ${shown(p.corrected)}`]), ...(p.runs ? [`runs: ${p.runs}`] : [])];
+    marks.push(Plot.tip(points, Plot.pointer({ x: "start", y: "value", title: (p) => [LABELS[p.arm], ...details(p)].join("\n") })));
   });
   if (main.some((point) => STARTS[point.arm] >= 1)) used.push([study.words.none, "currentColor", "diamond2"]);
   if (main.some((point) => point.corrected !== null)) used.push([study.words.corrected, "currentColor", "times"]);
@@ -92,8 +93,9 @@ function curvePanel(place) {
     marks.push(Plot.text([length], { x: () => ((starts.at(-2) ?? 1) + starts.at(-1)) / 2, y: (value) => value, text: () => "text length alone", dy: -6, fill: "var(--soft)" }));
   }
   const tops = [...main, ...behind].map((point) => Math.max(point.high ?? 0, point.value + (point.std ?? 0), point.corrected ?? 0));
+  const top = isAuc ? 1 : Math.max(0.05, ...tops), bottom = isAuc ? Math.min(0.5, length ?? 0.5, ...main.map((p) => p.low ?? p.value)) : 0;
   const title = choice.decoder && !isAuc ? study.decoders[choice.decoder] : place.title;
-  return { title, legend: used, rows: main, top: isAuc ? 1 : Math.max(0.05, ...tops), bottom: isAuc ? Math.min(0.5, length ?? 0.5, ...main.map((p) => p.low ?? p.value)) : 0, text: (p) => `${LABELS[p.arm]} ${shown(p.value)}`, options: { marks,
+  return { title, legend: used, rows: main, top, bottom, text: (p) => `${LABELS[p.arm]} ${shown(p.value)}`, options: { marks,
     x: { domain: [-0.05, 1.05], ticks: starts, tickFormat: (x) => TICKS[x], label: study.words.start },
     y: { tickFormat: isAuc ? ".2f" : ".0%", label: isAuc ? "test AUC" : "attack success", grid: true, nice: true } } };
 }
