@@ -44,11 +44,11 @@ class Bars:
         """A `Progress` that draws a new bar. A total below the amount done means that the total is unknown."""
         task = self._lines.add_task(name, total=None, more="")
         ended, next_line, began = False, 0.0, time.monotonic()
-        there: int | None = None  # amount done before the first report, as after a resume
+        done_before: int | None = None  # at the first report, as after a resume
 
         def report(done: int, total: int, **figures: Any) -> None:
-            nonlocal ended, next_line, there
-            there = done if there is None else there
+            nonlocal ended, next_line, done_before
+            done_before = done if done_before is None else done_before
             now = time.monotonic()
             seconds = max(now - began, 1e-9)
             more = described(done, seconds, figures)
@@ -58,7 +58,9 @@ class Bars:
             if self.console.is_terminal or ended or (done != total and now < next_line):
                 return
             ended, next_line = done == total, now + self.line_interval_s
-            left = f"{clock((total - done) * seconds / (done - there))} left" if there < done < total else ""
+            left = ""
+            if done_before < done < total:
+                left = f"{clock((total - done) * seconds / (done - done_before))} left"
             counts = f"{done:,} of {total:,}" if done <= total else f"{done:,}"
             say(self.console, ", ".join(filter(None, (f"{name}: {counts}", more, left))))
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,32 +111,20 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 
 def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None) -> dict[str, Any]:
+    """The facts that `check` prints, with what is wrong under "problems"."""
     problems: list[str] = []
-    prompts: list[Prompt] = []
-    benchmarks: dict[str, dict[str, Any]] = {}
     with _noted(problems):
         look_at_tables(study, root)
-    for name in study.used_benchmarks:
-        with _noted(problems):
-            own = study.evaluation.prompts
-            if root is None and name not in own:
-                raise UserError(f"benchmark {name}: {NOT_HERE}")
-            found = load_prompts(name, root, own=own, accept_changed=study.evaluation.accept_changed)
-            if name in study.distorted:
-                check_distortable(name, found)
-            benchmarks[name] = {"prompts": len(found), "first": [prompt.text[:SHOWN_CHARACTERS] for prompt in found[:3]]}
-            prompts += found
+    benchmarks = _benchmarks(study, root, problems)
     probes = study.used_probes
     if probes and all(table.is_here(root) for table in probes.tables):
         with _noted(problems):
             check_texts(root, probes)
+    prompts = [prompt for of_benchmark in benchmarks.values() for prompt in of_benchmark]
     finder = PromptFinder([prompt.text for prompt in prompts])
     tables, overlaps = [], {}
     shards = tokenised(run) if run else False
-    trained = {f"sources.{name}" for arm in study.arms for name in arm.sources}
-    stages = [stage for one in study.variants.values() for stage in one.tree.stages.values()]
-    trained |= {f"sources.{name}" for stage in stages if isinstance(stage, Midtrain) for name in stage.mix}
-    trained |= {f"tuning_sets.{name}" for name in used_pools(study)}
+    trained = _trained_tables(study)
     console = Console(stderr=True)
     for key, table in read_tables(study).items():
         with console.status(f"reading {key}"), _noted(problems):
@@ -159,10 +147,35 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
         "from_shards": shards,
         "limit": limit,
         "tables": tables,
-        "benchmarks": benchmarks,
+        "benchmarks": {
+            name: {"prompts": len(found), "first": [prompt.text[:SHOWN_CHARACTERS] for prompt in found[:3]]}
+            for name, found in benchmarks.items()
+        },
         "overlap": rows,
         "problems": problems,
     }
+
+
+def _benchmarks(study: Study, root: Path | None, problems: list[str]) -> dict[str, Sequence[Prompt]]:
+    """The prompts of the study's benchmarks, without those of a benchmark that has a problem."""
+    evaluation, benchmarks = study.evaluation, {}
+    for name in study.used_benchmarks:
+        with _noted(problems):
+            if root is None and name not in evaluation.prompts:
+                raise UserError(f"benchmark {name}: {NOT_HERE}")
+            prompts = load_prompts(name, root, own=evaluation.prompts, accept_changed=evaluation.accept_changed)
+            if name in study.distorted:
+                check_distortable(name, prompts)
+            benchmarks[name] = prompts
+    return benchmarks
+
+
+def _trained_tables(study: Study) -> set[str]:
+    """The keys of the tables that models are trained on."""
+    stages = [stage for variant in study.variants.values() for stage in variant.tree.stages.values()]
+    sources = {name for arm in study.arms for name in arm.sources}
+    sources |= {name for stage in stages if isinstance(stage, Midtrain) for name in stage.mix}
+    return {f"sources.{name}" for name in sources} | {f"tuning_sets.{name}" for name in used_pools(study)}
 
 
 def _print_check(facts: dict[str, Any], console: Console) -> None:
@@ -233,18 +246,12 @@ def inspect(args: argparse.Namespace) -> int:
             f"{prefix}.bin: holds id {least if least < 0 else most}, but the tokenizer has {tokenizer.get_vocab_size()} "
             "entries; name the tokenizer it was made with, by --tokenizer, or tokenise again"
         )
-    counts, edges = np.histogram(np.log10(np.maximum(1, lengths)), bins=np.arange(0, 8.5, 0.5))
-    filled = np.flatnonzero(counts)
-    shown = slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0)
     facts: dict[str, Any] = {
         "shard": str(prefix),
         "documents": len(lengths),
         "tokens": len(shard.tokens),
         "length_quantiles": np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int).tolist() if len(lengths) else [],
-        "length_histogram": [
-            {"from": math.ceil(10**low), "to": math.ceil(10**high) - 1, "documents": int(count)}
-            for low, high, count in zip(edges[shown], edges[1:][shown], counts[shown])
-        ],
+        "length_histogram": _length_histogram(lengths),
         "tags": tags,
         "tag_rate": tags / max(1, len(shard.tokens)),
         "shown": f"document {args.document or 0}" if args.sample is None else f"sample {args.sample}",
@@ -262,6 +269,17 @@ def inspect(args: argparse.Namespace) -> int:
             text.append(f" ... and {len(ids) - SHOWN:,} more tokens; --json has them all", "italic")
         _print_facts(facts, text)
     return 0
+
+
+def _length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
+    """How many documents have a length "from" so many tokens "to" so many, without empty ranges at either end."""
+    counts, edges = np.histogram(np.log10(np.maximum(1, lengths)), bins=np.arange(0, 8.5, 0.5))
+    filled = np.flatnonzero(counts)
+    shown = slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0)
+    return [
+        {"from": math.ceil(10**low), "to": math.ceil(10**high) - 1, "documents": int(count)}
+        for low, high, count in zip(edges[shown], edges[1:][shown], counts[shown])
+    ]
 
 
 def _pieces(shard: Shard) -> Iterator[np.ndarray]:

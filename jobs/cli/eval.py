@@ -28,7 +28,7 @@ from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, row_files, tasks
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending
 from curricula.settings import changed, parse, read_yaml
-from curricula.terminal import json_text, say
+from curricula.terminal import json_text, plural, say
 
 if TYPE_CHECKING:
     from curricula.eval.judging.verdicts import JudgeRun
@@ -124,7 +124,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.json:
         from curricula.eval.report.tables import as_row
 
-        shown = {kind: [as_row(one) for one in found] for kind, found in metrics.items()}
+        shown = {kind: [as_row(entry) for entry in entries] for kind, entries in metrics.items()}
         print(json_text({**shown, "changed": changed}))
         return 0
     from curricula.eval.report.console import print_metrics
@@ -328,7 +328,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         "capability": capability_metrics(answered, name, args.kind),
         "probes": probe_metrics(probed, name, args.kind),
     }
-    metrics = {"attacks": [], "overrefusal": [], **{what: found for what, found in others.items() if found}}
+    metrics = {"attacks": [], "overrefusal": [], **{kind: entries for kind, entries in others.items() if entries}}
     for task in dict.fromkeys(task.task.name for task in judged):
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
@@ -394,18 +394,18 @@ def before_asking(
     if any(judge_run.left for judge_run in judge_runs):
         check_judges()
     estimates = [judge_run.judge.estimate(judge_run.left) for judge_run in judge_runs]
-    asked = [estimate for estimate in estimates if estimate is not None and estimate.questions]
-    if not asked:
+    paid = [estimate for estimate in estimates if estimate is not None and estimate.questions]
+    if not paid:
         return
-    tokens_in, tokens_out = sum(one.tokens_in for one in asked), sum(one.tokens_out for one in asked)
-    prices = [one.dollars for one in asked]
+    questions = sum(estimate.questions for estimate in paid)
+    tokens_in, tokens_out = sum(estimate.tokens_in for estimate in paid), sum(estimate.tokens_out for estimate in paid)
+    prices = [estimate.dollars for estimate in paid]
     dollars = None if None in prices else sum(price for price in prices if price is not None)
     cost = "prices not given (--judge-set price_in=...)" if dollars is None else f"about ${dollars:,.2f}"
-    questions = sum(one.questions for one in asked)
     say(
         console,
-        f"The judge will be asked {questions:,} question{'s' if questions > 1 else ''}: about {tokens_in:,} tokens in and at "
-        f"most {tokens_out:,} out, {cost}.",
+        f"The judge will be asked {plural(questions, 'question')}: about {tokens_in:,} tokens in and at most {tokens_out:,} "
+        f"out, {cost}.",
     )
     if dollars is not None:
         fewer = "a folder of fewer models" if hasattr(args, "folder") else "--prompts"

@@ -62,9 +62,9 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     check_needs(plan, chosen, done_before, ())
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM saves and stops as Ctrl-C does
-    if open_keys := set(chosen) - done_before:
-        minutes = minutes_here(plan, open_keys)
-        what = f"{root}: {plural(len(open_keys), 'element')} to run, {about(minutes)} on this machine"
+    if to_run := set(chosen) - done_before:
+        minutes = minutes_here(plan, to_run)
+        what = f"{root}: {plural(len(to_run), 'element')} to run, {about(minutes)} on this machine"
         if minutes > MOST_HERE and not yes:
             confirm(
                 f"{what}; a cluster takes it with --cluster slurm --profile P. Start it here all the same?",
@@ -158,17 +158,17 @@ class Display:
     def _render(self) -> RenderableType:
         readings = {key: read_progress(self.run.element(*key) / "progress.json") for key in self.running or ()}
         elapsed_s = time.monotonic() - self.started
-        everything, done = sum(self.estimates.values()) or 1.0, self._estimate_done(readings)
+        total, done = sum(self.estimates.values()) or 1.0, self._estimate_done(readings)
         # It begins at the plan's pace and approaches this machine's as elements end.
         expected_s = (done - self.done_before) / self.workers
         pace = (elapsed_s + TRUSTED_S) / (expected_s + TRUSTED_S)
-        left = clock((everything - done) / self.workers * pace)
+        left = clock((total - done) / self.workers * pace)
         overall = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=everything, completed=done, width=BAR)
-        overall.add_row(self.run.study.name, bar, f"{done / everything:.0%}", f"{clock(elapsed_s)}, about {left} left")
+        bar = ProgressBar(total=total, completed=done, width=BAR)
+        overall.add_row(self.run.study.name, bar, f"{done / total:.0%}", f"{clock(elapsed_s)}, about {left} left")
         counts = [
-            Text(f"{stage} {self.done[stage]}/{total}", "green" if self.done[stage] == total else "")
-            for stage, total in self.total.items()
+            Text(f"{stage} {self.done[stage]}/{elements}", "green" if self.done[stage] == elements else "")
+            for stage, elements in self.total.items()
         ]
         stages = Columns(counts, padding=(0, 2))
         if self.running is None:

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
-        code = _carried_out(arguments)
+        code = _call_verb(arguments)
         sys.stdout.flush()  # here, where an error can still be reported
         return code
     except UserError as error:
@@ -43,7 +43,7 @@ def _exit_code(arguments: list[str]) -> int:
         return 130
 
 
-def _carried_out(arguments: list[str]) -> int:
+def _call_verb(arguments: list[str]) -> int:
     parser = build_parser(arguments)
     args = parser.parse_args(arguments)
     if args.version:

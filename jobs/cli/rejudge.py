@@ -7,8 +7,10 @@ import string
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from curricula.curriculum.sources.registry import local_root
@@ -22,6 +24,9 @@ from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.eval import add_judge_options, before_asking, judge_from
 from curricula.jobs.cli.options import add_json_flag, add_verb
 from curricula.terminal import fixed, json_text, say
+
+if TYPE_CHECKING:
+    from curricula.eval.judging.rejudge import Comparison
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -66,11 +71,11 @@ def rejudge(args: argparse.Namespace) -> int:
             work.require_labels(labels, args.labels)
         before_asking(args, work.judge_runs.values(), lambda: check_access(settings), console)
         work.judge(bars.line(f"judge {settings.name}"))
-    found = work.comparisons(args.by_model, labels)
+    comparisons = work.comparisons(args.by_model, labels)
     if args.json:
-        print(json_text([asdict(one) for one in found]))
+        print(json_text([asdict(comparison) for comparison in comparisons]))
     else:
-        _print(found, Console(highlight=False))
+        _print(comparisons, Console(highlight=False))
     if work.left_alone:
         said = f"{work.left_alone:,} answers were not judged: judge {settings.name} cannot judge answers of their kind."
         print(said, file=sys.stderr if args.json else sys.stdout)
@@ -96,8 +101,9 @@ def _judges(args: argparse.Namespace, settings: JudgeConfig) -> dict:
     return judges
 
 
-def _print(found: list, console: Console) -> None:
-    rates = [(one, rate) for one in found for rate in (one.first, one.second) if rate is not None]
+def _print(comparisons: list[Comparison], console: Console) -> None:
+    """Print the rates by each judge, their agreement, and what to know about either."""
+    rates = [(one, rate) for one in comparisons for rate in (one.first, one.second) if rate is not None]
     letters = dict(zip(dict.fromkeys(rate.judge for _, rate in rates), string.ascii_uppercase))
     console.print(Text("\n".join(f"{letter}: {judge}" for judge, letter in letters.items())), soft_wrap=True)
     spans = ("rate", "95%\ninterval", "corrected", "95%\ninterval")
@@ -108,26 +114,29 @@ def _print(found: list, console: Console) -> None:
     )
     warnings: list[str] = []
     for one, rate in rates:
-        true, letter = rate.corrected, letters[rate.judge]
-        cells = [percent(rate.rate), interval(rate.low, rate.high), percent(true.rate if true else None)]
-        cells += [interval(true.low, true.high) if true else "–", f"{rate.answers:,}", f"{rate.unparsed:,}"]
+        corrected, letter = rate.corrected, letters[rate.judge]
+        cells = [percent(rate.rate), interval(rate.low, rate.high), percent(corrected.rate if corrected else None)]
+        cells += [interval(corrected.low, corrected.high) if corrected else "–", f"{rate.answers:,}", f"{rate.unparsed:,}"]
         table.add_row(Text("" if one.first and rate is one.second else one.where), letter, *cells)
-        if true and (words := vague(f"{one.where} by judge {letter}", true.low, true.high)):
+        if corrected and (words := vague(f"{one.where} by judge {letter}", corrected.low, corrected.high)):
             warnings.append(words)
     console.print(table)
     for words in warnings:
         say(console, words, "yellow")
-    agreed = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
-    for one in found:
-        if one.agreement:
-            agreement = one.agreement
+    if any(one.agreement for one in comparisons):
+        console.print(_agreement_table(comparisons))
+    if words := caveats(*(", ".join(rate.judge for one, rate in rates if one.kind == kind) for kind in JUDGED)):
+        say(console, words, "dim")
+    for source in sorted({one.accuracy.source for one in comparisons if one.accuracy}):
+        say(console, f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")
+
+
+def _agreement_table(comparisons: list[Comparison]) -> Table:
+    table = new_table("Agreement", "answers of", "verdicts\nof both", "agree", "Cohen's\nkappa", "95%\ninterval")
+    for one in comparisons:
+        if agreement := one.agreement:
             kappa = "–" if agreement.kappa is None else fixed(agreement.kappa, 2)
             ends = (agreement.low, agreement.high)
             span = " to ".join(fixed(end, 2) for end in ends if end is not None) or "–"
-            agreed.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
-    if agreed.row_count:
-        console.print(agreed)
-    if words := caveats(*(", ".join(rate.judge for one, rate in rates if one.kind == kind) for kind in JUDGED)):
-        say(console, words, "dim")
-    for source in sorted({one.accuracy.source for one in found if one.accuracy}):
-        say(console, f"Corrected by the judge's sensitivity and specificity on {source}, as far as they hold here.")
+            table.add_row(Text(one.where), f"{agreement.answers:,}", percent(agreement.share), kappa, span)
+    return table

@@ -88,17 +88,17 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
         return submit_plan(run, plan, again, used, left, console.print)
 
     try:
-        made = submit()
+        arrays = submit()
     except QueueFull:  # the tasks to be replaced may be what fills it
         if not replaced or len(submissions(run)) > before:
             raise
         cancel_waiting(run, replaced, console.print)
-        made = submit()
+        arrays = submit()
     finally:
         if len(submissions(run)) > before:  # otherwise everything keeps its place in the queue
             cancel_waiting(run, replaced, console.print)
-    count = len({key for one in made for key in one.keys})  # some arrays may continue others
-    console.print(f"{plural(count, 'element')} in {plural(len(made), 'array')}. Watch them with `curricula status {run.root}`.")
+    elements = plural(len({key for array in arrays for key in array.keys}), "element")  # some arrays may continue others
+    console.print(f"{elements} in {plural(len(arrays), 'array')}. Watch them with `curricula status {run.root}`.")
     return again
 
 
@@ -109,17 +109,19 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     stale likewise. But done elements that had run in spite of the failure, as a report does, run again at once. On Slurm,
     elements that were neither submitted nor begun are left out too.
     """
-    on_slurm = any(item.task for item in elements)
-    outside = {(item.job, item.label) for item in elements if on_slurm and not item.task and item.state == "waiting"}
-    state = {(element.job, element.label): element.state for element in elements}
-    # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need.
-    in_vain = {(item.job, item.label) for item in elements if item.reason == "DependencyNeverSatisfied"}
+    status = {(element.job, element.label): element for element in elements}
+    on_slurm = any(element.task for element in elements)
     again: dict[Key, None] = {}
     for key, needs in plan.needs.items():  # each after those it needs
-        must_repeat = (state[key] in TO_REPEAT or key in in_vain) and key in chosen
-        follows = any(need in again for need, _ in needs) and state[key] != "running"
-        is_open = state[key] != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
-        if key not in outside and (must_repeat or (follows and is_open)):
+        state = status[key].state
+        if on_slurm and not status[key].task and state == "waiting":
+            continue
+        # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need.
+        waits_in_vain = status[key].reason == "DependencyNeverSatisfied"
+        must_repeat = (state in TO_REPEAT or waits_in_vain) and key in chosen
+        follows = any(need in again for need, _ in needs) and state != "running"
+        is_open = state != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
+        if must_repeat or (follows and is_open):
             again[key] = None
     return list(again)
 
@@ -159,7 +161,7 @@ def _live(run: Run, chosen: Collection[Key]) -> dict[Task, TaskState]:
         known = known_tasks(run, [*submissions(run), *unrecorded(run, queue)], queue)
     except UserError as error:
         raise UserError(f"{error}; nothing was cancelled") from None
-    tasks = [item for key, of_key in known.items() if key in chosen for item in of_key.items()]
+    tasks = [task_and_state for key, of_key in known.items() if key in chosen for task_and_state in of_key.items()]
     return {task: state for task, state in sorted(tasks) if state.is_running or state.is_waiting}
 
 

@@ -255,14 +255,14 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         slow = element.progress.figures.get("straggler") if element.progress and element.state == "running" else None
         if isinstance(slow, str):
             held_up.append((element, "", f"held up: {slow}"))
-    errors = [(one, f" and {len(alike)} more" if alike else "", text) for (_, text), (one, *alike) in wrong.items()]
-    for said in (errors, restarted, held_up):
-        for element, more, text in said[:NOTES_SHOWN]:
+    errors = [(first, f" and {len(alike)} more" if alike else "", text) for (_, text), (first, *alike) in wrong.items()]
+    for of_kind in (errors, restarted, held_up):
+        for element, more, text in of_kind[:NOTES_SHOWN]:
             name = one_line(f"{element.job}/{element.label}{more}")
             style = STYLES[element.state] if element.state in TO_REPEAT else "yellow"
             notes.append(Text.assemble((f"{name}: ", style), one_line(text)))
-        if len(said) > NOTES_SHOWN:
-            notes.append(Text(f"and {len(said) - NOTES_SHOWN} more; --json shows all", "dim"))
+        if len(of_kind) > NOTES_SHOWN:
+            notes.append(Text(f"and {len(of_kind) - NOTES_SHOWN} more; --json shows all", "dim"))
     if first := next((element for element in status.elements if element.state in ENDED_BADLY), None):
         again = "" if status.problem else f"; `curricula retry {run.root}` runs it again"  # with a problem, retry refuses
         notes.append(Text(f"see `curricula logs {run.root} {first.job}`{again}", "dim"))

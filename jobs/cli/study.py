@@ -116,8 +116,8 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
         _confirm(plan, chosen, profile, yes)
     elif not yes and _gpu_hours(plan, chosen) > profile.gpu_hours_limit:  # what is left to do may stay below the limit
         with Run.locked(root):  # released before the user is asked
-            still = _standing(Run.open(root), plan, profile, console).open(chosen)
-        _confirm(plan, still, profile, yes)
+            to_submit = _standing(Run.open(root), plan, profile, console).open(chosen)
+        _confirm(plan, to_submit, profile, yes)
     with Run.locked(root):
         run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
         now = _standing(run, plan, profile, console)
@@ -126,23 +126,23 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
             console.print(f"{root}: its study has changed; elements that start from now on read the new one.")
         run = Run.create(root, plan.study)
         now.done.intersection_update(done_elements(run, plan))  # with another data folder, fewer may count as done
-        still = now.open(chosen)
-        if not still:
-            queued = sum(key in now.live for key in chosen)
-            console.print(f"{root}: nothing to submit; {plural(queued, 'element')} queued or running, the others done.")
+        to_submit = now.open(chosen)
+        if not to_submit:
+            live = sum(key in now.live for key in chosen)
+            console.print(f"{root}: nothing to submit; {plural(live, 'element')} queued or running, the others done.")
             return
-        hours = _gpu_hours(plan, still)
+        hours = _gpu_hours(plan, to_submit)
         console.print(f"Up to {hours:,.0f} GPU-hours (the profile asks above {profile.gpu_hours_limit:g}).")
         try:
-            submit_plan(run, plan, still, profile, now, console.print)
+            submit_plan(run, plan, to_submit, profile, now, console.print)
         except DependencyLost:
             console.print("Slurm has forgotten jobs of this run; submitting again what is missing.")
             now = _standing(run, plan, profile, console)
             submit_plan(run, plan, now.open(chosen), profile, now, console.print)
-        made = submissions(run)[before:]
-    elements = len({key for one in made for key in one.keys})  # each once: some arrays may continue others
-    arrays = plural(len(made), "array")
-    console.print(f"{plural(elements, 'element')} in {arrays}. Watch them with `curricula status {root}` or `squeue --me`.")
+        arrays = submissions(run)[before:]
+    elements = plural(len({key for array in arrays for key in array.keys}), "element")  # some arrays may continue others
+    what = f"{elements} in {plural(len(arrays), 'array')}"
+    console.print(f"{what}. Watch them with `curricula status {root}` or `squeue --me`.")
 
 
 def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Standing:
@@ -157,11 +157,13 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
 
 def _refuse_conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> None:
     """Raise UserError if `live` elements conflict with a change of the study."""
-    for one in _conflicts(run, plan, live) if live and plan.study != run.study else ():
-        raise UserError(f"{run.root}: {one}; submit again when that has ended, or `curricula cancel` it first")
+    conflict = next(_conflicts(run, plan, live), None) if live and plan.study != run.study else None
+    if conflict:
+        raise UserError(f"{run.root}: {conflict}; submit again when that has ended, or `curricula cancel` it first")
 
 
 def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> Iterator[str]:
+    """Why `live` elements, which began with the run's study, cannot go on with that of the plan."""
     cut = cut_branches(run.study, plan.study)
     for key in sorted(live.keys() & plan.by_key.keys()):
         _, element = plan.by_key[key]
@@ -184,7 +186,7 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
         return
     for job in sorted({job for job, _ in live} & old.by_name.keys() & plan.by_name.keys()):
         requests = (old.by_name[job].request, plan.by_name[job].request)
-        had, asked = (f"{plural(one.nodes, 'node')} of {plural(one.gpus_per_node, 'GPU')}" for one in requests)
+        had, asked = (f"{plural(request.nodes, 'node')} of {plural(request.gpus_per_node, 'GPU')}" for request in requests)
         if had != asked:
             yield f"{job} is queued or running, and the changed study or the profile asks for {asked} instead of {had}"
 
@@ -223,23 +225,23 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     limits = (partition_minutes(), qos_minutes()) if has_slurm else ({}, {})
     refused = defaultdict[str, list[str]](list)
     rows = []
-    for one in previews:
-        console.rule(f"{one.job}: {plural(len(one.array.labels), 'element')}", characters="─", align="left")
-        console.print(one.script)
+    for shown in previews:
+        console.rule(f"{shown.job}: {plural(len(shown.array.labels), 'element')}", characters="─", align="left")
+        console.print(shown.script)
         if has_slurm:
-            answer = tested(one.script)
+            answer = tested(shown.script)
             console.print(f"sbatch --test-only: {answer}\n")
             if STARTS not in answer:
-                refused[answer].append(one.job)
-        first, *others = one.waits.split(",")
+                refused[answer].append(shown.job)
+        first, *others = shown.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
-        request = one.array.job.request
-        rows.append((one.job, str(len(one.array.labels)), str(request.nodes), str(request.gpus),
+        request = shown.array.job.request
+        rows.append((shown.job, str(len(shown.array.labels)), str(request.nodes), str(request.gpus),
                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
     _print_table(console, "Arrays", ("job", "elements", "nodes", "GPUs", "time limit", "waits for"), rows, left=(0, 5))
-    for one in previews:
-        if why := too_long(one.array.job.request, *limits):
-            console.print(f"\n{one.job}: {why}")
+    for shown in previews:
+        if why := too_long(shown.array.job.request, *limits):
+            console.print(f"\n{shown.job}: {why}")
     for answer, jobs in refused.items():
         console.print(f"\n{', '.join(jobs)}: Slurm names no start ({answer or 'no answer'})")
     calls, hours = plural(len(previews), "sbatch call"), _gpu_hours(plan, chosen)
@@ -347,12 +349,16 @@ def _stages(value: dict[str, Any], study: Study) -> RenderableType:
     """The stages after pretraining: which continues from which, for how long, and for which arms."""
     nodes = {BASE: Tree("[bold]Stages after pretraining")}
     for stage in value["stages"]:
-        said = [stage["kind"], f"lr {stage['lr']:g}"]
-        said += [f"from {100 * stage['at']:g}% of pretraining"] if stage["at"] else []
-        said += [f"{stage['steps']:,} steps"] if stage["steps"] else []
-        said += [", ".join(stage["arms"])] if len(stage["arms"]) < len(study.arms) else []
-        said += [f"measured at {', '.join(stage['along'])}"] if stage["along"] else []
-        nodes[stage["name"]] = nodes[stage["from"]].add(f"{stage['name']}: {'; '.join(said)}")
+        parts = [stage["kind"], f"lr {stage['lr']:g}"]
+        if stage["at"]:
+            parts.append(f"from {100 * stage['at']:g}% of pretraining")
+        if stage["steps"]:
+            parts.append(f"{stage['steps']:,} steps")
+        if len(stage["arms"]) < len(study.arms):
+            parts.append(", ".join(stage["arms"]))
+        if stage["along"]:
+            parts.append(f"measured at {', '.join(stage['along'])}")
+        nodes[stage["name"]] = nodes[stage["from"]].add(f"{stage['name']}: {'; '.join(parts)}")
     return nodes[BASE]
 
 
@@ -361,30 +367,31 @@ def _print_table(
 ) -> None:
     """Print a table without breaking its cells. If the console is too narrow, further tables repeat the first column and
     show the remaining ones. Columns in `left` hold text, the others numbers."""
-    sizes = [max(map(cell_len, column)) + 3 for column in zip(headings, *rows)]
-    pages = [[0]]
-    for number in range(1, len(sizes)):
-        if len(pages[-1]) > 1 and sum(sizes[one] for one in (*pages[-1], number)) > console.width + 1:
-            pages.append([0])
-        pages[-1].append(number)
-    for columns in pages:
+    widths = [max(map(cell_len, column)) + 3 for column in zip(headings, *rows)]
+    tables = [[0]]  # the columns of each
+    for column in range(1, len(widths)):
+        is_full = sum(widths[other] for other in (*tables[-1], column)) > console.width + 1
+        if is_full and len(tables[-1]) > 1:
+            tables.append([0])
+        tables[-1].append(column)
+    for columns in tables:
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-        for number in columns:
-            table.add_column(headings[number], justify="left" if number in left else "right", no_wrap=True)
+        for column in columns:
+            table.add_column(headings[column], justify="left" if column in left else "right", no_wrap=True)
         for row in rows:
-            table.add_row(*(row[number] for number in columns))
-        width = max(console.width, sum(sizes[one] for one in columns))
+            table.add_row(*(row[column] for column in columns))
+        width = max(console.width, sum(widths[column] for column in columns))
         Console(file=console.file, width=width, markup=False, highlight=False).print(table)
 
 
 def _mixes(study: Study) -> dict[str, Mix]:
     """The mixes by name. If the points of a sweep have different mixes of a name, each is called NAME.POINT."""
-    found = {}
+    mixes = {}
     for point, variant in study.variants.items():
         for name, mix in variant.curriculum.mixes().items():
             is_common = all(other.curriculum.mixes().get(name) == mix for other in study.variants.values())
-            found[name if is_common else f"{name}.{point}"] = mix
-    return found
+            mixes[name if is_common else f"{name}.{point}"] = mix
+    return mixes
 
 
 def _print_arms(value: dict[str, Any], study: Study, console: Console) -> None:
@@ -395,13 +402,13 @@ def _print_arms(value: dict[str, Any], study: Study, console: Console) -> None:
         shares = [mix.get(name, 0) / sum(mix.values()) for mix in named.values()]
         mixes.append((name, *(f"{share:.1%}" if share else "–" for share in shares)))
     for arm in arms:
-        once = [arm["name"], count(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
+        of_arm = [arm["name"], count(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
         for phase in arm["phases"]:
             steps = f"{phase['start_step']:,} to {phase['stop_step']:,}"
             share = intervention_share(phase["mix"], study.curriculum)
             shown = f"{share:.1%}" if share else "safe only"
-            phases.append((once[0], steps, count(phase["tokens"]), shown, *once[1:]))
-            once = ["", "", ""]
+            phases.append((of_arm[0], steps, count(phase["tokens"]), shown, *of_arm[1:]))
+            of_arm = ["", "", ""]  # only in the arm's first row
     unknown = {name for name, size in value["source_sizes"].items() if size["tokens"] is None}
     for name in study.sources:
         row = [f"{name} *" if name in unknown else name]
