@@ -70,7 +70,7 @@ def write_report(
     - "sweep": the `Training` of all points of a sweep, whose costs are added up
     - "tasks": the planned tasks of each stage, in order; "having": the arms that have each stage. What has no rows is missing.
     - "parents": the stage that each stage continues from, if the models of both are prompted in the same form
-    - "papers": the paper's stages, on which alone its claims are tested
+    - "papers": the paper's stages; its claims are tested on these only
     - "courses": what is measured along the trainings
     - "judges": by kind, the judges of answers that are not merged yet
     - "unfinished": what runs or waits
@@ -176,7 +176,7 @@ def _page_values(
         "name": plan.get("study") or run.resolve().name,
         "fictional": is_fictional(run),
         "seeds": shown.seeds,
-        # False if the study measures capability alone.
+        # False if the study measures only capability.
         "of_safety": any(not name.startswith("capability") for name in measured) or not tasks,
         "verdict": wording.verdict(tables["trends"]),
         "basis": wording.basis(shown.seeds, arms, metrics, plan),

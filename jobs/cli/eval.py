@@ -82,7 +82,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=at_least(1), metavar="N", help="no more than this many prompts of each benchmark")
     parser.add_argument("--samples", type=at_least(1), metavar="N", help="answers to each prompt under top-k (default: 5)")
     parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens of an answer (default: 256)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU if there is one)")
     parser.add_argument(
         "--precision", choices=get_args(Precision), help="of weights (default: bfloat16 on a GPU, otherwise float32)"
     )
@@ -182,8 +182,8 @@ def _given_by_options(args: argparse.Namespace) -> dict[str, Any]:
     overrefusal = tasks_with("overrefusal", decoders) if benign else []
     if benign and not overrefusal:
         raise UsageError(
-            f"--overrefusal {','.join(benign)}: is measured under topk and safebeam, and --decoder is greedy alone; "
-            "add one of them, or leave --overrefusal out"
+            f"--overrefusal {','.join(benign)}: not measured under greedy decoding; add topk or safebeam to --decoder, "
+            "or leave --overrefusal out"
         )
     tasks = [task.name for task in (*tasks_with("attack", decoders), *overrefusal)]
     own = {"max_new_tokens": args.max_new_tokens or 256}

@@ -245,7 +245,7 @@ def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loa
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--decoder", "greedy", "--overrefusal", "alpaca"], "is measured under topk and safebeam, and --decoder is greedy"),
+        (["--decoder", "greedy", "--overrefusal", "alpaca"], "not measured under greedy decoding; add topk or safebeam"),
         (["--decoder", "beam"], "--decoder beam: not known; choose from topk, safebeam, greedy"),
         (["--benchmark", "advbensh"], "benchmarks names 'advbensh', which is not a benchmark; choose from"),
         (["--benchmark", "alpaca"], "benchmarks names 'alpaca', which is of kind overrefusal, not attack; choose from"),
