@@ -141,14 +141,14 @@ def cancel(args: argparse.Namespace) -> int:
     with Run.locked(run.root):  # otherwise a `submit` at work could go on to submit what needs the cancelled elements
         live = _live(run, chosen)
     if live and not args.yes:
-        question = f"Cancel {_told(live)} of {run.root}?"
+        question = f"Cancel {_counted(live)} of {run.root}?"
         unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
         confirm(question, unattended, UserError("nothing was cancelled"))
     with Run.locked(run.root):  # again: nothing is locked while the user is asked
         still = {task: state for task, state in _live(run, chosen).items() if task in live}
         scancel(still)
     if still:
-        print(f"cancelled {_told(still)}; `curricula retry {run.root}` submits them again, with what needs them")
+        print(f"cancelled {_counted(still)}; `curricula retry {run.root}` submits them again, with what needs them")
     else:
         print(f"{run.root}: none of this is in Slurm's queue")
     return 0
@@ -165,6 +165,7 @@ def _live(run: Run, chosen: Collection[Key]) -> dict[Task, TaskState]:
     return {task: state for task, state in sorted(tasks) if state.is_running or state.is_waiting}
 
 
-def _told(live: Mapping[Task, TaskState]) -> str:
+def _counted(live: Mapping[Task, TaskState]) -> str:
+    """How many tasks run and how many wait, such as "2 running and 5 pending"."""
     states = Counter("running" if state.is_running else "pending" for state in live.values())
     return " and ".join(f"{number} {state}" for state, number in states.items())

@@ -50,7 +50,7 @@ function curvePanel(place) {
   const used = [];
   const middle = (study.curves.length - 1) / 2;
   study.curves.forEach((curve, i) => {
-    const shift = study.several ? (i - middle) * 0.022 : 0;
+    const shift = study.several ? (i - middle) * 0.022 : 0; // the wide intervals over seeds would cover each other
     const along = (points) => curve.arms.flatMap((arm) => points.filter((point) => point.arm === arm))
       .map((point) => ({ ...point, start: STARTS[point.arm] >= 1 ? 1 : STARTS[point.arm] + shift }));
     const points = along(main);
@@ -64,22 +64,9 @@ function curvePanel(place) {
     marks.push(
       Plot.areaY(banded, { x: "start", y1: (p) => p.value - p.std, y2: (p) => p.value + p.std, fill: colour(i), fillOpacity: 0.18 }),
       Plot.lineY(points, { x: "start", y: "value", stroke: colour(i), strokeWidth: 2 }));
-    for (const end of [false, true]) {
-      const some = points.filter((point) => point.start >= 1 === end);
-      const ink = end ? "currentColor" : colour(i);
-      const runs = some.flatMap(runsOf);
-      const whiskers = some.filter((point) => point.low !== null);
-      for (const alone of [false, true]) {
-        const dashed = { x: "start", y1: "low", y2: "high", stroke: ink, strokeOpacity: 0.8, strokeDasharray: alone ? "2,2" : null };
-        marks.push(Plot.ruleX(whiskers.filter((point) => point.one_run === alone), dashed));
-      }
-      marks.push(
-        Plot.dot(runs.filter((run) => run.isHollow), { x: "start", y: "value", r: 2, stroke: ink, fill: "var(--paper)", strokeOpacity: faintly(0.6, 0.85) }),
-        Plot.dot(runs.filter((run) => !run.isHollow), { x: "start", y: "value", r: 2, fill: ink, fillOpacity: faintly(0.6, 0.85) }),
-        Plot.dot(some, { x: "start", y: "value", r: 4.5, symbol: end ? "diamond2" : SYMBOLS[i % SYMBOLS.length], stroke: ink, strokeWidth: 1.4,
-          fill: (point) => (point.hollow ? "var(--paper)" : ink) }),
-        Plot.dot(some.filter((point) => point.corrected !== null), { x: "start", y: "corrected", r: 4.5, symbol: "times", stroke: ink, strokeWidth: 1.8 }));
-    }
+    marks.push(
+      ...pointMarks(points.filter((point) => point.start < 1), colour(i), SYMBOLS[i % SYMBOLS.length]),
+      ...pointMarks(points.filter((point) => point.start >= 1), "currentColor", "diamond2"));
     const details = (p) => [`${shown(p.value)}${p.low === null ? "" : ` (${shown(p.low)} to ${shown(p.high)})`}`,
       ...(p.corrected === null ? [] : [`corrected for the judge: ${shown(p.corrected)}`]), ...(p.runs ? [`runs: ${p.runs}`] : [])];
     marks.push(Plot.tip(points, Plot.pointer({ x: "start", y: "value", title: (p) => [LABELS[p.arm], ...details(p)].join("\n") })));
@@ -98,6 +85,20 @@ function curvePanel(place) {
   return { title, legend: used, rows: main, top, bottom, text: (p) => `${LABELS[p.arm]} ${shown(p.value)}`, options: { marks,
     x: { domain: [-0.05, 1.05], ticks: starts, tickFormat: (x) => TICKS[x], label: study.words.start },
     y: { tickFormat: isAuc ? ".2f" : ".0%", label: isAuc ? "test AUC" : "attack success", grid: true, nice: true } } };
+}
+
+/** The marks of points on a curve: whiskers (dashed for a single run), the single runs, the points, and crosses for corrected values. */
+function pointMarks(points, ink, symbol) {
+  const runs = points.flatMap(runsOf), whiskers = points.filter((point) => point.low !== null);
+  const whisker = { x: "start", y1: "low", y2: "high", stroke: ink, strokeOpacity: 0.8 };
+  return [
+    Plot.ruleX(whiskers.filter((point) => !point.one_run), whisker),
+    Plot.ruleX(whiskers.filter((point) => point.one_run), { ...whisker, strokeDasharray: "2,2" }),
+    Plot.dot(runs.filter((run) => run.isHollow), { x: "start", y: "value", r: 2, stroke: ink, fill: "var(--paper)", strokeOpacity: faintly(0.6, 0.85) }),
+    Plot.dot(runs.filter((run) => !run.isHollow), { x: "start", y: "value", r: 2, fill: ink, fillOpacity: faintly(0.6, 0.85) }),
+    Plot.dot(points, { x: "start", y: "value", r: 4.5, symbol, stroke: ink, strokeWidth: 1.4, fill: (point) => (point.hollow ? "var(--paper)" : ink) }),
+    Plot.dot(points.filter((point) => point.corrected !== null), { x: "start", y: "corrected", r: 4.5, symbol: "times", stroke: ink, strokeWidth: 1.8 }),
+  ];
 }
 
 /** The single runs behind a point; a star marks the incoherent ones. */

@@ -66,9 +66,9 @@ class PageFigure:
 
     @property
     def alt(self) -> str:
-        told = "; ".join(", ".join(part for part in row if part) for row in self.rows[:LONGEST_ALT])
+        numbers = "; ".join(", ".join(part for part in row if part) for row in self.rows[:LONGEST_ALT])
         more = " The table below has all values." if len(self.rows) > LONGEST_ALT else ""
-        return f"{self.figure.heading} {told}.{more}" if told else self.figure.heading
+        return f"{self.figure.heading} {numbers}.{more}" if numbers else self.figure.heading
 
 
 def page_figures(shown: Shown, pictures: Mapping[str, Path]) -> list[PageFigure]:
