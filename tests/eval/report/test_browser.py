@@ -324,7 +324,7 @@ def test_a_served_page_follows_its_run_and_stays_where_the_reader_is(watched, tm
         assert shown.url.endswith("#answers?stage=base") and watched.is_clean, watched.errors
     finally:
         live.close()
-    shown.locator("#live", has_text="the server has ended").wait_for()
+    shown.locator("#live", has_text="the server has stopped").wait_for()
 
 
 def used_s(clock) -> float:
