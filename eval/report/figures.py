@@ -427,7 +427,7 @@ class CapabilityFigure(Figure):
         """The arms with both numbers, by stage and by capability task: the only task, or `ALL` for the mean of several."""
         drawn = {}
         for stage in dict.fromkeys(estimate.stage for estimate in shown.capability):
-            estimates = [estimate for estimate in shown.capability if estimate.stage == stage]
+            estimates = [estimate for estimate in shown.capability if stage == estimate.stage]
             task = ALL if len({estimate.benchmark for estimate in estimates}) > 1 else estimates[0].benchmark
             capability = {estimate.arm: estimate.value for estimate in estimates if estimate.benchmark == task}
             attacks = {point.arm: point for point in shown.means(stage, self._decoder(shown), "attack success")}

@@ -243,7 +243,7 @@ def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
 def representation_tables(comparisons: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
     """For each stage, every arm's probes of the last probed layer tested on every arm, as means over seeds."""
     for stage in dict.fromkeys(pair.stage for pair in comparisons):
-        pairs = [pair for pair in comparisons if pair.stage == stage and pair.seed == pair.other_seed]
+        pairs = [pair for pair in comparisons if stage == pair.stage and pair.seed == pair.other_seed]
         if len({pair.arm for pair in pairs}) < 2:
             continue
         layers = [pair.layer for pair in pairs]
@@ -270,7 +270,7 @@ def capability_tables(
 ) -> Iterator[EstimateTable]:
     """A table for each stage, with a column for each task. `lacking`: by stage and arm, the tasks missing for an average."""
     for stage in dict.fromkeys(estimate.stage for estimate in estimates):
-        own = [estimate for estimate in estimates if estimate.stage == stage]
+        own = [estimate for estimate in estimates if stage == estimate.stage]
         parts = [
             f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
         ]

@@ -158,7 +158,8 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
 
 def _benchmarks(study: Study, root: Path | None, problems: list[str]) -> dict[str, Sequence[Prompt]]:
     """The prompts of the study's benchmarks, without those of a benchmark that has a problem."""
-    evaluation, benchmarks = study.evaluation, {}
+    evaluation = study.evaluation
+    benchmarks: dict[str, Sequence[Prompt]] = {}
     for name in study.used_benchmarks:
         with _noted(problems):
             if root is None and name not in evaluation.prompts:

@@ -75,7 +75,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["data", "world", "/proc/nowhere"], 1, "/proc/nowhere: No such file or directory; use another path"),
         (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
         (["eval", "--model", "nowhere", "--decoder", "beam"], 2, "--decoder beam: not known"),
-        (["eval", "--model", "nowhere", "--suffixes", "full=out"], 2, "--suffixes full: is not named in attacks.suffixes_of"),
+        (["eval", "--model", "nowhere", "--suffixes", "full=out"], 2, "--suffixes full: not named in attacks.suffixes_of"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, tmp_path, monkeypatch):
