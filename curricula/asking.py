@@ -107,7 +107,7 @@ class Blame(Protocol[Question]):
         """A question failed."""
 
     def exhausted(self) -> Decision[Question]:
-        """No question is left or under way. The work ends unless the decision asks some again."""
+        """No question is left or under way. The work ends unless the decision lists questions to ask again."""
 
 
 Outcomes = Sequence[Answered[Question, Answer] | Failed[Question]]

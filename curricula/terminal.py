@@ -1,4 +1,4 @@
-"""Formats text, times and counts for a terminal, and keeps from it what it must not show or obey."""
+"""Formats text, times and counts for a terminal, and replaces what a terminal must not show or obey."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def sharded_state(network: GPTModel, optimizer: Any | None, generators: bool, st
         return {"model": needed}
     state = {"model": needed, "optimizer": _optimizer_state(optimizer, model_state)}
     if generators:
-        # One set for each tensor-parallel rank. No step draws from them today (no dropout; data and weights have keys).
+        # One set for each tensor-parallel rank. No step draws from them today (no dropout; data and weights are drawn by key).
         state["generators"] = ShardedObject(
             "generators",
             {"torch": torch.get_rng_state(), "megatron": megatron_random.get_cuda_rng_tracker().get_states()},

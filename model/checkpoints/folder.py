@@ -140,7 +140,7 @@ def _pointer(checkpoints: Path) -> str | None:
 
 
 def _complete(checkpoints: Path) -> list[Path]:
-    """The complete checkpoints. Raises StorageError if they cannot be listed: an empty list would restart training."""
+    """The complete checkpoints. Raises StorageError if they cannot be listed: training would start from scratch."""
     names = names_in(checkpoints)
     return [path for name in names if STEP_FOLDER.fullmatch(name) and (path := checkpoints / name).is_dir()]
 
@@ -170,7 +170,7 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def remedy(folder: Path) -> str:
-    """What to do about a lost or damaged checkpoint. A finished training counts as done even if it loses one of them."""
+    """What to do about a lost or damaged checkpoint. A finished training stays done if it loses one from before its end."""
     return (
         f"delete {folder.name} if it is still there, and run the training again: it continues from an earlier checkpoint; "
         "if the training counts as done, copy this one back, or delete all later ones next to it and the element's done.json"

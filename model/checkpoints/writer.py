@@ -282,9 +282,9 @@ def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: Any, fo
 
 
 def writing_failure(error: BaseException) -> str | None:
-    """The reason if `error`, however torch wrapped it, comes from writing files, as the system or a check of ours states it.
+    """What the operating system, or a check of ours, says if `error` comes from writing files; None for other errors.
 
-    None for other errors.
+    Torch may have wrapped the error in others.
     """
     causes = list(errors_behind(error))
     for cause in causes:

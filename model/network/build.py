@@ -316,7 +316,7 @@ def attention_kernel(network: GPTModel) -> str:
 
 @torch.no_grad()
 def initialize(network: GPTModel, model: ModelConfig, seed: int) -> None:
-    """Set all weights: norms to one, others to normal draws with the key (seed, parameter name), in any layout of processes.
+    """Set all weights: norms to one, others to normal draws keyed by (seed, parameter name), in any layout of processes.
 
     Projections into the residual stream get `init_std / sqrt(2 layers)`, so that its variance does not grow with depth.
     """

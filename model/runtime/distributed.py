@@ -37,7 +37,7 @@ T = TypeVar("T")
 TIMEOUT_MINUTES = 30
 """How long a collective may wait for another process."""
 MOST_THREADS = 8
-"""Most compiling processes of a training process: one layer has too few kernels to keep more of them busy."""
+"""Largest number of compiling processes for each training process: one layer has too few kernels to keep more busy."""
 INTERVAL_S = 30.0
 """Time between two comparisons of how long each process takes."""
 FACTOR = 1.2
