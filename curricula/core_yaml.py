@@ -97,7 +97,7 @@ SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def _base() -> Any:
-    """libyaml's parser, fifty times as fast as the one in Python, if its version refuses text nested too deep for its stack."""
+    """libyaml's parser, fifty times as fast as PyYAML's own, if its version refuses text that is too deep for its stack."""
     return yaml.CSafeLoader if yaml.__with_libyaml__ and yaml._yaml.get_version() >= (0, 2, 5) else yaml.SafeLoader
 
 

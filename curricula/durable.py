@@ -157,7 +157,7 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False, own: str
     """Yield a file that appears as `path` only if the block succeeds. An error leaves nothing behind.
 
     Only one process may write a file at a time. If several could, they must hold a lock or each pass a different `own`, a
-    suffix of the temporary name. With `shared`, the file and its folder get the umask's permissions.
+    part of the temporary name. With `shared`, the file and its folder get the umask's permissions.
     """
     make_folder(path.parent, shared)
     # Without `own` the name is always the same, so that what kills leave behind does not fill the disk.
