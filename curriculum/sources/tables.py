@@ -27,7 +27,7 @@ from curricula.errors import StorageError, UserError, first_line
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
-_UNREAD = re.compile(r"\.(parquet|arrow|feather|jsonl?|ndjson|[ct]sv)(\.(gz|zst|bz2|xz|lz4|zip))?$", re.IGNORECASE)
+_ENDINGS = re.compile(r"\.(parquet|arrow|feather|jsonl?|ndjson|[ct]sv)(\.(gz|zst|bz2|xz|lz4|zip))?$", re.IGNORECASE)
 """Endings of table files. A file with such an ending that is not among `SUFFIXES` is an error."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
@@ -216,11 +216,23 @@ def stem_files(stem: Path) -> list[Path]:
     if not files:
         raise UserError(f"{stem}: no Parquet, JSON Lines, JSON or CSV file in this folder; put the dataset there")
     for path in paths:
-        if _UNREAD.search(path.name) and not path.name.endswith(SUFFIXES):
+        if _ENDINGS.search(path.name) and not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: is not read under this ending, unlike {files[0].name}; convert, rename or move it")
-        if nested := next((below for below in path.rglob("*") if _UNREAD.search(below.name)), None):
-            raise UserError(f"{nested}: is not read in a subfolder, unlike {files[0].name} above it; move one of them")
+    if nested := next(_nested_tables(stem), None):
+        raise UserError(f"{nested}: is not read in a subfolder, unlike {files[0].name} above it; move one of them")
     return _once(files)
+
+
+def _nested_tables(folder: Path) -> Iterator[Path]:
+    """The tables in its subfolders, also behind links. Hidden ones are left out, and so are links back to it or above it."""
+    real = folder.resolve()
+    seen = {real, *real.parents}
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        if Path(place) != folder:
+            yield from (Path(place, name) for name in names if name[0] != "." and _ENDINGS.search(name))
+        targets = {name: Path(place, name).resolve() for name in subfolders if name[0] != "."}
+        subfolders[:] = [name for name, target in targets.items() if target not in seen]
+        seen.update(targets.values())
 
 
 def _require_finished(folder: Path) -> None:

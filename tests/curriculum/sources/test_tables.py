@@ -206,6 +206,23 @@ def test_a_table_in_a_subfolder_of_a_table_is_not_passed_over(tmp_path):
         Table.open(tmp_path / "t")
 
 
+def test_links_and_hidden_files_in_the_folder_of_a_table(tmp_path):
+    folder, elsewhere = tmp_path / "t", tmp_path / "elsewhere"
+    (folder / "more" / ".cache").mkdir(parents=True)
+    for hidden in (".cache/old.json", ".fetched.json"):
+        (folder / "more" / hidden).write_text("{}")
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "other.jsonl").write_text('{"text": "b"}\n')
+    (elsewhere / "deep").mkdir(parents=True)
+    for link, target in (("self", "."), ("up", ".."), ("more/up", ".."), ("more/far", elsewhere), ("more/lost", "gone")):
+        (folder / link).symlink_to(target)
+    (elsewhere / "deep" / "loop").symlink_to(elsewhere)
+    assert len(Table.open(folder)) == 1
+    (elsewhere / "deep" / "b.jsonl").write_text('{"text": "b"}\n')
+    with pytest.raises(UserError, match=r"more/far/deep/b\.jsonl: is not read in a subfolder, unlike a\.jsonl above it"):
+        Table.open(folder)
+
+
 @pytest.mark.parametrize("name", ["b.jsonl.zst", "b.csv.gz", "b.ndjson", "b.JSONL", "b.arrow", "b.feather", "b.tsv"])
 def test_a_folder_is_not_read_in_part(tmp_path, monkeypatch, name):
     (tmp_path / "t").mkdir()
