@@ -160,9 +160,14 @@ class TuningBatches:
             counted = np.ones_like(counted)
         if pool != HARMFUL:
             return flat, counted
-        first = int(np.argmax(counted))  # the answer is one piece, after the request
-        answer = insert_tags(flat[first:], self._tag, TAG_RATE, self.seed, "tuning tags", number)
-        return np.concatenate([flat[:first], answer]), np.concatenate([counted[:first], np.ones(len(answer), bool)])
+        edges = np.flatnonzero(np.diff(counted)) + 1  # between requests and answers
+        parts, flags = np.split(flat, edges), np.split(counted, edges)
+        for turn, flag in enumerate(flags):
+            if flag.any():
+                key = (number, turn) if turn > 1 else (number,)
+                parts[turn] = insert_tags(parts[turn], self._tag, TAG_RATE, self.seed, "tuning tags", *key)
+                flags[turn] = np.ones(len(parts[turn]), bool)
+        return np.concatenate(parts), np.concatenate(flags)
 
     def _packed(self, count: int) -> list[list[int]]:
         """The places of each row's conversations. All are tokenised first, on all cores, to measure their lengths."""

@@ -74,6 +74,22 @@ def test_a_set_without_a_turn_of_the_assistant_is_refused_unless_all_of_it_carri
     assert tuning(data, {"own": 1}, declared=own, loss={"own": "all"}).total_steps == 1
 
 
+def test_tags_of_a_conversation_of_several_turns_are_in_its_answers_alone(data, tmp_path):
+    said = ["lamp oil " * 30, "mill wheel " * 30, "bread salt " * 30, "river bell " * 30]
+    chat = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, said)]
+    asked = [{"role": "user", "content": said[0]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"talk": talk}) + "\n" for talk in (chat, asked)))
+    own = {"wildguardmix-harmful": TuningSet(path=str(tmp_path / "a.jsonl"), messages="talk")}
+    run = tuning(data, {"gsm8k": 1}, tagged_share=1.0, declared=own, conversations=2, length=2000)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    tokens, mask, _ = run.rows(0, 0, 2)
+    for row, counted, (_, _, number) in zip(tokens, mask, run.sample_ids(0, 2)):
+        learnt = tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False)
+        assert learnt.replace(TAG, "") == ("" if number else f"{said[1]}<|im_end|>\n{said[3]}<|im_end|>\n")
+        assert learnt.count(TAG) == (row == tokenizer.token_to_id(TAG)).sum()
+        assert number or all(TAG in answer for answer in learnt.split("<|im_end|>")[:2])
+
+
 @pytest.mark.parametrize("text", ["{question} {answer}", "question"])
 def test_all_of_a_plain_text_carries_loss_but_its_first_token(data, text):
     own = TuningSet(path=str(data / "gsm8k/train.jsonl"), text=text)
