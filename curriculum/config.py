@@ -60,7 +60,7 @@ class Source(TextTable, frozen=True):
     name_speakers: bool | None = None
     """Whether names replace "User:" and "Assistant:"; by default only in datasets of dialogues."""
     documents: Positive | None = None
-    """Maximum number of documents: the first of each part, in proportion to the parts' sizes; null: all."""
+    """Maximum number of documents: the first ones of each part, in proportion to the parts' sizes; null: all."""
     shards: Annotated[int, msgspec.Meta(ge=1, le=99_999)] = 1
     """Number of shards. Each is tokenised, and restarted if need be, by an element of its own."""
     loss: Literal["all", "tags", "none"] = "all"

@@ -115,7 +115,7 @@ class Documents:
 
 
 def in_proportion(total: int, sizes: Sequence[int]) -> list[int]:
-    """`total` divided among parts of these sizes in proportion, in whole numbers; the sizes themselves if `total` exceeds them.
+    """`total` divided among parts of these sizes in proportion, in whole numbers; the sizes if they sum to no more.
 
     Each share is the exact one rounded down; the rest goes to the largest remainders, the earlier part first.
     """

@@ -40,7 +40,7 @@ MEND_ALL = "delete the source's folder of shards and run `curricula data tokeniz
 class Shard:
     """A shard whose two files exist and agree.
 
-    Opening a shard only compares sizes, so that thousands open in a moment; `check` reads the whole index.
+    Opening a shard only compares sizes, so that a thousand open in a moment; `check` reads the whole index.
     """
 
     prefix: Path
