@@ -219,7 +219,9 @@ def stem_files(stem: Path) -> list[Path]:
         if _ENDINGS.search(path.name) and not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: is not read under this ending, unlike {files[0].name}; convert, rename or move it")
     if nested := next(_nested_tables(stem), None):
-        raise UserError(f"{nested}: is not read in a subfolder, unlike {files[0].name} above it; move one of them")
+        raise UserError(
+            f"{nested}: is not read in a subfolder, unlike {files[0].name} above it; move one of them, or give `path` a pattern"
+        )
     return _once(files)
 
 
@@ -241,7 +243,7 @@ def _require_finished(folder: Path) -> None:
 
 
 def _once(files: list[Path]) -> list[Path]:
-    """Return the files. Raises UserError if two are one file, or differ only in format by their names: the same rows twice."""
+    """Return the files. Raises UserError if two are the same file, or if their names differ only in the ending."""
     folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
     seen: dict[Path, Path] = {}
     for file in files:

@@ -149,6 +149,8 @@ def _check(args: argparse.Namespace) -> None:
     taken = ("", ".", "..", "log", "score", *(f"score_{score}" for score in SCORES))  # folders of scores in the same OUT
     if args.name is not None and (Path(args.name).name != args.name or args.name in taken):
         raise UsageError(f"--name {args.name!r}: not the name of a folder for rewritten text; give one such as train")
+    if args.input and args.out.resolve().is_relative_to(args.input.resolve()):  # a later start would refuse its own input
+        raise UsageError(f"--out {args.out}: in the folder of --input, whose subfolders must hold no tables; name another")
     if args.scores and not args.dataset:
         raise UsageError(f"--scores {','.join(args.scores)}: chooses parts of a --dataset; leave it out")
     if not all(score.isdecimal() for score in args.scores):

@@ -458,6 +458,10 @@ def test_wrong_inputs_are_reported(tmp_path, fake, monkeypatch):
     for name in ("../x", "score_3"):  # there the scored texts of the same OUT are
         with pytest.raises(UsageError, match="not the name of a folder for rewritten text"):
             synthesize("refuse", source, out, fake.url, "--name", name)
+    pages = write_documents(tmp_path / "pages" / "web.jsonl", numbered(2)).parent
+    for place in (pages, pages / "out", tmp_path / "other" / ".." / "pages" / "out"):
+        with pytest.raises(UsageError, match="--out .*: in the folder of --input, whose subfolders must hold no tables"):
+            synthesize("refuse", pages, place, fake.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u00fc")
     with pytest.raises(UsageError, match="OPENAI_API_KEY: holds characters") as stopped:
         synthesize("score", source, out, fake.url)
