@@ -161,13 +161,13 @@ class TuningBatches:
         if pool != HARMFUL:
             return flat, counted
         edges = np.flatnonzero(np.diff(counted)) + 1  # between requests and answers
-        parts, flags = np.split(flat, edges), np.split(counted, edges)
-        for turn, flag in enumerate(flags):
-            if flag.any():
+        parts: list[Encoded] = []
+        for turn, (part, loss) in enumerate(zip(np.split(flat, edges), np.split(counted, edges))):
+            if is_answer := bool(loss.any()):
                 key = (number, turn) if turn > 1 else (number,)
-                parts[turn] = insert_tags(parts[turn], self._tag, TAG_RATE, self.seed, "tuning tags", *key)
-                flags[turn] = np.ones(len(parts[turn]), bool)
-        return np.concatenate(parts), np.concatenate(flags)
+                part = insert_tags(part, self._tag, TAG_RATE, self.seed, "tuning tags", *key)
+            parts.append((part, np.full(len(part), is_answer)))
+        return np.concatenate([part for part, _ in parts]), np.concatenate([loss for _, loss in parts])
 
     def _packed(self, count: int) -> list[list[int]]:
         """The places of each row's conversations. All are tokenised first, on all cores, to measure their lengths."""
