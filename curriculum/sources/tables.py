@@ -218,23 +218,20 @@ def stem_files(stem: Path) -> list[Path]:
     for path in paths:
         if _ENDINGS.search(path.name) and not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: is not read under this ending, unlike {files[0].name}; convert, rename or move it")
-    if nested := next(_nested_tables(stem), None):
+    read = tuple(suffix for suffix in SUFFIXES if any(file.name.endswith(suffix) for file in files))
+    if nested := next(_nested_tables(stem, read), None):  # others can be a dataset's metadata, such as meta/info.json
         raise UserError(
             f"{nested}: is not read in a subfolder, unlike {files[0].name} above it; move one of them, or give `path` a pattern"
         )
     return _once(files)
 
 
-def _nested_tables(folder: Path) -> Iterator[Path]:
-    """The tables in its subfolders, also behind links. Hidden ones are left out, and so are links back to it or above it."""
-    real = folder.resolve()
-    seen = {real, *real.parents}
-    for place, subfolders, names in os.walk(folder, followlinks=True):
+def _nested_tables(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    """The tables with these endings in subfolders of the folder, without hidden ones."""
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if name[0] != "."]
         if Path(place) != folder:
-            yield from (Path(place, name) for name in names if name[0] != "." and _ENDINGS.search(name))
-        targets = {name: Path(place, name).resolve() for name in subfolders if name[0] != "."}
-        subfolders[:] = [name for name, target in targets.items() if target not in seen]
-        seen.update(targets.values())
+            yield from (Path(place, name) for name in names if name[0] != "." and name.endswith(endings))
 
 
 def _require_finished(folder: Path) -> None:
