@@ -269,6 +269,20 @@ def test_an_environment_for_another_cuda_is_left_as_it_is(tmp_path):
     assert ran.returncode == 1 and "holds the set for CUDA 13; choose a new folder, or say --cuda 13" in ran.stderr
 
 
+def test_another_python_than_that_of_the_environment_is_refused(tmp_path):
+    python, other = tmp_path / "venv/bin/python", tmp_path / "other"
+    python.parent.mkdir(parents=True)
+    for program, version in ((python, "3.12"), (other, "3.13")):
+        program.write_text(f"#!/bin/sh\necho {version}\n")
+        program.chmod(0o755)
+    command = [GPU / "install", tmp_path / "venv", "--cuda", "13", "--python"]
+    ran = subprocess.run([*command, other], capture_output=True, text=True)
+    assert ran.returncode == 1 and not ran.stdout
+    assert f"venv has Python 3.12, but --python is {other}; choose a new folder, or leave out --python" in ran.stderr
+    again = subprocess.run([*command, python], capture_output=True, text=True)
+    assert "has Python" not in again.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info[:2] not in ((3, 12), (3, 13)), reason="the tested sets are for Python 3.12 and 3.13")
 @pytest.mark.parametrize("cuda", SETS)
