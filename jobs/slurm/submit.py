@@ -190,9 +190,10 @@ def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Sta
         return STAGES[work.job.stage].shared(work)
 
     for other in now.live.keys() & plan.by_key.keys():
-        folder = shared(other)
+        if not (folder := shared(other)):
+            continue
         for key in needed_by(plan, [other]).intersection(chosen):
-            if folder and shared(key) == folder:
+            if shared(key) == folder:
                 say(
                     f"{'/'.join(key)} waits for {'/'.join(other)}, which is queued or running and writes to the same folder; "
                     "to run it first, cancel the other with `curricula cancel` and run the same command again"
