@@ -179,7 +179,7 @@ def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Map
     for problem in (*own, *shared):
         places.setdefault(_kind(problem.reason), set()).add(problem.node)
     # A node is not to blame for a problem that every node has, since there is no better one. If there is only one node, this
-    # holds for problems with shared things alone.
+    # holds only for problems with what nodes share.
     excusable = [*own, *shared] if len(set(nodes)) > 1 else shared
     common = [problem for problem in excusable if places[_kind(problem.reason)] == set(nodes)]
     blamed = tuple(problem for problem in (*own, *shared) if problem not in common)

@@ -179,8 +179,8 @@ def body(
 
 
 def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
-    """What the container mounts: the run folder and the data folder, paths of the study outside them (read-only), and the
-    profile's `mounts`. The suite's own mounts keep their paths. Raises UsageError for a path that no runtime can mount."""
+    """What the container mounts: the run folder, the data folder and (read-only) paths of the study outside them, each at the
+    same path inside, and the profile's `mounts`. Raises UsageError for a path that no runtime can mount."""
     assert profile.container is not None
     run = Run(root)  # a preview has not created its folder yet
     data = None if study.world else run.data_folder if (root / "run.json").exists() else local_root()

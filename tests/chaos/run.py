@@ -8,8 +8,8 @@ Like the lab (env/slurm-lab), it needs root on Debian. A round submits the study
 runs, and then does what a user would do: `curricula status`, then `retry` or `submit`, at most four times. The kinds of events
 take turns; their moments and victims follow from the seed and the number of the round. See docs/reliability.md.
 
-The exit code is 0 only if every round ends with the results of the undisturbed run and nothing is stale. The folders of all
-other rounds are kept.
+The exit code is 0 only if every round ends with the results of the undisturbed run and nothing is stale. The folders of rounds
+that end otherwise are kept.
 """
 
 from __future__ import annotations

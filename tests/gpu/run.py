@@ -238,8 +238,8 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
 def details(record: dict[str, Any]) -> list[tuple[str, str]]:
     """The outcomes of a command: counts for a test suite, the time of each variant for a training benchmark."""
     if "tests" in record:
-        outcomes = [outcome.partition(":")[0] for outcome in record["tests"].values()]
-        return [("tests", ", ".join(f"{outcomes.count(how)} {how}" for how in sorted(set(outcomes))) or "none")]
+        ways = [outcome.partition(":")[0] for outcome in record["tests"].values()]
+        return [("tests", ", ".join(f"{ways.count(way)} {way}" for way in sorted(set(ways))) or "none")]
     rows = record.get("results", {}).get("rows")
     if isinstance(rows, list):
         return [(row["name"], row.get("failed") or f"{1000 * row['median_seconds']:,.0f} ms a step") for row in rows]
