@@ -103,9 +103,9 @@ def _read(path: Path, kind: type[Mark]) -> Mark | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror}); give the same command again when it can be") from None
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); run the same command again when it can be") from None
     except ValueError as error:
-        raise UserError(f"{path}: not an element's mark ({error}); delete it and give the same command again") from None
+        raise UserError(f"{path}: not an element's mark ({error}); delete it and run the same command again") from None
 
 
 def is_complete(work: Work, mark: Done) -> bool:

@@ -98,7 +98,7 @@ def run_elements(root: Path, plan: Plan, console: Console, chosen: Sequence[Key]
         names = ", ".join("/".join(key) for key in outcome.failed[:NAMED]) + more
         raise UserError(
             f"{run.root}: {plural(len(outcome.failed), 'element')} failed ({names}), and {len(outcome.skipped)} that need them "
-            f"were not started; see `curricula logs {run.root} {outcome.failed[0][0]}`, fix it and give the same command again"
+            f"were not started; see `curricula logs {run.root} {outcome.failed[0][0]}`, fix it and run the same command again"
         )
     return run
 

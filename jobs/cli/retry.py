@@ -66,7 +66,7 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> 
         raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; try again later")
     again = to_run_again(plan, status.elements, chosen)
     for job, label in overtaken(plan, status.elements, again):
-        console.print(f"{job}/{label} is running on the old results; give the same command again when it has ended")
+        console.print(f"{job}/{label} is running on the old results; run the same command again when it has ended")
     return again
 
 

@@ -153,7 +153,7 @@ def test_retry_names_the_running_report_that_it_overtakes(demo, capsys, tmp_path
     slurm.queue(("8", "0", "RUNNING", "None", "n1", 0))
     assert main(["retry", str(run.root), "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "report/report is running on the old results; give the same command again when it has ended",
+        "report/report is running on the old results; run the same command again when it has ended",
         "merge-20/full-20/base",
         "1 element would run",
     ]
