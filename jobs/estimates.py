@@ -291,6 +291,11 @@ def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
                     yield point, stage, arm, point.tree.stream(stage, arm, point.budget)
 
 
+def _read_sources(study: Study) -> set[str]:
+    """The sources that arms read in pretraining or in a later stage."""
+    return {name for *_, phases in _texts(study) for phase in phases for name, weight in phase.mix.items() if weight}
+
+
 def _stage(name: str, study: Study) -> dict[str, Any]:
     """A stage after pretraining as plain values; its steps are None if they depend on its data."""
     stage, tree = study.tree.stages[name], study.tree
@@ -327,7 +332,7 @@ def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str
 
 
 def _unknown_sizes(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
-    read = {name for arm in study.arms for name in arm.sources}
+    read = _read_sources(study)
     if unknown := [name for name, size in sizes.items() if size.tokens is None and name in read]:
         yield f"size unknown: {', '.join(unknown)}; their epochs are checked when pretraining starts"
 
@@ -369,7 +374,7 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
         with contextlib.suppress(UserError):  # a shard that is missing or damaged has yet to be made
             tokens = sum(read_manifest(shards / name / shard)["tokens"] for shard in names)
     if tokens is not None:
-        if not tokens and any(mix.get(name) for arm in study.arms for _, mix in arm.phases):
+        if not tokens and name in _read_sources(study):
             raise UserError(f"source {name}: its shards in {shards} hold no tokens; give it documents or a weight of 0")
         return SourceSize(tokens, "manifests")
     if study.world or entry is None or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):

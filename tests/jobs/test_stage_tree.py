@@ -122,6 +122,23 @@ def test_what_midtraining_reads_counts_into_the_epochs_of_a_source():
     assert any("safeweb" in warning and "by mt" in warning for warning in warnings)
 
 
+def test_a_source_that_only_midtraining_reads_is_warned_of_and_refused_without_tokens(tmp_path):
+    raw = tree_study()
+    raw["sources"]["late"] = {"dataset": "cosmopedia"}
+    assert not any("late" in warning for warning in size_warnings(raw))
+    raw["stages"]["mt"]["mix"] = {"late": 1}
+    assert any("late" in warning for warning in size_warnings(raw))
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late/00000.json").write_text('{"shards": 1, "tokens": 0, "sha256": "", "tokenizer": ""}')
+    with pytest.raises(UserError, match="source late: its shards in .* hold no tokens"):
+        describe(plan_study(parse_study(raw, "study.yaml")), tmp_path)
+
+
+def size_warnings(raw: dict) -> list[str]:
+    warnings = describe(plan_study(parse_study(raw, "study.yaml")))["warnings"]
+    return [warning for warning in warnings if warning.startswith("size unknown")]
+
+
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
