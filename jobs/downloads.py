@@ -116,8 +116,7 @@ def _check_overlaps(study: Study) -> None:
     declared = {name: source for name, source in study.sources.items() if not source.dataset}
     arms = [arm for point in study.variants.values() for arm in point.arms]
     for (first, source), (second, other) in combinations(declared.items(), 2):
-        readers = [arm.name for arm in arms if {first, second} <= arm.sources]
-        if source.overlaps(other) and readers:
+        if source.overlaps(other) and (readers := [arm.name for arm in arms if {first, second} <= arm.sources]):
             raise UserError(
                 f"sources.{first} and sources.{second}: arm {readers[0]} would read the same rows of {source.place} twice, "
                 "through both sources; keep one of them in its mixes, or separate their scores by min_score and max_score"
