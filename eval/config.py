@@ -324,7 +324,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
             raise ValueError("tasks names artifacts, but attacks.artifacts is empty; name a file there")
         if "transfer" in kinds and not (attacks.suffixes_of and gcg):
             raise ValueError(
-                "tasks names transfer, which needs gcg; set it, and name in attacks.suffixes_of the arms whose suffixes to try"
+                "tasks names transfer, which needs gcg and attacks.suffixes_of, the arms whose suffixes are tried; set both"
             )
         if self.topk.backend == "vllm" and (self.precision == "float64" or self.deterministic or "ablation" in kinds):
             raise ValueError("vLLM does not support float64, deterministic or ablation; set topk.backend to transformers")

@@ -116,13 +116,13 @@ class Run:
                 f"{self.root}/study.yaml: was created from a different study: {changed}; name another folder with --run"
             )
         data_folder = None if study.world else local_root()
-        # Something was made from data that may differ in another folder, or Slurm may be making it now.
+        # Whether anything was made from data that may differ in another folder, or Slurm may be making it now.
         has_begun = self.submissions.exists() or any(self.root.glob("data/shards/*/*.json"))
         if data_folder and self.data_folder != data_folder and has_begun:
             then = f"with CURRICULA_DATA={self.data_folder}" if self.data_folder else "without CURRICULA_DATA"
             raise UserError(
-                f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; set it as it was then, delete the run folder, or "
-                "name another with --run"
+                f"CURRICULA_DATA={data_folder}: {self.root} was begun {then}; restore that, delete the run folder, or name "
+                "another with --run"
             )
 
     def _move_to(self, data_folder: Path | None) -> None:

@@ -88,7 +88,7 @@ def layers_of(layers: Sequence[Layer], count: int) -> list[tuple[str, int]]:
         else:
             numbers[str(layer)] = named.get(str(layer), layer if isinstance(layer, int) else count)
     if wrong := [number for number in numbers.values() if number > count]:
-        raise UserError(f"evaluation.probes.layers names layer {wrong[0]}, but the model has {count}")
+        raise UserError(f"evaluation.probes.layers names layer {wrong[0]}, but the model has {count}; choose a lower one")
     return sorted(numbers.items(), key=lambda layer: layer[1]) if "all" in layers else list(numbers.items())
 
 
@@ -229,7 +229,7 @@ def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels
 
 
 def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:
-    """Token ids of each text, cut to its first tokens; a text without tokens becomes one end mark."""
+    """Token ids of each text, cut to its first tokens; a text without tokens becomes one end mark, or token 0 without one."""
     limit = min(config.max_tokens, loaded.context_length)
     return [loaded.raw_ids(text)[:limit] or [*loaded.end_ids, 0][:1] for text in texts]
 

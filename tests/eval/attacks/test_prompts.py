@@ -117,7 +117,7 @@ def test_without_its_template_a_tuned_model_reads_the_bare_request(loaded):
         ({"tasks": {"instruct": ["artifacts-topk"]}}, "attacks.artifacts is empty; name a file there"),
         (
             {"tasks": {"instruct": ["transfer-topk"]}},
-            "tasks names transfer, which needs gcg; set it, and name in attacks.suffixes_of the arms",
+            "tasks names transfer, which needs gcg and attacks.suffixes_of, the arms whose suffixes are tried; set both",
         ),
         ({"attacks": {"prefill": {"text": " "}}}, "attacks.prefill.text: expected `str` matching regex"),
         ({"attacks": {"best_of_n": {"sigma": 1.5}}}, "attacks.best_of_n.sigma: expected `float` <= 1.0; it is 1.5"),

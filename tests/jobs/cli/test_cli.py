@@ -438,5 +438,5 @@ def test_a_run_that_has_made_nothing_of_its_data_may_read_another_folder(tmp_pat
     (run.shards / "web").mkdir(parents=True)
     (run.shards / "web" / "00000.json").write_text("{}")
     monkeypatch.setenv("CURRICULA_DATA", str(tmp_path))
-    with pytest.raises(UserError, match="set it as it was then, delete the run folder, or name another with --run"):
+    with pytest.raises(UserError, match="restore that, delete the run folder, or name another with --run"):
         Run.create(tmp_path / "run", study)
