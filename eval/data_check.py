@@ -41,7 +41,7 @@ def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
 
 
 def documents_of(key: str, table: DeclaredTable, root: Path) -> Iterator[Document]:
-    """The texts of a table as training reads them; none for a table that training does not read."""
+    """The texts of a table of documents or conversations, as training reads them; none for a table of prompts."""
     if isinstance(table, TextTable):
         yield from Documents.of(key, table, root).read()
     elif isinstance(table, TuningSet):

@@ -251,7 +251,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     def parse(line: bytes) -> Row:
         try:
             row = decode(line, row_type)
-        except ValueError:  # a NaN loss, which json reads, or a damaged line, about which `convert` says more
+        except ValueError:  # a NaN loss, which json reads, or a damaged line, about which the other two say more
             row = convert(json.loads(line), row_type)
         msgspec.json.encode(row)  # raises for text that could not be written again
         return row

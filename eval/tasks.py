@@ -177,8 +177,8 @@ class EvalTask:
 def row_files(out: Path, task: Task, asked: Sequence[EvalTask] = ()) -> list[Path]:
     """The row files of a task in a model's folder, sorted by name, whichever command wrote them.
 
-    For a benchmark in `asked`, these are the files of the shards asked for. For any other benchmark, files of shards are used
-    only if there is no file of the whole benchmark.
+    For a benchmark in `asked`, these are the files of its elements. For any other benchmark, files of shards are used only if
+    there is no file of the whole benchmark.
     """
     matches = {path: match for path in (out / task.name).glob("*.jsonl") if (match := ROW_FILE.fullmatch(path.name))}
     asked_benchmarks, asked_paths = {each.benchmark for each in asked}, {each.path(out) for each in asked}

@@ -42,8 +42,8 @@ ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
 """Names that published models give to the two parts of a block that write to the residual stream."""
 NORMS_BEHIND = (("post_self_attn_layernorm", "post_attention_layernorm"), ("post_feedforward_layernorm", "post_mlp_layernorm"))
-"""Names of the norms after these parts. In blocks without the second norm, post_attention_layernorm is not the first, but the
-one before the feed-forward part, as in Llama."""
+"""Names of the norms after these parts. In blocks without a norm after the feed-forward part, as in Llama,
+post_attention_layernorm is the norm before that part."""
 
 
 class Direction(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +168,7 @@ class Search:
         harmful, harmless = (self.mean_states(prompts) for prompts in (train.harmful, train.harmless))
         directions = harmful - harmless
         refusal_before = self.scores(validation.harmful).mean().item()
-        # If all prompts have the same states, as at the template's tokens in the first layers, means differ by rounding alone.
+        # Where all prompts have the same states, as at the template's tokens before the first block, means differ by rounding.
         differ = directions.norm(dim=-1) > 1e-6 * harmless.norm(dim=-1)
         scores = self.candidate_scores(directions, differ, validation, progress)
         durable.write_text(path, "".join(json.dumps(msgspec.to_builtins(score)) + "\n" for score in scores))

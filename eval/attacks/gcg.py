@@ -121,7 +121,7 @@ class State(msgspec.Struct, kw_only=True):
     """The suffix of lowest loss over all steps."""
     best_loss: float
     losses: list[float]
-    """Loss of the best candidate of each step so far."""
+    """`loss` after each step so far."""
     buffer: list[tuple[float, list[int]]]
     """The suffixes of lowest loss, best first; empty without a buffer."""
     idle_steps: int = 0

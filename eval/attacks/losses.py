@@ -154,7 +154,7 @@ def losses_after(
 ) -> tuple[list[float], list[bool]]:
     """The target's loss after each text, and whether the target's tokens are the likeliest there.
 
-    The texts are token ids that follow `known`; a pass takes `width` of them. It is faster the more of `near` they begin with.
+    The texts are token ids that follow `known`; a pass takes `width` of them. Fast if they begin as `near` does.
     """
     distinct = list(dict.fromkeys(map(tuple, texts)))
     shared = {text: min(common(text, near), len(text) - 1) for text in distinct}

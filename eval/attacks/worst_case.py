@@ -110,7 +110,7 @@ def _met(
 
 
 def attack_strengths(met: Iterable[Met]) -> Iterator[AttackStrength]:
-    """The strength of every attack and of the worst case on every arm whose runs have all met at least two attacks."""
+    """The strength of every attack and of the worst case, on every arm with at least two attacks that all its runs have met."""
     for one in met:
         for attack in next(iter(one.runs.values()), {}):  # all runs have the same
             outcomes = {seed: broken_by[attack] for seed, broken_by in one.runs.items()}

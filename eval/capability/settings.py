@@ -53,7 +53,8 @@ class Capability(Settings, frozen=True):
     tasks: Literal["quick", "full"] | Annotated[tuple[PlainName, ...], msgspec.Meta(min_length=1)] = "full"
     """`quick`, `full`, or a list of names: lm_eval's tasks and groups, tasks in `folder`, own sets of kind capability."""
     folder: str | None = None
-    """A folder of task files, NAME.yaml in lm_eval's format, with their data. The path starts at the study file's folder."""
+    """A folder of task files, NAME.yaml in lm_eval's format, with their data. A relative path starts at the study
+    file's folder."""
     limit: Positive | None = None
     """At most this many questions of each task, its first ones; null takes all."""
     few_shot: NonNegative | None = None

@@ -99,7 +99,7 @@ class Search:
     def step(self) -> None:
         """One step of Algorithm 1 on all lines."""
         config = self.config
-        steps = torch.tensor(self.steps, device=self.device).clamp(max=max(self.limits) - 1)  # free lines count on
+        steps = torch.tensor(self.steps, device=self.device).clamp(max=max(self.limits) - 1)  # counters of free lines run on
         entering = [line for line, step in enumerate(self.steps) if step < 0]
         score, parent, token = candidates(self.score, self.logits, self.ended, self.loaded.end_ids, config)
         if entering:
