@@ -497,7 +497,7 @@ def gcg_tokens(task: EvalTask, study: Study) -> float:
 
 
 def _asked(task: EvalTask, study: Study) -> tuple[float, int]:
-    """The prompts of one element, and the best-of-n attempts at each; 0 attempts if prompts are asked unchanged."""
+    """The prompts of one element, and the best-of-n attempts at each; 0 attempts for any other task."""
     attempts = study.evaluation.attacks.best_of_n.attempts if task.task.kind == "best-of-n" else 0
     return study.prompts_in(task.benchmark, task.limit) / task.shards, attempts
 
