@@ -334,7 +334,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(here, study, world, tmp_path)
     (tmp_path / "other").mkdir()
     ran = here(*words, "web", CURRICULA_DATA=str(tmp_path / "other"))
     assert ran.returncode == 1
-    assert f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; set it as it" in ran.stderr
+    assert f"CURRICULA_DATA={tmp_path}/other: {tmp_path}/run was begun with CURRICULA_DATA={world}; restore that" in ran.stderr
 
 
 def test_a_world_that_was_deleted_comes_back_as_it_was(here, study, tmp_path):
