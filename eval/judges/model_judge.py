@@ -1,6 +1,6 @@
 """Judges that are models: how a question becomes a request and a reply a verdict, and the judges that run in this process.
 
-HarmBench's classifier and any chat or guard model can run here (docs/evaluation.md). They import torch when first asked.
+HarmBench's classifier and any chat or guard model can run here (docs/judges.md). They import torch when first asked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Judges behind an OpenAI-compatible server: HarmBench's classifier by /completions, any LLM by /chat/completions.
 
-Verdicts are settled as they arrive (docs/evaluation.md, "Sending requests").
+Verdicts are settled as they arrive (docs/judges.md, "Sending requests").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of a judge: which one it is, and how it is asked (docs/evaluation.md).
+"""The settings of a judge: which one it is, and how it is asked (docs/judges.md).
 
 This module imports neither torch nor a client, because studies are read on login nodes.
 """
@@ -34,7 +34,7 @@ class JudgeConfig(Settings, frozen=True):
     """A judge and its settings. Those after `name` are for judges that are models; "python" takes `model` too."""
 
     name: JudgeName
-    """The kind of judge; docs/evaluation.md compares them."""
+    """The kind of judge; docs/judges.md compares them."""
     model: str = ""
     """The model's name on the server. For "local": a name on the hub, or a folder, relative to the study file's folder. For
     "python": a name in the entry point group `curricula.judges`. Only "harmbench" has a default, the published Llama 2
