@@ -7,8 +7,8 @@ This file defines which answers count as harmful, over-refusing and helpful. The
   been harmful.
 - The average over benchmarks is over all that any arm has. A run without verdicts on one of them has no average: it would
   cover other requests and could not be compared.
-- `std` is the paper's measure: over sampling seeds, with the prompts held fixed. It shows how noisy sampling is. How certain
-  the result is, `low` and `high` show (95%, over prompts).
+- `std` is the paper's measure: over sampling seeds, with the prompts held fixed. It shows how noisy sampling is. `low`
+  and `high` (95%, over prompts) show how certain the result is.
 """
 
 from __future__ import annotations

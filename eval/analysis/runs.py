@@ -13,9 +13,10 @@ property of the model, so the study's own judge decides it, even for the rates o
 A cell whose competence cannot be judged is not called incoherent: base models answer no benign requests, and some judges, such
 as refusal phrases and WildGuard, cannot tell helpful answers from others.
 
-Differences and changes are paired on shared prompts, with Holm's correction in each family. An arm without answers has none. A
-family is what a reader looks at together: all arms by one measure under one decoder after one stage, over all benchmarks. The
-paper's claims are a family of their own (`eval/analysis/claims.py`).
+Differences and changes are paired on shared prompts, with Holm's correction in each family. None is taken from an arm without
+answers: if the reference has none, another arm does not replace it. A family is what a reader looks at together: all arms by
+one measure under one decoder after one stage, over all benchmarks. The paper's claims are a family of their own
+(`eval/analysis/claims.py`).
 
 Components of the variance are estimated by the method of moments (`Crossed.components`): that between seeds from at least two
 runs, that between samples from at least two samples. With few runs they are rough: the variance over three seeds is known to a
@@ -283,7 +284,7 @@ class VarianceParts(Measured):
     sample: float | None
     """Standard deviation between samples of one prompt; None with one sample, where `interaction` includes it."""
     seed_share: float
-    """Share of the mean's variance that only more seeds lower: the variance between seeds, divided by their number."""
+    """Share of the mean's variance that only more seeds lower: that between seeds, divided by their number."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What it takes to ask the questions of a server, at four characters a token."""
+    """What asking a server takes, at four characters a token."""
 
     questions: int
     tokens_in: int
@@ -69,7 +69,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 def question_key(judge: str, version: str, question: Question) -> str:
     """Hash of what a judge is asked. Equal questions are asked once, and verdicts are looked up by it."""
     asked = msgspec.structs.asdict(question)
-    del asked["prefill"]  # `response` includes it; and verdicts given before this field existed stay valid
+    del asked["prefill"]  # in the answer's key, and part of `response`; verdicts given before this field existed stay valid
     return row_key(judge=judge, version=version, **asked)
 
 

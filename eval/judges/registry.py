@@ -64,7 +64,7 @@ def check_access(settings: JudgeConfig) -> None:
 
 
 def _check_model(name: str) -> None:
-    """Raise UserError unless the model is a folder, in the hub's cache or on the hub. No weights are downloaded."""
+    """Raise UserError unless the model is a folder, or in a package, the hub's cache or the hub. No weights are downloaded."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     if Path(name).exists() or packaged_gguf(name):

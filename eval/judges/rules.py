@@ -1,4 +1,4 @@
-"""Judges that decide by rules and ask no model, including functions of other packages (docs/evaluation.md)."""
+"""Judges that decide by rules and ask no model, and judges that are functions of other packages (docs/judges.md)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The prompts for judge models: published texts, kept word for word in `templates/`, or the user's own text.
 
-docs/evaluation.md says where each is from.
+docs/judges.md says where each is from.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class Template:
 
     @property
     def version(self) -> str:
-        # These tell templates with the same text apart. A template with none of them is versioned by its text alone.
+        # These tell templates with the same text apart. The version of the others stays a hash of their texts alone: if it
+        # changed, stored verdicts would be another version's.
         more = [part for part in (self.system, (self.turns or self.file) and self.name) if part]
         return hashlib.sha256("\x00".join([self.text, str(self.contextual), *more]).encode()).hexdigest()[:12]
 

@@ -41,7 +41,7 @@ class Rate:
     """Answers with a verdict."""
     unparsed: int
     corrected: Corrected | None
-    """The rate corrected for the judge's errors; None if they are not known, and for over-refusal."""
+    """The rate corrected for the judge's errors; None if it cannot be corrected, and for over-refusal."""
 
 
 @dataclass(frozen=True)
