@@ -68,7 +68,8 @@ def write_report(
     - "plan": the plan, as `jobs/estimates.py: describe_point` returns it
     - "provenance", "hashes": shown as they are
     - "sweep": the `Training` of all points of a sweep, whose costs are added up
-    - "tasks": the planned tasks of each stage, in order; "having": the arms that have each stage. What has no rows is missing.
+    - "tasks": the planned tasks of each stage, in order; those without rows are shown as missing
+    - "having": the arms that have each stage
     - "parents": the stage that each stage continues from, if the models of both are prompted in the same form
     - "papers": the paper's stages; its claims are tested on these only
     - "courses": what is measured along the trainings

@@ -169,8 +169,8 @@ class Shown:
     @cached_property
     def _estimates(self) -> dict[tuple[str, str, str, str], OverSeeds]:
         """Estimates by measure, stage, decoder or layer, and arm."""
-        found = {(rates.measure, rates.stage, rates.decoder, rates.arm): rates.rate for rates in self.estimates}
-        return found | {("probe AUC", probe.stage, probe.layer, probe.arm): probe.auc for probe in self.probes}
+        rates = {(one.measure, one.stage, one.decoder, one.arm): one.rate for one in self.estimates}
+        return rates | {("probe AUC", probe.stage, probe.layer, probe.arm): probe.auc for probe in self.probes}
 
     def _over_seeds(self, place: tuple[str, str, str, str, str, str], runs: Sequence[tuple[float, bool]]) -> Iterator[Point]:
         """The point of an arm's estimate over several training seeds, if there is one. `place`: the point's first fields."""

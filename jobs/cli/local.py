@@ -159,7 +159,7 @@ class Display:
         readings = {key: read_progress(self.run.element(*key) / "progress.json") for key in self.running or ()}
         elapsed_s = time.monotonic() - self.started
         total, done = sum(self.estimates.values()) or 1.0, self._estimate_done(readings)
-        # It begins at the plan's pace and approaches this machine's as elements end.
+        # The pace begins at the plan's and approaches this machine's as elements end.
         expected_s = (done - self.done_before) / self.workers
         pace = (elapsed_s + TRUSTED_S) / (expected_s + TRUSTED_S)
         left = clock((total - done) / self.workers * pace)

@@ -211,7 +211,11 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
     logs.add_argument(
-        "-n", "--lines", type=at_least(1), metavar="N", help="only the last N of each element (default: all; for several, 20)"
+        "-n",
+        "--lines",
+        type=at_least(1),
+        metavar="N",
+        help="only the last N of each element (default: all; 20 for several elements or with -f)",
     )
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
@@ -285,7 +289,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML), or one of the suite's by name")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     tokenize.add_argument(
-        "--source", action="append", help="only this source; can be repeated (the other sources' datasets must still exist)"
+        "--source", action="append", help="only this source; can be repeated (the other sources' datasets must exist too)"
     )
     tokenize.add_argument("--workers", type=at_least(1), help="shards at a time (default: the study's resources.workers)")
 

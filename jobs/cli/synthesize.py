@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # it imports the openai package, which takes a while
     from curricula.endpoint import Endpoint
 
 PIECE_CHARACTERS = 8000
-"""Characters of a document in one request, at most and by default."""
+"""Default limit of the characters of a document in one request."""
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
