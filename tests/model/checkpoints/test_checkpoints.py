@@ -514,6 +514,7 @@ def test_a_save_gathers_no_state_from_other_ranks(tmp_path, monkeypatch):
     monkeypatch.setattr(distrib_optimizer.DistributedOptimizer, "get_parameter_state_dp_zero", gathering)
     train(train_job(tmp_path, stop_step=2), RandomBatches())
     train(train_job(tmp_path, stop_step=3), RandomBatches())
+    assert step_folder(tmp_path / "checkpoints", 3).is_dir()
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (7,)], ids=str)

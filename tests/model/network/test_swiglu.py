@@ -50,4 +50,6 @@ def test_the_kernel_gives_the_same_in_tritons_interpreter():
         "    gate_up, d_output = torch.randn(3, 2 * width), torch.randn(3, width)\n"
         "    assert torch.allclose(launch(d_output, gate_up), swiglu_gradient(d_output, gate_up), atol=1e-5), width\n"
     )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -104,6 +104,7 @@ def test_without_a_rewind_older_checkpoints_are_not_read(tmp_path):
     info.unlink()
     info.mkdir()  # what cannot be read, as on a disk that fails
     train(job(stop_step=12), spoilt())
+    assert step_folder(tmp_path / "checkpoints", 12).is_dir()
 
 
 def test_a_run_that_stops_amid_its_spikes_and_resumes_skips_the_same_steps(guarded, tmp_path):
@@ -322,8 +323,8 @@ def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(
                 for future in (events[begins:], others):
                     window_there = SpikeWindow.of(guard, read_info(step_folder(Path(folder), begins)))
                     on_disk = {other for other in there if other <= begins}
-                    for _ in steps_of(future, guard, window_there, begins, on_disk):
-                        pass
+                    steps = [step for step, _ in steps_of(future, guard, window_there, begins, on_disk)]
+                    assert steps == list(range(begins + 1, begins + len(future) + 1))
 
 
 UNIMPORTANT = {
