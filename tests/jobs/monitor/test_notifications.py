@@ -63,17 +63,24 @@ def test_log_and_comment_are_throttled(slurm, tmp_path, capsys):
 @pytest.mark.parametrize(("tasks", "calls"), [("1", 2), ("1000", 1)])
 def test_comments_of_a_long_array_are_rarer(monkeypatch, tmp_path, tasks, calls):
     """Each is a call of Slurm's controller."""
+
+    class Joined(threading.Thread):
+        """A thread that has ended when `start` returns."""
+
+        def start(self):
+            super().start()
+            self.join()
+
     now, told = [0.0], []
     monkeypatch.setattr(progress, "FIRST_AFTER_S", 0.0)
     monkeypatch.setattr(progress, "COMMENT_EVERY_S", 0.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(progress, "threading", SimpleNamespace(Thread=Joined))
     monkeypatch.setattr(progress, "set_comment", lambda task, text, _: told.append((task, text[:3])))
     array = {"SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": tasks}
-    announce, others = Announced(tmp_path / "progress.json", None, array), set(threading.enumerate())
+    announce = Announced(tmp_path / "progress.json", None, array)
     for done in (1, 2):
         announce(done, 9)
-        for thread in set(threading.enumerate()) - others:  # comments are set from threads
-            thread.join(60)
         now[0] += 0.6
     assert told == [("69_3", "1/9"), ("69_3", "2/9")][:calls]
 

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from shard_folders import write_source
@@ -82,8 +83,8 @@ def test_copies_that_no_start_has_used_for_a_month_are_deleted(shards, disk, tmp
 
 
 def test_processes_of_one_node_copy_once_and_all_read_the_copy(shards, disk):
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        found = pool.starmap(near, [(shards, ["web"])] * 4)
+    with ProcessPoolExecutor(4, multiprocessing.get_context("fork")) as pool:
+        found = list(pool.map(near, [shards] * 4, [["web"]] * 4))
     assert len(set(found)) == 1 and contents(found[0] / "web") == contents(shards / "web")
 
 
