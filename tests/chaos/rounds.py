@@ -17,7 +17,7 @@ from pathlib import Path
 
 import slurm_studies as studies
 import yaml
-from comparison import differences, repeated, results, too_early
+from compared_runs import differences, repeated, results, too_early
 from events import EVENTS, JOBS, Disturbed, Missed
 from small_studies import smaller_demo
 

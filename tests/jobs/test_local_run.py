@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from compared_runs import differences, repeated, results, too_early
 from small_studies import small_study, smaller_demo
 
 from curricula.durable import exclusive_lock, read_jsonl
@@ -72,16 +74,6 @@ def whole(tmp_path_factory):
     return folder / "run"
 
 
-def learning(run: Path) -> list[dict]:
-    """What each training step computed, without its timings."""
-    lines = []
-    for path in sorted(run.glob("*/**/metrics.jsonl")):
-        for row in read_jsonl(path):
-            kept = {key: row[key] for key in ("step", "loss", "lr", "grad_norm", "phase", "mix") if key in row}
-            lines.append({"file": str(path.relative_to(run)), **kept})
-    return lines
-
-
 def test_a_study_goes_from_nothing_to_nine_figures(whole):
     page = (whole / "report" / "index.html").read_text()
     assert page.count("<em>The paper:</em>") == 9
@@ -104,6 +96,26 @@ def test_the_blend_switches_inside_the_run_at_the_planned_step(whole):
     assert "unsafe-tagged" in rows[0]["mix"]
     trunk = [row for row in read_jsonl(whole / "pretrain/trunk/metrics.jsonl") if "phase" in row]
     assert {row["phase"] for row in trunk} == {0} and "unsafe-tagged" not in trunk[0]["mix"]
+
+
+def test_results_that_differ_repeat_or_came_too_early_are_found(whole, tmp_path):
+    """By what this file and the disturbed rounds of tests/chaos compare runs with."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, symlinks=True)
+    jobs = {path.parent.parent.name for path in run.glob("jobs/*/*/done.json")}
+    expected = results(whole)
+    assert (differences(expected, results(run)), repeated(run), too_early(run, jobs)) == ([], [], [])
+
+    rows, metrics = run / "eval/full-50/base/attacks-topk.jsonl", run / "pretrain/trunk/metrics.jsonl"
+    rows.write_text(rows.read_text() + rows.read_text().splitlines(keepends=True)[-1])
+    metrics.write_text(metrics.read_text() + metrics.read_text().splitlines(keepends=True)[-1])
+    mark = run / "jobs/pretrain-50/full-50/done.json"
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), "started": 0.0}))
+    assert {line.partition(",")[0] for line in differences(expected, results(run))} == {
+        str(path.relative_to(run)) for path in (rows, metrics)
+    }
+    assert len(repeated(run)) == 2
+    assert any(line.startswith("pretrain-50/full-50 ") for line in too_early(run, jobs))
 
 
 def test_a_second_call_redoes_nothing(whole):
@@ -157,13 +169,10 @@ def test_a_run_interrupted_and_killed_ends_with_the_same_numbers(whole, tmp_path
         process.communicate()
     finished(submit(study, run, *options))
     assert saved(run) == saved(whole) and saved(run).keys() == {"trunk", "full-50"}
+    expected = results(whole)
     if options:
-        assert learning(run) == [row for row in learning(whole) if row["file"].startswith("pretrain/")]
-        return
-    assert (run / "report/summary.json").read_bytes() == (whole / "report/summary.json").read_bytes()
-    for table in (whole / "report" / "tables").iterdir():
-        assert (run / "report" / "tables" / table.name).read_bytes() == table.read_bytes()
-    assert learning(run) == learning(whole)
+        expected = {name: text for name, text in expected.items() if name.startswith("pretrain/")}
+    assert (differences(expected, results(run)), repeated(run)) == ([], [])
 
 
 def test_no_element_outlives_a_launcher_that_was_killed(tmp_path):
@@ -249,6 +258,4 @@ def test_a_run_grows_by_a_killed_seed_and_an_arm_into_what_a_fresh_one_is(tmp_pa
         "evaluate-benign-25", "merge-25",
     }  # fmt: skip
     assert now.keys() == marks(fresh).keys()
-    for table in (fresh / "report" / "tables").iterdir():
-        assert (run / "report" / "tables" / table.name).read_bytes() == table.read_bytes()
-    assert learning(run) == learning(fresh)
+    assert differences(results(fresh), results(run)) == []

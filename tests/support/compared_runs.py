@@ -34,7 +34,7 @@ def results(root: Path) -> dict[str, str]:
         values[f"{path.parent.relative_to(root)}, samples read"] = json.dumps(past, sort_keys=True)
     for path in root.glob("models/*/*/*.safetensors"):
         values[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in [*root.glob("eval/**/*.jsonl"), *root.glob("report/tables/*"), root / "report" / "summary.json"]:
+    for path in [*root.glob("eval/**/*.jsonl"), *root.glob("report/tables/*"), *root.glob("report/summary.json")]:
         values[str(path.relative_to(root))] = path.read_text()
     return values
 
