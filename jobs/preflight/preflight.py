@@ -104,7 +104,7 @@ def preflight(
     problems = examine(run, inputs, settings, environment) if ranks.local_rank == 0 else ()
     rendezvous.put_own("report", _Report(node, *problems))
     nodes = decide("examined", lambda: _judge_reports(rendezvous, settings, environment)).nodes
-    decide("clocks", lambda: _compare_clocks(rendezvous.gather_times("examined"), nodes, settings))
+    decide("clocks", lambda: _compare_clocks(rendezvous, nodes, settings))
     speed = _measure(decide, rendezvous, ranks, nodes, settings)
     if ranks.rank == 0:
         took_s = time.monotonic() - began
@@ -191,14 +191,17 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "", reason)
 
 
-def _compare_clocks(clocks: Mapping[int, float], nodes: Sequence[str], settings: Preflight) -> _Verdict:
-    """`clocks`: the time at the same moment in each process, by rank. Processes that have stopped answering have none."""
+def _compare_clocks(rendezvous: Rendezvous, nodes: Sequence[str], settings: Preflight) -> _Verdict:
+    """Compare the times at which the processes had the first verdict, each by its own clock."""
+    clocks = rendezvous.gather("examined received", float)
     lost = [BadNode(node, "it stopped answering") for rank, node in enumerate(nodes) if rank not in clocks]
     if lost:
         return _Verdict(tuple(lost))
+    # Rank 0 noted its time before it sent the verdict. Any process may have read it only now, with a clock that is right.
+    largest_s = settings.max_skew_s + time.time() - clocks[0]
     clock_of_node = {node: clocks[rank] for rank, node in enumerate(nodes)}
     median = statistics.median_low(clock_of_node.values())
-    skews = {node: clock - median for node, clock in clock_of_node.items() if abs(clock - median) > settings.max_skew_s}
+    skews = {node: clock - median for node, clock in clock_of_node.items() if abs(clock - median) > largest_s}
     if len(clock_of_node) == 2 and skews:  # either clock may be the wrong one
         apart = max(map(abs, skews.values()))
         return _Verdict(failure=f"the clocks of {' and '.join(clock_of_node)} are {apart:.1f} s apart; correct or exclude one")
@@ -342,7 +345,7 @@ class Rendezvous:
     def broadcast(self, name: str, kind: type[Value], value: Value | None) -> Value:
         """Return rank 0's `value` in every process. Rank 0 waits until the others have read it, or `GOODBYE_S` have passed.
 
-        Each process records when it had the value, for `gather_times`. Raises PeerLost if rank 0 ended before it set a value.
+        Each process records when it had the value. Raises PeerLost if rank 0 ended before it set one.
         """
         if self.rank == 0:
             assert value is not None
@@ -357,13 +360,6 @@ class Rendezvous:
         except RuntimeError:  # includes torch's DistError
             raise PeerLost("the first process ended without a verdict; see the log of rank 0") from None
         return received
-
-    def gather_times(self, name: str) -> dict[int, float]:
-        """When each rank had the value that was broadcast under this name, as Unix time by its own clock.
-
-        For rank 0 this is before it waits for the others: one that reads late does not make rank 0's clock look wrong.
-        """
-        return self.gather(f"{name} received", float)
 
     def _missing(self, name: str, patience_s: float) -> Sequence[int]:
         """The ranks that have not set their own value of this name within `patience_s`."""
