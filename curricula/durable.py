@@ -303,11 +303,16 @@ def read_jsonl(
 def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:
     """Hold `path` as a lock until the block or the process ends.
 
-    Raises UserError if a live process still has the lock after `wait_s`. On file systems without flock, a lease
-    replaces it (`fencing.leased`). With `shared`, the file and its folder get the umask's permissions.
+    Raises UserError if a live process still has the lock after `wait_s`, and StorageError if the file cannot be opened. On file
+    systems without flock, a lease replaces the lock (`fencing.leased`). With `shared`, the file and its folder get the umask's
+    permissions.
     """
     make_folder(path.parent, shared)
-    with open(path, "a+", opener=_shared if shared else _private_no_link) as file:
+    try:
+        file = open(path, "a+", opener=_shared if shared else _private_no_link)  # noqa: SIM115
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be opened ({error.strerror}); correct its permissions, or move it away") from None
+    with file:
         deadline = time.monotonic() + wait_s
         while (is_locked := _flock(file, fcntl.LOCK_EX)) is False:
             if time.monotonic() >= deadline:

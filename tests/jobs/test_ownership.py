@@ -16,7 +16,7 @@ from users import acting_as, as_root, in_a_container
 
 from curricula import durable
 from curricula.durable import TEAM, append_jsonl, exclusive_lock, read_jsonl, require_ours, write_json, write_text
-from curricula.errors import UsageError, UserError
+from curricula.errors import StorageError, UsageError, UserError
 from curricula.jobs import local
 from curricula.jobs.cli.main import main
 from curricula.jobs.element import run_element
@@ -221,7 +221,7 @@ def test_what_a_link_in_the_way_points_at_stays_as_it_is(tmp_path, name, link):
     (tmp_path / "run").mkdir()
     link(tmp_path / "precious", tmp_path / "run" / name)
     if name == "lock":
-        with pytest.raises(OSError, match=r"symbolic link.*run/lock"), exclusive_lock(tmp_path / "run/lock"):
+        with pytest.raises(StorageError, match=r"run/lock: cannot be .*symbolic link"), exclusive_lock(tmp_path / "run/lock"):
             pass
     else:
         write_text(tmp_path / "run/value.json", "1")
