@@ -58,6 +58,9 @@ def run_element(root: Path, job_name: str, label: str) -> None:
         if _rank() == 0 and _is_final(error):  # after other errors Slurm starts the element again
             _note_failure(run, f"{job_name}/{label}", run.element(job_name, label), error, _profile(run))
         raise
+    if isinstance(STAGES[work.job.stage], Training) and work.study.resources.tensor_parallel > 1:
+        # Megatron-core's layers then expect kernels to start in launch order. CUDA reads this when it begins, in the preflight.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if _rank() != 0:  # only the first process marks the element
         _share(work)
         return

@@ -165,7 +165,6 @@ def body(
             avoids=avoids,
             reserve_s=RESERVE_S,
             several=job.request.nodes * job.request.tasks_per_node > 1,
-            tensor_parallel=study.resources.tensor_parallel,
             exit_patience_s=EXIT_PATIENCE_S,
             task_log=str(root / "slurm" / LOG),
             srun_words=srun_words,

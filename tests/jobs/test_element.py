@@ -1,20 +1,25 @@
 """An element's marks, and how its process ends."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 from run_folders import new_run
+from small_studies import demo
 
 from curricula.durable import exclusive_lock, read_json, write_text
 from curricula.errors import StorageError, UsageError, UserError
 from curricula.fencing import InUse, Superseded
 from curricula.jobs import element
 from curricula.jobs.element import main, run_element
+from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor import progress
+from curricula.jobs.run import Run
 from curricula.jobs.slurm.restarts import GaveUp
 from curricula.jobs.slurm.submissions import exclusion
 from curricula.jobs.stages import STAGES
+from curricula.jobs.study import parse_study
 from curricula.model.runtime.stopping import Interrupted, PeerLost
 
 KEY = ("prepare", "prepare")
@@ -126,6 +131,29 @@ def test_a_job_with_gpus_does_not_compute_on_the_cpu_unless_the_profile_says_so(
     assert exclusion(run) == avoided
     said = f"torch {torch.__version__} sees no GPU, though the job has some"
     assert (said in capfd.readouterr().err) is (code != 0)
+
+
+@pytest.mark.parametrize(
+    ("job", "tensor_parallel", "given", "seen"),
+    [("pretrain-0", 1, "", ""), ("pretrain-0", 2, "", "1"), ("pretrain-0", 2, "8", "8"), ("evaluate-base-0", 2, "", "")],
+)
+def test_kernels_start_in_launch_order_where_tensors_are_split(tmp_path, monkeypatch, job, tensor_parallel, given, seen):
+    resources = {"tensor_parallel": tensor_parallel, "pretraining": {"nodes": 1, "gpus_per_node": 2}}
+    study = parse_study({**demo(), "resources": {**demo()["resources"], **resources}}, "demo.yaml")
+    run, found = Run.create(tmp_path / "run", study), []
+    stage, label = next((one.stage, one.labels[0]) for one in plan_study(study).jobs if one.name == job)
+
+    def work(*_):
+        found.append(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", ""))
+        raise UserError("enough")
+
+    monkeypatch.setattr(type(STAGES[stage]), "run", work)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", given)
+    if not given:
+        monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    with pytest.raises(UserError, match="enough"):
+        run_element(run.root, job, label)
+    assert found == [seen]
 
 
 def test_the_mark_of_an_element_names_its_start(tmp_path, monkeypatch):

@@ -35,24 +35,6 @@ def test_the_nodes_own_disk_is_named_to_the_work_and_expanded_only_there(tmp_pat
     assert ran.stdout.strip() == "$DISK/$(touch pwned)"
 
 
-@pytest.mark.parametrize(
-    "tensor_parallel, environment, seen", [(1, {}, ""), (2, {}, "1"), (2, {"CUDA_DEVICE_MAX_CONNECTIONS": 8}, "8")]
-)
-def test_kernels_start_in_launch_order_where_tensors_are_split(tmp_path, tensor_parallel, environment, seen):
-    resources = {"tensor_parallel": tensor_parallel, "pretraining": {"nodes": 1, "gpus_per_node": 2}}
-    study = parse_study({**demo(), "resources": {**demo()["resources"], **resources}}, "demo.yaml")
-    run, profile = new_run(tmp_path / "run")[0], Profile(environment=environment)
-    jobs = {job.name: job for job in plan_study(study, profile).jobs}
-    for name, label, expected in (
-        ("pretrain-0", "data-0", seen),
-        ("evaluate-base-0", jobs["evaluate-base-0"].labels[0], str(environment.get("CUDA_DEVICE_MAX_CONNECTIONS", ""))),
-    ):
-        text = body(jobs[name], [label], study, profile, run.root, take_snapshot(run.root))
-        exports = "\n".join(line for line in text.splitlines() if line.startswith("export CUDA_"))
-        ran = subprocess.run(["bash", "-c", f"{exports}\necho $CUDA_DEVICE_MAX_CONNECTIONS"], capture_output=True, text=True)
-        assert ran.stdout.strip() == expected
-
-
 def test_an_image_sees_the_data_folder_that_the_run_was_made_with(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
