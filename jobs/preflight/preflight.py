@@ -101,7 +101,7 @@ def preflight(
         return verdict
 
     node = _this_node(environment)
-    problems = examine(run, inputs, settings, environment) if ranks.local_rank == 0 else ()
+    problems = _examine(run, inputs, settings, environment) if ranks.local_rank == 0 else ()
     rendezvous.put_own("report", _Report(node, *problems))
     nodes = decide("examined", lambda: _judge_reports(rendezvous, settings, environment)).nodes
     decide("clocks", lambda: _compare_clocks(rendezvous, nodes, settings))
@@ -148,16 +148,15 @@ def _raise(verdict: _Verdict) -> None:
         raise PreflightFailed(f"preflight: {verdict.failure}")
 
 
-def examine(
-    run: Run, inputs: Callable[[], Sequence[Path]], settings: Preflight, environment: Mapping[str, str] = os.environ
+def _examine(
+    run: Run, inputs: Callable[[], Sequence[Path]], settings: Preflight, environment: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The problems that this node finds by itself: its own, and those with the disks that it shares."""
     own = job_gpu_problems(environment)
     own += disk_problems([Path(os.environ.get("TMPDIR", "/tmp"))], settings.min_free_gb)
 
     def shared() -> list[str]:
-        full = disk_problems([run.root], settings.min_free_gb)
-        return full + reach_problems(run.root, inputs())
+        return disk_problems([run.root], settings.min_free_gb) + reach_problems(run.root, inputs())
 
     return tuple(own), tuple(within(min(60.0, settings.patience_s / 2), str(run.root), shared))
 
