@@ -181,9 +181,7 @@ def cancel_hopeless(run: Run, queue: Queue) -> None:
 def cancel_waiting(run: Run, tasks: Collection[Task], say: Callable[[str], object]) -> None:
     """Cancel, in this order, those of `tasks` that still wait. Tasks that have started in the meantime keep running."""
     try:
-        for attempt in patiently(say):
-            with attempt:
-                queue = of_run(run, queued(run))
+        queue = of_run(run, patiently(say)(queued, run))
         scancel(task for task in tasks if task in queue and queue[task].is_waiting)
     except UserError as error:  # some have left the queue in the meantime, or are a colleague's
         say(f"{error}; cancel yourself what still waits of arrays {', '.join(dict.fromkeys(task.job_id for task in tasks))}")

@@ -81,10 +81,8 @@ def standing(run: Run, plan: Plan, profile: Profile, say: Say) -> Standing:
     """
     commands.require_slurm()
     use_cluster(run, profile)
-    for attempt in patiently(say):
-        with attempt:
-            queue = queued(run)
-    for array in recover(run, queue):
+    queue = patiently(say)(queued, run)
+    for array in patiently(say)(recover, run, queue):
         say(f"{array.job}: array {array.job_id} was submitted by an interrupted command; recorded")
     cancel_hopeless(run, queue)
     live = live_elements(run, queue)
@@ -236,9 +234,7 @@ def _continuations(
     further: list[Submission] = []
     followers = run.slurm / f"{first.job_id}.continued"  # read by the batch scripts
     followers.unlink(missing_ok=True)
-    for attempt in patiently(say):
-        with attempt:
-            reason = commands.why_not_requeued(first.job_id)
+    reason = patiently(say)(commands.why_not_requeued, first.job_id)
     write_text(followers, "")
     if not reason:
         return further, True
