@@ -23,7 +23,7 @@ from curricula.jobs.completion import done_elements
 from curricula.jobs.graph import check_batches
 from curricula.jobs.plan import Job, Key, Plan
 from curricula.jobs.run import Run
-from curricula.jobs.selection import check_needs, needed_by
+from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import ControllerAway, DependencyLost, QueueFull, Task, patiently
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster
@@ -39,7 +39,6 @@ from curricula.jobs.slurm.submissions import (
     recover,
     submissions,
 )
-from curricula.jobs.stages import STAGES, Work
 from curricula.terminal import plural
 
 Say = Callable[[str], None]
@@ -119,7 +118,6 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     check_batches(plan, chosen)
     if explained := commands.ignored_explained(os.environ):
         say(explained)
-    _say_what_is_held_up(run, plan, chosen, now, say)
     root = check_root(run.root)
     make_folder(run.slurm)
     code = take_snapshot(root)
@@ -175,27 +173,6 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     if cut_off:
         raise QueueFull(f"fewer arrays than needed continue {', '.join(cut_off)}, as said above")
     return new
-
-
-def _say_what_is_held_up(run: Run, plan: Plan, chosen: Collection[Key], now: Standing, say: Say) -> None:
-    """Name the `chosen` elements that must wait for a live one, because it needs their output but writes to the same folder.
-
-    An example is a branch point that was lost while a later segment of its branch runs.
-    """
-
-    def shared(key: Key) -> Path | None:
-        work = Work(run, plan, *plan.by_key[key])
-        return STAGES[work.job.stage].shared(work)
-
-    for other in now.live.keys() & plan.by_key.keys():
-        if not (folder := shared(other)):
-            continue
-        for key in needed_by(plan, [other]).intersection(chosen):
-            if shared(key) == folder:
-                say(
-                    f"{'/'.join(key)} waits for {'/'.join(other)}, which is queued or running and writes to the same folder; "
-                    "to run it first, cancel the other with `curricula cancel` and run the same command again"
-                )
 
 
 def _also(options: Options, name: str, value: str) -> Options:
