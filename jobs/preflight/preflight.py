@@ -7,6 +7,7 @@ store can tell which processes are missing. A node that fails is recorded, and t
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
@@ -362,10 +363,7 @@ class Rendezvous:
 
     def _missing(self, name: str, patience_s: float) -> Sequence[int]:
         """The ranks that have not set their own value of this name within `patience_s`."""
-        deadline = time.monotonic() + patience_s
-        missing = list(range(self.size))
-        while True:
-            missing = [rank for rank in missing if not self.store.check([f"{name}/{rank}"])]
-            if not missing or time.monotonic() > deadline:
-                return missing
-            time.sleep(0.01)
+        keys = [f"{name}/{rank}" for rank in range(self.size)]
+        with contextlib.suppress(RuntimeError):  # includes torch's DistError, at the end of the patience
+            self.store.wait(keys, datetime.timedelta(seconds=patience_s))
+        return [rank for rank, key in enumerate(keys) if not self.store.check([key])]
