@@ -184,9 +184,9 @@ def open_atomically(path: Path, mode: str = "wb", shared: bool = False, own: str
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a file; a new one is accessible only to its owner (and the team)."""
+    """Open a file, or make one that is accessible only to its owner (and the team)."""
     group = team()
-    if group is not None and flags & os.O_CREAT:
+    if group is not None:
         try:
             descriptor = os.open(path, flags | os.O_EXCL, 0o600)
         except FileExistsError:
