@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -131,10 +131,9 @@ def reach_problems(run_root: Path, needed: Iterable[Path]) -> list[str]:
                 file.read(1)
         except OSError as error:
             found.append(f"{path}: cannot be read from this node ({error.strerror})")
-    probe = run_root / f".preflight-{uuid.uuid4().hex}"
     try:
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=run_root) as probe:
+            probe.write(b"x")
     except OSError as error:
         found.append(f"{run_root}: cannot be written to from this node ({error.strerror})")
     return found

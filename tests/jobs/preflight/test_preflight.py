@@ -16,7 +16,7 @@ from curricula.durable import write_json, write_text
 from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight import node_checks
-from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, within
+from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, reach_problems, within
 from curricula.jobs.preflight.preflight import (
     PreflightFailed,
     Rendezvous,
@@ -295,6 +295,8 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_a_problem_and_none_at_all_is_not(s
 def test_a_full_disk_and_a_file_system_that_hangs_are_problems(tmp_path):
     assert disk_problems([tmp_path, tmp_path / "absent"], 1e9)[0].startswith(f"{tmp_path}: ")
     assert disk_problems([tmp_path], 0) == []
+    assert reach_problems(tmp_path, []) == [] == list(tmp_path.iterdir())
+    assert "absent: cannot be written to from this node" in reach_problems(tmp_path / "absent", [])[0]
     fifo = tmp_path / "hangs"
     os.mkfifo(fifo)
     assert within(0.2, "the disk", lambda: [fifo.read_text()]) == ["the disk: no answer within 0 s"]
