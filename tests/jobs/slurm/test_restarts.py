@@ -5,7 +5,6 @@ import json
 import pytest
 from small_studies import demo
 
-from curricula.durable import write_json
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
@@ -75,16 +74,6 @@ def test_starts_of_several_jobs_of_an_element_count_together(tmp_path):
         end(run)
     with pytest.raises(GaveUp, match="restarted 3 times"):
         start(run, 0, "6")
-
-
-def test_a_run_of_an_earlier_version_keeps_its_count(tmp_path):
-    run = Run(tmp_path)
-    folder = run.element("pretrain-trunk-100", "trunk")
-    write_json(folder / "restarts.json", {"saved": 0, "task": "4_0"})
-    for _ in range(3):
-        end(run)
-    with pytest.raises(GaveUp, match="restarted 3 times"):
-        start(run, 3)
 
 
 def work_of(run: Run, job: str, label: str) -> Work:
