@@ -81,7 +81,7 @@ class Endpoint:
         self.host = host_of(base_url)
         if not (key.isascii() and key.isprintable()):
             raise UsageError("OPENAI_API_KEY: holds characters that no key has; set it to the key alone")
-        self._key, self._client_retries, self.tries = key, retries, tries
+        self._key, self.tries = key, tries
         try:
             self._client = openai.AsyncOpenAI(
                 base_url=base_url, api_key=key or NO_KEY, timeout=timeout_s, max_retries=retries, http_client=BoundedClient()
@@ -164,15 +164,14 @@ class Endpoint:
 
     async def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
         """The result of `read` for the reply's JSON value. `read` need not check the value: its errors mark a bad body."""
+        posting = retrying(self.tries, BadBody)
         try:
-            async for attempt in retrying(self.tries, BadBody):
-                with attempt:
-                    self.retries += attempt.retry_state.attempt_number > 1
-                    return await self._post_once(path, body, read)
+            return await posting(self._post_once, path, body, read)
         except BadBody as error:
             said = self.shown(str(error)) or "nothing"
             raise NoAnswer(f"{self.host} answers with something other than the API's JSON ({said})", 200) from None
-        raise AssertionError("retrying returns or raises")
+        finally:
+            self.retries += posting.statistics["attempt_number"] - 1
 
     async def _post_once(self, path: str, body: dict[str, Any], read: Callable[[Any], Value]) -> Value:
         async with self.window.place():
@@ -188,7 +187,7 @@ class Endpoint:
                 meaning = self._translated(error, str(body["model"]))
                 if isinstance(meaning, NoAnswer):  # other errors say nothing about the server's load
                     self.window.learn(sent_at, turned_away=True)
-                self.retries += _repeats(error)
+                    self.retries += self._client.max_retries
                 raise meaning from None
             self.retries += raw.retries_taken
             self.window.learn(sent_at, turned_away=raw.retries_taken > 0)
@@ -206,7 +205,7 @@ class Endpoint:
         if isinstance(error, openai.APIStatusError):
             return self._meaning(error, model)
         if isinstance(error, openai.APIConnectionError):
-            return NoAnswer(f"{self._broken(error)}, asked {self._client_retries + 1} times")
+            return NoAnswer(f"{self._broken(error)}, asked {self._client.max_retries + 1} times")
         return NoAnswer(f"{self.host} answers with something other than the API's JSON")
 
     def _broken(self, error: openai.APIConnectionError) -> str:
@@ -357,12 +356,6 @@ def _is_flagged(error: openai.APIStatusError) -> bool:
     """Whether moderation refused the request's text: OpenRouter then uses the status that others use for a wrong key."""
     metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
     return isinstance(metadata, dict) and "reasons" in metadata
-
-
-def _repeats(error: openai.OpenAIError) -> int:
-    """How often the client retried the request before it gave up."""
-    request = getattr(error, "request", None)
-    return int(request.headers.get("x-stainless-retry-count", 0)) if request is not None else 0
 
 
 def _token_count(completion: dict[str, Any], name: str) -> int:
