@@ -13,11 +13,9 @@ import asyncio
 import importlib
 import json
 import math
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import openai
 import tenacity
@@ -25,7 +23,7 @@ from aiolimiter import AsyncLimiter
 
 from curricula.asking import CHARACTERS_PER_TOKEN, NoAnswer, Refused, Reply, Stopped
 from curricula.errors import UsageError, UserError
-from curricula.secrets import without_userinfo
+from curricula.secrets import host_of
 from curricula.terminal import ESCAPES, one_line
 
 RAW_RESPONSE = {"X-Stainless-Raw-Response": "true"}
@@ -323,21 +321,6 @@ class CongestionWindow:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def host_of(url: str) -> str:
-    """`http://host:port` of a URL, without its user and password. Raises UsageError if it is not a server's address."""
-    if set("?#") & set(url):
-        shown = re.split("[?#]", url.rpartition("//")[2].rpartition("@")[2])[0]  # a password may hold them, too
-        raise UsageError(f"{shown}: its address has a ? or #, after which no path can follow; give it up to /v1 alone")
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname:
-            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
-            return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
-    except ValueError:
-        pass
-    raise UsageError(f"{without_userinfo(url)!r}: not the address of a server; give one such as http://node7:8000/v1")
 
 
 def _message(error: openai.APIStatusError) -> str:

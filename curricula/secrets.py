@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
+
+from curricula.errors import UsageError
 
 SECRET = re.compile(
     r"(?<!TIK)(?<!MAX_)(?<!NUM_)TOKEN(?!IZ)|SECRET|(?<!BY)PASS|(?<!^OLD)(?<!^)PWD|CREDENTIAL|AUTH(?!OR_|ORITY|_SOCK)|(^|_)(API)?KEY|(^|_)(PAT|DSN|SAS|JWT|COOKIES?)(_|$)"
@@ -24,6 +27,21 @@ without a value."""
 def without_userinfo(text: str) -> str:
     """`text` with the user and password of its URLs replaced."""
     return _USERINFO.sub(r"\1***@", text) if "@" in text else text
+
+
+def host_of(url: str) -> str:
+    """`http://host:port` of a URL, without its user and password. Raises UsageError if it is not a server's address."""
+    if set("?#") & set(url):
+        shown = re.split("[?#]", url.rpartition("//")[2].rpartition("@")[2])[0]  # a password may hold them, too
+        raise UsageError(f"{shown}: its address has a ? or #, after which no path can follow; give it up to /v1 alone")
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
+            return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
+    except ValueError:
+        pass
+    raise UsageError(f"{without_userinfo(url)!r}: not the address of a server; give one such as http://node7:8000/v1")
 
 
 def has_password(text: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from curricula.curriculum.sources.hub import hub_explained
 from curricula.errors import UsageError, UserError
@@ -17,11 +16,11 @@ from curricula.eval.judges.question import Judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import find_template
 from curricula.packages import packaged_gguf
-from curricula.terminal import one_line
+from curricula.secrets import host_of
 
 log = logging.getLogger(__name__)
 
-ALWAYS_UP = "api.openai.com"
+ALWAYS_UP = "https://api.openai.com"
 """A server that is always up. Any other might be started only after training."""
 
 
@@ -70,28 +69,19 @@ def _check_model(name: str) -> None:
     if Path(name).exists() or packaged_gguf(name):
         return
     repository, _, revision = name.partition("@")
-    what = f"judge.model {name}: no such folder, not in the hub's cache"
-    try:
+    what = f"judge.model {name}: no such folder, not in the hub's cache (`hf download` puts it there)"
+    with hub_explained(what, repository, revision or None):
         config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
         if isinstance(config, str) and any(path.suffix in (".safetensors", ".bin") for path in Path(config).parent.iterdir()):
             return
-        with hub_explained(what, repository, revision or None):
-            get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
-    except UserError:
-        raise
-    except Exception as error:  # offline, the client raises its transport's own errors
-        raise UserError(
-            f"{what}, and the hub does not provide it ({type(error).__name__}: {one_line(str(error), 160)}); name its folder, "
-            "or fetch it with `hf download` first"
-        ) from None
+        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
 
 
 def _check_server(settings: JudgeConfig) -> None:
-    from curricula.endpoint import host_of
     from curricula.eval.judges.served import doubt
 
     url = settings.url or os.environ.get("OPENAI_BASE_URL", "")
-    always_up = bool(url) and urlsplit(host_of(url)).hostname == ALWAYS_UP
+    always_up = bool(url) and host_of(url) == ALWAYS_UP
     if always_up and not os.environ.get("OPENAI_API_KEY", "").strip():
         raise UserError(f"judge.url: {ALWAYS_UP} needs a key, and OPENAI_API_KEY holds none; set it where answers are judged")
     why = doubt(settings)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from curricula.secrets import has_password, without_userinfo
+from curricula.errors import UsageError
+from curricula.secrets import has_password, host_of, without_userinfo
 from curricula.settings import NonNegative, NonNegativeNumber, Positive, PositiveNumber, Settings
 
 JudgeName = Literal["refusal-phrases", "world", "harmbench", "llm", "local", "python"]
@@ -108,10 +108,11 @@ class JudgeConfig(Settings, frozen=True):
                 )
 
     def _check_url(self) -> None:
-        if self.url and not _is_http(self.url):
-            raise ValueError(
-                f"judge.url is {without_userinfo(self.url)!r}, not an http address; give one such as http://node7:8000/v1"
-            )
+        if self.url:
+            try:
+                host_of(self.url)
+            except UsageError as error:
+                raise ValueError(f"judge.url: {error}") from None
         if has_password(self.url):
             mend = "leave judge.url out and give the address in OPENAI_BASE_URL"
             if self.name == "harmbench" or self.batch_api:  # which need the key
@@ -120,8 +121,6 @@ class JudgeConfig(Settings, frozen=True):
                 f"judge.url is {without_userinfo(self.url)!r} with a user or password, which would be written into the run's "
                 f"files; {mend}"
             )
-        if set("?#") & set(self.url):
-            raise ValueError("judge.url has a ? or #, after which no path can follow; give the address up to /v1 alone")
         if self.batch_api and not self.url:
             raise ValueError("judge.batch_api is on without a judge.url; name the server")
 
@@ -151,13 +150,6 @@ class JudgeConfig(Settings, frozen=True):
     def on_this_machine(self) -> bool:
         """Whether the judge is a model that runs in this process, on this machine's GPU if it has one."""
         return self.name == "local" or (self.name == "harmbench" and not self.url)
-
-
-def _is_http(url: str) -> bool:
-    try:
-        return urlsplit(url).scheme in ("http", "https")
-    except ValueError:  # an IPv6 address with an unpaired bracket
-        return False
 
 
 def judge_config(given: str | JudgeConfig) -> JudgeConfig:

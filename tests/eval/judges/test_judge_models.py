@@ -584,7 +584,7 @@ def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts
 
 @pytest.mark.parametrize("url", ["https://me:hunter2@host/v1", "ftp://me:hunter2@host"])
 def test_a_password_in_a_judges_address_is_refused_and_not_shown(url):
-    with pytest.raises(ValueError, match=r"judge.url is '\w+://\*\*\*@host") as stopped:
+    with pytest.raises(ValueError, match=r"judge.url.* '\w+://\*\*\*@host") as stopped:
         JudgeConfig(name="llm", model="m", url=url)
     assert "hunter2" not in str(stopped.value)
 

@@ -148,7 +148,7 @@ def test_an_own_template_reads_its_own_replies_and_no_others():
         ({"name": "harmbench", "text": "", "replies": {}, "temperature": 0.5}, "temperature is 0.5, .* only with a `url`"),
         ({"name": "local", "url": "http://x/v1"}, "answers greedily in this process"),
         ({"request": {"model": None}}, "judge.request holds model, which the suite sets itself"),
-        ({"url": "http://x/v1?api-version=1"}, r"judge.url has a \? or #, after which no path can follow"),
+        ({"url": "http://x/v1?api-version=1"}, r"judge.url: x/v1: its address has a \? or #, after which no path can follow"),
         (
             {"name": "python", "text": "", "replies": {}, "model": ""},
             "judge python needs a model: a name in the entry point group",

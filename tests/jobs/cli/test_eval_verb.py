@@ -255,8 +255,8 @@ def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loa
         (["--capability", "quick", "--capability", "mm.lu"], "'mm.lu'"),
         (["--kind", "base"], "base models take one benchmark of beginnings"),
         (["--judge", "llm", "--judge-model", "m"], "judge.url: name the judge's server"),
-        (["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"], "'node7:8000', not an http address; give one"),
-        (["--judge", "llm", "--judge-model", "m", "--judge-url", "http://[::1:8000/v1"], "judge.url is 'http://[::1:8000/v1'"),
+        (["--judge", "llm", "--judge-model", "m", "--judge-url", "node7:8000"], "'node7:8000': not the address of a server"),
+        (["--judge", "llm", "--judge-model", "m", "--judge-url", "http://[::1:8000/v1"], "judge.url: 'http://[::1:8000/v1'"),
         (["--judge", "harmbench", "--overrefusal", "alpaca"], "name another as evaluation.overrefusal_judge"),
     ],
 )
