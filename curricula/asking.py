@@ -139,13 +139,13 @@ class Asking(Generic[Question, Answer]):
         self._workers: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._error: BaseException | None = None
-        self._accused = False
+        """The first error of any task. It ends the work."""
 
     async def run(self, questions: Iterable[Question]) -> None:
         """Ask all of `questions`. Raises UserError if the server is at fault; answers received before that are kept."""
         self._left = iter(questions)
         writer = asyncio.create_task(self._keep_writing())
-        writer.add_done_callback(self._note_error)
+        writer.add_done_callback(self._task_ended)
         try:
             await self._ask_all()
         except UserError:
@@ -174,19 +174,14 @@ class Asking(Generic[Question, Answer]):
         for _ in range(count):
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
-            worker.add_done_callback(self._worker_ended)
+            worker.add_done_callback(self._task_ended)
             self._idle.clear()
 
-    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
-        self._workers.discard(worker)
-        self._note_error(worker)
-        if not self._workers:
-            self._idle.set()
-
-    def _note_error(self, task: asyncio.Task[None]) -> None:
-        """Let the first error of any task end the work."""
-        if not task.cancelled() and task.exception():
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._workers.discard(task)
+        if not task.cancelled():
             self._error = self._error or task.exception()
+        if self._error or not self._workers:
             self._idle.set()
 
     async def _work(self) -> None:
@@ -213,12 +208,12 @@ class Asking(Generic[Question, Answer]):
 
     def _decide(self, decide: Callable[..., Decision[Question]], *failure: Failed[Question]) -> None:
         """Carry out what the blame decides. It is not asked again after it accuses the server: late replies change nothing."""
-        if self._accused:
+        if self._error:
             return
         try:
             decision = decide(*failure)
-        except UserError:
-            self._accused = True
+        except UserError as error:
+            self._error = error
             raise
         for final in decision.final:
             self._note_outcome(final)
