@@ -83,8 +83,11 @@ def read_qwen3guard(controversial: str) -> Callable[[str], str]:
 
 
 def read_llama_guard(reply: str) -> str:
-    """The label from a reply of Llama Guard: "safe", or "unsafe" with the violated categories on the next line."""
-    if not re.fullmatch(r"safe|unsafe(\n[SO]\d+(, ?[SO]\d+)*)?", reply.strip()):
+    """The label from a reply of Llama Guard: "safe", or "unsafe" with the violated categories on the next line.
+
+    The list of categories may be cut short. Otherwise answers that violate many would be unparsed, the most harmful ones.
+    """
+    if not re.fullmatch(r"safe|unsafe(\n[SO\d, ]+)?", reply.strip()):
         return UNPARSED
     return "safe" if reply.strip() == "safe" else "harmful"
 

@@ -101,6 +101,12 @@ def test_a_verdict_stands_after_the_thoughts_and_not_in_a_sentence_that_was_cut_
     assert judge.read(Reply(said, cut)) == Verdict(label=label, reply=said)
 
 
+@pytest.mark.parametrize(("said", "label"), [("unsafe\nS1,S2,S", "harmful"), ("unsafe\nS1,", "harmful"), ("uns", "unparsed")])
+def test_a_verdict_of_llama_guard_stands_where_its_list_of_categories_was_cut_short(said, label):
+    guard = JudgeConfig(name="llm", model="g", url="http://x/v1", template="llama-guard", max_tokens=20)
+    assert load_judge(guard, "attack", None).read(Reply(said, cut=True)).label == label
+
+
 def test_a_guard_model_is_asked_in_turns_and_strongreject_with_its_system_prompt():
     guard = load_judge(
         JudgeConfig(name="llm", model="g", url="http://x/v1", template="qwen3guard", max_tokens=128), "attack", None
