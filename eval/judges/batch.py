@@ -10,24 +10,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import tenacity
 from openai import NotFoundError
 
-from curricula.asking import Refused, Reply
+from curricula.asking import NoAnswer, Refused, Reply
 from curricula.durable import read_json, write_json
 from curricula.endpoint import BadBody, Endpoint
 from curricula.errors import UserError
 from curricula.eval.judges.model_judge import ModelJudge
 from curricula.eval.judges.question import UNPARSED, Question, Settle, Verdict, question_key
 
+log = logging.getLogger(__name__)
+
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 """Limits of OpenAI's Batch API for one file."""
 POLL_S = 60.0
 """Seconds between two looks at a batch."""
+OUTAGE_S = 3600.0
+"""Longest outage of the server that a wait survives. The batch goes on meanwhile, or has ended."""
 MARK = "curricula"
 """The key of the mark in a batch's metadata."""
 OVER = ("completed", "failed", "expired", "cancelled")
@@ -187,7 +193,7 @@ class _Batches:
         return verdicts
 
     async def _get(self, ask: Callable[..., Awaitable[Any]]) -> Any:
-        """A batch, or the content of a file; None if the server does not have it or has deleted it."""
+        """A batch, or the content of a file; None if the server does not have it or has deleted it. Waits out an outage."""
 
         async def found(client: Any) -> Any:
             try:
@@ -195,7 +201,14 @@ class _Batches:
             except NotFoundError:
                 return None
 
-        return await self.endpoint.call(found, self.model)
+        looking = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_delay(OUTAGE_S),
+            wait=tenacity.wait_fixed(POLL_S),
+            retry=tenacity.retry_if_exception_type(NoAnswer),
+            before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        return await looking(self.endpoint.call, found, self.model)
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
         """The verdicts in a file of replies. Requests that expired, met a server error or were cut off are left out."""

@@ -69,6 +69,8 @@ class JudgeServer(FakeEndpoint):
         """Its list of models."""
         self.batch_polls = 2
         """Polls until a batch is done."""
+        self.outage = 0
+        """How many looks at a batch or its replies get status 503."""
         # The outcome of a batch is fixed when it is made.
         self.batch_error = ""
         """Why the server refuses a batch."""
@@ -134,6 +136,9 @@ class BatchHandler(Handler):
         elif path == "/v1/batches":
             data = [self._batch(name) for name in self.fake.batches]
             self._send(200, json.dumps({"object": "list", "data": data, "has_more": False}))
+        elif self.fake.outage:
+            self.fake.outage -= 1
+            self._error(503, {})
         elif path.startswith("/v1/batches/"):
             name = path.rpartition("/")[2]
             if name not in self.fake.batches:

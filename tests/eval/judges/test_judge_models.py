@@ -503,6 +503,17 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
 
 
+def test_after_an_outage_of_the_server_the_wait_for_a_batch_goes_on_and_nothing_is_asked_twice(server, tmp_path, monkeypatch):
+    path, settings = stored(tmp_path, 4), server.settings(batch_api=True, retries=0)
+    server.outage = 1
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="answers with status 503"):
+        patched.setattr("curricula.eval.judges.batch.OUTAGE_S", 0.0)
+        complete(path, settings)
+    server.outage = 3
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2
+    assert len(server.batches) == 1 and set(server.good.values()) == {1} and not server.outage
+
+
 def test_a_batch_that_was_made_with_another_key_is_not_paid_again_unasked(server, tmp_path):
     path, settings = stored(tmp_path, 3), server.settings(batch_api=True)
     notes = tmp_path / "attacks-topk.verdicts.batches.json"
