@@ -100,21 +100,18 @@ class Endpoint:
         await self._client.close()
 
     async def chat(self, request: dict[str, Any]) -> Reply:
-        """The reply to a chat request. Raises Refused, NoAnswer, or UserError if no request could succeed."""
-        return await self._ask("/chat/completions", request)
+        """The reply to a request with `messages`, or the continuation of a `prompt`, which gets no chat template.
 
-    async def complete(self, request: dict[str, Any]) -> Reply:
-        """The continuation of a prompt, without a chat template. Raises as `chat` does."""
-        return await self._ask("/completions", request)
+        Raises Refused, NoAnswer, or UserError if no request could succeed.
+        """
 
-    async def _ask(self, path: str, request: dict[str, Any]) -> Reply:
         def read(value: Any) -> Reply:
             reply = self.read_choice(value["choices"][0])
             self.tokens_in += _token_count(value, "prompt_tokens")
             self.tokens_out += _token_count(value, "completion_tokens")
             return reply
 
-        return await self._post(path, request, read)
+        return await self._post("/completions" if "prompt" in request else "/chat/completions", request, read)
 
     def read_choice(self, choice: Any) -> Reply:
         """The reply in one of the API's choices, of a chat or a completion.

@@ -68,10 +68,9 @@ class ServedJudge(ModelJudge):
 
     async def _ask(self, questions: Sequence[Question], endpoint: Endpoint, settle: Settle, proven: bool) -> None:
         """Ask every question in a request of its own."""
-        send = endpoint.complete if self.template.completes else endpoint.chat
 
         async def ask(question: Question) -> Verdict:
-            reply = await send(self.request(question))
+            reply = await endpoint.chat(self.request(question))
             verdict = verdict_of(self, endpoint, reply)
             if verdict.label == UNPARSED:
                 raise Unreadable(CUT_SHORT if reply.cut else "the reply is no verdict", verdict.reply)
