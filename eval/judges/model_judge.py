@@ -111,20 +111,14 @@ class InProcess(ModelJudge):
     def _replies(self, texts: list[list[int]]) -> list[Reply]: ...
 
     def rule(self, questions: Sequence[Question], settle: Settle, notes: Path, proven: bool) -> None:
-        prompts = [self.prompt(question) for question in questions]
+        prompts = [(question, self.prompt(question)) for question in questions]
         # Prompts of similar length share a forward pass, so that there is little padding.
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
+        prompts.sort(key=lambda pair: len(pair[1]), reverse=True)
         held: list[tuple[Question, Verdict]] = []  # kept back until a first reply can be read
-        for start in range(0, len(order), ANSWERS_AT_ONCE):
-            asked: list[tuple[Question, list[int]]] = []
-            too_long: list[tuple[Question, Verdict]] = []
-            for place in order[start : start + ANSWERS_AT_ONCE]:
-                question, ids = questions[place], self._ids(questions[place], prompts[place])
-                if len(ids) < self._context:
-                    asked.append((question, ids))
-                else:
-                    too_long.append((question, TOO_LONG))
-            if too_long:
+        for start in range(0, len(prompts), ANSWERS_AT_ONCE):
+            batch = [(question, self._ids(question, prompt)) for question, prompt in prompts[start : start + ANSWERS_AT_ONCE]]
+            asked = [(question, ids) for question, ids in batch if len(ids) < self._context]
+            if too_long := [(question, TOO_LONG) for question, ids in batch if len(ids) >= self._context]:
                 settle(too_long)
             replies = self._replies([ids for _, ids in asked]) if asked else []
             held += [(question, self.read(reply)) for (question, _), reply in zip(asked, replies, strict=True)]
