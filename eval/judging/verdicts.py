@@ -13,7 +13,6 @@ import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -102,8 +101,7 @@ def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list
     """Write the rows of `shards`, one file after another, to `path` unless it holds them already. Returns the rows."""
     rows = model.read_answers(shards, task.name, task.labels)
     data = _concatenated(shards)
-    noted = read_stamp(path.parent).get(path.name)
-    if not path.exists() or path.read_bytes() != data or (isinstance(noted, list) and noted[0] != len(data)):
+    if not path.exists() or path.read_bytes() != data:
         _note_judges(path.parent)
         with durable.open_atomically(path) as file:
             file.write(data)
@@ -177,14 +175,9 @@ def is_merged(out: Path, model_kind: ModelKind, config: EvalConfig, tasks: Seque
 
 def _is_judged(merged: Path, judge: str) -> bool:
     """Whether one version of `judge` has a verdict on every answer in `merged`, on the question as it is asked now."""
-    by_version: dict[str, set[tuple[str, str]]] = {}
-    for verdict in read_rows(verdicts_path(merged), VerdictRow):
-        if verdict.judge == judge:
-            by_version.setdefault(verdict.version, set()).add((verdict.key, verdict.question))
     rows = read_rows(merged, GenerationRow)
-    return not rows or any(
-        all((row.key, key_of_question(row, judge, version)) in judged for row in rows) for version, judged in by_version.items()
-    )
+    of_versions = [verdicts for (name, _), verdicts in verdicts_by_judge(merged).items() if name == judge]
+    return not rows or any(all(judged(row, verdicts.get(row.key)).judge for row in rows) for verdicts in of_versions)
 
 
 def is_judged_as_now(out: Path, config: EvalConfig, tasks: Sequence[EvalTask], world_root: Path | None) -> bool:
@@ -284,7 +277,8 @@ class JudgeRun:
                 rows += [verdict_row(judge, row, key, verdict) for row in self._waiting[key]]
             self._append(rows, progress)
 
-        with _alone_with(self.path):
+        # A merge job and a rejudging command must not write the file at the same time.
+        with exclusive_lock(self.path.with_name(f".{self.path.stem}.lock")):
             self._look()  # again, because another process may have judged while the user was asked about the cost
             self._put_in_order()
             progress(self.done, len(self.rows))
@@ -361,11 +355,6 @@ def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdic
     )
 
 
-def _alone_with(path: Path) -> AbstractContextManager[None]:
-    """Lock a file of verdicts: a merge job and a rejudging command must not write it at the same time."""
-    return exclusive_lock(path.with_name(f".{path.stem}.lock"))
-
-
 def unused_path(path: Path) -> Path:
     return path.with_name(path.stem + ".unused.jsonl")
 
@@ -424,13 +413,10 @@ def judged_now(rows: Sequence[GenerationRow], judge: Judge) -> list[JudgedRow]:
     """The answers with the verdicts of a judge that decides by rules, which is asked now. Nothing is written."""
     keys = [key_of_question(row, judge.name, judge.version) for row in rows]
     questions = {key: question_of(row) for row, key in zip(rows, keys) if key}
-    verdicts: dict[str, Verdict] = {}
-
-    def settle(answered: Sequence[tuple[Question, Verdict]]) -> None:
-        verdicts.update({question_key(judge.name, judge.version, question): verdict for question, verdict in answered})
-
-    judge.rule(list(questions.values()), settle, Path(), True)
-    return [judged(row, verdict_row(judge, row, key, verdicts[key] if key else None)) for row, key in zip(rows, keys)]
+    verdicts: dict[Question, Verdict] = {}
+    judge.rule(list(questions.values()), verdicts.update, Path(), True)
+    found = {key: verdicts[question] for key, question in questions.items()}
+    return [judged(row, verdict_row(judge, row, key, found.get(key))) for row, key in zip(rows, keys)]
 
 
 def judged(row: GenerationRow, verdict: VerdictRow | None) -> JudgedRow:
