@@ -55,8 +55,6 @@ def rejudge(args: argparse.Namespace) -> int:
     from curricula.eval.judges.registry import check_access
     from curricula.eval.judging.rejudge import Rejudging, read_labels, stored_answers
 
-    if not args.folder.is_dir():
-        raise UsageError(f"{args.folder}: no such folder; name a run folder, or the OUT folder of a `curricula eval`")
     no_other_bars()
     settings = judge_from(args)
     paths = stored_answers(args.folder)

@@ -249,7 +249,7 @@ def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["nowhere", "--judge", "llm", "--judge-model", "m"], "nowhere: no such folder"),
+        (["nowhere", "--judge", "llm", "--judge-model", "m"], "nowhere: holds no evaluated answers"),
         ([".", "--judge", "refusal-phrases"], "holds no evaluated answers; name a run folder"),
         ([".", "--judge", "gpt"], "--judge gpt: name: 'gpt' is not known; choose one of harmbench"),
         ([".", "--judge", "llm"], "judge llm needs a model"),
