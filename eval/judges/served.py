@@ -77,22 +77,19 @@ class ServedJudge(ModelJudge):
             return verdict
 
         def write(outcomes: Outcomes[Question, Verdict]) -> None:
-            if outcomes:
-                settle([(each.question, _verdict(each, endpoint)) for each in outcomes])
+            settle([(each.question, _verdict(each)) for each in outcomes])
 
         blame = JudgeBlame(self.settings, endpoint, proven)
         await Asking(ask, blame, write, self.settings.concurrency, endpoint.stop).run(questions)
 
 
-def _verdict(outcome: Answered[Question, Verdict] | Failed[Question], endpoint: Endpoint) -> Verdict:
+def _verdict(outcome: Answered[Question, Verdict] | Failed[Question]) -> Verdict:
     if isinstance(outcome, Answered):
         return outcome.answer
     error = outcome.error
     if isinstance(error, Unreadable):
         return Verdict(label=UNPARSED, reply=error.reply)
-    if isinstance(error, Refused):
-        return Verdict(label=UNPARSED, reply=f"refused: {error}")
-    return Verdict(label=UNPARSED, reply=f"no answer: {endpoint.shown(str(error))}")
+    return Verdict(label=UNPARSED, reply=f"{'refused' if isinstance(error, Refused) else 'no answer'}: {error}")
 
 
 class JudgeBlame:
