@@ -305,15 +305,12 @@ class CongestionWindow:
     def learn(self, sent_at: float, turned_away: bool) -> None:
         """Record whether the server turned a request away at least once. `sent_at` is a time of the event loop's clock."""
         if turned_away and sent_at > self._narrowed_at:
-            self._resize(max(1, math.floor(self.width * DECREASE)))
+            self.width, self._untroubled = max(1, math.floor(self.width * DECREASE)), 0
             self._narrowed_at = _now()
         elif not turned_away:
             self._untroubled += 1
             if self._untroubled >= self.width:
-                self._resize(min(self.most, self.width + 1))
-
-    def _resize(self, width: int) -> None:
-        self.width, self._untroubled = width, 0
+                self.width, self._untroubled = min(self.most, self.width + 1), 0
 
 
 def _now() -> float:

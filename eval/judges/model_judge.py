@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -211,11 +210,10 @@ def read_judge(load: Callable[..., Any], name: str, problem: str, mend: str) -> 
     Raises UserError with `problem` and `mend` if it cannot be loaded.
     """
     repository, _, revision = name.partition("@")
-    explained: AbstractContextManager[None] = hub_explained(f"judge {name}", repository, revision or None)
     if Path(name).exists():
-        repository, revision, explained = name, "", nullcontext()
+        repository, revision = name, ""
     try:
-        with explained:
+        with hub_explained(f"judge {name}", repository, revision or None):
             return load(repository, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name}: {problem} ({one_line(str(error), 160)}); {mend}") from None
