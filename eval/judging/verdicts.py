@@ -14,7 +14,6 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -102,7 +101,7 @@ def _merge(path: Path, shards: list[Path], task: Task, model: ModelRows) -> list
     rows = model.read_answers(shards, task.name, task.labels)
     data = _concatenated(shards)
     if not path.exists() or path.read_bytes() != data:
-        _note_judges(path.parent)
+        _note_judges(path.parent, {})
         with durable.open_atomically(path) as file:
             file.write(data)
     return rows
@@ -126,7 +125,7 @@ def read_stamp(out: Path) -> dict[str, Any]:
     return {}
 
 
-def _note_judges(out: Path, judges: Mapping[str, str] = MappingProxyType({})) -> None:
+def _note_judges(out: Path, judges: Mapping[str, str]) -> None:
     """Write the study's judge of each task into the stamp, before it begins: the first verdicts in a file can be another's.
 
     A judge replaces an earlier one in all of its tasks at once, even if it does not finish them. The sizes and times of the
