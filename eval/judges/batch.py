@@ -113,34 +113,30 @@ class _Batches:
         return {hashlib.sha256(data).hexdigest()[:32]: data for data in map(b"".join, files)}
 
     async def make(self, mark: str, data: bytes | None) -> None:
-        """Make the batch `mark` from `data`, unless the server has it.
+        """Make the batch `mark` from `data`, unless the server has one that a killed process made. Spent batches do not count.
 
         Without `data`, its questions have changed: it is forgotten if the server does not have it.
         """
         if self.open[mark]:
             return
-        self.open[mark] = await self.endpoint.call(lambda client: self._find(client, mark), self.model)
-        if not self.open[mark] and data:
-            file = await self.endpoint.call(
-                lambda client: client.files.create(file=(f"{mark}.jsonl", data), purpose="batch"), self.model
+
+        async def find_or_make(client: Any) -> str | None:
+            async for batch in client.batches.list(limit=100):
+                if (batch.metadata or {}).get(MARK) == mark and batch.id not in self.spent:
+                    return batch.id
+            if data is None:
+                return None
+            file = await client.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
+            # The client would send this again if the server made the batch and failed to say so, and both would be paid for.
+            batch = await client.with_options(max_retries=0).batches.create(
+                input_file_id=file.id, endpoint=self.url, completion_window="24h", metadata={MARK: mark}
             )
-            batch = await self.endpoint.call(
-                lambda client: client.batches.create(
-                    input_file_id=file.id, endpoint=self.url, completion_window="24h", metadata={MARK: mark}
-                ),
-                self.model,
-            )
-            self.open[mark] = batch.id
+            return batch.id
+
+        self.open[mark] = await self._patiently(find_or_make, tenacity.stop_after_attempt(self.endpoint.tries))
         if not self.open[mark]:
             del self.open[mark]
         self.save()
-
-    async def _find(self, client: Any, mark: str) -> str | None:
-        """The id of the batch with this mark that a killed process made; None if there is none. Spent batches do not count."""
-        async for batch in client.batches.list(limit=100):
-            if (batch.metadata or {}).get(MARK) == mark and batch.id not in self.spent:
-                return batch.id
-        return None
 
     async def collect(self, mark: str, left: dict[str, Question]) -> None:
         """Wait for the batch to end, settle its verdicts, and take their questions out of `left`."""
@@ -193,7 +189,7 @@ class _Batches:
         return verdicts
 
     async def _get(self, ask: Callable[..., Awaitable[Any]]) -> Any:
-        """A batch, or the content of a file; None if the server does not have it or has deleted it. Waits out an outage."""
+        """A batch, or the content of a file; None if the server does not have it or has deleted it."""
 
         async def found(client: Any) -> Any:
             try:
@@ -201,14 +197,18 @@ class _Batches:
             except NotFoundError:
                 return None
 
-        looking = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_delay(OUTAGE_S),
+        return await self._patiently(found, tenacity.stop_after_delay(OUTAGE_S))
+
+    async def _patiently(self, ask: Callable[..., Awaitable[Any]], stop: tenacity.stop.stop_base) -> Any:
+        """The result of a client method, asked for again every minute while the server is out, until `stop`."""
+        asking = tenacity.AsyncRetrying(
+            stop=stop,
             wait=tenacity.wait_fixed(POLL_S),
             retry=tenacity.retry_if_exception_type(NoAnswer),
             before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
             reraise=True,
         )
-        return await looking(self.endpoint.call, found, self.model)
+        return await asking(self.endpoint.call, ask, self.model)
 
     def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
         """The verdicts in a file of replies. Requests that expired, met a server error or were cut off are left out."""

@@ -71,6 +71,8 @@ class JudgeServer(FakeEndpoint):
         """Polls until a batch is done."""
         self.outage = 0
         """How many looks at a batch or its replies get status 503."""
+        self.unconfirmed = 0
+        """How many batches it makes without saying so."""
         # The outcome of a batch is fixed when it is made.
         self.batch_error = ""
         """Why the server refuses a batch."""
@@ -123,7 +125,11 @@ class BatchHandler(Handler):
                 "broken_off": set(self.fake.broken_off),
             }
             self.fake.batches[name] = {**asked, "id": name, "polls": 0, **fate}
-            self._send(200, json.dumps(self._batch(name)))
+            if self.fake.unconfirmed:
+                self.fake.unconfirmed -= 1
+                self._error(504, {"retry-after-ms": "1"})
+            else:
+                self._send(200, json.dumps(self._batch(name)))
         else:
             super().do_POST()
 

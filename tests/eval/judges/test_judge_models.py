@@ -503,6 +503,12 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
 
 
+def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(server, tmp_path):
+    server.unconfirmed = 1
+    assert [row.label for row in complete(stored(tmp_path, 4), server.settings(batch_api=True))] == ["harmful", "safe"] * 2
+    assert len(server.batches) == 1
+
+
 def test_after_an_outage_of_the_server_the_wait_for_a_batch_goes_on_and_nothing_is_asked_twice(server, tmp_path, monkeypatch):
     path, settings = stored(tmp_path, 4), server.settings(batch_api=True, retries=0)
     server.outage = 1
