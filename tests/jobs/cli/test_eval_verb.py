@@ -97,7 +97,7 @@ def test_the_same_command_generates_and_asks_nothing_again(root, tmp_path, capsy
         assert evaluate(root, tmp_path / "out", *judge) == 0
         assert server.requests["ask-0"] == asked
     # Nor is the judge's server looked for, until something is missing.
-    monkeypatch.setattr("curricula.eval.judges.registry.ALWAYS_UP", "127.0.0.1")
+    monkeypatch.setattr("curricula.eval.judges.registry.ALWAYS_UP", server.root)
     capsys.readouterr()
     assert evaluate(root, tmp_path / "out", *judge) == 0 and json.loads(capsys.readouterr().out) == first
     assert evaluate(root, tmp_path / "out", *judge, "--seed", "43") == 1

@@ -78,7 +78,7 @@ def test_finished_verdicts_are_shown_without_the_judges_key(folder, server, caps
     assert rejudge(folder, server, "--json") == 0
     first = capsys.readouterr().out
     monkeypatch.delenv("OPENAI_API_KEY")
-    monkeypatch.setattr("curricula.eval.judges.registry.ALWAYS_UP", "127.0.0.1")
+    monkeypatch.setattr("curricula.eval.judges.registry.ALWAYS_UP", server.root)
     assert rejudge(folder, server, "--json") == 0 and capsys.readouterr().out == first
     append_rows(folder / "eval/full-20/instruct/attacks-topk.jsonl", [answer_row(10)])
     assert rejudge(folder, server) == 1 and "OPENAI_API_KEY holds none" in capsys.readouterr().err
