@@ -144,7 +144,10 @@ class Endpoint:
         return classes
 
     async def doubt(self, model: str) -> str:
-        """Why this server would not answer for `model` now, from one look at its list of models; "" if no reason shows."""
+        """Why this server would not answer for `model` now, from one look at its list of models; "" if no reason shows.
+
+        Closes the client, whose connections belong to one event loop.
+        """
         try:
             known = [each.id async for each in self._client.with_options(max_retries=0, timeout=PROBE_TIMEOUT_S).models.list()]
         except openai.APIConnectionError as error:
@@ -153,6 +156,8 @@ class Endpoint:
             return str(self._meaning(error, model)) if error.status_code == 401 else ""
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError):
             return ""
+        finally:
+            await self.close()
         if known and model not in known:
             return f"{self.host} knows no model {model!r}, only {self.shown(', '.join(map(str, known[:5])))}"
         return ""

@@ -6,6 +6,7 @@ adds its name to `settings.JudgeName`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -16,7 +17,6 @@ from curricula.eval.judges.question import Judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import find_template
 from curricula.packages import packaged_gguf
-from curricula.secrets import host_of
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +78,13 @@ def _check_model(name: str) -> None:
 
 
 def _check_server(settings: JudgeConfig) -> None:
-    from curricula.eval.judges.served import doubt
+    from curricula.eval.judges.served import connect
 
-    url = settings.url or os.environ.get("OPENAI_BASE_URL", "")
-    always_up = bool(url) and host_of(url) == ALWAYS_UP
+    endpoint = connect(settings)
+    always_up = endpoint.host == ALWAYS_UP
     if always_up and not os.environ.get("OPENAI_API_KEY", "").strip():
         raise UserError(f"judge.url: {ALWAYS_UP} needs a key, and OPENAI_API_KEY holds none; set it where answers are judged")
-    why = doubt(settings)
+    why = asyncio.run(endpoint.doubt(settings.model_name))
     if why and always_up:
         raise UserError(f"judge {settings.model_name}: {why}; correct the judge's settings or the network")
     if why:

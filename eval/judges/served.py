@@ -177,16 +177,3 @@ def connect(settings: JudgeConfig) -> Endpoint:
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     pace = Pace(settings.requests_per_minute, settings.tokens_per_minute, settings.reply_tokens)
     return Endpoint(url, key, settings.timeout_s, settings.retries, TRIES, settings.concurrency, pace.wait)
-
-
-def doubt(settings: JudgeConfig) -> str:
-    """The reason why the judge's server would give no verdict now; "" if nothing is wrong."""
-
-    async def look() -> str:
-        endpoint = connect(settings)
-        try:
-            return await endpoint.doubt(settings.model_name)
-        finally:
-            await endpoint.close()
-
-    return asyncio.run(look())
