@@ -36,7 +36,8 @@ Direction = Literal["lower", "higher", "not higher", "same"]
 class Group:
     """The arms that start at one of `starts` with one of `sets`. Their mean is compared.
 
-    Start 1.0 selects the safe-only arm, whatever the set.
+    Start 1.0 selects the safe-only arm, whatever the set. An arm whose phases the study spells out is none of the paper's, even
+    if it has the name of a set.
     """
 
     starts: tuple[float, ...]
@@ -54,7 +55,7 @@ class Group:
             arm
             for arm in arms
             if any(abs(arm.start - start) < 1e-9 for start in self.starts)
-            and (arm.interventions in self.sets or arm.start >= 1)
+            and (arm.start >= 1 or arm.interventions in self.sets and not arm.is_custom)
         ]
 
 

@@ -29,6 +29,7 @@ from curricula.eval.report.wording import (
     PAPER_SETS,
     START_AXIS,
     arm_label,
+    set_label,
     start_label,
 )
 from curricula.terminal import fixed
@@ -60,7 +61,7 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
     for name, colour, marker in zip(names, itertools.cycle(PALETTE), itertools.cycle(MARKERS)):
         own = [arm for arm in by_start if arm.interventions == name]
         end = [arm for arm in by_start if arm.interventions == "none" and not own[0].is_custom]
-        curves.append(Curve(PAPER_SETS.get(name, name), colour, marker, own + end))
+        curves.append(Curve(set_label(own[0]), colour, marker, own + end))
     return curves
 
 

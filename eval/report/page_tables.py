@@ -357,7 +357,7 @@ def published_rows(shown: Shown) -> list[PublishedRow]:
     means = [point for point in shown.points if point.measure == "attack success" and not point.benchmark]
     ours = {(point.stage, point.place, point.arm): point for point in means}
     measured = {(point.stage, point.place) for point in means}
-    trained = {arm.name for arm in shown.arms}
+    trained = {arm.name for arm in shown.arms if not arm.is_custom}
     rows = []
     for attack in known["attacks"]:
         stage, decoder = attack["stage"], attack["decoder"]

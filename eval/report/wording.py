@@ -35,9 +35,12 @@ def stage_title(stage: str) -> str:
 
 
 def arm_label(arm: ArmInfo) -> str:
-    if arm.interventions == "none":
-        return NO_INTERVENTIONS
-    return f"{PAPER_SETS.get(arm.interventions, arm.interventions)}, from {_percent_of(arm.start)}"
+    return NO_INTERVENTIONS if arm.interventions == "none" else f"{set_label(arm)}, from {_percent_of(arm.start)}"
+
+
+def set_label(arm: ArmInfo) -> str:
+    """The intervention set of an arm in words. An arm whose phases the study spells out has its own name."""
+    return arm.interventions if arm.is_custom else PAPER_SETS.get(arm.interventions, arm.interventions)
 
 
 def start_label(start: float) -> str:

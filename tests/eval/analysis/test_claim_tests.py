@@ -191,6 +191,13 @@ def test_a_claim_about_an_arm_that_the_study_lacks_is_not_measured_and_names_it(
     assert (test.outcome, test.note) == ("not measured", "the study lacks safe-100")
 
 
+def test_an_arm_that_a_study_spells_out_is_none_of_the_papers_whatever_its_name():
+    arms = [ArmInfo("data", 0.0, "data"), ArmInfo("full", 0.0, "full"), ArmInfo("full-0", 0.0, "full-0"), ARMS[-1]]
+    rows = {(arm.key, "benign", "attacks-topk"): [generation(model_kind="benign")] for arm in arms}
+    test = only(run_claim_tests(runs_of(StudyRows(tuple(arms), rows, {})), [claim("benign-early-beats-safe-only")]))
+    assert (test.outcome, test.note) == ("not measured", "the study lacks data-0, full-0, data-20, full-20")
+
+
 def test_arms_that_were_judged_by_different_versions_decide_no_claim():
     study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     rows = study.study.generations["data-20-s3", "benign", "attacks-topk"]

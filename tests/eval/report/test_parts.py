@@ -283,6 +283,7 @@ def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_pat
 
 def test_published_rates_stand_beside_attack_success_and_beside_nothing_in_a_fictional_world(tmp_path):
     arm = ARMS[1]
+    own = replace(arm, interventions=arm.name)  # its phases are the study's own
     for stage in ("instruct", "benign"):
         rows = attack_rows(arm, stage, "topk", 0.4, 2, {"tdc": 10, "advbench": 10})
         append_judged(tmp_path / f"eval/{arm.key}/{stage}/attacks-topk.jsonl", rows)
@@ -293,6 +294,9 @@ def test_published_rates_stand_beside_attack_success_and_beside_nothing_in_a_fic
     ours = {row["stage"]: row["rate"] for row in summary["published"] if row["arm"] == arm.name}
     assert ours == success and max(success.values()) < 0.9
     assert {row["arm"] for row in summary["published"]} == {arm.name, ""}  # arms that the study lacks have no name here
+    write_report(tmp_path, [own], {}, tmp_path / "report")
+    summary = json.loads((tmp_path / "report/summary.json").read_text())
+    assert {(row["arm"], row["rate"]) for row in summary["published"]} == {("", None)}
     (tmp_path / "world").mkdir()
     text = write_report(tmp_path, [arm], {}, tmp_path / "report").read_text()
     assert "Published numbers" not in text
