@@ -62,6 +62,7 @@ def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
         outcomes={name: _outcomes(summary) for name, summary in summaries.items()},
         decoders=DECODERS,
         folder=POINTS,
+        tables=[name for name, rows in tables.items() if rows],
     )
     durable.write_text(out / "index.html", page)
     return out / "index.html"

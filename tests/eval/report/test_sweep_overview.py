@@ -1,6 +1,7 @@
 """The overview of a sweep: tables of all points as one, the effect at each point, nothing unescaped."""
 
 import csv
+import re
 
 from curricula.durable import write_json
 from curricula.eval.report.overviews import SweptPoint, write_overview
@@ -35,6 +36,7 @@ def test_the_overview_joins_the_points_and_escapes_what_it_shows(tmp_path):
     assert rows[1]["arm"] == "'=1+1"
     (row, _) = csv.DictReader((tmp_path / "tables" / "along.csv").open())
     assert (row["budget_tokens"], row["tokens"]) == ("1000", "20")
+    assert re.findall(r'href="tables/(\w+).csv"', page) == ["along", "differences", "estimates", "trends"]
     written = {path.name for path in (tmp_path / "tables").iterdir()}
     assert written == {
         f"{name}{suffix}" for name in ("along", "differences", "estimates", "trends") for suffix in (".csv", ".tex")
