@@ -103,6 +103,7 @@ def _in_words(runs: Mapping[int, float] | Sequence[tuple[float, bool]], form: tu
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A row with floats rounded to six decimals, beyond which processors differ, and without -0.0."""
+    """A row with floats rounded to six decimals, beyond which processors differ, without -0.0, and with None for NaN and
+    infinities, which JSON lacks."""
     row = record if isinstance(record, dict) else as_row(record)
-    return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6) + 0.0)
+    return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6) + 0.0, parse_constant=lambda _: None)

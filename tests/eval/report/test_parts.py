@@ -6,6 +6,7 @@ import csv
 import http.client
 import io
 import json
+import math
 import re
 import sys
 import threading
@@ -23,6 +24,7 @@ from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal
 
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
+from curricula.eval.analysis.along import Course
 from curricula.eval.analysis.metrics import attack_metrics
 from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
@@ -238,6 +240,19 @@ def test_a_single_validation_of_each_run_stands_in_the_table_alone():
 def test_what_is_no_number_and_what_is_markup_leave_the_pages_data_whole():
     text = embedded_json({"loss": [float("nan"), 1.0], "name": "</script><!--&"})
     assert json.loads(text) == {"loss": [None, 1.0], "name": "</script><!--&"} and "<" not in text
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_summary_and_nan_on_the_page(tmp_path):
+    (log := tmp_path / "pretrain/trunk/metrics.jsonl").parent.mkdir(parents=True)
+    log.write_text('{"step": 1, "tokens": 10, "loss": 2.0}\n{"step": 1, "validation": {"web": NaN}}\n')
+    course = Course("data-20", 0, "base", (), (), None, "data-20/base", (("pretrain/trunk/metrics.jsonl", None),), 10)
+    bits = {"arm": "data-20", "seed": 0, "source": "web", "loss": math.nan, "bytes_per_token": 4.0}
+    study = {"courses": [course], "bits_per_byte": [bits]}
+    text = write_report(tmp_path, TWO, study, tmp_path / "report").read_text()
+    summary = (tmp_path / "report/summary.json").read_text()
+    assert "NaN" not in summary
+    assert [json.loads(summary)[name][0]["value"] for name in ("along", "bits-per-byte", "bits-estimates")] == [None] * 3
+    assert table(text, "t-losses")[0]["validation: web"] == "nan" and "along-base" in Page(text).ids
 
 
 def test_a_table_for_latex_escapes_what_latex_would_take_for_a_command():
