@@ -19,6 +19,8 @@ from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, PercentFo
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#6A4C93", "#7A7A7A")
 """Okabe and Ito's colours and three more; the page has similar ones as CSS variables."""
+DASHES = ("-", "--", ":", "-.")
+"""Dashes of a line, which tell lines apart whose colour repeats; `DASHES` of the page's script has the same."""
 INK = -1
 """Stands for the colour of text wherever an index into `PALETTE` is expected."""
 
@@ -38,7 +40,7 @@ class Series:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     colour: int = 0
-    """Index into `PALETTE`, which repeats after its end, or `INK`."""
+    """Index into `PALETTE`, which repeats after its end with the next of `DASHES`, or `INK`."""
     faint: bool = False
     strength: float = 1.0
     """Opacity of a line, which distinguishes lines of one colour."""
@@ -92,7 +94,8 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
         handle: Any = None
         look: dict[str, Any] = {"color": colour_of(series.colour), "alpha": (0.45 if series.faint else 1.0) * series.strength}
         if series.kind == "line":
-            handle = axes.plot(series.x, series.y, lw=1.0 if series.faint else 1.6, **look)[0]
+            dashes = DASHES[max(0, series.colour) // len(PALETTE) % len(DASHES)]
+            handle = axes.plot(series.x, series.y, ls=dashes, lw=1.0 if series.faint else 1.6, **look)[0]
         elif series.kind == "dots":
             face: Any = {"mfc": "white", "mew": 1.4} if series.hollow else {"mec": "white", "mew": 0.6}
             handle = axes.plot(series.x, series.y, "o", ms=3 if series.faint else 5, **face, **look)[0]

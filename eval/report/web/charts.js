@@ -10,13 +10,15 @@ const CATEGORIES = Object.keys(study.categories);
 const choice = { judge: "", benchmark: "", decoder: "" };
 const percent = (value) => `${(value * 100).toFixed(1)}%`; // rounds ties as the tables do
 const colour = (index) => (index < 0 ? "currentColor" : `var(--c${index % 9})`);
+const DASHES = ["none", "6,3", "2,2", "6,3,2,3"]; // of lines whose colour repeats
+const dashes = (index) => DASHES[Math.floor(Math.max(0, index) / 9) % DASHES.length];
 const TICKS = Object.fromEntries(study.arms.map((arm) => [arm.start, arm.tick]));
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 /** The opacity of a faint mark, which must be higher on a dark page. */
 const faintly = (light, dark) => (DARK.matches ? dark : light);
 
 /** The mark beside a label in the legend, as the panels draw it. `shape` is a kind of series or a symbol of Plot's. */
-function swatch(ink, shape, isFaint, strength = 1) {
+function swatch(ink, shape, isFaint, strength = 1, dash = "none") {
   const made = (tag, properties) => {
     const part = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(properties)) part.setAttribute(name, value);
@@ -24,7 +26,7 @@ function swatch(ink, shape, isFaint, strength = 1) {
   };
   const picture = made("svg", { viewBox: "-9 -6 18 12", width: 18, height: 12, "aria-hidden": "true", opacity: (isFaint ? 0.7 : 1) * strength });
   const lines = { line: "M-8,0H8", span: "M-8,0H8", whisker: "M0,-6V6", rule: "M0,-6V6" };
-  if (shape in lines) picture.append(made("path", { d: lines[shape], stroke: ink, "stroke-width": isFaint ? 1 : 2, "stroke-dasharray": shape === "rule" ? "3,2" : "none" }));
+  if (shape in lines) picture.append(made("path", { d: lines[shape], stroke: ink, "stroke-width": isFaint ? 1 : 2, "stroke-dasharray": shape === "rule" ? "3,2" : dash }));
   else if (shape === "area") picture.append(made("path", { d: "M-6,-5H6V5H-6Z", fill: ink }));
   else {
     const symbol = d3[`symbol${shape[0].toUpperCase()}${shape.slice(1)}`] ?? d3.symbolCircle;
@@ -143,7 +145,7 @@ function plainPanel(panel) {
     const data = long.map((_, i) => ({ x: series.x[i], y: series.y[i], ...(series.low.length && { low: series.low[i], high: series.high[i] }) }));
     for (const one of data) { one.label = series.label; if (panel.lanes.length) one.lane = panel.lanes[Math.round(one.y)]; rows.push(one); }
     const look = { stroke: colour(series.colour), strokeOpacity: (series.faint ? faintly(0.4, 0.6) : 1) * series.strength };
-    if (series.kind === "line") marks.push(Plot.line(data, { x: "x", y: "y", ...look, strokeWidth: series.faint ? 1 : 2 }));
+    if (series.kind === "line") marks.push(Plot.line(data, { x: "x", y: "y", ...look, strokeWidth: series.faint ? 1 : 2, strokeDasharray: dashes(series.colour) }));
     else if (series.kind === "dots" && series.hollow) marks.push(Plot.dot(data, { x: "x", y: "y", r: 4, ...look, strokeWidth: 1.4, fill: "var(--paper)" }));
     else if (series.kind === "dots") marks.push(Plot.dot(data, { x: "x", y: "y", r: series.faint ? 2 : 4, fill: colour(series.colour), fillOpacity: series.faint ? faintly(0.6, 0.85) : 1 }));
     else if (series.kind === "rule") marks.push(Plot.ruleX(data, { x: "x", ...look, strokeDasharray: "4,3" }));
@@ -155,7 +157,7 @@ function plainPanel(panel) {
       marks.push(Plot.areaY(data, { x: "x", y1: "y1", y2: "y2", fill: colour(series.colour) }));
     }
     const known = used.get(series.label);
-    if (series.label && (!known || known[3] > series.faint)) used.set(series.label, [series.label, colour(series.colour), series.kind, series.faint, series.strength]);
+    if (series.label && (!known || known[3] > series.faint)) used.set(series.label, [series.label, colour(series.colour), series.kind, series.faint, series.strength, dashes(series.colour)]);
   }
   const lanes = panel.lanes.length
     ? { type: "linear", domain: [panel.lanes.length - 0.5, -0.5], ticks: panel.lanes.map((_, i) => i), tickFormat: (i) => panel.lanes[i] ?? "", tickSize: 0 }

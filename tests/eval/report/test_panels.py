@@ -58,6 +58,15 @@ def test_no_two_of_many_intervention_sets_look_alike():
     assert len({(curve.colour, curve.marker) for curve in curves}) == 18
 
 
+def test_no_two_of_many_arms_look_alike_along_a_training():
+    names = [f"data-{start}" for start in range(18)]
+    points = [CurvePoint("base", name, 42, step, step, "attack success", "topk", 0.5) for name in names for step in (1, 2)]
+    shown = Shown((), [42], StudyMetrics([], [], [], []), curves=points)
+    (figure,) = figures_of(shown)
+    lines = figure.draw(shown).legends[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(names)
+
+
 def test_stacked_shares_fill_the_axis_of_percent():
     shares = [Series(name, "area", [0, 1], [0.5, 0.5], colour=i) for i, name in enumerate("ab")]
     (axes,) = draw_panels([Panel("", "tokens", "share", shares, y_format="percent")]).axes
