@@ -13,7 +13,7 @@ from pathlib import Path
 
 from curricula import durable
 from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics, overrefusal_metrics, probe_metrics, row_id
-from curricula.eval.analysis.statistics import cluster_of, prompt_of, rate_interval, tally
+from curricula.eval.analysis.statistics import cluster_of, grouped, prompt_of, rate_interval, tally
 from curricula.eval.analysis.study_rows import require_same_requests, require_same_texts
 from curricula.eval.identity import recorded_hash
 from curricula.eval.judging.verdicts import kind_of, read_judged
@@ -146,14 +146,11 @@ def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:
     A step at which some run of the arm has not been measured yet has no point: means over different runs at different steps
     would show changes that no run has.
     """
-    groups: dict[tuple[str, int, str, str], list[CurvePoint]] = {}
-    seeds: dict[tuple[str, str, str], set[int]] = {}
-    for point in points:
-        groups.setdefault((point.arm, point.step, point.measure, point.series), []).append(point)
-        seeds.setdefault((point.arm, point.measure, point.series), set()).add(point.seed)
     means = []
-    for (arm, _, measure, series), group in groups.items():
-        if {point.seed for point in group} == seeds[arm, measure, series]:
+    curves = grouped(points, lambda point: (point.arm, point.measure, point.series))
+    seeds = {curve: {point.seed for point in own} for curve, own in curves.items()}
+    for group in grouped(points, lambda point: (point.arm, point.step, point.measure, point.series)).values():
+        if {point.seed for point in group} == seeds[group[0].arm, group[0].measure, group[0].series]:
             mean = sum(point.value for point in group) / len(group)
             means.append(group[0] if len(group) == 1 else replace(group[0], value=mean, low=None, high=None))
     return means

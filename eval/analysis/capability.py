@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 from curricula.eval.analysis.metrics import ALL, Model
 from curricula.eval.analysis.seeds import BySeed, OverSeeds, rate_over_seeds
-from curricula.eval.analysis.statistics import PromptMean, StudentMean, clustered_error, rate_interval, tally
+from curricula.eval.analysis.statistics import PromptMean, StudentMean, clustered_error, grouped, rate_interval, tally
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.rows import CapabilityRow
 
@@ -179,10 +179,8 @@ def bits_per_byte(arm: str, seed: int, source: str, loss: float, bytes_per_token
 
 def bits_estimates(measured: Iterable[BitsPerByte]) -> Iterator[BitsEstimate]:
     """The bits per byte of each arm on each source, over its training runs."""
-    by_place: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for bits in measured:
-        by_place[bits.arm, bits.source][bits.seed] = bits.value
-    for (arm, source), runs in by_place.items():
+    for (arm, source), own in grouped(measured, lambda bits: (bits.arm, bits.source)).items():
+        runs = {bits.seed: bits.value for bits in own}
         mean, low, high = fmean(runs.values()), None, None
         if len(runs) > 1:
             low, high = StudentMean(mean, stdev(runs.values()) / math.sqrt(len(runs)), len(runs) - 1).interval()

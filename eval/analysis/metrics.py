@@ -13,7 +13,7 @@ This file defines which answers count as harmful, over-refusing and helpful. The
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from curricula.eval.analysis.statistics import (
     any_of,
     cluster_of,
     clustered_error,
+    grouped,
     prompt_means,
     prompt_of,
     rate_interval,
@@ -299,16 +300,15 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[P
     not_harmful = Counter(benchmark for _, benchmark, value in entries if not value)
     tallied = tally(entries) if benchmarks == {benchmark for _, benchmark, _ in entries} else None
     low, high = rate_interval(tallied) if tallied else (None, None)
-    by_sample = defaultdict(list)
-    for row, value in outcomes:
-        by_sample[row.sample].append(("", row.benchmark, value))
+    by_sample = grouped(outcomes, lambda outcome: outcome[0].sample)
     several_samples = len(by_sample) > 1
     std: float | None = None
     correction: Corrected | None = None
     if tallied and not is_best_of_n:
         correction = corrected_rate(outcomes, known_accuracy(rows))
         if several_samples:
-            std = float(np.std([own.mean() for sample in by_sample.values() if (own := tally(sample))], ddof=1))
+            tallies = [tally(("", row.benchmark, value) for row, value in sample) for sample in by_sample.values()]
+            std = float(np.std([own.mean() for own in tallies if own], ddof=1))
     flipped = {prompt: float(0 < means[prompt].mean < 1) for prompt in any_harmful}
     return AttackMetrics(
         **vars(place),
@@ -392,16 +392,16 @@ def _overrefusal_metrics(
 ) -> OverrefusalMetrics:
     """The metrics of rows on the benchmarks `names`. Rates are means of the benchmarks' rates."""
     outcomes = [(row, value) for row in rows if (value := overrefused(row)) is not None]
-    verdicts: dict[str, list[str]] = defaultdict(list)
-    for row, _ in outcomes:
-        verdicts[row.benchmark].append(row.verdict)
-    tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes) if verdicts.keys() == names else None
+    by_benchmark = grouped((row for row, _ in outcomes), lambda row: row.benchmark)
+    has_all = by_benchmark.keys() == names
+    tallied = tally((cluster_of(row), row.benchmark, value) for row, value in outcomes) if has_all else None
     low, high = rate_interval(tallied) if tallied else (None, None)
-    by_benchmark = [verdicts[name] for name in sorted(verdicts)]  # another order would move the last digit of a mean
+    # Sorted, since another order would move the last digit of a mean.
+    verdicts = [[row.verdict for row in by_benchmark[name]] for name in sorted(by_benchmark)]
     shares: dict[str, float] = {}
     if tallied:
         for category in ANSWER_CATEGORIES:
-            shares[category] = float(np.mean([labels.count(category) / len(labels) for labels in by_benchmark]))
+            shares[category] = float(np.mean([given.count(category) / len(given) for given in verdicts]))
     return OverrefusalMetrics(
         **vars(place),
         shares=shares,
@@ -465,17 +465,14 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
 
 def pruning_metrics(rows: Sequence[GenerationRow], arm: str, stage: str, seed: int = 0) -> list[PruningMetrics]:
     """The metrics of each decoder that prunes on each benchmark in `rows`."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row.decoder, row.benchmark].append(row.pruning)
     metrics = []
-    for (decoder, benchmark), costs in sorted(groups.items()):
-        if known := [cost for cost in costs if cost]:
+    for (decoder, benchmark), own in sorted(grouped(rows, lambda row: (row.decoder, row.benchmark)).items()):
+        if known := [row.pruning for row in own if row.pruning]:
             metrics.append(
                 PruningMetrics(
                     *(arm, seed, stage, benchmark, decoder),
                     answers=len(known),
-                    unrecorded=len(costs) - len(known),
+                    unrecorded=len(own) - len(known),
                     logp=sum(cost.logp for cost in known) / len(known),
                     logp_lost=sum(cost.lost for cost in known) / len(known),
                     likeliest_dropped=sum(cost.dropped for cost in known) / max(1, sum(cost.steps for cost in known)),

@@ -38,6 +38,7 @@ from curricula.eval.analysis.statistics import (
     StudentMean,
     Tally,
     freedom_factor,
+    grouped,
     numbered,
     pair,
     pair_prompts,
@@ -259,10 +260,8 @@ def _pooled(runs: Sequence[PairedMean]) -> tuple[str, str, float, float, float]:
 
 def _difference_of_means(paired: Iterable[PairedMean]) -> float:
     """The mean of the benchmarks' mean differences."""
-    gaps: dict[str, list[float]] = defaultdict(list)
-    for means in paired:
-        gaps[means.benchmark].append(means.a - means.b)
-    return _mean(_mean(of_benchmark) for of_benchmark in gaps.values())
+    by_benchmark = grouped(paired, lambda means: means.benchmark)
+    return _mean(_mean(means.a - means.b for means in own) for own in by_benchmark.values())
 
 
 def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:

@@ -35,6 +35,8 @@ from curricula.randomness import keyed_rng
 
 Outcome = Callable[[JudgedRow], "float | None"]
 Name = TypeVar("Name", str, int, tuple[Any, ...])
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 RESAMPLES = 2000
 """Bootstrap resamples of a rate that is corrected for a judge's errors."""
@@ -90,6 +92,14 @@ def cluster_of(row: JudgedRow) -> str:
 def numbered(names: Iterable[Name]) -> dict[Name, int]:
     """The distinct names in sorted order, numbered from 0."""
     return {name: number for number, name in enumerate(sorted(set(names)))}
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by their key, keys and items in the order in which they occur."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = ()) -> Tally | None:

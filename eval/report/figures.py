@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +28,7 @@ from curricula.eval.analysis.along import CurvePoint, mean_over_seeds
 from curricula.eval.analysis.capability import pareto_front
 from curricula.eval.analysis.metrics import ALL, without_average
 from curricula.eval.analysis.seeds import OverSeeds
+from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.caveats import COARSE
 from curricula.eval.report.drawing import SAFE_ONLY_COLOUR, add_legend, curves_of, draw_answers, draw_starts
@@ -253,15 +253,12 @@ class LayersFigure(Figure):
         colours = {arm.name: PALETTE.index(curve.colour) for curve in curves_of(shown.arms) for arm in curve.arms}
         colours |= {arm.name: INK for arm in shown.arms if arm.interventions == "none"}
         panels = []
-        for stage in dict.fromkeys(probe.stage for probe in shown.metrics.probes):
+        for stage, probes in grouped(shown.metrics.probes, lambda probe: probe.stage).items():
             lines = []
             for arm in shown.arms:
-                aucs: dict[int, list[float]] = defaultdict(list)
-                for probe in shown.metrics.probes:
-                    if (probe.stage, probe.arm) == (stage, arm.name):
-                        aucs[probe.layer_index].append(probe.auc)
-                layers, colour = sorted(aucs), colours[arm.name]
-                means = [fmean(aucs[layer]) for layer in layers]
+                by_layer = grouped((one for one in probes if one.arm == arm.name), lambda probe: probe.layer_index)
+                layers, colour = sorted(by_layer), colours[arm.name]
+                means = [fmean(probe.auc for probe in by_layer[layer]) for layer in layers]
                 strength = 1.0 if colour == INK else 1 - 0.6 * min(arm.start, 1.0)
                 lines.append(Series(arm_label(arm), "line", layers, means, colour=colour, strength=strength))
             if max(len(line.x) for line in lines) > 3:
@@ -369,8 +366,8 @@ class DifferenceFigure(Figure):
     def panels(self, shown: Shown) -> list[Panel]:
         labels = {arm.name: arm_label(arm) for arm in shown.arms}
         panels = []
-        for stage, decoder, measure in dict.fromkeys((gap.stage, gap.decoder, gap.measure) for gap in shown.differences):
-            own = [gap for gap in shown.differences if (gap.stage, gap.decoder, gap.measure) == (stage, decoder, measure)]
+        gaps = grouped(shown.differences, lambda gap: (gap.stage, gap.decoder, gap.measure))
+        for (stage, decoder, measure), own in gaps.items():
             runs = [(value, y + 0.25) for y, gap in enumerate(own) if gap.seeds > 1 for value in gap.runs.values()]
             lanes = [labels[gap.arm] for gap in own]
             at = [float(y) for y in range(len(own))]
@@ -426,8 +423,7 @@ class CapabilityFigure(Figure):
     def _drawn(self, shown: Shown) -> dict[tuple[str, str], list[tuple[ArmInfo, OverSeeds, Point]]]:
         """The arms with both numbers, by stage and by capability task: the only task, or `ALL` for the mean of several."""
         drawn = {}
-        for stage in dict.fromkeys(estimate.stage for estimate in shown.capability):
-            estimates = [estimate for estimate in shown.capability if stage == estimate.stage]
+        for stage, estimates in grouped(shown.capability, lambda estimate: estimate.stage).items():
             task = ALL if len({estimate.benchmark for estimate in estimates}) > 1 else estimates[0].benchmark
             capability = {estimate.arm: estimate.value for estimate in estimates if estimate.benchmark == task}
             attacks = {point.arm: point for point in shown.means(stage, self._decoder(shown), "attack success")}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from curricula.eval.analysis.metrics import (
 )
 from curricula.eval.analysis.runs import ArmChange, VarianceParts
 from curricula.eval.analysis.seeds import OverSeeds
+from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
 from curricula.eval.probes.representations import Representation
@@ -175,8 +175,8 @@ def _missing_note(entries: Sequence[AttackMetrics | OverrefusalMetrics]) -> str:
 def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
     """For each stage that continues from another, its change in every arm, and how much more that is than the reference's."""
     labels, several = {arm.name: arm_label(arm) for arm in arms}, any(change.test == "seeds" for change in changes)
-    for before, stage, measure in dict.fromkeys((change.before, change.stage, change.measure) for change in changes):
-        own = [change for change in changes if (change.before, change.stage, change.measure) == (before, stage, measure)]
+    by_place = grouped(changes, lambda change: (change.before, change.stage, change.measure))
+    for (before, stage, measure), own in by_place.items():
         columns = {
             (change.decoder, change.reference): DECODERS[change.decoder]
             + (" \N{MINUS SIGN} reference" if change.reference else "")
@@ -187,12 +187,11 @@ def change_tables(changes: Sequence[ArmChange], arms: Sequence[ArmInfo]) -> Iter
         reference = next((name for _, name in columns if name), None)
         if reference is not None:
             title += f"; the reference is “{labels[reference]}”"
-        arms_by_note: dict[str, dict[str, None]] = defaultdict(dict)
-        for change in own:
-            if change.note:
-                arms_by_note[change.note][labels[change.arm]] = None
-        notes = (f" {', '.join(names)}: {note}." for note, names in arms_by_note.items())
-        yield by_arm(f"{title}.", arms, columns, cells, "".join(notes))
+        notes = ""
+        for note, about in grouped((change for change in own if change.note), lambda change: change.note).items():
+            names = dict.fromkeys(labels[change.arm] for change in about)
+            notes += f" {', '.join(names)}: {note}."
+        yield by_arm(f"{title}.", arms, columns, cells, notes)
 
 
 def _change_cell(change: ArmChange, several: bool) -> EstimateCell:
@@ -209,7 +208,7 @@ def strength_tables(
 
     If no arm can be compared, the table has no columns and its note says why.
     """
-    for stage, decoder in dict.fromkeys((arm_met.stage, arm_met.decoder) for arm_met in met):
+    for (stage, decoder), own in grouped(met, lambda arm_met: (arm_met.stage, arm_met.decoder)).items():
         cells = {
             (strength.arm, strength.attack): replace(
                 percent_cell(strength.broken, "prompts alone"), more=f"{strength.requests} requests"
@@ -217,7 +216,7 @@ def strength_tables(
             for strength in strengths
             if (strength.stage, strength.decoder) == (stage, decoder)
         }
-        note = _left_out([arm_met for arm_met in met if (arm_met.stage, arm_met.decoder) == (stage, decoder)], arms)
+        note = _left_out(own, arms)
         if cells or note:
             attacks = {attack for _, attack in cells}
             headings = {**DECODERS, WORST: "worst case over attacks"}
@@ -242,16 +241,13 @@ def _left_out(met: Sequence[Met], arms: Sequence[ArmInfo]) -> str:
 
 def representation_tables(comparisons: Sequence[Representation], arms: Sequence[ArmInfo]) -> Iterator[EstimateTable]:
     """For each stage, every arm's probes of the last probed layer tested on every arm, as means over seeds."""
-    for stage in dict.fromkeys(pair.stage for pair in comparisons):
-        pairs = [pair for pair in comparisons if stage == pair.stage and pair.seed == pair.other_seed]
+    of_one_seed = (pair for pair in comparisons if pair.seed == pair.other_seed)
+    for stage, pairs in grouped(of_one_seed, lambda pair: pair.stage).items():
         if len({pair.arm for pair in pairs}) < 2:
             continue
         layers = [pair.layer for pair in pairs]
         layer = "last" if "last" in layers else layers[-1]
-        by_arms: dict[tuple[str, str], list[Representation]] = defaultdict(list)
-        for pair in pairs:
-            if pair.layer == layer:
-                by_arms[pair.arm, pair.other].append(pair)
+        by_arms = grouped((pair for pair in pairs if pair.layer == layer), lambda pair: (pair.arm, pair.other))
         title = f"Probes of one arm tested on the states of another, {stage_title(stage)}, {layer} layer: test AUC, and below "
         title += "it the cosine between the two arms’ directions from safe to unsafe text."
         cells = {of_arms: _transfer_cell(over_seeds) for of_arms, over_seeds in by_arms.items()}
@@ -269,8 +265,7 @@ def capability_tables(
     lacking: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
 ) -> Iterator[EstimateTable]:
     """A table for each stage, with a column for each task. `lacking`: by stage and arm, the tasks missing for an average."""
-    for stage in dict.fromkeys(estimate.stage for estimate in estimates):
-        own = [estimate for estimate in estimates if stage == estimate.stage]
+    for stage, own in grouped(estimates, lambda estimate: estimate.stage).items():
         parts = [
             f"“{arm_label(arm)}” lacks {', '.join(tasks)}" for arm in arms if (tasks := lacking.get((stage, arm.name), ()))
         ]
@@ -310,17 +305,13 @@ class VarianceRow:
 def variance_rows(parts: Sequence[VarianceParts], arms: Sequence[ArmInfo]) -> Iterator[VarianceRow]:
     """One row for the rates and one for the differences of each stage and decoder; none for single runs."""
     labels = {arm.name: arm_label(arm) for arm in arms}
-    groups: dict[tuple[str, str], list[VarianceParts]] = defaultdict(list)
-    for part in parts:
-        place = f"{part.measure}, {part.stage}, {DECODERS[part.decoder]}"
-        what = f"difference from “{labels[part.reference]}”" if part.reference else "an arm’s rate"
-        groups[place, what].append(part)
-    for (place, what), group in groups.items():
+    by_place = grouped(parts, lambda part: (part.measure, part.stage, part.decoder, part.reference))
+    for (measure, stage, decoder, reference), group in by_place.items():
         seed, prompt, sample = (fmean(values) for values in zip(*map(_of_mean, group), strict=True))
         total = seed + prompt + sample
         yield VarianceRow(
-            place,
-            what,
+            f"{measure}, {stage}, {DECODERS[decoder]}",
+            f"difference from “{labels[reference]}”" if reference else "an arm’s rate",
             fmean(part.seed**2 for part in group) ** 0.5,
             fmean(part.prompt**2 + part.interaction**2 for part in group) ** 0.5,
             None if any(part.sample is None for part in group) else fmean((part.sample or 0) ** 2 for part in group) ** 0.5,

@@ -17,6 +17,7 @@ from curricula.eval.analysis.capability import CapabilityEstimate
 from curricula.eval.analysis.metrics import ALL, ANSWER_CATEGORIES, StudyMetrics, is_own_suffix, without_average
 from curricula.eval.analysis.runs import ArmDifference, ArmEstimate, ProbeEstimate, Runs, arm_estimates, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
+from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.attacks.worst_case import Met
 from curricula.eval.report.training import Training
@@ -156,15 +157,14 @@ class Shown:
                     yield replace(point, measure=COMPLIED, value=1 - point.value, low=low, high=high)
 
     def _probe_points(self) -> Iterator[Point]:
-        for stage, layer in dict.fromkeys((entry.stage, entry.layer) for entry in self.metrics.probes):
+        for (stage, layer), probes in grouped(self.metrics.probes, lambda probe: (probe.stage, probe.layer)).items():
             for arm in self.arms:
-                where = (stage, layer, arm.name)
-                own = [entry for entry in self.metrics.probes if (entry.stage, entry.layer, entry.arm) == where]
+                own = [probe for probe in probes if probe.arm == arm.name]
                 place = (self.judge, "probe AUC", stage, layer, "", arm.name)
                 if own and not self.several:
                     yield Point(*place, own[0].auc, own[0].std)
                 elif own:
-                    yield from self._over_seeds(place, [(entry.auc, False) for entry in own])
+                    yield from self._over_seeds(place, [(probe.auc, False) for probe in own])
 
     @cached_property
     def _estimates(self) -> dict[tuple[str, str, str, str], OverSeeds]:

@@ -103,7 +103,11 @@ def _in_words(runs: Mapping[int, float] | Sequence[tuple[float, bool]], form: tu
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A row with floats rounded to six decimals, beyond which processors differ, without -0.0, and with None for NaN and
-    infinities, which JSON lacks."""
-    row = record if isinstance(record, dict) else as_row(record)
-    return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 6) + 0.0, parse_constant=lambda _: None)
+    """A row of plain values, rounded."""
+    return rounded(record if isinstance(record, dict) else as_row(record))
+
+
+def rounded(value: Any) -> Any:
+    """`value` as JSON holds it: floats have six decimals, beyond which processors differ, and no -0.0. JSON lacks NaN and
+    infinities, so these are None."""
+    return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 6) + 0.0, parse_constant=lambda _: None)

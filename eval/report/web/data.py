@@ -11,7 +11,6 @@ import base64
 import gzip
 import hashlib
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,7 +28,7 @@ from curricula.eval.report.drawing import curves_of
 from curricula.eval.report.figures import DifferenceFigure, Figure, figures_of
 from curricula.eval.report.panels import Panel
 from curricula.eval.report.points import COMPLIED, Point, Shown
-from curricula.eval.report.tables import as_row
+from curricula.eval.report.tables import as_row, rounded
 from curricula.eval.report.wording import (
     CATEGORIES,
     CORRECTED,
@@ -261,18 +260,9 @@ def hashes(study: StudyRows) -> list[tuple[str, str, str]]:
     ]
 
 
-def _plain(value: Any) -> Any:
-    """`value` with floats rounded to six decimals, and None for infinities and NaN, which JSON cannot hold."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
 def embedded_json(value: Any) -> Markup:
-    """`value` as JSON that cannot end the script element around it, whatever its texts hold."""
-    text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+    """`value`, rounded, as JSON that cannot end the script element around it, whatever its texts hold."""
+    text = json.dumps(rounded(value), ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
