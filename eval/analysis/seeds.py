@@ -56,18 +56,6 @@ BySeed = Mapping[int, Mapping[Prompt, PromptMean]]
 """The means of one arm's prompts, by training seed."""
 
 
-class Entry(NamedTuple):
-    """One run's value for one prompt: a rate, or a difference of rates."""
-
-    seed: int
-    cluster: str
-    benchmark: str
-    value: float
-    answers: float
-    noise: float
-    """Variance of `value` that is due to sampling; NaN if it cannot be known."""
-
-
 @dataclass(frozen=True)
 class Components:
     """Variances of a rate, or of a difference of two rates, in squared rates."""
@@ -147,26 +135,26 @@ class Crossed:
         return Components(seed, prompt, interaction, noise * self.samples)
 
 
-def cross(entries: Iterable[Entry], by_answers: bool = False) -> Crossed | None:
-    """The mean over seeds and prompts (for several benchmarks, the mean of their means).
+def cross(runs: Mapping[int, Mapping[Prompt, PromptMean | PairedMean]], by_answers: bool = False) -> Crossed | None:
+    """The mean of the runs, given by seed, over seeds and prompts (for several benchmarks, the mean of their means).
 
     None for fewer than two seeds, or if one of them lacks a benchmark. All prompts of a benchmark have the same weight or,
     `by_answers`, that of their answers, as in the rate of one run.
     """
-    entries = list(entries)
-    clusters = numbered(entry.cluster for entry in entries)
-    benchmarks = numbered(entry.benchmark for entry in entries)
-    seeds = numbered(entry.seed for entry in entries)
+    entries = [(seed, benchmark, own) for seed, means in runs.items() for (benchmark, _), own in means.items()]
+    clusters = numbered(own.cluster for _, _, own in entries)
+    benchmarks = numbered(benchmark for _, benchmark, _ in entries)
+    seeds = numbered(seed for seed, _, _ in entries)
     sums = np.zeros((len(clusters), len(benchmarks), len(seeds)))
     counts = np.zeros_like(sums)
-    for entry in entries:
-        cell = clusters[entry.cluster], benchmarks[entry.benchmark], seeds[entry.seed]
-        weight = entry.answers if by_answers else 1.0
-        sums[cell] += entry.value * weight
+    for seed, benchmark, own in entries:
+        cell = clusters[own.cluster], benchmarks[benchmark], seeds[seed]
+        weight = own.answers if by_answers else 1.0
+        sums[cell] += own.mean * weight
         counts[cell] += weight
-    known = [entry.noise for entry in entries if not math.isnan(entry.noise)]
+    known = [own.noise for _, _, own in entries if not math.isnan(own.noise)]
     noise = _mean(known) if known else math.nan
-    return crossed_of(sums, counts, noise, _mean(entry.answers for entry in entries) if entries else math.nan)
+    return crossed_of(sums, counts, noise, _mean(own.answers for _, _, own in entries) if entries else math.nan)
 
 
 def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:
@@ -242,11 +230,7 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
     pooled = pair(_pooled(by_prompt[prompt]) for prompt in sorted(by_prompt))
     if pooled is None:
         return None
-    crossed = cross(
-        Entry(seed, means.cluster, means.benchmark, means.a - means.b, means.answers, means.noise)
-        for seed, paired in runs.items()
-        for means in paired.values()
-    )
+    crossed = cross(runs)
     evidence = CrossedAndPooled(crossed, pooled) if crossed else pooled
     differences = {seed: _difference_of_means(paired.values()) for seed, paired in runs.items()}
     return Compared(evidence, len(runs), len(by_prompt), crossed, differences)
@@ -261,7 +245,7 @@ def _pooled(runs: Sequence[PairedMean]) -> tuple[str, str, float, float, float]:
 def _difference_of_means(paired: Iterable[PairedMean]) -> float:
     """The mean of the benchmarks' mean differences."""
     by_benchmark = grouped(paired, lambda means: means.benchmark)
-    return _mean(_mean(means.a - means.b for means in own) for own in by_benchmark.values())
+    return _mean(_mean(means.mean for means in own) for own in by_benchmark.values())
 
 
 def _on_shared_benchmarks(runs: Mapping[int, Mapping[Prompt, T]]) -> dict[int, dict[Prompt, T]]:
@@ -334,7 +318,10 @@ def _over_texts(probes: ProbesBySeed) -> tuple[Crossed | None, StudentMean, int]
     variance, freedom = summed(texts, (between_subsets, max(1, len(subsets) - 1)))
     pooled = StudentMean(mean.auc, math.sqrt(variance), freedom)
     crossed = cross(
-        Entry(seed, str(subset), "", of_run[subset].auc, 1.0, math.nan) for seed, of_run in probes.items() for subset in subsets
+        {
+            seed: {("", str(subset)): PromptMean(str(subset), of_run[subset].auc, 1) for subset in subsets}
+            for seed, of_run in probes.items()
+        }
     )
     if crossed:
         variance, freedom = summed(texts, (crossed.prompt_variance, crossed.freedom))
@@ -360,16 +347,12 @@ class OverSeeds:
 
 def rate_over_seeds(arm: BySeed) -> OverSeeds | None:
     """An arm's rate over its training seeds, on the benchmarks that all its runs have answered; None without answers."""
-    entries = [
-        Entry(seed, mean.cluster, prompt[0], mean.mean, mean.answers, mean.noise)
-        for seed, means in sorted(_on_shared_benchmarks(arm).items())
-        for prompt, mean in sorted(means.items())
-    ]
-    if not entries:
+    means = {seed: dict(sorted(own.items())) for seed, own in sorted(_on_shared_benchmarks(arm).items())}
+    if not any(means.values()):
         return None
-    pooled = _pooled_tally(entries)
-    runs = {seed: float(_pooled_tally([entry for entry in entries if entry.seed == seed]).mean()) for seed in arm}
-    crossed = cross(entries, by_answers=True)
+    pooled = _pooled_tally(means.values())
+    runs = {seed: float(_pooled_tally([means[seed]]).mean()) for seed in arm}
+    crossed = cross(means, by_answers=True)
     rate = float(pooled.mean()) if crossed is None else min(max(crossed.value, 0.0), 1.0)
     spread = math.sqrt(crossed.seed_variance * crossed.seeds) if crossed else None
     return OverSeeds(rate, *interval_over_seeds(pooled, crossed), spread, runs, crossed)
@@ -403,10 +386,11 @@ def interval_over_seeds(pooled: Tally, crossed: Crossed | None) -> tuple[float, 
     return min(low, float(over_seeds[0])), max(high, float(over_seeds[1]))
 
 
-def _pooled_tally(entries: Sequence[Entry]) -> Tally:
+def _pooled_tally(runs: Iterable[Mapping[Prompt, PromptMean]]) -> Tally:
     """The tally of all runs' answers as if one model had given them. A prompt has the weight of its answers."""
-    tallied = tally(((entry.cluster, entry.benchmark, entry.value) for entry in entries), [entry.answers for entry in entries])
-    assert tallied is not None  # every caller has entries
+    means = [(benchmark, own) for of_run in runs for (benchmark, _), own in of_run.items()]
+    tallied = tally(((own.cluster, benchmark, own.mean) for benchmark, own in means), [own.answers for _, own in means])
+    assert tallied is not None  # every caller has answers
     return tallied
 
 

@@ -307,7 +307,12 @@ class PairedMean(NamedTuple):
     answers: float
     """Number of answers on the side that has fewer."""
     noise: float
-    """Variance of a - b that is due to sampling; NaN if it cannot be known."""
+    """Variance of `mean` that is due to sampling; NaN if it cannot be known."""
+
+    @property
+    def mean(self) -> float:
+        """The difference of the two sides."""
+        return self.a - self.b
 
 
 def pair_prompts(

@@ -38,28 +38,12 @@ from curricula.eval.tasks import judged_tasks
 from curricula.terminal import fixed
 
 
-@dataclass(frozen=True)
-class AttackTable:
-    """Attack success of all arms at one stage under one decoder."""
+def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[dict[str, Any]]:
+    """Attack success of all arms at each stage under each decoder, as variables of the page's template.
 
-    stage: str
-    decoder: str
-    benchmarks: list[str]
-    """The columns; the last is the main one, the average if there are several benchmarks."""
-    rows: list[tuple[str, list[AttackMetrics | None]]]
-    """Label of each arm, and its metrics in the order of `benchmarks`; None if not evaluated yet."""
-
-    several: bool
-    """Whether prompts have several samples."""
-    has_own: bool
-    """Whether an arm is attacked with its own suffixes."""
-    corrected: bool
-    """Whether rates can be corrected for the judge's errors."""
-    lossy: bool
-    """Whether answers are unparsed or missing."""
-
-
-def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
+    `rows` has the label of each arm and its metrics in the order of `benchmarks`, None if not evaluated yet. The last of
+    `benchmarks` is the main column: the average if there are several.
+    """
     labels = arm_labels(arms)
     for stage, decoder in itertools.product(metrics.stages, DECODERS):
         entries = metrics.attacks_by(stage, decoder)
@@ -69,16 +53,16 @@ def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[At
         benchmarks = sorted({entry.benchmark for entry in entries} - {ALL})
         columns = benchmarks + ([ALL] if len(benchmarks) > 1 else [])
         main = [entry for entry in entries if entry.benchmark == columns[-1]]
-        yield AttackTable(
-            stage,
-            decoder,
-            columns,
-            [(labels[arm.key], [by_place.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms],
-            several=any(entry.samples > 1 for entry in main),
-            has_own=any(is_own_suffix(decoder, entry.benchmark, entry.arm) for entry in entries),
-            corrected=any(entry.corrected is not None for entry in main),
-            lossy=any(entry.unparsed + entry.missing > 0 for entry in main),
-        )
+        yield {
+            "stage": stage,
+            "decoder": decoder,
+            "benchmarks": columns,
+            "rows": [(labels[arm.key], [by_place.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms],
+            "several": any(entry.samples > 1 for entry in main),
+            "has_own": any(is_own_suffix(decoder, entry.benchmark, entry.arm) for entry in entries),
+            "corrected": any(entry.corrected is not None for entry in main),
+            "lossy": any(entry.unparsed + entry.missing > 0 for entry in main),
+        }
 
 
 def overrefusal_tables(

@@ -16,7 +16,6 @@ from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.seeds import (
     Components,
     CrossedAndPooled,
-    Entry,
     ProbeAuc,
     auc_over_seeds,
     compare,
@@ -298,6 +297,6 @@ def test_a_prompt_with_one_parsed_answer_does_not_hide_how_much_samples_vary():
 
 
 def test_a_benchmark_that_a_run_lacks_leaves_nothing_to_cross():
-    entries = [Entry(seed, str(i), name, 0.1 * seed, 1, 0.0) for seed in range(2) for i in range(4) for name in "ab"]
-    assert cross(entries).value == pytest.approx(0.05) and cross(entries[:8]) is None
-    assert cross(entry for entry in entries if (entry.seed, entry.benchmark) != (1, "b")) is None
+    runs = {seed: {(name, str(i)): PromptMean(str(i), 0.1 * seed, 1) for i in range(4) for name in "ab"} for seed in range(2)}
+    assert cross(runs).value == pytest.approx(0.05) and cross({0: runs[0]}) is None
+    assert cross({0: runs[0], 1: {prompt: mean for prompt, mean in runs[1].items() if prompt[0] == "a"}}) is None
