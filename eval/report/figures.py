@@ -47,6 +47,7 @@ from curricula.eval.report.wording import (
     start_label,
 )
 from curricula.eval.tasks import judged_tasks
+from curricula.terminal import plural
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -333,13 +334,13 @@ class AlongFigure(Figure):
         )
         decay = " Under warmup-stable-decay, undecayed checkpoints are compared with a decayed end." * (self.axis == "tokens")
         left_out = len(self._places(points)) - MOST_PANELS
-        more = f" The numbers of {left_out} more panel{'s' * (left_out > 1)} are in the table only." if left_out > 0 else ""
+        more = f" The numbers of {plural(left_out, 'more panel')} are in the table only." if left_out > 0 else ""
         judges_of = ({point.judges for point in points if point.judges and point.measure == measure} for measure in ALONG)
         for judges in dict.fromkeys(", ".join(sorted(names)) for names in judges_of if len(names) > 1):
             more += f" Not all points were judged by one version: {judges}."
         return (
             f"Each point is a checkpoint, judged on the same prompts as all others of its curve.{decay} "
-            f"{seeds} training seed{'s' if seeds > 1 else ''}; {how}. Numbers: tables/along.csv.{more}"
+            f"{plural(seeds, 'training seed')}; {how}. Numbers: tables/along.csv.{more}"
         )
 
 

@@ -15,7 +15,7 @@ from curricula.eval.analysis.metrics import AttackMetrics, Model, OverrefusalMet
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.caveats import caveats
 from curricula.eval.tasks import decoder_titles
-from curricula.terminal import fixed
+from curricula.terminal import fixed, plural
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
 DECODERS = decoder_titles()
@@ -93,7 +93,7 @@ def basis(
         size = f", {model['parameters']:,} parameters each" if "parameters" in model else ""
         pairs.append(("Models", f"{model.get('name', '')}{size}"))
     trained = f"{len(seeds)} ({', '.join(map(str, seeds))})" if len(seeds) > 1 else "one run of each arm"
-    pairs.append(("Training seeds", f"{trained}, {len(arms)} arm{'s' if len(arms) != 1 else ''}"))
+    pairs.append(("Training seeds", f"{trained}, {plural(len(arms), 'arm')}"))
     if budget:
         detail = f"{budget['steps']:,} steps of {budget['global_batch']:,} × {budget['sequence_length']:,} tokens"
         pairs.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
