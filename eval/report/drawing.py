@@ -97,16 +97,15 @@ def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = Fa
     ]
     if has_corrected:
         handles.append(Line2D([], [], color=SAFE_ONLY_COLOUR, marker="x", ms=6, mew=1.6, lw=0, label=CORRECTED))
-    if handles:
-        canvas.legend(
-            handles=handles,
-            loc="outside upper center",
-            ncols=len(handles),
-            frameon=False,
-            labelcolor="linecolor",
-            prop={"weight": "bold", "size": 9},
-            columnspacing=1.6,
-        )
+    canvas.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        frameon=False,
+        labelcolor="linecolor",
+        prop={"weight": "bold", "size": 9},
+        columnspacing=1.6,
+    )
 
 
 def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:

@@ -59,14 +59,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Place:
-    """A panel of points over the starts of interventions, or of bars by arm."""
+    """A panel of points over the starts of interventions, or of bars by arm. It is named as in `Point`."""
 
     title: str
     measure: str
-    """As in `Point`; "answers" for bars of all categories."""
+    """Also "answers", for bars of all categories."""
     stage: str
     place: str
-    """The decoder as rows name it; for probes, the layer."""
 
 
 @dataclass(frozen=True)

@@ -256,13 +256,12 @@ def tree_panels(training: Training) -> list[Panel]:
 
 @dataclass(frozen=True)
 class CostRow:
-    """What a stage cost, as far as the run folder records it."""
+    """What a stage cost, as far as the run folder records it. Fields of the same name are those of `Branch`, added up."""
 
     stage: str
     done: int
-    """Elements done."""
     planned: int
-    """Elements in all."""
+    """Elements in all; `done` of them are finished."""
     hours: float
     """Hours of the last process of each finished element, added up."""
     device_hours: float | None
@@ -271,9 +270,7 @@ class CostRow:
     restarts: int | None
     lost_steps: int | None
     stall_s: float | None
-    """Time for which saving held training up."""
     wait_s: float | None
-    """Time for which training waited for batches."""
 
 
 def cost_rows(training: Training) -> Iterator[CostRow]:

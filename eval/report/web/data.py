@@ -290,9 +290,8 @@ def head(scripts: Sequence[str] = SCRIPTS, is_live: bool = False) -> dict[str, s
 
 
 def embedded(picture: Path) -> str:
-    """The picture as a data URL."""
-    kind = {".svg": "svg+xml", ".png": "png"}[picture.suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    """An SVG as a data URL."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def digest(text: str) -> str:
