@@ -229,17 +229,12 @@ class Comparison:
 
 def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
     """Test all claims as one family."""
-    barred = [_barred(runs, claim) for claim in claims]
-    comparisons = [[] if why else _compare_all(runs, claim) for claim, why in zip(claims, barred)]
-    tested = [i for i, pairs in enumerate(comparisons) if pairs and all(pair.compared.crossed for pair in pairs)]
-    holds = holm([max(pair.p for pair in comparisons[i]) for i in tested])
-    fails = holm([len(comparisons[i]) * min(pair.p_against for pair in comparisons[i]) for i in tested])
+    measured = [_measured(runs, claim) for claim in claims]
+    tested = [i for i, (pairs, _) in enumerate(measured) if pairs and all(pair.compared.crossed for pair in pairs)]
+    holds = holm([max(pair.p for pair in measured[i][0]) for i in tested])
+    fails = holm([len(measured[i][0]) * min(pair.p_against for pair in measured[i][0]) for i in tested])
     adjusted = dict(zip(tested, zip(holds, fails)))
-    notes = [
-        _left_out(runs, claim) if pairs else (why or _unmeasured(runs, claim))
-        for claim, why, pairs in zip(claims, barred, comparisons)
-    ]
-    return [_claim_test(claim, comparisons[i], adjusted.get(i), notes[i]) for i, claim in enumerate(claims)]
+    return [_claim_test(claim, pairs, adjusted.get(i), note) for i, (claim, (pairs, note)) in enumerate(zip(claims, measured))]
 
 
 def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float, float] | None, note: str) -> ClaimTest:
@@ -266,68 +261,40 @@ def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float
     return ClaimTest(*described, shown.names, outcome, *gap, p, compared.n, compared.seeds, words)
 
 
-def _barred(runs: Runs, claim: Claim) -> str:
-    """The reason why the claim cannot be tested, whatever its rates are; "" if there is none."""
+def _measured(runs: Runs, claim: Claim) -> tuple[list[Comparison], str]:
+    """Every pair of the claim, and a sentence on the runs that are left out; no pairs, and why, if one cannot be compared."""
+    measure, stage = claim.measure, claim.stage
     if absent := dict.fromkeys(name for pair in claim.pairs for group in pair for name in group.absent(runs.arms)):
-        return f"the study lacks {', '.join(absent)}"
-    arms = dict.fromkeys(arm for arm, _ in _arms_of(runs, claim))
-    return runs.different_judges(arms, (claim.stage,), claim.measure.task, claim.measure.decoder)
-
-
-def _arms_of(runs: Runs, claim: Claim) -> list[tuple[ArmInfo, Group]]:
-    """The arms of every group, in the order of the pairs. An arm can occur several times."""
-    return [(arm, group) for pair in claim.pairs for group in pair for arm in group.select(runs.arms)]
-
-
-def _compare_all(runs: Runs, claim: Claim) -> list[Comparison]:
-    """Every pair of the claim, measured; none at all if one pair lacks rows."""
+        return [], f"the study lacks {', '.join(absent)}"
+    places = dict.fromkeys((arm, group) for pair in claim.pairs for group in pair for arm in group.select(runs.arms))
+    if different := runs.different_judges({arm for arm, _ in places}, (stage,), measure.task, measure.decoder):
+        return [], different
+    values: dict[tuple[ArmInfo, Group], Mapping[int, Any]] = {}  # rates of prompts, or AUCs of probes, by training seed
+    unmeasured, left_out = [], []
+    for arm, group in places:
+        if measure.outcome is None:
+            by_seed: Mapping[int, Any] = runs.aucs(arm, stage, group.layer)
+        else:
+            by_seed = runs.rates(arm, stage, measure.task, measure.decoder, measure.outcome)
+        if not by_seed:
+            unmeasured.append(arm.name)
+        lost: list[int] = []
+        if measure.outcome not in (None, helpful_if_compliant):
+            lost = [seed for seed in runs.incoherent_seeds(arm, stage, measure.decoder) if seed in by_seed]
+        left_out += [f"{arm.name} (seed {seed})" for seed in lost]
+        values[arm, group] = {seed: of_run for seed, of_run in by_seed.items() if seed not in lost}
+    if unmeasured:
+        return [], f"not measured at stage {stage}: {', '.join(dict.fromkeys(unmeasured))}"
+    note = f"{LEFT_OUT}: {', '.join(dict.fromkeys(left_out))}" if left_out else ""
     comparisons = []
     for pair in claim.pairs:
-        sides = [[_counted(runs, claim, arm, group) for arm in group.select(runs.arms)] for group in pair]
-        compared = compare_probes(*sides) if claim.measure.outcome is None else compare(*sides)
+        sides = [[values[arm, group] for arm in group.select(runs.arms)] for group in pair]
+        compared = compare_probes(*sides) if measure.outcome is None else compare(*sides)
         if compared is None:
-            return []
+            return [], note or "the arms' runs share nothing that could be compared"
         names = " - ".join(_group_label(claim, group, group.select(runs.arms)) for group in pair)
         comparisons.append(Comparison(names, compared, *_p_values(claim, compared)))
-    return comparisons
-
-
-def _measured(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> Mapping[int, Any]:
-    """An arm's values of the claim's measure, by training seed: rates of prompts, or AUCs of probes."""
-    measure = claim.measure
-    if measure.outcome is None:
-        return runs.aucs(arm, claim.stage, group.layer)
-    return runs.rates(arm, claim.stage, measure.task, measure.decoder, measure.outcome)
-
-
-def _counted(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> dict[int, Any]:
-    """An arm's values as in `_measured`, without those of incoherent cells."""
-    left_out = _incoherent(runs, claim, arm, group)
-    return {seed: values for seed, values in _measured(runs, claim, arm, group).items() if seed not in left_out}
-
-
-def _incoherent(runs: Runs, claim: Claim, arm: ArmInfo, group: Group) -> list[int]:
-    """The seeds of the arm whose cells are measured but incoherent; none for claims about probes or helpfulness itself."""
-    if claim.measure.outcome in (None, helpful_if_compliant):
-        return []
-    measured = _measured(runs, claim, arm, group)
-    return [seed for seed in runs.incoherent_seeds(arm, claim.stage, claim.measure.decoder) if seed in measured]
-
-
-def _unmeasured(runs: Runs, claim: Claim) -> str:
-    """The reason, in a sentence, why a claim about arms that the study has was not measured."""
-    lacking = [arm.name for arm, group in _arms_of(runs, claim) if not _measured(runs, claim, arm, group)]
-    if lacking:
-        return f"not measured at stage {claim.stage}: {', '.join(dict.fromkeys(lacking))}"
-    return _left_out(runs, claim) or "the arms' runs share nothing that could be compared"
-
-
-def _left_out(runs: Runs, claim: Claim) -> str:
-    """The cells left out of a claim, in a sentence; "" if there are none."""
-    cells = [
-        f"{arm.name} (seed {seed})" for arm, group in _arms_of(runs, claim) for seed in _incoherent(runs, claim, arm, group)
-    ]
-    return f"{LEFT_OUT}: {', '.join(dict.fromkeys(cells))}" if cells else ""
+    return comparisons, note
 
 
 def _p_values(claim: Claim, compared: Compared) -> tuple[float, float]:
