@@ -80,14 +80,12 @@ class Row:
 
 def table(design: Design, hours_per_seed: float, claims: int, components: Components = ASSUMED, more: int = 2) -> list[Row]:
     """A row for the design's own seeds, and one for each of up to `more` further ones."""
-
-    def row(seeds: int) -> Row:
+    rows = []
+    for seeds in range(design.seeds, design.seeds + more + 1):
         own = Design(seeds, design.prompts, design.samples)
-        unadjusted = detectable(own, components, 0.05)
         holm = detectable(own, components, 0.05 / claims)  # the level of Holm's first test
-        return Row(seeds, seeds * hours_per_seed, unadjusted, holm)
-
-    return [row(design.seeds + extra) for extra in range(more + 1)]
+        rows.append(Row(seeds, seeds * hours_per_seed, detectable(own, components, 0.05), holm))
+    return rows
 
 
 def averaged(measured: Iterable[Components]) -> Components | None:

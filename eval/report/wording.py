@@ -12,6 +12,7 @@ from typing import Any
 
 from curricula.eval.analysis.claims import AUC, LEFT_OUT, SINGLE_RUN, ClaimTest
 from curricula.eval.analysis.metrics import AttackMetrics, Model, OverrefusalMetrics, StudyMetrics
+from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.caveats import caveats
 from curricula.eval.tasks import decoder_titles
@@ -101,13 +102,10 @@ def basis(
         tokens = plan["trained_tokens"]
         later = f"; and {tokens['midtraining']:,} of midtraining" if tokens.get("midtraining") else ""
         pairs.append(("Pretraining of all arms", f"{tokens['with_trunk_sharing']:,} tokens, with a shared trunk{later}"))
-    prompts: dict[tuple[object, ...], int] = {}
-    for entry in entries:  # those of single benchmarks, and those of all together, which have the most prompts
-        if entry.rows:
-            place = (type(entry), entry.arm, entry.seed, entry.stage, entry.decoder)
-            prompts[place] = max(prompts.get(place, 0), entry.prompts)
-    if prompts:
-        pairs.append(("Prompts", f"{span(list(prompts.values()))} for each model and decoder"))
+    answered = [entry for entry in entries if entry.rows]
+    by_place = grouped(answered, lambda entry: (type(entry), entry.arm, entry.seed, entry.stage, entry.decoder))
+    if prompts := [max(entry.prompts for entry in own) for own in by_place.values()]:  # all benchmarks together have the most
+        pairs.append(("Prompts", f"{span(prompts)} for each model and decoder"))
     return [*pairs, ("Judge", judge_names(entries) or "none")]
 
 
