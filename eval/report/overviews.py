@@ -18,6 +18,7 @@ from typing import Any
 
 from curricula import durable
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
+from curricula.eval.analysis.statistics import grouped
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import MARKS, template
 from curricula.eval.report.panels import Panel, Series, draw_panels
@@ -110,12 +111,11 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     colours: dict[str, int] = {}
     for name, summary in summaries.items():
         arms = {arm["name"]: arm for arm in summary["arms"]}
-        curves: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-        for point in _points(summary):
-            if point["measure"] in ("attack success", "probe AUC"):
-                place = (point["measure"], point["stage"], point["place"])
-                curves[place][arms[point["arm"]]["interventions"]].append(point)
-        for place, by_set in curves.items():
+        drawn = [point for point in _points(summary) if point["measure"] in ("attack success", "probe AUC")]
+        for place, at_place in grouped(drawn, lambda point: (point["measure"], point["stage"], point["place"])).items():
+            by_set: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            for point in at_place:
+                by_set[arms[point["arm"]]["interventions"]].append(point)
             sets = by_set.keys() - arms.keys() - {"none"}  # an arm whose phases the study spells out is a set named after it
             end = by_set.pop("none", []) if sets else []  # every curve of a set ends in the safe-only arm
             for kind, own in by_set.items():

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from curricula import durable
 from curricula.errors import UserError
+from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.panels import INK, Panel, Series
 from curricula.eval.report.wording import arm_label
@@ -144,6 +145,9 @@ class Family:
     is_further: bool
     """Whether the seed is not the study's first."""
 
+    def series(self, kind: Literal["line", "dots"], x: list[float], y: list[float]) -> Series:
+        return Series(self.name, kind, x, y, colour=self.colour, faint=self.is_further)
+
 
 def _families(training: Training) -> dict[str, Family]:
     """The family of each branch. An arm that is the trunk trained to its end shares the trunk's family."""
@@ -178,14 +182,9 @@ def _switches(training: Training) -> dict[str, list[int]]:
 def loss_panels(training: Training) -> list[Panel]:
     """The training loss of every run: a panel for pretraining, with changes of the blend, and one for each later stage."""
     families, panels = _families(training), []
-    stages = ["", *(stage["name"] for stage in training.plan.get("stages", ()))]
-    for stage in dict.fromkeys([*stages, *(branch.later_stage for branch in training.branches)]):
-        lines = []
-        for branch in training.branches:
-            if branch.later_stage == stage:
-                family = families[branch.name]
-                tokens, loss = branch.tokens, branch.loss
-                lines.append(Series(family.name, "line", tokens, loss, colour=family.colour, faint=family.is_further))
+    by_stage = grouped(training.branches, lambda branch: branch.later_stage)
+    for stage in dict.fromkeys(["", *(stage["name"] for stage in training.plan.get("stages", ())), *by_stage]):
+        lines = [families[one.name].series("line", one.tokens, one.loss) for one in by_stage.get(stage, ())]
         if not lines:
             continue
         for label, steps in () if stage else _switches(training).items():
@@ -207,10 +206,8 @@ def validation_panels(training: Training) -> list[Panel]:
         lines: list[Series] = []
         for branch in pretrained:
             if points := branch.validation.get(source):
-                family = families[branch.name]
                 x, y = [list(column) for column in zip(*points)]
-                kind: Literal["line", "dots"] = "line" if len(x) > 1 else "dots"
-                lines.append(Series(family.name, kind, x, y, colour=family.colour, faint=family.is_further))
+                lines.append(families[branch.name].series("line" if len(x) > 1 else "dots", x, y))
         panels.append(Panel(source, "tokens", "loss, nats per token", lines))
     return panels
 
