@@ -97,7 +97,7 @@ def competence(benign: Iterable[JudgedRow]) -> Competence | None:
     tallied = tally((cluster_of(row), row.benchmark, value) for row, value in judged)
     if tallied is None:
         return None
-    high = 1 - 0.025 ** (1 / equal_clusters(tallied))
+    high = 1 - 0.025 ** (1 / equal_clusters(tallied.counts))
     if tallied.sums.any():
         high = max(high, rate_interval(tallied)[1])
     return Competence(float(tallied.mean()), high)

@@ -37,7 +37,10 @@ from curricula.eval.analysis.statistics import (
     PromptMean,
     StudentMean,
     Tally,
+    cluster_parts,
+    equal_clusters,
     freedom_factor,
+    freedom_of,
     grouped,
     numbered,
     pair,
@@ -162,15 +165,14 @@ def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: floa
     (clusters, _, seeds), totals = sums.shape, counts.sum(axis=0)
     if seeds < 2 or not totals.all():
         return None
-    means = sums.sum(axis=0) / totals
-    runs = means.mean(axis=0)
-    parts = np.mean((sums - counts * means) / totals, axis=1) / seeds  # [clusters, seeds]: each cell's share in the mean
+    runs = np.mean(sums.sum(axis=0) / totals, axis=0)
+    parts = cluster_parts(sums, counts) / seeds
     factor = clusters / (clusters - 1) if clusters > 1 else 1.0
     pooled = parts.sum(axis=1) ** 2
     # The variance of the mean if a cluster varies together in all runs, and if it varies apart in each.
     together, apart = factor * float(pooled.sum()), factor * float((parts**2).sum())
-    freedom = float(pooled.sum() ** 2 / (pooled**2).sum()) if together > TIE**2 else clusters - 1
-    prompts = 1 / float(np.mean(np.sum(np.mean(counts / totals, axis=1) ** 2, axis=0)))
+    freedom = freedom_of(pooled) if together > TIE**2 else clusters - 1
+    prompts = equal_clusters(counts)
     return Crossed(
         value=float(runs.mean()),
         seeds=seeds,

@@ -140,19 +140,27 @@ def clustered_error(tallied: Tally) -> float | None:
     the error of the mean of their means. None for a single cluster.
     """
     g = tallied.clusters
-    return float(np.sqrt(np.sum(cluster_parts(tallied) ** 2) * g / (g - 1))) if g > 1 else None
+    return float(np.sqrt(np.sum(cluster_parts(tallied.sums, tallied.counts) ** 2) * g / (g - 1))) if g > 1 else None
 
 
-def cluster_parts(tallied: Tally) -> np.ndarray:
-    """How far each cluster moves the mean, float64 [clusters]."""
-    totals = tallied.counts.sum(axis=0)
-    deviations = tallied.sums - tallied.counts * (tallied.sums.sum(axis=0) / totals)
-    return np.mean(deviations / totals, axis=1)
+def cluster_parts(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How far each cluster moves the mean: float64 [clusters] or, if `sums` and `counts` have seeds as a third axis,
+    [clusters, seeds], for the mean of each seed."""
+    totals = counts.sum(axis=0)
+    return np.mean((sums - counts * (sums.sum(axis=0) / totals)) / totals, axis=1)
 
 
-def equal_clusters(tallied: Tally) -> float:
-    """How many clusters of equal weight would give the mean the same error, if each cluster were one observation."""
-    return 1 / float(np.sum(np.mean(tallied.counts / tallied.counts.sum(axis=0), axis=1) ** 2))
+def equal_clusters(counts: np.ndarray) -> float:
+    """How many clusters of equal weight would give the mean the same error, if each cluster were one observation.
+
+    If `counts` has seeds as a third axis, for the average seed.
+    """
+    return 1 / float(np.mean(np.sum(np.mean(counts / counts.sum(axis=0), axis=1) ** 2, axis=0)))
+
+
+def freedom_of(squares: np.ndarray) -> float:
+    """Degrees of freedom of a variance that is the sum of these squares: few if a few of them make it up."""
+    return float(squares.sum() ** 2 / (squares**2).sum())
 
 
 def effective_size(tallied: Tally, variance: float, most: float) -> float:
@@ -161,12 +169,11 @@ def effective_size(tallied: Tally, variance: float, most: float) -> float:
     At least as many as if each cluster were one observation, and at most `most`. As in Korn and Graubard, the number is then
     reduced for the degrees of freedom of the error: those of the clusters, or fewer if a few clusters make up the error.
     """
-    least = equal_clusters(tallied)
-    squares, error = cluster_parts(tallied) ** 2, clustered_error(tallied)
+    least, error = equal_clusters(tallied.counts), clustered_error(tallied)
     floor = least * freedom_factor(tallied.clusters - 1)
     if not error or error**2 < TIE:
         return floor
-    freedom = min(float(squares.sum() ** 2 / (squares**2).sum()), tallied.clusters - 1)
+    freedom = min(freedom_of(cluster_parts(tallied.sums, tallied.counts) ** 2), tallied.clusters - 1)
     return max(floor, min(max(variance / error**2, least), most) * freedom_factor(freedom))
 
 
