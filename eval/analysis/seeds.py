@@ -42,11 +42,11 @@ from curricula.eval.analysis.statistics import (
     freedom_factor,
     freedom_of,
     grouped,
-    numbered,
     pair,
     pair_prompts,
     rate_interval,
     summed,
+    summed_by,
     tally,
 )
 from curricula.eval.probes.auc import Placements, standard_error
@@ -144,20 +144,14 @@ def cross(runs: Mapping[int, Mapping[Prompt, PromptMean | PairedMean]], by_answe
     None for fewer than two seeds, or if one of them lacks a benchmark. All prompts of a benchmark have the same weight or,
     `by_answers`, that of their answers, as in the rate of one run.
     """
-    entries = [(seed, benchmark, own) for seed, means in runs.items() for (benchmark, _), own in means.items()]
-    clusters = numbered(own.cluster for _, _, own in entries)
-    benchmarks = numbered(benchmark for _, benchmark, _ in entries)
-    seeds = numbered(seed for seed, _, _ in entries)
-    sums = np.zeros((len(clusters), len(benchmarks), len(seeds)))
-    counts = np.zeros_like(sums)
-    for seed, benchmark, own in entries:
-        cell = clusters[own.cluster], benchmarks[benchmark], seeds[seed]
-        weight = own.answers if by_answers else 1.0
-        sums[cell] += own.mean * weight
-        counts[cell] += weight
-    known = [own.noise for _, _, own in entries if not math.isnan(own.noise)]
-    noise = _mean(known) if known else math.nan
-    return crossed_of(sums, counts, noise, _mean(own.answers for _, _, own in entries) if entries else math.nan)
+    entries = [(seed, benchmark, own) for seed, of_run in runs.items() for (benchmark, _), own in of_run.items()]
+    if not entries:
+        return None
+    seeds, benchmarks, means = zip(*entries)
+    weights = [own.answers if by_answers else 1.0 for own in means]
+    sums, counts = summed_by(([own.cluster for own in means], benchmarks, seeds), [own.mean for own in means], weights)
+    known = [own.noise for own in means if not math.isnan(own.noise)]
+    return crossed_of(sums, counts, _mean(known) if known else math.nan, _mean(own.answers for own in means))
 
 
 def crossed_of(sums: np.ndarray, counts: np.ndarray, noise: float, samples: float) -> Crossed | None:

@@ -102,19 +102,26 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     return groups
 
 
+def summed_by(
+    names: Sequence[Sequence[Any]], values: Sequence[float], weights: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of weighted values, and of their weights: float64, with an axis for each list of names, which names the values."""
+    numbers = [numbered(axis) for axis in names]
+    cells = tuple([number[name] for name in axis] for number, axis in zip(numbers, names))
+    sums = np.zeros([len(number) for number in numbers])
+    counts = np.zeros_like(sums)
+    np.add.at(sums, cells, np.multiply(values, weights))  # in the given order, so that the last digit is always the same
+    np.add.at(counts, cells, weights)
+    return sums, counts
+
+
 def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = ()) -> Tally | None:
     """Tally entries (cluster, benchmark, value); None if there are none. Each is one answer, or as many as `answers` says."""
     entries = list(entries)
     if not entries:
         return None
-    clusters = numbered(cluster for cluster, _, _ in entries)
-    benchmarks = numbered(benchmark for _, benchmark, _ in entries)
-    sums = np.zeros((len(clusters), len(benchmarks)))
-    counts = np.zeros_like(sums)
-    for (cluster, benchmark, value), count in zip(entries, answers or [1.0] * len(entries), strict=True):
-        cell = clusters[cluster], benchmarks[benchmark]
-        sums[cell] += value * count
-        counts[cell] += count
+    clusters, benchmarks, values = zip(*entries)
+    sums, counts = summed_by((clusters, benchmarks), values, answers or [1.0] * len(entries))
     patterns = [tuple(present) for present in counts > 0]  # the benchmarks in which a cluster occurs
     strata = numbered(patterns)
     return Tally(sums, counts, tuple(strata[pattern] for pattern in patterns))
