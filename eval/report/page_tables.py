@@ -310,24 +310,11 @@ def _of_mean(part: VarianceParts) -> tuple[float, float, float]:
     return part.seed**2 / part.seeds, (part.prompt**2 + in_one_run) / part.prompts, sampling / part.prompts
 
 
-@dataclass(frozen=True)
-class PublishedRow:
-    """A published rate of attack success beside that of our most similar arm, in 0..1."""
+def published_rows(shown: Shown) -> list[dict[str, Any]]:
+    """The published rates of what this study measures too, beside those of our most similar arms, in 0..1.
 
-    model: str
-    stage: str
-    decoder: str
-    published: float
-    arm: str
-    """Our arm; "" if the study trains no such arm."""
-    rate: float | None
-    low: float | None
-    high: float | None
-    source: str
-
-
-def published_rows(shown: Shown) -> list[PublishedRow]:
-    """The published rates of what this study measures too, from `eval/published_rates.json`, which names their sources."""
+    They come from `eval/published_rates.json`, which names their sources. `arm` is "" if the study trains no similar arm.
+    """
     known = json.loads((Path(__file__).parents[1] / "published_rates.json").read_text())
     means = [point for point in shown.points if point.measure == "attack success" and not point.benchmark]
     ours = {(point.stage, point.place, point.arm): point for point in means}
@@ -340,6 +327,6 @@ def published_rows(shown: Shown) -> list[PublishedRow]:
             arm = attack["arm"] if attack["arm"] in trained else ""
             point = ours.get((stage, decoder, arm))
             value, low, high = (point.value, point.low, point.high) if point else (None, None, None)
-            source = known["sources"][attack["source"]]
-            rows.append(PublishedRow(attack["model"], stage, decoder, attack["rate"], arm, value, low, high, source))
+            row = {"model": attack["model"], "stage": stage, "decoder": decoder, "published": attack["rate"], "arm": arm}
+            rows.append(row | {"rate": value, "low": low, "high": high, "source": known["sources"][attack["source"]]})
     return rows
