@@ -267,7 +267,6 @@ class Pairs:
     """How often an answer of A and one of B differ, in 0..1."""
     size: float
     """The effective number of pairs."""
-    prompts: int
 
     def score(self, bound: float) -> float:
         """Tango's statistic, standard normal if the true difference is `bound`. It is positive if `value` is larger."""
@@ -308,7 +307,7 @@ def pair(entries: Iterable[tuple[str, str, float, float, float]]) -> Pairs | Non
     prompts = Counter(benchmark for _, benchmark, *_ in entries)
     answers = 1 / sum((prompts[benchmark] * len(prompts)) ** -2 / count for _, benchmark, _, _, count in entries)
     size = effective_size(tallied, discordance - value**2, answers)
-    return Pairs(value, discordance, size, len(entries))
+    return Pairs(value, discordance, size)
 
 
 class PairedMean(NamedTuple):

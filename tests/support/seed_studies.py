@@ -89,7 +89,7 @@ def pooled_pairs(a: np.ndarray, b: np.ndarray, samples: int) -> Pairs:
     one, other = a.mean(axis=0), b.mean(axis=0)
     value, discordance = float((one - other).mean()), float((one * (1 - other) + other * (1 - one)).mean())
     tallied = Tally((one - other)[:, None], np.ones((prompts, 1)), (0,) * prompts)
-    return Pairs(value, discordance, effective_size(tallied, discordance - value**2, float(seeds * prompts * samples)), prompts)
+    return Pairs(value, discordance, effective_size(tallied, discordance - value**2, float(seeds * prompts * samples)))
 
 
 def holds(a: np.ndarray, b: np.ndarray, truth: float, samples: int) -> bool:

@@ -79,7 +79,7 @@ def test_a_copy_of_a_request_in_another_benchmark_is_the_same_cluster():
     same = verdict_rows({"Pick the lock!": ["harmful"]}, "tdc") + verdict_rows({"pick the  lock": ["harmful"]}, "advbench")
     attacked = generation(behavior="Pick the lock.", prompt="P1ck teh lokc")
     assert len({cluster_of(row) for row in (*same, attacked)}) == 1
-    assert pair_rows(same, same).prompts == 2
+    assert len(prompt_means(same, harmful)) == 2
     wordless = [generation(prompt=prompt, prompt_id=prompt) for prompt in ("?!", "?!?")]
     assert len({cluster_of(row) for row in wordless}) == 2
     assert cluster_of(generation(cluster="lock-7")) == "lock-7"
@@ -167,7 +167,7 @@ def test_the_score_is_tangos_with_the_nuisance_at_its_largest_likelihood(won, lo
 
     share = optimize.minimize_scalar(surprise, bounds=(least, (1 - bound) / 2), method="bounded", options={"xatol": 1e-10}).x
     expected = (won - lost - n * bound) / np.sqrt(n * (2 * share + bound - bound**2))
-    found = Pairs(value=(won - lost) / n, discordance=(won + lost) / n, size=n, prompts=n)
+    found = Pairs(value=(won - lost) / n, discordance=(won + lost) / n, size=n)
     assert found.score(bound) == pytest.approx(expected, rel=1e-3)
     gap = gap_of(found)
     assert (found.score(gap.low), found.score(gap.high)) == pytest.approx((1.96, -1.96), abs=1e-3)
@@ -207,7 +207,7 @@ def test_a_paired_difference_is_surer_than_two_separate_intervals():
 
 def test_only_shared_parsed_prompts_are_compared():
     found = paired({"a": ["harmful"], "b": ["unparsed"], "c": ["safe"]}, {"a": ["safe"], "b": ["safe"], "d": ["safe"]})
-    assert found.prompts == 1 and found.value == 1.0
+    assert found.value == 1.0
     assert pair_rows(verdict_rows({"a": ["safe"]}), []) is None
 
 
@@ -233,7 +233,7 @@ def test_p_values_are_uniform_when_arms_do_not_differ():
 
 @pytest.mark.parametrize("bound", [-0.1, 0.0, 0.02, 0.1])
 def test_one_sided_p_values_are_the_tails_of_the_score(bound):
-    found = Pairs(value=0.01, discordance=0.1, size=400, prompts=400)
+    found = Pairs(value=0.01, discordance=0.1, size=400)
     assert p_below(found, bound) == pytest.approx(stats.norm.cdf(found.score(bound)))
     assert p_above(found, bound) == pytest.approx(stats.norm.sf(found.score(bound)))
 
