@@ -32,7 +32,7 @@ from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.caveats import COARSE
 from curricula.eval.report.drawing import SAFE_ONLY_COLOUR, add_legend, curves_of, draw_answers, draw_starts
-from curricula.eval.report.panels import INK, PALETTE, Panel, Series, draw_panels
+from curricula.eval.report.panels import INK, Panel, Series, draw_panels
 from curricula.eval.report.points import Place, Point, Shown
 from curricula.eval.report.training import Training, curriculum_panels, loss_panels, tree_panels, validation_panels
 from curricula.eval.report.wording import (
@@ -251,7 +251,7 @@ class LayersFigure(Figure):
     """Every arm's AUC by layer, shown if more than the paper's three layers are probed."""
 
     def panels(self, shown: Shown) -> list[Panel]:
-        colours = {arm.name: PALETTE.index(curve.colour) for curve in curves_of(shown.arms) for arm in curve.arms}
+        colours = {arm.name: colour for colour, curve in enumerate(curves_of(shown.arms)) for arm in curve.arms}
         colours |= {arm.name: INK for arm in shown.arms if arm.interventions == "none"}
         panels = []
         for stage, probes in grouped(shown.metrics.probes, lambda probe: probe.stage).items():
