@@ -105,7 +105,10 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
 def summed_by(
     names: Sequence[Sequence[Any]], values: Sequence[float], weights: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of weighted values, and of their weights: float64, with an axis for each list of names, which names the values."""
+    """The sums of the values times their weights, and of the weights, float64, with an axis for each list of `names`.
+
+    A list has a name for every value. Equal names share a place on the axis, and places are in the order of the names.
+    """
     numbers = [numbered(axis) for axis in names]
     cells = tuple([number[name] for name in axis] for number, axis in zip(numbers, names))
     sums = np.zeros([len(number) for number in numbers])
