@@ -186,7 +186,7 @@ class ProbeMetrics(Model):
     seeds: int
     n_train: int
     n_test: int
-    length_auc: float | None
+    length_auc: float
     words_auc: float | None
     """AUC that counts of words achieve; None if it was not asked for."""
     untrained_auc: float | None

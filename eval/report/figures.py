@@ -239,9 +239,8 @@ class ProbeFigure(Figure):
             over = "over seeds, test texts and training subsets"
             sentences = over_seeds("Points: mean test AUC", over, entries, "no intervals")
             subsets = "training subsets per model"
-        if any(entry.length_auc is not None for entry in entries):
-            sentences.append("Dashed: what text length alone achieves.")
         for entry in entries[:1]:
+            sentences.append("Dashed: what text length alone achieves.")
             sentences.append(f"{entry.n_train:,} training and {entry.n_test:,} test texts, {entry.seeds} {subsets}.")
         return " ".join(sentences)
 

@@ -181,10 +181,9 @@ class Shown:
             yield Point(*place, value, None, low, high, tuple(runs), hollow, one_run=one_run)
 
     def length_auc(self, stage: str, layer: str) -> float | None:
-        """The AUC that the length of the probed texts achieves by itself; None if it is unknown."""
+        """The AUC that the length of the probed texts achieves by itself; None without probes."""
         entries = [entry for entry in self.metrics.probes if (entry.stage, entry.layer) == (stage, layer)]
-        known = [entry.length_auc for entry in entries if entry.length_auc is not None]
-        return fmean(known) if known else None
+        return fmean(entry.length_auc for entry in entries) if entries else None
 
     def plans(self, stage: str, tasks: Iterable[str]) -> bool:
         """Whether any of the tasks is planned at a stage."""

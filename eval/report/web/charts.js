@@ -126,7 +126,7 @@ function barPanel(place) {
     options: { height: 50 + 30 * order.length, marginTop: 8, marginLeft: 150,
       marks: [
         Plot.barX(bars, { x1: "x1", x2: "x2", y: (bar) => LABELS[bar.arm], fill, insetTop: 1, insetBottom: 1 }),
-        Plot.ruleY(complied.filter((p) => p.low !== null), { x1: "low", x2: "high", stroke: "#111", ...onBars }),
+        Plot.ruleY(complied, { x1: "low", x2: "high", stroke: "#111", ...onBars }),
         Plot.dot(complied.flatMap(runsOf), { x: "value", r: 2.5, fill: "#fff", stroke: "#111", ...onBars }),
         Plot.dot(complied, { x: "value", fill: "#111", stroke: "#fff", symbol: "diamond2", r: 4.5, ...onBars }),
         Plot.tip(bars, Plot.pointer({ x: (bar) => (bar.x1 + bar.x2) / 2, y: (bar) => LABELS[bar.arm],
