@@ -271,17 +271,15 @@ def bits_table(arms: Sequence[ArmInfo], estimates: Sequence[BitsEstimate]) -> Es
 
 @dataclass(frozen=True)
 class VarianceRow:
-    """What makes one kind of rate vary, averaged over the arms. Standard deviations and shares are in 0..1."""
+    """What makes one kind of rate vary: `VarianceParts`, averaged over the arms. Standard deviations and shares are in 0..1."""
 
     place: str
     what: str
     """What varies: an arm's rate, or its difference from the arm that starts last."""
     seed: float
-    """Standard deviation over training seeds."""
     prompt: float
     """Standard deviation over prompts, which includes how prompts differ from run to run."""
     sample: float | None
-    """Standard deviation over samples for one prompt; None with one sample."""
     shares: tuple[float, float, float] | None
     """Shares of seeds, prompts and sampling in the variance of the mean; None if that is zero."""
 
