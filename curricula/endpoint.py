@@ -34,8 +34,12 @@ PROBE_TIMEOUT_S = 5.0
 """Timeout of the check that a server is there."""
 DECREASE = 0.8
 """Factor by which the window narrows, once for all requests that were under way together."""
+MOST_REPLY_BYTES = 16 * 2**20
+"""Size limit of a reply. One of 4,096 tokens has about 20,000 bytes."""
+MOST_FILE_BYTES = 2**30
+"""Size limit of a file with the replies of a batch."""
 FILE_TIMEOUT_S = 3600.0
-"""Timeout for sending a file with the requests of a batch, or fetching one with the replies."""
+"""Timeout for sending or fetching such a file."""
 BROKEN_OFF = ("abort", "error")
 """Finish reasons of replies that the server broke off. vLLM sends what it has, with status 200, when it shuts down."""
 CUT = ("length", "content_filter")
@@ -61,9 +65,9 @@ def retrying(tries: int, *errors: type[Exception]) -> tenacity.AsyncRetrying:
 class Endpoint:
     """One server, with counts of its requests. Close it when done.
 
-    A whole reply can take up to `timeout_s`. Up to `concurrency` requests are under way at once; fewer after the server has
-    turned some away. `pace` is awaited with the body of each request before it is sent, but not before the client's own
-    retries.
+    A whole reply can take up to `timeout_s` and hold up to `MOST_REPLY_BYTES`. Up to `concurrency` requests are under way at
+    once; fewer after the server has turned some away. `pace` is awaited with the body of each request before it is sent, but
+    not before the client's own retries.
     """
 
     def __init__(
@@ -213,7 +217,7 @@ class Endpoint:
         if isinstance(error, openai.APITimeoutError):
             return f"{self.host} does not answer in time"
         cause = self.shown(str(error.__cause__ or "") or str(error))
-        return f"{self.host} cannot be reached ({cause})"
+        return f"{self.host} {cause}" if isinstance(error.__cause__, Unbounded) else f"{self.host} cannot be reached ({cause})"
 
     def _meaning(self, error: openai.APIStatusError, model: str) -> Exception:
         """What a final status means for one request, or for the whole run."""
@@ -358,18 +362,50 @@ _httpx: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].
 """The library that the openai package is built on: httpx, or httpx2 in newer versions."""
 
 
-class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The openai package's own client, with a limit on the time of a whole reply: httpx limits only that between two bytes.
+class Unbounded(_httpx.TransportError):
+    """A reply that was abandoned. The text says what the server does, such as "sends more than 16 MiB in one reply".
 
-    Redirects are not followed, because the key is for one server.
+    The openai package retries a request after this error, as after a broken connection.
+    """
+
+
+class BoundedClient(openai.DefaultAsyncHttpxClient):
+    """The openai package's own client, with limits on the time and size of a whole reply.
+
+    httpx limits only the time between two bytes. Redirects are not followed, because the key is for one server.
     """
 
     def __init__(self) -> None:
-        super().__init__(follow_redirects=False)
+        super().__init__(follow_redirects=False, headers={"Accept-Encoding": "identity"})
 
-    async def send(self, request: Any, **options: Any) -> Any:
-        timeout_s = FILE_TIMEOUT_S if "/files" in request.url.path else request.extensions["timeout"]["read"]
+    async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        if stream:
+            raise ValueError("streamed replies are not bounded")
+        is_file = "/files" in request.url.path
+        timeout_s = FILE_TIMEOUT_S if is_file else request.extensions["timeout"]["read"]
+        most = MOST_FILE_BYTES if is_file else MOST_REPLY_BYTES
         try:
-            return await asyncio.wait_for(super().send(request, **options), timeout_s)
+            return await asyncio.wait_for(self._whole(request, most, options), timeout_s)
         except asyncio.TimeoutError:
-            raise _httpx.ReadTimeout("the whole reply takes too long") from None
+            raise Unbounded("does not answer in time") from None
+
+    async def _whole(self, request: Any, most: int, options: dict[str, Any]) -> Any:
+        """The response with its whole body."""
+        response, content = await super().send(request, stream=True, **options), bytearray()
+        try:
+            encoding = response.headers.get("content-encoding", "").strip().lower()
+            if encoding not in ("", "identity"):  # a few bytes could become many
+                raise Unbounded(f"compresses its replies with {encoding[:20]!r} without being asked to")
+            async for part in response.aiter_raw():
+                if len(content) + len(part) > most:
+                    raise Unbounded(f"sends more than {most // 2**20} MiB in one reply")
+                content += part
+        finally:
+            await response.aclose()
+        return type(response)(
+            response.status_code,
+            headers=response.headers,
+            content=bytes(content),
+            request=request,
+            extensions=response.extensions,
+        )

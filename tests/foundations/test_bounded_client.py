@@ -1,14 +1,17 @@
-"""Replies that never end, and connections that are cut."""
+"""Replies that never end, in time or in size."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import os
 import re
 import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from curricula import endpoint
 from curricula.asking import NoAnswer
 from curricula.endpoint import Endpoint
 
 Answering = Callable[[BaseHTTPRequestHandler], None]
+GOOD = json.dumps({"choices": [{"message": {"role": "assistant", "content": "well"}}]}).encode()
 
 
 @contextmanager
@@ -65,6 +70,19 @@ def dripping(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.1)
 
 
+def huge(handler: BaseHTTPRequestHandler) -> None:
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" " * 2**20)
+
+
+def compressed(handler: BaseHTTPRequestHandler) -> None:
+    assert handler.headers["Accept-Encoding"] == "identity"
+    handler.send_header("Content-Encoding", "gzip")
+    handler.end_headers()
+    handler.wfile.write(gzip.compress(GOOD))
+
+
 def test_a_reply_has_a_deadline_as_a_whole() -> None:
     start = time.monotonic()
     with server(dripping) as url, pytest.raises(NoAnswer, match="does not answer in time, asked 2 times"):
@@ -72,23 +90,38 @@ def test_a_reply_has_a_deadline_as_a_whole() -> None:
     assert time.monotonic() - start < 20  # one whole reply takes longer
 
 
-def test_a_batch_file_may_take_longer_than_a_reply() -> None:
+def test_a_reply_of_any_size_takes_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        with server(huge) as url, pytest.raises(NoAnswer, match="sends more than 16 MiB in one reply, asked 2 times"):
+            ask(url)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most / 2**20 < 80, "MiB"
+
+
+def test_a_compression_that_was_not_asked_for_is_named() -> None:
+    with server(compressed) as url, pytest.raises(NoAnswer, match="compresses its replies with 'gzip'"):
+        ask(url)
+
+
+def test_a_batch_file_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "MOST_REPLY_BYTES", 10)
+
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.end_headers()
-        for _ in range(8):
-            handler.wfile.write(b"x")
-            handler.wfile.flush()
-            time.sleep(0.2)
+        handler.wfile.write(b"x" * 1000)
 
     async def fetch(url: str) -> bytes:
-        server = Endpoint(url, "", 1.0, retries=0, tries=1, concurrency=1)
+        server = Endpoint(url, "", 5, retries=0, tries=1, concurrency=1)
         try:
             return (await server.call(lambda client: client.files.content("f"), "m")).content
         finally:
             await server.close()
 
     with server(answer) as url:
-        assert asyncio.run(fetch(url)) == b"x" * 8
+        assert asyncio.run(fetch(url)) == b"x" * 1000
 
 
 def reset(handler: BaseHTTPRequestHandler) -> None:
