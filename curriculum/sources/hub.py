@@ -4,9 +4,10 @@
 
 A download writes one file for each file upstream and renames it when it is complete, so a restart fetches only what is
 missing or damaged, and the elements of an array job can divide the files among them. The commit is resolved once and then
-requested by its full hash. `.fetching.json` records it from the first file on; `.fetched.json` replaces that record when
-every file is there (tables ignore names that begin with a dot). The hub's own library retries failed connections. The error
-that it finally raises becomes one sentence that says what to do and never contains the token.
+requested by its full hash. `.fetching.json` records it from the first file on, so that all elements and later starts fetch
+that commit even if the hub has a newer one by then; `.fetched.json` replaces that record when every file is there (tables
+ignore names that begin with a dot). The hub's own library retries failed connections. The error that it finally raises
+becomes one sentence that says what to do and never contains the token.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from curricula.curriculum.sources.declared import DeclaredTable, dataset
 from curricula.curriculum.sources.tables import columns_of, count_rows
 from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.progress import Progress, silent
 
 _GROUP_ROWS = 1000
@@ -58,7 +59,7 @@ class Download:
     config: str | None
     split: str
     revision: str | None
-    """A commit (at least its first 7 digits), branch or tag; the newest by default."""
+    """A commit (at least its first 7 digits), branch or tag; by default the newest commit when the first file is fetched."""
     columns: tuple[str, ...]
     """Columns to keep; all when empty."""
     out: Path
@@ -201,8 +202,8 @@ def _rows_in(file: Path) -> int | None:
         return None
     try:
         return count_rows(file)
-    except UserError:
-        if not os.access(file, os.R_OK):  # not damaged, but another user's
+    except UserError as error:
+        if isinstance(error, StorageError) or not os.access(file, os.R_OK):  # its disk fails, or it is another user's
             raise
         return None
 
@@ -214,7 +215,7 @@ def _open(download: Download) -> tuple[str, Any, int | None]:
 
     datasets.disable_progress_bars()
     api = HfApi()
-    info = api.dataset_info(download.hub, revision=download.revision, timeout=_ANSWER_S)
+    info = api.dataset_info(download.hub, revision=_commit_so_far(download) or download.revision, timeout=_ANSWER_S)
     if info.gated:  # everyone can read the card of a gated dataset, but not its files
         api.auth_check(download.hub, repo_type="dataset")
     builder = datasets.load_dataset_builder(download.hub, download.config, revision=info.sha)
@@ -233,6 +234,13 @@ def _open(download: Download) -> tuple[str, Any, int | None]:
         reader.keep_default_na = False
     split = (builder.info.splits or {}).get(download.split)
     return str(info.sha), builder.as_streaming_dataset(split=download.split), split.num_examples if split else None
+
+
+def _commit_so_far(download: Download) -> str | None:
+    """The commit that earlier files of this download come from; None if there are none, or if another revision is asked for."""
+    records = [read_record(path) for path in (download.finished, download.begun) if path.exists()]
+    same = [record for record in records if download.revision in (None, record["asked"])]
+    return str(same[0]["revision"]) if same else None
 
 
 def _require_columns(download: Download, present: list[str]) -> None:
@@ -444,8 +452,12 @@ def _meaning(what: str, place: str, revision: str | None, file: str, error: Base
             return passing(f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept")
         advice = "run this where there is a network, or set HF_ENDPOINT to a mirror"
         return passing(f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}")
-    if caused_by(pyarrow.ArrowException):
-        return final(f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision")
+    # `datasets` takes the types of JSON Lines from the beginning of the first file, where a column can be empty.
+    if caused_by(pyarrow.ArrowException) or text.startswith("Couldn't cast"):
+        return final(
+            f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision, or download the files by hand "
+            "and name them in `path`"
+        )
     # For a dataset: no such configuration or split, or no files. For a model, most ValueErrors mean that its files are bad.
     invalid = (ValueError,) if place.startswith("datasets/") else (errors.HFValidationError, errors.LocalEntryNotFoundError)
     if caused_by(*invalid) or named("DataFilesNotFoundError", "EmptyDatasetError"):

@@ -26,7 +26,7 @@ from curricula.curriculum.sources.declared import DATASETS
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.hub import Download, HubAway, downloads_of, fetch, require_whole
 from curricula.curriculum.sources.tables import Table
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.downloads import named_downloads, once, study_downloads
 from curricula.jobs.study import load_study
@@ -297,6 +297,18 @@ def test_a_damaged_file_is_fetched_again(hub, worker, tmp_path, keep):
     assert len(ids(tmp_path / "out")) == 60 and first.stat().st_mtime_ns == before
 
 
+def test_a_file_whose_disk_fails_is_not_fetched_again(hub, worker, tmp_path, monkeypatch):
+    hub.commit("org/disk", {"README.md": card("a"), **shards("a", 1, 3)})
+    worker(download={"hub": "org/disk", "config": "a", "out": str(tmp_path / "out")})
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", refuse)
+    with pytest.raises(StorageError, match="00000-of-00001.parquet: cannot be read"):
+        fetch(Download("org/disk", "a", "train", None, (), tmp_path / "out", "MIT"))
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"hub": "a", "limit": "many"}'])
 def test_a_damaged_record_is_one_sentence(hub, worker, tmp_path, content):
     hub.commit("org/record", {"README.md": card("a"), **shards("a", 1, 3)})
@@ -333,17 +345,20 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     old = hub.commit("org/moving", {"README.md": card("a"), **shards("a", 2, 10)})
     worker(download=asked, element=[0, 2])
     new = hub.commit("org/moving", {"README.md": card("a"), **shards("a", 2, 11)})
-    error = worker(download=asked)["error"]
+    error = worker(download=asked | {"revision": new[:7]})["error"]
     assert old in error and new in error and "remove the folder" in error
     begun = json.loads((out / ".fetching.json").read_text())
     (out / ".fetching.json").write_text(json.dumps(begun | {"files": 3}))  # by a version of the library that divides otherwise
     assert "was fetched with files 3, not files 2" in worker(download=asked | {"revision": old})["error"]
     (out / ".fetching.json").write_text(json.dumps(begun))
     assert list(contents(out)) == ["00000-of-00002.parquet"]
-    assert worker(download=asked | {"revision": old[:7]})["records"][0]["rows"] == 20  # pinned, it goes on
+    (record,) = worker(download=asked)["records"]  # goes on with the commit that it began with
+    assert record["complete"] and record["rows"] == 20 and record["revision"] == old
     assert "with asked" in worker(download=asked | {"revision": new[:7]})["error"]
-    (out / "00001-of-00002.parquet").unlink()  # someone deleted a file of a finished download
-    assert worker(download=asked | {"revision": old})["records"][0]["rows"] == 20
+    for revision in (old[:7], None):
+        (out / "00001-of-00002.parquet").unlink()  # someone deleted a file of a finished download
+        (record,) = worker(download=asked | {"revision": revision})["records"]
+        assert record["rows"] == 20 and record["revision"] == old
 
     own = tmp_path / "own"
     own.mkdir()
@@ -427,6 +442,10 @@ def test_what_the_hub_lacks_is_named(hub, worker, tmp_path):
     assert "https://huggingface.co/datasets/org/empty" in error(hub="org/empty", config=None)
     hub.commit("org/broken", {"README.md": card("a"), "a/train.parquet": b"PAR1 and then nothing"})
     assert "a file cannot be read" in error(hub="org/broken")
+    lines = {f"c/{number}.jsonl": json.dumps({"tags": tags}).encode() for number, tags in enumerate([[], ["x"]])}
+    hub.commit("org/typed", {"README.md": card("c", suffix="jsonl"), **lines})
+    said = error(hub="org/typed", config="c", out=str(tmp_path / "typed"))
+    assert "00001-of-00002.parquet cannot be read (Couldn't cast" in said and "name them in `path`" in said
     assert "no column 'content' upstream, only id, metadata, text" in error(columns=["id", "content"])
     assert not (tmp_path / "out").exists()
 
