@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Set
 from typing import Any
 
 from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Refused, Unaskable, Unreadable
 from curricula.curriculum.sources.documents import Document
-from curricula.curriculum.synthesis.classifier import Classifier
 from curricula.curriculum.synthesis.files import Log, Row, answered, document_id, mark_unfinished, text_hash, write_tables
-from curricula.curriculum.synthesis.kinds import HIGHEST, pieces
+from curricula.curriculum.synthesis.kinds import HIGHEST, SCORES, pieces
 from curricula.curriculum.synthesis.shard import SynthesisShard
 from curricula.durable import exclusive_lock
 from curricula.endpoint import Endpoint, retrying
@@ -28,6 +28,31 @@ PATIENCE = 16
 """Failures in a row after which the server is to blame; at least the number of requests under way."""
 REFUSED_IN_A_ROW = 200
 """Refusals in a row that end the run even after good replies. The account can be used up: some servers answer 400 then."""
+
+
+class Classifier:
+    """A classifier of unsafe text behind vLLM's /classify, in addition to the model that scores: the higher score counts.
+
+    Its classes are the scores 0 to 5. The published one, locuslab/safety-classifier_gte-large-en-v1.5, brings code of its own,
+    which transformers would have to execute; vLLM has its architecture built in.
+    """
+
+    def __init__(self, endpoint: Endpoint, model: str):
+        self.endpoint, self._model = endpoint, model
+
+    async def scores(self, texts: list[str]) -> list[int]:
+        """The most probable class of each text.
+
+        Raises what Endpoint.classify raises, and UserError unless there are 6 classes.
+        """
+        rows = await self.endpoint.classify(self._model, texts)
+        for probabilities in rows:
+            if len(probabilities) != len(SCORES):
+                raise UserError(
+                    f"classifier at {self.endpoint.host}: has {len(probabilities)} classes instead of the {len(SCORES)} scores "
+                    "0 to 5; name another classifier"
+                )
+        return [max(SCORES, key=probabilities.__getitem__) for probabilities in rows]
 
 
 def run_shard(
@@ -80,9 +105,11 @@ class DocumentBlame:
     then, a failure without any reply can be due to a short outage, so such a document is asked about once more.
     """
 
-    def __init__(self, patience: int, proven: bool):
+    def __init__(self, patience: int, proven: bool, dead: Set[int]):
         self._patience = patience
         """Failures in a row after which the server is at fault."""
+        self._dead = dead
+        """Numbers of documents that were refused or failed before. That they are refused again says nothing of the account."""
         self._proven = proven
         """Whether this server and model gave a good reply in this run or an earlier one."""
         self._good_now = False
@@ -98,7 +125,10 @@ class DocumentBlame:
 
     def failed(self, failure: Failed[Document]) -> Decision[Document]:
         self._failures.append(failure)
-        self._refused = self._refused + 1 if isinstance(failure.error, Refused) else 0
+        if not isinstance(failure.error, Refused):
+            self._refused = 0
+        elif failure.question.number not in self._dead:
+            self._refused += 1
         if self._refused >= REFUSED_IN_A_ROW:
             raise UserError(
                 f"{self._refused} documents in a row were refused, the last with: {failure.error}; check the server and the "
@@ -153,14 +183,14 @@ class _Run:
     async def ask_about(self, left: set[int]) -> None:
         concurrency = self._endpoint.window.most
         self._verdicts = self._log.read_pieces(left)
-        blame = DocumentBlame(max(PATIENCE, concurrency), proven=bool(self._log.done))
+        blame = DocumentBlame(max(PATIENCE, concurrency), bool(self._log.done), self._log.dead)
         asking: Asking[Document, Row] = Asking(self._ask, blame, self._write, concurrency, self._endpoint.stop, PAUSE_S)
         try:
             await asking.run(document for document in self._shard.read() if document.number in left)
         finally:
             await self._endpoint.close()
             if self._classifier:
-                await self._classifier.close()
+                await self._classifier.endpoint.close()
 
     async def _ask(self, document: Document) -> Row:
         """The row to keep of the replies about a document."""

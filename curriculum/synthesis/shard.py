@@ -70,7 +70,9 @@ class SynthesisSettings:
     """Longer documents are cut into pieces of this size."""
     seed: int
     classifier: str = ""
-    """Path or served name of the classifier that scores as well; "": none."""
+    """Served name of the classifier that scores as well; "": none."""
+    request: dict[str, Any] | None = None
+    """Fields merged into each request; null removes a field."""
 
     @property
     def how(self) -> Kind:
@@ -155,7 +157,7 @@ class SynthesisShard:
         }
         if self.sends_seed:
             request["seed"] = key_seed(settings.seed, settings.kind, document.id, place, attempt) % 2**31
-        return request
+        return {name: value for name, value in {**request, **(settings.request or {})}.items() if value is not None}
 
 
 def parse_shard(text: str) -> tuple[int, int]:

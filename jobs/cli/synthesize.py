@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_le
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
-    from curricula.curriculum.synthesis.classifier import Classifier
+    from curricula.curriculum.synthesis.run import Classifier
     from curricula.endpoint import Endpoint
 
 PIECE_CHARACTERS = 8000
@@ -81,13 +82,19 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     server.add_argument("--seed", type=int, default=0, metavar="N", help="random seed; changes styles and replies (default: 0)")
     server.add_argument("--no-seed", action="store_true", help="omit the seed, for servers that reject it")
     server.add_argument(
+        "--request",
+        type=request_fields,
+        metavar="JSON",
+        help='fields merged into each request; null removes one: \'{"max_tokens": null, "max_completion_tokens": 4096}\'',
+    )
+    server.add_argument(
         "--piece-characters",
         type=at_least(100),
         default=PIECE_CHARACTERS,
         metavar="N",
         help="score longer documents in pieces of N characters; other kinds use only the first piece (default: %(default)s)",
     )
-    server.add_argument("--classifier", metavar="WHERE", help="a second judge of scores: a folder, or a vLLM address")
+    server.add_argument("--classifier", metavar="URL", help="a second judge of scores: a classifier that vLLM serves")
     server.add_argument("--classifier-model", metavar="NAME", help="its name on that server (default: the published one)")
 
     pace = parser.add_argument_group("pace and cost")
@@ -142,7 +149,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--price-in and --price-out: give both, or neither")
     if args.classifier and not judges:
         raise UsageError(f"--classifier {args.classifier}: only for the kind score, not {args.kind}")
-    if args.classifier_model and not _is_address(args.classifier):
+    if args.classifier_model and not args.classifier:
         raise UsageError(f"--classifier-model {args.classifier_model}: needs --classifier with a server's address")
     if args.name is not None and judges:
         raise UsageError(f"--name {args.name}: scores go to score_0 to score_5; leave it out")
@@ -157,8 +164,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--scores {','.join(args.scores)}: give scores separated by commas, such as 4,5")
 
 
-def _is_address(where: str | None) -> bool:
-    return where is not None and "://" in where
+def request_fields(text: str) -> dict[str, Any]:
+    """The fields of a request in JSON, without those that decide what is asked and how the reply arrives."""
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or fields.keys() & {"model", "messages", "stream"}:
+        raise argparse.ArgumentTypeError("give a JSON object without model, messages and stream")
+    return fields
 
 
 def _shard(args: argparse.Namespace) -> SynthesisShard:
@@ -166,10 +177,6 @@ def _shard(args: argparse.Namespace) -> SynthesisShard:
     scores = tuple(sorted(set(map(int, args.scores))))
     documents = _input(args, scores)
     kind = KINDS[args.kind]
-    if _is_address(args.classifier):
-        classifier = args.classifier_model or PUBLISHED_CLASSIFIER
-    else:
-        classifier = str(Path(args.classifier).resolve()) if args.classifier else ""
     settings = SynthesisSettings(
         kind=kind.name,
         input=documents.name,
@@ -182,7 +189,8 @@ def _shard(args: argparse.Namespace) -> SynthesisShard:
         max_tokens=args.max_tokens or kind.max_tokens,
         piece_characters=args.piece_characters,
         seed=args.seed,
-        classifier=classifier,
+        classifier=(args.classifier_model or PUBLISHED_CLASSIFIER) if args.classifier else "",
+        request=args.request,
     )
     name = "score" if kind.judges else args.name or "train"
     return SynthesisShard(settings, args.out, name, number, documents, sends_seed=not args.no_seed)
@@ -199,7 +207,7 @@ def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:
 
 def _servers(args: argparse.Namespace, settings: SynthesisSettings) -> tuple[Endpoint, Classifier | None]:
     """What is asked: the server of the model, and the second judge if there is one."""
-    from curricula.curriculum.synthesis.classifier import LocalClassifier, ServedClassifier
+    from curricula.curriculum.synthesis.run import Classifier
     from curricula.endpoint import Endpoint
 
     url = args.base_url or os.environ.get("OPENAI_BASE_URL")
@@ -209,10 +217,8 @@ def _servers(args: argparse.Namespace, settings: SynthesisSettings) -> tuple[End
     endpoint = Endpoint(url, os.environ.get("OPENAI_API_KEY", "").strip(), *pace)
     if not args.classifier:
         return endpoint, None
-    if not _is_address(args.classifier):
-        return endpoint, LocalClassifier(Path(args.classifier))
     served = Endpoint(args.classifier.rstrip("/").removesuffix("/classify"), "", *pace)
-    return endpoint, ServedClassifier(served, settings.classifier)
+    return endpoint, Classifier(served, settings.classifier)
 
 
 def _described(estimate: Estimate) -> str:

@@ -169,6 +169,18 @@ def test_an_account_that_is_used_up_midway_does_not_bury_the_rest(tmp_path, fake
     assert summary(capsys, "score", source, tmp_path / "out", fake.url, "--retry-dead")["done"] == 60
 
 
+def test_refused_documents_that_are_refused_again_do_not_end_the_run(tmp_path, fake, capsys, monkeypatch):
+    monkeypatch.setattr("curricula.curriculum.synthesis.run.REFUSED_IN_A_ROW", 20)
+    source = write_documents(tmp_path / "web.jsonl", numbered(60))
+    for number in range(60):
+        fake.schedule[f"doc-{number}"] = ["too_long"] if number % 12 else []
+    said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--concurrency", 1)
+    assert (said["done"], said["dead"]) == (5, 55)
+    fake.schedule["doc-59"] = []
+    said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--retry-dead", "--concurrency", 1)
+    assert (said["asked"], said["done"], said["dead"]) == (55, 6, 54)
+
+
 def test_a_short_outage_makes_no_dead_letters_but_two_requests_without_a_reply_make_one(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(40))
     for number in range(30):
@@ -515,7 +527,7 @@ def test_the_log_is_read_for_the_estimate_and_before_and_after_the_work(tmp_path
         assert read.count("part-00000-of-00001.jsonl") == times
 
 
-def test_without_a_local_classifier_no_torch_is_loaded():
-    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "classifier", "shard", "files"))
+def test_synthesis_loads_no_torch():
+    modules = ", ".join(f"curricula.curriculum.synthesis.{name}" for name in ("run", "shard", "files"))
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -66,58 +66,6 @@ def test_a_classifier_with_other_classes_is_refused(tmp_path, fake):
         synthesize("score", source, tmp_path / "out", fake.url, "--classifier", fake.root)
 
 
-def test_a_local_folder_classifies_all_windows_of_a_text_and_never_runs_its_own_code(tmp_path, fake, capsys):
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "fine", "bad", "worse"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder = tmp_path / "classifier"
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=6,
-        max_position_embeddings=16,
-    )  # fmt: skip
-    model = BertForSequenceClassification(config)
-    model.save_pretrained(folder)
-
-    texts: list[str | None] = ["doc-0 fine fine", "doc-1 " + "fine " * 40 + "worse worse worse", "doc-2 bad"]
-    source = write_documents(tmp_path / "web.jsonl", texts)
-    summary(capsys, "score", source, tmp_path / "out", fake.url, "--classifier", folder)
-    metadata = {row["id"]: row["metadata"] for row in rows_of(tmp_path / "out", "score_*/*")}
-    for number, text in enumerate(texts):
-        ids = [words.get(word, 1) for word in str(text).replace("-", " - ").split()]
-        windows = [ids[start : start + 16] for start in range(0, len(ids), 16)]
-        expected = max(_class_of(model, window) for window in windows)
-        assert metadata[f"web/{number}"]["classifier_score"] == expected
-        assert metadata[f"web/{number}"]["score"] == max(expected, metadata[f"web/{number}"]["model_score"])
-
-    value = json.loads((folder / "config.json").read_text())
-    theirs = {"model_type": "theirs", "auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}}
-    (folder / "config.json").write_text(json.dumps(value | theirs))
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(UserError, match="serve it with vLLM and name the server's address"):
-        synthesize("score", source, tmp_path / "other", fake.url, "--classifier", folder)
-    assert not (tmp_path / "ran").exists()
-    with pytest.raises(UserError, match=r"no config.json"):
-        synthesize("score", source, tmp_path / "other", fake.url, "--classifier", tmp_path)
-
-
-def _class_of(model, window: list[int]) -> int:
-    import torch
-
-    padded = window + [0] * (16 - len(window))
-    mask = [1] * len(window) + [0] * (16 - len(window))
-    model.eval()
-    with torch.inference_mode():
-        return int(model(torch.tensor([padded]), attention_mask=torch.tensor([mask])).logits.argmax())
-
-
 def test_verdicts_are_found_in_what_models_write():
     for reply, score in (
         ('{"score": 3, "reason": "x"}', 3),
@@ -191,6 +139,22 @@ def test_styles_and_seeds_follow_the_document(tmp_path, fake):
     fake.bodies.clear()
     synthesize("rephrase", source, tmp_path / "other", fake.url, "--no-seed", "--limit", 1)
     assert "seed" not in fake.bodies[0]
+
+
+def test_a_request_has_the_fields_that_the_server_takes(tmp_path, fake):
+    source = write_documents(tmp_path / "web.jsonl", numbered(2))
+    fake.schedule["doc-1"] = ["unreadable"]
+    fields = {"max_tokens": None, "temperature": None, "max_completion_tokens": 99}
+    args = ("score", source, tmp_path / "out", fake.url, "--tries", 2)
+    synthesize(*args, "--request", json.dumps(fields))
+    assert len(fake.bodies) == 3 and {frozenset(body) for body in fake.bodies} == {
+        frozenset({"model", "messages", "max_completion_tokens", "seed"})
+    }
+    with pytest.raises(UserError, match="begun with request {.*}, not None"):
+        synthesize(*args)
+    for text in ("{", "[]", '{"model": "other"}'):
+        with pytest.raises(SystemExit):
+            synthesize(*args, "--request", text)
 
 
 def test_cut_texts_and_replies_are_marked(tmp_path, fake):
