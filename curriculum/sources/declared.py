@@ -29,6 +29,7 @@ from curricula.curriculum.sources.tables import (
     columns_of,
     files_matching,
     head,
+    require_flat,
     stem_files,
     table_exists,
 )
@@ -144,7 +145,13 @@ class DeclaredTable(Settings, frozen=True):
         """The first rows, once their columns have been checked.
 
         Raises UserError if there is no row, or if a column is missing, is empty in all of these rows or holds something else.
-        Its message names the key under `where`, the file and the column."""
+        Its message names the key under `where`, the file and the column. A folder with tables in subfolders is refused, too.
+        """
+        try:
+            for place in self.stems(root) if self.path is None else [Path(self.path)]:
+                require_flat(place)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         for file in self.files(root, where):
             if rows := head(file, FIRST_ROWS):
                 break

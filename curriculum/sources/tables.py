@@ -218,20 +218,25 @@ def stem_files(stem: Path) -> list[Path]:
     for path in paths:
         if _ENDINGS.search(path.name) and not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: is not read under this ending, unlike {files[0].name}; convert, rename or move it")
-    read = tuple(suffix for suffix in SUFFIXES if any(file.name.endswith(suffix) for file in files))
-    if nested := next(_nested_tables(stem, read), None):  # others can be a dataset's metadata, such as meta/info.json
-        raise UserError(
-            f"{nested}: is not read in a subfolder, unlike {files[0].name} above it; move one of them, or give `path` a pattern"
-        )
     return _once(files)
 
 
-def _nested_tables(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
-    """The tables with these endings in subfolders of the folder, without hidden ones."""
+def require_flat(folder: Path) -> None:
+    """Raise UserError if files in subfolders of a table's folder have the endings of those in it, as they are not read.
+
+    Files with other endings can be a dataset's metadata, such as meta/info.json. This looks through everything below the
+    folder, which can take long, so it is not done whenever a table is opened.
+    """
+    above = [path.name for path in stem_files(folder)] if folder.is_dir() else []
+    endings = tuple(suffix for suffix in SUFFIXES if any(name.endswith(suffix) for name in above))
     for place, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if name[0] != "."]
-        if Path(place) != folder:
-            yield from (Path(place, name) for name in names if name[0] != "." and name.endswith(endings))
+        nested = [name for name in names if name[0] != "." and name.endswith(endings)]
+        if nested and Path(place) != folder:
+            raise UserError(
+                f"{place}/{nested[0]}: is not read in a subfolder, unlike {above[0]} above it; move one of them, or give "
+                "`path` a pattern"
+            )
 
 
 def _require_finished(folder: Path) -> None:
@@ -377,11 +382,9 @@ def _as_rows(file: Path, batch: Any, numbers: Sequence[int]) -> list[Row]:
 
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns):
-        if str(column.type) == "string_view":  # it has no `take`
-            column = column.cast(pyarrow.large_string())
         try:
-            # Views within lists and structs have no `take` either, but can be read as a whole.
-            columns[name] = _values(column.take(pyarrow.array(numbers)) if len(numbers) < len(column) else column)
+            values = _values(column)  # as a whole, since `take` does not know all types
+            columns[name] = [values[number] for number in numbers]
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:
             raise UserError(
                 f"{file}: column {name!r} of type {column.type} cannot be read ({first_line(error)}); write it as text"
@@ -395,8 +398,6 @@ def _values(column: Any) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        if pyarrow.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
         if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
             raise
         raw = column.cast(pyarrow.large_binary()).to_pylist()

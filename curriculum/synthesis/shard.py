@@ -15,7 +15,7 @@ from typing import Any
 from curricula.asking import CHARACTERS_PER_TOKEN
 from curricula.curriculum.sources.declared import dataset
 from curricula.curriculum.sources.documents import Document, Documents
-from curricula.curriculum.sources.tables import SUFFIXES, Table
+from curricula.curriculum.sources.tables import SUFFIXES, Table, require_flat
 from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, SCORES, Kind, pieces
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UsageError, UserError
@@ -32,6 +32,7 @@ def open_table_input(stem: Path, limit: int | None) -> Documents:
     suffix = next((suffix for suffix in SUFFIXES if stem.is_file() and stem.name.endswith(suffix)), "")
     stem = stem.parent / stem.name.removesuffix(suffix)
     table = Table.open(stem)
+    require_flat(stem)
     return Documents(str(stem.resolve()), table, (range(len(table))[:limit],), "text", "")
 
 
