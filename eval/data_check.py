@@ -22,13 +22,14 @@ SHOWN_CHARACTERS = 300
 _BATCH = 256
 
 
-def table_facts(key: str, table: DeclaredTable, root: Path) -> dict[str, Any]:
-    """The first rows and the size of a table; `key` is its key in the study."""
+def table_facts(key: str, table: DeclaredTable, root: Path, limit: int | None) -> dict[str, Any]:
+    """The first rows and the size of a table, and the refusals among its first `limit` conversations; `key` is its key in the
+    study."""
     rows = table.look(root, key)
     opened = table.open(root, key)
     refusals = {}
     if isinstance(table, TuningSet):
-        refusals = {"refusals": sum(conversation.is_refusal for conversation in table.conversations(root, key))}
+        refusals = {"refusals": sum(conversation.is_refusal for conversation in islice(table.conversations(root, key), limit))}
     return {
         **refusals,
         "table": key,

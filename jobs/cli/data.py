@@ -130,14 +130,14 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
         with console.status(f"reading {key}"), _noted(problems):
             if not table.is_here(root):
                 raise UserError(f"{key}: {table.place}: {NOT_HERE}")
-            about, documents = table_facts(key, table, root or Path()), documents_of(key, table, root or Path())
+            about, documents = table_facts(key, table, root or Path(), limit), documents_of(key, table, root or Path())
             if run and shards and isinstance(table, Source):
                 documents = shard_documents(run.shards / key.removeprefix("sources."), run.tokenizer)
             counts, overlap = text_facts(documents, finder, limit)
             tables.append(about | counts)
             if key in trained:
                 overlaps[key] = overlap
-            if counts["documents"] and isinstance(table, TuningSet):
+            if counts["documents"] and isinstance(table, TuningSet) and limit is None:  # it reads all of the set
                 check_pool(study, key.removeprefix("tuning_sets."), root or Path())
             if not counts["documents"] and isinstance(table, (TextTable, TuningSet)):
                 raise UserError(f"{key}: {table.place}: no row of it is read; correct its scores or labels")

@@ -307,6 +307,9 @@ def test_a_tuning_set_without_a_turn_of_the_assistant_is_refused_before_anything
     write_rows(tmp_path / "chats.jsonl", *({"talk": [{"role": "assistant", "content": said}]} for said in ("oil", None)))
     with pytest.raises(UserError, match="chats.jsonl: line 2 has a message that is not text; fix the row"):
         prepare(Run.create(tmp_path / "third", load_study(study)))
+    for limit, wrong in (("1", False), ("2", True)):  # a quick look reads no further
+        said = "\n".join(checked(capsys, study, "--documents", limit)[1]["problems"])
+        assert ("chats.jsonl: line 2 has a message that is not text" in said) == wrong, said
 
 
 def test_prompts_whose_letters_best_of_n_would_drop_are_refused_before_anything_is_trained(tmp_path, capsys):
