@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from curricula.curriculum.sources.declared import TextTable, dataset
-from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, Share
+from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, Share, require_distinct, require_known
 
 VALIDATION = "validation"
 """Name of the shard of held-out documents. The training shards are numbered."""
@@ -209,8 +209,7 @@ class Along(Settings, frozen=True):
                     f"at names {place}; write a fraction between 0 and 1, such as 0.25, or a step, such as 100 (the end is "
                     "measured in any case)"
                 )
-        if len(set(map(point_label, self.at))) < len(self.at):
-            raise ValueError(f"at {list(self.at)} repeats a point; name each once")
+        require_distinct("at", self.at)
 
     def steps(self, total: int) -> dict[str, int]:
         """The step of each point in a training of `total` steps, by the point's label. Raises ValueError for a point outside
@@ -289,10 +288,8 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
 
     def check(self) -> None:
         require_weights("mix", self.mix)
-        for key in ("examples", "loss"):
-            for name in getattr(self, key):
-                if name not in self.mix:
-                    raise ValueError(f"{key} names {name!r}, which is not in the mix {', '.join(self.mix)}")
+        require_known("examples", self.examples, self.mix)
+        require_known("loss", self.loss, self.mix)
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
         self.require_one("conversations", "epochs", "steps", or_none=True)

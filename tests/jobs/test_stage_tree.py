@@ -157,7 +157,7 @@ def size_warnings(raw: dict) -> list[str]:
         ("pretraining.along.at", [24], r"pretraining.along.at names 24, which is step 24 of 24: no checkpoint is kept there"),
         ("pretraining.along.at", [0.5, 12], r"pretraining.along.at names 0.5 and 12, which are both step 12 of 24; name one"),
         ("pretraining.along.at", [1.0], r"pretraining.along: at names 1.0; write a fraction between 0 and 1"),
-        ("pretraining.along.at", [0.5, 0.5], r"at \[0.5, 0.5\] repeats a point; name each once"),
+        ("pretraining.along.at", [0.5, 0.5], r"at \[0.5, 0.5\] repeats 0.5; give each once"),
         ("pretraining.along.tasks", ["attack"], r"pretraining.along.tasks names 'attack'; choose from attacks-topk"),
         ("stages.mt.along.at", [9], r"stages.mt.along.at names 9, which is step 9 of 8"),
         ("stages.instruct.along", {"at": [9]}, r"stages.instruct.along.at names 9, which is step 9 of 4"),
@@ -174,7 +174,7 @@ def size_warnings(raw: dict) -> list[str]:
         ("stages.mt.kind", ["sft"], r"stages.mt.kind: expected `str`, got `array`; it is \['sft'\]"),
         ("stages.mt.packing", True, r"stages.mt: unknown key `packing`; known keys are"),
         ("stages.instruct.steps", 4, r"stages.instruct: conversations and steps exclude each other; keep one of them"),
-        ("stages.harmful.examples", {"gsm8k": 1}, r"stages.harmful: examples names 'gsm8k', which is not in the mix"),
+        ("stages.harmful.examples", {"gsm8k": 1}, r"stages.harmful: examples names 'gsm8k'; choose from"),
         (
             "stages.harmful.along.tasks",
             ["gcg", "transfer-topk"],
