@@ -85,23 +85,16 @@ class Line:
 
 
 def lines_of(
-    arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays_at: int | None = None, recipe: Hashable = None
+    arms: Sequence[Arm], curriculum: Curriculum, budget: Budget, decays_at: int, recipe: Hashable = None
 ) -> list[Line]:
     """A line for each arm, preceded by one for the trunk of each replicate. `decays_at` is the step from which the study's
-    learning rate falls; None: it never falls."""
+    learning rate falls."""
     lines = []
     for replicate in dict.fromkeys(arm.replicate for arm in arms):
         own = [arm for arm in arms if arm.replicate == replicate]
         trunk = safe_only_arm(curriculum, replicate)
         for arm in (trunk, *(arm for arm in own if arm.start < 1.0)):
-            if arm.start < 1.0 and budget.step_at(arm.start) >= budget.steps:
-                raise ValueError(
-                    f"start {arm.start} snaps to step {budget.step_at(arm.start)} of {budget.steps}, which leaves no step for "
-                    "interventions; raise budget_tokens or lower global_batch"
-                )
             falls_at = decays_at if arm.cooldown is None else budget.step_at(arm.cooldown)
-            if falls_at is None:
-                falls_at = budget.steps
             phases = tuple((phase.until, exact_shares(phase.mix)) for phase in arm.blend_phases(budget))
             is_wanted = arm is not trunk or trunk in own
             lines.append(Line(arm, phases, budget.steps, falls_at, budget.global_batch, is_wanted, recipe))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
 from curricula.curriculum.sources.registry import KNOWN
 from curricula.curriculum.sources.tables import Row, columns_of, is_utf8, text_of
-from curricula.errors import UsageError, UserError
+from curricula.errors import UserError
 from curricula.settings import convert
 from curricula.terminal import plural
 
@@ -204,7 +204,4 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """The conversations of a set that the study declares, or of a public one. Raises UserError for a row that is not a
     conversation."""
-    tuning_set = declared.get(pool) or POOLS.get(pool)
-    if tuning_set is None:
-        raise UsageError(f"tuning set {pool!r} is not known; choose from {', '.join([*declared, *POOLS])}")
-    yield from tuning_set.conversations(root, f"tuning set {pool}")
+    return (declared.get(pool) or POOLS[pool]).conversations(root, f"tuning set {pool}")

@@ -23,7 +23,7 @@ from typing import Any
 
 from curricula.curriculum.sources.declared import DeclaredTable, dataset
 from curricula.curriculum.sources.tables import columns_of, count_rows
-from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
+from curricula.durable import disk_full_explained, exclusive_lock, open_atomically, write_json
 from curricula.errors import StorageError, UserError
 from curricula.progress import Progress, silent
 
@@ -129,9 +129,9 @@ def fetch(
         progress(record["rows"], record["rows"])
         return record
     started = time.monotonic()
-    with disk_full_explained(download.out), _explained_of(download):
-        commit, stream, known = _open(download)  # before anything is written, so that a refusal leaves no folder
     with disk_full_explained(download.out):
+        with _explained_of(download):
+            commit, stream, known = _open(download)  # before anything is written, so that a refusal leaves no folder
         count = 1 if limit is not None else stream.num_shards
         record = _identity(download, limit) | {
             "revision": commit,
@@ -386,10 +386,9 @@ def hub_explained(what: str, place: str, revision: str | None, file: str = "") -
     except UserError:
         raise
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if full or not (meaning := _meaning(what, place, revision, file, error)):
-            raise
-        raise meaning from error
+        if meaning := _meaning(what, place, revision, file, error):
+            raise meaning from error
+        raise
 
 
 class HubAway(UserError):

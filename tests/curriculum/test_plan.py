@@ -40,7 +40,7 @@ def test_boundaries_snap_to_the_nearest_whole_step():
 
 
 def test_the_trunk_is_trained_once():
-    segments = training_tree(lines_of(arms_of(CURRICULUM, PAPER), CURRICULUM, PAPER)).segments
+    segments = training_tree(lines_of(arms_of(CURRICULUM, PAPER), CURRICULUM, PAPER, PAPER.steps)).segments
     trained = sum(segment.stop - segment.start for segment in segments) * PAPER.step_tokens
     assert trained == pytest.approx(3.24e12, rel=1e-5)
     assert [s.name for s in segments if s.branch == "trunk"] == ["trunk@57220", "trunk@171661", "trunk@286102"]
@@ -63,8 +63,8 @@ def test_an_arms_phases_switch_at_a_whole_batch():
 def test_a_start_that_leaves_no_step_is_refused():
     late = Curriculum(safe=SAFE, interventions={"data": DATA}, starts=(0.0, 0.99))
     tiny = Budget(10 * 64, 16, 4)
-    with pytest.raises(ValueError, match=r"start 0.99 snaps to step 10 of 10"):
-        training_tree(lines_of(arms_of(late, tiny), late, tiny))
+    with pytest.raises(ValueError, match="arm data-99: its phase until 1 rounds to no step of 10; make it longer"):
+        training_tree(lines_of(arms_of(late, tiny), late, tiny, tiny.steps))
 
 
 def with_arm(*phases, **changes):
@@ -78,7 +78,9 @@ def test_a_dose_that_ends_returns_to_safe_data_and_shares_the_trunk():
     assert [(p.until, p.mix) for p in arm.blend_phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
     assert arm.start == 0.3
     segment = next(
-        s for s in training_tree(lines_of(arms_of(curriculum, SMALL), curriculum, SMALL)).segments if s.branch == "mine"
+        s
+        for s in training_tree(lines_of(arms_of(curriculum, SMALL), curriculum, SMALL, SMALL.steps)).segments
+        if s.branch == "mine"
     )
     assert (segment.parent, segment.start, segment.stop) == ("trunk@300", 300, 1000)
 

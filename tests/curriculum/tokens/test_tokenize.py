@@ -200,12 +200,6 @@ def test_a_manifest_records_only_what_its_source_has(root, tmp_path, changes):
     }  # fmt: skip
 
 
-def test_a_vocabulary_of_more_entries_than_the_tokens_of_a_shard_can_name_is_refused(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize, "LARGEST_VOCABULARY", 399)
-    with pytest.raises(UserError, match="tokenizer: 400 entries do not fit 16-bit shards"):
-        tokenize_shard(web(root, tmp_path), "00000")
-
-
 def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
     rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
     write_rows(tmp_path, "fineweb_annotated/score_0", rows)
