@@ -386,8 +386,8 @@ def hub_explained(what: str, place: str, revision: str | None, file: str = "") -
     except UserError:
         raise
     except Exception as error:
-        if meaning := _meaning(what, place, revision, file, error):
-            raise meaning from error
+        if meaning := _meaning(place, revision, file, error):
+            raise type(meaning)(f"{what}: {meaning}") from error
         raise
 
 
@@ -398,8 +398,8 @@ class HubAway(UserError):
     """EX_UNAVAILABLE is 69."""
 
 
-def _meaning(what: str, place: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
-    """What went wrong and what to do about it; None for an error not foreseen here.
+def _meaning(place: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
+    """What went wrong and what to do about it, without its subject; None for an error not foreseen here.
 
     Network errors are named only by their class, since their text can quote a header.
     """
@@ -412,12 +412,6 @@ def _meaning(what: str, place: str, revision: str | None, file: str, error: Base
     status = answered[0].response.status_code if answered else None
     text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
-    def final(sentence: str) -> UserError:
-        return UserError(f"{what}: {sentence}")
-
-    def passing(sentence: str) -> HubAway:
-        return HubAway(f"{what}: {sentence}")
-
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
 
@@ -425,42 +419,46 @@ def _meaning(what: str, place: str, revision: str | None, file: str, error: Base
         return any(base.__name__ in names for link in chain for base in type(link).__mro__)
 
     if caused_by(UnicodeEncodeError) and not file:
-        return final("the token holds a character that no header can hold; copy it into HF_TOKEN again")
+        return UserError("the token holds a character that no header can hold; copy it into HF_TOKEN again")
     if caused_by(errors.GatedRepoError):
         why = "the token's account has not accepted its licence" if get_token() else "there is no token"
-        return final(f"gated, and {why}; accept its licence at {page} and set HF_TOKEN")
+        return UserError(f"gated, and {why}; accept its licence at {page} and set HF_TOKEN")
     if status == 401 and get_token():
-        tokens = "https://huggingface.co/settings/tokens"
-        return final(f"the hub does not know the token (401); set HF_TOKEN to a valid one, see {tokens}, or unset it")
+        return UserError(
+            "the hub does not know the token (401); set HF_TOKEN to a valid one, see https://huggingface.co/settings/tokens, "
+            "or unset it"
+        )
     if status == 403:
-        return final(f"the token may not read it (403); let it read gated repositories in its settings, and see {page}")
+        return UserError(f"the token may not read it (403); let it read gated repositories in its settings, and see {page}")
     if caused_by(errors.RevisionNotFoundError):
-        return final(f"no revision {revision!r} on the hub; choose one from {page}/commits/main")
+        return UserError(f"no revision {revision!r} on the hub; choose one from {page}/commits/main")
     if answered and isinstance(answered[0], errors.EntryNotFoundError):  # a file, not the repository
-        return final(f"{text}; see {page}")
+        return UserError(f"{text}; see {page}")
     if status in (401, 404) or named("DatasetNotFoundError"):  # without a token, the hub answers 401 whether it exists or not
-        return final(f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours")
+        return UserError(f"not on the Hugging Face hub, or private; see {page}, and set HF_TOKEN if it is yours")
     is_offline = constants.HF_HUB_OFFLINE and caused_by(errors.LocalEntryNotFoundError)  # as transformers reports it
     if is_offline or caused_by(errors.OfflineModeIsEnabled):
-        return final("HF_HUB_OFFLINE forbids the network; fetch it beforehand, or unset the variable")
+        return UserError("HF_HUB_OFFLINE forbids the network; fetch it beforehand, or unset the variable")
     if status is not None:
-        return passing(f"the hub answers {status}; try again later")
+        return HubAway(f"the hub answers {status}; try again later")
     if caused_by(ConnectionError, TimeoutError) or named("TransportError", "RequestException"):
         kind = type(error).__name__
         if file:
-            return passing(f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept")
-        advice = "run this where there is a network, or set HF_ENDPOINT to a mirror"
-        return passing(f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); {advice}")
+            return HubAway(f"the connection broke off in {file} ({kind}); run the same command again, finished files are kept")
+        return HubAway(
+            f"the hub at {constants.ENDPOINT} cannot be reached ({kind}); run this where there is a network, or set "
+            "HF_ENDPOINT to a mirror"
+        )
     # `datasets` takes the types of JSON Lines from the beginning of the first file, where a column can be empty.
     if caused_by(pyarrow.ArrowException) or text.startswith("Couldn't cast"):
-        return final(
+        return UserError(
             f"{file or 'a file'} cannot be read ({text}); see {page} for a repaired revision, or download the files by hand "
             "and name them in `path`"
         )
     # For a dataset: no such configuration or split, or no files. For a model, most ValueErrors mean that its files are bad.
     invalid = (ValueError,) if place.startswith("datasets/") else (errors.HFValidationError, errors.LocalEntryNotFoundError)
     if caused_by(*invalid) or named("DataFilesNotFoundError", "EmptyDatasetError"):
-        return final(f"{text}; see {page}")
+        return UserError(f"{text}; see {page}")
     return None
 
 

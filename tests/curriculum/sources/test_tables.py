@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.tables import Table, files_matching, head
-from curricula.curriculum.synthesis import open_table_input
+from curricula.curriculum.synthesis.shard import open_table_input
 from curricula.errors import StorageError, UserError
 
 
