@@ -85,7 +85,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--request",
         type=request_fields,
         metavar="JSON",
-        help='fields merged into each request; null removes one: \'{"max_tokens": null, "max_completion_tokens": 4096}\'',
+        help='fields merged into each request, such as {"max_tokens": null}; null removes a field',
     )
     server.add_argument(
         "--piece-characters",
