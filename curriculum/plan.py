@@ -17,8 +17,6 @@ from curricula.curriculum.stream.blend import Phase
 
 TRUNK = "trunk"
 DEFAULT_SEED = 42
-LEAST_SHARE = 1e-9
-"""Smallest share of interventions that `exposure: matched` can scale."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +216,6 @@ def _matched(arms: list[Arm], curriculum: Curriculum, budget: Budget) -> list[Ar
         ends = [0, *(budget.step_at(until) for until, _ in arm.phases)]
         lengths = [stop - start for start, stop in itertools.pairwise(ends)]
         largest = max(shares)
-        if 0 < largest < LEAST_SHARE:
-            raise ValueError(
-                f"exposure: matched cannot scale the interventions of {arm.name}, at most {largest:g} of its tokens; raise "
-                "their weights"
-            )
         # In units of the largest share, so that arms of one phase get exactly the weights that they need.
         room_steps = sum(share / largest * length for share, length in zip(shares, lengths)) if largest else 0.0
         own_steps = largest * room_steps

@@ -289,7 +289,9 @@ def test_sets_of_the_same_sources_in_other_doses_are_each_their_own_measure():
 
 @examples(300)
 @given(
-    st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1)), min_size=1, max_size=5), st.floats(0.001, 0.9), st.integers(1, 5)
+    st.lists(st.tuples(st.integers(1, 300), st.just(0.0) | st.floats(1e-12, 1)), min_size=1, max_size=5),
+    st.floats(0.001, 0.9),
+    st.integers(1, 5),
 )
 def test_matched_exposure_is_exact_or_refused_for_any_phases(lengths, share, ramp):
     total = sum(length for length, _ in lengths)
@@ -306,8 +308,7 @@ def test_matched_exposure_is_exact_or_refused_for_any_phases(lengths, share, ram
         arms = {arm.name: arm for arm in arms_of(curriculum, budget)}
         arms["mine"].blend_phases(budget)
     except ValueError as error:
-        known = ("matched is impossible for mine", "rounds to no step", "matched cannot scale the interventions of mine")
-        assert any(said in str(error) for said in known)
+        assert any(said in str(error) for said in ("matched is impossible for mine", "rounds to no step"))
         return
     counts = [seen(arms[name], {"refusals"}, budget) for name in ("data-0", "mine")]
     assert abs(counts[0] - counts[1]) <= 4
