@@ -166,9 +166,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def request_fields(text: str) -> dict[str, Any]:
     """The fields of a request in JSON, without those that decide what is asked and how the reply arrives."""
-    fields = json.loads(text)
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
     if not isinstance(fields, dict) or fields.keys() & {"model", "messages", "stream"}:
-        raise argparse.ArgumentTypeError("give a JSON object without model, messages and stream")
+        raise argparse.ArgumentTypeError(f"{text}: give a JSON object, without model, messages and stream")
     return fields
 
 

@@ -141,7 +141,7 @@ def test_styles_and_seeds_follow_the_document(tmp_path, fake):
     assert "seed" not in fake.bodies[0]
 
 
-def test_a_request_has_the_fields_that_the_server_takes(tmp_path, fake):
+def test_a_request_has_the_fields_that_the_server_takes(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(2))
     fake.schedule["doc-1"] = ["unreadable"]
     fields = {"max_tokens": None, "temperature": None, "max_completion_tokens": 99}
@@ -155,6 +155,7 @@ def test_a_request_has_the_fields_that_the_server_takes(tmp_path, fake):
     for text in ("{", "[]", '{"model": "other"}'):
         with pytest.raises(SystemExit):
             synthesize(*args, "--request", text)
+        assert f"--request: {text}: give a JSON object, without model, messages and stream" in capsys.readouterr().err
 
 
 def test_cut_texts_and_replies_are_marked(tmp_path, fake):
