@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +27,6 @@ from curricula.curriculum.sources.hub import Download, HubAway, downloads_of, fe
 from curricula.curriculum.sources.tables import Table
 from curricula.errors import StorageError, UserError
 from curricula.jobs.cli.main import main
-from curricula.jobs.downloads import named_downloads, once, study_downloads
-from curricula.jobs.study import load_study
 
 # The libraries read HF_ENDPOINT when they are imported, so fetches run in a separate process: one line of JSON in, one line
 # out. It does not sleep between the libraries' retries.
@@ -600,16 +597,3 @@ def test_a_table_of_the_hub_is_fetched_with_the_study_and_then_read(hub, worker,
     (tmp_path / "data/org--mine/en-test").rename(tmp_path / "data/org--mine/elsewhere")
     said = "\n".join(checked()["problems"])
     assert "sources.mine: org/mine/en/test: not here yet; fetch it with `curricula data fetch`" in said
-
-
-def test_what_a_study_needs_is_sorted_by_stage(tmp_path):
-    stages = {item.label: item.purpose for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)}
-    for name in ("fineweb-edu", "safeweb/score_1_rephrased", "ultrachat", "wildguardmix", "gsm8k"):
-        assert stages[name] == "data"
-    for name in ("harmbench/copyright", "jb_completions", "alpaca"):
-        assert stages[name] == "evaluation"
-    [data] = named_downloads("ultrachat", tmp_path)
-    [benchmark] = named_downloads("alpaca", tmp_path)
-    same = replace(benchmark, download=data.download)
-    assert [item.purpose for item in once([data, same])] == [item.purpose for item in once([same, data])] == ["data"]
-    assert [item.purpose for item in once([benchmark, benchmark])] == ["evaluation"]

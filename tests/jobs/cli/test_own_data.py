@@ -7,6 +7,8 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -22,7 +24,7 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import load_prompts
 from curricula.eval.data_check import shard_documents
 from curricula.jobs.cli.main import main
-from curricula.jobs.downloads import study_downloads
+from curricula.jobs.downloads import named_downloads, once, study_downloads
 from curricula.jobs.element import run_element
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
@@ -153,6 +155,19 @@ def test_each_part_that_some_source_tuning_set_or_probe_reads_is_a_download_of_i
         "safeweb": "score_1_rephrased",
         "fineweb-annotated": "score_2",
     }
+
+
+def test_what_a_study_needs_is_sorted_by_stage(tmp_path):
+    stages = {item.label: item.purpose for item in study_downloads(load_study(Path("jobs/studies/paper.yaml")), tmp_path)}
+    for name in ("fineweb-edu", "safeweb/score_1_rephrased", "ultrachat", "wildguardmix", "gsm8k"):
+        assert stages[name] == "data"
+    for name in ("harmbench/copyright", "jb_completions", "alpaca"):
+        assert stages[name] == "evaluation"
+    [data] = named_downloads("ultrachat", tmp_path)
+    [benchmark] = named_downloads("alpaca", tmp_path)
+    same = replace(benchmark, download=data.download)
+    assert [item.purpose for item in once([data, same])] == [item.purpose for item in once([same, data])] == ["data"]
+    assert [item.purpose for item in once([benchmark, benchmark])] == ["evaluation"]
 
 
 def test_the_plan_warns_of_licences_that_nobody_accepted(tmp_path, capsys, monkeypatch):
