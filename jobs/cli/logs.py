@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,12 +66,12 @@ def show_logs(args: argparse.Namespace) -> int:
     if not any(files for _, files in shown):
         ranks = sorted({file.rank for _, files in logs for file in files})
         print(f"(no log of rank {rank}; there are ranks {ranks})" if ranks else "(no log yet: none of this has started)")
-    ends = {}
-    for path in (file.path for _, files in shown for file in files):
+    ends: dict[Path, int] = {}
+    for path in (file.path for _, files in shown for file in files if args.follow):
         with open(path, "rb") as opened:
-            ends[path] = end_of_lines(opened)
+            ends[path] = end_of_lines(opened)  # what comes after it is printed once, by `_follow`
     last = args.lines or (LINES if args.follow or len(chosen) > 1 else None)
-    _print_logs(shown, pattern, last, show_rank=rank is None)
+    _print_logs(shown, ends, pattern, last, show_rank=rank is None)
     if args.follow:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(find, ends, rank, pattern)
@@ -133,12 +133,14 @@ def _print_error(prefix: str, error: FirstError) -> None:
     print()
 
 
-def _print_logs(logs: Logs, pattern: re.Pattern[str] | None, last: int | None, show_rank: bool) -> None:
+def _print_logs(
+    logs: Logs, ends: Mapping[Path, int], pattern: re.Pattern[str] | None, last: int | None, show_rank: bool
+) -> None:
     """Print the lines of one element after those of another, and those of an element's processes in order of time."""
     for prefix, files in logs:
         lines = (
             _shown(prefix, file.rank if show_rank else None, line.text)
-            for file, line in merged(files, None if pattern else last)
+            for file, line in merged(files, None if pattern else last, ends)
             if pattern is None or pattern.search(line.text)
         )
         for line in lines if last is None else deque(lines, maxlen=min(last, sys.maxsize)):

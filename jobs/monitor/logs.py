@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from curricula.jobs.plan import Key
@@ -105,12 +106,14 @@ def of_latest(logs: Sequence[LogFile], tasks: Sequence[Task]) -> list[LogFile]:
     return list(logs)
 
 
-def read_lines(path: Path, start: int = 0) -> Iterator[LogLine]:
-    """The lines of a log, starting at byte `start`."""
+def read_lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[LogLine]:
+    """The lines of a log from byte `start` on. If `end` is given, only those that end by that byte."""
     time = ""
     with open(path, "rb") as file:
         file.seek(start)
         for raw in file:
+            if end is not None and file.tell() > end:
+                return
             text = clean(raw)
             stamp = _TIME.search(text[:80])
             time = stamp[0].replace("T", " ").replace(",", ".") if stamp else time
@@ -123,13 +126,19 @@ def clean(raw: bytes) -> str:
     return printable(ESCAPES.sub("", text))
 
 
-def merged(logs: Iterable[LogFile], last: int | None = None) -> Iterator[tuple[LogFile, LogLine]]:
-    """The lines of all logs by time stamp, or at least the `last` ones. The lines of each log stay in order."""
+def merged(
+    logs: Iterable[LogFile], last: int | None = None, ends: Mapping[Path, int] = MappingProxyType({})
+) -> Iterator[tuple[LogFile, LogLine]]:
+    """The lines of all logs by time stamp, or at least the `last` ones. The lines of each log stay in order.
+
+    A log that is in `ends` is read up to that byte.
+    """
     files = list(logs)
 
     def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, LogLine]]:
         latest = ""
-        for line in read_lines(log.path, 0 if last is None else _tail(log.path, last, is_timed=len(files) == 1)):
+        start = 0 if last is None else _tail(log.path, last, is_timed=len(files) == 1)
+        for line in read_lines(log.path, start, ends.get(log.path)):
             latest = max(latest, line.time)  # the clock may have been set back
             yield latest, log.rank, log, line
 

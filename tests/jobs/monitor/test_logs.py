@@ -228,18 +228,19 @@ def test_a_mistake_is_one_sentence(demo, capsys, words, said):
 
 def test_following_shows_what_is_added_and_whole_lines_only(demo):
     log = demo.element("prepare", "prepare") / "log.txt"
-    write_text(log, "before\n")
+    write_text(log, "before\nhalf ")
     words = [sys.executable, "-m", "curricula.jobs.cli.main", "logs", str(demo.root), "prepare", "-f"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     guard = threading.Timer(120, process.kill)
     guard.start()
     try:
         assert process.stdout.readline() == "before\n"
+        time.sleep(1.2)
         with open(log, "a") as file:
-            file.write("half ")
+            file.write("\x1b[31mwhole\nla")
             file.flush()
-            time.sleep(1.2)
-            file.write("\x1b[31mwhole\nlast\n")
+            time.sleep(0.7)
+            file.write("st\n")
             file.flush()
             assert [process.stdout.readline(), process.stdout.readline()] == ["half whole\n", "last\n"]
     finally:
