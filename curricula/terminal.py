@@ -19,6 +19,8 @@ from curricula.secrets import without_userinfo
 if TYPE_CHECKING:
     from rich.console import Console
 
+READER_LEFT = 141
+"""Exit code if nobody reads standard output any more: that of a program which SIGPIPE has ended, as shells report it."""
 LONGEST = 500
 """Length to which `one_line` shortens a text by default."""
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -51,7 +53,7 @@ def json_text(value: Any) -> str:
 class _Guarded:
     """A text stream that replaces what a terminal would obey, what its encoding lacks, and passwords in URLs.
 
-    If the reader of standard output, such as `head`, stops reading, the process ends without an error.
+    If the reader of standard output, such as `head`, stops reading, the process ends without a message.
     """
 
     def __init__(self, stream: Any):
@@ -81,7 +83,7 @@ class _Guarded:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # takes what is left to write
             if self._stream is sys.__stdout__:  # not for standard error: an unread error is still an error
-                sys.exit(0)
+                sys.exit(READER_LEFT)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -69,7 +69,8 @@ PROFILE_INTRO = """A profile says how one site runs jobs; nothing in it changes 
 a default.
 """
 COMMANDS_INTRO = """`curricula VERB --help` shows the same with an example. Exit codes: 0 for success, 1 if a job
-failed or something outside the suite is wrong, 2 if the command or the study is wrong, 130 if interrupted.
+failed or something outside the suite is wrong, 2 if the command or the study is wrong, 130 if interrupted,
+141 if the reader of the output, such as `head`, left.
 """
 FILES_INTRO = """[The run folder](../architecture.md#the-run-folder) lists every file, what writes it, and when. The
 formats:

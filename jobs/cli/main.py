@@ -1,6 +1,7 @@
 """The command line: `curricula VERB ...`. Parses the arguments, calls the verb, reports an error in one sentence.
 
-Exit codes: 0 success, 1 something outside is wrong or a job failed, 2 the command or the study is wrong, 130 interrupted.
+Exit codes: 0 success, 1 something outside is wrong or a job failed, 2 the command or the study is wrong, 130 interrupted,
+141 the reader of the output left.
 """
 
 from __future__ import annotations

@@ -303,12 +303,12 @@ def test_inspect_refuses_tokens_that_are_not_what_the_shard_says(shard, capsys):
     assert "00000.json: no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["plan", "jobs/studies/paper.yaml", "--json"], ["plan", "demo"], ["--version"]])
-def test_a_reader_that_leaves_early_is_no_error(words):
-    command = [sys.executable, "-m", "curricula.jobs.cli.main", *words]
-    plan = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    plan.stdout.close()
-    assert plan.stderr.read() == "" and plan.wait() == 0
+@pytest.mark.parametrize("words", ["plan jobs/studies/paper.yaml --json", "plan demo", "--version", "submit demo --run RUN"])
+def test_when_the_reader_leaves_a_command_ends_quietly_with_the_code_of_sigpipe(words, tmp_path):
+    command = [sys.executable, "-m", "curricula.jobs.cli.main", *words.replace("RUN", str(tmp_path / "run")).split()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 141
 
 
 def test_an_error_that_nobody_reads_keeps_its_exit_code():
