@@ -108,8 +108,9 @@ class _LocalRun:
             _stop([*self.running.values(), *([self.look] if self.look else [])])
 
     def _look_early(self, context: multiprocessing.context.ForkServerContext, watcher: Watcher) -> None:
-        """Start the early report once all elements of the first seed are done, and tell the watcher when it is written."""
-        if self.may_look and not self.outcome.failed and {*self.waiting, *self.running} <= self.later | self.last:
+        """Start the early report once only later seeds are left to run, and tell the watcher when it is written."""
+        left = {*self.waiting, *self.running} - self.last  # without any, the final report has begun
+        if self.may_look and left and left <= self.later and not self.outcome.failed:
             self.may_look = False
             last = next(iter(self.last))
             self.run.element(*last).mkdir(parents=True, exist_ok=True)
