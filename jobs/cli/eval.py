@@ -45,7 +45,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "      --benchmark advbench,jailbreakbench --decoder topk,safebeam \\\n"
         "      --max-new-tokens 40 --judge refusal-phrases --prompts 20",
         "curricula eval --model models/mine --config evaluation.yaml --out evaluations/mine --json",
-        call=evaluate,
+        call="eval:evaluate",
         details="The same command continues after an interruption: no answer is generated twice and no judge is asked twice. "
         "`rejudge` judges stored answers with another judge.",
         usage="curricula eval --model MODEL [options]\n       curricula eval rejudge FOLDER --judge NAME [options]",

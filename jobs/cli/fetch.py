@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "curricula data fetch --list",
         "curricula data fetch safeweb gsm8k advbench --out /scratch/data",
         "curricula data fetch --study jobs/studies/paper.yaml \\\n      --part $SLURM_ARRAY_TASK_ID/16",
-        call=fetch_data,
+        call="fetch:fetch_data",
         details="Datasets and benchmarks are stored as Parquet. The same command continues after an interruption. Gated "
         "datasets need HF_TOKEN. A study's tokenizer, judges and capability tasks are not fetched here, and probe texts are "
         "not on the hub.",

@@ -7,12 +7,13 @@ Exit codes: 0 success, 1 something outside is wrong or a job failed, 2 the comma
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from curricula.errors import UsageError, UserError
-from curricula.jobs.cli.options import Parser, Verb, add_json_flag, add_selection, add_verb, at_least, completion
+from curricula.jobs.cli.options import Parser, add_json_flag, add_selection, add_verb, at_least, completion
 from curricula.terminal import folded, guarded_output, printable
 
 STUDY = "jobs/studies/demo.yaml"
@@ -56,7 +57,7 @@ def _call_verb(arguments: list[str]) -> int:
     elif args.verb is None:
         parser.print_help()
     else:
-        return args.verb(args)
+        return pkgutil.resolve_name(f"curricula.jobs.cli.{args.verb}")(args)
     return 0
 
 
@@ -106,17 +107,13 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         "demo",
         "run the study in miniature on this machine, and write its report",
         "curricula demo",
-        call=Verb("study", "demo"),
+        call="submit:demo",
         details="Five arms in a fictional world, in about ten minutes on two cores. The same as `curricula submit demo`; the "
         "same command continues after an interruption.",
     )
     demo.add_argument("--full", action="store_true", help="every arm, stage and attack: demo-full, about 25 minutes")
     plan = add_verb(
-        verbs,
-        "plan",
-        "show what a study will do: arms, tokens, jobs, GPU-hours",
-        f"curricula plan {STUDY}",
-        call=Verb("study", "plan"),
+        verbs, "plan", "show what a study will do: arms, tokens, jobs, GPU-hours", f"curricula plan {STUDY}", call="plan:plan"
     )
     _add_study(plan)
     plan.add_argument(
@@ -135,7 +132,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         f"curricula submit {STUDY} --set seeds=[1] --set pretraining.optimizer.lr=1e-3 --run runs/lr-1e-3",
         f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --dry-run",
         f"curricula submit {PAPER} --cluster slurm \\\n      --profile {PROFILE} --stage pretrain --arm full-20",
-        call=Verb("study", "submit"),
+        call="submit:submit",
         details="Finished elements are not run again. --arm includes what the arm shares with others: the data, and "
         "pretraining up to where it branches off. An element whose prerequisites are neither done nor selected is refused.",
     )
@@ -153,7 +150,7 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         "render",
         "write the study's jobs as plain sbatch scripts, with a script that submits them",
         f"curricula render {PAPER} /scratch/paper/scripts \\\n      --profile {PROFILE}",
-        call=Verb("study", "render"),
+        call="submit:render",
     )
     _add_study(render)
     render.add_argument("out", type=Path, metavar="OUT", help="the folder for the scripts")
@@ -180,7 +177,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula status runs/demo",
         "curricula status /scratch/paper --arm full-20 --watch",
         "curricula status runs/demo --json | jq '.[] | select(.state == \"failed\")'",
-        call=Verb("status", "show_status"),
+        call="status:show_status",
         details="Reads the run folder and, for a run on Slurm, calls squeue once. `beat` is the time since an element last "
         "reported its progress.",
     )
@@ -200,7 +197,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula logs runs/demo pretrain-20 full-20 -f",
         "curricula logs runs/demo --arm full-20 --grep 'loss|error'",
         "curricula logs runs/demo pretrain-0 full-0 --rank all",
-        call=Verb("logs", "show_logs"),
+        call="logs:show_logs",
         details="The earliest error among all processes comes before the lines. By default only elements that failed or are "
         "running are shown.",
         usage="curricula logs [RUN] [JOB [ELEMENT]] [options]",
@@ -226,7 +223,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         "rerun what failed, was cancelled or is stale, and all that depends on it",
         "curricula retry runs/demo",
         "curricula retry /scratch/paper --stage evaluate --dry-run",
-        call=Verb("retry", "retry"),
+        call="submit:retry",
         details="Training continues from its last checkpoint, evaluation after its last row. A run on Slurm is submitted there "
         "again, with the same profile; any other run continues on this machine.",
     )
@@ -241,7 +238,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         "cancel all or some of a run's Slurm jobs",
         "curricula cancel /scratch/paper",
         "curricula cancel /scratch/paper --stage evaluate --arm full-20 --yes",
-        call=Verb("retry", "cancel"),
+        call="submit:cancel",
         details="What is finished stays. Training that runs is killed; `curricula retry` submits it again, and it continues "
         "from its last checkpoint.",
     )
@@ -256,7 +253,7 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula report runs/demo",
         "curricula report runs/demo runs/demo-full",
         "curricula report runs/demo --serve",
-        call=Verb("results", "report"),
+        call="results:report",
     )
     report.add_argument("run", type=Path, metavar="RUN", nargs="+", help="a run folder; unfinished ones show what is missing")
     report.add_argument("--serve", action="store_true", help="show the page here and keep it up to date, until Ctrl-C")
@@ -268,11 +265,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     from curricula.jobs.cli.synthesize import add_parser as add_synthesize
 
     world = add_verb(
-        verbs,
-        "world",
-        "write the fictional world's datasets to a folder",
-        "curricula data world /tmp/world",
-        call=Verb("data", "world"),
+        verbs, "world", "write the fictional world's datasets to a folder", "curricula data world /tmp/world", call="data:world"
     )
     world.add_argument("out", type=Path, metavar="OUT", help="a folder; CURRICULA_DATA can then name it")
     world.add_argument("--seed", type=int, default=0, help="random seed; each gives another world (default: %(default)s)")
@@ -285,7 +278,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "tokenize",
         "tokenise a study's sources into its run folder",
         f"curricula data tokenize {STUDY}",
-        call=Verb("data", "tokenize"),
+        call="data:tokenize",
     )
     tokenize.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML), or one of the suite's by name")
     tokenize.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
@@ -300,7 +293,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "open the tables, benchmarks and probe texts of a study: first rows, counts, duplicates, prompts in the training text",
         f"curricula data check {STUDY}",
         f"curricula data check {STUDY} --run runs/demo",
-        call=Verb("data", "check"),
+        call="data:check",
         details="With --run, the training text is that of the run's shards, if it has them. The result goes to "
         "contamination.csv in the run folder, and the report shows it beside each benchmark.",
     )
@@ -314,7 +307,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "inspect",
         "show counts, lengths, tag rate and a document or sample of a shard",
         "curricula data inspect runs/demo/data/shards/unsafe-tagged/00000 --sample 3",
-        call=Verb("data", "inspect"),
+        call="data:inspect",
     )
     inspect.add_argument(
         "prefix", type=Path, metavar="SHARD", help="a shard, without suffix, or a source's folder (its first shard)"
@@ -337,7 +330,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "convert a Megatron checkpoint to a Hugging Face folder",
         "curricula export full-20 out/",
         "curricula export runs/demo/pretrain/full-20/checkpoints/step_00000500 out/",
-        call=Verb("results", "export"),
+        call="results:export",
     )
     export.add_argument(
         "checkpoint",
@@ -355,7 +348,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "import",
         "convert a Hugging Face folder or a GGUF file to a Megatron checkpoint",
         "curricula import models/SmolLM2-135M out/checkpoints",
-        call=Verb("results", "import_checkpoint"),
+        call="results:import_checkpoint",
     )
     load.add_argument("source", metavar="HF", help="a Hugging Face Llama folder, a .gguf file, or a package that holds one")
     load.add_argument("out", type=Path, metavar="OUT", help="the checkpoints folder to make")

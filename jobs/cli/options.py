@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,27 +87,19 @@ def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None
     group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A function of `jobs/cli/MODULE.py`, imported when it is called."""
-
-    module: str
-    name: str
-
-    def __call__(self, args: argparse.Namespace) -> int:
-        return getattr(importlib.import_module(f"curricula.jobs.cli.{self.module}"), self.name)(args)
-
-
 def add_verb(
     verbs: argparse._SubParsersAction,
     name: str,
     summary: str,
     *examples: str,
-    call: Callable[[argparse.Namespace], int] | None = None,
+    call: str = "",
     details: str = "",
     usage: str | None = None,
 ) -> argparse.ArgumentParser:
-    """Add a parser for the verb. Its help is the summary as a sentence, the details and the examples."""
+    """Add a parser for the verb. Its help is the summary as a sentence, the details and the examples.
+
+    `call` is MODULE:FUNCTION, a function of `jobs/cli/MODULE.py`, which `main` imports when the verb is called.
+    """
     sentence = summary[0].upper() + summary[1:] + "."
     parser = verbs.add_parser(
         name,

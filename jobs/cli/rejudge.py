@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "judge stored answers with another judge",
         "curricula eval rejudge runs/demo --judge harmbench \\\n      --judge-url http://node7:8000/v1",
         "curricula eval rejudge evaluations/instruct --judge llm \\\n      --judge-model gpt-6-luna --judge-url https://api.openai.com/v1",
-        call=rejudge,
+        call="rejudge:rejudge",
         details="Answers are neither generated again nor rewritten; verdicts are added beside them, and no question is asked "
         "twice. Prints how the two judges agree (Cohen's kappa) and, if the judge's errors are known, a corrected rate "
         "(Rogan and Gladen).",

@@ -47,7 +47,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "score web text for safety, or make safe rephrasings, refusals and moral education from it",
         "curricula data synthesize score --dataset fineweb-edu --out /scratch/scored \\\n"
         "      --base-url http://node7:8000/v1 --model Qwen/Qwen2.5-7B-Instruct",
-        call=synthesize,
+        call="synthesize:synthesize",
         details="Works with any server that speaks OpenAI's API. The same command continues after an interruption and asks "
         "nothing twice. The key is read from OPENAI_API_KEY only.",
     )

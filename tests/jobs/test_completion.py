@@ -19,7 +19,7 @@ from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.rows import VerdictRow, append_rows, write_rows
 from curricula.jobs.cli.main import main
-from curricula.jobs.cli.retry import to_run_again
+from curricula.jobs.cli.submit import to_run_again
 from curricula.jobs.completion import Done, done_elements, is_complete
 from curricula.jobs.element import run_element
 from curricula.jobs.graph import plan_study

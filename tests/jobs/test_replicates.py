@@ -14,7 +14,7 @@ from typed import Typed
 
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
-from curricula.jobs.cli.study import print_plan
+from curricula.jobs.cli.plan import print_plan
 from curricula.jobs.completion import done_elements, is_done
 from curricula.jobs.element import run_element
 from curricula.jobs.estimates import describe

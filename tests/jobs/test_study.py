@@ -20,7 +20,7 @@ from curricula.curriculum.sources.hub import HubAway
 from curricula.curriculum.tokens.tokenizer import TAG, train_tokenizer
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
-from curricula.jobs.cli.study import print_plan
+from curricula.jobs.cli.plan import print_plan
 from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run

@@ -13,7 +13,7 @@ from curricula.durable import read_json
 from curricula.errors import UsageError
 from curricula.jobs.cli.local import run_elements
 from curricula.jobs.cli.main import main
-from curricula.jobs.cli.study import print_plan
+from curricula.jobs.cli.plan import print_plan
 from curricula.jobs.completion import done_elements
 from curricula.jobs.estimates import describe, describe_point
 from curricula.jobs.graph import plan_study

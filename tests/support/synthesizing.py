@@ -8,6 +8,7 @@ from pathlib import Path
 
 from curricula.durable import read_jsonl
 from curricula.jobs.cli.synthesize import add_parser
+from curricula.jobs.cli.synthesize import synthesize as call
 
 KEY = "sk-secret-4711"
 
@@ -33,7 +34,7 @@ def synthesize(*args: object) -> int:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     parsed = parser.parse_args(["synthesize", *command(*args)])  # type: ignore[arg-type]
-    return parsed.verb(parsed)
+    return call(parsed)
 
 
 def summary(capsys, *args: object) -> dict:

@@ -62,13 +62,13 @@ def one(ask):
 
 def verb(words):
     import argparse
-    from curricula.jobs.cli.fetch import add_parser
+    from curricula.jobs.cli.fetch import add_parser, fetch_data
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         asked = parser.parse_args(words)
-        code = asked.verb(asked)
+        code = fetch_data(asked)
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 for line in sys.stdin:

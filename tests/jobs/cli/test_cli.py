@@ -2,9 +2,9 @@
 
 import argparse
 import hashlib
-import importlib
 import io
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,7 +22,6 @@ from curricula.curriculum.tokens.tokenizer import TAG, load_tokenizer, tokenizer
 from curricula.curriculum.world.fiction import World, WorldConfig
 from curricula.errors import UserError
 from curricula.jobs.cli.main import build_parser, main
-from curricula.jobs.cli.options import Verb
 from curricula.jobs.local import Outcome
 from curricula.jobs.run import Run
 from curricula.jobs.study import load_study
@@ -340,10 +339,7 @@ def test_every_verb_leads_to_a_function(verb):
     for word in verb.split():
         (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         parser = choices[word]
-    call = parser.get_default("verb")
-    if isinstance(call, Verb):
-        call = getattr(importlib.import_module(f"curricula.jobs.cli.{call.module}"), call.name)
-    assert callable(call)
+    assert callable(pkgutil.resolve_name(f"curricula.jobs.cli.{parser.get_default('verb')}"))
 
 
 def lines_of(capsys, *words: str) -> list[str]:
@@ -387,7 +383,7 @@ def test_the_demo_is_run_by_its_own_verb_and_found_beside_a_folder_of_its_name(t
         started.append((root, plan.study))
         assert chosen == list(plan.needs)
 
-    monkeypatch.setattr("curricula.jobs.cli.study.run_here", run_here)
+    monkeypatch.setattr("curricula.jobs.cli.submit.run_here", run_here)
     assert main(["demo"]) == 0 and main(["demo", "--full"]) == 0
     assert started == [(Path("runs") / name, load_study(Path(name))) for name in ("demo", "demo-full")]
 

@@ -14,7 +14,7 @@ from small_studies import demo as full_demo
 
 from curricula.durable import write_json
 from curricula.jobs.cli.main import main
-from curricula.jobs.cli.retry import to_run_again
+from curricula.jobs.cli.submit import to_run_again
 from curricula.jobs.graph import plan_study
 from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus

@@ -1,4 +1,8 @@
-"""The verbs that take a study file: plan, submit, render."""
+"""The verbs that start work or end it: demo, submit, render, retry, cancel.
+
+`retry` runs again what failed, was cancelled, was lost or is stale, and what needs that; nothing else. `cancel` removes a run,
+or exactly the selected part of it, from Slurm's queue.
+"""
 
 from __future__ import annotations
 
@@ -6,81 +10,65 @@ import argparse
 import os
 import shlex
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
-from rich.tree import Tree
+from rich.console import Console
 
-from curricula.curriculum.config import Mix
-from curricula.curriculum.plan import intervention_share
-from curricula.curriculum.stages import BASE
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import confirm
+from curricula.jobs.cli.plan import print_table
 from curricula.jobs.completion import done_elements
 from curricula.jobs.downloads import read_study
-from curricula.jobs.estimates import MOST_HERE, about, describe
 from curricula.jobs.graph import check_batches, plan_study
+from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm.commands import (
     STARTS,
     DependencyLost,
+    QueueFull,
     Task,
+    TaskState,
     batch_script,
     ignored_explained,
+    on_cluster,
     partition_minutes,
     qos_minutes,
     require_slurm,
+    scancel,
     tested,
     too_long,
 )
-from curricula.jobs.slurm.profile import Profile, keep_profile, kept_profile, load_profile
+from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster, kept_profile, load_profile, with_secrets
 from curricula.jobs.slurm.script import check_root, write_resubmit
 from curricula.jobs.slurm.script import render as write_scripts
 from curricula.jobs.slurm.snapshot import planned_snapshot
-from curricula.jobs.slurm.submissions import latest_tasks, live_elements, queued, submissions
-from curricula.jobs.study import STUDIES, Study, load_study
-from curricula.terminal import count, json_text, plural
+from curricula.jobs.slurm.submissions import (
+    Submission,
+    cancel_waiting,
+    known_tasks,
+    latest_tasks,
+    live_elements,
+    queued,
+    submissions,
+    unrecorded,
+)
+from curricula.jobs.study import STUDIES, load_study
+from curricula.terminal import plural
 
 if TYPE_CHECKING:
     from curricula.jobs.slurm.submit import Standing
-
-AFTER = {"afterok": "{}", "aftercorr": "{}, each after its own", "afterany": "the end of {}"}
-"""How a job's dependencies are worded, without Slurm's terms: studies also run on this machine."""
 
 
 def demo(args: argparse.Namespace) -> int:
     study = load_study(STUDIES / ("demo-full.yaml" if args.full else "demo.yaml"))
     planned = plan_study(study)
     run_here(run_root(study, None), planned, list(planned.needs))
-    return 0
-
-
-def plan(args: argparse.Namespace) -> int:
-    study = read_study(args.study, args.set)
-    planned, run = plan_study(study), Run(run_root(study, args.run))
-    if args.run and not run.root.is_dir():  # its sizes would be missing without a word
-        raise UsageError(f"{run.root}: no such run folder; name the one to take sizes from, or leave --run out")
-    value = describe(planned, run.shards)
-    if args.power:
-        from curricula.jobs.power import power_lines, study_power
-
-        value["power"] = study_power(planned, run.report / "summary.json")
-    if args.json:
-        print(json_text(value))
-    else:
-        print_plan(value, study, Console())
-        if args.power:
-            Console(highlight=False, markup=False, soft_wrap=True).print(*power_lines(value["power"]), sep="\n")
     return 0
 
 
@@ -238,7 +226,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
         request = shown.array.job.request
         rows.append((shown.job, str(len(shown.array.labels)), str(request.nodes), str(request.gpus),
                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
-    _print_table(console, "Arrays", ("job", "elements", "nodes", "GPUs", "time limit", "waits for"), rows, left=(0, 5))
+    print_table(console, "Arrays", ("job", "elements", "nodes", "GPUs", "time limit", "waits for"), rows, left=(0, 5))
     for shown in previews:
         if why := too_long(shown.array.job.request, *limits):
             console.print(f"\n{shown.job}: {why}")
@@ -266,168 +254,144 @@ def render(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
-    budget, model = value["budget"], value["model"]
-    console.print(
-        Text.assemble(
-            (study.name, "bold"),
-            f": {model['name']}, {model['parameters']:,} parameters, {model['layers']} layers of {model['hidden']}; "
-            f"{budget['steps']:,} steps of {budget['step_tokens']:,} tokens "
-            f"({budget['global_batch']:,} sequences of {budget['sequence_length']:,}) = {count(budget['tokens'])} an arm "
-            f"({budget['snap_tokens']:+,} tokens to whole steps)",
+def retry(args: argparse.Namespace) -> int:
+    run, selection = Run.open(args.run), Selection.from_args(args)
+    plan = plan_study(run.study)
+    chosen = set(select(plan, selection))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    on_slurm = run.submissions.exists()
+    if args.profile and not on_slurm:  # the run would continue on this machine, and the profile be ignored
+        raise UsageError(
+            f"--profile {args.profile}: {run.root} was never submitted to Slurm; leave it out, or give `curricula submit` "
+            f"--cluster slurm --profile {args.profile} --run {run.root}"
         )
-    )
-    stages = [_stages(value, study)] if value["stages"] else []
-    console.print(_tree(study), *stages, sep="\n")
-    _print_arms(value, study, console)
-    _print_jobs(value["jobs"], console)
-    for warning in value["warnings"]:
-        console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
-    is_small = value["minutes_on_this_machine"] < MOST_HERE
-    for point in value["points"]:
-        added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
-        adds = "" if is_small else f"; it adds {added} GPU-hours of pretraining and up to {other} of all else"
-        console.print(
-            f"Point {point['name']}: {point['model']}, {point['parameters']:,} parameters, {count(point['tokens'])} "
-            f"tokens an arm{adds}"
-        )
-    sharing = value["trained_tokens"]
-    console.print(
-        f"Tokens of pretraining: {count(sharing['with_trunk_sharing'])} with the shared trunk, "
-        f"{count(sharing['without'])} without ({sharing['with_trunk_sharing'] / sharing['without'] - 1:+.0%})."
-        + (f" Of midtraining: {count(sharing['midtraining'])}." if sharing["midtraining"] else "")
-    )
-    if is_small:
-        console.print(
-            f"On this machine: {about(value['minutes_on_this_machine'])}, {plural(study.resources.workers, 'element')} at once."
-        )
+    if on_slurm and not args.dry_run:
+        with Run.locked(run.root):  # from the decision on, since other commands could change what it is based on
+            again = _submit(run, chosen, args.profile, console)
     else:
-        _print_gpus(value, study, console)
+        again = _decide(run, plan, chosen, console)
+        if again and not (on_slurm or selection):  # on this machine, a run continues as a whole
+            done = done_elements(run, plan)
+            again = [key for key in plan.needs if key not in done]
+    if not again:
+        what = "nothing selected" if selection else "nothing"
+        console.print(f"{run.root}: {what} has failed, been cancelled or interrupted, or gone stale")
+    elif args.dry_run:
+        for job, label in again:
+            console.print(f"{job}/{label}")
+        console.print(f"{plural(len(again), 'element')} would run")
+    elif not on_slurm:
+        run_here(run.root, plan, again if selection else list(plan.needs), yes=False)
+    return 0
 
 
-def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
-    hours, asked = value["gpu_hours"], study.resources.pretraining
-    console.print(
-        f"GPU-hours: {hours['pretraining']:,.1f} pretraining (at {study.resources.expected_mfu:.0%} of "
-        f"{study.resources.peak_tflops:g} TFLOP/s), up to {hours['tuning_at_most']:,.0f} tuning and "
-        f"{hours['evaluation_at_most']:,.0f} evaluation by their time limits."
-    )
-    console.print(
-        f"Pretraining on {plural(asked.nodes, 'node')} of {plural(asked.gpus_per_node, 'GPU')}: "
-        f"{'up to ' if value['points'] else ''}{hours['pretraining_days_an_arm']:,.1f} days an arm from first to last token, "
-        f"{hours['pretraining_days_on_its_gpus']:,.1f} days for all arms one after another."
-    )
-    if study.seeds:
-        for seed, of_seed in value["gpu_hours_by_seed"].items():
-            console.print(
-                f"  seed {seed}: {of_seed['pretraining']:,.1f} pretraining, up to {of_seed['other_at_most']:,.0f} for all else"
-            )
-    if tasks := value["evaluation_gpu_hours"]:
-        each = ", ".join(f"{name} {spent:,.1f}" for name, spent in tasks.items())
-        console.print(f"GPU-hours of evaluation, estimated: {sum(tasks.values()):,.0f} ({each}).")
-    memory = value["gpu_memory"]
-    parts = ", ".join(f"{name} {size:.1f}" for name, size in memory["parts_gib"].items())
-    console.print(
-        f"GPU memory, pretraining: about {memory['needed_gib']:.1f} of {memory['available_gib']:g} GiB on each ({parts})."
-    )
+def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> list[Key]:
+    """What to run again; prints which elements are running on old results. Raises UserError if the run's state is unknown."""
+    status = run_status(run, plan)
+    if status.problem:  # elements that wait or run would look as if they had failed
+        raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; try again later")
+    again = to_run_again(plan, status.elements, chosen)
+    for job, label in overtaken(plan, status.elements, again):
+        console.print(f"{job}/{label} is running on the old results; run the same command again when it has ended")
+    return again
 
 
-def _tree(study: Study) -> RenderableType:
-    seeds = ", ".join(map(str, study.seeds or ()))
-    title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
-    nodes = {"": Tree(f"[bold]{title}")}
+def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> list[Key]:
+    """Submit what to run again, and cancel the queued tasks that this replaces; returns the resubmitted elements."""
+    from curricula.jobs.slurm.submit import Standing, standing, submit_plan
 
-    for segment in study.segments:
-        if segment.arm.replicate.seed == study.first_seed:
-            tokens = count((segment.stop - segment.start) * study.of(segment.arm).budget.step_tokens)
-            label = f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({tokens})"
-            nodes[segment.name] = nodes[segment.parent or ""].add(label)
-    return nodes[""]
+    used = load_profile(profile) if profile else with_secrets(kept_profile(run.profile), run.profile)
+    plan = plan_study(run.study, used)
+    now = standing(run, plan, used, console.print)
+    again = _decide(run, plan, chosen, console)
+    if not again:
+        return again
+    left = Standing(now.done, {key: tasks for key, tasks in now.live.items() if key not in again})
+    replaced = [task for key in reversed(again) for task in now.live.get(key, ())]
+    before = len(submissions(run))
 
+    def submit() -> list[Submission]:
+        return submit_plan(run, plan, again, used, left, console.print)
 
-def _stages(value: dict[str, Any], study: Study) -> RenderableType:
-    """The stages after pretraining: which continues from which, for how long, and for which arms."""
-    nodes = {BASE: Tree("[bold]Stages after pretraining")}
-    for stage in value["stages"]:
-        parts = [stage["kind"], f"lr {stage['lr']:g}"]
-        if stage["at"]:
-            parts.append(f"from {100 * stage['at']:g}% of pretraining")
-        if stage["steps"]:
-            parts.append(f"{stage['steps']:,} steps")
-        if len(stage["arms"]) < len(study.arms):
-            parts.append(", ".join(stage["arms"]))
-        if stage["along"]:
-            parts.append(f"measured at {', '.join(stage['along'])}")
-        nodes[stage["name"]] = nodes[stage["from"]].add(f"{stage['name']}: {'; '.join(parts)}")
-    return nodes[BASE]
-
-
-def _print_table(
-    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
-) -> None:
-    """Print a table without breaking its cells. If the console is too narrow, further tables repeat the first column and
-    show the remaining ones. Columns in `left` hold text, the others numbers."""
-    widths = [max(map(cell_len, column)) + 3 for column in zip(headings, *rows)]
-    tables = [[0]]  # the columns of each
-    for column in range(1, len(widths)):
-        is_full = sum(widths[other] for other in (*tables[-1], column)) > console.width + 1
-        if is_full and len(tables[-1]) > 1:
-            tables.append([0])
-        tables[-1].append(column)
-    for columns in tables:
-        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            table.add_column(headings[column], justify="left" if column in left else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(row[column] for column in columns))
-        width = max(console.width, sum(widths[column] for column in columns))
-        Console(file=console.file, width=width, markup=False, highlight=False).print(table)
+    try:
+        arrays = submit()
+    except QueueFull:  # the tasks to be replaced may be what fills it
+        if not replaced or len(submissions(run)) > before:
+            raise
+        cancel_waiting(run, replaced, console.print)
+        arrays = submit()
+    finally:
+        if len(submissions(run)) > before:  # otherwise everything keeps its place in the queue
+            cancel_waiting(run, replaced, console.print)
+    elements = plural(len({key for array in arrays for key in array.keys}), "element")  # some arrays may continue others
+    console.print(f"{elements} in {plural(len(arrays), 'array')}. Watch them with `curricula status {run.root}`.")
+    return again
 
 
-def _mixes(study: Study) -> dict[str, Mix]:
-    """The mixes by name. If the points of a sweep have different mixes of a name, each is called NAME.POINT."""
-    mixes = {}
-    for point, variant in study.variants.items():
-        for name, mix in variant.curriculum.mixes().items():
-            is_common = all(other.curriculum.mixes().get(name) == mix for other in study.variants.values())
-            mixes[name if is_common else f"{name}.{point}"] = mix
-    return mixes
+def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key]) -> list[Key]:
+    """The `chosen` elements that ended badly or are stale, and all elements that need them, in the plan's order.
+
+    Left out are running elements (those that need what runs again become stale: `overtaken`) and done elements, which become
+    stale likewise. But done elements that had run in spite of the failure, as a report does, run again at once. On Slurm,
+    elements that were neither submitted nor begun are left out too.
+    """
+    status = {(element.job, element.label): element for element in elements}
+    on_slurm = any(element.task for element in elements)
+    again: dict[Key, None] = {}
+    for key, needs in plan.needs.items():  # each after those it needs
+        state = status[key].state
+        if on_slurm and not status[key].task and state == "waiting":
+            continue
+        # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need.
+        waits_in_vain = status[key].reason == "DependencyNeverSatisfied"
+        must_repeat = (state in TO_REPEAT or waits_in_vain) and key in chosen
+        follows = any(need in again for need, _ in needs) and state != "running"
+        is_open = state != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
+        if must_repeat or (follows and is_open):
+            again[key] = None
+    return list(again)
 
 
-def _print_arms(value: dict[str, Any], study: Study, console: Console) -> None:
-    """Print what the arms read: the mixes, the phases, and how much of each source."""
-    named, arms = _mixes(study), value["arms"]
-    mixes, phases, sources = [], [], []
-    for name in study.sources:
-        shares = [mix.get(name, 0) / sum(mix.values()) for mix in named.values()]
-        mixes.append((name, *(f"{share:.1%}" if share else "–" for share in shares)))
-    for arm in arms:
-        of_arm = [arm["name"], count(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
-        for phase in arm["phases"]:
-            steps = f"{phase['start_step']:,} to {phase['stop_step']:,}"
-            share = intervention_share(phase["mix"], study.curriculum)
-            shown = f"{share:.1%}" if share else "safe only"
-            phases.append((of_arm[0], steps, count(phase["tokens"]), shown, *of_arm[1:]))
-            of_arm = ["", "", ""]  # only in the arm's first row
-    unknown = {name for name, size in value["source_sizes"].items() if size["tokens"] is None}
-    for name in study.sources:
-        row = [f"{name} *" if name in unknown else name]
-        for arm in arms:
-            used = arm["sources"].get(name)
-            epochs = f" ({used['epochs']:.1f})" if used and used["epochs"] is not None else ""
-            row.append(f"{count(used['tokens'])}{epochs}" if used else "–")
-        sources.append(row)
-    title = "Tokens (epochs) per source in pretraining" + ("; *: size unknown, so without epochs" if unknown else "")
-    _print_table(console, "Mixes: share of tokens", ("source", *named), mixes)
-    _print_table(console, "Phases", ("arm", "steps", "tokens", "interventions", "in all", "snapped by"), phases)
-    _print_table(console, title, ("source", *(arm["name"] for arm in arms)), sources)
+def overtaken(plan: Plan, elements: Sequence[ElementStatus], again: Collection[Key]) -> list[Key]:
+    """The running elements that need one of `again`. They read the old results and will be stale when they are done."""
+    running = [(element.job, element.label) for element in elements if element.state == "running"]
+    return [key for key in running if any(need in again for need, _ in plan.needs[key])]
 
 
-def _print_jobs(jobs: list[dict[str, Any]], console: Console) -> None:
-    rows = []
-    for job in jobs:
-        needs = job["needs"]
-        after = AFTER[needs[0]["kind"]].format(needs[0]["job"]) if needs else ""
-        more = f" and {len(needs) - 1} more" if len(needs) > 1 else ""
-        rows.append((job["name"], f"{len(job['elements']):,}", after + more))
-    _print_table(console, "Jobs", ("job", "elements", "after"), rows, left=(0, 2))
+def cancel(args: argparse.Namespace) -> int:
+    run = Run.open(args.run)
+    chosen = set(select(plan_study(run.study), Selection.from_args(args)))
+    if not run.slurm.exists():
+        raise UserError(f"{run.root}: none of it was submitted to Slurm; end a run on this machine with Ctrl-C")
+    on_cluster(kept_cluster(run.profile))
+    with Run.locked(run.root):  # otherwise a `submit` at work could go on to submit what needs the cancelled elements
+        live = _live(run, chosen)
+    if live and not args.yes:
+        question = f"Cancel {_counted(live)} of {run.root}?"
+        unattended = UserError(f"{question} Standard input is not a terminal: give --yes")
+        confirm(question, unattended, UserError("nothing was cancelled"))
+    with Run.locked(run.root):  # again: nothing is locked while the user is asked
+        still = {task: state for task, state in _live(run, chosen).items() if task in live}
+        scancel(still)
+    if still:
+        print(f"cancelled {_counted(still)}; `curricula retry {run.root}` submits them again, with what needs them")
+    else:
+        print(f"{run.root}: none of this is in Slurm's queue")
+    return 0
+
+
+def _live(run: Run, chosen: Collection[Key]) -> dict[Task, TaskState]:
+    """The tasks of the `chosen` elements that Slurm runs or will run, recorded or not."""
+    try:
+        queue = queued(run)
+        known = known_tasks(run, [*submissions(run), *unrecorded(run, queue)], queue)
+    except UserError as error:
+        raise UserError(f"{error}; nothing was cancelled") from None
+    tasks = [task_and_state for key, of_key in known.items() if key in chosen for task_and_state in of_key.items()]
+    return {task: state for task, state in sorted(tasks) if state.is_running or state.is_waiting}
+
+
+def _counted(live: Mapping[Task, TaskState]) -> str:
+    """How many tasks run and how many wait, such as "2 running and 5 pending"."""
+    states = Counter("running" if state.is_running else "pending" for state in live.values())
+    return " and ".join(f"{number} {state}" for state, number in states.items())
