@@ -105,7 +105,7 @@ def _chosen(run: Run, args: argparse.Namespace) -> Sequence[Key]:
         return [key]
     if selection:
         return chosen
-    status = {(element.job, element.label): element for element in run_status(run, plan).elements}
+    status = {element.key: element for element in run_status(run, plan).elements}
     return [key for key in chosen if status[key].state in (*ENDED_BADLY, "running") or status[key].last_failure]
 
 

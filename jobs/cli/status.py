@@ -62,7 +62,7 @@ def show_status(args: argparse.Namespace) -> int:
 
     def look() -> RunStatus:
         status = run_status(run, plan)
-        return replace(status, elements=[item for item in status.elements if (item.job, item.label) in chosen])
+        return replace(status, elements=[element for element in status.elements if element.key in chosen])
 
     if args.json:
         status = look()

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,13 +75,11 @@ def demo(args: argparse.Namespace) -> int:
 
 def submit(args: argparse.Namespace) -> int:
     """Run the study, or the selected part of it, here or on Slurm."""
-    if args.cluster == "local":
-        for option, given in (("--profile", args.profile), ("--dry-run", args.dry_run)):
-            if given:
-                raise UsageError(f"{option} needs --cluster slurm; `curricula plan` shows what a study will do here")
-    study = read_study(args.study, args.set)
+    if args.cluster == "local" and (args.profile or args.dry_run):
+        raise UsageError("--profile and --dry-run need --cluster slurm; `curricula plan` shows what a study will do here")
     if args.cluster == "slurm" and args.profile is None:
         raise UsageError("--cluster slurm needs --profile; copy one of env/profiles/ and change its marked lines")
+    study = read_study(args.study, args.set)
     profile = load_profile(args.profile) if args.profile else None
     plan = plan_study(study, profile)
     chosen = select(plan, Selection.from_args(args), with_needs=True)
@@ -100,12 +99,12 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
     from curricula.jobs.slurm.submit import submit_plan
 
     require_slurm()
-    if not (root / "study.yaml").exists():  # ask before anything is written
-        _confirm(plan, chosen, profile, yes)
-    elif not yes and _gpu_hours(plan, chosen) > profile.gpu_hours_limit:  # what is left to do may stay below the limit
-        with Run.locked(root):  # released before the user is asked
-            to_submit = _standing(Run.open(root), plan, profile, console).open(chosen)
-        _confirm(plan, to_submit, profile, yes)
+    if not yes and _gpu_hours(plan, chosen) > profile.gpu_hours_limit:  # ask before anything is written
+        to_submit = chosen
+        if (root / "study.yaml").exists():  # what is left to do may stay below the limit
+            with Run.locked(root):  # released before the user is asked
+                to_submit = _standing(Run.open(root), plan, profile, console).open(chosen)
+        _confirm(plan, to_submit, profile)
     with Run.locked(root):
         run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
         now = _standing(run, plan, profile, console)
@@ -127,10 +126,13 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
             console.print("Slurm has forgotten jobs of this run; submitting again what is missing.")
             now = _standing(run, plan, profile, console)
             submit_plan(run, plan, now.open(chosen), profile, now, console.print)
-        arrays = submissions(run)[before:]
+        _print_submitted(run, submissions(run)[before:], console)
+
+
+def _print_submitted(run: Run, arrays: Sequence[Submission], console: Console) -> None:
     elements = plural(len({key for array in arrays for key in array.keys}), "element")  # some arrays may continue others
     what = f"{elements} in {plural(len(arrays), 'array')}"
-    console.print(f"{what}. Watch them with `curricula status {root}` or `squeue --me`.")
+    console.print(f"{what}. Watch them with `curricula status {run.root}` or `squeue --me`.")
 
 
 def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Standing:
@@ -183,10 +185,10 @@ def _gpu_hours(plan: Plan, chosen: Collection[Key]) -> float:
     return sum(plan.gpu_hours(chosen).values())
 
 
-def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile, yes: bool) -> None:
+def _confirm(plan: Plan, chosen: Collection[Key], profile: Profile) -> None:
     """Ask before exceeding the profile's limit of GPU-hours. Raises UserError if the answer is no or nobody can answer."""
     hours, limit = _gpu_hours(plan, chosen), f"the profile's gpu_hours_limit of {profile.gpu_hours_limit:g}"
-    if hours <= profile.gpu_hours_limit or yes:
+    if hours <= profile.gpu_hours_limit:
         return
     unattended = UserError(
         f"{hours:,.0f} GPU-hours are more than {limit}; select less with --stage, --arm or --seeds, or give --yes"
@@ -212,7 +214,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     previews = preview(plan, chosen, profile, root)
     limits = (partition_minutes(), qos_minutes()) if has_slurm else ({}, {})
     refused = defaultdict[str, list[str]](list)
-    rows = []
+    rows, notes = [], []
     for shown in previews:
         console.rule(f"{shown.job}: {plural(len(shown.array.labels), 'element')}", characters="─", align="left")
         console.print(shown.script)
@@ -224,14 +226,14 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
         first, *others = shown.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
         request = shown.array.job.request
+        if why := too_long(request, *limits):
+            notes.append(f"{shown.job}: {why}")
         rows.append((shown.job, str(len(shown.array.labels)), str(request.nodes), str(request.gpus),
                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
     print_table(console, "Arrays", ("job", "elements", "nodes", "GPUs", "time limit", "waits for"), rows, left=(0, 5))
-    for shown in previews:
-        if why := too_long(shown.array.job.request, *limits):
-            console.print(f"\n{shown.job}: {why}")
-    for answer, jobs in refused.items():
-        console.print(f"\n{', '.join(jobs)}: Slurm names no start ({answer or 'no answer'})")
+    notes += [f"{', '.join(jobs)}: Slurm names no start ({answer or 'no answer'})" for answer, jobs in refused.items()]
+    for note in notes:
+        console.print(f"\n{note}")
     calls, hours = plural(len(previews), "sbatch call"), _gpu_hours(plan, chosen)
     console.print(f"\n{calls}; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted.")
     if not has_slurm:
@@ -267,7 +269,7 @@ def retry(args: argparse.Namespace) -> int:
         )
     if on_slurm and not args.dry_run:
         with Run.locked(run.root):  # from the decision on, since other commands could change what it is based on
-            again = _submit(run, chosen, args.profile, console)
+            again = _resubmit(run, chosen, args.profile, console)
     else:
         again = _decide(run, plan, chosen, console)
         if again and not (on_slurm or selection):  # on this machine, a run continues as a whole
@@ -296,7 +298,7 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> 
     return again
 
 
-def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> list[Key]:
+def _resubmit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> list[Key]:
     """Submit what to run again, and cancel the queued tasks that this replaces; returns the resubmitted elements."""
     from curricula.jobs.slurm.submit import Standing, standing, submit_plan
 
@@ -309,22 +311,18 @@ def _submit(run: Run, chosen: Collection[Key], profile: Path | None, console: Co
     left = Standing(now.done, {key: tasks for key, tasks in now.live.items() if key not in again})
     replaced = [task for key in reversed(again) for task in now.live.get(key, ())]
     before = len(submissions(run))
-
-    def submit() -> list[Submission]:
-        return submit_plan(run, plan, again, used, left, console.print)
-
+    submit_again = partial(submit_plan, run, plan, again, used, left, console.print)
     try:
-        arrays = submit()
+        arrays = submit_again()
     except QueueFull:  # the tasks to be replaced may be what fills it
         if not replaced or len(submissions(run)) > before:
             raise
         cancel_waiting(run, replaced, console.print)
-        arrays = submit()
+        arrays = submit_again()
     finally:
         if len(submissions(run)) > before:  # otherwise everything keeps its place in the queue
             cancel_waiting(run, replaced, console.print)
-    elements = plural(len({key for array in arrays for key in array.keys}), "element")  # some arrays may continue others
-    console.print(f"{elements} in {plural(len(arrays), 'array')}. Watch them with `curricula status {run.root}`.")
+    _print_submitted(run, arrays, console)
     return again
 
 
@@ -335,7 +333,7 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     stale likewise. But done elements that had run in spite of the failure, as a report does, run again at once. On Slurm,
     elements that were neither submitted nor begun are left out too.
     """
-    status = {(element.job, element.label): element for element in elements}
+    status = {element.key: element for element in elements}
     on_slurm = any(element.task for element in elements)
     again: dict[Key, None] = {}
     for key, needs in plan.needs.items():  # each after those it needs
@@ -354,7 +352,7 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
 
 def overtaken(plan: Plan, elements: Sequence[ElementStatus], again: Collection[Key]) -> list[Key]:
     """The running elements that need one of `again`. They read the old results and will be stale when they are done."""
-    running = [(element.job, element.label) for element in elements if element.state == "running"]
+    running = [element.key for element in elements if element.state == "running"]
     return [key for key in running if any(need in again for need, _ in plan.needs[key])]
 
 

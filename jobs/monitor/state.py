@@ -61,6 +61,10 @@ class ElementStatus:
     last_failure: str = ""
     """How the element's latest start failed, if it runs again or waits to do so."""
 
+    @property
+    def key(self) -> Key:
+        return self.job, self.label
+
 
 @dataclass(frozen=True)
 class RunStatus:
