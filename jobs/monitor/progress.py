@@ -59,9 +59,8 @@ class Reading(msgspec.Struct, frozen=True):
 def read_progress(path: Path) -> Reading | None:
     """The element's latest progress; None if there is none, or if the file holds something else."""
     try:
-        value = json.loads(path.read_bytes())  # not msgspec: a loss may be NaN
-        return convert({"figures": value, **value}, Reading)  # earlier versions wrote the figures at the top level
-    except (OSError, ValueError, TypeError, RecursionError):  # msgspec.ValidationError is a ValueError
+        return convert(json.loads(path.read_bytes()), Reading)  # not msgspec's JSON: a loss may be NaN
+    except (OSError, ValueError, RecursionError):  # msgspec.ValidationError is a ValueError
         return None
 
 

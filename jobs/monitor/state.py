@@ -98,18 +98,6 @@ class _Facts:
         return self.progress is not None and time.time() - self.progress.updated < FRESH_S
 
 
-@dataclass(frozen=True)
-class _OnSlurm:
-    """What Slurm says about an element."""
-
-    task: Task | None = None
-    """The task that decides the element's state; None if it was never submitted."""
-    state: TaskState | None = None
-    """None if Slurm does not know the task."""
-    lost: str = ""
-    """What to report if Slurm does not know the task; empty if Slurm did not answer."""
-
-
 def run_status(run: Run, plan: Plan) -> RunStatus:
     """The status of every element. Slurm is asked while the folder is read."""
     works = {(job.name, element.label): Work(run, plan, job, element) for job, element in plan.elements()}
@@ -129,12 +117,13 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
         problem = f"{error}; the status shown is from the run folder alone"
     stale, elements, logs_to_read = _stale(plan, facts), [], LOGS_READ
     for key, work in works.items():
-        slurm = _OnSlurm(*_deciding_task(latest.get(key), known.get(key, {})), lost)
-        status = _status(work, facts[key], stale.get(key, ""), slurm)
+        of_key = known.get(key, {})
+        task = _deciding_task(latest.get(key), of_key)
+        status = _status(work, facts[key], stale.get(key, ""), task, of_key.get(task) if task else None, lost)
         left_no_error = status.state == "failed" and not facts[key].error
-        if slurm.task and left_no_error and logs_to_read:
+        if task and left_no_error and logs_to_read:
             logs_to_read -= 1
-            if logged := first_error(of_latest(find_logs(run, {key: [slurm.task]})[key], [slurm.task])):
+            if logged := first_error(of_latest(find_logs(run, {key: [task]})[key], [task])):
                 status = replace(status, error=f"{status.error}; {logged.message}")
         elements.append(status)
     return RunStatus(elements, problem)
@@ -161,16 +150,15 @@ def _known(
     return {key: {**in_accounting.get(key, {}), **known.get(key, {})} for key in latest}, lost
 
 
-def _deciding_task(latest: Task | None, known: Mapping[Task, TaskState]) -> tuple[Task | None, TaskState | None]:
-    """The task that decides an element's state, and what Slurm says about it.
+def _deciding_task(latest: Task | None, known: Mapping[Task, TaskState]) -> Task | None:
+    """The task that decides an element's state; None if it was never submitted.
 
     There can be several tasks if jobs continue one another. A running task comes first, then the next one to run, then the
     latest.
     """
     running = [task for task, state in known.items() if state.is_running]
     waiting = [task for task, state in known.items() if state.is_waiting]
-    task = next(iter([*running, *waiting]), latest)
-    return task, known.get(task) if task else None
+    return next(iter([*running, *waiting]), latest)
 
 
 def _read_all(root: Path, works: Mapping[Key, Work]) -> dict[Key, _Facts]:
@@ -224,12 +212,16 @@ def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:
     return reasons
 
 
-def _status(work: Work, fact: _Facts, stale: str, slurm: _OnSlurm) -> ElementStatus:
-    """The status of an element. `stale`: why it must run again although it is done; empty if it need not."""
-    element, progress, known = work.element, fact.progress, slurm.state
-    state, reason, error = _state(fact, stale, slurm)
-    starts_again = slurm.task and fact.has_failed and state in ("running", "pending")
-    failure = last_failure(work.folder, str(slurm.task)) if starts_again else None
+def _status(work: Work, fact: _Facts, stale: str, task: Task | None, known: TaskState | None, lost: str) -> ElementStatus:
+    """The status of an element.
+
+    `stale`: why it must run again although it is done; empty if it need not. `task`: the one that decides its state. `known`:
+    what Slurm says about that; None if it does not know it. `lost`: what to report then; empty if Slurm did not answer.
+    """
+    element, progress = work.element, fact.progress
+    state, reason, error = _state(fact, stale, task, known, lost)
+    starts_again = task and fact.has_failed and state in ("running", "pending")
+    failure = last_failure(work.folder, str(task)) if starts_again else None
     return ElementStatus(
         job=work.job.name,
         stage=work.job.stage,
@@ -242,16 +234,15 @@ def _status(work: Work, fact: _Facts, stale: str, slurm: _OnSlurm) -> ElementSta
         seconds=fact.done.seconds if fact.done else None,
         error=error,
         reason=reason,
-        task=str(slurm.task) if slurm.task else "",
+        task=str(task) if task else "",
         nodes=(known.nodes if known else "") or (progress.host if progress and state == "running" else ""),
         restarts=max(source.restarts if source else 0 for source in (known, progress, failure)),
         last_failure=failure.error if failure else "",
     )
 
 
-def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
+def _state(fact: _Facts, stale: str, task: Task | None, known: TaskState | None, lost: str) -> tuple[State, str, str]:
     """The element's state, the reason for it, and the error."""
-    known = slurm.state
     reason = known.reason if known else ""
     if fact.done and not stale:
         return "done", "", ""
@@ -267,14 +258,14 @@ def _state(fact: _Facts, stale: str, slurm: _OnSlurm) -> tuple[State, str, str]:
         return "cancelled", reason, ""
     if known:
         return "failed", known.state, _ending(known)
-    if slurm.task and slurm.lost:
-        return "interrupted", "", fact.why or f"task {slurm.task} {slurm.lost}"
+    if task and lost:
+        return "interrupted", "", fact.why or f"task {task} {lost}"
     is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # this machine may not see its lock
-    if fact.has_heartbeat and (slurm.task or is_elsewhere):
+    if fact.has_heartbeat and (task or is_elsewhere):
         return "running", "", ""
     if not fact.has_begun:
-        return "pending" if slurm.task else "waiting", "", ""
-    return "interrupted", "", "" if slurm.task else fact.why
+        return "pending" if task else "waiting", "", ""
+    return "interrupted", "", "" if task else fact.why
 
 
 def _ending(known: TaskState) -> str:

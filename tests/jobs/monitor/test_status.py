@@ -257,14 +257,6 @@ def test_tokenising_shows_its_speed_as_training_does(demo, capsys):
         assert "tok/s" in shown and count(speed) in shown
 
 
-def test_the_figures_that_an_earlier_version_wrote_are_shown(demo, capsys):
-    run, _ = demo
-    value = {"done": 3, "total": 10, "left_s": None, "updated": 1.0, "started": 1.0, "host": "n1", "seed": 42, "loss": 2.345}
-    write_json(run.element("pretrain-0", "full-0") / "progress.json", value)
-    with exclusive_lock(run.element("pretrain-0", "full-0") / "lock"):
-        assert "2.345" in table(run, capsys)
-
-
 def test_a_straggler_of_a_running_element_is_named_below_the_table_also_after_ten_errors(demo, capsys):
     run, jobs = demo
     for number, label in enumerate(jobs["evaluate-instruct-0"].labels[:11]):
