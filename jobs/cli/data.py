@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from curricula.curriculum.config import Midtrain, Source
@@ -32,6 +31,7 @@ from curricula.eval.benchmarks import Prompt, load_prompts
 from curricula.eval.contamination import PromptFinder, overlap_rows
 from curricula.eval.data_check import SHOWN_CHARACTERS, documents_of, shard_documents, table_facts, text_facts
 from curricula.eval.probes.texts import check_texts
+from curricula.eval.report.console import new_table
 from curricula.jobs.cli.local import run_elements, run_root
 from curricula.jobs.downloads import check_pool, look_at_tables, read_study, read_tables, used_pools
 from curricula.jobs.graph import plan_study
@@ -195,9 +195,8 @@ def _print_check(facts: dict[str, Any], console: Console) -> None:
             console.print(f"  {one_line(text, 240)}", soft_wrap=True)
     read = "the run's shards and tuning sets" if facts["from_shards"] else "the tables"
     limited = f", the first {facts['limit']:,} documents of each" if facts["limit"] else ""
-    table = Table(title=f"Prompts that occur in {read}{limited}", title_justify="left")
-    for heading in ("benchmark", "text", "prompts", "too short", "13-gram", "near"):
-        table.add_column(heading, justify="left" if heading in ("benchmark", "text") else "right")
+    headings = ("benchmark", "text", "prompts", "too short", "13-gram", "near")
+    table = new_table(f"Prompts that occur in {read}{limited}", *headings, left=2)
     for row in facts["overlap"]:
         if row["text"] == "all" or row["overlapping"] or row["near"]:
             table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row.values()))
@@ -261,7 +260,9 @@ def inspect(args: argparse.Namespace) -> int:
     if manifest:
         facts["manifest"] = manifest
         if args.verify:
-            facts["verified"] = _verified(shard, manifest)
+            if hashlib.sha256(shard.tokens).hexdigest() != manifest["sha256"]:
+                raise UserError(f"{shard.bin_path}: its tokens do not match its manifest; {MEND}")
+            facts["verified"] = True
     if args.json:
         print(json_text(facts))
     else:
@@ -283,15 +284,11 @@ def _length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
     ]
 
 
-def _pieces(shard: Shard) -> Iterator[np.ndarray]:
-    """The tokens of a shard, which may be larger than memory."""
-    return (shard.tokens[start : start + PIECE] for start in range(0, len(shard.tokens), PIECE))
-
-
 def _counted(shard: Shard, tag: int) -> tuple[int, int, int]:
-    """The number of tags in a shard, and its least and greatest id."""
+    """The number of tags in a shard, which may be larger than memory, and its least and greatest id."""
     tags, least, most = 0, 0, 0
-    for piece in _pieces(shard):
+    for start in range(0, len(shard.tokens), PIECE):
+        piece = shard.tokens[start : start + PIECE]
         tags += int(np.count_nonzero(piece == tag))
         least, most = min(least, int(piece.min())), max(most, int(piece.max()))
     return tags, least, most
@@ -315,16 +312,6 @@ def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Shard) -> np.n
     return shard.tokens[first:end]
 
 
-def _verified(shard: Shard, manifest: dict[str, Any]) -> bool:
-    """True if the tokens match the manifest; raises UserError if they do not."""
-    digest = hashlib.sha256()
-    for piece in _pieces(shard):
-        digest.update(piece.tobytes())
-    if digest.hexdigest() != manifest["sha256"]:
-        raise UserError(f"{shard.bin_path}: its tokens do not match its manifest; {MEND}")
-    return True
-
-
 def _highlighted(ids: np.ndarray, tokenizer: Any, styles: dict[int, str]) -> Text:
     """The text of `ids`, with the tokens in `styles` highlighted. A tag that the text merely spells out is not."""
     shown = Text()
@@ -341,10 +328,7 @@ def _print_facts(facts: dict[str, Any], shown: Text) -> None:
     console.print(f"tags: {facts['tags']:,}, {facts['tag_rate']:.2%} of the tokens")
     if facts.get("verified"):
         console.print("verified: the tokens match the manifest")
-    table = Table(title="Tokens per document", title_justify="left", box=None)
-    table.add_column("tokens", justify="right")
-    table.add_column("documents", justify="right")
-    table.add_column("")
+    table = new_table("Tokens per document", "tokens", "documents", "", left=0)
     most = max((row["documents"] for row in facts["length_histogram"]), default=0)
     for row in facts["length_histogram"]:
         bar = ProgressBar(total=max(1, most), completed=row["documents"], width=40)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from curricula.curriculum.sources.declared import DATASETS, dataset
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch, read_record
@@ -21,6 +20,7 @@ from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
+from curricula.eval.report.console import new_table
 from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_verb, at_least
 from curricula.jobs.downloads import named_downloads, once, study_downloads
@@ -120,14 +120,13 @@ def _show(root: Path, as_json: bool) -> int:
     if as_json:
         print(json_text({"data": str(root.resolve()), "known": rows}))
         return 0
-    table = Table(title=f"Public datasets and benchmarks; data folder {root}", title_justify="left")
-    for heading in ("name", "hub", "revision", "licence", "gated", "tokens", "in the folder"):
-        table.add_column(heading, justify="right" if heading == "tokens" else "left")
+    headings = ("name", "hub", "revision", "licence", "gated", "in the folder", "tokens")
+    table = new_table(f"Public datasets and benchmarks; data folder {root}", *headings, left=6)
     for row in rows:
         tokens = "" if row["tokens"] is None else f"{row['tokens'] / 1e9:.1f}B"
         gated = "yes" if row["gated"] else ""
         revision = (row["revision"] or "newest")[:7]
-        table.add_row(row["name"], row["hub"], revision, row["licence"], gated, tokens, row["state"])
+        table.add_row(row["name"], row["hub"], revision, row["licence"], gated, row["state"], tokens)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     console.print(table)
     return 0
