@@ -260,11 +260,6 @@ def _generate(
     with bars.waiting(f"loading {args.model}"):
         loaded = load_model(args.model, args.kind, args.device, config.precision, deterministic=config.deterministic)
     _refuse_another_model(out, loaded)
-    if (args.max_new_tokens or 0) >= loaded.context_length:
-        raise UsageError(
-            f"--max-new-tokens {args.max_new_tokens}: the context of {args.model} holds {loaded.context_length} tokens, "
-            "the prompt among them; give fewer"
-        )
     rows_of = dict(args.suffixes).__getitem__
     for task in tasks:
         if task.has_prompts:
@@ -323,12 +318,13 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     name, answers = Path(args.model).name, {}
     answered = [row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)]
     probed = [row for task in tasks if task.task.kind == "probes" for row in read_rows(task.path(out), ProbeRow)]
-    others: dict[str, list[Any]] = {
+    metrics: dict[str, list[Any]] = {
+        "attacks": [],
+        "overrefusal": [],
         "pruning": pruning_metrics(generated, name, args.kind),
         "capability": capability_metrics(answered, name, args.kind),
         "probes": probe_metrics(probed, name, args.kind),
     }
-    metrics = {"attacks": [], "overrefusal": [], **{kind: entries for kind, entries in others.items() if entries}}
     for task in dict.fromkeys(task.task.name for task in judged):
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
         expected = set(map(row_id, rows))
@@ -339,8 +335,8 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
             decoder = TASKS[task].decoders[0]
             metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, decoder, expected)
     study = StudyRows((ArmInfo(name, 0.0, name, args.seed),), answers, {})
-    strengths = list(attack_strengths(attacks_met(Runs(study))))
-    return metrics | ({"worst_case": strengths} if strengths else {})
+    metrics["worst_case"] = list(attack_strengths(attacks_met(Runs(study))))
+    return {kind: entries for kind, entries in metrics.items() if entries or kind in ("attacks", "overrefusal")}
 
 
 def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
