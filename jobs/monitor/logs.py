@@ -31,8 +31,8 @@ TAIL_BYTES = 1 << 20
 LONGEST_BLOCK = 200
 """Number of a traceback's last lines that are kept."""
 
-_TASK = re.compile(r"(?<![0-9_])(\d+_\d+)(?:_(\d+))?(?![0-9])")
-"""An array task in the name of a log, and the rank if one follows."""
+_NAME = re.compile(r"(\d+_\d+)_(\d+)_log\.out")
+"""The name of a log under Slurm: the array task and the rank."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?")
 _START = re.compile(r"^--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d.* process \d+")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -86,9 +86,9 @@ def note(text: str) -> None:
 def find_logs(run: Run, tasks: Mapping[Key, Sequence[Task]]) -> dict[Key, list[LogFile]]:
     """The log files of elements, by rank. `tasks`: the array tasks that ran each of them, oldest first."""
     of_task: dict[str, list[LogFile]] = defaultdict(list)
-    for path in sorted(_files(run.slurm), key=lambda path: path.name):
-        for task, rank in _TASK.findall(path.name):
-            of_task[task].append(LogFile(path, int(rank or 0)))
+    for path in run.slurm.rglob("*_log.out"):
+        if name := _NAME.fullmatch(path.name):
+            of_task[name[1]].append(LogFile(path, int(name[2])))
     logs_of = {}
     for key, ran in tasks.items():
         own = run.element(*key) / "log.txt"
@@ -101,7 +101,7 @@ def find_logs(run: Run, tasks: Mapping[Key, Sequence[Task]]) -> dict[Key, list[L
 def of_latest(logs: Sequence[LogFile], tasks: Sequence[Task]) -> list[LogFile]:
     """The logs of the latest of an element's `tasks` that has any; all `logs` if none has, as on a single machine."""
     for task in reversed(tasks):
-        if own := [log for log in logs if str(task) in dict(_TASK.findall(log.path.name))]:
+        if own := [log for log in logs if log.path.name.startswith(f"{task}_")]:
             return own
     return list(logs)
 
@@ -201,8 +201,3 @@ def _traceback_end(lines: list[LogLine], start: int) -> int:
                 return _traceback_end(lines, chained) if chained is not None else end
             return end
     return end
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names if name.endswith((".log", ".out", ".err", ".txt")))
