@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from types import MappingProxyType
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -117,7 +116,7 @@ class Display:
         seconds = seconds_here(plan)
         self.estimates = {key: seconds[key] for key in chosen}
         self.open = set(chosen) - done
-        self.done_before = self._estimate_done()
+        self.done_before = self._estimate_done({})
         self.needs_torch = any(STAGES[self.stage_of[name]].needs_torch for name, _ in self.open)
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
@@ -149,7 +148,7 @@ class Display:
     def first_look(self, page: Path) -> None:
         self.console.print(f"A first look, at one training seed: {page.resolve()}", soft_wrap=True)
 
-    def _estimate_done(self, readings: Mapping[Key, Reading | None] = MappingProxyType({})) -> float:
+    def _estimate_done(self, readings: Mapping[Key, Reading | None]) -> float:
         """The estimated seconds of the elements that are done, plus the finished fraction of those of the running elements."""
         done = sum(seconds for key, seconds in self.estimates.items() if key not in self.open)
         parts = ((key, reading) for key, reading in readings.items() if reading and reading.done <= reading.total > 0)

@@ -53,11 +53,9 @@ def show_logs(args: argparse.Namespace) -> int:
         return [(prefix(*key), files) for key, files in find_logs(run, tasks).items()]
 
     logs = find()
-    for (name, files), ran in zip(logs, tasks.values()):  # all ranks: any of them may have failed first
-        error = first_error(of_latest(files, ran))
-        if error:
+    for ((job, label), ran), (name, files) in zip(tasks.items(), logs):
+        if error := first_error(of_latest(files, ran)):  # of all ranks: any of them may have failed first
             _print_error(name, error)
-    for (job, label), ran in tasks.items():
         folder = run.element(job, label)
         failure = last_failure(folder, str(ran[-1])) if ran and not (folder / "done.json").exists() else None
         if failure:
@@ -113,7 +111,7 @@ def _rank(text: str) -> int | None:
     """The rank to show; None for all."""
     if text == "all":
         return None
-    if not text.isdecimal() or len(text) > 9:
+    if not text.isdecimal():
         raise UsageError(f"--rank {text}: give a number from 0 on, or all")
     return int(text)
 

@@ -115,10 +115,8 @@ def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
 
 
 def _tree(study: Study) -> RenderableType:
-    seeds = ", ".join(map(str, study.seeds or ()))
-    title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
-    nodes = {"": Tree(f"[bold]{title}")}
-
+    seeds = f", once for each of seeds {', '.join(map(str, study.seeds))}" if study.seeds else ""
+    nodes = {"": Tree(f"[bold]Pretraining tree{seeds}")}
     for segment in study.segments:
         if segment.arm.replicate.seed == study.first_seed:
             tokens = count((segment.stop - segment.start) * study.of(segment.arm).budget.step_tokens)

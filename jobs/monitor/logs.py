@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from curricula.jobs.plan import Key
@@ -127,13 +126,13 @@ def clean(raw: bytes) -> str:
 
 
 def merged(
-    logs: Iterable[LogFile], last: int | None = None, ends: Mapping[Path, int] = MappingProxyType({})
+    logs: Iterable[LogFile], last: int | None = None, ends: Mapping[Path, int] | None = None
 ) -> Iterator[tuple[LogFile, LogLine]]:
     """The lines of all logs by time stamp, or at least the `last` ones. The lines of each log stay in order.
 
-    A log that is in `ends` is read up to that byte.
+    `ends`: the byte up to which a log is read; without one, to its end.
     """
-    files = list(logs)
+    files, ends = list(logs), ends or {}
 
     def numbered(log: LogFile) -> Iterator[tuple[str, int, LogFile, LogLine]]:
         latest = ""

@@ -79,7 +79,6 @@ class _Facts:
     """What an element's folder says."""
 
     done: Done | None = None
-    """Content of the mark of an element that is done."""
     error: str = ""
     is_readable: bool = True
     """Whether the marks could be read."""
