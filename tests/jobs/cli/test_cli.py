@@ -214,19 +214,13 @@ def test_a_plan_for_this_machine_has_no_words_of_slurm(capsys):
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "retry", "cancel", "submit"])
-def test_elements_are_selected_by_the_same_options(verb, capsys):
-    with pytest.raises(SystemExit):
-        main([verb, "--help"])
-    assert {"--stage", "--job", "--arm", "--from"} <= set(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize("verb", ["status", "logs", "retry", "cancel", "submit"])
-def test_help_is_wrapped_and_keeps_its_examples(verb, monkeypatch, capsys):
+def test_help_is_wrapped_keeps_its_examples_and_names_the_same_options_for_elements(verb, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     description, _, examples = capsys.readouterr().out.partition("example")
     assert max(map(len, description.splitlines())) <= 80 and f"\n  curricula {verb} " in examples
+    assert {"--stage", "--job", "--arm", "--from"} <= set(description.split())
 
 
 def test_status_without_a_run_says_what_to_do(tmp_path, monkeypatch, capsys):

@@ -163,20 +163,14 @@ def test_the_rows_of_a_model_near_the_root_lie_below_evaluations_too(root, tmp_p
     assert "/no/model" in capsys.readouterr().err and (tmp_path / "evaluations/no-model").is_dir()
 
 
-def test_the_folder_of_another_model_is_refused_and_kept(root, tmp_path, capsys):
-    assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--prompts", 2) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
-    assert evaluate(root, tmp_path / "out", "--decoder", "greedy", "--prompts", 2, model="other") == 2
-    assert "holds the answers of another model" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")} == before
-
-
-def test_the_folder_of_another_model_is_refused_whatever_benchmark_it_answered(root, tmp_path, capsys):
+def test_the_folder_of_another_model_is_refused_whatever_benchmark_it_answered_and_kept(root, tmp_path, capsys):
     greedy = ["--decoder", "greedy", "--prompts", 2]
     assert evaluate(root, tmp_path / "out", *greedy, benchmark="advbench") == 0
-    assert evaluate(root, tmp_path / "out", *greedy, benchmark="tdc", model="other") == 2
-    assert "holds the answers of another model" in capsys.readouterr().err
-    assert not (tmp_path / "out/attacks-greedy/tdc.jsonl").exists()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")}
+    for benchmark in ("advbench", "tdc"):
+        assert evaluate(root, tmp_path / "out", *greedy, benchmark=benchmark, model="other") == 2
+        assert "holds the answers of another model" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.jsonl")} == before
 
 
 def test_benchmarks_evaluated_one_after_another_are_all_kept(root, tmp_path, capsys):
