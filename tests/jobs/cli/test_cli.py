@@ -269,7 +269,7 @@ def test_inspect_shows_a_table_and_a_sample_and_verifies_the_tokens(shard, capsy
     shown = capsys.readouterr().out
     text = [load_tokenizer(shard.parents[2] / "tokenizer").decode([number]) for number in range(65, 72)]
     assert "2 documents, 7 tokens" in shown and "tags: 0, 0.00%" in shown and "verified: the tokens match" in shown
-    assert re.search(r"1 to 3 +1 .*\n +4 to 9 +1 ", shown) and f"document 1: {''.join(text[3:])}" in shown
+    assert re.search(r"1 to 3 +1 .*\n *4 to 9 +1 ", shown) and f"document 1: {''.join(text[3:])}" in shown
     words = ["data", "inspect", str(shard), "--json", "--sequence-length", "2", "--sample"]
     assert main([*words, "1"]) == 0
     facts = json.loads(capsys.readouterr().out)
