@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -65,15 +64,6 @@ class Bars:
             say(self.console, ", ".join(filter(None, (f"{name}: {counts}", more, left))))
 
         return report
-
-    @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """A bar without a length, which disappears when the block ends."""
-        task = self._lines.add_task(what, total=None, more="")
-        try:
-            yield
-        finally:
-            self._lines.remove_task(task)
 
 
 def no_other_bars() -> None:

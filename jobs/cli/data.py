@@ -260,7 +260,7 @@ def inspect(args: argparse.Namespace) -> int:
     if manifest:
         facts["manifest"] = manifest
         if args.verify:
-            if hashlib.sha256(shard.tokens).hexdigest() != manifest["sha256"]:
+            if hashlib.sha256(shard.tokens.data).hexdigest() != manifest["sha256"]:
                 raise UserError(f"{shard.bin_path}: its tokens do not match its manifest; {MEND}")
             facts["verified"] = True
     if args.json:

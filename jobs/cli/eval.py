@@ -107,16 +107,17 @@ def evaluate(args: argparse.Namespace) -> int:
     path = Path(args.model)
     path = path.resolve() if path.exists() else path
     out = args.out or Path("evaluations") / "-".join(path.relative_to(path.anchor).parts[-3:])
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     check_judges = _check(args, config, tasks, data, world)
     if not stamp_path(out).exists():
         check_judges()  # nothing has been judged here yet, so judges are needed: check them before a model is loaded
-    with exclusive_lock(out / "lock"), Bars(console) as bars:
+    with exclusive_lock(out / "lock"):
         quiet_libraries()
-        _generate(args, config, tasks, data, out, bars, check_judges)
+        _generate(args, config, tasks, data, out, console, check_judges)
         work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
         before_asking(args, work.judge_runs.values(), check_judges, console)
-        work.judge(bars.line("judge"))
+        with Bars(console) as bars:
+            work.judge(bars.line("judge"))
     metrics = _metrics(args, tasks, out)
     used = config.benchmarks_of(tasks)
     accepted = [name for name in config.accept_changed if name in used and name not in config.prompts]
@@ -206,8 +207,7 @@ def _given_in_file(args: argparse.Namespace) -> Any:
     for option in ("benchmark", "decoder", "overrefusal", "capability", "prompts", "samples", "max_new_tokens"):
         if getattr(args, option):
             raise UsageError(f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out")
-    given = read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`")
-    return {} if given is None else given
+    return read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`") or {}
 
 
 def _check(
@@ -251,31 +251,24 @@ def _generate(
     tasks: list[EvalTask],
     data: Path | None,
     out: Path,
-    bars: Bars,
+    console: Console,
     check_judges: Callable[[], None],
 ) -> None:
     from curricula.eval.models import load_model
     from curricula.eval.runner import check_lengths, run_element, task_prompts
 
-    with bars.waiting(f"loading {args.model}"):
+    with console.status(f"loading {args.model}"):
         loaded = load_model(args.model, args.kind, args.device, config.precision, deterministic=config.deterministic)
     _refuse_another_model(out, loaded)
     rows_of = dict(args.suffixes).__getitem__
     for task in tasks:
         if task.has_prompts:
             check_lengths(loaded, task_prompts(task, config, data, rows_of))
-    for task in tasks:
-        line = bars.line(task.name)
-        run_element(
-            task,
-            loaded,
-            config,
-            data_root=data,
-            out=out,
-            seed=args.seed,
-            rows_of=rows_of,
-            progress=_after(check_judges, line) if task.task.judged else line,
-        )
+    with Bars(console) as bars:
+        for task in tasks:
+            line = bars.line(task.name)
+            progress = _after(check_judges, line) if task.task.judged else line
+            run_element(task, loaded, config, data_root=data, out=out, seed=args.seed, rows_of=rows_of, progress=progress)
 
 
 def _after(check: Callable[[], None], report: Progress) -> Progress:

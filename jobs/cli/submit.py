@@ -170,10 +170,7 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
                 "changed study"
             )
     # Jobs keep the nodes and GPUs that they were submitted with, and the changed work might not divide among these.
-    try:
-        old = plan_study(run.study, kept_profile(run.profile))
-    except UsageError:  # an earlier version wrote a profile that this one refuses
-        return
+    old = plan_study(run.study, kept_profile(run.profile))
     for job in sorted({job for job, _ in live} & old.by_name.keys() & plan.by_name.keys()):
         requests = (old.by_name[job].request, plan.by_name[job].request)
         had, asked = (f"{plural(request.nodes, 'node')} of {plural(request.gpus_per_node, 'GPU')}" for request in requests)

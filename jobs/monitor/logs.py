@@ -170,11 +170,7 @@ def first_error(logs: Iterable[LogFile]) -> FirstError | None:
 
 def _errors(log: LogFile) -> Iterator[FirstError]:
     """The errors of the last start, in the order of the log."""
-    try:
-        size = os.stat(log.path).st_size
-        lines = list(read_lines(log.path, max(0, size - ERROR_TAIL_BYTES)))
-    except FileNotFoundError:  # deleted in the meantime
-        return
+    lines = list(read_lines(log.path, max(0, log.path.stat().st_size - ERROR_TAIL_BYTES)))
     start = max((number for number, line in enumerate(lines) if _START.match(line.text)), default=0)
     while start < len(lines):
         line = lines[start]

@@ -456,8 +456,6 @@ def test_nodes_and_gpus_may_change_once_no_job_is_queued_that_asked_for_others(g
     keep_profile(run.profile, Profile())
     assert (run.root / "study.yaml").read_bytes() == frozen and not slurm.calls("sbatch")
     assert main([*words, "resources.tuning.gpus_per_node=8"]) == 0  # of which none is queued
-    run.profile.write_text("stages: {pretraining: {nodes: 2, partition: a, options: {partition: b}}}")  # by an earlier version
-    assert main([*words, "resources.pretraining.hours=6"]) == 0
 
 
 def test_a_setting_that_the_profile_refuses_may_be_mended(growing):
