@@ -57,7 +57,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     console = Console(highlight=False, markup=False)
     if (root / "study.yaml").exists():
         Run(root).check(plan.study)
-    done_before = done_elements(Run(root), plan) if root.exists() else set()
+    done_before = done_elements(Run(root), plan)
     check_needs(plan, chosen, done_before, ())
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM saves and stops as Ctrl-C does
