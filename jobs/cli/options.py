@@ -80,8 +80,7 @@ def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None
     )
     add_names(group, "--stage", "S", stages, dest="stages")
     add_names(group, "--job", "J", "only these jobs, as `curricula status` names them", dest="jobs")
-    arms = "only these arms, such as full-20; trunk is the shared start of pretraining"
-    add_names(group, "--arm", "A", arms, dest="arms")
+    add_names(group, "--arm", "A", "only these arms, such as full-20; trunk is the shared start of pretraining", dest="arms")
     add_names(group, "--seeds", "N", "only these training seeds, such as 43,44")
     add_names(group, "--point", "P", "only these points of the sweep", dest="points")
     group.add_argument("--from", dest="start", metavar="STAGE|JOB", help="start at this stage or job")

@@ -67,9 +67,8 @@ if TYPE_CHECKING:
 
 
 def demo(args: argparse.Namespace) -> int:
-    study = load_study(STUDIES / ("demo-full.yaml" if args.full else "demo.yaml"))
-    planned = plan_study(study)
-    run_here(run_root(study, None), planned, list(planned.needs))
+    plan = plan_study(load_study(STUDIES / ("demo-full.yaml" if args.full else "demo.yaml")))
+    run_here(run_root(plan.study, None), plan, list(plan.needs))
     return 0
 
 

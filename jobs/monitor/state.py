@@ -87,7 +87,7 @@ class _Facts:
     has_begun: bool = False
     """Whether the element has begun but must continue, or was done but must run again."""
     why: str = ""
-    """Why it must continue or run again; empty if that needs no explanation."""
+    """Why it must run again; empty if it was not done."""
     progress: Reading | None = None
     has_failed: bool = False
     """Whether this or an earlier start left the mark of a failure."""
@@ -178,9 +178,6 @@ def _read(work: Work) -> _Facts:
         progress=read_progress(folder / "progress.json") if "progress.json" in names else None,
         has_failed=not names.isdisjoint(("failed.json", "failed-before.json")),
     )
-    if facts.has_begun and facts.progress is None:
-        odd = f"{folder / 'progress.json'}: not an element's progress; it is rewritten when the element runs"
-        facts = replace(facts, why=odd)
     try:
         done = read_done(folder) if "done.json" in names else None
         if done and is_complete(work, done):
@@ -264,7 +261,7 @@ def _state(fact: _Facts, stale: str, task: Task | None, known: TaskState | None,
         return "running", "", ""
     if not fact.has_begun:
         return "pending" if task else "waiting", "", ""
-    return "interrupted", "", "" if task else fact.why
+    return "interrupted", "", fact.why
 
 
 def _ending(known: TaskState) -> str:
