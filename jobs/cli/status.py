@@ -66,7 +66,7 @@ def show_status(args: argparse.Namespace) -> int:
 
     if args.json:
         status = look()
-        print(json_text(msgspec.json.decode(msgspec.json.encode(status.elements))))
+        print(json_text(msgspec.json.decode(msgspec.json.encode(status.elements))))  # a loss that is NaN becomes null
         if status.problem:
             print(f"curricula: {status.problem}", file=sys.stderr)
     elif not args.watch:
