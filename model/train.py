@@ -74,7 +74,7 @@ def train(
 ) -> None:
     """Train until `job.stop_step`, continuing where an earlier call stopped.
 
-    All processes of the job call this together. A single process can call it again; several cannot (see `started`).
+    All processes of the job call this together, and can do so again afterwards.
 
     Raises UserError if a checkpoint or the data cannot be used or the loss is not a number, UsageError if the job
     contradicts itself, `PeerLost` if another process ended, and `Interrupted`, after saving the state, if a signal asked for a

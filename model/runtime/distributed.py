@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import itertools
 import logging
 import os
 import re
@@ -34,7 +36,7 @@ from curricula.model.runtime.stopping import Interrupted
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-TIMEOUT_MINUTES = 30
+TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for another process."""
 MOST_THREADS = 8
 """Largest number of compiling processes for each training process: one layer has too few kernels to keep more busy."""
@@ -59,6 +61,8 @@ class Ranks:
 
 
 ALONE = Ranks(0, 1, 0, None)
+_groups = itertools.count()
+"""Numbers the process groups of several processes that this one has been part of."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +149,8 @@ def first_host(nodelist: str) -> str:
 def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: bool = True) -> Iterator[Parallel]:
     """Set up the process group and Megatron-core's parallel state until the block ends.
 
-    A single process can enter this again. Several cannot: they would find what the first group left in the store through which
-    they meet. The group spans all processes of this job unless `ranks` says otherwise. Raises UsageError if the number of
-    processes is not a multiple of `tensor_parallel`.
+    The group spans all processes of this job unless `ranks` says otherwise. Raises UsageError if the number of processes is not
+    a multiple of `tensor_parallel`.
     """
     ranks = ranks or read_ranks()
     if ranks.size % tensor_parallel:
@@ -164,14 +167,16 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
     with contextlib.ExitStack() as stack:
         if not on_gpu:
             stack.enter_context(cuda_functions_on_cpu())
-        meet: dict[str, Any] = {"init_method": f"tcp://{ranks.master}"} if ranks.master else {"store": dist.HashStore()}
-        timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
-        dist.init_process_group("nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=timeout, **meet)
+        # Each group has a part of the store to itself, so that it does not find what an earlier one left there.
+        store = dist.PrefixStore(f"group {next(_groups)}", _shared_store(ranks)) if ranks.master else dist.HashStore()
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT, store=store
+        )
         stack.enter_context(group_until_end())
         # Nothing uses Megatron-core's gloo groups, and they would hang if a host's name resolves to 127.0.1.1.
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_parallel,
-            distributed_timeout_minutes=TIMEOUT_MINUTES,
+            distributed_timeout_minutes=TIMEOUT // datetime.timedelta(minutes=1),
             create_gloo_process_groups=False,
         )
         stack.callback(parallel_state.destroy_model_parallel)
@@ -187,6 +192,13 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
         with parallel.cuda_names():
             model_parallel_cuda_manual_seed(1)
         yield parallel
+
+
+@functools.cache
+def _shared_store(ranks: Ranks) -> dist.Store:
+    """The store through which the processes of a job meet. It exists until this process ends: the first one serves it."""
+    store, _, _ = next(dist.rendezvous(f"tcp://{ranks.master}", ranks.rank, ranks.size, timeout=TIMEOUT))
+    return store
 
 
 @contextlib.contextmanager

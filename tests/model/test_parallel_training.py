@@ -87,6 +87,11 @@ def test_four_processes_two_by_two_train_like_one_which_can_continue_from_their_
     assert_same(alone, train_alone(tmp_path / "run"))
 
 
+def test_two_processes_can_train_again(tmp_path, free_port):
+    train_in_processes(2, tmp_path, free_port, stop_steps=[1, 2, 3])
+    assert [start["resumed_step"] for start in read_jsonl(tmp_path / "starts.jsonl")] == [0, 1, 2]
+
+
 def test_what_four_processes_trained_is_exported_evaluated_imported_and_trained_on_by_one(tmp_path, two_by_two):
     from transformers import LlamaForCausalLM
 

@@ -1,4 +1,5 @@
-"""Trains in its own process: `python train_in_child.py JSON`; the process kills itself after step `kill_at`."""
+"""Trains in its own process, once up to each of `stop_steps`: `python train_in_child.py JSON`. It kills itself after step
+`kill_at`."""
 
 import functools
 import json
@@ -20,6 +21,7 @@ BUCKET = 2000
 if __name__ == "__main__":
     wanted = json.loads(sys.argv[1])
     kill_at, out = wanted.pop("kill_at", None), Path(wanted.pop("out"))
+    stop_steps = wanted.pop("stop_steps", [wanted.pop("stop_step", None)])
     wanted["engine"] = EngineConfig(**wanted.pop("engine", {}))
     if "spike_guard" in wanted:
         wanted["spike_guard"] = msgspec.convert(wanted["spike_guard"], SpikeGuard)
@@ -30,4 +32,5 @@ if __name__ == "__main__":
         if done == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(train_job(out, **wanted), batches, die)
+    for stop_step in stop_steps:
+        train(train_job(out, stop_step=stop_step, **wanted), batches, die)
