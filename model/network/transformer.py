@@ -96,7 +96,7 @@ def attend(
     """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
     For each of the `groups` key-value heads, `mixed` holds its query heads, then the key, then the value. `turns` is a result
-    of `turns_of`. Attention is causal. For rows of several documents, `mask` is a result of `borders` or `crossing_mask`.
+    of `turns_of`. Attention is causal. For rows of several documents, `mask` is a result of `steadied` or `crossing_mask`.
     """
     batch, sequence, _ = mixed.shape
     size = turns.shape[-1]
@@ -123,29 +123,22 @@ def attend_between(
     return varlen_attn(query, key, value, borders, borders, longest, longest, **CAUSAL)
 
 
-def borders(documents: torch.Tensor, steady: bool = False) -> torch.Tensor:
-    """Where each document begins in the flattened rows, and where the last one ends: int32 [number of documents + 1].
+def steadied(borders: torch.Tensor, end: int) -> torch.Tensor:
+    """The `borders` of documents, of which the last is `end`. It is repeated (as empty documents) until the length is a power
+    of two, so that code compiled for one length serves most batches."""
+    length = max(64, 1 << (borders.numel() - 1).bit_length())
+    return F.pad(borders, (0, length - borders.numel()), value=end)
 
-    `documents` [n, S] holds document numbers; a document's positions are adjacent. If `steady`, the end is repeated (as empty
-    documents) until the length is a power of two, so that code compiled for one length serves most batches.
+
+def crossing_mask(borders: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """What attention must not see, bool [rows, 1, length, length]: later positions, and other documents of the row.
+
+    True means masked out, as in Megatron-core. This works on every device but costs as much as attention to everything, so it
+    is used only without a kernel for `borders`.
     """
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    positions = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=documents.numel()).to(torch.int32)
-    if steady:
-        length = max(64, 1 << (positions.numel() - 1).bit_length())
-        positions = F.pad(positions, (0, length - positions.numel()), value=documents.numel())
-    return positions
-
-
-def crossing_mask(documents: torch.Tensor) -> torch.Tensor:
-    """What attention must not see, bool [n, 1, S, S], in rows with document numbers [n, S]: later positions, and other
-    documents of the row. True means masked out, as in Megatron-core.
-
-    It works on every device but costs as much as attention to everything, so it is used only without a kernel for `borders`.
-    """
-    length = documents.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    positions = torch.arange(rows * length, dtype=borders.dtype, device=borders.device)
+    documents = torch.bucketize(positions, borders, right=True).view(rows, length)
+    earlier = torch.ones(length, length, dtype=torch.bool, device=borders.device).tril()
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return ~(same & earlier)
 
@@ -175,30 +168,32 @@ class Network(GPTModel):
         self,
         input_ids: torch.Tensor,
         position_ids: None = None,
-        documents: torch.Tensor | None = None,
+        borders: torch.Tensor | None = None,
         *,
         labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [B, S, V] of tokens [B, S], for this process's part of the vocabulary.
 
-        With `labels` [B, S], the loss of each token instead, float32 [B, S]. With document numbers in `documents` [B, S],
-        tokens see only those of the same document. Rotary positions need no reset: attention depends only on distances.
+        With `labels` [B, S], the loss of each token instead, float32 [B, S]. With the `borders` of documents
+        (`runtime/loading.py`), tokens see only those of the same document. Rotary positions need no reset: attention depends
+        only on distances.
         """
-        if documents is not None and not self.backend.own_layers:
+        if borders is not None and not self.backend.own_layers:
             # Transformer Engine takes packed rows as one sequence and does not attend across the borders in it.
-            marks, longest = borders(documents), input_ids.shape[1]
+            longest = input_ids.shape[1]
             losses_or_logits = self._compute(
                 input_ids.reshape(1, -1),
                 None if labels is None else labels.reshape(1, -1),
                 rotary_length=longest,
                 packed_seq_params=PackedSeqParams(
-                    qkv_format="thd", cu_seqlens_q=marks, cu_seqlens_kv=marks, max_seqlen_q=longest, max_seqlen_kv=longest
+                    qkv_format="thd", cu_seqlens_q=borders, cu_seqlens_kv=borders, max_seqlen_q=longest, max_seqlen_kv=longest
                 ),
             )
             return losses_or_logits.view(*input_ids.shape, *losses_or_logits.shape[2:])
         mask = None
-        if documents is not None:
-            mask = borders(documents, steady=True) if has_kernel_for_borders(documents) else crossing_mask(documents)
+        if borders is not None:
+            has_kernel = borders.is_cuda and varlen_attn is not None
+            mask = steadied(borders, input_ids.numel()) if has_kernel else crossing_mask(borders, *input_ids.shape)
         return self._compute(input_ids, labels, rotary_length=input_ids.shape[1], attention_mask=mask)
 
     def _compute(
@@ -240,7 +235,3 @@ class Network(GPTModel):
             compiled=self.backend.is_compiled,
         ).view(targets.shape)
         return losses if sequences_first else losses.t()
-
-
-def has_kernel_for_borders(documents: torch.Tensor) -> bool:
-    return documents.is_cuda and varlen_attn is not None

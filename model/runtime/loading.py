@@ -1,8 +1,8 @@
 """Reads micro-batches for training: a torch Dataset, read ahead by worker processes into pinned memory.
 
 A micro-batch is one int64 tensor [micro_batch, sequence_length + 1]. It has a loss mask only if some targets do not count, and
-document numbers only if rows are packed. The rows that it holds depend on its number alone, so neither the number of workers or
-ranks nor restarts change anything.
+borders between documents only if rows are packed. The rows that it holds depend on its number alone, so neither the number of
+workers or ranks nor restarts change anything.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,11 +26,11 @@ _WORKER_GONE = (EOFError, ConnectionError)
 
 
 class MicroBatch(NamedTuple):
-    """`Rows` as tensors."""
+    """`Rows` as tensors, with the borders of documents in place of their numbers."""
 
     tokens: torch.Tensor
     mask: torch.Tensor | None
-    documents: torch.Tensor | None
+    borders: torch.Tensor | None
 
     def to(self, device: torch.device) -> MicroBatch:
         tokens, *optional = (None if part is None else part.to(device, non_blocking=True) for part in self)
@@ -54,10 +55,25 @@ class MicroBatches(Dataset):
         start = self._first + part * self.micro_batch
         stop = min(start + self.micro_batch, self._first + self._own)
         try:
-            tokens, *optional = Rows(*self.batches.rows(step, start, stop))
+            tokens, mask, documents = Rows(*self.batches.rows(step, start, stop))
         except UserError as error:
             return error
-        return MicroBatch(torch.from_numpy(tokens), *(None if part is None else torch.from_numpy(part) for part in optional))
+        return MicroBatch(
+            torch.from_numpy(tokens),
+            None if mask is None else torch.from_numpy(mask),
+            None if documents is None else borders(documents),
+        )
+
+
+def borders(documents: np.ndarray) -> torch.Tensor:
+    """Where each document begins in the flattened rows, and where the last one ends: int32 [number of documents + 1].
+
+    `documents` [n, S] holds document numbers; a document's positions are adjacent. This is computed here because a GPU would
+    have to be waited for: only the result tells how large it is.
+    """
+    begins = np.ones(documents.shape, bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return torch.from_numpy(np.append(np.flatnonzero(begins), documents.size).astype(np.int32))
 
 
 def read_micro_batches(

@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -120,14 +121,15 @@ def test_an_mlp_of_operations_has_the_gradients_of_a_plain_one(recipe):
 
 
 def test_attention_between_borders_is_attention_under_the_mask():
-    from curricula.model.network.transformer import attend, borders, crossing_mask, has_kernel_for_borders, turns_of
+    from curricula.model.network.transformer import attend, crossing_mask, steadied, turns_of, varlen_attn
+    from curricula.model.runtime.loading import borders
 
-    documents = torch.arange(256, device="cuda").div(50, rounding_mode="floor").expand(2, 256)
-    assert has_kernel_for_borders(documents), "this torch computes packed rows under a mask: slower"
+    assert varlen_attn is not None, "this torch computes packed rows under a mask: slower"
+    marks = borders(np.tile(np.arange(256) // 50, (2, 1))).cuda()
     angles = torch.randn(256, 1, 1, 64, device="cuda")
     mixed = torch.randn(2, 256, 2 * 4 * 64, device="cuda", dtype=torch.bfloat16)
     results = []
-    for mask in (crossing_mask(documents), borders(documents, steady=True)):
+    for mask in (crossing_mask(marks, 2, 256), steadied(marks, 512)):
         wanted = mixed.clone().requires_grad_()
         context = attend(wanted, turns_of(angles), groups=2, queries=2, mask=mask)
         context.float().square().sum().backward()

@@ -1,5 +1,6 @@
 """Packed rows train as their conversations would alone."""
 
+import numpy as np
 import pytest
 import torch
 from random_batches import LENGTHS, SMALL, PackedBatches, train_job
@@ -9,15 +10,16 @@ from curricula.model.config import EngineConfig
 from curricula.model.network import transformer
 from curricula.model.network.build import build_network, choose_backend, initialize
 from curricula.model.runtime.distributed import started
+from curricula.model.runtime.loading import MicroBatches, borders
 from curricula.model.train import train
 
 
 def test_attention_stays_within_each_text_of_a_row():
-    tokens, mask, documents = (torch.from_numpy(array) for array in PackedBatches().rows(0, 0, 4))
+    tokens, _, marks = MicroBatches(PackedBatches(), 4)[0]
     with started() as parallel, torch.no_grad(), parallel.cuda_names():
         network = build_network(SMALL, parallel, choose_backend(EngineConfig(), parallel, packed=True))
         initialize(network, SMALL, seed=0)
-        packed = network(tokens[:, :-1], None, documents, labels=tokens[:, 1:])
+        packed = network(tokens[:, :-1], None, marks, labels=tokens[:, 1:])
         position = 0
         for length in LENGTHS:
             text = tokens[:, position : position + length]
@@ -42,11 +44,11 @@ def test_attention_between_borders_is_attention_under_the_mask(monkeypatch):
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
     monkeypatch.setattr(transformer, "varlen_attn", kernel)
-    documents = torch.from_numpy(PackedBatches().rows(0, 0, 3).documents)
+    marks = borders(PackedBatches().rows(0, 0, 3).documents)
     generator = torch.Generator().manual_seed(0)
     angles, mixed = (torch.randn(shape, generator=generator) for shape in ((16, 1, 1, 8), (3, 16, 2 * 4 * 8)))
     results = []
-    for mask in (transformer.crossing_mask(documents), transformer.borders(documents, steady=True)):
+    for mask in (transformer.crossing_mask(marks, 3, 16), transformer.steadied(marks, 48)):
         wanted = mixed.clone().requires_grad_()
         context = transformer.attend(wanted, transformer.turns_of(angles), groups=2, queries=2, mask=mask)
         (context**2).sum().backward()
@@ -64,11 +66,12 @@ def test_torch_takes_the_borders_as_they_are_given():
 
 
 def test_compiled_code_for_borders_serves_batches_of_other_documents():
-    few, many = (torch.arange(16).div(length, rounding_mode="floor").expand(2, 16) for length in (8, 2))
-    assert transformer.borders(few).tolist() == [0, 8, 16, 24, 32]
-    assert transformer.borders(many).numel() == 17
-    assert transformer.borders(few, steady=True).shape == transformer.borders(many, steady=True).shape
-    assert transformer.borders(few, steady=True)[:6].tolist() == [0, 8, 16, 24, 32, 32]
+    few, many = (borders(np.tile(np.arange(16) // length, (2, 1))) for length in (8, 2))
+    assert few.tolist() == [0, 8, 16, 24, 32]
+    assert many.numel() == 17
+    assert transformer.steadied(few, 32).shape == transformer.steadied(many, 32).shape
+    assert transformer.steadied(few, 32)[:6].tolist() == [0, 8, 16, 24, 32, 32]
+    assert transformer.steadied(few.to("meta"), 32).shape == (64,)  # without waiting for what a GPU computes
 
 
 def test_packed_rows_train_whatever_the_micro_batch(tmp_path):
