@@ -22,14 +22,14 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 from unittest import mock
 
 import msgspec
 import torch
 
 from curricula.curriculum.stream.pretraining import BatchSource, RowSource
-from curricula.errors import UsageError
+from curricula.errors import UsageError, UserError
 from curricula.model import costs
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
@@ -96,19 +96,6 @@ def train(
             trainer.close()
 
 
-class Agreed(NamedTuple):
-    """Flags at the end of a step, the same on all processes: each is set if it holds for any process."""
-
-    stop: bool
-    """A signal has asked for a stop."""
-    writing: bool
-    """A file of the save that was begun is still being written."""
-    overdue: bool
-    """The last save began longer ago than `save_interval_minutes`."""
-    comparing: bool
-    """The comparison of how long each process takes is due (`Stragglers.compare`)."""
-
-
 class Trainer:
     """A run's training in this process: network, optimizer, data and reports, brought to the step to continue from.
 
@@ -147,6 +134,7 @@ class Trainer:
         if source is not None and source != job.init_weights:
             self._resume(source, is_checked=source == own)
         self._validated_to = 0 if own else self.step  # at a branch point, by the run before this one
+        self._saved = own
         self.saver = Saver(network, self.optimizer, parallel)
         self._saved_at = time.monotonic()
         self.stragglers = Stragglers(parallel)
@@ -227,24 +215,25 @@ class Trainer:
         if self.parallel.any(self.parallel.is_main and latest_checkpoint(self.checkpoints) is None):
             self._save()
             self._finish_save()
+        self._prune()  # the last save's, which a kill may have cut short
         # After the save, so that a failed validation costs no training; a resume makes up for a missed one.
         self._validate_if_due()
 
     def advance(self, progress: Progress) -> None:
         """Take one step: validate before it if due, then report and save."""
         self._validate_if_due()
-        row, agreed = self._train_step()
+        row, (stop, writing, overdue, comparing) = self._train_step()
         if self.reports:
             self.reports.step(row)
             slow = {"straggler": self.stragglers.named} if self.stragglers.named else {}
             progress(self.step, self.stop_step, loss=row["loss"], tokens=row["tokens"], **row["timing"], **slow)
-        if agreed.comparing:
+        if comparing:
             self.stragglers.compare()
         with self.pace.waiting("save"):
-            self._save_if_due(agreed)
+            self._save_if_due(stop, writing, overdue)
 
-    def _train_step(self) -> tuple[dict[str, Any], Agreed]:
-        """Take one optimizer step. Returns its metrics, and what the processes agree on at its end."""
+    def _train_step(self) -> tuple[dict[str, Any], list[bool]]:
+        """Take one optimizer step. Returns its metrics, and what the processes `_agree` on at its end."""
         began = time.perf_counter()
         config = self.job.config
         lr = learning_rate(self.step, self.batches.total_steps, config.optimizer, config.schedule)
@@ -373,6 +362,12 @@ class Trainer:
             return
         losses = {name: self._mean_loss(batches) for name, batches in self.validation.items()}
         self.watchdog.step_begins(self.step + 1)
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{self.job.out}: validation loss {loss} on {name} after step {self.step}; delete the checkpoint of this "
+                    "step, if there is one, and start again, or lower optimizer.lr"
+                )
         if self.reports:
             self.reports.validation(self.step, losses)
 
@@ -380,39 +375,48 @@ class Trainer:
     def _mean_loss(self, batches: RowSource) -> float:
         feed, totals = self._read(batches, 0, batches.total_steps, workers=0), []
         self.wrapped.eval()
+        # After a batch outside fp8, Transformer Engine's layers give out no history of maxima that could be saved.
+        may_stop = self._saved == step_folder(self.checkpoints, self.step) or self.job.execution.engine.fp8 != "delayed"
         # In bfloat16 even if training computes in fp8: otherwise validation would enter the layers' history of maxima.
         with mock.patch.object(self.wrapped.config, "fp8", None):
             for _ in range(batches.total_steps):
+                if may_stop and self.parallel.any(bool(self.stop)):
+                    self._stop_early()
                 self.watchdog.expect("a validation batch")  # before it: the first one compiles
                 totals.append(self._totals(self._run(batches, feed, forward_only=True)))
         self.wrapped.train()
         return _mean(*map(math.fsum, zip(*totals)))
 
-    def _agree(self) -> Agreed:
+    def _agree(self) -> list[bool]:
+        """Whether, in any process, a signal has asked for a stop, files of the last save are still being written, that save
+        began longer ago than `save_interval_minutes`, and `Stragglers.compare` is due."""
         minutes = self.job.config.save_interval_minutes
-        return Agreed(
-            *self.parallel.any_of(
-                bool(self.stop),
-                self.saver.is_writing,
-                minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
-                self.stragglers.is_due,
-            )
+        return self.parallel.any_of(
+            bool(self.stop),
+            self.saver.is_writing,
+            minutes is not None and time.monotonic() - self._saved_at > 60 * minutes,
+            self.stragglers.is_due,
         )
 
-    def _save_if_due(self, agreed: Agreed) -> None:
+    def _save_if_due(self, stop: bool, writing: bool, overdue: bool) -> None:
         """Finish a save whose files are written, begin one that is due, and stop if asked to. Called between two steps."""
         config, last = self.job.config, self.step == self.stop_step
-        if not agreed.writing:
+        if not writing:
             self._finish_save()
-        interrupted = agreed.stop and not last
         regular = self.step % config.save_interval_steps == 0 or self.step in self.job.keep_steps
-        due = agreed.overdue or regular or self.guard.window.is_save_due(self.step)
-        if last or interrupted or due:
+        if last or overdue or regular or self.guard.window.is_save_due(self.step):
             self._save()
-        if last or interrupted:
+        if last:
             self._finish_save()
-        if interrupted:
-            raise Interrupted(self.step, self.stop_step, self.stop[-1] if self.stop else "a signal to another process")
+        elif stop:
+            self._stop_early()
+
+    def _stop_early(self) -> NoReturn:
+        """Save the state, unless it is saved, and stop. A validation that this cuts short is made up for after the resume."""
+        if self._saved != step_folder(self.checkpoints, self.step):
+            self._save()
+        self._finish_save()
+        raise Interrupted(self.step, self.stop_step, self.stop[-1] if self.stop else "a signal to another process")
 
     def _save(self) -> None:
         self._finish_save()  # an earlier one
@@ -442,10 +446,14 @@ class Trainer:
             return
         self.watchdog.expect("writing a checkpoint")
         self.saver.finish()
-        if self.parallel.is_main:
-            in_gap = self._saved if self._fills_gap and step_of(self._saved) < self.stop_step else None
-            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, self.guard.needed_by, in_gap)
+        self._prune()
         self.watchdog.step_begins(self.step + 1)
+
+    def _prune(self) -> None:
+        if self.parallel.is_main:
+            fills_gap = self._fills_gap and self._saved and step_of(self._saved) < self.stop_step
+            in_gap = self._saved if fills_gap else None
+            prune(self.checkpoints, self.job.config.keep_last, self.job.keep_steps, self.guard.needed_by, in_gap)
 
     def close(self) -> None:
         self.saver.abandon()

@@ -17,7 +17,8 @@ from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder, step_of
 from curricula.model.checkpoints.writer import Saver
-from curricula.model.config import OptimizerConfig, ScheduleConfig, SpikeGuard
+from curricula.model.config import EngineConfig, ExecutionConfig, OptimizerConfig, ScheduleConfig, SpikeGuard
+from curricula.model.network.build import Backend
 from curricula.model.runtime.distributed import Parallel, started
 from curricula.model.runtime.stopping import Interrupted, Watchdog
 from curricula.model.train import train
@@ -128,6 +129,45 @@ def test_a_stop_signal_in_the_last_step_ends_the_run_as_usual(tmp_path):
 
     train(train_job(tmp_path, stop_step=2), RandomBatches(), signal_in_step_2)
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000002\n"
+
+
+@pytest.mark.parametrize(
+    ("at_read", "fp8", "step", "read"),
+    [(2, None, 6, 2), (5, None, 12, 5), (2, "delayed", 7, 3)],
+    ids=["on the way", "at the end", "in fp8, whose state cannot be saved now"],
+)
+def test_a_stop_signal_in_a_validation_ends_it_and_the_next_start_makes_up_for_it(
+    tmp_path, monkeypatch, at_read, fp8, step, read
+):
+    reads = []
+
+    class Signalling(RandomBatches):
+        def rows(self, step, start, stop):
+            reads.append(step)
+            if len(reads) == at_read:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            return super().rows(step, start, stop)
+
+    job, held_out = train_job(tmp_path / "stopped", validation_interval_steps=6), RandomBatches(key="held out", total_steps=3)
+    with pytest.raises(Interrupted, match=f"at step {step} of 12"), monkeypatch.context() as patch:
+        patch.setattr("curricula.model.train.choose_backend", lambda *_: Backend("cpu", "test"))
+        asked = dataclasses.replace(job, execution=ExecutionConfig(engine=EngineConfig(fp8=fp8)))
+        train(asked, RandomBatches(), validation={"held out": Signalling(key="held out", total_steps=3)})
+    assert len(reads) == read
+    train(job, RandomBatches(), validation={"held out": held_out})
+    train(train_job(tmp_path / "whole", validation_interval_steps=6), RandomBatches(), validation={"held out": held_out})
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_a_validation_loss_that_is_not_a_number_ends_the_run(tmp_path):
+    class Poisoned(RandomBatches):
+        def rows(self, step, start, stop):
+            tokens, mask = super().rows(step, start, stop)
+            return tokens, mask * np.float32(np.nan)
+
+    with pytest.raises(UserError, match="validation loss nan on held out after step 2; "):
+        train(train_job(tmp_path, stop_step=2), RandomBatches(), validation={"held out": Poisoned(total_steps=1)})
+    assert not any("validation" in row for row in numbers(tmp_path))
 
 
 def test_a_step_lasts_until_all_processes_have_updated_their_weights_and_only_saves_stall(tmp_path, monkeypatch):
