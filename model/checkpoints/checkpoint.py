@@ -31,6 +31,7 @@ import torch.distributed.checkpoint as torch_checkpoint
 from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
+    OtherVersion,
     checkpoints_to_resume,
     damaged_file,
     point_at,
@@ -77,8 +78,8 @@ def newest_whole(
 
     There is a gap if the branch point at `kept_step`, the end of this training (None if that step is not kept), was lost or
     damaged after the run had continued; `latest` then stays where it is. Older checkpoints are tried only if `is_usable`
-    accepts them on the main process. Raises UserError as `_newest_whole` does, and StorageError on all processes if the main
-    one cannot read the folder.
+    accepts them on the main process. Raises UserError as `_newest_whole` does, and StorageError if the main process cannot read
+    the folder.
     """
 
     def usable_here() -> list[Path]:
@@ -123,13 +124,13 @@ def _newest_whole(ordered: Sequence[Path], parallel: Parallel) -> Path | None:
 def problem_of(folder: Path, parallel: Parallel) -> str | None:
     """A sentence about what is damaged in a checkpoint, or None; the same on all processes. Each reads its share of the files.
 
-    Raises StorageError on all processes if one cannot read its share, since that says nothing about the checkpoint.
+    Raises StorageError if one of them cannot read its share, and OtherVersion: neither means that the checkpoint is damaged.
     """
 
     def problem_here() -> str | None:
         try:
             return damaged_file(folder, read_info(folder), parallel.ranks.rank, parallel.ranks.size)
-        except StorageError:
+        except (StorageError, OtherVersion):
             raise
         except UserError as error:
             return str(error)
@@ -138,17 +139,17 @@ def problem_of(folder: Path, parallel: Parallel) -> str | None:
 
 
 def _read_by_each(place: Path, parallel: Parallel, read: Callable[[], T]) -> list[T]:
-    """What `read` returns on each process, by rank. Raises StorageError on all of them if one cannot read `place`."""
+    """What `read` returns on each process, by rank. An error of one of them, such as a failing disk, is raised on all."""
     value: T | None = None
-    unread = ""
+    problem: UserError | None = None
     try:
         with _disk_errors_named(place):
             value = read()
-    except StorageError as error:
-        unread = str(error)
-    values, unreads = zip(*parallel.gather((value, unread)))
-    if any(unreads):
-        raise StorageError(next(filter(None, unreads)))
+    except UserError as error:
+        problem = error
+    values, problems = zip(*parallel.gather((value, problem)))
+    for one in filter(None, problems):
+        raise one
     return list(values)
 
 

@@ -43,6 +43,10 @@ NOT_IN_WEIGHTS = ("sequence_length", "init_std")
 """Keys that may differ between the model that wrote weights and the one that reads them: they affect no weight."""
 
 
+class OtherVersion(UserError):
+    """A checkpoint's record has settings that this version lacks. A later version wrote it, and can continue from it."""
+
+
 class StoredFile(msgspec.Struct, frozen=True):
     """A file of a checkpoint as it was when the checkpoint was complete."""
 
@@ -146,9 +150,9 @@ def _complete(checkpoints: Path) -> list[Path]:
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What the checkpoint in `folder` holds. Raises UserError unless it is of the folder's step and every file has its size.
+    """What the checkpoint in `folder` holds. `damaged_file` checks the files' contents.
 
-    `damaged_file` checks the files' contents.
+    Raises UserError unless it is of the folder's step and every file has its size, and OtherVersion if it may be good.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint; {remedy(folder)}")
@@ -156,6 +160,8 @@ def read_info(folder: Path) -> CheckpointInfo:
     try:
         info = convert(read_json(path), CheckpointInfo)
     except (msgspec.ValidationError, ValueError) as error:
+        if "unknown field" in str(error):
+            raise OtherVersion(f"{path}: written by a later version ({error}); use that version, or {remedy(folder)}") from None
         raise UserError(f"{path}: not a checkpoint record ({error}); {remedy(folder)}") from None
     if STEP_FOLDER.fullmatch(folder.name) and info.step != step_of(folder):
         raise UserError(f"{folder}: holds step {info.step}, so it was renamed or copied over another; {remedy(folder)}")

@@ -97,18 +97,10 @@ def read_as_data(folder: Path) -> Iterator[Metadata]:
 def _read_metadata(folder: Path) -> Metadata:
     """The contents of .metadata. Raises UserError if it cannot be read as data, or names a file outside the checkpoint."""
     path = folder / ".metadata"
-    try:
-        with open(path, "rb") as file:
-            metadata: Metadata = _Unpickler(file, path, METADATA_NAMES).load()
+    with open(path, "rb") as file, _damage_named(path):
+        metadata: Metadata = _Unpickler(file, path, METADATA_NAMES).load()
         names = [info.relative_path for info in metadata.storage_data.values()]
         outside = [name for name in names if Path(name).name != name]
-    except (UserError, OSError):
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error) or type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read here ({reason:.200}); keep it, and use the versions that wrote it (see checkpoint.json)"
-        ) from None
     if outside:
         raise UserError(f"{path}: names the file {outside[0]!r:.200}, which is outside the checkpoint; do not use it")
     return metadata
@@ -122,10 +114,22 @@ def check_layer_states(folder: Path, model_state: Mapping[str, Any]) -> None:
         for part in state if isinstance(state, list) else [state]:
             if isinstance(part, torch.Tensor) and part.numel():
                 content = io.BytesIO(part.detach().cpu().numpy().tobytes())
-                try:
+                with _damage_named(folder / name):
                     _Unpickler(content, folder / name, FP8_NAMES).load()
-                except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError) as error:
-                    raise UserError(f"{folder}: {name} cannot be read ({error!s:.200}); use an earlier one") from None
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn the errors of a pickle that is damaged, or that other versions wrote, into a UserError. It can raise anything."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read here ({reason:.200}); keep it, and use the versions that wrote it (see checkpoint.json)"
+        ) from None
 
 
 def _load_as_data(path: str | os.PathLike[str], file: Any, *args: Any, **options: Any) -> Any:

@@ -20,7 +20,7 @@ from forked import ended, ranks
 from random_batches import SMALL, RandomBatches, numbers, train_job
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from curricula.durable import read_json, write_json
+from curricula.durable import read_json, read_jsonl, write_json
 from curricula.errors import StorageError, UserError
 from curricula.fencing import Superseded, generation
 from curricula.model.checkpoints import checkpoint, folder, writer
@@ -451,6 +451,24 @@ def test_a_save_killed_half_way_is_swept_away_by_the_next_and_a_copy_under_a_nam
     (leftover / "__0_0.distcp").write_bytes(b"half")
     train(train_job(copy), RandomBatches())
     assert not leftover.exists() and backup.exists()
+
+
+def test_a_finished_run_that_was_killed_in_its_last_prune_is_tidied_by_the_next_start(copy):
+    hidden = folder.set_aside(shutil.copytree(copy / "checkpoints/step_00000004", copy / "checkpoints/step_00000002"))
+    train(train_job(copy, stop_step=4), RandomBatches())
+    assert not hidden.exists() and (copy / "checkpoints/step_00000004").exists()
+
+
+def test_a_checkpoint_of_a_later_version_is_neither_skipped_nor_deleted(copy):
+    train(train_job(copy, stop_step=6), RandomBatches())
+    record = copy / "checkpoints/step_00000006/checkpoint.json"
+    later = read_json(record)
+    write_json(record, {**later, "model": {**later["model"], "qk_norm": True}})
+    with pytest.raises(UserError, match="checkpoint.json: written by a later version .*qk_norm.*; use that version, or delete"):
+        train(train_job(copy), RandomBatches())
+    write_json(record, later)
+    train(train_job(copy, stop_step=7), RandomBatches())
+    assert read_jsonl(copy / "starts.jsonl")[-1]["resumed_step"] == 6
 
 
 def test_a_checkpoint_that_cannot_be_deleted_yet_ends_no_training(tmp_path, monkeypatch):

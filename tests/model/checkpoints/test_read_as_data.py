@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,3 +191,18 @@ def test_the_fp8_state_of_a_layer_is_read_as_data(tmp_path, reader):
         with pytest.raises(UserError, match=r"layer._extra_state: names posix.system"):
             check_layer_states(tmp_path, fp8_state({"scale_fwd": content}, reader))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"junk",
+        b"\x80\x03cbuiltins\nbytes\n)R}X\x01\x00\x00\x00aK\x01sb.",
+        b"\x80\x03ctransformer_engine.common.recipe\nFormat\n.",
+    ],
+    ids=["no pickle", "attributes of bytes", "a package that is not here"],
+)
+def test_an_fp8_state_that_cannot_be_read_is_named(tmp_path, monkeypatch, pickled):
+    monkeypatch.setitem(sys.modules, "transformer_engine", None)
+    with pytest.raises(UserError, match="layer._extra_state: cannot be read here"):
+        check_layer_states(tmp_path, {"layer._extra_state": torch.frombuffer(bytearray(pickled), dtype=torch.uint8)})
