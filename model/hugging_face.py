@@ -6,6 +6,7 @@ Imports torch only to read weights.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from curricula.errors import UserError, first_line
+from curricula.errors import StorageError, UserError, first_line
 from curricula.model import costs
 from curricula.model.checkpoints.folder import CheckpointInfo
 from curricula.model.config import LARGEST_SIZE, ModelConfig
@@ -204,10 +205,8 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
         raise UserError(f"{source}: no Hugging Face model (config.json and *.safetensors); name its folder")
     weights: dict[str, torch.Tensor] = {}
     for file in files:
-        try:
+        with _damage_named(file):
             weights.update(load_file(file))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"{file}: cannot be read ({error}); fetch the model again") from error
     config = _read_json(config_file)
     if config.get("tie_word_embeddings") and (output := weights.pop("lm_head.weight", None)) is not None:
         embedding = weights.get("model.embed_tokens.weight")
@@ -217,13 +216,22 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
+    with _damage_named(path):
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch the model again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object; fetch the model again")
     return value
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn errors from reading `path` into a UserError, or a StorageError if the disk says nothing about the file."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch the model again") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error}); fix the cause and run it again") from error
 
 
 def _read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -1,13 +1,16 @@
+import errno
 import functools
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from random_batches import SMALL, RandomBatches, train_job
@@ -318,6 +321,22 @@ def test_a_damaged_model_is_refused_in_a_sentence(tmp_path, exported, damage, sa
     with pytest.raises(UserError, match=said):
         import_hf(tmp_path / "hf", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "reader", "name"), [(safetensors.torch, "load_file", "model"), (Path, "read_text", "config")]
+)
+def test_a_disk_that_cannot_be_read_says_nothing_about_a_model(tmp_path, exported, monkeypatch, owner, reader, name):
+    read = getattr(owner, reader)
+
+    def unreadable(path, **options):
+        if path.stem == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path, **options)
+
+    monkeypatch.setattr(owner, reader, unreadable)
+    with pytest.raises(StorageError, match=rf"hf/{name}\S+: cannot be read .*; fix the cause"):
+        import_hf(shutil.copytree(exported, tmp_path / "hf"), tmp_path / "new")
 
 
 def test_a_damaged_gguf_file_is_refused_in_a_sentence(tmp_path):
