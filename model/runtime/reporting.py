@@ -219,9 +219,11 @@ class WeightsAndBiases:
         self.path = job.out.resolve()
         settings = msgspec.to_builtins(job, enc_hook=str)
         self._run = wandb_run(project, str(self.path), "/".join(self.path.parts[-3:]), config=settings)
+        # W&B's own step can only grow: it would ignore steps that a restart repeats, and a validation that it makes up for.
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._run.log(curves(row), step=row["step"])
+        self._run.log({**curves(row), "step": row["step"]})
 
     def sync(self) -> None:
         """W&B sends in the background by itself."""

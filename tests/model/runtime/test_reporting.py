@@ -48,8 +48,11 @@ def test_weights_and_biases_gets_the_curves_of_one_run_for_each_run_folder(tmp_p
     calls = []
 
     class FakeRun:
-        def log(self, values, step):
-            calls.append((step, values["loss"]))
+        def define_metric(self, name, step_metric):
+            assert (name, step_metric) == ("*", "step")
+
+        def log(self, values):
+            calls.append((values["step"], values["loss"]))
 
         def finish(self):
             calls.append("finished")
