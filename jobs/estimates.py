@@ -30,8 +30,8 @@ from curricula.eval.tasks import EvalTask
 from curricula.jobs.downloads import study_downloads, used_pools
 from curricula.jobs.plan import Element, Key, Plan
 from curricula.jobs.study import Study
-from curricula.model import costs
 from curricula.model.config import decay_start, warmup_steps
+from curricula.model.memory import GIB, Layout, step_memory, what_would_fit
 
 READING = 0.3
 """Share of the peak FLOP/s that a forward pass over whole texts reaches."""
@@ -85,7 +85,7 @@ def about(minutes: float) -> str:
 def gpu_hours_of(study: Study, tokens: int) -> float:
     """The GPU-hours of training on this many tokens, at the utilisation that the study expects."""
     resources = study.resources
-    flops = tokens * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
+    flops = tokens * study.model.resolve().flops_per_token(study.budget.sequence_length)
     return flops / (resources.peak_tflops * 1e12 * resources.expected_mfu) / 3600
 
 
@@ -191,8 +191,8 @@ def described_size(study: Study) -> dict[str, Any]:
         "model": {
             "preset": study.model.preset,
             "name": study.model.name,
-            "parameters": costs.parameters(config),
-            "flops_per_token": costs.flops_per_token(config, budget.sequence_length),
+            "parameters": config.parameters,
+            "flops_per_token": config.flops_per_token(budget.sequence_length),
             **msgspec.to_builtins(config),
         },
         "budget": {
@@ -213,7 +213,7 @@ def _points(plan: Plan) -> list[dict[str, Any]]:
             "name": name,
             "preset": point.model.preset,
             "model": point.model.name,
-            "parameters": costs.parameters(point.model.resolve()),
+            "parameters": point.model.resolve().parameters,
             "tokens": point.budget.tokens,
             "steps": point.budget.steps,
             "gpu_hours": hours[name],
@@ -507,7 +507,7 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
 
     Each step of generation reads the weights once and takes at least `STEP_S`.
     """
-    config, parameters = study.evaluation, costs.parameters(study.model.resolve())
+    config, parameters = study.evaluation, study.model.resolve().parameters
 
     def reading(tokens: float) -> float:
         return 2 * parameters * tokens / (study.resources.peak_tflops * 1e12 * READING)
@@ -546,17 +546,17 @@ def _gpu_memory(study: Study, stage: AnyStage | None = None) -> dict[str, Any]:
     micro_batch, global_batch = study.pretraining.micro_batch, study.budget.global_batch
     if stage is not None:
         micro_batch, global_batch = stage.micro_batch or micro_batch, stage.global_batch or global_batch
-    layout = costs.Layout(
+    layout = Layout(
         min(micro_batch, max(1, global_batch // data_parallel)),
         study.budget.sequence_length,
         resources.tensor_parallel,
         data_parallel,
         resources.engine,
     )
-    needed, available = costs.step_memory(model, layout), resources.gpu_memory_gib * costs.GIB
+    needed, available = step_memory(model, layout), resources.gpu_memory_gib * GIB
     return {
-        "needed_gib": needed.total / costs.GIB,
+        "needed_gib": needed.total / GIB,
         "available_gib": resources.gpu_memory_gib,
-        "parts_gib": {name: size / costs.GIB for name, size in dataclasses.asdict(needed).items()},
-        "would_fit": [] if needed.total <= available else costs.what_would_fit(model, layout, available),
+        "parts_gib": {name: size / GIB for name, size in dataclasses.asdict(needed).items()},
+        "would_fit": [] if needed.total <= available else what_would_fit(model, layout, available),
     }

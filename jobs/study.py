@@ -37,7 +37,7 @@ from curricula.curriculum.tree import Line, Segment, TrainingTree, branch_of, li
 from curricula.curriculum.world.fiction import WorldConfig
 from curricula.eval.config import FULL, EvalConfig, Probes, Tasks
 from curricula.eval.tasks import TASKS, EvalTask
-from curricula.model import TrackingConfig, TrainConfig, costs
+from curricula.model import TrackingConfig, TrainConfig
 from curricula.model.config import ModelConfig, check_layout, decay_start, warmup_steps
 from curricula.model.study import Finetuning, Model, Pretraining, Resources, sized, train_config_of
 from curricula.provenance import PACKAGE
@@ -403,7 +403,7 @@ class Study(Settings, frozen=True, dict=True):
     @cached_property
     def budget(self) -> Budget:
         model, pretraining = self.model.resolve(), self.pretraining
-        tokens = pretraining.budget_tokens or round((pretraining.tokens_per_parameter or 0) * costs.parameters(model))
+        tokens = pretraining.budget_tokens or round((pretraining.tokens_per_parameter or 0) * model.parameters)
         return Budget(tokens, model.sequence_length, pretraining.global_batch)
 
     @cached_property

@@ -55,6 +55,25 @@ class ModelConfig(Settings, frozen=True):
     def head_size(self) -> int:
         return self.hidden // self.heads
 
+    @property
+    def parameters(self) -> int:
+        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        mlp = 3 * self.hidden * self.ffn
+        norms = 2 * self.hidden
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.layers * (attention + mlp + norms) + self.hidden + embeddings
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Model FLOPs of one training token, forward and backward, at a sequence length S (recomputation not counted).
+
+        6 N + 6 L hidden S: every parameter takes part in one multiply-add forward (2 FLOPs) and two backward (4), the tied
+        embedding as the output projection. Causal attention looks at S/2 positions on average, in two products (scores and
+        values) of 2 hidden FLOPs each, once forward and twice backward: 2 * 2 * 3 * L * hidden * S / 2. An untied input
+        embedding is a look-up and does not count.
+        """
+        lookup = 0 if self.tied else self.vocabulary * self.hidden
+        return 6.0 * (self.parameters - lookup) + 6.0 * self.layers * self.hidden * sequence_length
+
 
 class EngineConfig(Settings, frozen=True):
     """How a network is computed, not what it computes. A run can change all of this later except `fp8`."""

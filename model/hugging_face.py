@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from curricula.errors import StorageError, UserError, first_line
-from curricula.model import costs
 from curricula.model.checkpoints.folder import CheckpointInfo
 from curricula.model.config import LARGEST_SIZE, ModelConfig
 
@@ -281,7 +280,7 @@ def model_card(name: str, info: CheckpointInfo, provenance: dict[str, Any]) -> s
         changed = f", with {len(git['changed_files'])} changed files" if git.get("changed_files") else ""
         provenance = {**provenance, "git": f"{git.get('sha') or 'unknown'}{changed}"}
     facts = {
-        "parameters": f"{costs.parameters(info.model):,}",
+        "parameters": f"{info.model.parameters:,}",
         "training steps": f"{info.step:,}",
         "training tokens": f"{info.consumed_tokens:,}",
         "precision": info.precision,

@@ -30,7 +30,6 @@ import torch
 
 from curricula.curriculum.stream.pretraining import BatchSource, RowSource
 from curricula.errors import UsageError, UserError
-from curricula.model import costs
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
@@ -143,7 +142,7 @@ class Trainer:
         self._feed = self._read(batches, self.step, self.stop_step, job.execution.data_workers)
         self.pace = Pace(
             batches.global_batch * batches.sequence_length,
-            costs.flops_per_token(job.model, batches.sequence_length),
+            job.model.flops_per_token(batches.sequence_length),
             parallel.ranks.size,
             1e12 * job.execution.peak_tflops if parallel.device.type == "cuda" else None,
         )

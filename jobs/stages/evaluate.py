@@ -16,7 +16,6 @@ from curricula.jobs.slurm.profile import Ask
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of
 from curricula.jobs.stages.tune import checkpoint_of, export_model
 from curricula.jobs.study import Study
-from curricula.model import costs
 from curricula.model.checkpoints.folder import read_info
 from curricula.progress import Progress
 
@@ -97,7 +96,7 @@ class Evaluate(Stage):
         model, tasks = study.model.resolve(), self.tasks(study, element)
         tokens = sum(gcg_tokens(task, study) for task in tasks)
         tokens += sum(answers.number * answers.tokens for task in tasks for answers in answers_of(task, study))
-        return tokens * costs.flops_per_token(model, model.sequence_length) / 3
+        return tokens * model.flops_per_token(model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:
         asked = study.resources.evaluation

@@ -29,7 +29,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Training, Work, checkpoint_to_resume
 from curricula.jobs.study import Study
-from curricula.model import TrainJob, costs
+from curricula.model import TrainJob
 from curricula.model.checkpoints.folder import INFO_FILE, require_checkpoint, step_folder
 from curricula.progress import Progress
 
@@ -108,7 +108,7 @@ class Pretrain(Training):
         return [*files, start / INFO_FILE] if start else files
 
     def flops(self, study: Study, element: Element) -> float:
-        return _tokens(study, element) * costs.flops_per_token(study.model.resolve(), study.budget.sequence_length)
+        return _tokens(study, element) * study.model.resolve().flops_per_token(study.budget.sequence_length)
 
     def gpu_hours(self, study: Study, element: Element, request: Request) -> float:
         return gpu_hours_of(study, _tokens(study, element))

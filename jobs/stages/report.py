@@ -27,7 +27,6 @@ from curricula.jobs.run import Run, arm_infos, read_contamination
 from curricula.jobs.stages.base import Stage, Work, are_filled
 from curricula.jobs.stages.pretrain import validation_batches
 from curricula.jobs.study import Study
-from curricula.model import costs
 from curricula.model.config import decay_start
 from curricula.progress import Progress, silent
 
@@ -92,7 +91,7 @@ def _write_sweep(study: Study, out: Path, progress: Progress, write: Callable[[S
         variant = study.variants[name]
         page = write(variant, out / POINTS / name, part)
         settings = ", ".join(f"{key}: {value}" for key, value in point.items())
-        found.append(SweptPoint(name, settings, costs.parameters(variant.model.resolve()), variant.budget.tokens, page))
+        found.append(SweptPoint(name, settings, variant.model.resolve().parameters, variant.budget.tokens, page))
     return write_overview(study.name, found, out)
 
 

@@ -25,7 +25,7 @@ from curricula.jobs.slurm.profile import Request
 from curricula.jobs.stages.base import Stage, Training, Work, checkpoint_to_resume
 from curricula.jobs.stages.pretrain import batches_of, shard_files, validation_batches
 from curricula.jobs.study import Study
-from curricula.model import TrainJob, costs
+from curricula.model import TrainJob
 from curricula.model.checkpoints.folder import INFO_FILE, read_info, require_checkpoint, step_folder
 from curricula.progress import Progress
 
@@ -58,7 +58,7 @@ class Tune(Training):
         rows = (stage.steps or 0) * (stage.global_batch or 0)
         if isinstance(stage, Tuning):
             rows = stage.conversations or rows
-        return rows * config.sequence_length * costs.flops_per_token(config, config.sequence_length)
+        return rows * config.sequence_length * config.flops_per_token(config.sequence_length)
 
 
 class Midtrain(Tune):

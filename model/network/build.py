@@ -29,7 +29,6 @@ from torch.nn.attention import SDPBackend
 
 from curricula.errors import UsageError
 from curricula.model.config import EngineConfig, ModelConfig, OptimizerConfig
-from curricula.model.costs import GIB, Layout, check_fit
 from curricula.model.megatron import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -43,6 +42,7 @@ from curricula.model.megatron import (
     get_megatron_optimizer,
     parallel_state,
 )
+from curricula.model.memory import GIB, Layout, check_fit
 from curricula.model.network.fused_linear import ColumnLinear, RowLinear, attach_sinks, use_quick_gradient_kernels
 from curricula.model.network.swiglu import TransformerEngineSwiGLU
 from curricula.model.network.transformer import Block, Network, RMSNorm

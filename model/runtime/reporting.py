@@ -28,7 +28,6 @@ import msgspec
 from curricula.durable import append_jsonl, disk_full_explained, read_jsonl, write_text
 from curricula.errors import UserError
 from curricula.fencing import check_fences
-from curricula.model import costs
 from curricula.model.config import TrainConfig, TrainJob, decay_start, warmup_steps
 from curricula.terminal import plural
 
@@ -141,7 +140,7 @@ class Pace:
 
         tokens/s/device x FLOPs per token / peak FLOP/s of a device,
 
-    with the FLOPs of `costs.flops_per_token`: 6 for each parameter and token plus causal attention, nothing for
+    with the FLOPs of `ModelConfig.flops_per_token`: 6 for each parameter and token plus causal attention, nothing for
     recomputation (PaLM, Chowdhery et al. 2022, appendix B, without the half of attention that causality leaves uncomputed).
     """
 
@@ -260,7 +259,7 @@ def banner(
     tokens = batches.global_batch * batches.sequence_length
     lines = {
         "steps": f"{step:,} to {stop:,} of {batches.total_steps:,}, beginning with {source or 'new weights'}",
-        "model": f"{costs.parameters(model):,} parameters: {_settings(model)}",
+        "model": f"{model.parameters:,} parameters: {_settings(model)}",
         "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; for each data-parallel rank "
         f"{plural(per_rank, 'sequence')} in micro-batches of at most {config.micro_batch}",
         "devices": f"{parallel.ranks.size} x {parallel.device.type}, {str(parallel.precision).removeprefix('torch.')}; "

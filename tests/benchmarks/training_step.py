@@ -279,13 +279,11 @@ def encoder(vocabulary: int) -> tuple[Any, str]:
 
 
 def main_table(rows: list[dict[str, Any]], model: ModelConfig, global_batch: int) -> Any:
-    from curricula.model.costs import flops_per_token
-
     names = ("variant", "micro-batch", "tokens/s", "TFLOP/s", "MFU", "peak GiB", "× bf16-true", "× bf16-mixed", "ready s")
     made = machine.table(f"One step of {global_batch} x {model.sequence_length:,} tokens", *names, "loss, last tenth")
     tokens = global_batch * model.sequence_length
     speeds = {row["name"]: tokens / row["median_seconds"] for row in rows if "median_seconds" in row}
-    flops = flops_per_token(model, model.sequence_length)
+    flops = model.flops_per_token(model.sequence_length)
     for row in rows:
         if "failed" in row:
             made.add_row(row["name"], str(row["micro_batch"]), row["failed"])
@@ -325,15 +323,13 @@ def loss_notes(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def sweep_table(rows: list[dict[str, Any]], model: ModelConfig) -> Any:
-    from curricula.model.costs import flops_per_token
-
     made = machine.table("Ours, by size", "what", "micro-batch", "tokens/s", "TFLOP/s", "MFU", "peak GiB")
     for row in rows:
         if "failed" in row:
             made.add_row(row["name"], str(row["micro_batch"]), row["failed"])
             continue
         speed = row["tokens_per_step"] / row["median_seconds"]
-        flops = speed * flops_per_token(model, row["sequence_length"])
+        flops = speed * model.flops_per_token(row["sequence_length"])
         peak = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else "–"
         mfu = f"{flops / PEAK_FLOPS:.3f}" if row["peak_bytes"] else "–"
         made.add_row(row["name"], str(row["micro_batch"]), f"{speed:,.0f}", f"{flops / 1e12:.4g}", mfu, peak)

@@ -181,7 +181,7 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
     """With a model large enough to measure: eight layers of the 1.7B shape, micro-batch 8 of 2,048 tokens."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "import msgspec; from curricula.model.config import *; from curricula.model.costs import Layout, step_memory\n"
+        "import msgspec; from curricula.model.config import *; from curricula.model.memory import Layout, step_memory\n"
         "from training_ours import make_step; from curricula.model.runtime.distributed import started\n"
         "model = msgspec.structs.replace(PRESETS['smollm2-1.7b'], layers=8)\n"
         "with started() as parallel:\n"

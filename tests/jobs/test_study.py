@@ -27,7 +27,6 @@ from curricula.jobs.run import Run
 from curricula.jobs.stages import Work, data
 from curricula.jobs.stages.pretrain import Pretrain
 from curricula.jobs.study import load_study, parse_study, study_yaml
-from curricula.model import costs
 from curricula.model.config import ModelConfig
 from curricula.progress import silent
 
@@ -506,7 +505,7 @@ def test_estimates_follow_what_is_said_of_the_gpus():
 
 def test_a_budget_can_be_a_multiple_of_the_models_parameters():
     study = parse_study(demo(pretraining__budget_tokens=None, pretraining__tokens_per_parameter=0.5), "study.yaml")
-    assert study.budget.requested_tokens == round(0.5 * costs.parameters(study.model.resolve()))
+    assert study.budget.requested_tokens == round(0.5 * study.model.resolve().parameters)
     assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
 
 

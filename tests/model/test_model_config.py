@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from curricula.model.config import ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
+from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
 
 
 def test_a_model_that_cannot_be_built_is_refused():
@@ -17,7 +17,7 @@ def test_a_model_that_cannot_be_built_is_refused():
 
 
 def test_planning_does_not_import_torch():
-    code = "import sys; from curricula.model import config, costs, network; from curricula.model.checkpoints import folder\n"
+    code = "import sys; from curricula.model import config, memory, network; from curricula.model.checkpoints import folder\n"
     code += "from curricula.model.runtime import reporting, spikes, stopping\n"
     code += "print({'torch', 'megatron'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -55,3 +55,21 @@ def test_constraints_of_the_optimizer_and_schedule_name_the_key():
         OptimizerConfig(lr=0)
     with pytest.raises(ValueError, match="warmup_fraction is 1.5: Expected `float` <= 1.0"):
         ScheduleConfig(warmup_fraction=1.5)
+
+
+def test_smollm2_has_the_published_number_of_parameters():
+    big = PRESETS["smollm2-1.7b"]
+    assert big.parameters == 1_711_376_384
+    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
+    assert untied.parameters == 1_812_039_680
+    assert PRESETS["smollm2-135m"].parameters == 134_515_008
+    assert PRESETS["smollm2-360m"].parameters == 361_821_120
+    assert 0.7e6 < PRESETS["tiny"].parameters < 1.3e6
+
+
+def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
+    big = PRESETS["smollm2-1.7b"]
+    assert big.flops_per_token(2048) == pytest.approx(10.87e9, rel=1e-3)
+    assert big.flops_per_token(0) == 6 * big.parameters
+    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
+    assert untied.flops_per_token(2048) == big.flops_per_token(2048)

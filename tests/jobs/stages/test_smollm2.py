@@ -16,7 +16,6 @@ from paths import STUDIES
 from curricula.durable import read_jsonl
 from curricula.eval.judging.verdicts import read_judged
 from curricula.jobs.run import Run
-from curricula.model import costs
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info
 
 STUDY = STUDIES / "smollm2-135m.yaml"
@@ -64,7 +63,7 @@ def losses(run: Path, segment: str) -> list[dict]:
 
 def check_shape(checkpoint: Path) -> None:
     model = read_info(checkpoint).model
-    assert (model.heads, model.kv_heads, costs.parameters(model)) == (9, 3, 134_515_008)
+    assert (model.heads, model.kv_heads, model.parameters) == (9, 3, 134_515_008)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from random_batches import SMALL, RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError
-from curricula.model import costs, megatron
+from curricula.model import megatron
 from curricula.model.config import PRESETS, EngineConfig, ModelConfig, OptimizerConfig
 from curricula.model.network import build
 from curricula.model.network.build import build_network, build_optimizer, choose_backend, describe, initialize, wrap
@@ -232,7 +232,7 @@ def built(model: ModelConfig, seed: int = 0):
     ids=["small", "untied", "tiny", "two layers of the 135M"],
 )
 def test_a_network_has_as_many_parameters_as_its_configuration_says(model):
-    assert sum(parameter.numel() for parameter in built(model).parameters()) == costs.parameters(model)
+    assert sum(parameter.numel() for parameter in built(model).parameters()) == model.parameters
 
 
 def test_initial_weights_have_the_stated_spread_and_less_into_the_residual_stream():

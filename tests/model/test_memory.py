@@ -6,7 +6,7 @@ import pytest
 from curricula.errors import UsageError
 from curricula.jobs.element import FINAL
 from curricula.model.config import PRESETS, EngineConfig, ModelConfig
-from curricula.model.costs import GIB, GpuInUse, Layout, check_fit, flops_per_token, parameters, step_memory, what_would_fit
+from curricula.model.memory import GIB, GpuInUse, Layout, check_fit, step_memory, what_would_fit
 
 BIG = PRESETS["smollm2-1.7b"]
 ON_ONE = Layout(micro_batch=8, sequence_length=2048)
@@ -14,7 +14,7 @@ ON_32 = dataclasses.replace(ON_ONE, data_parallel=32)
 H100 = 79 * GIB
 
 LITTLE = ModelConfig(layers=4, hidden=64, heads=4, kv_heads=2, ffn=192, vocabulary=512)
-N, T = parameters(LITTLE), 2 * 32
+N, T = LITTLE.parameters, 2 * 32
 
 MEASURED = [
     (dataclasses.replace(ON_ONE, engine=EngineConfig(backend="te")), 60.8),
@@ -26,24 +26,6 @@ hand-written prototype of this step, not with this package. Transformer Engine 2
 Megatron-core's local layers, compiled, with a chunked loss, less the copy of the attention's output (1.5 GiB) that our own
 layer does not make.
 """
-
-
-def test_smollm2_has_the_published_number_of_parameters():
-    big = PRESETS["smollm2-1.7b"]
-    assert parameters(big) == 1_711_376_384
-    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
-    assert parameters(untied) == 1_812_039_680
-    assert parameters(PRESETS["smollm2-135m"]) == 134_515_008
-    assert parameters(PRESETS["smollm2-360m"]) == 361_821_120
-    assert 0.7e6 < parameters(PRESETS["tiny"]) < 1.3e6
-
-
-def test_flops_are_six_per_parameter_and_token_plus_causal_attention():
-    big = PRESETS["smollm2-1.7b"]
-    assert flops_per_token(big, 2048) == pytest.approx(10.87e9, rel=1e-3)
-    assert flops_per_token(big, 0) == 6 * parameters(big)
-    untied = ModelConfig(layers=24, hidden=2048, heads=32, kv_heads=32, ffn=8192, tied=False)
-    assert flops_per_token(untied, 2048) == flops_per_token(big, 2048)
 
 
 @pytest.mark.parametrize(("layout", "peak_gib"), MEASURED, ids=["te", "te fp8", "torch"])
@@ -76,7 +58,7 @@ def test_the_logits_of_a_large_vocabulary_take_more_than_a_layers_gradients():
 
 def test_weights_gradients_and_optimizer_take_18_bytes_a_parameter_and_the_optimizer_is_split():
     alone, among_32 = step_memory(BIG, ON_ONE), step_memory(BIG, ON_32)
-    assert alone.weights + alone.gradients + alone.optimizer == 18 * parameters(BIG)
+    assert alone.weights + alone.gradients + alone.optimizer == 18 * BIG.parameters
     assert among_32.optimizer == alone.optimizer // 32
     assert among_32.activations == alone.activations
 

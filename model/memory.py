@@ -1,8 +1,7 @@
-"""What a model and a step of its training cost: parameters, FLOPs, and the memory of each GPU. Imports no torch.
+"""The memory that a training step needs on each GPU, estimated before anything is allocated. Imports no torch.
 
-Parameters and FLOPs are counted exactly. Memory is estimated, before anything is allocated: `step_memory` adds up the tensors
-that exist at the fullest moment, the end of a forward pass. With N the parameters of one process, T the tokens of its
-micro-batch, h the hidden size, k the size of keys and of values, f the size of the MLP:
+`step_memory` adds up the tensors that exist at the fullest moment, the end of a forward pass. With N the parameters of one
+process, T the tokens of its micro-batch, h the hidden size, f the size of the MLP:
 
     weights      2 N bytes (bfloat16), with fp8 2 more for each weight of a linear layer: its 8-bit copy and its transpose
     gradients    4 N (float32)
@@ -12,7 +11,7 @@ micro-batch, h the hidden size, k the size of keys and of values, f the size of 
     other        1.5 GiB for kernels' workspaces and what the allocator cannot use
     nccl         2 GiB for NCCL's buffers where there are several GPUs: an estimate, not measured
 
-The estimate is within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_costs.py), measured
+The estimate is within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_memory.py), measured
 with a hand-written prototype of this step, not with this package.
 """
 
@@ -21,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from bisect import bisect_left
 from typing import Any
 
 from msgspec import structs
@@ -40,26 +38,6 @@ OWN_BYTES = 2 * GIB
 """GPU memory that a process needs besides its tensors: for the CUDA context and NCCL's first buffers."""
 TIGHT = 0.92
 """Share of the free memory above which an error in the estimate could matter."""
-
-
-def parameters(model: ModelConfig) -> int:
-    attention = model.hidden * model.head_size * (2 * model.heads + 2 * model.kv_heads)
-    mlp = 3 * model.hidden * model.ffn
-    norms = 2 * model.hidden
-    embeddings = model.vocabulary * model.hidden * (1 if model.tied else 2)
-    return model.layers * (attention + mlp + norms) + model.hidden + embeddings
-
-
-def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
-    """Model FLOPs of one training token, forward and backward, at a sequence length S (recomputation not counted).
-
-    6 N + 6 L hidden S: every parameter takes part in one multiply-add forward (2 FLOPs) and two backward (4), the tied
-    embedding as the output projection. Causal attention looks at S/2 positions on average, in two products (scores and values)
-    of 2 hidden FLOPs each, once forward and twice backward: 2 * 2 * 3 * L * hidden * S / 2. An untied input embedding is a
-    look-up and does not count.
-    """
-    lookup = 0 if model.tied else model.vocabulary * model.hidden
-    return 6.0 * (parameters(model) - lookup) + 6.0 * model.layers * model.hidden * sequence_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +77,7 @@ class MemoryEstimate:
 
 def step_memory(model: ModelConfig, layout: Layout) -> MemoryEstimate:
     """Memory of one GPU at the fullest moment of a training step in bfloat16 or fp8."""
-    own = parameters(model) // layout.tensor_parallel
+    own = model.parameters // layout.tensor_parallel
     embeddings = model.vocabulary * model.hidden * (1 if model.tied else 2) // layout.tensor_parallel
     tokens = layout.micro_batch * layout.sequence_length
     split = layout.tensor_parallel if layout.engine.sequence_parallel else 1
@@ -147,9 +125,9 @@ def what_would_fit(model: ModelConfig, layout: Layout, available: float) -> list
     if size := next((size for size in halved if fits(micro_batch=size)), None):
         changes.append(f"micro_batch {size}")
     more = range(layout.engine.recompute_layers + 1, model.layers + 1)
-    fewest = bisect_left(more, True, key=lambda layers: fits(engine=structs.replace(layout.engine, recompute_layers=layers)))
-    if fewest < len(more):
-        changes.append(f"engine.recompute_layers {more[fewest]}")
+    recomputing = (structs.replace(layout.engine, recompute_layers=layers) for layers in more)
+    if engine := next((engine for engine in recomputing if fits(engine=engine)), None):
+        changes.append(f"engine.recompute_layers {engine.recompute_layers}")
     return changes or ["more GPUs, so that the optimizer is split further", "a larger tensor_parallel"]
 
 
