@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from curricula.errors import StorageError, UserError, first_line
 from curricula.model.checkpoints.folder import CheckpointInfo
-from curricula.model.config import LARGEST_SIZE, ModelConfig
+from curricula.model.config import ModelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -138,13 +138,13 @@ def model_config(
     kv_heads = "num_attention_heads" if config.get("num_key_value_heads") is None else "num_key_value_heads"
     try:
         model = ModelConfig(
-            layers=_size(config, "num_hidden_layers"),
-            hidden=_size(config, "hidden_size"),
-            heads=_size(config, "num_attention_heads"),
-            kv_heads=_size(config, kv_heads),
-            ffn=_size(config, "intermediate_size"),
-            vocabulary=_size(config, "vocab_size") if weights is None else weights["model.embed_tokens.weight"].shape[0],
-            sequence_length=sequence_length or _size(config, "max_position_embeddings"),
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            kv_heads=config[kv_heads],
+            ffn=config["intermediate_size"],
+            vocabulary=config["vocab_size"] if weights is None else weights["model.embed_tokens.weight"].shape[0],
+            sequence_length=sequence_length or config["max_position_embeddings"],
             rope_base=10000.0 if rope_base is None else float(rope_base),
             rms_norm_eps=float(f"{float(config['rms_norm_eps']):.6g}"),  # GGUF keeps 1e-05 as 9.99999975e-06
             tied=tied,
@@ -180,13 +180,6 @@ def _require_plain(source: Path, config: dict[str, Any], rope: dict[str, Any]) -
     ]
     if unsupported:
         raise UserError(f"{source}: not a plain Llama model ({', '.join(unsupported)}); import one that is")
-
-
-def _size(config: dict[str, Any], key: str) -> int:
-    value = config[key]
-    if type(value) is not int or value > LARGEST_SIZE:
-        raise TypeError(f"{key} is {value!r:.40}")
-    return value
 
 
 def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
