@@ -357,7 +357,7 @@ class Trainer:
         due = due or bool(interval and self.step > self._validated_to and self.step % interval == 0)
         if not (self.validation and due) or self._fills_gap:
             return
-        if self.parallel.any(self.reports is not None and self.reports.is_validated(self.step)):
+        if self.parallel.any(self.reports is not None and self.step in self.reports.validated):
             return
         losses = {name: self._mean_loss(batches) for name, batches in self.validation.items()}
         self.watchdog.step_begins(self.step + 1)

@@ -52,12 +52,13 @@ class Reports:
         """
         self._stop_step, self._logged_at = stop_step, 0.0
         self._records: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
-        self._validated: set[int] = set()
+        self.validated: set[int] = set()
+        """Steps whose validation is on record."""
         if is_on_record:
             return
         metrics = MetricsFile(job.out / "metrics.jsonl", resumed_step)
         self._records.append(metrics)
-        self._validated = metrics.validated
+        self.validated = metrics.validated
         if job.tracking.tensorboard:
             self._records.append(TensorBoard(job.out / "tensorboard", resumed_step))
         if job.tracking.wandb_project:
@@ -74,16 +75,13 @@ class Reports:
     def validation(self, step: int, losses: Mapping[str, float]) -> None:
         row = {"step": step, "validation": dict(losses), "validation_of": "text"}
         self._each(lambda record: record.write(row))
-        self._validated.add(step)
+        self.validated.add(step)
         log.info("validation after step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
     def _each(self, act: Callable[[Any], None]) -> None:
         for record in self._records:
             with disk_full_explained(record.path):
                 act(record)
-
-    def is_validated(self, step: int) -> bool:
-        return step in self._validated
 
     def sync(self) -> None:
         """Make everything recorded so far survive a power cut."""
@@ -259,24 +257,21 @@ def banner(
     tokens = batches.global_batch * batches.sequence_length
     lines = {
         "steps": f"{step:,} to {stop:,} of {batches.total_steps:,}, beginning with {source or 'new weights'}",
-        "model": f"{model.parameters:,} parameters: {_settings(model)}",
+        "model": f"{model.parameters:,} parameters: {model}",
         "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; for each data-parallel rank "
         f"{plural(per_rank, 'sequence')} in micro-batches of at most {config.micro_batch}",
-        "devices": f"{parallel.ranks.size} x {parallel.device.type}, {str(parallel.precision).removeprefix('torch.')}; "
-        f"tensor parallel {parallel.tensor_parallel} x data parallel {parallel.data_parallel}",
-        "optimizer": f"AdamW: {_settings(config.optimizer)}",
+        "optimizer": f"AdamW: {config.optimizer}",
         "schedule": _schedule(config, batches.total_steps),
         "checkpoints": f"every {config.save_interval_steps:,} steps"
         + (f" or {config.save_interval_minutes:g} minutes" if config.save_interval_minutes else "")
         + f", the last {config.keep_last} kept"
         + (f", and steps {', '.join(f'{kept:,}' for kept in sorted(job.keep_steps))}" if job.keep_steps else "")
         + (f"; every {rewind.interval_steps:,} to go back to" if rewind else ""),
-        "data": f"{_settings(batches.describe(min(step, batches.total_steps - 1)))}; "
-        f"{job.execution.data_workers} readers ahead",
-        "versions": _settings(versions),
+        "data": f"{batches.describe(min(step, batches.total_steps - 1))}; {job.execution.data_workers} readers ahead",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     if config.spike_guard:
-        lines["spike guard"] = _settings(config.spike_guard)
+        lines["spike guard"] = str(config.spike_guard)
     return "\n".join([str(job.out), *(f"  {name:<12} {text}" for name, text in lines.items())])
 
 
@@ -298,14 +293,3 @@ def _schedule(config: TrainConfig, total_steps: int) -> str:
     if schedule.kind == "warmup-stable-decay":
         text += f" from step {decay_start(total_steps, schedule):,}"
     return f"{text} to {schedule.final_fraction * peak:g} at step {total_steps:,}"
-
-
-def _settings(value: Any) -> str:
-    plain = msgspec.to_builtins(value)
-    return ", ".join(f"{name} {_plain(item)}" for name, item in plain.items())
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) + "}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
