@@ -7,6 +7,7 @@ for tuned ones), which ids end an answer and how the tag is spelled. It does not
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import logging
 import math
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from curricula.curriculum.sources.hub import download_model
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START, PlainText
 from curricula.curriculum.tokens.tokenizer import STOPS, TAG, import_gguf_tokenizer
-from curricula.errors import UsageError, UserError
+from curricula.errors import StorageError, UsageError, UserError
 from curricula.eval.identity import content_hash, weight_files
 from curricula.eval.packed import pack_linears
 from curricula.eval.rows import ModelKind, Precision
@@ -305,7 +306,9 @@ def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model = read_weights(path, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
-        raise UserError(
+        # An error number is the system's, not that of transformers, and says nothing about the files.
+        kind = StorageError if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) else UserError
+        raise kind(
             f"{path}: cannot be loaded ({type(error).__name__}: {one_line(str(error), 200)}); check its config.json, or export "
             "the model again"
         ) from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from curricula.curriculum.sources.hub import HubAway
 from curricula.curriculum.tokens.chat import ChatEncoder
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.eval import models
 from curricula.eval.config import Probes
 from curricula.eval.decoding.sampling import search_greedy
@@ -78,6 +80,15 @@ def test_missing_and_truncated_weights_are_user_errors(folder, tmp_path):
     weights.unlink()
     with pytest.raises(UserError, match=r"no \*.safetensors or pytorch_model"):
         load_model(broken, "base", "cpu")
+
+
+def test_a_disk_that_cannot_be_read_says_nothing_about_a_model(folder, monkeypatch):
+    def unreadable(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "config.json")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", unreadable)
+    with pytest.raises(StorageError, match="cannot be loaded .OSError: .*Input/output error"):
+        load_model(folder, "base", "cpu")
 
 
 def test_weights_that_the_files_lack_are_not_drawn_at_random(copied):
