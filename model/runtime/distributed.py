@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from curricula.errors import UsageError
 from curricula.model.megatron import CpuAsCuda, cuda_functions_on_cpu, model_parallel_cuda_manual_seed, parallel_state
@@ -167,11 +168,11 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
     with contextlib.ExitStack() as stack:
         if not on_gpu:
             stack.enter_context(cuda_functions_on_cpu())
-        # Each group has a part of the store to itself, so that it does not find what an earlier one left there.
-        store = dist.PrefixStore(f"group {next(_groups)}", _shared_store(ranks)) if ranks.master else dist.HashStore()
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT, store=store
-        )
+        store: dist.Store = dist.HashStore()
+        if ranks.master:  # each group has a part of the store to itself: it must not find what an earlier one left there
+            store = dist.PrefixStore(f"group {next(_groups)}", _shared_store(ranks))
+        backend = "nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT, store=store)
         stack.enter_context(group_until_end())
         # Nothing uses Megatron-core's gloo groups, and they would hang if a host's name resolves to 127.0.1.1.
         parallel_state.initialize_model_parallel(
@@ -197,7 +198,7 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
 @functools.cache
 def _shared_store(ranks: Ranks) -> dist.Store:
     """The store through which the processes of a job meet. It exists until this process ends: the first one serves it."""
-    store, _, _ = next(dist.rendezvous(f"tcp://{ranks.master}", ranks.rank, ranks.size, timeout=TIMEOUT))
+    store, _, _ = next(rendezvous(f"tcp://{ranks.master}", ranks.rank, ranks.size, timeout=TIMEOUT))
     return store
 
 
