@@ -325,29 +325,22 @@ class ModelRows:
     """`shard_of` and file of the first row, by task, benchmark and whether the row is of a shard."""
 
     def read_answers(self, paths: Iterable[Path], task: str, decoders: Sequence[str]) -> list[GenerationRow]:
-        """The rows of several files, checked as in `add_answers`."""
+        """The rows of several files of answers, checked as in `add`."""
         answers: list[GenerationRow] = []
         for path in paths:
             rows = read_rows(path, GenerationRow)
-            self.add_answers(path, rows, task, decoders)
+            self.add(path, rows, task, decoders)
             answers += rows
         return answers
 
-    def add_answers(self, path: Path, rows: Sequence[GenerationRow], task: str, decoders: Sequence[str]) -> None:
-        """As `add`; also check that the rows are of `task` and its `decoders`, and that all shards divide the same prompts."""
-        for number, row in enumerate(rows, start=1):
-            if row.task != task or row.decoder not in decoders:
-                found = f"of task {row.task!r} and decoder {row.decoder!r}"
-                raise _foreign(path, number, found, f"the file is for {task} ({', '.join(decoders)})")
-            shard_of, file = self._divided.setdefault((task, row.benchmark, bool(row.shard_of)), (row.shard_of, path))
-            if row.shard_of != shard_of:
-                instead = f"{file} is of a shard of other prompts, since the table changed in between"
-                raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the file of the older table")
-        self.add(path, rows)
+    def add(
+        self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow], task: str = "", decoders: Sequence[str] = ()
+    ) -> None:
+        """Check that the rows of `path` are of this model and of what the file is for, and that none repeats another.
 
-    def add(self, path: Path, rows: Sequence[GenerationRow | ProbeRow | CapabilityRow]) -> None:
-        """Check that the rows of `path` are of this model, that none repeats another, and that rows of capability are of the
-        task that the file is for."""
+        A file of answers is for `task` and its `decoders`, and all shards must divide the same prompts. The model is checked
+        first: rows of another model can differ in everything else, too.
+        """
         for number, row in enumerate(rows, start=1):
             if row.model_kind != self.kind:
                 raise _foreign(path, number, f"of a {row.model_kind} model", f"the folder is for the {self.kind} model")
@@ -359,6 +352,14 @@ class ModelRows:
             if row.model != self.model:
                 instead = f"{self.file} begins with model {self.model:.12}"
                 raise _foreign(path, number, model, instead, "the file of the wrong model")
+            if isinstance(row, GenerationRow):
+                if row.task != task or row.decoder not in decoders:
+                    found = f"of task {row.task!r} and decoder {row.decoder!r}"
+                    raise _foreign(path, number, found, f"the file is for {task} ({', '.join(decoders)})")
+                shard_of, file = self._divided.setdefault((task, row.benchmark, bool(row.shard_of)), (row.shard_of, path))
+                if row.shard_of != shard_of:
+                    instead = f"{file} is of a shard of other prompts, since the table changed in between"
+                    raise _foreign(path, number, f"of a shard of {row.benchmark}", instead, "the file of the older table")
             if isinstance(row, CapabilityRow) and row.benchmark != path.stem:
                 raise _foreign(path, number, f"of capability task {row.benchmark}", f"the file is for {path.stem}")
             about = _about(row)

@@ -107,7 +107,7 @@ def _answers_by_step(
         path = run / "eval" / place / f"{task}.jsonl"
         answers[path] = read_judged(path)
         model = ModelRows(course.stage, recorded_hash(run / "models" / place))
-        model.add_answers(path, answers[path], task, TASKS[task].labels)
+        model.add(path, answers[path], task, TASKS[task].labels)
     asked = {prompt_of(row) for rows in answers.values() for row in rows}
     ends = {run / "eval" / place / f"{task}.jsonl": step for place, step in ((course.begin, 0), (end, last_step)) if place}
     for path in ends:

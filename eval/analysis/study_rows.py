@@ -129,7 +129,7 @@ def read_study_rows(
                 place = (arm.key, stage, task)
                 answers, by_others = read_judges(path)
                 if answers:
-                    model.add_answers(path, answers, task, TASKS[task].labels)
+                    model.add(path, answers, task, TASKS[task].labels)
                 elif parts := model.read_answers(row_files(folder, TASKS[task]), task, TASKS[task].labels):
                     study.partial.add(place)
                     judge = judges.get(kind_of(task))

@@ -82,7 +82,7 @@ class Rejudging:
             if not rows:
                 continue
             model = models.setdefault(path.parent, _model_of(path, rows[0]))
-            model.add_answers(path, rows, task.name, task.labels)
+            model.add(path, rows, task.name, task.labels)
             if judge := judges[kind_of(task.name)]:
                 self.judge_runs[path] = JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again)
             else:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from study_rows import ARMS, append_judged, attack_rows, probe_rows
 
@@ -16,7 +17,7 @@ from curricula.eval.identity import content_hash, record_hash, recorded_hash
 from curricula.eval.judging.rejudge import Rejudging
 from curricula.eval.judging.verdicts import MergeAndJudge, read_judged
 from curricula.eval.report.page import write_report
-from curricula.eval.rows import GenerationRow, append_rows, read_rows, write_rows
+from curricula.eval.rows import GenerationRow, ModelRows, append_rows, read_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("svg_alone")
 
@@ -149,6 +150,15 @@ def test_merged_answers_that_lost_rows_are_refused_until_they_are_merged_again(r
     (path.with_suffix("") / "advbench.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:12]))
     merge()
     assert len(read_study_rows(run, TWO).generations["data-0", "instruct", "attacks-topk"]) == 12
+
+
+def test_a_shard_of_another_model_is_named_as_such_even_if_it_is_of_another_table_too(run, tmp_path):
+    shards = [tmp_path / f"advbench.{shard}-of-2.jsonl" for shard in (0, 1)]
+    for arm, path in enumerate(shards):
+        rows = read_rows(place(run, arm, "instruct"), GenerationRow)
+        write_rows(path, [msgspec.structs.replace(row, shard_of=f"table {arm}") for row in rows])
+    with pytest.raises(UserError, match=r"1-of-2.jsonl: line 1 is of model full-0/instr.*remove the file of the wrong model"):
+        ModelRows("instruct").read_answers(shards, "attacks-topk", ["topk"])
 
 
 def test_a_run_with_one_arm_evaluated_still_reports(run):
