@@ -234,6 +234,8 @@ class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Answered examples before the question."""
     cut: bool = False
     """Whether the question with its examples exceeds the model's context, so that the model read only its end."""
+    questions: Count = 0
+    """Number of questions in the whole file, so that a file that was cut shows; 0 in rows of earlier versions."""
 
 
 Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow, CapabilityRow)

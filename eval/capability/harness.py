@@ -19,6 +19,8 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from curricula.durable import append_jsonl, read_jsonl
 from curricula.errors import UserError
 from curricula.eval.benchmarks import Prompt
@@ -60,7 +62,7 @@ def capability_rows(
     questions: Sequence[Prompt] | None = None,
     progress: Progress = silent,
 ) -> list[CapabilityRow]:
-    """Measure the task `name` and write its rows to `path`, unless they are there. `questions` are those of an own set."""
+    """Measure the task `name` and write its rows to `path`, unless all are there. `questions` are those of an own set."""
     local = local_task(name, settings, questions)
     chat = settings.chat_template and not loaded.raw
     key = row_key(
@@ -76,13 +78,14 @@ def capability_rows(
         lm_eval=require_lm_eval(),
     )
     stored = read_rows(path, CapabilityRow)
-    if stored and all(row.key == key for row in stored):
+    if stored and all(row.key == key and row.questions in (0, len(stored)) for row in stored):
         progress(len(stored), len(stored))
         return stored
     kept = path.with_name(f"{path.stem}.responses.jsonl")
     asked = _resumed(loaded, settings.batch, kept, key, progress)
     results = _run(asked, name, local, settings, chat)
     rows = list(_rows(results, name, key, loaded, asked.cut))
+    rows = [msgspec.structs.replace(row, questions=len(rows)) for row in rows]
     if cut := sum(row.cut for row in rows):
         log.warning(
             "capability task %s: %d of %d questions lost their beginning, as they exceed the model's context of %d tokens",

@@ -140,8 +140,12 @@ def test_an_evaluation_that_was_killed_asks_only_what_is_missing_and_ends_with_t
     asked.clear()
     measure(place, tmp_path / "killed")
     assert not asked
+    path = tmp_path / "killed/capability/choices.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))  # damaged from outside
+    measure(place, tmp_path / "killed")
+    assert asked and path.read_bytes() == one
     measure(place, tmp_path / "killed", limit=6)
-    assert asked and len(read_rows(tmp_path / "killed/capability/choices.jsonl", CapabilityRow)) == 6
+    assert len(read_rows(path, CapabilityRow)) == 6
 
 
 @pytest.mark.parametrize(
