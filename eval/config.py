@@ -21,7 +21,7 @@ from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, PromptSet, Use
 from curricula.eval.capability.settings import Capability, PlainName
 from curricula.eval.decoding.registry import DECODERS, OWN
-from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
+from curricula.eval.decoding.settings import Greedy, SafeBeam, Together, TopK, together
 from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
 from curricula.eval.rows import ModelKind, Precision
@@ -80,9 +80,9 @@ class Gcg(Settings, frozen=True):
     """Benchmark whose requests get a suffix; the paper's is JailbreakBench."""
     prompts: Positive | None = None
     """At most this many prompts; null takes all (100 for JailbreakBench)."""
-    batch_prompts: Positive = 8
+    batch_prompts: Together = 8
     """Prompts attacked side by side, with one pass for all their gradients."""
-    batch_candidates: Positive = 128
+    batch_candidates: Together = 128
     """Candidates in one forward pass. Lower it if memory runs out."""
 
     def check(self) -> None:
@@ -450,16 +450,27 @@ class EvalConfig(Settings, frozen=True, dict=True):
         """The settings of each decoder of a task. Raises ValueError for a decoder from another package that cannot be used."""
         settings: list[Any] = []
         for name in task.decoders:
-            plugin_type, problem = DECODERS[name].settings, DECODERS[name].problem
-            if problem:
-                raise ValueError(problem)
+            decoder = DECODERS[name]
+            if decoder.problem:
+                raise ValueError(decoder.problem)
             try:
-                settings.append(convert(self.decoders.get(name, {}), plugin_type) if plugin_type else getattr(self, name))
+                settings.append(getattr(self, name) if name in OWN else convert(self.decoders.get(name, {}), decoder.settings))
             except ValueError as error:  # msgspec's errors, too
                 raise ValueError(f"decoders.{name}: {error}") from None
         if task.variants:
             return [variant.applied_to(each) for variant, each in zip(task.variants, settings)]
         return settings
+
+    def without_together(self) -> dict[str, Any]:
+        """All settings as plain values, but for those that only say how much is computed in one batch."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        parts = [(plain[name], type(value)) for name in plain if isinstance(value := getattr(self, name), Settings)]
+        parts += [(given, DECODERS[name].settings) for name, given in plain["decoders"].items()]
+        for part, kind in parts:
+            for key in together(kind) & part.keys():
+                del part[key]
+        plain["decoders"] = {name: given for name, given in plain["decoders"].items() if given}
+        return plain
 
     def eval_tasks(self, model_kind: ModelKind) -> list[EvalTask]:
         """All elements for one of the paper's models, in the order in which they run and in which merged rows are stored."""

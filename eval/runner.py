@@ -24,7 +24,8 @@ from curricula.eval.attacks.prompts import artifact_prompts, check_distortable, 
 from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.decoding.registry import EXACT, NEUTRAL, NEUTRAL_WHERE_DETERMINISTIC, Decoder
+from curricula.eval.decoding.registry import EXACT, NEUTRAL_WHERE_DETERMINISTIC, Decoder
+from curricula.eval.decoding.settings import together
 from curricula.eval.models import LoadedModel
 from curricula.eval.probes.probing import probe_rows
 from curricula.eval.rows import (
@@ -206,9 +207,9 @@ class Batch:
 
     @cached_property
     def keys(self) -> list[str]:
-        neutral: tuple[str, ...] = NEUTRAL if self.loaded.precision in EXACT else ()
+        neutral = {*together(type(self.settings)), "samples"} if self.loaded.precision in EXACT else set()
         if self.loaded.deterministic:
-            neutral = NEUTRAL_WHERE_DETERMINISTIC
+            neutral = {*NEUTRAL_WHERE_DETERMINISTIC}
         settings = {name: value for name, value in msgspec.to_builtins(self.settings).items() if name not in neutral}
         return [
             row_key(

@@ -27,6 +27,7 @@ from curricula.curriculum.tokens.shards import read_manifest
 from curricula.durable import exclusive_lock, make_folder, read_json, require_ours, team, write_json, write_text
 from curricula.errors import StorageError, UsageError, UserError
 from curricula.eval.analysis import ArmInfo, read_study_rows
+from curricula.eval.config import EvalConfig
 from curricula.eval.tasks import JUDGED
 from curricula.jobs.study import SAVING, Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
@@ -40,8 +41,6 @@ ASKING = (
     "price_in", "price_out",
 )  # fmt: skip
 """Settings of a judge that its verdicts do not depend on."""
-TOGETHER = ("rows", "batch_prompts", "batch_candidates", "batch")
-"""Settings of an evaluation that say what is computed in one batch. They change answers only by rounding."""
 PATHS = {"folder", "gguf", "weights", "model", "tokenizer", "draft"}
 """Keys of a tokenizer, of models and of judges that name files or folders."""
 
@@ -338,7 +337,7 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
     sets = {*old.curriculum.interventions, *old.curriculum.arms, *(arm.name for arm in old.arms)}
     for study, typed in zip(plain, (old, new)):
-        _drop_execution(study, [msgspec.to_builtins(typed.evaluation.judge_of(kind)) for kind in JUDGED])
+        _drop_execution(study, typed.evaluation)
         del study["seed"], study["seeds"], study["curriculum"]["starts"]
         study["model"] = {**msgspec.to_builtins(typed.model.resolve()), "weights": study["model"]["weights"]}
         study["points"] = {name: {"model": msgspec.to_builtins(one.model.resolve())} for name, one in typed.variants.items()}
@@ -375,26 +374,24 @@ def _is_one_place(was: str | None, now: str | None) -> bool:
     return bool(shorter.parts) and is_anchored and longer.parts[-len(shorter.parts) :] == shorter.parts
 
 
-def _drop_execution(study: dict[str, Any], judges: list[dict[str, Any]]) -> None:
+def _drop_execution(study: dict[str, Any], typed: EvalConfig) -> None:
     """Remove from a study what only says how the work is carried out, so that a run can continue after a batch that did not fit
     or a judge's server that moved.
 
-    Of `resources`, only 8-bit arithmetic changes more than the last digits of a result. `judges` are the study's judges with
-    all settings written out, since one that was given by name alone can get settings later.
+    Of `resources`, only 8-bit arithmetic changes more than the last digits of a result. Judges are written out with all their
+    settings, since one that was given by name alone can get settings later. `typed` are the settings of the evaluation.
     """
     study["resources"] = {"engine": {"fp8": study["resources"]["engine"]["fp8"]}}
     tuning = study["tuning"] or {}
     for part in (study["pretraining"], tuning, tuning.get("instruct"), tuning.get("benign"), *study["stages"].values()):
         for key in ("micro_batch", *SAVING):
             (part or {}).pop(key, None)
-    evaluation = study["evaluation"]
+    judges = [msgspec.to_builtins(typed.judge_of(kind)) for kind in JUDGED]
+    evaluation = study["evaluation"] = typed.without_together()
     evaluation["judge"], evaluation["overrefusal_judge"] = judges
     for judge in judges:
         for key in ASKING:
             del judge[key]
-    for part in ("topk", "safebeam", "greedy", "gcg", "capability"):
-        for key in TOGETHER:
-            (evaluation[part] or {}).pop(key, None)
     for source in study["sources"].values():
         del source["max_epochs"]
     del study["tracking"]

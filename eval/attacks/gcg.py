@@ -20,6 +20,7 @@ from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg
 from curricula.eval.decoding.answers import room_after
 from curricula.eval.decoding.registry import EXACT
+from curricula.eval.decoding.settings import together
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.rows import Precision, SuffixRow, append_rows, finished_batches, in_order, row_key
 from curricula.progress import Progress
@@ -30,8 +31,6 @@ VERSION = 3
 """Version of the algorithm, part of every row's key."""
 NEUTRAL = ("benchmark", "prompts")
 """Settings that do not change a suffix."""
-NEUTRAL_WHERE_EXACT = ("batch_prompts", "batch_candidates")
-"""Settings that change a suffix only through rounding."""
 NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts",)
 """Settings without effect with `evaluation.deterministic`, which attacks one prompt at a time."""
 SAVE_INTERVAL_STEPS = 10
@@ -85,8 +84,8 @@ def attacked_prompts(
 
 def suffix_keys(loaded: LoadedModel, prompts: Sequence[Prompt], config: Gcg, seed: int, draft: LoadedModel | None) -> list[str]:
     """The key of each prompt's row: a hash of everything that decides its suffix."""
-    neutral = NEUTRAL + (NEUTRAL_WHERE_EXACT if loaded.precision in EXACT else ())
-    neutral += NEUTRAL_WHERE_DETERMINISTIC if loaded.deterministic else ()
+    neutral = {*NEUTRAL, *(together(Gcg) if loaded.precision in EXACT else ())}
+    neutral |= {*NEUTRAL_WHERE_DETERMINISTIC} if loaded.deterministic else set()
     settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
     if draft:
         settings["probe_sampling"]["draft"] = draft.content_hash

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from curricula.eval.decoding.settings import Together
 from curricula.settings import NonNegative, Positive, Settings, require_distinct
 
 PlainName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")]
@@ -61,7 +62,7 @@ class Capability(Settings, frozen=True):
     """Answered examples before each question; null takes the task's own number."""
     chat_template: bool = False
     """Whether tuned models read questions in their chat template. Most published numbers are without it."""
-    batch: Positive = 16
+    batch: Together = 16
     """Texts in one forward pass."""
 
     def check(self) -> None:

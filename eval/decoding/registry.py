@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from curricula.errors import UserError
+from curricula.eval.decoding.settings import Greedy, SafeBeam, Together, TopK
 from curricula.packages import load_plugin, plugins
 from curricula.settings import Positive, Settings
 
@@ -20,14 +21,12 @@ if TYPE_CHECKING:
 Draws = Sequence[tuple[object, ...]]
 """For each prompt, the values that seed its random draws."""
 
-NEUTRAL = ("batch_prompts", "rows", "samples")
-"""Settings that decide what is decoded together. They do not change an answer in EXACT precisions, but can in others."""
-
 NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts", "samples")
 """Settings that do not change a single bit of an answer with `evaluation.deterministic`."""
 
 EXACT = ("float32", "float64")
-"""Precisions in which an answer hardly ever depends on the rest of its batch, so that keys leave NEUTRAL settings out."""
+"""Precisions in which an answer hardly ever depends on the rest of its batch, so that keys leave out `samples` and what is
+computed `Together`."""
 
 
 PLUGINS = "curricula.decoders"
@@ -37,7 +36,7 @@ PLUGINS = "curricula.decoders"
 class PluginSettings(Settings, frozen=True):
     """The settings that every decoder from another package has; a subclass adds its own."""
 
-    batch_prompts: Positive = 16
+    batch_prompts: Together = 16
     """Prompts that are decoded and stored together."""
     samples: Positive = 1
     """Answers to each prompt."""
@@ -55,8 +54,8 @@ class Decoder:
     """Version of the algorithm, part of every row's key. Raise it when answers change, so that they are generated again."""
     answer: Callable[[LoadedModel, Sequence[Sequence[int]], Draws, Any], list[Answer]]
     """answer(loaded, prompts as token ids, draws, settings) -> all answers, those to one prompt together."""
-    settings: type[PluginSettings] | None = None
-    """Type of the settings, for a decoder from another package; those of the others are fields of `EvalConfig`."""
+    settings: type[Settings] = PluginSettings
+    """Type of the settings; for a decoder from another package a subclass of `PluginSettings`."""
     problem: str = ""
     """Why a decoder from another package cannot be used; "" if it can."""
 
@@ -80,9 +79,9 @@ def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws,
 
 
 _ROWS = (
-    Decoder("topk", "Top-k sampling", "top-k", 2, _topk),
-    Decoder("safebeam", "SafeBeam", "SafeBeam", 3, _safebeam),
-    Decoder("greedy", "Greedy", "greedy", 1, _greedy),
+    Decoder("topk", "Top-k sampling", "top-k", 2, _topk, TopK),
+    Decoder("safebeam", "SafeBeam", "SafeBeam", 3, _safebeam, SafeBeam),
+    Decoder("greedy", "Greedy", "greedy", 1, _greedy, Greedy),
 )
 
 
@@ -90,12 +89,12 @@ def _plugin(name: str) -> Decoder:
     """A decoder from another package. A broken one is an error only for a study that uses it."""
     try:
         found = load_plugin(PLUGINS, name, f"decoder {name!r}")
-        if isinstance(found, Decoder) and found.settings and found.name == name and name.isidentifier():
+        if isinstance(found, Decoder) and found.name == name and name.isidentifier():
             return found
-        problem = f"decoder {name!r}: its entry point must name a new Decoder of that name, with settings; correct the package"
+        problem = f"decoder {name!r}: its entry point must name a Decoder of that name; correct the package"
     except UserError as error:
         problem = str(error)
-    return Decoder(name, name, name, 0, _broken, PluginSettings, problem)
+    return Decoder(name, name, name, 0, _broken, problem=problem)
 
 
 def _broken(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws, settings: Any) -> list[Answer]:

@@ -14,6 +14,9 @@ from curricula.settings import Positive, Settings
 Pool = Literal["all", "beam"]
 Temperature = Annotated[float, msgspec.Meta(gt=0, le=1000)]
 DropShare = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Together = Annotated[Positive, "together"]
+"""Type of a setting that says how much is computed in one batch. It changes answers only by rounding, so a run that has begun
+may change it (`together`)."""
 
 SAFE_COMPLETIONS = (
     "I can't help with that.",
@@ -39,9 +42,9 @@ class TopK(Settings, frozen=True):
     """Whether the tag ends an answer (short-circuit), as in a deployed system; in standard inference it continues."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
     """Texts shown instead of answers that the tag ended; each of these answers gets one."""
-    batch_prompts: Positive = 32
+    batch_prompts: Together = 32
     """Prompts that are decoded, with all their samples, and stored together."""
-    rows: Positive = 80
+    rows: Together = 80
     """Answers in one forward pass; finished answers make room for waiting ones."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """Library that generates the answers; vLLM needs the extra `vllm` and a GPU."""
@@ -56,9 +59,9 @@ class Greedy(Settings, frozen=True):
     """Whether the tag ends an answer (short-circuit)."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
     """Texts shown instead of answers that the tag ended; each of these answers gets one."""
-    batch_prompts: Positive = 128
+    batch_prompts: Together = 128
     """Prompts that are decoded and stored together."""
-    rows: Positive = 64
+    rows: Together = 64
     """Answers in one forward pass."""
 
 
@@ -86,9 +89,9 @@ class SafeBeam(Settings, frozen=True):
     """Whether the tag ends a text; the answer is then a short-circuit."""
     safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
     """Texts shown instead of answers that the tag ended; each of these answers gets one."""
-    batch_prompts: Positive = 16
+    batch_prompts: Together = 16
     """Prompts that are decoded and stored together."""
-    rows: Positive = 320
+    rows: Together = 320
     """Candidates of all prompts in one forward pass; a finished prompt makes room for the next."""
 
     def check(self) -> None:
@@ -103,3 +106,8 @@ class SafeBeam(Settings, frozen=True):
                 f"safebeam.candidates {self.candidates} is not a multiple of the {self.beams} beams, but pool 'beam' takes "
                 f"equally many of each; choose {self.candidates // self.beams * self.beams + self.beams}"
             )
+
+
+def together(kind: type[msgspec.Struct]) -> set[str]:
+    """The settings of a `kind` that only say how much is computed in one batch."""
+    return {field.name for field in msgspec.structs.fields(kind) if field.type == Together}

@@ -13,6 +13,8 @@ from small_studies import by_job, demo, smaller_demo
 from typed import Typed
 
 from curricula.errors import UsageError, UserError
+from curricula.eval.decoding.registry import DECODERS, Decoder, PluginSettings
+from curricula.eval.decoding.settings import Together
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.plan import print_plan
 from curricula.jobs.completion import done_elements, is_done
@@ -348,6 +350,23 @@ def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path):
     other = study("demo", evaluation={**evaluation, "judge": {**llm, "model": "another"}})
     with pytest.raises(UserError, match="evaluation.judge.model was 'judge', now 'another'"):
         Run.create(run.root, other)
+
+
+def test_a_decoder_of_another_package_marks_what_a_run_that_has_begun_may_change(tmp_path, monkeypatch):
+    class Mine(PluginSettings, frozen=True):
+        lanes: Together = 8
+        width: int = 2
+
+    monkeypatch.setitem(DECODERS, "mine", Decoder("mine", "Mine", "mine", 1, lambda *_: [], Mine))
+
+    def decoded(**decoders):
+        return study("demo", evaluation={**demo()["evaluation"], "decoders": decoders})
+
+    run = Run.create(tmp_path / "run", decoded())
+    new = decoded(mine={"batch_prompts": 1, "lanes": 4})
+    assert Run.create(run.root, new).study == new
+    with pytest.raises(UserError, match="evaluation.decoders.mine was None, now {'width': 3}"):
+        Run.create(run.root, decoded(mine={"lanes": 2, "width": 3}))
 
 
 def test_a_judge_that_was_named_alone_may_get_a_server(tmp_path):
