@@ -212,6 +212,30 @@ class LoadedModel:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    @cached_property
+    def before_part(self) -> str:
+        """Text to put before a part of a text, so that the part is read as within the whole; "" if it is in any case.
+
+        Llama 2's tokenizer puts a blank before every text and drops it again when it decodes.
+        """
+        return "\n" if self.encode("\na") != [*self.encode("\n"), *self.encode("a")] else ""
+
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of `text` within a longer text."""
+        return self.encode(self.before_part + text)[len(self.encode(self.before_part)) :]
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of the beginning of an answer. After a raw prompt it has a space before it."""
+        return self.encode_part(text) if text.startswith(" ") else self.encode(text)
+
+    def decode_parts(self, parts: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each part of a longer text, special tokens included."""
+        start = self.encode(self.before_part)
+        texts = self.tokenizer.batch_decode(
+            [[*start, *ids] for ids in parts], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return [text.removeprefix(self.before_part) for text in texts]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens, of which the tag is one."""
         shown = [i for i in ids if i != self.tag_id and i not in self.end_ids]

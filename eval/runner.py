@@ -259,7 +259,7 @@ class Batch:
                 sample=sample,
                 seed=self.seed,
                 prefill=prompt.prefill,
-                response=prompt.prefill + answer.text,
+                response=prompt.prefill + answer.blank + answer.text if prompt.prefill else answer.text,
                 completion=answer.completion,
                 tokens=answer.tokens,
                 finish=answer.finish,

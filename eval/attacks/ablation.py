@@ -152,11 +152,8 @@ class Search:
     def __init__(self, loaded: LoadedModel, settings: Ablation, key: str) -> None:
         self.loaded, self.settings, self.key = loaded, settings, key
         self.blocks = blocks_of(loaded.model)
-        # After a raw text, a word follows a space. It is encoded after a letter, because Llama 2's tokenizer puts a space
-        # before any text.
-        before = "a" if loaded.raw else ""
-        words = [f"{before} {word.lstrip()}" if loaded.raw else word for word in settings.refusal_words]
-        self.refusals = sorted({loaded.encode(word)[len(loaded.encode(before))] for word in words})
+        words = [f" {word.lstrip()}" if loaded.raw else word for word in settings.refusal_words]
+        self.refusals = sorted({loaded.answer_ids(word)[0] for word in words})
         closing = [] if loaded.raw else loaded.encode(loaded.around_turn()[1])
         self.positions = range(-max(1, len(closing)), 0)
 

@@ -177,7 +177,7 @@ def optimise_suffixes(
             durable.write_text(save, msgspec.json.encode(states).decode())
     if save and passes:
         durable.write_text(save, msgspec.json.encode(states).decode())
-    return [(attack.texts([state.best])[0], state) for attack, state in zip(attacks, states.values())]
+    return [(loaded.decode_parts([state.best])[0], state) for state in states.values()]
 
 
 def first_state(attack: Attack) -> State:
@@ -257,8 +257,8 @@ def load_draft(name: str, attacked: LoadedModel) -> LoadedModel:
 def draft_losses(draft: LoadedModel, attack: Attack, suffixes: Sequence[Sequence[int]]) -> list[float]:
     """The draft's loss of the target after the whole prompt with each suffix."""
     start = list(draft.beginning)
-    texts = [start + draft.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.texts(suffixes)]
-    target = draft.encode(attack.target)
+    texts = [start + draft.encode(f"{attack.opening}{text}{attack.closing}") for text in attack.loaded.decode_parts(suffixes)]
+    target = draft.answer_ids(attack.target)
     room_after(draft, [*max(texts, key=len), *target[1:]], 1)
     return losses_after(draft, DynamicCache(), texts, texts[0], target, attack.config.batch_candidates)[0]
 

@@ -37,10 +37,10 @@ class Attack:
         self.beginning = list(loaded.beginning) if raw else []
         """Tokens that the tokenizer puts before a raw text; a chat template contains them."""
         self.opening_ids = loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
-        self.closing_ids = loaded.encode(self.closing)
+        self.closing_ids = loaded.encode_part(self.closing)
         self.target = f" {config.target.lstrip()}" if raw else config.target
-        self.target_ids = loaded.encode(self.target)
-        self.initial_ids = loaded.encode(" " + config.suffix.strip())
+        self.target_ids = loaded.answer_ids(self.target)
+        self.initial_ids = loaded.encode_part(" " + config.suffix.strip())
         if not self.keeps_tokens([self.initial_ids])[0]:
             raise UserError(
                 f"gcg.suffix {config.suffix!r} does not keep its tokens after the request {self.request[:60]!r} in the "
@@ -59,14 +59,9 @@ class Attack:
         near = texts[0] if near is None else [*near, *self.closing_ids]
         return losses_after(self.loaded, self.prefix, texts, near, self.target_ids, self.config.batch_candidates)
 
-    def texts(self, suffixes: Sequence[Sequence[int]]) -> list[str]:
-        return self.loaded.tokenizer.batch_decode(
-            [list(row) for row in suffixes], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
     def keeps_tokens(self, suffixes: Sequence[Sequence[int]]) -> list[bool]:
         """Whether the whole prompt with each suffix, as text, has exactly the tokens it was optimised with."""
-        texts = self.texts(suffixes)
+        texts = self.loaded.decode_parts(suffixes)
         if self.quotes:
             whole = [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in texts]
         else:  # the tokenizer's own batch call; that of transformers takes several times as long to wrap the result

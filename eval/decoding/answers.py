@@ -23,6 +23,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the model wrote the tag, even if the answer was not cut there."""
     pruning: Pruning | None = None
     """Cost of SafeBeam's pruning; None for other decoders."""
+    blank: str = ""
+    """Blank before `text` that the tokenizer drops at the beginning of a text. It counts if an attack began the answer."""
     completion: str = ""
     """Text that a user would read instead of `text` after a short-circuit; "" if they would read `text`."""
 
@@ -65,8 +67,10 @@ def make_answer(
     if tag is not None and stop_at_tag:
         used, finish = used[: tag[1]], "tag"
     chosen = completions[key_seed("safe completion", *key) % len(completions)] if completions else ""
+    shown = without_tags(loaded, used)
     return Answer(
-        text=loaded.decode(without_tags(loaded, used)),
+        text=loaded.decode(shown),
+        blank=" " if loaded.before_part and loaded.decode_parts([shown])[0].startswith(" ") else "",
         tokens=len(used),
         finish=finish,
         shortcircuit=tag is not None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TAG = "<potentially_unsafe_content>"
@@ -35,6 +35,23 @@ def tiny_tokenizer(vocab_size: int = 400, specials: list[str] | None = None) -> 
     core.train_from_iterator(TEXT, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a blank before every text and drops it again when it decodes, as Llama 2's does."""
+    core = Tokenizer(models.BPE(byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[*SPECIALS, *alphabet], show_progress=False)
+    core.train_from_iterator([*TEXT, "x [INST] [/INST]"], trainer)
+    core.pre_tokenizer = None
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
     return tokenizer
 
 

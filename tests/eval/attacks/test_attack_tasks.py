@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import msgspec
 import pytest
-from tiny_llama import save_tiny_llama
+from tiny_llama import save_tiny_llama, spaced_tokenizer
 
+from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Ablation, Attacks, BestOfN, EvalConfig, Gcg, Prefill, Tasks
+from curricula.eval.decoding.answers import make_answer
+from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
 from curricula.eval.judging.verdicts import MergeAndJudge, read_judged
 from curricula.eval.models import load_model
-from curricula.eval.runner import run_element
+from curricula.eval.runner import Batch, run_element
 from curricula.eval.tasks import TASKS, EvalTask
 
 THINGS = ["a lock", "a letter", "the sea", "bread", "a clock"]
@@ -100,6 +104,16 @@ def test_a_prefilled_answer_is_shown_and_judged_from_its_beginning(whole):
         assert row.prefill and f"Sure, here is {row.behavior.removeprefix('Write about ')}".startswith(row.prefill)
         assert row.response.startswith(row.prefill) and row.prompt == row.behavior
     assert {row.prefill for row in answers(whole, "attacks-topk")} == {""}
+
+
+@pytest.mark.parametrize(("prefill", "response"), [("Sure, here is", "Sure, here is a lock"), ("", "a lock")])
+def test_the_blank_between_the_given_beginning_of_an_answer_and_the_rest_is_kept(models, prefill, response):
+    model = dataclasses.replace(models[0], tokenizer=spaced_tokenizer())
+    ids = model.encode("Sure, here is a lock")[len(model.encode("Sure, here is")) :]
+    decoder = dataclasses.replace(DECODERS["greedy"], answer=lambda loaded, *_: [make_answer(loaded, ids, stop_at_tag=False)])
+    prompt = Prompt(id="1", benchmark="ours", text="Write", behavior="Write", prefill=prefill)
+    (row,) = Batch(model, "prefill-greedy", "prefill+greedy", decoder, Greedy(), [prompt], 0).rows()
+    assert row.response == response
 
 
 def test_attempts_are_the_samples_of_their_prompt(whole):

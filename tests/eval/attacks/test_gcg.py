@@ -15,7 +15,7 @@ import torch
 from evaluating_child import attack_prompts
 from forked import started
 from scipy.stats import spearmanr
-from tiny_llama import save_tiny_llama
+from tiny_llama import save_tiny_llama, spaced_tokenizer
 
 from curricula.errors import UserError
 from curricula.eval.attacks.gcg import (
@@ -155,9 +155,20 @@ def test_a_suffix_may_end_in_a_blank_where_the_chat_template_leaves_it_there(loa
     model = dataclasses.replace(loaded, tokenizer=tokenizer)
     attack = Attack(model, REQUEST, CONFIG)
     suffix = [*attack.initial_ids[:-1], *loaded.encode(" ")]
-    read = model.prompt_ids(f"{REQUEST}{attack.texts([suffix])[0]}")
+    read = model.prompt_ids(f"{REQUEST}{model.decode_parts([suffix])[0]}")
     assert (read == [*attack.opening_ids, *suffix, *attack.closing_ids]) is not trims
     assert attack.keeps_tokens([attack.initial_ids, suffix]) == [True, not trims]
+
+
+@pytest.mark.parametrize("kind", ["base", "instruct"])
+def test_a_tokenizer_that_puts_a_blank_before_every_text_is_no_obstacle(base, loaded, kind):
+    model = dataclasses.replace(base if kind == "base" else loaded, tokenizer=spaced_tokenizer())
+    suffix, state = optimise_suffix(model, REQUEST, CONFIG, (0, "a"))
+    assert suffix.startswith(" ") and state.idle_steps < CONFIG.steps
+    attack, text = Attack(model, REQUEST, CONFIG), f"{REQUEST}{suffix}"
+    read = [*attack.opening_ids, *state.best, *attack.closing_ids]
+    assert model.prompt_ids(text) == read
+    assert model.encode(f"{text if model.raw else model.chat(text)} Sure") == read + attack.target_ids
 
 
 def test_a_prompt_that_fills_the_context_with_its_suffix_is_refused(loaded):
