@@ -17,6 +17,7 @@ import resource
 import signal
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,9 @@ log = logging.getLogger(__name__)
 
 MARK = "\u2063TEXT\u2063"
 """Placeholder for a user's text, at which a rendered chat template is cut in two."""
-DATED = (
-    "{% macro strftime_now(format) %}{{ format.replace('%d', '26').replace('%B', 'July').replace('%b', 'Jul')"
-    ".replace('%m', '07').replace('%Y', '2024') }}{% endmacro %}\n"
-)
+_DAY = datetime(2024, 7, 26)
+_PARTS_OF_DATE = "".join(f".replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+DATED = f"{{% macro strftime_now(format) %}}{{{{ format{_PARTS_OF_DATE} }}}}{{% endmacro %}}\n"
 """Prefix for a chat template that writes today's date, so that no answer depends on the day. Llama 3's templates have the same
 date as their default."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

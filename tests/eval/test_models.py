@@ -187,10 +187,10 @@ def test_a_template_that_changes_a_text_gets_the_text_that_it_shows(folder, copi
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(copied):
     llama = "  {% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}{{ today }}"
-    others = "\n{% macro of(format) %}{{ strftime_now(format) }}{% endmacro %}{{ of('%Y-%m-%d') }}, {{ of('%d %B %Y') }}"
+    others = "\n{% macro of(format) %}{{ strftime_now(format) }}{% endmacro %}{{ of('%Y-%m-%d') }}, {{ of('%A, %d %B %Y') }}"
     (copied / "chat_template.jinja").write_text(f"{llama}{others}: {{{{ messages[0].content }}}}")
     loaded = load_model(copied, "instruct", "cpu")
-    said = "26 Jul 2024\n2024-07-26, 26 July 2024: Explain"
+    said = "26 Jul 2024\n2024-07-26, Friday, 26 July 2024: Explain"
     asked_by_lm_eval = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "Explain"}], tokenize=False)
     assert loaded.chat("Explain") == asked_by_lm_eval == said
 
