@@ -31,6 +31,8 @@ from curricula.settings import NonNegative, Positive, Settings, Share, convert, 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Words = Annotated[str, msgspec.Meta(pattern=r"\S")]
 """Text that is not only white space."""
+ArmName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}(\.[0-9]+)?\Z")]
+"""An arm's name that is also the name of a file. An arm that starts at 12.5% is called full-12.5."""
 UNKNOWN_PROMPTS = 100
 """Prompts assumed for a set that has no limit and is not read when costs are estimated: an own set that is not on this
 machine, replayed jailbreaks, or another arm's suffixes."""
@@ -156,7 +158,7 @@ class Attacks(Settings, frozen=True):
     artifacts: dict[PlainName, str] = {}
     """Jailbreaks to replay. Each entry has a name of your choice and the path, absolute or within the data folder, of a file in
     JailbreakBench's artifact format or of a folder of such files."""
-    suffixes_of: tuple[PlainName, ...] = ()
+    suffixes_of: tuple[ArmName, ...] = ()
     """Arms whose GCG suffixes are tried on every arm's models of the same kind and training seed."""
 
     def check(self) -> None:

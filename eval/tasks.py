@@ -192,5 +192,5 @@ def row_files(out: Path, task: Task, asked: Sequence[EvalTask] = ()) -> list[Pat
     return sorted(path for path, match in matches.items() if is_used(path, match["benchmark"], match["shard"]))
 
 
-ROW_FILE = re.compile(r"(?P<benchmark>[^.]+)(?P<shard>\.\d+-of-\d+)?\.jsonl")
+ROW_FILE = re.compile(r"(?P<benchmark>[^.]+(?:\.\d+)?)(?P<shard>\.\d+-of-\d+)?\.jsonl")
 """Names of row files, as `EvalTask.path` gives them. Files of suffixes and of unused rows do not match."""

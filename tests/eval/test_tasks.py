@@ -18,7 +18,7 @@ CONFIG = EvalConfig(
     overrefusal_benchmark="xstest",
     overrefusal_prompts=12,
     gcg=Gcg(benchmark="advbench", prompts=13),
-    attacks=Attacks(benchmarks=("tdc",), prompts=14, artifacts={"pair": "pair.json"}, suffixes_of=("early",)),
+    attacks=Attacks(benchmarks=("tdc",), prompts=14, artifacts={"pair": "pair.json"}, suffixes_of=("early-12.5",)),
     capability=Capability(tasks=("arc_easy",)),
     shards={"gcg": 2},
 )
@@ -27,7 +27,7 @@ ASKED = {
     "overrefusal": ("xstest", 12),
     "gcg": ("advbench", 13),
     "artifacts": ("pair", 14),
-    "transfer": ("early", 13),  # of the prompts that have a suffix
+    "transfer": ("early-12.5", 13),  # of the prompts that have a suffix
     "probes": ("", None),
     "capability": ("arc_easy", None),
 }
@@ -65,12 +65,13 @@ def test_the_search_over_candidates_has_both_pools_and_twice_to_ten_times_the_be
 def test_shards_of_a_benchmark_that_is_there_whole_and_files_that_hold_no_answers_are_not_merged(tmp_path):
     folder = tmp_path / "gcg"
     folder.mkdir()
-    for name in ("a", "a.0-of-2", "b.0-of-2", "b.1-of-2", "a.suffixes", "b.unused", "b.1-of-2.unused"):
+    kept = ["a", "b.0-of-2", "b.1-of-2", "full-12.5", "full-7.5.0-of-2", "full-7.5.1-of-2"]
+    for name in (*kept, "a.0-of-2", "full-12.5.0-of-2", "a.suffixes", "b.unused", "b.1-of-2.unused", "full-12.5.unused"):
         (folder / f"{name}.jsonl").touch()
-    assert [path.stem for path in row_files(tmp_path, TASKS["gcg"])] == ["a", "b.0-of-2", "b.1-of-2"]
+    assert [path.stem for path in row_files(tmp_path, TASKS["gcg"])] == kept
     # What was asked now is not what the same benchmark gave as a whole before.
     asked = [EvalTask(TASKS["gcg"], "a", shard=shard, shards=2) for shard in range(2)]
-    assert [path.stem for path in row_files(tmp_path, TASKS["gcg"], asked)] == ["a.0-of-2", "b.0-of-2", "b.1-of-2"]
+    assert [path.stem for path in row_files(tmp_path, TASKS["gcg"], asked)] == ["a.0-of-2", *kept[1:]]
 
 
 def test_a_decoder_that_cannot_be_used_is_refused_where_only_a_stages_own_tasks_name_it(monkeypatch):
