@@ -196,7 +196,7 @@ class Along(Settings, frozen=True):
 
     at: Annotated[tuple[float | int, ...], msgspec.Meta(min_length=1)]
     """Points to measure: fractions of the training between 0 and 1, such as 0.25, or whole steps, such as 100."""
-    tasks: tuple[str, ...] = ("attacks-topk",)
+    tasks: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("attacks-topk",)
     """Evaluation tasks, as in `evaluation.tasks`. Keep the list short: each point is a separate model."""
     prompts: Positive | None = None
     """Maximum number of prompts of each benchmark; null: as many as at the end."""

@@ -100,6 +100,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int \| null`, got `str`; it is 'much'"),
         ({"pretraining__budget_tokens": 10}, r"budget_tokens 10 is less than one step of \d+ tokens"),
         (
+            {"pretraining__along": {"at": [0.5], "tasks": []}},
+            r"pretraining.along.tasks: expected `array` of length >= 1; it is",
+        ),
+        (
             {"pretraining__spike_guard": {"rewind": {"interval_steps": 8}}},
             r"spike_guard.rewind.interval_steps is 8, less than the window of 128; raise it",
         ),
