@@ -406,7 +406,7 @@ def benchmark_downloads(name: str, root: Path) -> list[Download]:
     ]
 
 
-def text_of(value: Any, name: str, where: str | Place) -> str:
+def text_of(value: Any, name: str, where: Place) -> str:
     """A value of the column `name` as text. Raises UserError if it is not text, too long for a prompt, or not UTF-8."""
     if not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: column {name!r} holds a {type(value).__name__} instead of text; correct the row")

@@ -26,7 +26,7 @@ from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
 from curricula.eval.rows import ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Kind, Task, TaskName
-from curricula.settings import NonNegative, Positive, Settings, Share, convert, require_distinct
+from curricula.settings import NonNegative, Positive, Settings, Share, convert, require_distinct, require_known
 
 Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Words = Annotated[str, msgspec.Meta(pattern=r"\S")]
@@ -305,7 +305,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
         without a template."""
         for name in tasks:
             self.decoder_settings(TASKS[name])
-        self._require_known("attacks", self.benchmarks_of(self.battery(tasks, raw=False)))
+        require_known("attacks", self.benchmarks_of(self.battery(tasks, raw=False)), self._known_sets)
         judged = {TASKS[name].judged for name in tasks}
         for kind in JUDGED:
             judge = self.judge_of(kind)
@@ -365,13 +365,12 @@ class EvalConfig(Settings, frozen=True, dict=True):
                     problem = f"which is of kind {known[name]}, not {wanted}"
                     raise ValueError(f"{key} names {name!r}, {problem}; choose from {fitting}")
             if wanted != "capability" and not key.startswith("attacks."):  # `check_tasks` checks those that a task uses
-                self._require_known(key, names)
-        self._require_known("accept_changed", self.accept_changed)
+                require_known(key, names, self._known_sets)
+        require_known("accept_changed", self.accept_changed, self._known_sets)
 
-    def _require_known(self, key: str, names: Iterable[str]) -> None:
-        known = [*self.prompts, *BENCHMARKS]
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"{key} names {unknown[0]!r}, which is not a benchmark; choose from {', '.join(known)}")
+    @property
+    def _known_sets(self) -> list[str]:
+        return [*self.prompts, *BENCHMARKS]
 
     def _task_names(self) -> set[str]:
         tasks = self.task_lists

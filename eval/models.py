@@ -45,8 +45,6 @@ DATED = f"{{% macro strftime_now(format) %}}{{{{ format{_PARTS_OF_DATE} }}}}{{% 
 """Prefix for a chat template that writes today's date, so that no answer depends on the day. Llama 3's templates have the same
 date as their default."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-LONGEST_TEMPLATE = 1_000_000
-"""Most characters of a chat template; published ones have up to 20,000."""
 LONGEST_ADDITION = 1_000_000
 """Most characters that a chat template may add to a text."""
 PATIENCE_S = 10
@@ -433,8 +431,6 @@ def check_template(tokenizer: Any, template: str, name: str) -> None:
     """Raise UserError for a chat template that cannot render a turn within limits of time and memory."""
     if not isinstance(template, str):
         raise _unusable(name, f"is a {type(template).__name__} instead of one text")
-    if len(template) > LONGEST_TEMPLATE:
-        raise _unusable(name, f"has {len(template):,} characters, more than {LONGEST_TEMPLATE:,}")
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover

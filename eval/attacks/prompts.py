@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from curricula.errors import UserError
-from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, cluster_of, text_of
+from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, cluster_of
 from curricula.eval.config import Attacks, BestOfN, Prefill
 from curricula.eval.rows import SuffixRow, read_rows
 from curricula.randomness import key_seed
@@ -33,8 +33,6 @@ COMPLIANT = "Sure, here is"
 """Beginning of the answer to prompts for which the benchmark gives no target."""
 MOST_BEYOND_ASCII = 0.1
 """Largest share of letters beyond ASCII in a set that is distorted; sets in English have a few, such as the ë of Zoë."""
-MOST_BYTES = 1 << 28
-"""Largest size of an artifact file; the published ones have up to 1 MB."""
 NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
 """Other files of a submission in JailbreakBench's folders."""
 
@@ -151,29 +149,25 @@ def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
             raise UserError(f"{file}: two jailbreaks have the index {entry.index}; remove one")
         seen.add(entry.index)
         if entry.prompt and entry.prompt.strip():
-            where = f"{file}: the jailbreak with index {entry.index}"
-            goal = text_of(entry.goal, "goal", where)
             yield Prompt(
                 id=f"{label}{entry.index}",
                 benchmark=name,
-                text=text_of(entry.prompt, "prompt", where),
-                behavior=goal,
+                text=entry.prompt,
+                behavior=entry.goal,
                 category=entry.category or "",
-                cluster=cluster_of(goal),
+                cluster=cluster_of(entry.goal),
             )
 
 
 def _read(name: str, file: Path) -> Artifact:
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; is it an artifact of JailbreakBench?")
         return decode(file.read_bytes(), Artifact)
     except OSError as error:
         raise UserError(
             f"{file}: cannot be read ({error.strerror}); correct evaluation.attacks.artifacts.{name}, or fetch the file from "
             "github.com/JailbreakBench/artifacts"
         ) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not in JailbreakBench's artifact format ({error}); fetch it again") from None
 
 

@@ -145,9 +145,8 @@ def test_a_tokenizer_without_template_and_chatml_marks_is_refused(tmp_path):
         ("{% if %}", "fails: TemplateSyntaxError"),
         ("{{ 'x' * 10 ** 12 }}", "fails: MemoryError"),
         ("{{ 'x' * 10 ** 7 }}", "adds more than 1,000,000 characters"),
-        ("{# " + "x" * 2_000_000 + " #}", "has 2,000,006 characters"),
     ],
-    ids=["endless", "sandbox", "raises", "huge range", "syntax", "memory", "long output", "long"],
+    ids=["endless", "sandbox", "raises", "huge range", "syntax", "memory", "long output"],
 )
 def test_a_chat_template_that_cannot_be_used_is_refused_in_a_sentence(copied, monkeypatch, template, said):
     monkeypatch.setattr(models, "PATIENCE_S", 1)

@@ -97,10 +97,10 @@ def test_a_set_on_the_hub_needs_a_data_folder():
             {"benchmarks": ["tdc", "alpaca"]},
             "benchmarks names 'alpaca', which is of kind overrefusal, not attack; choose from harmbench, advbench",
         ),
-        ({"gcg": {"benchmark": "jbb"}}, "gcg.benchmark names 'jbb', which is not a benchmark; choose from"),
+        ({"gcg": {"benchmark": "jbb"}}, "gcg.benchmark names 'jbb'; choose from"),
         (
             {"attacks": {"benchmarks": ["jbb"]}, "tasks": {"instruct": ["prefill-topk"]}},
-            "attacks names 'jbb', which is not a benchmark; choose from harmbench",
+            "attacks names 'jbb'; choose from harmbench",
         ),
         ({"base_benchmark": "advbench"}, "base_benchmark names 'advbench', which is of kind attack, not completion"),
         ({"overrefusal_benchmark": ["advbench"]}, "names 'advbench', .* not overrefusal; choose from alpaca, xstest"),

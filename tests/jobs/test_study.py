@@ -99,10 +99,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"sources__web__loss": "some"}, r"sources.web.loss: 'some' is not known; choose one of all, none, tags"),
         ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int \| null`, got `str`; it is 'much'"),
         ({"pretraining__budget_tokens": 10}, r"budget_tokens 10 is less than one step of \d+ tokens"),
-        (
-            {"pretraining__along": {"at": [0.5], "tasks": []}},
-            r"pretraining.along.tasks: expected `array` of length >= 1; it is",
-        ),
+        ({"pretraining__along": {"at": [0.5], "tasks": []}}, r"pretraining.along.tasks: expected `array` of length >= 1"),
         (
             {"pretraining__spike_guard": {"rewind": {"interval_steps": 8}}},
             r"spike_guard.rewind.interval_steps is 8, less than the window of 128; raise it",
@@ -157,18 +154,15 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tuning__benign__mix": {"gms8k": 1}}, r"tuning.benign.mix names 'gms8k'; choose from"),
         ({"tuning__benign__lr": -1}, r"tuning.benign.lr: expected `float` > 0.0; it is -1"),
         ({"pretraining__micro_batch": 0}, r"pretraining.micro_batch: expected `int` >= 1; it is 0"),
-        ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation: benchmarks names 'harmbnch', which is not a benchmark"),
+        ({"evaluation__benchmarks": ["harmbnch"]}, r"evaluation: benchmarks names 'harmbnch'"),
         (
             {
                 "evaluation__attacks": {"ablation": {"harmless": "alpacca"}},
                 "stages": {"more": {"kind": "sft", "mix": {"gsm8k": 1}, "tasks": ["ablation-topk"]}},
             },
-            r"attacks names 'alpacca', which is not a benchmark; choose from",
+            r"attacks names 'alpacca'; choose from",
         ),
-        (
-            {"evaluation__accept_changed": ["tcd"]},
-            r"evaluation: accept_changed names 'tcd', which is not a benchmark; choose from",
-        ),
+        ({"evaluation__accept_changed": ["tcd"]}, r"evaluation: accept_changed names 'tcd'; choose from"),
         ({"sources__unsafe-tagged__parts": ["score_6"]}, r"part 'score_6' is not in dataset fineweb-unsafe; it has score_3"),
         ({"sources__unsafe-tagged__parts": ["score_4", "score_4"]}, r"parts \['score_4', 'score_4'\] repeats 'score_4'"),
         ({"sources__web__shards": 10**9}, r"sources.web.shards: expected `int` <= 99999; it is 1000000000"),

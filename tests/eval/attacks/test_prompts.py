@@ -202,9 +202,10 @@ def test_a_file_that_is_no_artifact_is_refused_by_name(tmp_path, text, words):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_half_a_surrogate_pair_is_refused(tmp_path):
+@pytest.mark.parametrize("prompt", [b"\\udc80", "é".encode("latin-1")], ids=["half a surrogate pair", "Latin-1"])
+def test_what_is_not_utf_8_is_refused(tmp_path, prompt):
     path = tmp_path / "a.json"
-    path.write_text('{"jailbreaks": [{"index": 0, "goal": "a", "prompt": "\\udc80"}]}')
+    path.write_bytes(b'{"jailbreaks": [{"index": 0, "goal": "a", "prompt": "%b"}]}' % prompt)
     with pytest.raises(UserError, match="a.json: "):
         artifact_prompts("pair", path)
 

@@ -49,7 +49,7 @@ def test_another_set_than_the_published_one_is_refused_or_named_beside_the_table
     assert evaluate(root, tmp_path, "--decoder", "topk", "--json", benchmark="tdc") == 0
     assert json.loads(capsys.readouterr().out)["changed"] == {"tdc": "4 prompts, where 50 were published"}
     assert evaluate(root, tmp_path, "--accept-changed", "tdk") == 2
-    assert "accept_changed names 'tdk', which is not a benchmark" in capsys.readouterr().err
+    assert "accept_changed names 'tdk'" in capsys.readouterr().err
 
 
 def test_a_table_with_intervals_the_judge_and_its_version(root, tmp_path, capsys):
@@ -241,11 +241,11 @@ def test_settings_that_contradict_each_other_are_refused_before_the_model_is_loa
     [
         (["--decoder", "greedy", "--overrefusal", "alpaca"], "not measured under greedy decoding; add topk or safebeam"),
         (["--decoder", "beam"], "--decoder beam: not known; choose from topk, safebeam, greedy"),
-        (["--benchmark", "advbensh"], "benchmarks names 'advbensh', which is not a benchmark; choose from"),
+        (["--benchmark", "advbensh"], "benchmarks names 'advbensh'; choose from"),
         (["--benchmark", "alpaca"], "benchmarks names 'alpaca', which is of kind overrefusal, not attack; choose from"),
         (["--benchmark", "tdc", "--benchmark", "tdc", "--kind", "base"], "of kind attack, not completion; choose from"),
         (["--overrefusal", "advbench"], "overrefusal_benchmark names 'advbench', which is of kind attack, not overrefusal"),
-        (["--overrefusal", "alpacca"], "overrefusal_benchmark names 'alpacca', which is not a benchmark; choose from"),
+        (["--overrefusal", "alpacca"], "overrefusal_benchmark names 'alpacca'; choose from"),
         (["--capability", "quick", "--capability", "mm.lu"], "'mm.lu'"),
         (["--kind", "base"], "base models take one benchmark of beginnings"),
         (["--judge", "llm", "--judge-model", "m"], "judge.url: name the judge's server"),
