@@ -234,6 +234,11 @@ class LoadedModel:
         )
         return [text.removeprefix(self.before_part) for text in texts]
 
+    def padded(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Token ids [texts, longest], padded on the right, where the causal mask hides the padding from every real token."""
+        longest = max(map(len, texts))
+        return torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in texts], device=self.device)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens, of which the tag is one."""
         shown = [i for i in ids if i != self.tag_id and i not in self.end_ids]

@@ -20,17 +20,15 @@ def pack_linears(model: torch.nn.Module) -> None:
     """Pack the large float32 linear layers of a model on a CPU, in place. Does nothing if torch is built without oneDNN."""
     if not (torch.backends.mkldnn.is_available() and hasattr(OPERATORS, "_linear_pointwise")):
         return
-    layers = [name for name, module in model.named_modules() if _is_large_linear(module)]
+    layers = [  # their names alone, so that a replaced layer is freed at once
+        name
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32 and module.weight.numel() >= SMALLEST
+    ]
     for name in layers:
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, PackedLinear(model.get_submodule(name)))
         _return_freed_memory()
-
-
-def _is_large_linear(module: torch.nn.Module) -> bool:
-    if type(module) is not torch.nn.Linear:
-        return False
-    return module.weight.dtype == torch.float32 and module.weight.numel() >= SMALLEST
 
 
 def _return_freed_memory() -> None:

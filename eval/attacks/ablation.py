@@ -109,7 +109,7 @@ def find_direction(
         texts=texts,
         **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
     )
-    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+    with contextlib.suppress(FileNotFoundError, ValueError):
         stored = decode(path.read_bytes(), Direction)
         if stored.key == key:
             return stored
@@ -280,14 +280,10 @@ class Search:
 
     def read(self, prompts: Sequence[Sequence[int]], **options: Any) -> Iterator[tuple[Any, torch.Tensor]]:
         """The model's output for each batch of prompts, and the places of their last tokens in it."""
-        device = self.loaded.device
         for start in range(0, len(prompts), BATCH_PROMPTS):
             batch = prompts[start : start + BATCH_PROMPTS]
-            width = max(map(len, batch))
-            # Padding goes on the right, where the causal mask hides it from every real token.
-            tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in batch], device=device)
-            ends = torch.tensor([len(ids) - 1 for ids in batch], device=device)
-            yield self.loaded.model(input_ids=tokens, use_cache=False, **options), ends
+            ends = torch.tensor([len(ids) - 1 for ids in batch], device=self.loaded.device)
+            yield self.loaded.model(input_ids=self.loaded.padded(batch), use_cache=False, **options), ends
 
 
 def kl_divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

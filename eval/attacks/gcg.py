@@ -31,11 +31,7 @@ VERSION = 3
 """Version of the algorithm, part of every row's key."""
 NEUTRAL = ("benchmark", "prompts")
 """Settings that do not change a suffix."""
-NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts",)
-"""Settings without effect with `evaluation.deterministic`, which attacks one prompt at a time."""
 SAVE_INTERVAL_STEPS = 10
-OnStep = Callable[[int, float], None]
-"""(steps of all prompts so far, loss of the suffix accepted last)"""
 
 
 def attacked_prompts(
@@ -85,7 +81,7 @@ def attacked_prompts(
 def suffix_keys(loaded: LoadedModel, prompts: Sequence[Prompt], config: Gcg, seed: int, draft: LoadedModel | None) -> list[str]:
     """The key of each prompt's row: a hash of everything that decides its suffix."""
     neutral = {*NEUTRAL, *(together(Gcg) if loaded.precision in EXACT else ())}
-    neutral |= {*NEUTRAL_WHERE_DETERMINISTIC} if loaded.deterministic else set()
+    neutral |= {"batch_prompts"} if loaded.deterministic else set()  # prompts are then attacked one at a time
     settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
     if draft:
         settings["probe_sampling"]["draft"] = draft.content_hash
@@ -133,7 +129,7 @@ def saved_states(path: Path) -> dict[str, State]:
     """The attacks in progress, by the keys of their rows; empty if there is no such file or it has another format."""
     try:
         return decode(path.read_bytes(), dict[str, State])
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError):
         return {}
 
 
@@ -142,14 +138,15 @@ def optimise_suffixes(
     requests: Sequence[str],
     config: Gcg,
     draws: Mapping[str, tuple[object, ...]],
-    on_step: OnStep = lambda steps, loss: None,
+    on_step: Callable[[int, float], None] = lambda steps, loss: None,
     save: Path | None = None,
     draft: LoadedModel | None = None,
 ) -> list[tuple[str, State]]:
     """Run the attack on requests side by side. Returns each request's suffix, with its leading space, and its last state.
 
     `draws` has an entry for each request, in order: a key for its state, and the values that seed its draws. `save` is a file
-    that stores the states by key, so that a killed attack resumes.
+    that stores the states by key, so that a killed attack resumes. `on_step` gets the number of steps so far, over all requests,
+    and the loss of the suffix accepted last.
     """
     attacks = [Attack(loaded, request, config) for request in requests]
     barred = barred_tokens(loaded)
@@ -175,8 +172,6 @@ def optimise_suffixes(
         passes += 1
         if save and passes % SAVE_INTERVAL_STEPS == 0:
             durable.write_text(save, msgspec.json.encode(states).decode())
-    if save and passes:
-        durable.write_text(save, msgspec.json.encode(states).decode())
     return [(loaded.decode_parts([state.best])[0], state) for state in states.values()]
 
 

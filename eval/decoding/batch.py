@@ -52,18 +52,15 @@ class Decoding:
         The next pass adds the last token, so that new rows and rows in mid-answer share that pass.
         """
         beginnings = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
-        device = self.loaded.device
         for together in [[ids] for ids in beginnings] if self.fixed else [beginnings]:
             width = max(map(len, together))
             if not width:
                 continue
-            # Padding goes on the right, where the causal mask hides it from every real token.
-            tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in together], device=device)
             read = DynamicCache()
-            self.loaded.read(read, input_ids=tokens, logits_to_keep=1)
+            self.loaded.read(read, input_ids=self.loaded.padded(together), logits_to_keep=1)
             place = {ids: number for number, ids in enumerate(together)}
             begun = [(row, place[ids]) for row, prompt in zip(rows, prompts) if (ids := tuple(prompt[:-1])) in place]
-            filled, which = torch.tensor(begun, device=device).T
+            filled, which = torch.tensor(begun, device=self.loaded.device).T
             layers: list[Any] = read.layers
             for slab, layer in zip(self.slabs, layers):
                 slab.allocate(layer.keys, layer.values)

@@ -284,12 +284,10 @@ def last_token_states(
     for start in range(0, len(texts), BATCH_TEXTS):
         batch = by_length[start : start + BATCH_TEXTS]
         lengths = torch.tensor([len(texts[i]) for i in batch], device=loaded.device)
-        width = int(lengths.max())
-        # Padding goes on the right, where no text token attends to it.
-        tokens = torch.tensor([[*texts[i], *[0] * (width - len(texts[i]))] for i in batch], device=loaded.device)
+        tokens = loaded.padded([texts[i] for i in batch])
         output = loaded.model(
             input_ids=tokens,
-            attention_mask=(torch.arange(width, device=loaded.device) < lengths[:, None]).long(),
+            attention_mask=(torch.arange(tokens.shape[1], device=loaded.device) < lengths[:, None]).long(),
             output_hidden_states=True,
             use_cache=False,
             logits_to_keep=1,
