@@ -117,6 +117,11 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
+    def is_exact(self) -> bool:
+        """Whether an answer hardly ever depends on the rest of its batch, so that keys omit what is computed `Together`."""
+        return self.precision in ("float32", "float64")
+
+    @property
     def row_fields(self) -> dict[str, Any]:
         """The fields of a row that identify its model."""
         return {"model": self.content_hash, "model_kind": self.kind, "step": self.step}

@@ -24,7 +24,7 @@ from curricula.eval.attacks.prompts import artifact_prompts, check_distortable, 
 from curricula.eval.benchmarks import Prompt, limited, load_prompts, own_prompts
 from curricula.eval.config import EvalConfig
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.decoding.registry import EXACT, NEUTRAL_WHERE_DETERMINISTIC, Decoder
+from curricula.eval.decoding.registry import Decoder
 from curricula.eval.decoding.settings import together
 from curricula.eval.models import LoadedModel
 from curricula.eval.probes.probing import probe_rows
@@ -207,9 +207,11 @@ class Batch:
 
     @cached_property
     def keys(self) -> list[str]:
-        neutral = {*together(type(self.settings)), "samples"} if self.loaded.precision in EXACT else set()
+        neutral: set[str] = set()  # settings that do not change an answer
         if self.loaded.deterministic:
-            neutral = {*NEUTRAL_WHERE_DETERMINISTIC}
+            neutral = {"batch_prompts", "samples"}
+        elif self.loaded.is_exact:
+            neutral = {*together(type(self.settings)), "samples"}
         settings = {name: value for name, value in msgspec.to_builtins(self.settings).items() if name not in neutral}
         return [
             row_key(

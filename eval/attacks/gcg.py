@@ -19,7 +19,6 @@ from curricula.eval.attacks.losses import Attack, gradients, losses_after
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Gcg
 from curricula.eval.decoding.answers import room_after
-from curricula.eval.decoding.registry import EXACT
 from curricula.eval.decoding.settings import together
 from curricula.eval.models import LoadedModel, load_model
 from curricula.eval.rows import Precision, SuffixRow, append_rows, finished_batches, in_order, row_key
@@ -29,8 +28,6 @@ from curricula.settings import decode
 
 VERSION = 3
 """Version of the algorithm, part of every row's key."""
-NEUTRAL = ("benchmark", "prompts")
-"""Settings that do not change a suffix."""
 SAVE_INTERVAL_STEPS = 10
 
 
@@ -80,8 +77,11 @@ def attacked_prompts(
 
 def suffix_keys(loaded: LoadedModel, prompts: Sequence[Prompt], config: Gcg, seed: int, draft: LoadedModel | None) -> list[str]:
     """The key of each prompt's row: a hash of everything that decides its suffix."""
-    neutral = {*NEUTRAL, *(together(Gcg) if loaded.precision in EXACT else ())}
-    neutral |= {"batch_prompts"} if loaded.deterministic else set()  # prompts are then attacked one at a time
+    neutral = {"benchmark", "prompts"}  # settings that do not change a suffix
+    if loaded.is_exact:
+        neutral |= together(Gcg)
+    if loaded.deterministic:  # prompts are attacked one at a time
+        neutral.add("batch_prompts")
     settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in neutral}
     if draft:
         settings["probe_sampling"]["draft"] = draft.content_hash
@@ -145,8 +145,8 @@ def optimise_suffixes(
     """Run the attack on requests side by side. Returns each request's suffix, with its leading space, and its last state.
 
     `draws` has an entry for each request, in order: a key for its state, and the values that seed its draws. `save` is a file
-    that stores the states by key, so that a killed attack resumes. `on_step` gets the number of steps so far, over all requests,
-    and the loss of the suffix accepted last.
+    that stores the states by key, so that a killed attack resumes. `on_step` gets the steps of all requests so far and the loss
+    of the suffix accepted last.
     """
     attacks = [Attack(loaded, request, config) for request in requests]
     barred = barred_tokens(loaded)

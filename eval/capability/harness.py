@@ -25,7 +25,6 @@ from curricula.durable import append_jsonl, read_jsonl
 from curricula.errors import UserError
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.capability.settings import PUBLISHED, Capability
-from curricula.eval.decoding.registry import EXACT
 from curricula.eval.rows import CapabilityRow, read_rows, row_key, write_rows
 from curricula.progress import Progress, silent
 from curricula.settings import read_yaml
@@ -74,7 +73,7 @@ def capability_rows(
         limit=settings.limit,
         few_shot=settings.few_shot,
         chat_template=chat,
-        batch=None if loaded.precision in EXACT else settings.batch,
+        batch=None if loaded.is_exact else settings.batch,
         lm_eval=require_lm_eval(),
     )
     stored = read_rows(path, CapabilityRow)

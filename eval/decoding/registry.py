@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 Draws = Sequence[tuple[object, ...]]
 """For each prompt, the values that seed its random draws."""
 
-NEUTRAL_WHERE_DETERMINISTIC = ("batch_prompts", "samples")
-"""Settings that do not change a single bit of an answer with `evaluation.deterministic`."""
-
-EXACT = ("float32", "float64")
-"""Precisions in which an answer hardly ever depends on the rest of its batch, so that keys leave out `samples` and what is
-computed `Together`."""
-
-
 PLUGINS = "curricula.decoders"
 """The entry point group of decoders from other packages."""
 
