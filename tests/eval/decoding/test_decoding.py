@@ -141,12 +141,6 @@ def test_a_limit_beyond_the_context_costs_no_memory_and_changes_no_answer(exact,
     ]
 
 
-def test_an_answer_does_not_depend_on_the_batch_it_was_sampled_in(loaded):
-    together = sample(loaded, PROMPTS)
-    assert together == [sample(loaded, [text])[0] for text in PROMPTS]
-    assert together[::-1] == sample(loaded, PROMPTS[::-1])
-
-
 def test_more_samples_leave_the_first_ones_as_they_were(loaded):
     more = sample(loaded, PROMPTS, TopK(max_new_tokens=24, samples=5, stop_at_tag=True))
     assert [answers[:3] for answers in more] == sample(loaded, PROMPTS)

@@ -204,13 +204,6 @@ def test_without_pruning_it_equals_the_beam_search_of_transformers(loaded):
         assert score.lost == score.dropped == 0
 
 
-def test_the_answer_does_not_depend_on_the_prompts_beside_it(loaded):
-    prompts = [loaded.prompt_ids(text) for text in PROMPTS]
-    config = SafeBeam(beams=4, candidates=8, max_new_tokens=16)
-    together = search_tokens(loaded, prompts, config)
-    assert [ids for ids, _ in together] == [search_tokens(loaded, [prompt], config)[0][0] for prompt in prompts]
-
-
 def test_an_answer_that_holds_the_tag_is_a_shortcircuit_and_ends_there(loaded):
     with torch.no_grad():
         weights = loaded.model.lm_head.weight
