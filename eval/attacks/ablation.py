@@ -46,8 +46,8 @@ NORMS_BEHIND = (("post_self_attn_layernorm", "post_attention_layernorm"), ("post
 post_attention_layernorm is the norm before that part."""
 
 
-class Direction(msgspec.Struct, frozen=True, kw_only=True):
-    """The chosen direction, as stored in `refusal-direction.json`."""
+class Score(msgspec.Struct, frozen=True):
+    """The scores of one candidate."""
 
     key: str
     """Hash of model, prompts and settings."""
@@ -57,29 +57,23 @@ class Direction(msgspec.Struct, frozen=True, kw_only=True):
     """Block at whose input the direction was found, counted from 0."""
     refusal: float
     """Mean log-odds of a refusal on harmful prompts with the direction ablated."""
-    refusal_before: float
-    """Mean log-odds of a refusal on harmful prompts without ablation."""
     induced: float
     """Mean log-odds of a refusal on harmless prompts with the direction added."""
     divergence: float
     """KL divergence in nats that ablation causes on harmless prompts."""
+
+
+class Direction(Score, frozen=True, kw_only=True):
+    """The chosen direction, as stored in `refusal-direction.json`."""
+
+    refusal_before: float
+    """Mean log-odds of a refusal on harmful prompts without ablation."""
     prompts_filtered: bool
     """Whether the direction was found with harmful prompts that are refused and harmless ones that are not."""
     thresholds_met: bool
     """Whether the direction meets `most_divergence` and `least_induced`."""
     vector: list[float]
     """The difference of means, not normalised."""
-
-
-class Score(msgspec.Struct, frozen=True):
-    """The scores of one candidate; the fields are as in `Direction`."""
-
-    key: str
-    position: int
-    layer: int
-    refusal: float
-    induced: float
-    divergence: float
 
 
 @dataclass(frozen=True)
