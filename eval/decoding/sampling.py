@@ -13,7 +13,7 @@ import torch
 from curricula.errors import UserError
 from curricula.eval.decoding.answers import Answer, is_finished, make_answer, room_after
 from curricula.eval.decoding.batch import Decoding
-from curricula.eval.decoding.settings import Greedy, TopK
+from curricula.eval.decoding.settings import AnswerSettings, Greedy, TopK
 from curricula.eval.models import LoadedModel
 from curricula.randomness import key_seed, keyed_rng
 
@@ -115,7 +115,7 @@ def likeliest(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     return (logits == logits.amax(-1, keepdim=True)).int().cumsum(-1).eq(0).sum(-1)
 
 
-def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choose, config: TopK | Greedy) -> list[list[int]]:
+def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], choose: Choose, config: AnswerSettings) -> list[list[int]]:
     """The token ids of one answer to each prompt (token ids), up to and including the end mark or tag that ends it."""
     limits = [room_after(loaded, prompt, config.max_new_tokens) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]

@@ -27,45 +27,41 @@ SAFE_COMPLETIONS = (
 """Texts shown instead of an answer that is cut at the tag. They are ours, since the paper gives none."""
 
 
-class TopK(Settings, frozen=True):
+class AnswerSettings(Settings, frozen=True):
+    """What the suite's decoders have in common."""
+
+    max_new_tokens: Positive = 256
+    """Longest answer in tokens; the paper's is 256."""
+    stop_at_tag: bool = False
+    """Whether the tag ends an answer (short-circuit), as in a deployed system; in standard inference it continues."""
+    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
+    """Texts shown instead of answers that the tag ended; each of these answers gets one."""
+    batch_prompts: Together = 128
+    """Prompts that are decoded, with all their samples, and stored together."""
+    rows: Together = 64
+    """Answers in one forward pass; finished answers make room for waiting ones."""
+
+
+class TopK(AnswerSettings, frozen=True):
     """Standard inference: sampling from the k likeliest tokens."""
 
     k: Positive = 10
     """Tokens to sample from; the paper's is 10."""
     temperature: Temperature = 1.0
     """Sampling temperature. The paper does not give it."""
-    max_new_tokens: Positive = 256
-    """Longest answer in tokens; the paper's is 256."""
     samples: Positive = 5
     """Answers per prompt, each with its own random draws."""
-    stop_at_tag: bool = False
-    """Whether the tag ends an answer (short-circuit), as in a deployed system; in standard inference it continues."""
-    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """Texts shown instead of answers that the tag ended; each of these answers gets one."""
     batch_prompts: Together = 32
-    """Prompts that are decoded, with all their samples, and stored together."""
     rows: Together = 80
-    """Answers in one forward pass; finished answers make room for waiting ones."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """Library that generates the answers; vLLM needs the extra `vllm` and a GPU."""
 
 
-class Greedy(Settings, frozen=True):
+class Greedy(AnswerSettings, frozen=True):
     """The likeliest token at every step; not in the paper."""
 
-    max_new_tokens: Positive = 256
-    """Longest answer in tokens."""
-    stop_at_tag: bool = False
-    """Whether the tag ends an answer (short-circuit)."""
-    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """Texts shown instead of answers that the tag ended; each of these answers gets one."""
-    batch_prompts: Together = 128
-    """Prompts that are decoded and stored together."""
-    rows: Together = 64
-    """Answers in one forward pass."""
 
-
-class SafeBeam(Settings, frozen=True):
+class SafeBeam(AnswerSettings, frozen=True):
     """Safety-aware inference: beam search that drops the candidates likeliest to be followed by the tag.
 
     Algorithm 1 of Maini et al. leaves several things open; docs/decoding.md says what each choice means.
@@ -83,14 +79,9 @@ class SafeBeam(Settings, frozen=True):
     """P(tag) of a text that has ended: that before its last token, that after it, or 0 (none). The paper does not say which."""
     tag: Literal["one-token", "product", "first-token"] = "one-token"
     """P(tag) if the tokenizer splits the tag: not allowed (one-token), the product over its tokens, or that of its first."""
-    max_new_tokens: Positive = 256
-    """Longest answer in tokens; the paper's is 256."""
     stop_at_tag: bool = True
     """Whether the tag ends a text; the answer is then a short-circuit."""
-    safe_completions: tuple[str, ...] = SAFE_COMPLETIONS
-    """Texts shown instead of answers that the tag ended; each of these answers gets one."""
     batch_prompts: Together = 16
-    """Prompts that are decoded and stored together."""
     rows: Together = 320
     """Candidates of all prompts in one forward pass; a finished prompt makes room for the next."""
 
