@@ -167,17 +167,22 @@ class SuffixRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """As in `GenerationRow`."""
 
 
-class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One linear probe, which tells safe from unsafe text by the hidden state of the last token."""
+class MeasuredRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What rows of probes and of capability have in common."""
 
     key: str
-    """Hash of model, texts, settings, layer and seed."""
+    """Hash of model, settings and what was asked: the texts, layer and seed of a probe, or the whole task."""
     model: str
     """Content hash of the model folder."""
     model_kind: ModelKind
     """The stage that made the model."""
     step: Count | None = None
     """As in `GenerationRow`."""
+
+
+class ProbeRow(MeasuredRow, frozen=True, kw_only=True):
+    """One linear probe, which tells safe from unsafe text by the hidden state of the last token."""
+
     layer: str
     """"first", "middle" or "last", or the layer's number."""
     layer_index: int
@@ -205,17 +210,9 @@ class ProbeRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """AUC of the same probe on the states of the network before training; None if it was not asked for."""
 
 
-class CapabilityRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CapabilityRow(MeasuredRow, frozen=True, kw_only=True):
     """How well one model answered one question of a capability task."""
 
-    key: str
-    """Hash of model, task and settings; the same for all questions of a task."""
-    model: str
-    """Content hash of the model folder."""
-    model_kind: ModelKind
-    """The stage that made the model."""
-    step: Count | None = None
-    """As in `GenerationRow`."""
     precision: str
     """Precision of the weights."""
     benchmark: str
