@@ -117,12 +117,9 @@ def run_probes(
         """Test AUC of a probe for each training subset."""
         return [auc_of(fit(features[of], training.unsafe[of]), test_features, testing.unsafe) for of in subsets]
 
+    not_asked = [None] * len(subsets)
     by_length = aucs(training.lengths[:, None], testing.lengths[:, None])
-    by_words: list[float] | list[None] = [None] * len(subsets)
-    if "words" in config.baselines:
-        by_words = [
-            words_auc([training.texts[i] for i in of], training.unsafe[of], testing.texts, testing.unsafe) for of in subsets
-        ]
+    by_words = [words_auc(training.at(of), testing) for of in subsets] if "words" in config.baselines else not_asked
     rows: list[list[ProbeRow]] = [[] for _ in subsets]
     weights, biases, directions = [], [], []
     for place, (layer, index) in enumerate(layers):
@@ -133,9 +130,7 @@ def run_probes(
         probes = [fit(states[of], training.unsafe[of]) for of in subsets]
         weights.append([probe.coef_[0] for probe in probes])
         biases.append([probe.intercept_[0] for probe in probes])
-        by_untrained: list[float] | list[None] = [None] * len(subsets)
-        if before:
-            by_untrained = aucs(before.read(train_names, place), before.read(test_names, place))
+        by_untrained = aucs(before.read(train_names, place), before.read(test_names, place)) if before else not_asked
         for draw, (subset, probe) in enumerate(zip(subsets, probes)):
             placed = placements(probe.decision_function(test_states), testing.unsafe)
             rows[draw].append(
@@ -220,12 +215,12 @@ def auc_of(probe: Any, features: Any, labels: np.ndarray) -> float:
     return float(placements(probe.decision_function(features), labels)[0].mean())
 
 
-def words_auc(train: list[str], labels: np.ndarray, test: list[str], test_labels: np.ndarray) -> float:
+def words_auc(train: EncodedTexts, test: EncodedTexts) -> float:
     """Test AUC of the same probe on word counts. Words are separated by white space and counted in lower case."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     counts = CountVectorizer(token_pattern=r"\S+")
-    return auc_of(fit(counts.fit_transform(train), labels), counts.transform(test), test_labels)
+    return auc_of(fit(counts.fit_transform(train.texts), train.unsafe), counts.transform(test.texts), test.unsafe)
 
 
 def encoded_texts(loaded: LoadedModel, texts: Sequence[str], config: Probes) -> list[list[int]]:
