@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from curricula.errors import UserError
-from curricula.eval.decoding.settings import Greedy, SafeBeam, Together, TopK
+from curricula.eval.decoding.settings import Together
 from curricula.packages import load_plugin, plugins
 from curricula.settings import Positive, Settings
 
@@ -46,8 +46,8 @@ class Decoder:
     """Version of the algorithm, part of every row's key. Raise it when answers change, so that they are generated again."""
     answer: Callable[[LoadedModel, Sequence[Sequence[int]], Draws, Any], list[Answer]]
     """answer(loaded, prompts as token ids, draws, settings) -> all answers, those to one prompt together."""
-    settings: type[Settings] = PluginSettings
-    """Type of the settings; for a decoder from another package a subclass of `PluginSettings`."""
+    settings: type[PluginSettings] = PluginSettings
+    """Type of the settings, for a decoder from another package; those of the others are fields of `EvalConfig`."""
     problem: str = ""
     """Why a decoder from another package cannot be used; "" if it can."""
 
@@ -71,9 +71,9 @@ def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], draws: Draws,
 
 
 _ROWS = (
-    Decoder("topk", "Top-k sampling", "top-k", 2, _topk, TopK),
-    Decoder("safebeam", "SafeBeam", "SafeBeam", 3, _safebeam, SafeBeam),
-    Decoder("greedy", "Greedy", "greedy", 1, _greedy, Greedy),
+    Decoder("topk", "Top-k sampling", "top-k", 2, _topk),
+    Decoder("safebeam", "SafeBeam", "SafeBeam", 3, _safebeam),
+    Decoder("greedy", "Greedy", "greedy", 1, _greedy),
 )
 
 
