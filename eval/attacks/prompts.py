@@ -142,9 +142,19 @@ def artifact_prompts(name: str, path: Path) -> list[Prompt]:
 
 
 def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
-    seen, entries = set(), _read(name, file).jailbreaks
-    log.info("%s: %d of %d jailbreaks have no prompt to replay", file, sum(not one.prompt for one in entries), len(entries))
-    for entry in entries:
+    try:
+        jailbreaks = decode(file.read_bytes(), Artifact).jailbreaks
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}); correct evaluation.attacks.artifacts.{name}, or fetch the file from "
+            "github.com/JailbreakBench/artifacts"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not in JailbreakBench's artifact format ({error}); fetch it again") from None
+    lacking = sum(not one.prompt for one in jailbreaks)
+    log.info("%s: %d of %d jailbreaks have no prompt to replay", file, lacking, len(jailbreaks))
+    seen = set()
+    for entry in jailbreaks:
         if entry.index in seen:
             raise UserError(f"{file}: two jailbreaks have the index {entry.index}; remove one")
         seen.add(entry.index)
@@ -157,18 +167,6 @@ def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
                 category=entry.category or "",
                 cluster=cluster_of(entry.goal),
             )
-
-
-def _read(name: str, file: Path) -> Artifact:
-    try:
-        return decode(file.read_bytes(), Artifact)
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror}); correct evaluation.attacks.artifacts.{name}, or fetch the file from "
-            "github.com/JailbreakBench/artifacts"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not in JailbreakBench's artifact format ({error}); fetch it again") from None
 
 
 def suffixed_prompts(source: str, folder: Path, prompts: Sequence[Prompt]) -> list[Prompt]:
