@@ -299,13 +299,10 @@ def find_device(name: str | None) -> torch.device:
     torch.backends.cuda.enable_cudnn_sdp(False)
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    asked = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]{0,2}))?", name)
-    if asked is None:
-        raise UsageError(f"device {name!r} is not known; give cpu, cuda, or one GPU such as cuda:1")
-    count = torch.cuda.device_count()
-    if name != "cpu" and int(asked[1] or 0) >= count:
-        shown = f"this machine shows {count} CUDA devices" if count else "this machine shows no CUDA device"
-        raise UsageError(f"device {name!r} is asked for, but {shown}; leave it out, or give cpu")
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    here = ["cpu", "cuda", *gpus] if gpus else ["cpu"]
+    if name not in here:
+        raise UsageError(f"device {name!r} is asked for, but this machine has {', '.join(here)}; give one of these, or none")
     return torch.device(name)
 
 

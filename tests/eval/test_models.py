@@ -234,22 +234,18 @@ def test_weights_have_the_requested_precision(folder):
         assert load_model(folder, "base", "cpu", precision).model.dtype == getattr(torch, precision)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_missing_gpu_is_reported(folder):
-    with pytest.raises(UserError, match="device 'cuda' is asked for, but this machine shows no CUDA device"):
-        load_model(folder, "base", "cuda")
-
-
 def test_models_do_not_take_attention_that_is_planned_anew_for_every_length(folder):
     torch.backends.cuda.enable_cudnn_sdp(True)
     load_model(folder, "base", "cpu")
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:01", "cuda:\u0663", "cuda:99999999999999999999", "cpu:0", ""])
-def test_an_impossible_device_is_refused(folder, name):
-    with pytest.raises(UserError, match=f"device '{name}' is not known; give cpu, cuda, or one GPU"):
-        load_model(folder, "base", name)
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:01", "cuda:2", "cpu:0", ""])
+def test_a_device_that_is_not_here_is_refused(folder, monkeypatch, name):
+    for count, here in ((0, "cpu"), (2, "cpu, cuda, cuda:0, cuda:1")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        with pytest.raises(UserError, match=f"device '{name}' is asked for, but this machine has {here}; give one of these"):
+            load_model(folder, "base", name)
 
 
 @pytest.mark.parametrize(
