@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -238,8 +239,12 @@ class CapabilityRow(MeasuredRow, frozen=True, kw_only=True):
 Row = TypeVar("Row", GenerationRow, VerdictRow, SuffixRow, ProbeRow, CapabilityRow)
 
 
-def row_key(**parts: Any) -> str:
-    """Hash of named parts that JSON can hold, 32 hex digits."""
+def row_key(*, if_set: Mapping[str, Any] = MappingProxyType({}), **parts: Any) -> str:
+    """Hash of named parts that JSON can hold, 32 hex digits.
+
+    Parts in `if_set` count only if they have a value. So keys stay the same when a later version adds a part.
+    """
+    parts |= {name: value for name, value in if_set.items() if value}
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 

@@ -227,9 +227,7 @@ class Batch:
                 settings=settings,
                 seed=self.seed,
                 sample=sample,
-                **({"prefill": prompt.prefill} if prompt.prefill else {}),  # only if set, so that other keys stay the same
-                **({"attack": self.attack} if self.attack else {}),
-                **({"deterministic": True} if self.loaded.deterministic else {}),
+                if_set={"prefill": prompt.prefill, "attack": self.attack, "deterministic": self.loaded.deterministic},
             )
             for prompt, sample in self.asked
         ]

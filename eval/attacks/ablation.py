@@ -101,7 +101,7 @@ def find_direction(
         precision=loaded.precision,
         settings=msgspec.to_builtins(settings),
         texts=texts,
-        **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
+        if_set={"raw": loaded.raw},
     )
     with contextlib.suppress(FileNotFoundError, ValueError):
         stored = decode(path.read_bytes(), Direction)

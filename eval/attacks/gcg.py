@@ -96,8 +96,7 @@ def suffix_keys(loaded: LoadedModel, prompts: Sequence[Prompt], config: Gcg, see
             version=VERSION,
             settings=settings,
             seed=seed,
-            **({"raw": True} if loaded.raw else {}),  # only if raw, so that keys of tuned models stay the same
-            **({"deterministic": True} if loaded.deterministic else {}),
+            if_set={"raw": loaded.raw, "deterministic": loaded.deterministic},
         )
         for prompt in prompts
     ]

@@ -61,7 +61,7 @@ def probe_rows(
             seed=seed,
             layer=layer,
             draw=draw,
-            **({"beginning": loaded.beginning} if loaded.beginning else {}),  # only if any, so that other keys stay the same
+            if_set={"beginning": loaded.beginning},
         )
         for draw in range(config.seeds)
         for layer, _ in layers
