@@ -16,16 +16,10 @@ from dataclasses import dataclass
 import msgspec
 
 from curricula.curriculum.config import MOST_TOKENS, AnyStage, Midtrain, Mix, Tuning
-from curricula.curriculum.plan import TRUNK, Arm, Budget
+from curricula.curriculum.plan import Arm, Budget
 from curricula.curriculum.stream.blend import Phase
 
 BASE = "base"
-NOT_STAGES = (
-    *(BASE, TRUNK, "all", "none"),
-    *("fetch", "prepare", "tokenize", "pretrain", "tune", "midtrain", "export", "evaluate", "along", "merge", "report"),
-)
-NOT_BEGINNINGS = ("fetch-", "pretrain-", "export-", "evaluate-", "along-", "merge-")
-"""No stage may have one of these names or begin with one of these prefixes: jobs and the option --stage use them."""
 
 
 def model_name(stage: str, point: str = "") -> str:
@@ -142,8 +136,3 @@ def written_out(
         raise ValueError(f"stages.{name}.mix is {stage.mix!r}; choose from {', '.join(mixes)}, or write weights")
     mix = mixes[stage.mix] if isinstance(stage.mix, str) else stage.mix
     return msgspec.structs.replace(stage, tokens=None, steps=steps, global_batch=batch, micro_batch=micro, mix=mix)
-
-
-def is_taken(name: str) -> bool:
-    """Whether something else uses this name, so that no stage can have it."""
-    return name in NOT_STAGES or name.startswith(NOT_BEGINNINGS)

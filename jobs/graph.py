@@ -41,8 +41,12 @@ class _Group:
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
     """The plan of `study`. A `profile` adapts what each job asks for to the cluster.
 
-    Raises UsageError if two jobs have the same name, or if the profile gives a stage less time than its jobs need to save.
+    Raises UsageError if a stage has the name of one of the suite's, if two jobs have the same name, or if the profile gives a
+    stage less time than its jobs need to save.
     """
+    for name in study.stage_names:
+        if name in STAGES:  # the option --stage could not tell them apart
+            raise UsageError(f"stages.{name} has the name of one of the suite's own stages; choose another name")
     return _Planner(study, profile).plan()
 
 

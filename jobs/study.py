@@ -31,7 +31,7 @@ from curricula.curriculum.plan import (
 )
 from curricula.curriculum.sources.conversations import POOLS, TuningSet
 from curricula.curriculum.sources.declared import anchor, anchor_keys, declared_in
-from curricula.curriculum.stages import BASE, StageTree, is_taken, stage_tree, written_out
+from curricula.curriculum.stages import BASE, StageTree, stage_tree, written_out
 from curricula.curriculum.sweep import Sweep, variants_of
 from curricula.curriculum.tree import Line, Segment, TrainingTree, branch_of, lines_of, training_tree
 from curricula.curriculum.world.fiction import WorldConfig
@@ -128,7 +128,7 @@ class Study(Settings, frozen=True, dict=True):
             ("tuning set", self.tuning_sets, []),
             ("intervention set", self.curriculum.interventions, ["safe", "none"]),
             ("arm", self.curriculum.arms, [TRUNK, "none"]),
-            ("stage", self.stages, list(filter(is_taken, self.stages))),
+            ("stage", self.stages, [BASE, TRUNK, "all", "none"]),  # and `STAGES`: see `plan_study`
         ):
             for name in names:
                 if name in taken or not PLAIN_NAME.fullmatch(name):

@@ -74,10 +74,7 @@ def add_names(parser: argparse._ActionsContainer, option: str, letter: str, help
 def add_selection(parser: argparse.ArgumentParser, default: str = "all") -> None:
     """Add the flags that `jobs.selection.Selection` reads."""
     group = parser.add_argument_group(f"which elements (default: {default})")
-    stages = (
-        "only these stages: fetch, prepare, tokenize, pretrain, midtrain, tune, export, evaluate, along, merge, report, "
-        "or one that the study names, such as instruct"
-    )
+    stages = "only these stages, such as tokenize, pretrain or evaluate, or one that the study names, such as instruct"
     add_names(group, "--stage", "S", stages, dest="stages")
     add_names(group, "--job", "J", "only these jobs, as `curricula status` names them", dest="jobs")
     add_names(group, "--arm", "A", "only these arms, such as full-20; trunk is the shared start of pretraining", dest="arms")

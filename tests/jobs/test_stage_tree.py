@@ -16,6 +16,7 @@ from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
+from curricula.jobs.stages import STAGES
 from curricula.jobs.study import parse_study, study_yaml
 
 
@@ -181,7 +182,7 @@ def size_warnings(raw: dict) -> list[str]:
             r"stages.harmful.along.tasks names transfer, which is only tried on finished models; remove it",
         ),
         ("stages.harmful.tasks", ["asr"], r"stages.harmful.tasks names 'asr'; choose from attacks-topk"),
-        ("stages.report", {"kind": "sft", "mix": {"gsm8k": 1}}, r"stage 'report' must be at most 100 letters"),
+        ("stages.base", {"kind": "sft", "mix": {"gsm8k": 1}}, r"stage 'base' must be at most 100 letters"),
         ("tuning", {"instruct": {"kind": "midtrain"}}, r"tuning.instruct.kind: 'midtrain' is not known; choose one of sft"),
         ("tuning", smaller_demo()["tuning"], r"stages and tuning both define instruct; keep one of them"),
     ],
@@ -189,6 +190,13 @@ def size_warnings(raw: dict) -> list[str]:
 def test_a_tree_that_makes_no_sense_is_refused_in_one_sentence(place, value, said):
     with pytest.raises(UsageError, match=said):
         parse_study(changed(place, value), "study.yaml")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_with_a_name_that_selects_one_of_the_suites_own_is_refused(name):
+    study = parse_study(changed(f"stages.{name}", {"kind": "sft", "mix": {"gsm8k": 1}}), "study.yaml")
+    with pytest.raises(UsageError, match=f"stages.{name} has the name of one of the suite's own stages; choose another name"):
+        plan_study(study)
 
 
 def test_a_stage_whose_sources_carry_no_loss_is_refused():
