@@ -13,7 +13,7 @@ from small_studies import by_job, demo, smaller_demo
 from typed import Typed
 
 from curricula.errors import UsageError, UserError
-from curricula.eval.decoding.registry import DECODERS, Decoder, PluginSettings
+from curricula.eval.decoding.registry import DECODERS, OWN, Decoder, PluginSettings
 from curricula.eval.decoding.settings import Together
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.plan import print_plan
@@ -330,15 +330,18 @@ def test_a_run_of_one_seed_may_choose_later_what_further_seeds_draw_anew(tmp_pat
     assert Run.create(run.root, more).study == more
 
 
-def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path):
+def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path, monkeypatch):
+    mine = Decoder("mine", "Mine", "mine", 1, lambda *_: [], PluginSettings)
+    monkeypatch.setitem(DECODERS, "mine", mine)
     llm = {"name": "llm", "model": "judge", "url": "http://one:8000/v1"}
-    old = study("demo", evaluation={**demo()["evaluation"], "judge": llm})
+    old = study("demo", evaluation={**demo()["evaluation"], "judge": llm, "decoders": {"mine": {"samples": 2}}})
     run = Run.create(tmp_path / "run", old)
     changes = {"pretraining": {"hours": 9}, "engine": {"recompute_layers": 1}, "tensor_parallel": 2}
     resources = {**demo()["resources"], **changes}
     pretraining = {**demo()["pretraining"], "micro_batch": 1, "save_interval_steps": 7}
     evaluation = {**demo()["evaluation"], "judge": {**llm, "url": "http://two:8000/v1", "concurrency": 4}}
-    for part, key in (("topk", "rows"), ("safebeam", "batch_prompts"), ("gcg", "batch_candidates")):
+    evaluation["decoders"] = {"mine": {"samples": 2, "batch_prompts": 1}}
+    for part, key in (*((name, "batch_prompts") for name in OWN), ("topk", "rows"), ("gcg", "batch_candidates")):
         evaluation[part] = {**evaluation.get(part, {}), key: 1}
     sources = {name: {**source, "max_epochs": 9} for name, source in demo()["sources"].items()}
     others = {"sources": sources, "tracking": {"tensorboard": False}}
