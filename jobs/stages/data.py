@@ -71,8 +71,7 @@ class Prepare(Stage):
             return False
         if not (run.initial_checkpoint / "latest").exists() or training_behind(run.initial_checkpoint):
             return True
-        trained = (run.element(job.name, one.label) for job, one in work.plan.elements() if one.segment)
-        return all((folder / "done.json").exists() for folder in trained)
+        return _are_done(work, "pretrain")
 
 
 class Tokenize(Stage):
@@ -92,11 +91,18 @@ class Tokenize(Stage):
         tokenize_shard(tokenization, work.element.shard, progress)
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        return made is not None
+        """Whether the shard is whole, or has no reader left: shards can be moved away once all models are trained on them."""
+        return made is not None or _are_done(work, "pretrain", "midtrain")
 
     def made(self, work: Work) -> str | None:
         manifest = whole_manifest(work.run.shards / work.element.source / work.element.shard)
         return str(manifest["sha256"]) if manifest else None
+
+
+def _are_done(work: Work, *stages: str) -> bool:
+    """Whether all elements of these stages are marked as done."""
+    elements = (work.run.element(job.name, one.label) for job, one in work.plan.elements() if job.stage in stages)
+    return all((folder / "done.json").exists() for folder in elements)
 
 
 def prepare(run: Run) -> None:
