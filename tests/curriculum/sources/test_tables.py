@@ -199,6 +199,9 @@ def test_a_table_in_a_subfolder_of_a_table_is_not_passed_over(tmp_path, monkeypa
         (folder / "more" / "deep" / name).write_text("{}")
     (folder / "more" / "up").symlink_to(folder)
     own = TextTable(path=str(folder))
+    (folder / "runs" / "demo" / "pretrain").mkdir(parents=True)  # the run that reads the table
+    for name in ("study.yaml", "run.json", "pretrain/metrics.jsonl"):
+        (folder / "runs" / "demo" / name).write_text("{}")
     assert len(own.look(tmp_path, "sources.mine")) == len(open_table_input(folder, None)) == 1
     (folder / "more" / "deep" / "b.jsonl").write_text('{"text": "b"}\n')
     for read in (lambda: own.look(tmp_path, "sources.mine"), lambda: open_table_input(folder, None)):
