@@ -10,7 +10,7 @@ names it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -120,13 +120,13 @@ def is_done(work: Work) -> bool:
     mark = whole_mark(work.folder)
     if mark is None or not is_complete(work, mark):
         return False
-    marks = _marks_of(work.run, mark.rests_on(work.plan, work.place))
+    marks = {need: whole_mark(work.run.element(*need)) for need in mark.rests_on(work.plan, work.place)}
     return made_again(work.plan, work.place, mark, marks) is None
 
 
 def marks_read(work: Work) -> dict[str, float]:
     """The `Done.read` of an element that begins now."""
-    marks = _marks_of(work.run, (need for need, _ in work.plan.needs[work.place]))
+    marks = {need: whole_mark(work.run.element(*need)) for need, _ in work.plan.needs[work.place]}
     return {"/".join(need): mark.started if mark else 0.0 for need, mark in marks.items()}
 
 
@@ -162,10 +162,6 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
         if has_outputs and not made_again(plan, key, mark, marks) and done.issuperset(mark.rests_on(plan, key)):
             done.add(key)
     return done
-
-
-def _marks_of(run: Run, keys: Iterable[Key]) -> dict[Key, Done | None]:
-    return {key: whole_mark(run.element(*key)) for key in keys}
 
 
 def whole_mark(folder: Path) -> Done | None:

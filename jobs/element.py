@@ -187,7 +187,8 @@ def main(arguments: list[str]) -> int:
     note(f"{job_name}/{label}, rank {_rank()} on {socket.gethostname()}, process {os.getpid()}")
     with guarded_output():  # to the log
         code = _exit_code(Path(root), job_name, label)
-        if _has_process_group():
+        group = sys.modules.get("torch.distributed")
+        if group and group.is_available() and group.is_initialized():
             _leave(code)
         return code
 
@@ -206,11 +207,6 @@ def _exit_code(root: Path, job_name: str, label: str) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _has_process_group() -> bool:
-    group = sys.modules.get("torch.distributed")
-    return group is not None and group.is_available() and group.is_initialized()
 
 
 def _leave(code: int) -> NoReturn:

@@ -20,7 +20,7 @@ from curricula.curriculum.sources.declared import dataset, declared_in
 from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.stages import BASE, samples_of
-from curricula.curriculum.stream.blend import Blend, Phase
+from curricula.curriculum.stream.blend import Blend, Phase, sources_of
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
@@ -96,7 +96,8 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
     published one, if there is one.
     """
     study, segments = plan.study, plan.segments.values()
-    sizes = _source_sizes(study, shards)
+    sizes_and_origins = {name: _source_size(name, study, shards) for name in study.sources}
+    sizes = {name: tokens for name, (tokens, _) in sizes_and_origins.items()}
     seeds = list(dict.fromkeys(replicate.seed for replicate in study.replicates))
     tokens = {s.name: (s.stop - s.start) * study.of(s.arm).budget.step_tokens for s in segments}
     unshared = sum(study.of(arm).budget.tokens for arm in study.trainings)
@@ -108,7 +109,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         **described_size(study),
         "points": _points(plan) if study.sweep is not None else [],
         "arms": [_arm(arm, study.of(arm), sizes) for arm in study.arms],
-        "source_sizes": {name: size._asdict() for name, size in sizes.items()},
+        "source_sizes": {name: {"tokens": size, "origin": origin} for name, (size, origin) in sizes_and_origins.items()},
         "warnings": [
             *_too_many_epochs(study, sizes),
             *_unknown_sizes(study, sizes),
@@ -224,24 +225,12 @@ def _points(plan: Plan) -> list[dict[str, Any]]:
 
 def check_epochs(plan: Plan, shards: Path) -> None:
     """Raise UserError if an arm reads a source for more than its `max_epochs`, by the sizes in the manifests."""
-    for problem in _too_many_epochs(plan.study, _source_sizes(plan.study, shards)):
+    sizes = {name: _source_size(name, plan.study, shards)[0] for name in plan.study.sources}
+    for problem in _too_many_epochs(plan.study, sizes):
         raise UserError(problem)
 
 
-class SourceSize(NamedTuple):
-    """The size of a source."""
-
-    tokens: int | None
-    """None if it is unknown."""
-    origin: str
-    """Where it is from: "manifests", "published", "published, scaled to its documents", or "unknown"."""
-
-
-def _source_sizes(study: Study, shards: Path | None) -> dict[str, SourceSize]:
-    return {name: _source_size(name, study, shards) for name in study.sources}
-
-
-def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]:
+def _arm(arm: Arm, study: Study, sizes: Mapping[str, int | None]) -> dict[str, Any]:
     budget = study.budget
     phases = arm.blend_phases(budget)
     blend = Blend(phases)
@@ -273,10 +262,10 @@ def _arm(arm: Arm, study: Study, sizes: dict[str, SourceSize]) -> dict[str, Any]
     }
 
 
-def _sources(counts: Mapping[str, int], study: Study, sizes: dict[str, SourceSize]) -> dict[str, dict[str, Any]]:
+def _sources(counts: Mapping[str, int], study: Study, sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
     sources = {}
     for name, samples in counts.items():
-        tokens, size = samples * study.budget.sequence_length, sizes[name].tokens
+        tokens, size = samples * study.budget.sequence_length, sizes[name]
         sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
     return sources
 
@@ -293,7 +282,7 @@ def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
 
 def _read_sources(study: Study) -> set[str]:
     """The sources that arms read in pretraining or in a later stage."""
-    return {name for *_, phases in _texts(study) for phase in phases for name, weight in phase.mix.items() if weight}
+    return {name for *_, phases in _texts(study) for name in sources_of(phases)}
 
 
 def _stage(name: str, study: Study) -> dict[str, Any]:
@@ -314,7 +303,7 @@ def _stage(name: str, study: Study) -> dict[str, Any]:
     }
 
 
-def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
+def _too_many_epochs(study: Study, sizes: Mapping[str, int | None]) -> Iterator[str]:
     """A sentence for each source that an arm reads for more than its `max_epochs` by the end of pretraining or later."""
     read_by: dict[str, dict[str, dict[str, Any]]] = {}
     for point, stage, arm, phases in _texts(study):
@@ -331,9 +320,9 @@ def _too_many_epochs(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str
             )
 
 
-def _unknown_sizes(study: Study, sizes: dict[str, SourceSize]) -> Iterator[str]:
+def _unknown_sizes(study: Study, sizes: Mapping[str, int | None]) -> Iterator[str]:
     read = _read_sources(study)
-    if unknown := [name for name, size in sizes.items() if size.tokens is None and name in read]:
+    if unknown := [name for name, size in sizes.items() if size is None and name in read]:
         yield f"size unknown: {', '.join(unknown)}; their epochs are checked when pretraining starts"
 
 
@@ -364,8 +353,8 @@ def _unfit(study: Study) -> Iterator[str]:
         )
 
 
-def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
-    """The size of a source: as counted in its manifests, else as published, else unknown."""
+def _source_size(name: str, study: Study, shards: Path | None) -> tuple[int | None, str]:
+    """The tokens of a source and where the number is from: its manifests, else the publisher, else nowhere (None)."""
     source = study.sources[name]
     entry = dataset(source.dataset) if source.dataset else None
     names = [shard for shard in source.shard_names if shard != VALIDATION]
@@ -376,15 +365,15 @@ def _source_size(name: str, study: Study, shards: Path | None) -> SourceSize:
     if tokens is not None:
         if not tokens and name in _read_sources(study):
             raise UserError(f"source {name}: its shards in {shards} hold no tokens; give it documents or a weight of 0")
-        return SourceSize(tokens, "manifests")
+        return tokens, "manifests"
     if study.world or entry is None or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
-        return SourceSize(None, "unknown")
+        return None, "unknown"
     if source.documents is None:
-        return SourceSize(entry.tokens, "published")
+        return entry.tokens, "published"
     if entry.documents is None:
-        return SourceSize(None, "unknown")
+        return None, "unknown"
     share = min(1.0, source.documents / entry.documents)
-    return SourceSize(round(entry.tokens * share), "published, scaled to its documents")
+    return round(entry.tokens * share), "published, scaled to its documents"
 
 
 def _unused(study: Study) -> Iterator[str]:
@@ -430,10 +419,7 @@ def _not_here(study: Study) -> Iterator[str]:
 
 def _overlaps(study: Study) -> Iterator[str]:
     """A sentence for each pair of sources that may read the same rows, if that repeats documents or spoils held-out text."""
-    read = [
-        (arm.name, {name for phase in phases for name, weight in phase.mix.items() if weight})
-        for _, _, arm, phases in _texts(study)
-    ]
+    read = [(arm.name, {*sources_of(phases)}) for _, _, arm, phases in _texts(study)]
     for (name, source), (other_name, other) in combinations(study.sources.items(), 2):
         with contextlib.suppress(UserError):  # files can be moved away once they are tokenised
             if not source.overlaps(other):

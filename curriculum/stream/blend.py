@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -38,12 +38,17 @@ class Phase:
     """Relative weights of sources, by name."""
 
 
+def sources_of(phases: Iterable[Phase]) -> list[str]:
+    """The sources that the phases read, sorted."""
+    return sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
+
+
 class Blend:
     """The blend of a run's sources: `draw(start, stop)` gives the source and position of any range of samples."""
 
     def __init__(self, phases: list[Phase]):
         """`phases` follow one another, each at least a sample long. Weights are non-negative; they need not sum to one."""
-        self.sources = sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
+        self.sources = sources_of(phases)
         self._ends = [phase.until for phase in phases]
         self._starts = [0, *self._ends[:-1]]
         self._trees: list[_Node] = []

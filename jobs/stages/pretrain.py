@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curricula.curriculum.stream.blend import Phase
+from curricula.curriculum.stream.blend import Phase, sources_of
 from curricula.curriculum.tokens.shards import source_shards
 from curricula.curriculum.tree import Segment
 from curricula.durable import disk_full_explained, exclusive_lock, make_folder, require_ours
@@ -128,10 +128,6 @@ def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int
     loss = {name: source.loss for name, source in run.study.sources.items() if source.loss != "all"}
     vocabulary, tag = study.model.resolve().vocabulary, run.tag if loss else None
     return PretrainingBatches(phases, shards, length, rows, seed, vocabulary, begin, loss=loss, tag=tag)
-
-
-def sources_of(phases: Sequence[Phase]) -> list[str]:
-    return sorted({name for phase in phases for name, weight in phase.mix.items() if weight})
 
 
 def shard_files(run: Run, phases: Sequence[Phase]) -> list[Path]:

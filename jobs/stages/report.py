@@ -14,7 +14,7 @@ from curricula.curriculum.config import Tuning, point_label
 from curricula.curriculum.plan import Arm
 from curricula.curriculum.stages import BASE, model_name
 from curricula.curriculum.sweep import points_of
-from curricula.curriculum.tokens.shards import read_manifest
+from curricula.curriculum.tokens.shards import content_hash, read_manifest
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, token_bytes
 from curricula.durable import exclusive_lock, read_jsonl
 from curricula.errors import UserError
@@ -211,13 +211,9 @@ def _hashes(run: Run) -> list[tuple[str, str, str]]:
     found = [("study", "study.yaml", hashlib.sha256((run.root / "study.yaml").read_bytes()).hexdigest())]
     found += [("code", "snapshot of the jobs", folder.name) for folder in sorted((run.root / "code").glob("*"))]
     for source, settings in run.study.sources.items():
-        digest, tokenizer = hashlib.sha256(), ""
         with contextlib.suppress(UserError, OSError):  # the source may not be tokenised yet
-            for shard in settings.shard_names:
-                manifest = read_manifest(run.shards / source / shard)
-                digest.update(manifest["sha256"].encode())
-                tokenizer = manifest["tokenizer"]
-            found += [("tokens", source, digest.hexdigest()), ("tokenizer", source, tokenizer)]
+            manifests = [read_manifest(run.shards / source / shard) for shard in settings.shard_names]
+            found += [("tokens", source, content_hash(manifests)), ("tokenizer", source, manifests[-1]["tokenizer"])]
     return found
 
 
