@@ -366,12 +366,12 @@ def _source_size(name: str, study: Study, shards: Path | None) -> tuple[int | No
         if not tokens and name in _read_sources(study):
             raise UserError(f"source {name}: its shards in {shards} hold no tokens; give it documents or a weight of 0")
         return tokens, "manifests"
-    if study.world or entry is None or entry.tokens is None or set(source.parts) not in (set(), set(entry.parts)):
+    if study.world or entry is None or not (entry.tokens and entry.documents):
+        return None, "unknown"
+    if source.parts and {*source.parts} != {*entry.parts}:  # only their total is published
         return None, "unknown"
     if source.documents is None:
         return entry.tokens, "published"
-    if entry.documents is None:
-        return None, "unknown"
     share = min(1.0, source.documents / entry.documents)
     return round(entry.tokens * share), "published, scaled to its documents"
 
