@@ -280,7 +280,7 @@ def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
                     yield point, stage, arm, point.tree.stream(stage, arm, point.budget)
 
 
-def _read_sources(study: Study) -> set[str]:
+def read_sources(study: Study) -> set[str]:
     """The sources that arms read in pretraining or in a later stage."""
     return {name for *_, phases in _texts(study) for name in sources_of(phases)}
 
@@ -321,7 +321,7 @@ def _too_many_epochs(study: Study, sizes: Mapping[str, int | None]) -> Iterator[
 
 
 def _unknown_sizes(study: Study, sizes: Mapping[str, int | None]) -> Iterator[str]:
-    read = _read_sources(study)
+    read = read_sources(study)
     if unknown := [name for name, size in sizes.items() if size is None and name in read]:
         yield f"size unknown: {', '.join(unknown)}; their epochs are checked when pretraining starts"
 
@@ -363,7 +363,7 @@ def _source_size(name: str, study: Study, shards: Path | None) -> tuple[int | No
         with contextlib.suppress(UserError):  # a shard that is missing or damaged has yet to be made
             tokens = sum(read_manifest(shards / name / shard)["tokens"] for shard in names)
     if tokens is not None:
-        if not tokens and name in _read_sources(study):
+        if not tokens and name in read_sources(study):
             raise UserError(f"source {name}: its shards in {shards} hold no tokens; give it documents or a weight of 0")
         return tokens, "manifests"
     if study.world or entry is None or not (entry.tokens and entry.documents):

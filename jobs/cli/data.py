@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from curricula.curriculum.config import Midtrain, Source
+from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import TuningSet
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.registry import local_root
@@ -34,6 +34,7 @@ from curricula.eval.probes.texts import check_texts
 from curricula.eval.report.console import new_table
 from curricula.jobs.cli.local import run_elements, run_root
 from curricula.jobs.downloads import check_pool, look_at_tables, read_study, read_tables, used_pools
+from curricula.jobs.estimates import read_sources
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, tokenised, tokenizer_near, write_contamination
 from curricula.jobs.study import Study, load_study
@@ -124,7 +125,7 @@ def _checked(study: Study, root: Path | None, run: Run | None, limit: int | None
     finder = PromptFinder([prompt.text for prompt in prompts])
     tables, overlaps = [], {}
     shards = tokenised(run) if run else False
-    trained = _trained_tables(study)
+    trained = {f"sources.{name}" for name in read_sources(study)} | {f"tuning_sets.{name}" for name in used_pools(study)}
     console = Console(stderr=True)
     for key, table in read_tables(study).items():
         with console.status(f"reading {key}"), _noted(problems):
@@ -169,14 +170,6 @@ def _benchmarks(study: Study, root: Path | None, problems: list[str]) -> dict[st
                 check_distortable(name, prompts)
             benchmarks[name] = prompts
     return benchmarks
-
-
-def _trained_tables(study: Study) -> set[str]:
-    """The keys of the tables that models are trained on."""
-    stages = [stage for variant in study.variants.values() for stage in variant.tree.stages.values()]
-    sources = {name for arm in study.arms for name in arm.sources}
-    sources |= {name for stage in stages if isinstance(stage, Midtrain) for name in stage.mix}
-    return {f"sources.{name}" for name in sources} | {f"tuning_sets.{name}" for name in used_pools(study)}
 
 
 def _print_check(facts: dict[str, Any], console: Console) -> None:
