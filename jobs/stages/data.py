@@ -48,7 +48,9 @@ class Fetch(Stage):
         return size_of(wanted.out, f"{wanted.prefix}[0-9]*.parquet")
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        return bool(work.run.data_folder) or _wanted(work).download.finished.exists()
+        """Whether the download is there, or has no reader left."""
+        is_here = bool(work.run.data_folder) or _wanted(work).download.finished.exists()
+        return is_here or _are_done(work, "prepare", "tokenize", "tune", "evaluate", "along")
 
 
 def _wanted(work: Work) -> Wanted:

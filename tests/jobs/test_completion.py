@@ -256,15 +256,23 @@ def test_a_shard_that_another_was_put_in_place_of_is_not_done(tmp_path, monkeypa
     assert states(run, plan)["tokenize", label][0] == "interrupted"
 
 
-def test_a_lost_shard_is_made_again_only_while_a_training_has_yet_to_read_it(tmp_path):
-    run = Run.create(tmp_path / "run", parse_study(tree_study(), "here"))
+@pytest.mark.parametrize(
+    ("maker", "readers"),
+    [("fetch", {"prepare", "tokenize", "tune", "evaluate", "along"}), ("tokenize", {"pretrain", "midtrain"})],
+)
+def test_lost_data_are_made_again_only_while_something_has_yet_to_read_them(tmp_path, monkeypatch, maker, readers):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    raw = tree_study(world=None)
+    raw["evaluation"]["judge"] = "refusal-phrases"
+    run = Run.create(tmp_path / "run", parse_study(raw, "here"))
     plan = plan_study(run.study)
-    work, readers = Work(run, plan, *plan.find("tokenize", "web/00000")), {"pretrain", "midtrain"}
+    job = plan.by_name[maker]
+    work = Work(run, plan, job, job.elements[0])
     for job, element in plan.elements():
         if readers & {*job.stage_names}:
-            assert not is_complete(work, Done(seconds=1.0, made="its tokens"))
+            assert not is_complete(work, Done(seconds=1.0))
             finish(run, job.name, element.label)
-    assert is_complete(work, Done(seconds=1.0, made="its tokens"))  # else all of a finished run would have to run again
+    assert is_complete(work, Done(seconds=1.0))  # else all of a finished run would have to run again
 
 
 def test_what_a_training_has_made_is_read_once(tmp_path, monkeypatch):
