@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -454,23 +454,13 @@ def _evaluation_hours(plan: Plan) -> dict[str, float]:
     return dict(hours)
 
 
-class Answers(NamedTuple):
-    """What one element generates with one decoder, as if every answer had its full length."""
-
-    number: float
-    """Number of answers, where each beam counts as one."""
-    at_once: float
-    """Number of answers in a batch."""
-    tokens: float
-    """Length of each answer."""
-
-
-def answers_of(task: EvalTask, study: Study) -> Iterator[Answers]:
-    """The answers of one element, by decoder; none if its task uses no decoder."""
+def answers_of(task: EvalTask, study: Study) -> Iterator[tuple[float, float, float]]:
+    """What one element generates with each decoder of its task: the number of answers (each beam counts as one), the number in
+    a batch, and the tokens of each, as if every answer had its full length."""
     prompts, attempts = _asked(task, study)
     for settings in study.evaluation.decoder_settings(task.task):
         count = prompts * (attempts or getattr(settings, "samples", 1)) * getattr(settings, "candidates", 1)
-        yield Answers(count, getattr(settings, "rows", 64), getattr(settings, "max_new_tokens", 256))
+        yield count, getattr(settings, "rows", 64), getattr(settings, "max_new_tokens", 256)
 
 
 def gcg_tokens(task: EvalTask, study: Study) -> float:

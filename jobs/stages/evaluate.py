@@ -95,7 +95,7 @@ class Evaluate(Stage):
         """FLOPs of the forward passes, as if every answer had its full length."""
         model, tasks = study.model.resolve(), self.tasks(study, element)
         tokens = sum(gcg_tokens(task, study) for task in tasks)
-        tokens += sum(answers.number * answers.tokens for task in tasks for answers in answers_of(task, study))
+        tokens += sum(number * length for task in tasks for number, _, length in answers_of(task, study))
         return tokens * model.flops_per_token(model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:
@@ -123,10 +123,9 @@ class Merge(Stage):
         return _is_merged(work, tasks) and is_judged_as_now(work.rows_folder, work.study.evaluation, tasks, _world_of(work))
 
     def ask(self, study: Study) -> Ask:
-        resources = study.resources
         if study.evaluation.judged_on_gpu:
-            return Ask(gpus_per_node=min(1, resources.evaluation.gpus_per_node), hours=resources.evaluation.hours)
-        return Ask(hours=resources.data_hours, takes_gpus=False)
+            return Evaluate().ask(study)
+        return Ask(hours=study.resources.data_hours, takes_gpus=False)
 
 
 class Along(Evaluate):

@@ -38,9 +38,27 @@ class Tune(Training):
 
     def run(self, work: Work, progress: Progress) -> None:
         """All processes train; the first one exports."""
+        from curricula.curriculum.sources.hub import require_whole
+        from curricula.curriculum.stream.tuning import TuningBatches
         from curricula.model.runtime.distributed import read_ranks
 
-        tune(work, progress)
+        run, study, arm = work.run, work.study, work.arm
+        tuning = study.tree.stages[work.element.kind]
+        assert isinstance(tuning, Tuning)
+        batches = TuningBatches(
+            tuning,
+            run.data_root,
+            run.tokenizer,
+            sequence_length=study.budget.sequence_length,
+            seed=arm.replicate.tuning_seed,
+            tagged_share=tuning.tagged_share(arm.name, arm.interventions),
+            declared=study.tuning_sets,
+        )
+        for name in batches.identities:  # before this stage was added, a source may have fetched only the first rows
+            for stem in (study.tuning_sets.get(name) or POOLS[name]).stems(run.data_root):
+                require_whole(stem, None)
+        hold_to_sets(work, batches.identities)
+        train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)
         if read_ranks().rank == 0:
             export_model(work, progress)
 
@@ -90,30 +108,6 @@ class Export(Stage):
 
     def run(self, work: Work, progress: Progress) -> None:
         export_model(work, progress)
-
-
-def tune(work: Work, progress: Progress) -> None:
-    """Finetune the element's model. All its processes call this together."""
-    from curricula.curriculum.sources.hub import require_whole
-    from curricula.curriculum.stream.tuning import TuningBatches
-
-    run, arm = work.run, work.arm
-    tuning = work.study.tree.stages[work.element.kind]
-    assert isinstance(tuning, Tuning)
-    batches = TuningBatches(
-        tuning,
-        run.data_root,
-        run.tokenizer,
-        sequence_length=work.study.budget.sequence_length,
-        seed=arm.replicate.tuning_seed,
-        tagged_share=tuning.tagged_share(arm.name, arm.interventions),
-        declared=work.study.tuning_sets,
-    )
-    for name in batches.identities:  # before this stage was added, a source may have fetched only the first rows
-        for stem in (work.study.tuning_sets.get(name) or POOLS[name]).stems(run.data_root):
-            require_whole(stem, None)
-    hold_to_sets(work, batches.identities)
-    train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)
 
 
 def hold_to_sets(work: Work, identities: Mapping[str, str]) -> None:
