@@ -252,6 +252,11 @@ class StageConfig(Settings, frozen=True, kw_only=True):
     steps: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
     """Optimizer steps. Give at most one of the keys that set how long the stage trains."""
 
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps; None if they depend on the data."""
+        return self.steps
+
 
 class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"):
     """Finetuning on conversations (section 4.4 and appendix B: batch 4, learning rate 2e-5, one epoch, cosine)."""
@@ -308,7 +313,6 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
 
     @property
     def total_steps(self) -> int | None:
-        """Optimizer steps; None if they depend on the data."""
         if self.conversations and not self.packing:
             return self.conversations // self.global_batch
         return self.steps

@@ -295,7 +295,7 @@ def _stage(name: str, study: Study) -> dict[str, Any]:
         "from": tree.parent(name),
         "at": stage.at,
         "arms": tree.arms[name],
-        "steps": stage.total_steps if isinstance(stage, Tuning) else stage.steps,
+        "steps": stage.total_steps,
         "lr": plain["lr"],
         "mix": plain["mix"],
         "tasks": study.tasks_of(name),

@@ -226,7 +226,7 @@ class Study(Settings, frozen=True, dict=True):
             at = None if stage.at is None else self.budget.step_at(stage.at)
             if at is not None and not 0 < at < self.budget.steps:
                 raise ValueError(f"{place}.at is {stage.at:g}, which is step {at:,} of {self.budget.steps:,}; move it")
-            if stage.along and (steps := stage.total_steps if isinstance(stage, Tuning) else stage.steps):
+            if stage.along and (steps := stage.total_steps):
                 with located(place):
                     stage.along.steps(steps)
         if self.pretraining.along:

@@ -191,7 +191,7 @@ def _stage_course(study: Study, arm: Arm, stage: str, along: AlongConfig) -> Cou
         end=f"{owner}/{stage}",
         logs=((f"tune/{owner}/{stage}/metrics.jsonl", None),),
         step_tokens=(config.global_batch or 0) * study.budget.sequence_length,
-        steps=config.total_steps if isinstance(config, Tuning) else config.steps,
+        steps=config.total_steps,
     )
 
 
