@@ -270,7 +270,7 @@ def test_a_sweep_runs_to_a_report_for_each_point_and_what_is_lost_is_made_again_
     tokens = plan.study.budget.tokens * 3 // 2  # of the trunk and of half an arm: of the point alone, not of the sweep
     for name in points:
         page = (run.report / "points" / name / "index.html").read_text()
-        assert f"{tokens:,}, with a shared trunk" in page and "at all points of the sweep together" in page
+        assert f"{tokens:,} tokens, with a shared trunk" in page and "at all points of the sweep together" in page
         own = f"full-50.{name if name == other else first}"
         assert [row["Run"] for row in table(page, "t-losses")] == [own, f"trunk.{first}"]
     models = sorted(folder.name for folder in (run.root / "models").iterdir() if (folder / "base").exists())
