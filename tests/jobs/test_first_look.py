@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from statistics import median
 
 from run_folders import finish
 from small_studies import small_study, smaller_demo
@@ -40,8 +41,8 @@ def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_p
     ((page, before),) = watcher.looks
     assert page == run.report / "index.html" and watcher.ended.index(("report", "report")) >= before
     seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
-    first = [place for place, key in enumerate(watcher.ended) if seeds[key] == 42]
-    assert max(first) < len(watcher.ended) * 2 / 3
+    first, later = ([place for place, key in enumerate(watcher.ended) if seeds[key] in wanted] for wanted in ([42], [43, 44]))
+    assert max(first) < median(later)  # not all: a free worker takes an element of another seed
 
 
 def test_if_the_first_seed_ends_last_there_is_no_first_look_beside_the_final_report(tmp_path, monkeypatch):
