@@ -28,7 +28,6 @@ from curricula.durable import exclusive_lock, make_folder, read_json, require_ou
 from curricula.errors import StorageError, UsageError, UserError
 from curricula.eval.analysis import ArmInfo, read_study_rows
 from curricula.eval.config import EvalConfig
-from curricula.eval.decoding.registry import OWN
 from curricula.eval.tasks import JUDGED
 from curricula.jobs.study import SAVING, Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit

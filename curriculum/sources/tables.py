@@ -225,11 +225,15 @@ def require_flat(folder: Path) -> None:
     """Raise UserError if files in subfolders of a table's folder have the endings of those in it, as they are not read.
 
     Files with other endings can be a dataset's metadata, such as meta/info.json. This looks through everything below the
-    folder, which can take long, so it is not done whenever a table is opened.
+    folder, which can take long, so it is not done whenever a table is opened. Run folders are passed over: one of them may be
+    that of the study which reads the table.
     """
     above = [path.name for path in stem_files(folder)] if folder.is_dir() else []
     endings = tuple(suffix for suffix in SUFFIXES if any(name.endswith(suffix) for name in above))
     for place, subfolders, names in os.walk(folder):
+        if {"study.yaml", "run.json"} <= {*names}:
+            subfolders.clear()
+            continue
         subfolders[:] = [name for name in subfolders if name[0] != "."]
         nested = [name for name in names if name[0] != "." and name.endswith(endings)]
         if nested and Path(place) != folder:

@@ -60,7 +60,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
         )
     )
     stages = [_stages(value, study)] if value["stages"] else []
-    console.print(_tree(study), *stages, sep="\n")
+    console.print(_tree(value, study), *stages, sep="\n")
     _print_arms(value, study, console)
     _print_jobs(value["jobs"], console)
     for warning in value["warnings"]:
@@ -114,15 +114,16 @@ def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
     )
 
 
-def _tree(study: Study) -> RenderableType:
-    seeds = f", once for each of seeds {', '.join(map(str, study.seeds))}" if study.seeds else ""
-    nodes = {"": Tree(f"[bold]Pretraining tree{seeds}")}
-    for segment in study.segments:
-        if segment.arm.replicate.seed == study.first_seed:
-            tokens = count((segment.stop - segment.start) * study.of(segment.arm).budget.step_tokens)
-            label = f"{segment.branch}: steps {segment.start:,} to {segment.stop:,} ({tokens})"
-            nodes[segment.name] = nodes[segment.parent or ""].add(label)
-    return nodes[""]
+def _tree(value: dict[str, Any], study: Study) -> RenderableType:
+    seeds = ", ".join(map(str, study.seeds or ()))
+    title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
+    nodes = {None: Tree(f"[bold]{title}")}
+    for segment in value["segments"]:
+        if segment["seed"] == study.first_seed:
+            steps = f"steps {segment['start_step']:,} to {segment['stop_step']:,}"
+            label = f"{segment['branch']}: {steps} ({count(segment['tokens'])})"
+            nodes[segment["name"]] = nodes[segment["parent"]].add(label)
+    return nodes[None]
 
 
 def _stages(value: dict[str, Any], study: Study) -> RenderableType:
