@@ -108,7 +108,7 @@ def test_results_that_differ_repeat_or_came_too_early_are_found(whole, tmp_path)
 
     rows, metrics = run / "eval/full-50/base/attacks-topk.jsonl", run / "pretrain/trunk/metrics.jsonl"
     rows.write_text(rows.read_text() + rows.read_text().splitlines(keepends=True)[-1])
-    metrics.write_text(metrics.read_text() + metrics.read_text().splitlines(keepends=True)[-1])
+    metrics.write_text(metrics.read_text() + next(line for line in metrics.open() if '"loss"' in line))
     mark = run / "jobs/pretrain-50/full-50/done.json"
     mark.write_text(json.dumps({**json.loads(mark.read_text()), "started": 0.0}))
     assert {line.partition(",")[0] for line in differences(expected, results(run))} == {
