@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import msgspec
 import pytest
-from run_folders import FakeSlurm, finish, new_run
+from run_folders import finish, new_run
 from small_studies import demo, tree_study
 
 from curricula.durable import exclusive_lock, read_json, write_json, write_text
@@ -20,9 +20,6 @@ from curricula.jobs.completion import is_done
 from curricula.jobs.element import main, run_element
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
-from curricula.jobs.slurm.commands import Task
-from curricula.jobs.slurm.profile import Profile
-from curricula.jobs.slurm.submit import Standing, submit_plan
 from curricula.jobs.stages import STAGES, Work
 from curricula.jobs.stages.base import saved_steps
 from curricula.jobs.stages.tune import base_checkpoint, checkpoint_of
@@ -79,22 +76,6 @@ def test_a_lost_branch_point_is_not_made_again_beside_a_later_segment_that_train
     for key in (last, first):
         run_element(run.root, *key)
     assert began == [last, keys[-1], first] and keys[-1][1] != "trunk"
-
-
-def test_a_submission_says_what_a_lost_branch_point_waits_for(tmp_path, monkeypatch):
-    run, _ = new_run(tmp_path / "run")
-    plan = plan_study(run.study)
-    keys = [(job.name, element.label) for job, element in plan.elements() if element.segment]
-    first, *_, last = (key for key in keys if key[1] == "trunk")
-    FakeSlurm(tmp_path / "bin", monkeypatch).answer("sbatch", "Submitted batch job 7\n")
-    said: list[str] = []
-    for again, live in ((last, first), (keys[-1], last), (first, keys[-1])):  # follows it, or trains elsewhere
-        now = Standing(set(plan.needs) - {again, live}, {live: (Task("5", 0),)})
-        submit_plan(run, plan, [again], Profile(), now, said.append)
-    assert not any("to the same folder" in line for line in said)
-    now = Standing(set(plan.needs) - {first, last}, {last: (Task("5", 0),)})
-    submit_plan(run, plan, [first], Profile(), now, said.append)
-    assert any(f"{'/'.join(first)} waits for {'/'.join(last)}, " in line for line in said)
 
 
 def test_the_last_checkpoint_of_an_arm_is_made_again_while_its_model_has_to_be_tuned_or_exported(tmp_path):
