@@ -257,21 +257,22 @@ def banner(
     tokens = batches.global_batch * batches.sequence_length
     lines = {
         "steps": f"{step:,} to {stop:,} of {batches.total_steps:,}, beginning with {source or 'new weights'}",
-        "model": f"{model.parameters:,} parameters: {model}",
+        "model": f"{model.parameters:,} parameters: {_settings(model)}",
         "batch": f"{batches.global_batch:,} x {batches.sequence_length:,} = {tokens:,} tokens; for each data-parallel rank "
         f"{plural(per_rank, 'sequence')} in micro-batches of at most {config.micro_batch}",
-        "optimizer": f"AdamW: {config.optimizer}",
+        "optimizer": f"AdamW: {_settings(config.optimizer)}",
         "schedule": _schedule(config, batches.total_steps),
         "checkpoints": f"every {config.save_interval_steps:,} steps"
         + (f" or {config.save_interval_minutes:g} minutes" if config.save_interval_minutes else "")
         + f", the last {config.keep_last} kept"
         + (f", and steps {', '.join(f'{kept:,}' for kept in sorted(job.keep_steps))}" if job.keep_steps else "")
         + (f"; every {rewind.interval_steps:,} to go back to" if rewind else ""),
-        "data": f"{batches.describe(min(step, batches.total_steps - 1))}; {job.execution.data_workers} readers ahead",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "data": f"{_settings(batches.describe(min(step, batches.total_steps - 1)))}; "
+        f"{job.execution.data_workers} readers ahead",
+        "versions": _settings(versions),
     }
     if config.spike_guard:
-        lines["spike guard"] = str(config.spike_guard)
+        lines["spike guard"] = _settings(config.spike_guard)
     return "\n".join([str(job.out), *(f"  {name:<12} {text}" for name, text in lines.items())])
 
 
@@ -293,3 +294,14 @@ def _schedule(config: TrainConfig, total_steps: int) -> str:
     if schedule.kind == "warmup-stable-decay":
         text += f" from step {decay_start(total_steps, schedule):,}"
     return f"{text} to {schedule.final_fraction * peak:g} at step {total_steps:,}"
+
+
+def _settings(value: Any) -> str:
+    plain = msgspec.to_builtins(value)
+    return ", ".join(f"{name} {_plain(item)}" for name, item in plain.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) + "}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

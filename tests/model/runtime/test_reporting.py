@@ -90,7 +90,7 @@ def test_the_log_begins_with_everything_that_was_resolved_and_ends_with_the_last
     banner = next(text for text in caplog.messages if text.startswith(str(tmp_path)))
     for part in (
         "0 to 12 of 12, beginning with new weights",
-        "parameters: ModelConfig(layers=2, hidden=32",
+        "parameters: layers 2, hidden 32",
         "8 x 16 = 128 tokens; for each data-parallel rank 8 sequences in micro-batches of at most 16",
         "warmup-stable-decay: peak 0.0005 after 2 steps, falling from step 11 to 0 at step 12",
         "every 500 steps or 30 minutes, the last 2 kept, and steps 4",
