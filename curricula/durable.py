@@ -309,7 +309,8 @@ def exclusive_lock(path: Path, wait_s: float = 0.0, shared: bool = False) -> Ite
     """
     make_folder(path.parent, shared)
     try:
-        file = open(path, "a+", opener=_shared if shared else _private_no_link)  # noqa: SIM115
+        with disk_full_explained(path):
+            file = open(path, "a+", opener=_shared if shared else _private_no_link)  # noqa: SIM115
     except OSError as error:
         raise StorageError(f"{path}: cannot be opened ({error.strerror}); correct its permissions, or move it away") from None
     with file:

@@ -115,6 +115,15 @@ def test_a_lock_on_a_full_disk_is_a_sentence(tmp_path):
     assert f"StorageError: {tmp_path / 'lock'}: no space left" in ran.stderr
 
 
+def test_a_lock_that_a_full_disk_has_no_room_for_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(path: str, *_: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match=f"{tmp_path / 'lock'}: no space left"), exclusive_lock(tmp_path / "lock"):
+        pass
+
+
 def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from curricula.durable import exclusive_lock\n"
