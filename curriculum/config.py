@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from curricula.curriculum.sources.declared import TextTable, dataset
-from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, Share, require_distinct, require_known
+from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, Share, require_known
 
 VALIDATION = "validation"
 """Name of the shard of held-out documents. The training shards are numbered."""
@@ -209,7 +209,8 @@ class Along(Settings, frozen=True):
                     f"at names {place}; write a fraction between 0 and 1, such as 0.25, or a step, such as 100 (the end is "
                     "measured in any case)"
                 )
-        require_distinct("at", self.at)
+        if len(set(map(point_label, self.at))) < len(self.at):  # models and elements would share a name
+            raise ValueError(f"at {list(self.at)} repeats a point; name each once")
 
     def steps(self, total: int) -> dict[str, int]:
         """The step of each point in a training of `total` steps, by the point's label. Raises ValueError for a point outside
