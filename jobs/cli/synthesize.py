@@ -168,10 +168,11 @@ def request_fields(text: str) -> dict[str, Any]:
     """The fields of a request in JSON, without those that decide what is asked and how the reply arrives."""
     try:
         fields = json.loads(text)
-    except ValueError:
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # as it is sent
+    except (ValueError, RecursionError):
         fields = None
-    if not isinstance(fields, dict) or fields.keys() & {"model", "messages", "stream"}:
-        raise argparse.ArgumentTypeError(f"{text}: give a JSON object, without model, messages and stream")
+    if not isinstance(fields, dict) or fields.keys() & {"model", "messages", "prompt", "stream"}:
+        raise argparse.ArgumentTypeError(f"{text}: give a JSON object, without model, messages, prompt and stream")
     return fields
 
 

@@ -152,10 +152,10 @@ def test_a_request_has_the_fields_that_the_server_takes(tmp_path, fake, capsys):
     }
     with pytest.raises(UserError, match="begun with request {.*}, not None"):
         synthesize(*args)
-    for text in ("{", "[]", '{"model": "other"}'):
+    for text in ("{", "[]", '{"model": "other"}', '{"prompt": "other"}', '{"temperature": NaN}', '{"stop": "\\ud800"}'):
         with pytest.raises(SystemExit):
             synthesize(*args, "--request", text)
-        assert f"--request: {text}: give a JSON object, without model, messages and stream" in capsys.readouterr().err
+        assert f"--request: {text}: give a JSON object, without model, messages, prompt and stream" in capsys.readouterr().err
 
 
 def test_cut_texts_and_replies_are_marked(tmp_path, fake):
