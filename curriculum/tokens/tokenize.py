@@ -26,7 +26,7 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 from tokenizers import Tokenizer
 
-from curricula.curriculum.config import VALIDATION, Source
+from curricula.curriculum.config import LARGEST_VOCABULARY, VALIDATION, Source
 from curricula.curriculum.sources.documents import Document, Documents
 from curricula.curriculum.stream.blend import permute
 from curricula.curriculum.tokens.encoder import Encoder
@@ -82,6 +82,8 @@ def tokenize_shard(work: Tokenization, shard: str, progress: Progress = silent) 
     for other in sorted(work.folder.glob("*.json")):
         if _is_finished(other.with_suffix(""), inputs):
             break
+    if (largest := max(tokenizer.get_vocab().values())) >= LARGEST_VOCABULARY:  # would be cut to another token's id
+        raise UserError(f"{work.tokenizer}: has an id {largest:,}, but shards hold 16-bit tokens, below {LARGEST_VOCABULARY:,}")
     chosen, total = _chosen_documents(work, shard, documents)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     # A file without a name: the system removes it however this process ends.

@@ -200,6 +200,12 @@ def test_a_manifest_records_only_what_its_source_has(root, tmp_path, changes):
     }  # fmt: skip
 
 
+def test_an_id_that_the_tokens_of_a_shard_cannot_hold_is_refused(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize, "LARGEST_VOCABULARY", 399)
+    with pytest.raises(UserError, match="tokenizer: has an id 399, but shards hold 16-bit tokens, below 399"):
+        tokenize_shard(web(root, tmp_path), "00000")
+
+
 def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
     rows = read_jsonl(root / "fineweb_annotated/score_0.jsonl")
     write_rows(tmp_path, "fineweb_annotated/score_0", rows)
