@@ -23,7 +23,7 @@ from typing import Any
 
 from curricula.curriculum.sources.declared import DeclaredTable, dataset
 from curricula.curriculum.sources.tables import columns_of, count_rows
-from curricula.durable import disk_full_explained, exclusive_lock, open_atomically, write_json
+from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
 from curricula.errors import StorageError, UserError
 from curricula.progress import Progress, silent
 
@@ -212,10 +212,19 @@ def _open(download: Download) -> tuple[str, Any, int | None]:
     """The commit's full hash, the stream of its rows with the wanted columns, and the number of rows if the hub knows it."""
     import datasets
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RevisionNotFoundError
 
     datasets.disable_progress_bars()
-    api = HfApi()
-    info = api.dataset_info(download.hub, revision=_commit_so_far(download) or download.revision, timeout=_ANSWER_S)
+    api, begun = HfApi(), _commit_so_far(download)
+    try:
+        info = api.dataset_info(download.hub, revision=begun or download.revision, timeout=_ANSWER_S)
+    except RevisionNotFoundError:
+        if not begun:
+            raise
+        raise UserError(
+            f"dataset {download.hub}: the hub no longer has commit {begun}, which {download.out} was begun with; remove the "
+            "folder and fetch it again"
+        ) from None
     if info.gated:  # everyone can read the card of a gated dataset, but not its files
         api.auth_check(download.hub, repo_type="dataset")
     builder = datasets.load_dataset_builder(download.hub, download.config, revision=info.sha)
@@ -379,14 +388,16 @@ def hub_explained(what: str, place: str, revision: str | None, file: str = "") -
     """Turn an error of the hub's libraries into a UserError that begins with `what` and names the page at `place`, or into a
     HubAway if the failure can pass. `file` is the file being transferred, if any.
 
-    The error of a full disk and errors not foreseen here are raised unchanged.
+    The error of a full disk, even in a transfer that goes on after a broken connection, and errors not foreseen here are raised
+    unchanged.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if meaning := _meaning(place, revision, file, error):
+        is_full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not is_full and (meaning := _meaning(place, revision, file, error)):
             raise type(meaning)(f"{what}: {meaning}") from error
         raise
 

@@ -23,8 +23,9 @@ from small_studies import small_study
 
 from curricula.curriculum.sources.declared import DATASETS
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.hub import Download, HubAway, downloads_of, fetch, require_whole
+from curricula.curriculum.sources.hub import Download, HubAway, downloads_of, fetch, hub_explained, require_whole
 from curricula.curriculum.sources.tables import Table
+from curricula.durable import disk_full_explained
 from curricula.errors import StorageError, UserError
 from curricula.jobs.cli.main import main
 
@@ -357,6 +358,10 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
         (record,) = worker(download=asked | {"revision": revision})["records"]
         assert record["rows"] == 20 and record["revision"] == old
 
+    del hub.repositories["org/moving"].commits[old]  # as when someone squashes the history
+    (out / "00001-of-00002.parquet").unlink()
+    assert f"no longer has commit {old}, which {out} was begun with; remove the folder" in worker(download=asked)["error"]
+
     own = tmp_path / "own"
     own.mkdir()
     (own / "00000-of-00002.parquet").write_bytes(b"mine")
@@ -478,6 +483,14 @@ def test_a_lost_connection_is_retried_and_finally_reported(hub, worker, tmp_path
     assert list(contents(tmp_path / "lost")) == ["00000-of-00002.parquet"]
     assert worker(download=asked | {"out": str(tmp_path / "lost")})["records"][0]["rows"] == 6000
     assert contents(tmp_path / "lost") == contents(tmp_path / "once")
+
+
+def test_a_disk_that_is_full_after_a_connection_broke_off_is_not_the_hubs_fault(tmp_path):
+    with pytest.raises(StorageError, match="no space left"), disk_full_explained(tmp_path), hub_explained("x", "org/x", None):
+        try:
+            raise ConnectionError
+        except ConnectionError:  # huggingface_hub goes on with a transfer in such a block
+            raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904
 
 
 def test_a_full_disk_is_reported_and_leaves_no_partial_file(hub, worker, tmp_path):
