@@ -21,7 +21,7 @@ import msgspec
 
 from curricula.curriculum.sources.declared import DATASETS, DeclaredTable, Reads
 from curricula.curriculum.sources.hub import Download, downloads_of, fetch
-from curricula.curriculum.sources.tables import Place, Row, Table, is_utf8, table_exists
+from curricula.curriculum.sources.tables import Place, Row, Table, is_utf8, require_flat, table_exists
 from curricula.errors import UsageError, UserError
 from curricula.randomness import key_seed
 from curricula.settings import decode
@@ -340,6 +340,7 @@ def _published_prompts(name: str, root: Path | None) -> tuple[list[Prompt], Path
         except UserError as error:
             # The error keeps its class, which decides the exit code: a hub that is down can answer the next start.
             raise type(error)(f"{error}, or put {entry.file} into a folder and name it in CURRICULA_DATA") from None
+    require_flat(where)
     prompts, left_out = [], published().left_out.get(name, ())
     for row, parts in _parts(Table.open(where), entry.columns, ("text", "behavior"), "", f"correct the row, or {mend}"):
         if entry.keep(row) and request_hash(f"{parts['context']} {parts['text']}") not in left_out:

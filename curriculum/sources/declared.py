@@ -141,17 +141,21 @@ class DeclaredTable(Settings, frozen=True):
         """The whole table. JSON Lines files are read once to count their rows."""
         return Table.of(self.files(root, where))
 
+    def require_flat(self, root: Path, where: str) -> None:
+        """Raise UserError, beginning with `where`, if tables in subfolders of its folders would be left out."""
+        try:
+            for place in self.stems(root) if self.path is None else [Path(self.path)]:
+                require_flat(place)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
     def look(self, root: Path, where: str) -> list[Row]:
         """The first rows, once their columns have been checked.
 
         Raises UserError if there is no row, or if a column is missing, is empty in all of these rows or holds something else.
         Its message names the key under `where`, the file and the column. A folder with tables in subfolders is refused, too.
         """
-        try:
-            for place in self.stems(root) if self.path is None else [Path(self.path)]:
-                require_flat(place)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        self.require_flat(root, where)
         for file in self.files(root, where):
             if rows := head(file, FIRST_ROWS):
                 break

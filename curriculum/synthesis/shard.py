@@ -45,6 +45,8 @@ def open_dataset_input(name: str, root: Path, scores: tuple[int, ...], limit: in
         if not named:
             raise UsageError(f"--scores {score}: dataset {name} has {', '.join(known) or 'no parts'}; choose among these")
         parts += named
+    for stem in dataset(name).stems(root, tuple(parts)):
+        require_flat(stem)
     return Documents.open(name, root, tuple(parts), limit)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.tables import Table, is_utf8
+from curricula.curriculum.sources.tables import Table, is_utf8, require_flat
 from curricula.errors import UserError
 from curricula.eval.config import Probes, ProbeTexts
 from curricula.randomness import key_seed, keyed_rng
@@ -38,6 +39,7 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
         raise UserError(NOT_FETCHED)
     path = root / "probes" / split
     table = Table.open(path)
+    require_flat(path)
     rows = list(table.rows())
     for number, row in enumerate(rows):
         text, score = row.get("text"), str(row.get("score")).strip().removesuffix(".0")
@@ -68,7 +70,9 @@ def _own_texts(root: Path | None, split: str, declared: ProbeTexts) -> LabelledT
     classes: dict[str, list[str]] = {}
     for name in ("safe", "unsafe"):
         key = f"evaluation.probes.texts.{name}"
-        documents = Documents.of(key, getattr(declared, name), root or Path())
+        table: TextTable = getattr(declared, name)
+        table.require_flat(root or Path(), key)
+        documents = Documents.of(key, table, root or Path())
         classes[name] = []
         for document in documents.read():
             if document.odd == "not_utf8":

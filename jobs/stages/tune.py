@@ -39,6 +39,7 @@ class Tune(Training):
     def run(self, work: Work, progress: Progress) -> None:
         """All processes train; the first one exports."""
         from curricula.curriculum.sources.hub import require_whole
+        from curricula.curriculum.sources.tables import require_flat
         from curricula.curriculum.stream.tuning import TuningBatches
         from curricula.model.runtime.distributed import read_ranks
 
@@ -54,9 +55,10 @@ class Tune(Training):
             tagged_share=tuning.tagged_share(arm.name, arm.interventions),
             declared=study.tuning_sets,
         )
-        for name in batches.identities:  # before this stage was added, a source may have fetched only the first rows
+        for name in batches.identities:  # before this stage was added, nothing looked at tables of the data folder
             for stem in (study.tuning_sets.get(name) or POOLS[name]).stems(run.data_root):
-                require_whole(stem, None)
+                require_whole(stem, None)  # a source may have fetched only the first rows
+                require_flat(stem)
         hold_to_sets(work, batches.identities)
         train_stage(work, batches, progress, seed=arm.replicate.tuning_seed, packed=tuning.packing)
         if read_ranks().rank == 0:

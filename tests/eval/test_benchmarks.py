@@ -234,6 +234,17 @@ def test_a_part_of_a_benchmark_is_refused_unless_it_is_accepted_by_name(root, na
     assert difference(name, root).startswith(words)
 
 
+def test_prompts_in_a_subfolder_are_not_passed_over_in_an_accepted_set(root):
+    folder = BENCHMARKS["advbench"].stem(root)
+    table = next(folder.parent.glob(f"{folder.name}.*"))
+    (folder / "more").mkdir(parents=True)
+    for name in ("a", "more/b"):
+        (folder / f"{name}{table.suffix}").write_bytes(table.read_bytes())
+    table.unlink()
+    with pytest.raises(UserError, match=rf"more/b{table.suffix}: is not read in a subfolder"):
+        load_prompts("advbench", root, accept_changed=["advbench"])
+
+
 def test_the_sets_of_a_fictional_world_are_not_held_to_the_published_ones(root):
     (root / "world.json").write_text("{}")
     assert len(load_prompts("advbench", root)) == 2 and difference("advbench", root) == ""

@@ -245,6 +245,16 @@ def test_texts_of_ones_own_are_declared_and_divided_by_their_hash(tmp_path):
         assert [int(text.split()[1]) % 3 == 2 for text in split.texts] == split.unsafe.tolist()
 
 
+def test_texts_in_a_subfolder_are_not_passed_over(tmp_path):
+    for name in ("probes/train/a", "probes/train/more/b", "own/a", "own/more/b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a", "score": 0}\n{"text": "b", "score": 5}\n')
+    own = TextTable(path=str(tmp_path / "own"))
+    for config in (Probes(), Probes(texts=ProbeTexts(safe=own, unsafe=own))):
+        with pytest.raises(UserError, match=r"more/b\.jsonl: is not read in a subfolder"):
+            load_texts(tmp_path, "train", config)
+
+
 def test_own_texts_that_are_both_safe_and_unsafe_or_have_no_such_column_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"probes.texts: 30 texts are both safe and unsafe, such as 'text 0'; narrow one"):
         load_texts(None, "train", Probes(texts=own_texts(tmp_path, min_score=None)))

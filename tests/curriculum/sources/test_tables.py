@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.documents import Documents
 from curricula.curriculum.sources.tables import Table, files_matching, head
-from curricula.curriculum.synthesis.shard import open_table_input
+from curricula.curriculum.synthesis.shard import open_dataset_input, open_table_input
 from curricula.errors import StorageError, UserError
 
 
@@ -204,7 +204,13 @@ def test_a_table_in_a_subfolder_of_a_table_is_not_passed_over(tmp_path, monkeypa
         (folder / "runs" / "demo" / name).write_text("{}")
     assert len(own.look(tmp_path, "sources.mine")) == len(open_table_input(folder, None)) == 1
     (folder / "more" / "deep" / "b.jsonl").write_text('{"text": "b"}\n')
-    for read in (lambda: own.look(tmp_path, "sources.mine"), lambda: open_table_input(folder, None)):
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k/main").symlink_to(folder)
+    for read in (
+        lambda: own.look(tmp_path, "sources.mine"),
+        lambda: open_table_input(folder, None),
+        lambda: open_dataset_input("gsm8k", tmp_path, (), None),
+    ):
         with pytest.raises(UserError, match=r"more/deep/b\.jsonl: is not read in a subfolder, unlike a\.jsonl above it"):
             read()
     monkeypatch.setattr(os, "walk", None)  # a shard does not look through all that lies below

@@ -167,7 +167,7 @@ def test_models_tuned_later_train_on_the_same_sets_or_are_refused(root, trained)
     trained("instruct-100", "safe-100")
 
 
-def test_a_tuning_set_of_which_a_source_had_the_first_rows_fetched_alone_is_refused(root, trained):
+def test_a_tuning_set_of_which_only_a_part_was_fetched_or_would_be_read_is_refused(root, trained):
     (stem,) = POOLS["ultrachat"].stems(root / "world")
     said = {"hub": "a/b", "config": None, "split": "train", "asked": None, "columns": [], "constants": {}, "limit": 100}
     record = {**said, "revision": "1", "licence": "", "files": 1, "rows": 100, "rows_of": {}, "complete": True}
@@ -176,6 +176,10 @@ def test_a_tuning_set_of_which_a_source_had_the_first_rows_fetched_alone_is_refu
     plain.rename(stem / "00000-of-00001.jsonl")
     try:
         with pytest.raises(UserError, match=f"{stem}: only the first 100 rows were fetched, but all are needed"):
+            trained("instruct-50", "full-50")
+        (stem / ".fetched.json").unlink()
+        durable.write_text(stem / "more/b.jsonl", "{}\n")
+        with pytest.raises(UserError, match=f"{stem}/more/b.jsonl: is not read in a subfolder"):
             trained("instruct-50", "full-50")
     finally:
         (stem / "00000-of-00001.jsonl").rename(plain)
