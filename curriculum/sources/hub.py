@@ -246,10 +246,13 @@ def _open(download: Download) -> tuple[str, Any, int | None]:
 
 
 def _commit_so_far(download: Download) -> str | None:
-    """The commit that earlier files of this download come from; None if there are none, or if another revision is asked for."""
+    """The commit that earlier files of this download come from; None if there are none, or if another dataset or revision is
+    asked for."""
     records = [read_record(path) for path in (download.finished, download.begun) if path.exists()]
-    same = [record for record in records if download.revision in (None, record["asked"])]
-    return str(same[0]["revision"]) if same else None
+    for record in records:
+        if record["hub"] == download.hub and download.revision in (None, record["asked"]):
+            return str(record["revision"])
+    return None
 
 
 def _require_columns(download: Download, present: list[str]) -> None:
