@@ -47,10 +47,12 @@ class Blend:
     """The blend of a run's sources: `draw(start, stop)` gives the source and position of any range of samples."""
 
     def __init__(self, phases: list[Phase]):
-        """`phases` follow one another, each at least a sample long. Weights are non-negative; they need not sum to one."""
+        """`phases` follow one another; their weights need not sum to one."""
         self.sources = sources_of(phases)
         self._ends = [phase.until for phase in phases]
         self._starts = [0, *self._ends[:-1]]
+        if any(end <= start for start, end in zip(self._starts, self._ends)):
+            raise ValueError(f"phases must each be at least one sample long, but end at {self._ends}")
         self._trees: list[_Node] = []
         # Samples of each source consumed before each phase.
         self._consumed = [np.zeros(len(self.sources), np.int64)]
@@ -204,6 +206,8 @@ def integer_weights(mix: dict[str, float], sources: list[str]) -> list[int]:
     Their ratio is exactly that of the given decimal numbers if integers that sum to at most `FINEST` can express it.
     Otherwise they are rounded to that precision, which moves a count by less than one sample in 2^48 / (2 * sources).
     """
+    if any(weight < 0 for weight in mix.values()) or not any(mix.values()):
+        raise ValueError(f"weights must be non-negative and not all zero: {mix}")
     fractions = [Fraction(str(mix.get(name, 0))) for name in sources]
     scale = Fraction(lcm(*(fraction.denominator for fraction in fractions)))
     if sum(fractions) * scale > FINEST:
@@ -230,10 +234,15 @@ def permute(positions: np.ndarray, size: int, *key: object, epochs: np.ndarray |
     Feistel network permutes the smallest domain of 2^(2h) values that holds `size`. Values that land outside are permuted
     again until they land inside (at most 4 times on average, since the domain is smaller than four times `size`).
     """
+    if size <= 0:
+        raise ValueError(f"a permutation needs a positive size, not {size}")
+    values = np.asarray(positions, dtype=np.int64)
+    if values.size and (values.min() < 0 or values.max() >= size):
+        raise ValueError(f"positions must lie in [0, {size})")
     half_bits = ((size - 1).bit_length() + 1) // 2
-    tweaks = np.broadcast_to(_scrambled(np.asarray(epochs, np.uint64)), positions.shape)
+    tweaks = np.broadcast_to(_scrambled(np.asarray(epochs, np.uint64)), values.shape)
     round_keys = [np.uint64(key_seed(*key, "round", number)) for number in range(ROUNDS)]
-    walked = _feistel(positions.astype(np.uint64), half_bits, round_keys, tweaks)
+    walked = _feistel(values.astype(np.uint64), half_bits, round_keys, tweaks)
     outside = walked >= size
     while outside.any():
         walked[outside] = _feistel(walked[outside], half_bits, round_keys, tweaks[outside])

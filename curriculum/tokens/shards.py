@@ -147,6 +147,8 @@ class TokenStream:
         return self.shards[shard].prefix, offset
 
     def _place(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < self.samples:
+            raise IndexError(f"sample {number} of {self.samples}")
         start = number * self.sequence_length
         shard = int(self._starts.searchsorted(start, "right")) - 1
         return shard, start - int(self._starts[shard])

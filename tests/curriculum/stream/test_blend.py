@@ -158,3 +158,14 @@ def test_a_stream_far_beyond_the_papers_scale_is_exact():
     _, positions = blend.draw(samples - 1000, samples)
     assert sum(blend.counts(samples).values()) == samples
     assert positions.dtype == np.int64 and positions.max() > 2**40
+
+
+@pytest.mark.parametrize("mix", [{}, {"a": 0.0}, {"a": -1.0, "b": 2.0}])
+def test_weights_that_mean_nothing_are_refused(mix):
+    with pytest.raises(ValueError, match="weights must be"):
+        Blend([Phase(10, mix)])
+
+
+def test_a_phase_without_samples_is_refused():
+    with pytest.raises(ValueError, match="at least one sample"):
+        Blend([Phase(10, {"a": 1.0}), Phase(10, {"b": 1.0})])

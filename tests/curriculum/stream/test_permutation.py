@@ -1,6 +1,7 @@
 """The keyed permutation: a bijection, computable anywhere, and random enough."""
 
 import numpy as np
+import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,3 +46,11 @@ def test_places_are_spread_evenly():
     assert chisquare(np.bincount(places, minlength=10)).pvalue > 1e-4
     steps = np.diff(permute(np.arange(100_000), 100_000, "steps"))
     assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.02  # as for differences of independent draws
+
+
+@pytest.mark.parametrize(
+    ("positions", "size", "message"), [([10], 10, "must lie"), ([-1], 10, "must lie"), ([], 0, "positive size")]
+)
+def test_positions_outside_of_what_is_permuted_are_refused(positions, size, message):
+    with pytest.raises(ValueError, match=message):
+        permute(np.array(positions), size, "key")

@@ -39,6 +39,14 @@ def test_samples_tile_the_token_stream_across_shards(tmp_path_factory, documents
         assert Shard.open(prefix).tokens[place] == whole[number * length]
 
 
+@pytest.mark.parametrize("number", [-1, 3])
+def test_a_sample_outside_of_the_stream_is_refused(tmp_path, number):
+    write_shard(tmp_path / "s", [np.arange(13)])  # of which three samples are whole, if one token is shared
+    stream = TokenStream([tmp_path / "s"], 4)
+    with pytest.raises(IndexError, match=f"sample {number} of 3"):
+        sample(stream, number)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.uint8])
 def test_we_read_what_megatron_writes(tmp_path, dtype):
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
