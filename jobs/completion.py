@@ -10,7 +10,7 @@ names it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -153,13 +153,43 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
     A finished element must run again if something it read has been made again since it began, or if it needs an element that is
     not done. The report on a run with failures is such an element.
     """
+    works = {key: Work(run, plan, *plan.by_key[key]) for key in plan.by_key}
     with ThreadPoolExecutor(READERS) as pool:
-        marks = dict(zip(plan.by_key, pool.map(lambda key: whole_mark(run.element(*key)), plan.by_key)))
-        marked = {key: mark for key, mark in marks.items() if mark}
-        complete = pool.map(lambda key: is_complete(Work(run, plan, *plan.by_key[key]), marked[key]), marked)
+        found = zip(works, pool.map(lambda work: whole_mark(work.folder), works.values()))
+        marks = {key: mark for key, mark in found if mark}
+        complete = dict(zip(marks, pool.map(lambda key: is_complete(works[key], marks[key]), marks)))
+    lost = {key: readers for key in marks if not complete[key] and (readers := readers_of_lost(works[key]))}
+    kept = {key: mark if complete[key] or key in lost else None for key, mark in marks.items()}
+    return _current(plan, without_needed(plan, kept, lost))
+
+
+def readers_of_lost(work: Work) -> tuple[str, ...]:
+    """The stages that decide whether an element that is not complete must run again; none if it must in any case, since its
+    outputs are not gone but others."""
+    stage = STAGES[work.job.stage]
+    return stage.readers(work) if stage.made(work) is None else ()
+
+
+def without_needed(plan: Plan, marks: Mapping[Key, Done | None], lost: Mapping[Key, Collection[str]]) -> dict[Key, Done | None]:
+    """The marks without those of `lost` elements, given with the stages that read them, whose outputs have yet to be read.
+
+    One that runs again reads others' outputs, which may be lost, too: a lost shard is made again from a lost download.
+    """
+    marks, needed = dict(marks), list(lost)
+    while needed:
+        done = _current(plan, marks)
+        to_run = {plan.by_key[key][0].stage for key in plan.by_key if key not in done}
+        needed = [key for key, readers in lost.items() if marks[key] and to_run.intersection(readers)]
+        marks |= dict.fromkeys(needed)
+    return marks
+
+
+def _current(plan: Plan, marks: Mapping[Key, Done | None]) -> set[Key]:
+    """The marked elements that have read what there is now."""
     done: set[Key] = set()
-    for (key, mark), has_outputs in zip(marked.items(), complete):  # each after the elements that it needs
-        if has_outputs and not made_again(plan, key, mark, marks) and done.issuperset(mark.rests_on(plan, key)):
+    for key in plan.by_key:  # each after the elements that it needs
+        mark = marks.get(key)
+        if mark and not made_again(plan, key, mark, marks) and done.issuperset(mark.rests_on(plan, key)):
             done.add(key)
     return done
 

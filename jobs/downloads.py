@@ -18,6 +18,8 @@ from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
 from curricula.jobs.study import Study, load_study
 
 Purpose = Literal["data", "evaluation"]
+READERS = {"sources": ("prepare", "tokenize"), "tuning_sets": ("prepare", "tune"), "evaluation": ("evaluate", "along")}
+"""The stages that read what is declared under each key of a study."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,23 @@ class Wanted:
     label: str
     """Unique among the downloads of a study."""
     download: Download
-    purpose: Purpose
-    """What it is needed for: "data" if for both, since the data are needed first."""
+    readers: tuple[str, ...]
+    """The stages that read it."""
     rows: int | None = None
     """The number of rows that is enough; None for all."""
+
+    @property
+    def purpose(self) -> Purpose:
+        """What it is needed for: "data" if for both, since the data are needed first."""
+        return "data" if "prepare" in self.readers else "evaluation"
 
 
 def named_downloads(name: str, root: Path) -> list[Wanted]:
     """The downloads of a dataset or a benchmark; raises UsageError if neither has this name."""
     if name in DATASETS:
-        return _labelled(name, downloads_of(name, root), "data")
+        return _labelled(name, downloads_of(name, root), READERS["sources"])
     if name in BENCHMARKS:
-        return _labelled(name, benchmark_downloads(name, root), "evaluation")
+        return _labelled(name, benchmark_downloads(name, root), READERS["evaluation"])
     raise UsageError(f"{name!r} is neither a dataset nor a benchmark; choose from {', '.join([*DATASETS, *BENCHMARKS])}")
 
 
@@ -47,19 +54,23 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
     documents, its tuning sets, the texts of its probes, and its benchmarks."""
     pools = [study.tuning_sets.get(pool) or POOLS[pool] for pool in used_pools(study)]
     probes = study.used_probes.tables if study.used_probes else ()
+    read: list[tuple[DeclaredTable, tuple[str, ...]]] = [
+        *((table, READERS["sources"]) for table in study.sources.values()),
+        *((table, READERS["tuning_sets"]) for table in pools),
+        *((table, ("prepare", *READERS["evaluation"])) for table in probes),
+    ]
     wanted = []
-    for table in (*study.sources.values(), *pools, *probes):
+    for table, readers in read:
         if table.dataset is not None:
             rows = table.documents if isinstance(table, Source) else None
-            wanted += _labelled(table.dataset, downloads_of(table.dataset, root, table.parts), "data", rows)
+            wanted += _labelled(table.dataset, downloads_of(table.dataset, root, table.parts), readers, rows)
     for name in study.used_benchmarks:
         if name in BENCHMARKS:
-            wanted += _labelled(name, benchmark_downloads(name, root), "evaluation")
+            wanted += _labelled(name, benchmark_downloads(name, root), READERS["evaluation"])
     for key, table in declared_in(study):
         if table.hub is not None:
-            purpose: Purpose = "evaluation" if key.startswith("evaluation.") else "data"
             rows = table.needed_rows if isinstance(table, Source) else None
-            wanted.append(Wanted(table.place, declared_download(table, root), purpose, rows))
+            wanted.append(Wanted(table.place, declared_download(table, root), READERS[key.partition(".")[0]], rows))
     return once(wanted)
 
 
@@ -124,13 +135,13 @@ def _check_overlaps(study: Study) -> None:
 
 
 def once(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Each download once, under its first label, with enough rows for every use; for "data" if any use is for that."""
+    """Each download once, under its first label, with enough rows and all readers of every use."""
     first: dict[tuple[Path, str], Wanted] = {}
     for item in wanted:
         earlier = first.setdefault((item.download.out, item.download.prefix), item)
         rows = None if item.rows is None or earlier.rows is None else max(item.rows, earlier.rows)
-        purpose: Purpose = "data" if "data" in (item.purpose, earlier.purpose) else "evaluation"
-        first[item.download.out, item.download.prefix] = replace(earlier, purpose=purpose, rows=rows)
+        readers = tuple(dict.fromkeys((*earlier.readers, *item.readers)))
+        first[item.download.out, item.download.prefix] = replace(earlier, readers=readers, rows=rows)
     by_label: dict[str, Wanted] = {}
     for item in first.values():
         # Two sources can read different parts of a dataset. The first keeps its label when a study grows by the second.
@@ -139,6 +150,6 @@ def once(wanted: Iterable[Wanted]) -> list[Wanted]:
     return list(by_label.values())
 
 
-def _labelled(name: str, downloads: list[Download], purpose: Purpose, rows: int | None = None) -> list[Wanted]:
+def _labelled(name: str, downloads: list[Download], readers: tuple[str, ...], rows: int | None = None) -> list[Wanted]:
     several = len(downloads) > 1
-    return [Wanted(f"{name}/{download.config}" if several else name, download, purpose, rows) for download in downloads]
+    return [Wanted(f"{name}/{download.config}" if several else name, download, readers, rows) for download in downloads]

@@ -16,7 +16,17 @@ from typing import Literal
 
 from curricula.durable import is_held, names_in
 from curricula.errors import StorageError, UserError
-from curricula.jobs.completion import READERS, Done, is_complete, last_failure, made_again, read_done, read_failure
+from curricula.jobs.completion import (
+    READERS,
+    Done,
+    is_complete,
+    last_failure,
+    made_again,
+    read_done,
+    read_failure,
+    readers_of_lost,
+    without_needed,
+)
 from curricula.jobs.monitor.logs import find_logs, first_error, of_latest
 from curricula.jobs.monitor.progress import Reading, read_progress
 from curricula.jobs.plan import Key, Plan
@@ -105,7 +115,7 @@ def run_status(run: Run, plan: Plan) -> RunStatus:
     on_cluster(kept_cluster(run.profile) if latest else None)
     with ThreadPoolExecutor(1) as pool:
         listing = pool.submit(listed, run, [array.job_id for array in submitted], SLURM_PATIENCE_S) if latest else None
-        facts = _read_all(run.root, works)
+        facts = _without_needed(plan, _read_all(run.root, works), works)
     known: Mapping[Key, Mapping[Task, TaskState]] = {}
     lost, problem = "", next((fact.error for fact in facts.values() if not fact.is_readable), "")
     try:
@@ -184,7 +194,7 @@ def _read(work: Work) -> _Facts:
             return _Facts(done=done, progress=facts.progress)
         if done:
             why = f"was done, but {STAGES[work.job.stage].lost}: it will be made again"
-            facts = replace(facts, has_begun=True, why=why)
+            facts = replace(facts, done=done if readers_of_lost(work) else None, has_begun=True, why=why)
         held = is_held(folder / "lock") if "lock" in names else False
         if held or (held is None and facts.has_heartbeat):
             return replace(facts, is_held=True)
@@ -192,6 +202,13 @@ def _read(work: Work) -> _Facts:
     except UserError as error:
         return _Facts(error=str(error), is_readable=not isinstance(error, StorageError), progress=facts.progress)
     return replace(facts, error=failure.error or "failed without a message") if failure else facts
+
+
+def _without_needed(plan: Plan, facts: dict[Key, _Facts], works: Mapping[Key, Work]) -> dict[Key, _Facts]:
+    """The facts, where elements are done even if their outputs are lost, unless these have yet to be read."""
+    lost = {key: readers_of_lost(works[key]) for key, fact in facts.items() if fact.done and fact.why}
+    marks = without_needed(plan, {key: fact.done for key, fact in facts.items()}, lost)
+    return facts | {key: replace(facts[key], done=marks[key]) for key in lost}
 
 
 def _stale(plan: Plan, facts: Mapping[Key, _Facts]) -> dict[Key, str]:

@@ -126,6 +126,13 @@ class Stage(ABC):
         """
         return True
 
+    def readers(self, work: Work) -> tuple[str, ...]:
+        """Stages that read the element's outputs. Once all their elements are done, lost outputs need not be made again.
+
+        None by default: lost outputs are made again in any case.
+        """
+        return ()
+
     def made(self, work: Work) -> str | None:
         """What tells an element's outputs from others in their place. The element is done only while this does not change.
 

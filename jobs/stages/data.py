@@ -48,9 +48,10 @@ class Fetch(Stage):
         return size_of(wanted.out, f"{wanted.prefix}[0-9]*.parquet")
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether the download is there, or has no reader left."""
-        is_here = bool(work.run.data_folder) or _wanted(work).download.finished.exists()
-        return is_here or _are_done(work, "prepare", "tokenize", "tune", "evaluate", "along")
+        return bool(work.run.data_folder) or _wanted(work).download.finished.exists()
+
+    def readers(self, work: Work) -> tuple[str, ...]:
+        return _wanted(work).readers
 
 
 def _wanted(work: Work) -> Wanted:
@@ -73,7 +74,8 @@ class Prepare(Stage):
             return False
         if not (run.initial_checkpoint / "latest").exists() or training_behind(run.initial_checkpoint):
             return True
-        return _are_done(work, "pretrain")
+        trained = (run.element(job.name, one.label) for job, one in work.plan.elements() if one.segment)
+        return all((folder / "done.json").exists() for folder in trained)
 
 
 class Tokenize(Stage):
@@ -93,18 +95,14 @@ class Tokenize(Stage):
         tokenize_shard(tokenization, work.element.shard, progress)
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether the shard is whole, or has no reader left: shards can be moved away once all models are trained on them."""
-        return made is not None or _are_done(work, "pretrain", "midtrain")
+        return made is not None
+
+    def readers(self, work: Work) -> tuple[str, ...]:
+        return ("pretrain", "midtrain")
 
     def made(self, work: Work) -> str | None:
         manifest = whole_manifest(work.run.shards / work.element.source / work.element.shard)
         return str(manifest["sha256"]) if manifest else None
-
-
-def _are_done(work: Work, *stages: str) -> bool:
-    """Whether all elements of these stages are marked as done."""
-    elements = (work.run.element(job.name, one.label) for job, one in work.plan.elements() if job.stage in stages)
-    return all((folder / "done.json").exists() for folder in elements)
 
 
 def prepare(run: Run) -> None:

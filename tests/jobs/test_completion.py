@@ -256,23 +256,39 @@ def test_a_shard_that_another_was_put_in_place_of_is_not_done(tmp_path, monkeypa
     assert states(run, plan)["tokenize", label][0] == "interrupted"
 
 
+EVERYTHING = {"fetch", "fetch-benchmarks", "tokenize"}
+
+
 @pytest.mark.parametrize(
-    ("maker", "readers"),
-    [("fetch", {"prepare", "tokenize", "tune", "evaluate", "along"}), ("tokenize", {"pretrain", "midtrain"})],
+    ("stage", "is_made_again", "needed"),
+    [
+        ("merge", False, set()),
+        ("evaluate", False, {"fetch-benchmarks"}),
+        ("prepare", True, EVERYTHING),
+        ("pretrain", True, EVERYTHING),  # what continues from it is stale
+        ("report", True, set()),
+    ],
 )
-def test_lost_data_are_made_again_only_while_something_has_yet_to_read_them(tmp_path, monkeypatch, maker, readers):
+def test_lost_data_are_made_again_only_while_something_has_yet_to_read_them(
+    tmp_path, monkeypatch, stage, is_made_again, needed
+):
     monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    for module in ("completion", "monitor.state"):
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", lambda work, _: work.job.name not in EVERYTHING)
     raw = tree_study(world=None)
     raw["evaluation"]["judge"] = "refusal-phrases"
     run = Run.create(tmp_path / "run", parse_study(raw, "here"))
     plan = plan_study(run.study)
-    job = plan.by_name[maker]
-    work = Work(run, plan, job, job.elements[0])
-    for job, element in plan.elements():
-        if readers & {*job.stage_names}:
-            assert not is_complete(work, Done(seconds=1.0))
-            finish(run, job.name, element.label)
-    assert is_complete(work, Done(seconds=1.0))  # else all of a finished run would have to run again
+    for key in plan.needs:
+        make(run, plan, key, 1000.0)
+    assert done_elements(run, plan) == set(plan.needs)  # else all of a finished run would have to run again
+    first = next(key for key in plan.needs if plan.by_name[key[0]].stage == stage)
+    if is_made_again:
+        make(run, plan, first, 2000.0)
+    else:
+        (run.element(*first) / "done.json").unlink()
+    assert {job for job, _ in plan.needs.keys() - done_elements(run, plan)} & EVERYTHING == needed
+    assert {item.job for item in run_status(run, plan).elements if item.state != "done"} & EVERYTHING == needed
 
 
 def test_what_a_training_has_made_is_read_once(tmp_path, monkeypatch):
