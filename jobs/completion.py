@@ -151,7 +151,8 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
     """The elements that need not run again.
 
     A finished element must run again if something it read has been made again since it began, or if it needs an element that is
-    not done. The report on a run with failures is such an element.
+    not done. The report on a run with failures is such an element. One whose outputs are lost must run again if these have yet
+    to be read.
     """
     works = {key: Work(run, plan, *plan.by_key[key]) for key in plan.by_key}
     with ThreadPoolExecutor(READERS) as pool:
@@ -164,10 +165,11 @@ def done_elements(run: Run, plan: Plan) -> set[Key]:
 
 
 def readers_of_lost(work: Work) -> tuple[str, ...]:
-    """The stages that decide whether an element that is not complete must run again; none if it must in any case, since its
-    outputs are not gone but others."""
+    """The stages whose elements decide whether an element that is not complete must run again. None if it must in any case, as
+    when its outputs are not gone but others are in their place."""
     stage = STAGES[work.job.stage]
-    return stage.readers(work) if stage.made(work) is None else ()
+    readers = stage.readers(work)
+    return readers if readers and stage.made(work) is None else ()
 
 
 def without_needed(plan: Plan, marks: Mapping[Key, Done | None], lost: Mapping[Key, Collection[str]]) -> dict[Key, Done | None]:
