@@ -157,10 +157,12 @@ def read_info(folder: Path) -> CheckpointInfo:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint; {remedy(folder)}")
     path = folder / INFO_FILE
+    record = read_json(path)
     try:
-        info = convert(read_json(path), CheckpointInfo)
+        info = convert(record, CheckpointInfo)
     except (msgspec.ValidationError, ValueError) as error:
-        if "unknown field" in str(error):
+        # If a key of this version is missing as well, its name is damaged.
+        if "unknown field" in str(error) and record["model"].keys() >= set(ModelConfig.__struct_fields__):
             raise OtherVersion(f"{path}: written by a later version ({error}); use that version, or {remedy(folder)}") from None
         raise UserError(f"{path}: not a checkpoint record ({error}); {remedy(folder)}") from None
     if STEP_FOLDER.fullmatch(folder.name) and info.step != step_of(folder):

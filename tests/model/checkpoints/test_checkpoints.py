@@ -471,6 +471,15 @@ def test_a_checkpoint_of_a_later_version_is_neither_skipped_nor_deleted(copy):
     assert read_jsonl(copy / "starts.jsonl")[-1]["resumed_step"] == 6
 
 
+@pytest.mark.parametrize("key", ["layers", "rope_base"])
+def test_a_record_with_a_damaged_key_is_not_taken_for_one_of_a_later_version(copy, key):
+    train(train_job(copy, stop_step=6), RandomBatches())
+    record = copy / "checkpoints/step_00000006/checkpoint.json"
+    record.write_text(record.read_text().replace(f'"{key}"', f'"{key[:-1]}%"'))
+    train(train_job(copy, stop_step=7), RandomBatches())
+    assert read_jsonl(copy / "starts.jsonl")[-1]["resumed_step"] == 4
+
+
 def test_a_checkpoint_that_cannot_be_deleted_yet_ends_no_training(tmp_path, monkeypatch):
     """On NFS a file that a process of the node has open keeps its folder."""
 
