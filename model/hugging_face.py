@@ -160,7 +160,7 @@ def model_config(
         where = "the weights lack" if "weight" in str(missing) else "config.json lacks"
         raise UserError(f"{source}: {where} {missing}; fetch the model again") from None
     except (TypeError, ValueError, IndexError, OverflowError) as error:
-        raise UserError(f"{source}: config.json cannot be used ({error}); fetch the model again") from None
+        raise UserError(f"{source}: config.json cannot be used ({error!s:.200}); fetch the model again") from None
 
 
 def _require_plain(source: Path, config: dict[str, Any], rope: dict[str, Any]) -> None:

@@ -296,6 +296,7 @@ QUANTISED = {"quantization_config": {"quant_method": "bitnet", "linear_class": "
         (lambda hf: change(hf / "config.json", num_hidden_layers=10**12), r"cannot be used .layers is 10{12}"),
         (lambda hf: change(hf / "config.json", num_hidden_layers=1), r"tensor model.layers.1.*config.json has 1 layers"),
         (lambda hf: change(hf / "config.json", num_hidden_layers=2.5), r"cannot be used .layers is 2.5"),
+        (lambda hf: change(hf / "config.json", num_hidden_layers="2" * 10**6), r"cannot be used .layers is '2{100,200}\); fetch"),
         (lambda hf: change(hf / "config.json", rope_theta=0), r"cannot be used .rope_base is 0.0: Expected `float` > 0"),
         (lambda hf: change(hf / "config.json", rope_theta=-1.0), r"cannot be used .rope_base is -1.0"),
         (lambda hf: change(hf / "config.json", rope_theta=math.nan), r"cannot be used .rope_base is nan"),
