@@ -211,7 +211,7 @@ def group_until_end() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # All processes agree on an interrupt between two steps, so none waits for another.
+        # All processes agree on an interrupt, so none waits for another.
         if dist.get_backend() != "nccl" or dist.get_world_size() == 1 or isinstance(error, Interrupted):
             dist.destroy_process_group()
         raise

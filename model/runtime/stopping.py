@@ -1,8 +1,8 @@
 """What ends a training run before its last step: a request to stop, a lost process, a hang.
 
 - A request: Slurm sends a signal before a time limit or a preemption. The handler only raises a flag. The training loop looks
-  at it between steps, agrees on it with all processes, saves and raises `Interrupted`; whoever started the loop requeues the
-  job.
+  at it between steps and between the batches of a validation, agrees on it with all processes, saves and raises `Interrupted`;
+  whoever started the loop requeues the job.
 - A lost process: every rank that still lives raises `PeerLost`.
 - A hang: a dead disk or a lost peer must not burn GPU-hours until the time limit. A rank whose peer hangs waits in a
   collective for ever, so the watchdogs of all ranks end their processes within the same limit. The stacks in their logs
