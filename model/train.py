@@ -73,7 +73,8 @@ def train(
 ) -> None:
     """Train until `job.stop_step`, continuing where an earlier call stopped.
 
-    All processes of the job call this together, and can do so again afterwards.
+    All processes of the job call this together. They can do so again if it returned, or raised `Interrupted`, in all of them;
+    after another error they may no longer meet, so end them.
 
     Raises UserError if a checkpoint or the data cannot be used or the loss is not a number, UsageError if the job
     contradicts itself, `PeerLost` if another process ended, and `Interrupted`, after saving the state, if a signal asked for a
