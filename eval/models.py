@@ -219,9 +219,13 @@ class LoadedModel:
     def before_part(self) -> str:
         """Text to put before a part of a text, so that the part is read as within the whole; "" if it is in any case.
 
-        Llama 2's tokenizer puts a blank before every text and drops it again when it decodes.
+        Llama 2's tokenizer puts a blank before every text and drops it again when it decodes. One that keeps the blank, as
+        byte-level ones can be set to, puts none before a part that has its own.
         """
-        return "\n" if self.encode("\na") != [*self.encode("\n"), *self.encode("a")] else ""
+        ids = self.encode("\na")
+        adds_blank = ids != [*self.encode("\n"), *self.encode("a")]
+        drops_blank = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == "\na"
+        return "\n" if adds_blank and drops_blank else ""
 
     def encode_part(self, text: str) -> list[int]:
         """Token ids of `text` within a longer text."""

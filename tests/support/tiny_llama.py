@@ -22,9 +22,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(vocab_size: int = 400, specials: list[str] | None = None) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    vocab_size: int = 400, specials: list[str] | None = None, *, adds_blank: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer. If it `adds_blank` before a text that begins without one, it keeps that when it decodes."""
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=adds_blank)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -7,7 +7,7 @@ import json
 
 import msgspec
 import pytest
-from tiny_llama import save_tiny_llama, spaced_tokenizer
+from tiny_llama import save_tiny_llama, spaced_tokenizer, tiny_tokenizer
 
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Ablation, Attacks, BestOfN, EvalConfig, Gcg, Prefill, Tasks
@@ -106,14 +106,16 @@ def test_a_prefilled_answer_is_shown_and_judged_from_its_beginning(whole):
     assert {row.prefill for row in answers(whole, "attacks-topk")} == {""}
 
 
-@pytest.mark.parametrize(("prefill", "response"), [("Sure, here is", "Sure, here is a lock"), ("", "a lock")])
-def test_the_blank_between_the_given_beginning_of_an_answer_and_the_rest_is_kept(models, prefill, response):
-    model = dataclasses.replace(models[0], tokenizer=spaced_tokenizer())
+@pytest.mark.parametrize("keeps_blank", [False, True])
+@pytest.mark.parametrize("prefill", ["Sure, here is", ""])
+def test_the_blank_between_the_given_beginning_of_an_answer_and_the_rest_is_kept(models, prefill, keeps_blank):
+    tokenizer = tiny_tokenizer(adds_blank=True) if keeps_blank else spaced_tokenizer()
+    model = dataclasses.replace(models[0], tokenizer=tokenizer)
     ids = model.encode("Sure, here is a lock")[len(model.encode("Sure, here is")) :]
     decoder = dataclasses.replace(DECODERS["greedy"], answer=lambda loaded, *_: [make_answer(loaded, ids, stop_at_tag=False)])
     prompt = Prompt(id="1", benchmark="ours", text="Write", behavior="Write", prefill=prefill)
     (row,) = Batch(model, "prefill-greedy", "prefill+greedy", decoder, Greedy(), [prompt], 0).rows()
-    assert row.response == response
+    assert row.response == (f"{prefill} a lock" if prefill or keeps_blank else "a lock")
 
 
 def test_attempts_are_the_samples_of_their_prompt(whole):

@@ -15,7 +15,7 @@ import torch
 from evaluating_child import attack_prompts
 from forked import started
 from scipy.stats import spearmanr
-from tiny_llama import save_tiny_llama, spaced_tokenizer
+from tiny_llama import save_tiny_llama, spaced_tokenizer, tiny_tokenizer
 
 from curricula.errors import UserError
 from curricula.eval.attacks.gcg import (
@@ -160,9 +160,11 @@ def test_a_suffix_may_end_in_a_blank_where_the_chat_template_leaves_it_there(loa
     assert attack.keeps_tokens([attack.initial_ids, suffix]) == [True, not trims]
 
 
+@pytest.mark.parametrize("keeps_blank", [False, True])
 @pytest.mark.parametrize("kind", ["base", "instruct"])
-def test_a_tokenizer_that_puts_a_blank_before_every_text_is_no_obstacle(base, loaded, kind):
-    model = dataclasses.replace(base if kind == "base" else loaded, tokenizer=spaced_tokenizer())
+def test_a_tokenizer_that_puts_a_blank_before_every_text_is_no_obstacle(base, loaded, kind, keeps_blank):
+    tokenizer = tiny_tokenizer(adds_blank=True) if keeps_blank else spaced_tokenizer()
+    model = dataclasses.replace(base if kind == "base" else loaded, tokenizer=tokenizer)
     suffix, state = optimise_suffix(model, REQUEST, CONFIG, (0, "a"))
     assert suffix.startswith(" ") and state.idle_steps < CONFIG.steps
     attack, text = Attack(model, REQUEST, CONFIG), f"{REQUEST}{suffix}"
