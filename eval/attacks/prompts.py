@@ -33,6 +33,8 @@ COMPLIANT = "Sure, here is"
 """Beginning of the answer to prompts for which the benchmark gives no target."""
 MOST_BEYOND_ASCII = 0.1
 """Largest share of letters beyond ASCII in a set that is distorted; sets in English have a few, such as the ë of Zoë."""
+MOST_BYTES = 1 << 28
+"""Largest size of an artifact file; the published ones have up to 1 MB."""
 NOT_ARTIFACTS = ("attack-info.json", "evaluation.json", "submission.json")
 """Other files of a submission in JailbreakBench's folders."""
 
@@ -143,6 +145,8 @@ def artifact_prompts(name: str, path: Path) -> list[Prompt]:
 
 def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
     try:
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; is it an artifact of JailbreakBench?")
         jailbreaks = decode(file.read_bytes(), Artifact).jailbreaks
     except OSError as error:
         raise UserError(

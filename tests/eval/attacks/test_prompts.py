@@ -210,6 +210,13 @@ def test_what_is_not_utf_8_is_refused(tmp_path, prompt):
         artifact_prompts("pair", path)
 
 
+def test_a_file_that_would_fill_the_memory_is_not_read(tmp_path):
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(UserError, match="a.json: has more than 256 MiB; is it an artifact"):
+        artifact_prompts("pair", tmp_path / "a.json")
+
+
 def test_a_missing_file_names_the_setting(tmp_path):
     with pytest.raises(UserError, match=r"no.json: cannot be read .* correct evaluation.attacks.artifacts.pair"):
         artifact_prompts("pair", tmp_path / "no.json")
