@@ -208,10 +208,10 @@ class Batch:
     @cached_property
     def keys(self) -> list[str]:
         neutral: set[str] = set()  # settings that do not change an answer
-        if self.loaded.deterministic:
+        if self.loaded.deterministic or self.loaded.is_exact:
             neutral = {"batch_prompts", "samples"}
-        elif self.loaded.is_exact:
-            neutral = {*together(type(self.settings)), "samples"}
+        if self.loaded.is_exact and not self.loaded.deterministic:
+            neutral |= together(type(self.settings))
         settings = {name: value for name, value in msgspec.to_builtins(self.settings).items() if name not in neutral}
         return [
             row_key(

@@ -19,14 +19,15 @@ from tiny_llama import save_tiny_llama
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import Prompt, PromptSet
 from curricula.eval.config import EvalConfig, Gcg, Probes
-from curricula.eval.decoding.registry import DECODERS
-from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
+from curricula.eval.decoding.registry import DECODERS, PluginSettings
+from curricula.eval.decoding.settings import Greedy, SafeBeam, Together, TopK
 from curricula.eval.judging.verdicts import MergeAndJudge, is_merged, read_judged, stamp_path
 from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
 from curricula.eval.runner import Batch, run_element
 from curricula.eval.tasks import TASKS, EvalTask, find_task
 from curricula.fencing import Superseded, generation
+from curricula.settings import Positive
 
 CONFIG = EvalConfig(
     benchmarks=("advbench", "tdc"),
@@ -338,6 +339,21 @@ def test_what_is_decoded_together_is_part_of_a_key_where_it_changes_answers(mode
     assert (keys(rows=4) == keys(rows=80)) == same
     assert (keys(batch_prompts=1) == keys(batch_prompts=32)) == same
     assert keys(k=5) != keys(k=10)
+
+
+def test_of_an_own_decoders_settings_a_key_omits_how_prompts_are_divided_and_what_is_marked(model_dir):
+    class Mine(PluginSettings, frozen=True):
+        batch_prompts: Positive = 4  # another default, without the mark
+        lanes: Together = 8
+        rows: Positive = 2
+
+    loaded = load_model(model_dir, "instruct", "cpu")
+    prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
+
+    def keys(**changes):
+        return Batch(loaded, "attacks-mine", "mine", DECODERS["greedy"], Mine(**changes), prompts, 0).keys
+
+    assert keys() == keys(batch_prompts=1) == keys(lanes=1) != keys(rows=1)
 
 
 def test_a_decoder_of_another_package_that_loses_answers_is_named(model_dir):
