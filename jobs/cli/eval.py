@@ -206,7 +206,8 @@ def _given_in_file(args: argparse.Namespace) -> Any:
     for option in ("benchmark", "decoder", "overrefusal", "capability", "prompts", "samples", "max_new_tokens"):
         if getattr(args, option):
             raise UsageError(f"--{option.replace('_', '-')} and --config: give it in {args.config}, or leave --config out")
-    return read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`") or {}
+    given = read_yaml(args.config, "no such file; name a YAML file with what a study has under `evaluation`")
+    return {} if given is None else given
 
 
 def _check(
