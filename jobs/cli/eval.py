@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 from rich.console import Console
+from rich.text import Text
 
 from curricula.curriculum.sources.declared import anchor
 from curricula.curriculum.sources.registry import local_root
@@ -257,7 +258,7 @@ def _generate(
     from curricula.eval.models import load_model
     from curricula.eval.runner import check_lengths, run_element, task_prompts
 
-    with console.status(f"loading {args.model}"):
+    with console.status(Text(f"loading {args.model}")):  # as a string, it would be read as markup
         loaded = load_model(args.model, args.kind, args.device, config.precision, deterministic=config.deterministic)
     _refuse_another_model(out, loaded)
     rows_of = dict(args.suffixes).__getitem__

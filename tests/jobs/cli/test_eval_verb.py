@@ -52,6 +52,13 @@ def test_another_set_than_the_published_one_is_refused_or_named_beside_the_table
     assert "accept_changed names 'tdk'" in capsys.readouterr().err
 
 
+def test_a_models_path_is_not_read_as_markup(root, tmp_path, capsys):
+    (tmp_path / "a[").mkdir()
+    (tmp_path / "a[/b]").symlink_to(root / "model")
+    assert evaluate(root, tmp_path / "out", "--decoder", "greedy", model=tmp_path / "a[/b]", benchmark="tdc") == 0
+    assert "Rows: " in capsys.readouterr().out
+
+
 def test_a_table_with_intervals_the_judge_and_its_version(root, tmp_path, capsys):
     assert evaluate(root, tmp_path / "out", "--decoder", "topk,safebeam", "--overrefusal", "alpaca") == 0
     shown = capsys.readouterr()
