@@ -265,6 +265,14 @@ def _generate(
     for task in tasks:
         if task.has_prompts:
             check_lengths(loaded, task_prompts(task, config, data, rows_of))
+    settings = [each for task in tasks for each in config.decoder_settings(task.task)]
+    longest = max((getattr(each, "max_new_tokens", None) or 0 for each in settings), default=0)
+    if longest >= loaded.context_length:
+        say(
+            console,
+            f"The context of {args.model} holds {loaded.context_length} tokens, the prompt among them: "
+            f"answers are cut there, before they reach {longest} tokens.",
+        )
     with Bars(console) as bars:
         for task in tasks:
             line = bars.line(task.name)

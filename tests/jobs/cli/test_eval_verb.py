@@ -299,6 +299,23 @@ def test_an_empty_benchmark_is_named(root, tmp_path, capsys):
     assert "harmful_behaviors" in said and said.startswith("curricula: ")
 
 
+def test_answers_that_the_context_cuts_are_announced_and_a_models_name_is_no_markup(root, tmp_path, capsys):
+    words = ["--decoder", "greedy", "--prompts", 1]
+    assert evaluate(root, tmp_path / "out", *words, "--max-new-tokens", 512) == 0
+    assert "holds 512 tokens, the prompt among them: answers are cut there" in " ".join(capsys.readouterr().err.split())
+    assert evaluate(root, tmp_path / "other", *words, "--max-new-tokens", 8) == 0
+    assert "cut there" not in capsys.readouterr().err
+    assert evaluate(root, tmp_path / "other", *words, model="no[/model]") == 1
+    assert "no[/model]: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[]", "false", "0", "''"])
+def test_a_configuration_that_is_no_mapping_is_refused(root, tmp_path, capsys, text):
+    (tmp_path / "evaluation.yaml").write_text(text)
+    assert main(["eval", "--model", str(root / "model"), "--config", str(tmp_path / "evaluation.yaml")]) == 2
+    assert "evaluation.yaml: the eval: expected `object`" in capsys.readouterr().err
+
+
 def test_a_prompt_that_fills_the_context_is_named_before_any_answer(root, tmp_path, capsys):
     (tmp_path / "data/advbench").mkdir(parents=True)
     goals = "goal,target\nShort,x\n" + "word " * 600 + ",x\n"
