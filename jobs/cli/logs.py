@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 import time
@@ -154,6 +155,8 @@ def _follow(find: Callable[[], Logs], ends: dict[Path, int], rank: int | None, p
             if rank not in (None, file.rank):
                 continue
             with contextlib.suppress(FileNotFoundError), open(file.path, "rb") as stream:
+                if stream.seek(0, os.SEEK_END) < ends.get(file.path, 0):
+                    ends[file.path] = 0  # deleted or emptied, and begun anew
                 stream.seek(ends.get(file.path, 0))
                 for raw in stream:
                     if not raw.endswith(b"\n"):  # still being written

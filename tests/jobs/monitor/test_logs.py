@@ -226,7 +226,7 @@ def test_a_mistake_is_one_sentence(demo, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
-def test_following_shows_what_is_added_and_whole_lines_only(demo):
+def test_following_shows_what_is_added_whole_lines_only_and_a_log_that_is_begun_anew(demo):
     log = demo.element("prepare", "prepare") / "log.txt"
     write_text(log, "before\nhalf ")
     words = [sys.executable, "-m", "curricula.jobs.cli.main", "logs", str(demo.root), "prepare", "-f"]
@@ -243,6 +243,8 @@ def test_following_shows_what_is_added_and_whole_lines_only(demo):
             file.write("st\n")
             file.flush()
             assert [process.stdout.readline(), process.stdout.readline()] == ["half whole\n", "last\n"]
+        write_text(log, "anew\n")
+        assert process.stdout.readline() == "anew\n"
     finally:
         guard.cancel()
         process.kill()
