@@ -6,7 +6,6 @@ adds its name to `settings.JudgeName`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from pathlib import Path
@@ -78,6 +77,8 @@ def _check_model(name: str) -> None:
 
 
 def _check_server(settings: JudgeConfig) -> None:
+    import asyncio
+
     from curricula.eval.judges.served import connect
 
     endpoint = connect(settings)

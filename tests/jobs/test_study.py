@@ -414,10 +414,11 @@ def test_numbers_may_be_written_as_people_write_them():
     assert study.pretraining.optimizer.lr == 5e-4
 
 
-def test_planning_imports_no_torch_and_takes_little_processor_time():
+def test_planning_imports_nothing_heavy_and_takes_little_processor_time():
     code = (
         "import sys, time; from curricula.jobs.cli.main import main; main(['plan', sys.argv[1], '--json']);"
-        "assert not {'torch', 'transformers', 'megatron', 'datasets', 'scipy', 'sklearn'} & set(sys.modules), 'heavy import';"
+        "heavy = {'torch', 'transformers', 'megatron', 'datasets', 'scipy', 'sklearn', 'asyncio'};"
+        "assert not heavy & set(sys.modules), 'heavy import';"
         "print(time.process_time(), file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(STUDIES / "paper.yaml")], capture_output=True, text=True)
