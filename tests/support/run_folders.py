@@ -117,7 +117,8 @@ class FakeSlurm:
 
     def calls(self, command: str) -> list[list[str]]:
         path = self.folder / f"{command}.calls"
-        return [line.split("\0")[:-1] for line in path.read_text().splitlines()] if path.exists() else []
+        whole = path.read_text().split("\n")[:-1] if path.exists() else []  # without a call that is still being recorded
+        return [line.split("\0")[:-1] for line in whole]
 
     def remove(self, *commands: str) -> None:
         for command in commands:
