@@ -154,9 +154,11 @@ def _follow(find: Callable[[], Logs], ends: dict[Path, int], rank: int | None, p
         for prefix, file in ((prefix, file) for prefix, files in logs for file in files):
             if rank not in (None, file.rank):
                 continue
+            if not file.path.exists():
+                ends.pop(file.path, None)  # if it comes again, from its beginning
             with contextlib.suppress(FileNotFoundError), open(file.path, "rb") as stream:
                 if stream.seek(0, os.SEEK_END) < ends.get(file.path, 0):
-                    ends[file.path] = 0  # deleted or emptied, and begun anew
+                    ends[file.path] = 0  # emptied, and begun anew
                 stream.seek(ends.get(file.path, 0))
                 for raw in stream:
                     if not raw.endswith(b"\n"):  # still being written

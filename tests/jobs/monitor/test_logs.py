@@ -245,6 +245,10 @@ def test_following_shows_what_is_added_whole_lines_only_and_a_log_that_is_begun_
             assert [process.stdout.readline(), process.stdout.readline()] == ["half whole\n", "last\n"]
         write_text(log, "anew\n")
         assert process.stdout.readline() == "anew\n"
+        log.unlink()
+        time.sleep(1.2)
+        write_text(log, "longer than before\n")
+        assert process.stdout.readline() == "longer than before\n"
     finally:
         guard.cancel()
         process.kill()
