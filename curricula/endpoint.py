@@ -133,12 +133,17 @@ class Endpoint:
         return Reply(text, end in CUT)
 
     async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[Value]], model: str) -> Value:
-        """The result of a client method, such as those for files and batches. Raises as `chat` does."""
+        """The result of a client method, such as those for files and batches. Raises as `chat` does.
+
+        `ask` need not check what the client returns, which can be any text: its errors mark a bad body.
+        """
         self.requests += 1
         try:
             return await ask(self._client)
         except openai.OpenAIError as error:
             raise self._translated(error, model) from None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            raise NoAnswer(f"{self.host} answers with something other than the API's JSON", 200) from None
 
     async def classify(self, model: str, texts: list[str]) -> list[list[float]]:
         """The probability of each class for each text, from vLLM's /classify."""

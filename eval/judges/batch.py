@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +83,22 @@ class _Batches:
             recorded = {}
         self.open: dict[str, str | None] = recorded.get("open", {})
         """The open batches' ids on the server, by mark; None until one is made, or found there."""
+        self.uploads: dict[str, list[str]] = recorded.get("uploads", {})
+        """Ids of the files sent for open batches, by mark. Servers that keep no metadata show a batch's file."""
         self.spent: list[str] = recorded.get("spent", [])
         """Ids of batches that are over and brought no verdict."""
 
     def _close(self, mark: str, spent: bool) -> None:
         id = self.open.pop(mark)
+        self.uploads.pop(mark, None)
         if spent and id:
             self.spent.append(id)
         self.save()
 
     def save(self) -> None:
         if self.open or self.spent:
-            write_json(self.path, {"version": self.judge.version, "open": self.open, "spent": self.spent})
+            recorded = {"open": self.open, "uploads": self.uploads, "spent": self.spent}
+            write_json(self.path, {"version": self.judge.version, **recorded})
         else:
             self.path.unlink(missing_ok=True)
 
@@ -119,24 +123,32 @@ class _Batches:
         """
         if self.open[mark]:
             return
+        uploaded = ""
 
         async def find_or_make(client: Any) -> str | None:
+            nonlocal uploaded
             async for batch in client.batches.list(limit=100):
-                if (batch.metadata or {}).get(MARK) == mark and batch.id not in self.spent:
+                is_ours = (batch.metadata or {}).get(MARK) == mark or batch.input_file_id in self.uploads.get(mark, ())
+                if is_ours and batch.id not in self.spent:
                     return batch.id
             if data is None:
                 return None
-            file = await client.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
+            if not uploaded:
+                file = await client.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
+                uploaded = str(file.id)
+                self.uploads.setdefault(mark, []).append(uploaded)
+                self.save()
             # The client would send this again if the server made the batch and failed to say so, and both would be paid for.
             batch = await client.with_options(max_retries=0).batches.create(
-                input_file_id=file.id, endpoint=self.url, completion_window="24h", metadata={MARK: mark}
+                input_file_id=uploaded, endpoint=self.url, completion_window="24h", metadata={MARK: mark}
             )
             return batch.id
 
         self.open[mark] = await self._patiently(find_or_make, tenacity.stop_after_attempt(self.endpoint.tries))
-        if not self.open[mark]:
-            del self.open[mark]
-        self.save()
+        if self.open[mark]:
+            self.save()
+        else:
+            self._close(mark, spent=False)
 
     async def collect(self, mark: str, left: dict[str, Question]) -> None:
         """Wait for the batch to end, settle its verdicts, and take their questions out of `left`."""
@@ -157,13 +169,19 @@ class _Batches:
     async def _ended(self, mark: str) -> Any:
         """The batch `mark`, once it has ended. Raises UserError if it failed, or if the server does not have it."""
         id = self.open[mark]
-        while (batch := await self._get(lambda client: client.batches.retrieve(id))) and batch.status not in OVER:
+
+        async def look(client: Any) -> tuple[Any, bool]:
+            batch = await client.batches.retrieve(id)
+            return batch, batch.status in OVER
+
+        while (found := await self._get(look)) and not found[1]:
             await asyncio.sleep(POLL_S)
-        if not batch:
+        if not found:
             raise UserError(
                 f"{self.endpoint.host} has no batch {id}, which {self.path} names; give the address and the key that it "
                 "was made with, or remove that file to ask and pay again"
             )
+        batch, _ = found
         if batch.status == "failed":
             reason = "; ".join(str(error.message) for error in (batch.errors.data or [])) if batch.errors else ""
             self._close(mark, spent=True)
@@ -177,9 +195,14 @@ class _Batches:
         """The verdicts on the questions of a batch, by the keys of the questions. Raises UserError if its replies are gone."""
         verdicts: list[tuple[str, Verdict]] = []
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            file = await self._get(lambda client, file_id=file_id: client.files.content(file_id))
-            if file is not None:
-                verdicts += self._read(file.content)
+
+            async def read(client: Any, file_id: str = file_id) -> list[tuple[str, Verdict]]:
+                file = await client.files.content(file_id)
+                return self._read(file.content)
+
+            found = await self._get(read)
+            if found is not None:
+                verdicts += found
             elif file_id == batch.output_file_id:
                 self._close(mark, spent=True)
                 raise UserError(
@@ -210,19 +233,28 @@ class _Batches:
         )
         return await asking(self.endpoint.call, ask, self.model)
 
-    def _read(self, content: bytes) -> Iterator[tuple[str, Verdict]]:
-        """The verdicts in a file of replies. Requests that expired, met a server error or were cut off are left out."""
+    def _read(self, content: bytes) -> list[tuple[str, Verdict]]:
+        """The verdicts in a file of replies. Requests that expired, met a server error or were cut off are left out.
+
+        Raises ValueError for something else than such a file, such as a proxy's page: its questions would be paid for again.
+        """
+        verdicts, are_replies = [], not content.strip()
         for line in content.splitlines():
             try:
                 row = json.loads(line)
                 key, response = row["custom_id"], row.get("response") or {}
+                are_replies = True
                 status, body = response.get("status_code"), response.get("body") or {}
                 if status == 200:
-                    yield key, verdict_of(self.judge, self.endpoint, self.endpoint.read_choice(body["choices"][0]))
+                    verdict = verdict_of(self.judge, self.endpoint, self.endpoint.read_choice(body["choices"][0]))
+                    verdicts.append((key, verdict))
                 elif status in (400, 413, 422):
                     reason = self.endpoint.shown(json.dumps(body))
-                    yield key, Verdict(label=UNPARSED, reply=f"refused: status {status}: {reason}")
+                    verdicts.append((key, Verdict(label=UNPARSED, reply=f"refused: status {status}: {reason}")))
             except Refused as error:
-                yield key, Verdict(label=UNPARSED, reply=f"refused: {error}")
+                verdicts.append((key, Verdict(label=UNPARSED, reply=f"refused: {error}")))
             except (BadBody, ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 continue  # asked again, like missing ones
+        if not are_replies:
+            raise ValueError
+        return verdicts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from fake_endpoint import FakeEndpoint, Handler
@@ -73,6 +74,10 @@ class JudgeServer(FakeEndpoint):
         """How many looks at a batch or its replies get status 503."""
         self.unconfirmed = 0
         """How many batches it makes without saying so."""
+        self.keeps_metadata = True
+        """Whether batches show the metadata that they were made with."""
+        self.pages: Counter[str] = Counter()
+        """How many requests, by "METHOD /path", it carries out and answers with a page in HTML."""
         # The outcome of a batch is fixed when it is made.
         self.batch_error = ""
         """Why the server refuses a batch."""
@@ -104,6 +109,13 @@ class JudgeServer(FakeEndpoint):
 
 class BatchHandler(Handler):
     fake: JudgeServer
+
+    def _send(self, status: int, text: str, kind: str = "application/json", **more: Any) -> None:
+        request = f"{self.command} {self.path.partition('?')[0]}"
+        if self.fake.pages[request]:
+            self.fake.pages[request] -= 1
+            status, text, kind = 200, "<p>Please sign in.</p>", "text/html"
+        super()._send(status, text, kind, **more)
 
     def do_POST(self) -> None:
         if self.path == "/v1/files":
@@ -170,7 +182,7 @@ class BatchHandler(Handler):
             "completion_window": "24h",
             "created_at": 0,
             "status": status,
-            "metadata": batch.get("metadata"),
+            "metadata": batch.get("metadata") if self.fake.keeps_metadata else None,
             "output_file_id": batch["input_file_id"] if status == "completed" else None,
             "errors": errors,
         }

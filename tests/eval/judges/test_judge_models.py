@@ -480,9 +480,9 @@ def test_questions_without_a_whole_reply_in_a_batch_are_asked_again(server, tmp_
     assert server.good == {f"ask-{number}": 1 for number in range(4)}
 
 
-@pytest.mark.parametrize("when", ["noted", "made"])
-def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when):
-    path = stored(tmp_path, 5)
+@pytest.mark.parametrize(("when", "keeps_metadata"), [("noted", True), ("made", True), ("made", False)])
+def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when, keeps_metadata):
+    path, server.keeps_metadata = stored(tmp_path, 5), keeps_metadata
     settings = server.settings(batch_api=True)
     from curricula.eval.judges import batch
 
@@ -503,8 +503,9 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
 
 
-def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(server, tmp_path):
-    server.unconfirmed = 1
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(server, tmp_path, keeps_metadata):
+    server.unconfirmed, server.keeps_metadata = 1, keeps_metadata
     assert [row.label for row in complete(stored(tmp_path, 4), server.settings(batch_api=True))] == ["harmful", "safe"] * 2
     assert len(server.batches) == 1
 
@@ -518,6 +519,16 @@ def test_after_an_outage_of_the_server_the_wait_for_a_batch_goes_on_and_nothing_
     server.outage = 3
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2
     assert len(server.batches) == 1 and set(server.good.values()) == {1} and not server.outage
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["POST /v1/files", "POST /v1/batches", "GET /v1/batches", "GET /v1/batches/batch-0", "GET /v1/files/file-0/content"],
+)
+def test_a_proxys_page_in_place_of_a_reply_about_a_batch_costs_no_second_one(server, tmp_path, where):
+    server.pages[where] = 1
+    assert [row.label for row in complete(stored(tmp_path, 4), server.settings(batch_api=True))] == ["harmful", "safe"] * 2
+    assert len(server.batches) == 1 and not server.pages[where]
 
 
 def test_a_batch_that_was_made_with_another_key_is_not_paid_again_unasked(server, tmp_path):
