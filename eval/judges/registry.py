@@ -16,6 +16,7 @@ from curricula.eval.judges.question import Judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import find_template
 from curricula.packages import packaged_gguf
+from curricula.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +70,19 @@ def _check_model(name: str) -> None:
         return
     repository, _, revision = name.partition("@")
     what = f"judge.model {name}: no such folder, not in the hub's cache (`hf download` puts it there)"
-    with hub_explained(what, repository, revision or None):
-        config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
-        if isinstance(config, str) and any(path.suffix in (".safetensors", ".bin") for path in Path(config).parent.iterdir()):
-            return
-        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
+    try:
+        with hub_explained(what, repository, revision or None):
+            config = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+            if isinstance(config, str) and any(
+                path.suffix in (".safetensors", ".bin") for path in Path(config).parent.iterdir()
+            ):
+                return
+            get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
+    except (ImportError, OSError, ValueError) as error:  # as of a proxy or a certificate file that cannot be used
+        raise UserError(
+            f"{what}, and the hub cannot be asked ({type(error).__name__}: {one_line(str(error), 160)}); name its folder, or "
+            "correct HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
+        ) from None
 
 
 def _check_server(settings: JudgeConfig) -> None:

@@ -415,6 +415,18 @@ def test_a_judges_model_on_a_hub_that_does_not_answer_may_be_there_at_another_st
         check_judge(JudgeConfig(name="harmbench", model="org/judge"), "attack", None)
 
 
+def test_a_proxy_that_the_hubs_client_cannot_use_is_one_sentence(tmp_path, monkeypatch):
+    def unusable(*_, **__):
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unusable)
+    with pytest.raises(
+        UserError, match=r"judge.model org/judge: .* cannot be asked \(ImportError: Using SOCKS proxy.*HTTP_PROXY"
+    ):
+        check_judge(JudgeConfig(name="harmbench", model="org/judge"), "attack", None)
+
+
 def test_a_judges_address_in_the_environment_that_is_none_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://[::1")
     with pytest.raises(UsageError, match=r"'http://\[::1': not the address of a server"):
