@@ -38,12 +38,28 @@ from curricula.eval.tasks import judged_tasks
 from curricula.terminal import fixed
 
 
-def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[dict[str, Any]]:
-    """Attack success of all arms at each stage under each decoder, as variables of the page's template.
+@dataclass(frozen=True)
+class AttackTable:
+    """Attack success of all arms at one stage under one decoder."""
 
-    `rows` has the label of each arm and its metrics in the order of `benchmarks`, None if not evaluated yet. The last of
-    `benchmarks` is the main column: the average if there are several.
-    """
+    stage: str
+    decoder: str
+    benchmarks: list[str]
+    """The columns; the last is the main one, the average if there are several benchmarks."""
+    rows: list[tuple[str, list[AttackMetrics | None]]]
+    """Label of each arm, and its metrics in the order of `benchmarks`; None if not evaluated yet."""
+
+    several: bool
+    """Whether prompts have several samples."""
+    has_own: bool
+    """Whether an arm is attacked with its own suffixes."""
+    corrected: bool
+    """Whether rates can be corrected for the judge's errors."""
+    lossy: bool
+    """Whether answers are unparsed or missing."""
+
+
+def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[AttackTable]:
     labels = arm_labels(arms)
     for stage, decoder in itertools.product(metrics.stages, DECODERS):
         entries = metrics.attacks_by(stage, decoder)
@@ -53,16 +69,16 @@ def attack_tables(metrics: StudyMetrics, arms: Sequence[ArmInfo]) -> Iterator[di
         benchmarks = sorted({entry.benchmark for entry in entries} - {ALL})
         columns = benchmarks + ([ALL] if len(benchmarks) > 1 else [])
         main = [entry for entry in entries if entry.benchmark == columns[-1]]
-        yield {
-            "stage": stage,
-            "decoder": decoder,
-            "benchmarks": columns,
-            "rows": [(labels[arm.key], [by_place.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms],
-            "several": any(entry.samples > 1 for entry in main),
-            "has_own": any(is_own_suffix(decoder, entry.benchmark, entry.arm) for entry in entries),
-            "corrected": any(entry.corrected is not None for entry in main),
-            "lossy": any(entry.unparsed + entry.missing > 0 for entry in main),
-        }
+        yield AttackTable(
+            stage,
+            decoder,
+            columns,
+            [(labels[arm.key], [by_place.get((arm.name, arm.seed, name)) for name in columns]) for arm in arms],
+            several=any(entry.samples > 1 for entry in main),
+            has_own=any(is_own_suffix(decoder, entry.benchmark, entry.arm) for entry in entries),
+            corrected=any(entry.corrected is not None for entry in main),
+            lossy=any(entry.unparsed + entry.missing > 0 for entry in main),
+        )
 
 
 def overrefusal_tables(
@@ -308,11 +324,24 @@ def _of_mean(part: VarianceParts) -> tuple[float, float, float]:
     return part.seed**2 / part.seeds, (part.prompt**2 + in_one_run) / part.prompts, sampling / part.prompts
 
 
-def published_rows(shown: Shown) -> list[dict[str, Any]]:
-    """The published rates of what this study measures too, beside those of our most similar arms, in 0..1.
+@dataclass(frozen=True)
+class PublishedRow:
+    """A published rate of attack success beside that of our most similar arm, in 0..1."""
 
-    They come from `eval/published_rates.json`, which names their sources. `arm` is "" if the study trains no similar arm.
-    """
+    model: str
+    stage: str
+    decoder: str
+    published: float
+    arm: str
+    """Our arm; "" if the study trains no such arm."""
+    rate: float | None
+    low: float | None
+    high: float | None
+    source: str
+
+
+def published_rows(shown: Shown) -> list[PublishedRow]:
+    """The published rates of what this study measures too, from `eval/published_rates.json`, which names their sources."""
     known = json.loads((Path(__file__).parents[1] / "published_rates.json").read_text())
     means = [point for point in shown.points if point.measure == "attack success" and not point.benchmark]
     ours = {(point.stage, point.place, point.arm): point for point in means}
@@ -325,6 +354,6 @@ def published_rows(shown: Shown) -> list[dict[str, Any]]:
             arm = attack["arm"] if attack["arm"] in trained else ""
             point = ours.get((stage, decoder, arm))
             value, low, high = (point.value, point.low, point.high) if point else (None, None, None)
-            row = {"model": attack["model"], "stage": stage, "decoder": decoder, "published": attack["rate"], "arm": arm}
-            rows.append(row | {"rate": value, "low": low, "high": high, "source": known["sources"][attack["source"]]})
+            source = known["sources"][attack["source"]]
+            rows.append(PublishedRow(attack["model"], stage, decoder, attack["rate"], arm, value, low, high, source))
     return rows
