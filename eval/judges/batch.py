@@ -238,7 +238,8 @@ class _Batches:
 
         Raises ValueError for something else than such a file, such as a proxy's page: its questions would be paid for again.
         """
-        verdicts, are_replies = [], not content.strip()
+        verdicts: list[tuple[str, Verdict]] = []
+        are_replies = not content.strip()
         for line in content.splitlines():
             try:
                 row = json.loads(line)
