@@ -123,8 +123,8 @@ def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = 
     entries = list(entries)
     if not entries:
         return None
-    clusters, benchmarks, values = zip(*entries)
-    sums, counts = summed_by((clusters, benchmarks), values, answers or [1.0] * len(entries))
+    names = [[entry[place] for entry in entries] for place in (0, 1)]
+    sums, counts = summed_by(names, [value for _, _, value in entries], answers or [1.0] * len(entries))
     patterns = [tuple(present) for present in counts > 0]  # the benchmarks in which a cluster occurs
     strata = numbered(patterns)
     return Tally(sums, counts, tuple(strata[pattern] for pattern in patterns))
