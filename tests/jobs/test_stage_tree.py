@@ -158,7 +158,6 @@ def size_warnings(raw: dict) -> list[str]:
         ("pretraining.along.at", [24], r"pretraining.along.at names 24, which is step 24 of 24: no checkpoint is kept there"),
         ("pretraining.along.at", [0.5, 12], r"pretraining.along.at names 0.5 and 12, which are both step 12 of 24; name one"),
         ("pretraining.along.at", [1.0], r"pretraining.along: at names 1.0; write a fraction between 0 and 1"),
-        ("pretraining.along.at", [0.5, 0.50000001], r"at in 0.50000001\] repeats a point; name each once"),
         ("pretraining.along.at", [0.5, 0.50000001], r"at \[0.5, 0.50000001\] repeats a point; name each once"),
         ("pretraining.along.tasks", ["attack"], r"pretraining.along.tasks names 'attack'; choose from attacks-topk"),
         ("stages.mt.along.at", [9], r"stages.mt.along.at names 9, which is step 9 of 8"),
