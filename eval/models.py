@@ -219,13 +219,12 @@ class LoadedModel:
     def before_part(self) -> str:
         """Text to put before a part of a text, so that the part is read as within the whole; "" if it is in any case.
 
-        Llama 2's tokenizer puts a blank before every text and drops it again when it decodes. One that keeps the blank, as
-        byte-level ones can be set to, puts none before a part that has its own.
+        Llama 2's tokenizer puts a blank before every text, even one that begins with a blank, and drops it again when it
+        decodes. Byte-level tokenizers that are set to do so put none before a part that has its own.
         """
-        ids = self.encode("\na")
-        adds_blank = ids != [*self.encode("\n"), *self.encode("a")]
-        drops_blank = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == "\na"
-        return "\n" if adds_blank and drops_blank else ""
+        ids = self.encode(" a")
+        is_within = [*self.encode("\n"), *ids] == self.encode("\n a")
+        return "" if is_within and self._decoded([ids]) == [" a"] else "\n"
 
     def encode_part(self, text: str) -> list[int]:
         """Token ids of `text` within a longer text."""
@@ -238,10 +237,11 @@ class LoadedModel:
     def decode_parts(self, parts: Sequence[Sequence[int]]) -> list[str]:
         """The text of each part of a longer text, special tokens included."""
         start = self.encode(self.before_part)
-        texts = self.tokenizer.batch_decode(
-            [[*start, *ids] for ids in parts], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return [text.removeprefix(self.before_part) for text in texts]
+        before, *texts = self._decoded([start, *([*start, *ids] for ids in parts)])
+        return [text.removeprefix(before) for text in texts]
+
+    def _decoded(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        return self.tokenizer.batch_decode(texts, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def padded(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Token ids [texts, longest], padded on the right, where the causal mask hides the padding from every real token."""
