@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from fake_endpoint import FakeEndpoint, Handler
@@ -12,9 +13,29 @@ from fake_endpoint import FakeEndpoint, Handler
 from curricula.asking import Reply
 from curricula.eval.judges.model_judge import LocalModel
 from curricula.eval.judges.question import Question
+from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import find_template
-from curricula.eval.rows import GenerationRow
+from curricula.eval.judging.verdicts import JudgeRun, verdicts_path
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+
+KEY = "sk-judge-secret-4711"
+
+
+def complete(path: Path, settings: JudgeConfig, kind: str = "attack") -> list[VerdictRow]:
+    """Judge the answers in `path`. Returns their verdicts in order."""
+    judge, rows = load_judge(settings, kind, None), read_rows(path, GenerationRow)
+    JudgeRun(rows, verdicts_path(path), judge).complete(as_first=True)
+    return read_rows(verdicts_path(path), VerdictRow)
+
+
+def stored(folder: Path, count: int, **changes: object) -> Path:
+    task = str(changes.get("task", "attacks-topk"))
+    append_rows(folder / f"{task}.jsonl", [answer_row(number, **changes) for number in range(count)])
+    return folder / f"{task}.jsonl"
+
+
+# What is asked -------------------------------------------------------------------------------------------------------
 
 
 def answer_row(number: int, **changes: Any) -> GenerationRow:

@@ -10,22 +10,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-import requests
 import yaml
 from fake_hub import FakeHub, Files
 from small_studies import small_study
 
 from curricula.curriculum.sources.declared import DATASETS
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.hub import Download, HubAway, downloads_of, fetch, hub_explained, require_whole
+from curricula.curriculum.sources.hub import Download, downloads_of, fetch, require_whole
 from curricula.curriculum.sources.tables import Table
-from curricula.durable import disk_full_explained
 from curricula.errors import StorageError, UserError
 from curricula.jobs.cli.main import main
 
@@ -454,19 +451,6 @@ def test_what_the_hub_lacks_is_named(hub, worker, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_in_trouble_is_not_said_to_be_out_of_reach(monkeypatch, tmp_path):
-    """Earlier versions of the hub's library raise errors of `requests`, where a refusal is of the kind of a lost connection."""
-    import huggingface_hub
-
-    def refuse(*_: object, **__: object) -> None:
-        raise requests.HTTPError("Service Unavailable", response=SimpleNamespace(status_code=503))
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
-    download = Download("org/small", "a", "train", None, (), tmp_path / "out", "MIT")
-    with pytest.raises(HubAway, match="^dataset org/small: the hub answers 503; try again later$"):
-        fetch(download)
-
-
 def test_a_lost_connection_is_retried_and_finally_reported(hub, worker, tmp_path):
     hub.commit("org/flaky", {"README.md": card("a"), **shards("a", 2, 3000)})
     asked = {"hub": "org/flaky", "config": "a", "columns": ["id", "text"]}
@@ -485,14 +469,6 @@ def test_a_lost_connection_is_retried_and_finally_reported(hub, worker, tmp_path
     assert list(contents(tmp_path / "lost")) == ["00000-of-00002.parquet"]
     assert worker(download=asked | {"out": str(tmp_path / "lost")})["records"][0]["rows"] == 6000
     assert contents(tmp_path / "lost") == contents(tmp_path / "once")
-
-
-def test_a_disk_that_is_full_after_a_connection_broke_off_is_not_the_hubs_fault(tmp_path):
-    with pytest.raises(StorageError, match="no space left"), disk_full_explained(tmp_path), hub_explained("x", "org/x", None):
-        try:
-            raise ConnectionError
-        except ConnectionError:  # huggingface_hub goes on with a transfer in such a block
-            raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904
 
 
 def test_a_full_disk_is_reported_and_leaves_no_partial_file(hub, worker, tmp_path):

@@ -1,0 +1,34 @@
+"""What the errors of the hub's libraries mean."""
+
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+
+import pytest
+import requests
+
+from curricula.curriculum.sources.hub import Download, HubAway, fetch, hub_explained
+from curricula.durable import disk_full_explained
+from curricula.errors import StorageError
+
+
+def test_a_hub_in_trouble_is_not_said_to_be_out_of_reach(monkeypatch, tmp_path):
+    """Earlier versions of the hub's library raise errors of `requests`, where a refusal is of the kind of a lost connection."""
+    import huggingface_hub
+
+    def refuse(*_: object, **__: object) -> None:
+        raise requests.HTTPError("Service Unavailable", response=SimpleNamespace(status_code=503))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    download = Download("org/small", "a", "train", None, (), tmp_path / "out", "MIT")
+    with pytest.raises(HubAway, match="^dataset org/small: the hub answers 503; try again later$"):
+        fetch(download)
+
+
+def test_a_disk_that_is_full_after_a_connection_broke_off_is_not_the_hubs_fault(tmp_path):
+    with pytest.raises(StorageError, match="no space left"), disk_full_explained(tmp_path), hub_explained("x", "org/x", None):
+        try:
+            raise ConnectionError
+        except ConnectionError:  # huggingface_hub goes on with a transfer in such a block
+            raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904

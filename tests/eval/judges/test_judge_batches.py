@@ -1,0 +1,164 @@
+"""Judges that are asked in batches: no verdict is lost, and none is paid for twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from judge_server import answer_row, complete, stored
+
+from curricula.errors import UserError
+from curricula.eval.judges.registry import load_judge
+from curricula.eval.judging.verdicts import JudgeRun, verdicts_path
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+
+
+def test_a_batch_brings_the_same_verdicts_in_any_order(server, tmp_path):
+    path = stored(tmp_path, 12)
+    settings = server.settings(batch_api=True)
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 6
+    assert len(server.batches) == 1 and not server.requests
+    assert not list(tmp_path.glob("*.batches.json"))
+
+
+@pytest.mark.parametrize("fate", ["lost", "broken_off"])
+def test_questions_without_a_whole_reply_in_a_batch_are_asked_again(server, tmp_path, fate):
+    path = stored(tmp_path, 4)
+    setattr(server, fate, {"ask-2"})
+    settings = server.settings(batch_api=True)
+    with pytest.raises(UserError, match="came back without a reply"):
+        complete(path, settings)
+    assert len(read_rows(verdicts_path(path), VerdictRow)) == 3
+    setattr(server, fate, set())
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2
+    assert server.good == {f"ask-{number}": 1 for number in range(4)}
+
+
+@pytest.mark.parametrize(("when", "keeps_metadata"), [("noted", True), ("made", True), ("made", False)])
+def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when, keeps_metadata):
+    path, server.keeps_metadata = stored(tmp_path, 5), keeps_metadata
+    settings = server.settings(batch_api=True)
+    from curricula.eval.judges import batch
+
+    saved = batch._Batches.save
+
+    def killed(work: object) -> None:
+        if when == "noted":
+            saved(work)  # type: ignore[arg-type]
+        if when == "noted" or any(work.open.values()):  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        saved(work)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batch._Batches, "save", killed)
+        complete(path, settings)
+    assert len(server.batches) == (when == "made")
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2 + ["harmful"]
+    assert len(server.batches) == 1 and set(server.good.values()) == {1}
+
+
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(server, tmp_path, keeps_metadata):
+    server.unconfirmed, server.keeps_metadata = 1, keeps_metadata
+    assert [row.label for row in complete(stored(tmp_path, 4), server.settings(batch_api=True))] == ["harmful", "safe"] * 2
+    assert len(server.batches) == 1
+
+
+def test_after_an_outage_of_the_server_the_wait_for_a_batch_goes_on_and_nothing_is_asked_twice(server, tmp_path, monkeypatch):
+    path, settings = stored(tmp_path, 4), server.settings(batch_api=True, retries=0)
+    server.outage = 1
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="answers with status 503"):
+        patched.setattr("curricula.eval.judges.batch.OUTAGE_S", 0.0)
+        complete(path, settings)
+    server.outage = 3
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2
+    assert len(server.batches) == 1 and set(server.good.values()) == {1} and not server.outage
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["POST /v1/files", "POST /v1/batches", "GET /v1/batches", "GET /v1/batches/batch-0", "GET /v1/files/file-0/content"],
+)
+def test_a_proxys_page_in_place_of_a_reply_about_a_batch_costs_no_second_one(server, tmp_path, where):
+    server.pages[where] = 1
+    assert [row.label for row in complete(stored(tmp_path, 4), server.settings(batch_api=True))] == ["harmful", "safe"] * 2
+    assert len(server.batches) == 1 and not server.pages[where]
+
+
+def test_a_batch_that_was_made_with_another_key_is_not_paid_again_unasked(server, tmp_path):
+    path, settings = stored(tmp_path, 3), server.settings(batch_api=True)
+    notes = tmp_path / "attacks-topk.verdicts.batches.json"
+    noted = {"version": load_judge(settings, "attack", None).version, "open": {"a mark": "batch-9"}}
+    notes.write_text(json.dumps(noted))
+    with pytest.raises(UserError, match="has no batch batch-9, which .*batches.json names; give the address and the key"):
+        complete(path, settings)
+    assert not server.batches
+    notes.unlink()
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_batch_of_questions_that_have_changed_is_not_the_judges_fault(server, tmp_path, made):
+    path = stored(tmp_path, 3)
+    settings = server.settings(batch_api=True)
+    complete(path, settings)
+    verdicts = verdicts_path(path)
+    version = read_rows(verdicts, VerdictRow)[0].version
+    verdicts.unlink()
+    path.unlink()
+    append_rows(path, [answer_row(number) for number in range(4, 6)])
+    noted = {"version": version, "open": {"a mark": "batch-0" if made else None}}
+    verdicts.with_name("attacks-topk.verdicts.batches.json").write_text(json.dumps(noted))
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe"]
+    left = verdicts.with_name("attacks-topk.verdicts.batches.json")  # records that the first batch is spent
+    assert len(server.batches) == 2 and left.exists() == made and not (made and json.loads(left.read_text())["open"])
+
+
+def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
+    path = stored(tmp_path, 3)
+    with pytest.raises(UserError, match=r"judge fake: http://127.0.0.1:9 cannot be reached .* run the same command again"):
+        complete(path, server.settings(url="http://127.0.0.1:9/v1", retries=0, batch_api=True))
+
+
+def test_a_refused_batch_says_why(server, tmp_path):
+    path = stored(tmp_path, 3)
+    server.batch_error = "line 1 is not right"
+    settings = server.settings(batch_api=True)
+    with pytest.raises(UserError, match=r"refuses the batch batch-0 \(line 1 is not right\)"):
+        complete(path, settings)
+    server.batch_error = ""  # a refused batch is not found again
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+    assert len(server.batches) == 2
+
+
+def test_replies_that_a_server_has_deleted_are_paid_for_again_at_the_next_start(server, tmp_path):
+    path, settings = stored(tmp_path, 3), server.settings(batch_api=True)
+    complete(path, settings)
+    verdicts_path(path).unlink()  # to have them judged anew
+    server.files.clear()
+    with pytest.raises(UserError, match="no longer has the replies of batch batch-0; run the same command again"):
+        complete(path, settings)
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+    assert len(server.batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [("prose", "Let me think."), ("declined", "the model declines: No."), ("refused", "Unsupported parameter: max_tokens")],
+)
+def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts_before(server, tmp_path, reply, said):
+    path = stored(tmp_path, 3)
+    settings = server.settings(batch_api=True)
+    server.batch_reply = reply
+    with pytest.raises(UserError, match=f"gave no verdict: its replies to all 3 questions of batch batch-0 were like .*{said}"):
+        complete(path, settings)
+    assert not read_rows(verdicts_path(path), VerdictRow)
+    server.batch_reply = ""
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
+    server.batch_reply = reply
+    append_rows(path, [answer_row(3)])
+    assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful", "unparsed"]
+    server.batch_reply = ""
+    judge, rows = load_judge(settings, "attack", None), read_rows(path, GenerationRow)
+    JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again=True).complete()
+    assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)] == ["harmful", "safe", "harmful", "safe"]
