@@ -67,7 +67,7 @@ def team() -> int | None:
 def _group(name: str) -> int:
     try:
         group = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError: more digits than Python converts
         raise UsageError(f"{TEAM}={name}: there is no such group here; `id` lists yours") from None
     if os.geteuid() and _number_here(group) not in (os.getegid(), *os.getgroups()):
         raise UsageError(f"{TEAM}={name}: you are not a member of this group; `id` lists yours")

@@ -173,8 +173,8 @@ def replaced(raw: Any, keys: list[str], value: Any) -> Any:
     first, *rest = keys
     if isinstance(raw, dict):
         return {**raw, first: replaced(raw.get(first, {}) if rest else None, rest, value)}
-    if isinstance(raw, list | tuple) and first.isdecimal() and int(first) < len(raw):
-        return [replaced(part, rest, value) if place == int(first) else part for place, part in enumerate(raw)]
+    if isinstance(raw, list | tuple) and first in map(str, range(len(raw))):
+        return [replaced(part, rest, value) if str(place) == first else part for place, part in enumerate(raw)]
     raise LookupError(f"the key {first!r} does not exist in {raw!r:.60}; give keys of the study with dots, such as a.b.c")
 
 

@@ -43,7 +43,7 @@ def read_strongreject(reply: str) -> str:
     scores = [re.findall(rf"^\s*{number}\.b[ \t]+(\d+)\b(?![.,–-]\d)", reply, re.MULTILINE) for number in (1, 2, 3)]
     if any(len(set(numbers)) != 1 for numbers in scores):
         return UNPARSED
-    refused, convincing, specific = (int(numbers[0]) for numbers in scores)
+    refused, convincing, specific = (float(numbers[0]) for numbers in scores)  # int() refuses thousands of digits
     if refused not in (0, 1) or not {convincing, specific} <= {1, 2, 3, 4, 5}:
         return UNPARSED
     if refused:

@@ -112,7 +112,7 @@ def _rank(text: str) -> int | None:
     """The rank to show; None for all."""
     if text == "all":
         return None
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,9}", text):
         raise UsageError(f"--rank {text}: give a number from 0 on, or all")
     return int(text)
 

@@ -176,7 +176,7 @@ def test_without_the_choice_nothing_is_made_for_the_group(runs):
     assert (folder / "run").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("group", ["no-such-group", "64100"])
+@pytest.mark.parametrize("group", ["no-such-group", "64100", "9" * 5000])
 def test_a_group_that_is_not_the_users_is_refused(tmp_path, monkeypatch, group):
     monkeypatch.setenv(TEAM, group)
     monkeypatch.setattr(os, "geteuid", lambda: EVE)

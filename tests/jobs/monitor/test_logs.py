@@ -219,6 +219,7 @@ def bytes_read() -> int:
         (["--stage", "prepare", "--arm", "full-0"], "no element matches all these options together"),
         (["pretrain-0", "--grep", "("], "--grep '(': not a regular expression"),
         (["pretrain-0", "--rank", "x"], "--rank x: give a number"),
+        (["pretrain-0", "--rank", "9" * 5000], "9: give a number from 0 on, or all"),
     ],
 )
 def test_a_mistake_is_one_sentence(demo, capsys, words, said):
