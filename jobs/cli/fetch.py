@@ -55,6 +55,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def fetch_data(args: argparse.Namespace) -> int:
     root: Path = args.out or Path(os.environ.get("CURRICULA_DATA") or "data")
     if args.list:
+        if args.names or args.study or args.rows or args.part:
+            raise UsageError("--list shows everything there is; leave NAME, --study, --rows and --part out")
         return _show(root, args.json)
     if args.rows and args.part:
         raise UsageError(f"--rows {args.rows}: leave out --part: the first rows are in one file")

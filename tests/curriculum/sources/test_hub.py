@@ -539,6 +539,7 @@ def test_the_verb_fetches_what_it_can_and_reports_the_rest(hub, worker, tmp_path
     assert "wildjailbreak" in worker(words=["fetch", "--list", "--out", str(root)])["out"]
     assert worker(words=["fetch", "--out", str(root)])["code"] == 2
     assert "choose from" in worker(words=["fetch", "gsm9k"])["error"]
+    assert "leave NAME, --study" in worker(words=["fetch", "--list", "gsm8k", "--out", str(root)])["error"]
 
 
 def test_the_users_own_table_of_all_parts_is_left_alone_and_read(hub, worker, tmp_path):
