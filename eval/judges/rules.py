@@ -158,6 +158,11 @@ class PythonJudge(RuleJudge):
     def __init__(self, settings: JudgeConfig, kind: str) -> None:
         self.name = settings.full_name
         self._label = load_plugin(JUDGE_PLUGINS, settings.model, f"judge.model: {settings.model}")
+        if not callable(self._label):  # such as a module, for an entry point that lacks `:function`
+            found = type(self._label).__name__
+            raise UserError(
+                f"judge.model: {settings.model}: its entry point names a {found}, not a function; correct the package"
+            )
         labels = getattr(self._label, "labels", ())
         if labels and not set(LABELS[kind]) & set(labels):
             raise no_verdict(f"judge.model: {settings.model}: `labels`", str(tuple(labels)), kind)

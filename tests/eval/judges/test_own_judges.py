@@ -273,6 +273,7 @@ def test_every_template_for_benign_requests_says_which_categories_it_knows():
     ("code", "name", "said"),
     [
         ("def judge(question): return 1 / 0\n", "mine", "fails on an answer .ZeroDivisionError: division by zero.; correct it"),
+        ("judge = 'safe'\n", "mine", "judge.model: mine: its entry point names a str, not a function"),
         ("import nothing_like_it\n", "mine", "cannot be imported from broken:judge .ModuleNotFoundError"),
         ("", "other", "no installed package offers this in the entry point group curricula.judges .installed: mine"),
     ],
