@@ -31,6 +31,8 @@ _ENDINGS = re.compile(r"\.(parquet|arrow|feather|jsonl?|ndjson|[ct]sv)(\.(gz|zst
 """Endings of table files. A file with such an ending that is not among `SUFFIXES` is an error."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _BATCH_ROWS = 1024
+_OF_A_RUN = ("study.yaml", "run.json")
+"""Files by which a run folder is recognised."""
 _EDGE_BYTES = 1 << 16
 """Bytes at either end of a file that its identity hashes."""
 
@@ -176,10 +178,15 @@ def files_matching(pattern: str) -> list[Path]:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The files that match. The leading folders that exist are taken literally, even if their names contain brackets."""
+    """The files that match. The leading folders that exist are taken literally, even if their names contain brackets. `**`
+    passes over run folders, as `require_flat` does."""
     base = next(folder for folder in pattern.parents if folder.is_dir())
     names = glob.glob(str(pattern.relative_to(base)), root_dir=base, recursive=True)
     files = sorted(base / name for name in names if not (base / name).is_dir())
+    if "**" in pattern.parts:
+        below = {folder for file in files for folder in file.parents if base in folder.parents}
+        runs = {folder for folder in below if all((folder / name).exists() for name in _OF_A_RUN)}
+        files = [file for file in files if runs.isdisjoint(file.parents)]
     for folder in dict.fromkeys(file.parent for file in files):
         _require_finished(folder)
     return files
@@ -231,7 +238,7 @@ def require_flat(folder: Path) -> None:
     above = [path.name for path in stem_files(folder)] if folder.is_dir() else []
     endings = tuple(suffix for suffix in SUFFIXES if any(name.endswith(suffix) for name in above))
     for place, subfolders, names in os.walk(folder):
-        if {"study.yaml", "run.json"} <= {*names}:
+        if {*_OF_A_RUN} <= {*names}:
             subfolders.clear()
             continue
         subfolders[:] = [name for name in subfolders if name[0] != "."]

@@ -181,6 +181,14 @@ def test_rows_that_a_folder_holds_twice_are_not_read_twice(tmp_path):
             read()
 
 
+def test_a_pattern_passes_over_run_folders_whose_files_change_while_they_are_read(tmp_path):
+    for name in ("data/a.jsonl", "runs/mine/study.yaml", "runs/mine/run.json", "runs/mine/slurm/submissions.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    assert files_matching(f"{tmp_path}/**/*.jsonl") == [tmp_path / "data/a.jsonl"]
+    assert files_matching(f"{tmp_path}/runs/mine/**/*.jsonl") == [tmp_path / "runs/mine/slurm/submissions.jsonl"]
+
+
 @pytest.mark.parametrize("marker", [".fetching.json", ".0-standard-fetching.json", ".unfinished.json"])
 def test_an_incomplete_dataset_is_not_read(tmp_path, marker):
     (tmp_path / "t").mkdir()
