@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 MARK = "\u2063TEXT\u2063"
 """Placeholder for a user's text, at which a rendered chat template is cut in two."""
 _DAY = datetime(2024, 7, 26)
-_PARTS_OF_DATE = "".join(f".replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+_CODES = (*"aAbBcdDeFhHIjmMpRSTuwxXyY", "-d", "-m", "-H", "-I")
+_PARTS_OF_DATE = "".join(f".replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in _CODES)
 DATED = f"{{% macro strftime_now(format) %}}{{{{ format{_PARTS_OF_DATE} }}}}{{% endmacro %}}\n"
 """Prefix for a chat template that writes today's date, so that no answer depends on the day. Llama 3's templates have the same
 date as their default."""

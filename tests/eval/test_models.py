@@ -195,6 +195,14 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(copied):
 
 
 @pytest.mark.parametrize(
+    ("codes", "said"), [("%-d %B %Y", "26 July 2024"), ("%-m/%e", "7/26"), ("%F", "2024-07-26"), ("%D %x", "07/26/24 07/26/24")]
+)
+def test_a_date_in_a_template_is_written_out_whatever_its_codes(copied, codes, said):
+    (copied / "chat_template.jinja").write_text(f"{{{{ strftime_now('{codes}') }}}}: {{{{ messages[0].content }}}}")
+    assert load_model(copied, "instruct", "cpu").chat("Explain") == f"{said}: Explain"
+
+
+@pytest.mark.parametrize(
     ("single", "bos"), [("<|im_start|> $A", "<|im_start|>"), ("<|im_start|> <|im_end|> $A <|endoftext|>", None)]
 )
 def test_a_tokenizer_that_marks_the_beginning_of_texts_does_so_for_base_models(folder, copied, single, bos):
