@@ -144,7 +144,16 @@ class _Batches:
             )
             return batch.id
 
-        self.open[mark] = await self._patiently(find_or_make, tenacity.stop_after_attempt(self.endpoint.tries))
+        async def found_or_made(client: Any) -> str | None:
+            try:
+                return await find_or_make(client)
+            except NotFoundError:
+                raise UserError(
+                    f"{self.endpoint.host} has no Batch API at this address (status 404); set judge.batch_api to false, or "
+                    "correct the address"
+                ) from None
+
+        self.open[mark] = await self._patiently(found_or_made, tenacity.stop_after_attempt(self.endpoint.tries))
         if self.open[mark]:
             self.save()
         else:

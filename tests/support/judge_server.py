@@ -89,6 +89,8 @@ class JudgeServer(FakeEndpoint):
         self.batches: dict[str, dict[str, Any]] = {}
         self.models = ["fake"]
         """Its list of models."""
+        self.has_batches = True
+        """Whether it speaks the Batch API."""
         self.batch_polls = 2
         """Polls until a batch is done."""
         self.outage = 0
@@ -172,6 +174,8 @@ class BatchHandler(Handler):
             status = 401 if self.fake.every == "key" else 200
             data = [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in self.fake.models]
             self._send(status, json.dumps({"object": "list", "data": data}))
+        elif path == "/v1/batches" and not self.fake.has_batches:
+            self._send(404, json.dumps({"detail": "Not Found"}))
         elif path == "/v1/batches":
             data = [self._batch(name) for name in self.fake.batches]
             self._send(200, json.dumps({"object": "list", "data": data, "has_more": False}))

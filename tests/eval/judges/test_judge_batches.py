@@ -120,6 +120,14 @@ def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
         complete(path, server.settings(url="http://127.0.0.1:9/v1", retries=0, batch_api=True))
 
 
+def test_a_server_without_a_batch_api_is_named_as_such(server, tmp_path):
+    path, server.has_batches = stored(tmp_path, 3), False
+    said = r"http://127.0.0.1:\d+ has no Batch API at this address \(status 404\); set judge.batch_api to false"
+    with pytest.raises(UserError, match=said):
+        complete(path, server.settings(batch_api=True))
+    assert len(complete(path, server.settings())) == 3
+
+
 def test_a_refused_batch_says_why(server, tmp_path):
     path = stored(tmp_path, 3)
     server.batch_error = "line 1 is not right"
