@@ -160,7 +160,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: in the folder of --input, whose subfolders must hold no tables; name another")
     if args.scores and not args.dataset:
         raise UsageError(f"--scores {','.join(args.scores)}: chooses parts of a --dataset; leave it out")
-    if not all(score.isdecimal() for score in args.scores):
+    if not all(score.isdecimal() and len(score) < 10 for score in args.scores):
         raise UsageError(f"--scores {','.join(args.scores)}: give scores separated by commas, such as 4,5")
 
 

@@ -458,6 +458,8 @@ def test_wrong_inputs_are_reported(tmp_path, fake, monkeypatch):
         synthesize("score", "fineweb", out, fake.url, "--data", tmp_path)
     with pytest.raises(UsageError, match="--scores 2: dataset safeweb has score_1_rephrased, "):
         synthesize("score", "safeweb", out, fake.url, "--data", tmp_path, "--scores", "2")
+    with pytest.raises(UsageError, match="give scores separated by commas"):
+        synthesize("score", "safeweb", out, fake.url, "--data", tmp_path, "--scores", "9" * 5000)
     (tmp_path / "rows.jsonl").write_text('{"id": 1, "content": "x"}\n')
     with pytest.raises(UserError, match="line 1 of dataset .*rows has no column 'text'"):
         synthesize("score", tmp_path / "rows", out, fake.url)
