@@ -120,7 +120,8 @@ def _tiktoken(model: dict[str, Any], merges: list[str]) -> Callable[[Sequence[st
             ids.append(-1)
     id_of_rank = np.array(ids, np.int64)
     encoding = tiktoken.Encoding("curricula", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens={})
-    threads = int(os.environ.get("RAYON_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    asked = os.environ.get("RAYON_NUM_THREADS", "")  # rayon, too, takes 0 and what is no number for all
+    threads = (int(asked) if asked.isdecimal() else 0) or len(os.sched_getaffinity(0))
     return lambda texts: [id_of_rank[found] for found in encoding.encode_ordinary_batch(list(texts), num_threads=threads)]
 
 

@@ -110,3 +110,12 @@ def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
     texts = ["qzx the 12 lamps", "e\u0301 a"]
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     assert [ids.tolist() for ids in encoder.encode(texts)] == expected
+
+
+@pytest.mark.parametrize("threads", ["0", "all", ""])
+def test_a_number_of_threads_that_means_nothing_is_all_of_them(tmp_path, monkeypatch, threads):
+    """As for the library that the variable belongs to."""
+    train_tokenizer(TEXTS * 3, 420, tmp_path)
+    monkeypatch.setenv("RAYON_NUM_THREADS", threads)
+    pair = both(tmp_path)
+    assert encoded(pair, TEXTS) == expected(pair, TEXTS)
