@@ -23,7 +23,7 @@ from typing import Any
 
 from curricula.curriculum.sources.declared import DeclaredTable, dataset
 from curricula.curriculum.sources.tables import columns_of, count_rows
-from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, open_atomically, write_json
+from curricula.durable import NO_SPACE, disk_full_explained, exclusive_lock, names_in, open_atomically, write_json
 from curricula.errors import StorageError, UserError
 from curricula.progress import Progress, silent
 
@@ -159,6 +159,18 @@ def fetch(
         if done != total:  # the total was not known
             progress(done, done)
         return _finish(download, record, time.monotonic() - started)
+
+
+def is_fetched(download: Download) -> bool:
+    """Whether a download is finished and all its files are still there, by their names. Raises StorageError if they cannot be
+    listed."""
+    if not download.finished.exists():
+        return False
+    try:
+        files = read_record(download.finished)["rows_of"]
+    except UserError:  # damaged
+        return False
+    return files.keys() <= {*names_in(download.out)}
 
 
 def require_whole(stem: Path, rows: int | None) -> None:
