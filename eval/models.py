@@ -337,11 +337,14 @@ def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     if missing := [name for name, is_there in there.items() if not is_there]:
         raise UserError(f"{path}: no {missing[0]}; name a .gguf file or the whole folder of a Hugging Face checkpoint")
     try:
+        for file in weight_files(path):  # safetensors calls a file missing, whatever keeps it from being opened
+            file.open("rb").close()
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model = read_weights(path, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
-        # An error number is the system's, not that of transformers, and says nothing about the files.
-        kind = StorageError if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) else UserError
+        # Other error numbers are the system's, not those of transformers, and say nothing about the files.
+        known = (None, errno.ENOENT, errno.EACCES)
+        kind = StorageError if isinstance(error, OSError) and error.errno not in known else UserError
         raise kind(
             f"{path}: cannot be loaded ({type(error).__name__}: {one_line(str(error), 200)}); check its config.json, or export "
             "the model again"

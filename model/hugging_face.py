@@ -198,6 +198,7 @@ def _read_folder(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     weights: dict[str, torch.Tensor] = {}
     for file in files:
         with _damage_named(file):
+            file.open("rb").close()  # safetensors calls a file missing, whatever keeps it from being opened
             weights.update(load_file(file))
     config = _read_json(config_file)
     if config.get("tie_word_embeddings") and (output := weights.pop("lm_head.weight", None)) is not None:
@@ -220,8 +221,9 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Turn errors from reading `path` into a UserError, or a StorageError if the disk says nothing about the file."""
     try:
         yield
-    except (FileNotFoundError, ValueError, RecursionError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch the model again") from error
+    except (FileNotFoundError, PermissionError, ValueError, RecursionError, SafetensorError) as error:
+        mend = "correct its permissions" if isinstance(error, PermissionError) else "fetch the model again"
+        raise UserError(f"{path}: cannot be read ({error}); {mend}") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error}); fix the cause and run it again") from error
 

@@ -91,6 +91,17 @@ def test_a_disk_that_cannot_be_read_says_nothing_about_a_model(folder, monkeypat
         load_model(folder, "base", "cpu")
 
 
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageError), (errno.EACCES, UserError)])
+def test_weights_that_cannot_be_opened_are_not_called_missing(folder, monkeypatch, number, kind):
+    def unreadable(path, *_):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "open", unreadable)
+    with pytest.raises(UserError, match=f"cannot be loaded .*{os.strerror(number)}: .*/model.safetensors") as raised:
+        load_model(folder, "base", "cpu")
+    assert raised.type is kind
+
+
 def test_weights_that_the_files_lack_are_not_drawn_at_random(copied):
     weights = load_file(copied / "model.safetensors")
     del weights["model.norm.weight"]

@@ -340,6 +340,20 @@ def test_a_disk_that_cannot_be_read_says_nothing_about_a_model(tmp_path, exporte
         import_hf(shutil.copytree(exported, tmp_path / "hf"), tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "mend"),
+    [(errno.ESTALE, StorageError, "fix the cause"), (errno.EACCES, UserError, "correct its permissions")],
+)
+def test_weights_that_cannot_be_opened_are_not_called_missing(tmp_path, exported, monkeypatch, number, kind, mend):
+    def unreadable(path, *_):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "open", unreadable)
+    with pytest.raises(UserError, match=f"model.safetensors: cannot be read .*{os.strerror(number)}.*; {mend}") as raised:
+        import_hf(exported, tmp_path / "new")
+    assert raised.type is kind
+
+
 def test_a_damaged_gguf_file_is_refused_in_a_sentence(tmp_path):
     pytest.importorskip("gguf")
     for content in (b"", b"GGUF", b"GGUF" + bytes(2000)):
@@ -436,7 +450,7 @@ def test_a_large_model_is_written_in_several_files_and_read_from_them(tmp_path, 
     (tmp_path / "hf/leftover.safetensors").write_bytes(b"not named by the index")
     assert torch.equal(our_logits(import_hf(tmp_path / "hf", tmp_path / "again"), tokens), our_logits(imported, tokens))
     (tmp_path / "hf" / parts[1]).unlink()
-    with pytest.raises(UserError, match=rf"{parts[1]}: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=rf"{parts[1]}: cannot be read .*No such file"):
         import_hf(tmp_path / "hf", tmp_path / "new")
 
 
