@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from curricula.curriculum.sources.declared import DATASETS, dataset
-from curricula.curriculum.sources.hub import Download, downloads_of, fetch, read_record
+from curricula.curriculum.sources.hub import Download, downloads_of, fetch, is_fetched, read_record
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.synthesis.shard import parse_shard
 from curricula.errors import UsageError, UserError
@@ -105,6 +105,8 @@ def _state(download: Download) -> str:
     """What the data folder holds of a download; "" for nothing."""
     if download.finished.exists():
         limit = read_record(download.finished)["limit"]
+        if not is_fetched(download):  # some of its files are gone
+            return "begun"
         return "fetched" if limit is None else f"first {limit:,} rows"
     if download.begun.exists():
         return "begun"

@@ -539,6 +539,9 @@ def test_the_verb_fetches_what_it_can_and_reports_the_rest(hub, worker, tmp_path
     assert "wildjailbreak" in worker(words=["fetch", "--list", "--out", str(root)])["out"]
     assert worker(words=["fetch", "--out", str(root)])["code"] == 2
     assert "choose from" in worker(words=["fetch", "gsm9k"])["error"]
+    next((root / "harmbench").rglob("*.parquet")).unlink()
+    known = json.loads(worker(words=["fetch", "--list", "--json", "--out", str(root)])["out"])["known"]
+    assert {row["name"]: row["state"] for row in known}["harmbench"] != "fetched"
     assert "leave NAME, --study" in worker(words=["fetch", "--list", "gsm8k", "--out", str(root)])["error"]
 
 
