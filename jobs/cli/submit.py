@@ -1,7 +1,7 @@
 """The verbs that start work or end it: demo, submit, render, retry, cancel.
 
-`retry` runs again what failed, was cancelled, was lost or is stale, and what needs that; nothing else. `cancel` removes a run,
-or exactly the selected part of it, from Slurm's queue.
+`retry` runs again what failed, was cancelled, was lost or is stale, what needs that, and what is done between two of these;
+nothing else. `cancel` removes a run, or exactly the selected part of it, from Slurm's queue.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import shlex
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -288,10 +289,21 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> 
     status = run_status(run, plan)
     if status.problem:  # elements that wait or run would look as if they had failed
         raise UserError(f"{run.root}: nothing was submitted or cancelled, because {status.problem}; try again later")
-    again = to_run_again(plan, status.elements, chosen)
-    for job, label in overtaken(plan, status.elements, again):
+    elements = status.elements
+    again = to_run_again(plan, elements, chosen)
+    done = done_elements(run, plan) if again else set()
+    # An element that needs what runs again can be marked as done itself. What needs this one must wait for it, so it runs, too.
+    while between := _needed(plan, again) & {item.key for item in elements if item.state == "done"} - done:
+        elements = [replace(item, state="stale") if item.key in between else item for item in elements]
+        again = to_run_again(plan, elements, chosen)
+    for job, label in overtaken(plan, elements, again):
         console.print(f"{job}/{label} is running on the old results; run the same command again when it has ended")
     return again
+
+
+def _needed(plan: Plan, keys: Iterable[Key]) -> set[Key]:
+    """The elements that must succeed before `keys` can start."""
+    return {need for key in keys for need, must_be_ok in plan.needs[key] if must_be_ok}
 
 
 def _resubmit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> list[Key]:

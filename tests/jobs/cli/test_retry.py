@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_folders import FakeSlurm, fail, finish, finish_evaluation, new_run, submitted
+from run_folders import FakeSlurm, fail, finish, finish_evaluation, make, new_run, submitted
 from small_studies import demo as full_demo
 
 from curricula.durable import write_json
@@ -169,6 +169,30 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(failed, slurm, 
     assert len(list(script)) == 1 and "elements in" in capsys.readouterr().out
     sent = [path.read_text() for path in run.slurm.glob("*.sh")] + [" ".join(call) for call in slurm.calls("sbatch")]
     assert any("--exclude=n7" in text for text in sent)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_is_done_between_two_elements_that_run_again_runs_again_too(demo, slurm, monkeypatch, is_lost):
+    """Otherwise the later one would not wait for the first: such as a training whose shards a purge of the disk has removed."""
+    for module in ("completion", "monitor.state"):
+        complete = lambda work, _: not (is_lost and work.job.name == "tokenize")  # noqa: E731
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", complete)
+    run, _ = demo
+    plan = plan_study(run.study)
+    for key in plan.needs:
+        make(run, plan, key, 1000.0)
+    for key in (("pretrain-20", "full-20"), ("evaluate-base-20", "full-20/probes")):
+        (run.element(*key) / "done.json").unlink()
+        fail(run, *key)
+    slurm.queue()
+    before = len(submissions(run))
+    assert main(["retry", str(run.root)]) == 0
+    trunk = next(job for job, _ in plan.needs if job.startswith("pretrain-trunk"))
+    failed = ["pretrain-20", "export-base-20", "evaluate-base-20", "merge-20", "report"]
+    new = submissions(run)[before:]
+    assert [array.job for array in new] == (["tokenize", trunk] if is_lost else []) + failed
+    script = (run.slurm / f"{new[-3].job_id}_submission.sh").read_text()
+    assert f"--dependency=afterok:{new[-4].job_id}\n" in script  # the evaluation waits for the export
 
 
 AWAY = "slurm_load_jobs error: Unable to contact slurm controller"
