@@ -174,12 +174,18 @@ def is_fetched(download: Download) -> bool:
 
 
 def require_whole(stem: Path, rows: int | None) -> None:
-    """Raise UserError when the table folder `stem` holds only the first rows of a dataset and more are needed.
+    """Raise UserError when the table folder `stem` holds only the first rows of a dataset and more are needed, or has lost
+    files since it was fetched, so that a part would pass for the whole.
 
     `rows` are needed, or all of them when it is None. A folder that does not exist, or was not fetched, passes.
     """
     for path in sorted(stem.glob(".*fetched.json")):
         record = read_record(path)
+        if lost := lost_files(path):
+            raise UserError(
+                f"{lost[0]}: was fetched and is gone; fetch the dataset again, which transfers only missing files, or remove "
+                f"{path} if the folder's files are your own"
+            )
         limit = record["limit"]
         if limit is None or record["rows"] < limit:  # the dataset has no more
             continue
@@ -188,6 +194,11 @@ def require_whole(stem: Path, rows: int | None) -> None:
                 f"{stem}: only the first {limit} rows were fetched, but {'all' if rows is None else rows} are needed; remove "
                 "this folder, or name another data folder with --out, and fetch without --rows"
             )
+
+
+def lost_files(record: Path) -> list[Path]:
+    """The files of a finished fetch that are gone, as after a purge of the disk. Raises UserError if its record is damaged."""
+    return [file for name in read_record(record)["rows_of"] if not (file := record.with_name(name)).exists()]
 
 
 def upstream_rows(stem: Path) -> int | None:

@@ -9,6 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import msgspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from fake_hub import FakeHub
@@ -18,12 +20,13 @@ from tiny_llama import save_tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from curricula.curriculum.sources.declared import DATASETS
+from curricula.curriculum.sources.hub import require_whole
 from curricula.curriculum.sources.tables import Table
 from curricula.curriculum.tokens.tokenizer import SPECIALS, load_tokenizer
 from curricula.curriculum.world.datasets import write_world
 from curricula.errors import UserError
 from curricula.jobs.cli.main import main
-from curricula.jobs.completion import done_elements
+from curricula.jobs.completion import Done, done_elements, is_complete
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
@@ -251,6 +254,28 @@ def test_only_benchmarks_that_a_task_asks_are_fetched(study):
     study.write_text(yaml.safe_dump(raw))
     fetched = {item.label for item in study_downloads(load_study(study), Path()) if item.purpose == "evaluation"}
     assert fetched == {"jb_completions"}
+
+
+def test_a_fetched_dataset_that_has_lost_a_file_is_fetched_again_and_not_taken_for_the_whole(study, tmp_path, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    run = Run.create(tmp_path / "run", load_study(study))
+    plan = plan_study(run.study)
+    work = Work(run, plan, *plan.find("fetch", "fineweb-edu"))
+    (download,) = (item.download for item in study_downloads(run.study, run.data_root) if item.label == "fineweb-edu")
+    one, two = (download.file(number, 2) for number in range(2))
+    download.out.mkdir(parents=True)
+    for file in (one, two):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"id": [f"{file.name}-{row}" for row in range(300)], "text": ["a"] * 300}), file
+        )
+    said = {"hub": download.hub, "config": None, "split": "train", "asked": None, "columns": [], "constants": {}, "limit": None}
+    rows = {"files": 2, "rows": 600, "rows_of": {one.name: 300, two.name: 300}, "complete": True}
+    download.finished.write_text(json.dumps({**said, **rows, "revision": "1", "licence": ""}))
+    assert is_complete(work, Done(seconds=1.0))
+    one.unlink()
+    assert not is_complete(work, Done(seconds=1.0))
+    with pytest.raises(UserError, match=f"{one}: was fetched and is gone; fetch the dataset again, which transfers only"):
+        require_whole(download.out, None)
 
 
 def fill(hub: FakeHub, study: Path, world: Path) -> None:
