@@ -267,18 +267,20 @@ def _state(fact: _Facts, stale: str, task: Task | None, known: TaskState | None,
         return "stale", stale, ""
     if fact.error:
         return "failed", reason, fact.error
+    if fact.why:  # its last start ended well, so how that task ended explains nothing
+        return "interrupted", "", fact.why
     if known and known.state == "CANCELLED":
         return "cancelled", reason, ""
     if known:
         return "failed", known.state, _ending(known)
     if task and lost:
-        return "interrupted", "", fact.why or f"task {task} {lost}"
+        return "interrupted", "", f"task {task} {lost}"
     is_elsewhere = fact.progress and fact.progress.host != socket.gethostname()  # this machine may not see its lock
     if fact.has_heartbeat and (task or is_elsewhere):
         return "running", "", ""
     if not fact.has_begun:
         return "pending" if task else "waiting", "", ""
-    return "interrupted", "", fact.why
+    return "interrupted", "", ""
 
 
 def _ending(known: TaskState) -> str:

@@ -325,9 +325,14 @@ def test_figures_that_are_not_numbers_are_harmless(demo, capsys):
         assert "nan" in table(run, capsys)
 
 
-def test_an_element_whose_results_are_gone_is_not_done(demo, capsys):
+@pytest.mark.parametrize("on_slurm", [False, True])
+def test_an_element_whose_results_are_gone_is_not_done(demo, slurm, capsys, on_slurm):
     run, jobs = demo
     job = jobs["evaluate-base-0"]
+    if on_slurm:
+        submitted(run, job.name, "7", job.labels)
+        slurm.answer("squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
+        slurm.answer("sacct", "".join(f"7_{n}|COMPLETED|0:0|n1|sbatch {run.slurm}/x.sh\n" for n in range(len(job.labels))))
     for element in job.elements[:2]:
         finish_evaluation(run, job, element.label)
     (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].eval_task.name}.jsonl").unlink()
