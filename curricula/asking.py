@@ -179,8 +179,8 @@ class Asking(Generic[Question, Answer]):
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._workers.discard(task)
-        if not task.cancelled():
-            self._error = self._error or task.exception()
+        error = None if task.cancelled() else task.exception()  # asyncio prints the traceback of one that nobody looks at
+        self._error = self._error or error
         if self._error or not self._workers:
             self._idle.set()
 
