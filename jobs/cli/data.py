@@ -73,7 +73,8 @@ def tokenize(args: argparse.Namespace) -> int:
         if not args.source or element.source in ("", *args.source)
     ]
     console = Console(stderr=True, highlight=False, markup=False)
-    run = run_elements(run_root(study, args.run), plan, console, chosen, args.workers)
+    shards = [key for key in chosen if plan.by_key[key][1].shard]
+    run = run_elements(run_root(study, args.run), plan, console, chosen, args.workers, wanted=shards)
     print(f"Shards are in {run.shards}")
     return 0
 

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from fake_hub import FakeHub
-from run_folders import finish
+from run_folders import finish, make
 from small_studies import small_study, smaller_demo
 from tiny_llama import save_tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -359,10 +359,16 @@ def test_one_source_alone_can_be_tokenised_and_submit_finds_it_done(here, study,
     assert full["sources"]["unsafe"]["epochs"] > 0 and full["sources"]["web"]["epochs"] is None
 
 
-def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(here, study, world, tmp_path):
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(here, study, world, tmp_path, is_trained):
     words = ("data", "tokenize", study, "--run", tmp_path / "run")
     assert here(*words, CURRICULA_DATA=str(world)).returncode == 0
     whole = shards_of(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    plan = plan_study(run.study)
+    for key in plan.needs if is_trained else ():  # then nothing else would read them again
+        if not (run.element(*key) / "done.json").exists():
+            make(run, plan, key, 1000.0)
     folder = tmp_path / "run/data/shards"
     for name, damage in {"web/00001.bin": b"", "unsafe/00000.idx": None, "web/00002.json": None}.items():
         (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
