@@ -49,7 +49,8 @@ class Fetch(Stage):
 
     def is_complete(self, work: Work, made: str | None) -> bool:
         finished = _wanted(work).download.finished
-        return bool(work.run.data_folder) or is_fetched(_wanted(work).download)
+        try:
+            return bool(work.run.data_folder) or is_fetched(_wanted(work).download)
 
     def readers(self, work: Work) -> tuple[str, ...]:
         return _wanted(work).readers

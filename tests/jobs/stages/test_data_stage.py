@@ -276,6 +276,8 @@ def test_a_fetched_dataset_that_has_lost_a_file_is_fetched_again_and_not_taken_f
     assert not is_complete(work, Done(seconds=1.0))
     with pytest.raises(UserError, match=f"{one}: was fetched and is gone; fetch the dataset again, which transfers only"):
         require_whole(download.out, None)
+    download.finished.write_text("nonsense")
+    assert not is_complete(work, Done(seconds=1.0))
 
 
 def fill(hub: FakeHub, study: Path, world: Path) -> None:
