@@ -162,15 +162,13 @@ def fetch(
 
 
 def is_fetched(download: Download) -> bool:
-    """Whether a download is finished and all its files are still there, by their names. Raises StorageError if they cannot be
-    listed."""
-    if not download.finished.exists():
-        return False
+    """Whether a download is finished and all its files are still there. Raises StorageError if they cannot be listed."""
     try:
-        files = read_record(download.finished)["rows_of"]
-    except UserError:  # damaged
+        return download.finished.exists() and not lost_files(download.finished)
+    except StorageError:
+        raise
+    except UserError:  # a damaged record
         return False
-    return files.keys() <= {*names_in(download.out)}
 
 
 def require_whole(stem: Path, rows: int | None) -> None:
@@ -198,7 +196,8 @@ def require_whole(stem: Path, rows: int | None) -> None:
 
 def lost_files(record: Path) -> list[Path]:
     """The files of a finished fetch that are gone, as after a purge of the disk. Raises UserError if its record is damaged."""
-    return [file for name in read_record(record)["rows_of"] if not (file := record.with_name(name)).exists()]
+    fetched, present = read_record(record)["rows_of"], {*names_in(record.parent)}
+    return [record.parent / name for name in fetched if name not in present]
 
 
 def upstream_rows(stem: Path) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
 from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.hub import download_model, fetch, is_fetched, lost_files, require_whole
+from curricula.curriculum.sources.hub import download_model, fetch, is_fetched, require_whole
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.tokens import tokenizer as make
 from curricula.curriculum.tokens.chat import ChatEncoder
@@ -48,9 +48,7 @@ class Fetch(Stage):
         return size_of(wanted.out, f"{wanted.prefix}[0-9]*.parquet")
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        finished = _wanted(work).download.finished
-        try:
-            return bool(work.run.data_folder) or is_fetched(_wanted(work).download)
+        return bool(work.run.data_folder) or is_fetched(_wanted(work).download)
 
     def readers(self, work: Work) -> tuple[str, ...]:
         return _wanted(work).readers

@@ -26,7 +26,7 @@ from curricula.curriculum.tokens.tokenizer import SPECIALS, load_tokenizer
 from curricula.curriculum.world.datasets import write_world
 from curricula.errors import UserError
 from curricula.jobs.cli.main import main
-from curricula.jobs.completion import Done, done_elements, is_complete
+from curricula.jobs.completion import Done, is_complete
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
@@ -320,25 +320,6 @@ def test_a_study_fetches_what_it_reads_and_tokenises_it_as_if_it_had_been_there(
     assert len(there) == 3 * (1 + 3 + 1 + 2)
     bins = [name for name in there if name.endswith((".bin", ".idx"))]
     assert {name: fetched[name] for name in bins} == {name: there[name] for name in bins}
-
-
-def test_a_download_whose_files_are_deleted_is_made_again_even_if_its_hidden_record_is_left(study, tmp_path, monkeypatch):
-    monkeypatch.delenv("CURRICULA_DATA", raising=False)
-    run = Run.create(tmp_path / "run", load_study(study))
-    plan = plan_study(run.study)
-    label = plan.by_name["fetch"].labels[0]
-    finish(run, "fetch", label)
-    download = next(item.download for item in study_downloads(run.study, run.data_root) if item.label == label)
-    file = download.file(0, 1)
-    file.parent.mkdir(parents=True)
-    identity = {"hub": download.hub, "config": download.config, "split": download.split, "asked": download.revision}
-    read = {"columns": list(download.columns), "constants": {}, "limit": None, "revision": "a" * 40, "licence": "none"}
-    counts = {"files": 1, "rows": 1, "rows_of": {file.name: 1}, "complete": True}
-    download.finished.write_text(json.dumps({**identity, **read, **counts}))
-    file.write_bytes(b"")
-    assert ("fetch", label) in done_elements(run, plan)
-    file.unlink()
-    assert ("fetch", label) not in done_elements(run, plan)
 
 
 def test_a_hub_that_cannot_be_reached_is_reported_in_a_sentence(study, tmp_path):
