@@ -18,6 +18,7 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
+from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.panels import PALETTE
 from curricula.eval.report.points import COMPLIED, Place, Point, Shown
@@ -55,12 +56,14 @@ class Curve:
 
 def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
     """One curve per intervention set: the paper's two first, then the others by name. A custom arm is a single point."""
-    names = sorted({arm.interventions for arm in arms} - {"none"}, key=lambda name: (name not in PAPER_SETS, name))
-    by_start = sorted(arms, key=lambda arm: arm.start)
+    # A custom arm can have the name of a set.
+    by_set = grouped(sorted(arms, key=lambda arm: arm.start), lambda arm: (arm.interventions, arm.is_custom))
+    safe_only = by_set.pop(("none", False), [])
+    names = sorted(by_set, key=lambda name: (name[0] not in PAPER_SETS, *name))
     curves = []
     for name, colour, marker in zip(names, itertools.cycle(PALETTE), itertools.cycle(MARKERS)):
-        own = [arm for arm in by_start if arm.interventions == name]
-        end = [arm for arm in by_start if arm.interventions == "none" and not own[0].is_custom]
+        own = by_set[name]
+        end = [] if own[0].is_custom else safe_only
         curves.append(Curve(set_label(own[0]), colour, marker, own + end))
     return curves
 

@@ -111,17 +111,17 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     colours: dict[str, int] = {}
     for name, summary in summaries.items():
         arms = {arm["name"]: arm for arm in summary["arms"]}
+        kinds = {arm: (facts["interventions"], facts["interventions"] == arm) for arm, facts in arms.items()}
         drawn = [point for point in _points(summary) if point["measure"] in ("attack success", "probe AUC")]
         for place, at_place in grouped(drawn, lambda point: (point["measure"], point["stage"], point["place"])).items():
-            by_set: dict[str, list[dict[str, Any]]] = defaultdict(list)
-            for point in at_place:
-                by_set[arms[point["arm"]]["interventions"]].append(point)
-            sets = by_set.keys() - arms.keys() - {"none"}  # an arm whose phases the study spells out is a set named after it
-            end = by_set.pop("none", []) if sets else []  # every curve of a set ends in the safe-only arm
-            for kind, own in by_set.items():
-                label = f"{name}: {kind}"
+            by_set = grouped(at_place, lambda point, kinds=kinds: kinds[point["arm"]])
+            # An arm whose phases the study spells out is a set named after it, even beside a set of that name.
+            sets = by_set.keys() - {(arm, True) for arm in arms} - {("none", False)}
+            end = by_set.pop(("none", False), []) if sets else []  # every curve of a set ends in the safe-only arm
+            for (kind, is_custom), own in by_set.items():
+                label = f"{name}: {kind}{' alone' * (is_custom and (kind, False) in sets)}"
                 colour = colours.setdefault(label, len(colours))
-                points = own + end if kind in sets else own
+                points = own + end if (kind, is_custom) in sets else own
                 in_order = sorted(points, key=lambda point: arms[point["arm"]]["start"])
                 series_of[place] += _curve(label, in_order, arms, colour)
     return [

@@ -58,6 +58,14 @@ def test_no_two_of_many_intervention_sets_look_alike():
     assert len({(curve.colour, curve.marker) for curve in curves}) == 18
 
 
+def test_an_arm_of_the_studys_own_is_no_point_of_the_curve_of_a_set_with_its_name():
+    custom, end = ArmInfo("data", 0.5, "data"), ArmInfo("safe-100", 1.0, "none")
+    of_set = [ArmInfo("data-20", 0.2, "data"), ArmInfo("data-60", 0.6, "data")]
+    curves = curves_of([*of_set, custom, end])
+    assert [(curve.label, curve.arms) for curve in curves] == [("data", [*of_set, end]), ("data", [custom])]
+    assert curves[0].colour != curves[1].colour
+
+
 def test_no_two_of_many_arms_look_alike_along_a_training():
     names = [f"data-{start}" for start in range(18)]
     points = [CurvePoint("base", name, 42, step, step, "attack success", "topk", 0.5) for name in names for step in (1, 2)]

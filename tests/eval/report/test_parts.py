@@ -336,7 +336,7 @@ def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):
 
 def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
     starts = {"data-0": (0.0, "data"), "data-60": (0.6, "data"), "full-0": (0.0, "full"), "safe-100": (1.0, "none")}
-    starts["ramp"] = (0.5, "ramp")
+    starts |= {"ramp": (0.5, "ramp"), "full": (0.2, "full")}
     place = {"judge": "", "measure": "attack success", "stage": "base", "place": "topk", "benchmark": "", "hollow": False}
 
     def summary(values: list[float], *trends: tuple[str, str, float | None, str]) -> dict:
@@ -352,25 +352,25 @@ def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
     first = summary(
         [0.1, 0.2, 0.3, 0.4], ("<A>", "reproduced", -0.25, "attack success"), ("B", "not measured", None, "probe AUC")
     )
-    second = summary([0.5, 0.6, 0.65, 0.75, 0.55], ("B", "inconclusive", 0.125, "probe AUC"))
+    second = summary([0.5, 0.6, 0.65, 0.75, 0.55, 0.45], ("B", "inconclusive", 0.125, "probe AUC"))
     second["points"][3]["hollow"] = True
     page = write_comparison({"one": first, "two": second}, tmp_path).read_text()
     assert [list(row.values()) for row in table(page, "t-claims")] == [
         ["<A>", "✓ reproduced −25.0", "– not measured –"], ["B", "– not measured –", "~ inconclusive +0.125"],
     ]  # fmt: skip
     rates = {row["Arm"]: (row["one"], row["two"]) for row in table(page, "t-rates") if row["Measure"] == "attack success"}
-    assert rates["safe-100"] == ("40.0% 30.0% to 50.0%", "75.0%* 65.0% to 85.0%") and len(rates) == 5
+    assert rates["safe-100"] == ("40.0% 30.0% to 50.0%", "75.0%* 65.0% to 85.0%") and len(rates) == 6
     (panel,) = comparison_panels({"one": first, "two": second})
     lines = {one.label: (one.x, one.y) for one in panel.series if one.kind == "line"}
     assert lines == {
         "one: data": ([0.0, 0.6, 1.0], [0.1, 0.2, 0.4]), "one: full": ([0.0, 1.0], [0.3, 0.4]),
         "two: data": ([0.0, 0.6, 1.0], [0.5, 0.6, 0.75]), "two: full": ([0.0, 1.0], [0.65, 0.75]),
-        "two: ramp": ([0.5], [0.55]),  # a point, as on its own page
+        "two: ramp": ([0.5], [0.55]), "two: full alone": ([0.2], [0.45]),  # points, as on their own pages
     }  # fmt: skip
-    assert len({one.colour for one in panel.series}) == 5
+    assert len({one.colour for one in panel.series}) == 6
     hollow = [(one.x, one.y) for one in panel.series if one.hollow]
     assert hollow == [([1.0], [0.75])] * 2  # each curve of the second study ends there
-    assert sum(len(one.x) for one in panel.series if one.kind == "dots" and not one.hollow) == 11 - 2
+    assert sum(len(one.x) for one in panel.series if one.kind == "dots" and not one.hollow) == 12 - 2
 
 
 def test_answers_to_benign_requests_are_compared_as_finely_as_their_judge_can_tell(tmp_path):
