@@ -204,7 +204,7 @@ def _first_version(path: Path) -> str | None:
     try:
         with open(path, "rb") as file:
             return decode(file.readline(), VerdictRow).version
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
 
 

@@ -355,6 +355,14 @@ def test_finished_models_are_judged_again_by_another_version_of_the_judge(tmp_pa
     assert {(row.verdict, row.judge_version) for row in read_judged(path)} == {("safe", now.version)}
 
 
+def test_a_damaged_file_of_verdicts_is_left_to_the_merge_which_says_what_is_wrong(tmp_path):
+    path, tasks = verdicts_path(tmp_path / "attacks-topk.jsonl"), EvalConfig().eval_tasks("instruct")
+    append_rows(path, [verdict_of(answer_row(0), JUDGE.name)])
+    assert not is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
+    path.write_bytes(path.read_bytes().replace(b"refusal", b"\xffefusal", 1))
+    assert is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
+
+
 @pytest.mark.parametrize(("url", "keeps"), [("http://127.0.0.1:9/v1", True), ("", False)])
 def test_a_server_is_not_asked_again_by_another_version_of_the_judge(tmp_path, url, keeps):
     config = EvalConfig(judge=JudgeConfig(name="harmbench", model="m", url=url), overrefusal_judge="refusal-phrases")
