@@ -61,10 +61,10 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
     safe_only = by_set.pop(("none", False), [])
     names = sorted(by_set, key=lambda name: (name[0] not in PAPER_SETS, *name))
     curves = []
-    for name, colour, marker in zip(names, itertools.cycle(PALETTE), itertools.cycle(MARKERS)):
-        own = by_set[name]
-        end = [] if own[0].is_custom else safe_only
-        curves.append(Curve(set_label(own[0]), colour, marker, own + end))
+    for (name, is_custom), colour, marker in zip(names, itertools.cycle(PALETTE), itertools.cycle(MARKERS)):
+        own = by_set[name, is_custom]
+        label = set_label(own[0]) + " (arm)" * (is_custom and (name, False) in by_set)
+        curves.append(Curve(label, colour, marker, own if is_custom else own + safe_only))
     return curves
 
 

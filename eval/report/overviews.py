@@ -119,7 +119,7 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
             sets = by_set.keys() - {(arm, True) for arm in arms} - {("none", False)}
             end = by_set.pop(("none", False), []) if sets else []  # every curve of a set ends in the safe-only arm
             for (kind, is_custom), own in by_set.items():
-                label = f"{name}: {kind}{' alone' * (is_custom and (kind, False) in sets)}"
+                label = f"{name}: {kind}{' (arm)' * (is_custom and (kind, False) in sets)}"
                 colour = colours.setdefault(label, len(colours))
                 points = own + end if (kind, is_custom) in sets else own
                 in_order = sorted(points, key=lambda point: arms[point["arm"]]["start"])

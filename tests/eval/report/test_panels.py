@@ -62,7 +62,7 @@ def test_an_arm_of_the_studys_own_is_no_point_of_the_curve_of_a_set_with_its_nam
     custom, end = ArmInfo("data", 0.5, "data"), ArmInfo("safe-100", 1.0, "none")
     of_set = [ArmInfo("data-20", 0.2, "data"), ArmInfo("data-60", 0.6, "data")]
     curves = curves_of([*of_set, custom, end])
-    assert [(curve.label, curve.arms) for curve in curves] == [("data", [*of_set, end]), ("data", [custom])]
+    assert [(curve.label, curve.arms) for curve in curves] == [("data", [*of_set, end]), ("data (arm)", [custom])]
     assert curves[0].colour != curves[1].colour
 
 
