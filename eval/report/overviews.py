@@ -111,11 +111,13 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     colours: dict[str, int] = {}
     for name, summary in summaries.items():
         arms = {arm["name"]: arm for arm in summary["arms"]}
-        kinds = {arm: (facts["interventions"], facts["interventions"] == arm) for arm, facts in arms.items()}
         drawn = [point for point in _points(summary) if point["measure"] in ("attack success", "probe AUC")]
         for place, at_place in grouped(drawn, lambda point: (point["measure"], point["stage"], point["place"])).items():
-            by_set = grouped(at_place, lambda point, kinds=kinds: kinds[point["arm"]])
             # An arm whose phases the study spells out is a set named after it, even beside a set of that name.
+            by_set: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+            for point in at_place:
+                kind = arms[point["arm"]]["interventions"]
+                by_set[kind, kind == point["arm"]].append(point)
             sets = by_set.keys() - {(arm, True) for arm in arms} - {("none", False)}
             end = by_set.pop(("none", False), []) if sets else []  # every curve of a set ends in the safe-only arm
             for (kind, is_custom), own in by_set.items():
