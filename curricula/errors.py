@@ -5,6 +5,7 @@ Any function that reads user input can raise one, even if its docstring does not
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -30,3 +31,9 @@ class UsageError(UserError):
     """The user's request is wrong, such as a study key or an option. The command prints the message and exits with 2."""
 
     exit_code = 2
+
+
+def load_failure(error: BaseException) -> type[UserError]:
+    """The class of the error to raise if a library cannot load files. An error number is the system's, not the library's, and
+    says nothing about the files."""
+    return StorageError if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) else UserError

@@ -7,7 +7,6 @@ for tuned ones), which ids end an answer and how the tag is spelled. It does not
 from __future__ import annotations
 
 import dataclasses
-import errno
 import inspect
 import logging
 import math
@@ -28,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from curricula.curriculum.sources.hub import download_model
 from curricula.curriculum.tokens.chat import CHAT_TEMPLATE, TURN_END, TURN_START, PlainText
 from curricula.curriculum.tokens.tokenizer import STOPS, TAG, import_gguf_tokenizer
-from curricula.errors import StorageError, UsageError, UserError
+from curricula.errors import UsageError, UserError, load_failure
 from curricula.eval.identity import content_hash, weight_files
 from curricula.eval.packed import pack_linears
 from curricula.eval.rows import ModelKind, Precision
@@ -345,7 +344,7 @@ def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         # Other error numbers are the system's, not those of transformers, and say nothing about the files.
         known = (None, errno.ENOENT, errno.EACCES)
         kind = StorageError if isinstance(error, OSError) and error.errno not in known else UserError
-        raise kind(
+        raise load_failure(error)(
             f"{path}: cannot be loaded ({type(error).__name__}: {one_line(str(error), 200)}); check its config.json, or export "
             "the model again"
         ) from error
@@ -371,7 +370,7 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"{file}: GGUF files need `pip install safety-curricula[gguf]` ({one_line(str(error), 200)})"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{file}: cannot be loaded ({one_line(str(error), 200)}); fetch the file again") from error
+        raise load_failure(error)(f"{file}: cannot be loaded ({one_line(str(error), 200)}); fetch the file again") from error
     if packed:
         types = ", ".join(sorted(packed))
         log.warning(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from curricula.asking import Reply, after_thoughts
 from curricula.curriculum.sources.hub import hub_explained
-from curricula.errors import UserError
+from curricula.errors import UserError, load_failure
 from curricula.eval.decoding.settings import Greedy
 from curricula.eval.judges.question import UNPARSED, Judge, Question, Settle, Verdict, can_tell_helpful
 from curricula.eval.judges.settings import JudgeConfig
@@ -216,4 +216,4 @@ def read_judge(load: Callable[..., Any], name: str, problem: str, mend: str) -> 
         with hub_explained(f"judge {name}", repository, revision or None):
             return load(repository, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{name}: {problem} ({one_line(str(error), 160)}); {mend}") from None
+        raise load_failure(error)(f"{name}: {problem} ({one_line(str(error), 160)}); {mend}") from None

@@ -82,13 +82,16 @@ def test_missing_and_truncated_weights_are_user_errors(folder, tmp_path):
         load_model(broken, "base", "cpu")
 
 
-def test_a_disk_that_cannot_be_read_says_nothing_about_a_model(folder, monkeypatch):
+@pytest.mark.parametrize("kind", ["folder", "GGUF file"])
+def test_a_disk_that_cannot_be_read_says_nothing_about_a_model(folder, tmp_path, monkeypatch, kind):
     def unreadable(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "config.json")
 
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", unreadable)
-    with pytest.raises(StorageError, match="cannot be loaded .OSError: .*Input/output error"):
-        load_model(folder, "base", "cpu")
+    monkeypatch.setattr(models, "import_gguf_tokenizer", unreadable)
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(StorageError, match="cannot be loaded .*Input/output error"):
+        load_model(folder if kind == "folder" else tmp_path / "model.gguf", "base", "cpu")
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageError), (errno.EACCES, UserError)])

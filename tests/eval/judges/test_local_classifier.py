@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from unittest.mock import MagicMock
 
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curricula import durable
 from curricula.curriculum.sources.hub import HubAway
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES
@@ -72,6 +74,15 @@ def test_a_model_that_is_not_a_classifier_ends_the_work_before_anything_is_writt
 def test_a_missing_judge_is_named(tmp_path):
     with pytest.raises(UserError, match="no tokenizer for the judge"):
         verdicts_on(JudgeConfig(name="harmbench", model=str(tmp_path)), [question_of(answer_row(1))], tmp_path)
+
+
+def test_a_judge_on_a_disk_that_cannot_be_read_is_loaded_again_by_the_next_start(folder, tmp_path, monkeypatch):
+    def unreadable(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "config.json")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreadable)
+    with pytest.raises(StorageError, match="the judge cannot be loaded .*Input/output error"):
+        verdicts_on(JudgeConfig(name="harmbench", model=str(folder)), [question_of(answer_row(1))], tmp_path)
 
 
 def test_a_judge_whose_files_lack_weights_is_refused(folder, tmp_path):
