@@ -35,5 +35,6 @@ class UsageError(UserError):
 
 def load_failure(error: BaseException) -> type[UserError]:
     """The class of the error to raise if a library cannot load files. An error number is the system's, not the library's, and
-    says nothing about the files."""
-    return StorageError if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) else UserError
+    says nothing about the files, unless they are missing or must not be read."""
+    about_files = (None, errno.ENOENT, errno.EACCES)
+    return StorageError if isinstance(error, OSError) and error.errno not in about_files else UserError

@@ -341,9 +341,6 @@ def read_checkpoint(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model = read_weights(path, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:  # a setting in config.json can fail anywhere in a model's code, in any way
-        # Other error numbers are the system's, not those of transformers, and say nothing about the files.
-        known = (None, errno.ENOENT, errno.EACCES)
-        kind = StorageError if isinstance(error, OSError) and error.errno not in known else UserError
         raise load_failure(error)(
             f"{path}: cannot be loaded ({type(error).__name__}: {one_line(str(error), 200)}); check its config.json, or export "
             "the model again"
