@@ -6,15 +6,17 @@
     python tests/gpu/run.py engine --out RESULTS --smoke               # the program itself, without a card
 
 A part is a list of commands, which run tests of tests/gpu and programs of tests/benchmarks. It writes RESULTS/PART.json. The
-files of its commands are in RESULTS/PART/, with their output in output-N.txt. Each call rewrites RESULTS/table.md from all
-parts that have run. What is not installed (Transformer Engine, LitGPT, vLLM) is skipped and named. The exit code is 0 if every
-command of the part ends with 0.
+files of its commands are in RESULTS/PART/, with their output in output-N.txt. RESULTS/table.md shows all parts that have run.
+Both are rewritten after each command, so they hold what was measured even if the card is taken away. What is not installed
+(Transformer Engine, LitGPT, vLLM) is skipped and named. If there is no card, or a package that the part needs is missing or
+broken, it says so in a sentence and runs nothing. The exit code is 0 if every command of the part ends with 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shlex
@@ -36,6 +38,20 @@ GRACE_S = 10.0
 """Time between the request to end and the kill."""
 SHOWN_LINES = 40
 """Number of a command's last output lines that the JSON holds."""
+PROBE = """
+import importlib, sys, torch
+smoke, *modules = sys.argv[1:]
+if torch.cuda.is_available():
+    device = f"{torch.cuda.get_device_name()}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+elif smoke:
+    device = f"no CUDA device; torch {torch.__version__}"
+else:
+    sys.exit(f"torch {torch.__version__} sees no CUDA device; --smoke tries the program without one")
+for module in modules:
+    importlib.import_module(module)
+print(device)
+"""
+"""Names the device and imports the modules that a part needs. A process of its own, which keeps none of the card's memory."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +109,14 @@ def main() -> int:
     folder = args.out / args.part
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LIMIT_S
+    records: list[dict[str, Any]] = []
+    results = {"part": args.part, "title": PARTS[args.part].title, "device": device(args), "commands": records}
     with tempfile.TemporaryDirectory() as scratch:  # for a model that is too large to copy back
-        part_commands = commands(PARTS[args.part], args, folder, Path(scratch))
-        records = [run(command, deadline, folder / f"output-{number}.txt") for number, command in enumerate(part_commands, 1)]
-    results = {"part": args.part, "title": PARTS[args.part].title, "device": device(), "commands": records}
-    (args.out / f"{args.part}.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = table(args.out)
-    (args.out / "table.md").write_text(text)
-    print(text)
+        for number, command in enumerate(commands(PARTS[args.part], args, folder, Path(scratch)), 1):
+            records.append(run(command, deadline, folder / f"output-{number}.txt"))
+            (args.out / f"{args.part}.json").write_text(json.dumps(results, indent=1) + "\n")
+            (args.out / "table.md").write_text(table(args.out))
+    print(table(args.out))
     return 0 if all(record["code"] == 0 for record in records) else 1
 
 
@@ -167,18 +183,21 @@ def results_of(words: list[str]) -> Path | None:
 
 def run_limited(command: list[str], limit_s: float, output: Path) -> int:
     """Run the command, with its output in a file, and return its exit code. After `limit_s`, end it and return 124."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # the suite need not be installed
     with open(output, "wb") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,
-        )  # fmt: skip
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(), start_new_session=True
+        )
     try:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
         return 124
     finally:
         end_group(process)
+
+
+def environment() -> dict[str, str]:
+    """Of commands: the suite need not be installed."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -204,12 +223,25 @@ def outcomes(file: Path) -> dict[str, str]:
     return outcome_of
 
 
-def device() -> str:
-    import torch
+def device(args: argparse.Namespace) -> str:
+    """The device and its software. Ends this program with a sentence if the part cannot run with them."""
+    command = [sys.executable, "-c", PROBE, "smoke" if args.smoke else "", *needed(PARTS[args.part], args.smoke)]
+    probe = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    if probe.returncode:
+        said = probe.stderr.strip().splitlines() or [f"the probe ended with code {probe.returncode}"]
+        sys.exit(f"{args.part} was not run by {sys.executable}: {said[-1]}")
+    return probe.stdout.splitlines()[-1]
 
-    if not torch.cuda.is_available():
-        return f"no CUDA device; torch {torch.__version__}"
-    return f"{torch.cuda.get_device_name()}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+
+def needed(part: Part, smoke: bool) -> list[str]:
+    """The modules without which the part's commands would fail, one after another."""
+    modules = ["curricula.model.train"] if part.tests or part.variants else []
+    modules += ["pytest", "transformers"] if part.tests else ["rich"]
+    modules += ["matplotlib"] if part.variants else []
+    modules += ["curricula.eval.attacks.gcg"] if part.decoders else []
+    if not (part.decoders or smoke) and importlib.util.find_spec("transformer_engine"):  # Megatron-core would load it
+        modules.append("transformer_engine.pytorch")
+    return modules
 
 
 def table(out: Path) -> str:

@@ -44,6 +44,33 @@ def test_a_part_leaves_its_record_and_a_row_in_the_table(tmp_path, part):
     assert f"| {part} | " in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("words", "broken", "sentence"),
+    [
+        ([], "", "sees no CUDA device; --smoke tries the program without one"),
+        (["--smoke"], "raise ImportError('built for another Python')", "ImportError: built for another Python"),
+    ],
+    ids=["no card", "broken package"],
+)
+def test_a_part_that_cannot_run_here_says_why_in_a_sentence_before_it_begins(tmp_path, words, broken, sentence):
+    (tmp_path / "megatron.py").write_text(broken)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, PROGRAM, "step-bf16", "--out", tmp_path / "out", *words]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 1 and not ran.stdout
+    assert ran.stderr.startswith(f"step-bf16 was not run by {sys.executable}: ") and ran.stderr.endswith(f"{sentence}\n")
+
+
+def test_the_record_of_a_command_is_written_before_the_next_one_begins(tmp_path, no_handlers, monkeypatch):
+    look = f"import json; print(len(json.load(open({str(tmp_path / 'engine.json')!r}))['commands']))"
+    monkeypatch.setattr(program, "commands", lambda *_: [["-c", "print('measured')"], ["-c", look]])
+    monkeypatch.setattr(program, "device", lambda args: "a card")
+    monkeypatch.setattr(sys, "argv", ["run.py", "engine", "--out", str(tmp_path)])
+    assert program.main() == 0
+    first, second = json.loads((tmp_path / "engine.json").read_text())["commands"]
+    assert (first["output"], second["output"]) == (["measured"], ["1"])
+
+
 @pytest.fixture
 def no_handlers(monkeypatch):
     """The programs' handlers of signals are not for this process."""
@@ -124,7 +151,7 @@ def test_tests_that_are_interrupted_keep_the_outcomes_of_those_before(tmp_path, 
 def test_commands_can_be_interrupted_though_a_shell_runs_the_program_in_the_background(tmp_path, monkeypatch):
     ask = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
     monkeypatch.setattr(program, "commands", lambda *_: [["-c", ask]])
-    monkeypatch.setattr(program, "device", lambda: "no card")
+    monkeypatch.setattr(program, "device", lambda args: "no card")
     monkeypatch.setattr(sys, "argv", ["run.py", "engine", "--out", str(tmp_path)])
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with `&`
