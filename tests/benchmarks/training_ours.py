@@ -77,7 +77,7 @@ def make_step(model: ModelConfig, engine: EngineConfig, micro_batch: int, parall
 
         def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             total = losses.sum()
-            count = torch.tensor(losses.numel(), dtype=torch.int, device=losses.device)
+            count = torch.full((), losses.numel(), dtype=torch.int, device=losses.device)  # `tensor` would wait for the GPU
             return total, count, {"loss": total.detach()}
 
         return network(rows[:, :-1], None, None, labels=rows[:, 1:]), summed
