@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -317,6 +318,13 @@ class Tuning(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="sft"
         if self.conversations and not self.packing:
             return self.conversations // self.global_batch
         return self.steps
+
+    def total_conversations(self, held: Mapping[str, int]) -> int:
+        """Conversations of the whole stage, every repetition counted, if its tuning sets hold so many each."""
+        if self.steps:
+            return self.steps * self.global_batch
+        used = sum(self.examples.get(name, held[name]) for name, weight in self.mix.items() if weight)
+        return self.conversations or round((self.epochs or 1) * used)
 
 
 class Midtrain(StageConfig, frozen=True, kw_only=True, tag_field="kind", tag="midtrain"):

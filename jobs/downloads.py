@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from curricula.curriculum.config import Source
-from curricula.curriculum.sources.conversations import HARMFUL, POOLS, read_conversations, require_examples, require_learnable
+from curricula.curriculum.config import Source, Tuning
+from curricula.curriculum.sources.conversations import (
+    HARMFUL,
+    POOLS,
+    read_conversations,
+    require_a_batch,
+    require_examples,
+    require_learnable,
+)
 from curricula.curriculum.sources.declared import DATASETS, DeclaredTable, declared_in
 from curricula.curriculum.sources.hub import Download, declared_download, downloads_of
 from curricula.curriculum.sources.registry import local_root
@@ -93,14 +100,35 @@ def used_pools(study: Study) -> list[str]:
     return [pool for tuning in study.tunings for pool in (*tuning.mix, *([HARMFUL] if tuning.tagged_harmful else []))]
 
 
-def check_pool(study: Study, name: str, root: Path) -> None:
-    """Raise UserError if a row of a tuning set is not a conversation, or if a stage would learn nothing from the set or asks
-    for more than it holds."""
+def check_pool(study: Study, name: str, root: Path) -> int:
+    """The number of conversations that a tuning set holds.
+
+    Raises UserError if a row is not a conversation, or if a stage would learn nothing from the set or asks for more than it
+    holds.
+    """
     held = sum(1 for _ in read_conversations(name, root, study.tuning_sets))
     for tuning in study.tunings:
         if tuning.mix.get(name):
             require_learnable(name, read_conversations(name, root, study.tuning_sets), tuning.loss.get(name) == "all")
             require_examples(name, tuning.examples.get(name, 0), held)
+    return held
+
+
+def check_lengths(study: Study, held: Mapping[str, int]) -> None:
+    """Raise UserError if a finetuning stage is shorter than a step, or does not come to a point that is measured along it.
+
+    `held` says how many conversations each tuning set holds. How many rows packing makes of them is known only in training.
+    """
+    for point in study.variants.values():
+        for name, stage in point.tree.stages.items():
+            if isinstance(stage, Tuning) and not stage.packing:
+                count = stage.total_conversations(held)
+                require_a_batch(point.place_of(name), count, stage.global_batch)
+                if stage.along:
+                    try:
+                        stage.along.steps(count // stage.global_batch)
+                    except ValueError as error:
+                        raise UserError(f"{point.place_of(name)}.{error}") from None
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:

@@ -199,6 +199,15 @@ def require_examples(pool: str, wanted: int, held: int) -> None:
         raise UserError(f"tuning set {pool}: examples asks for {wanted:,} of its {held:,} conversations; ask for fewer")
 
 
+def require_a_batch(where: str, rows: int, global_batch: int) -> None:
+    """Raise UserError if a stage's conversations do not fill one batch."""
+    if rows < global_batch:
+        raise UserError(
+            f"{where}: a batch has {global_batch} rows, but the conversations fill only {rows}; add conversations, or lower "
+            "global_batch"
+        )
+
+
 def read_conversations(
     pool: str, root: Path, declared: Mapping[str, TuningSet] = MappingProxyType({})
 ) -> Iterator[Conversation]:

@@ -23,6 +23,7 @@ from curricula.curriculum.sources.conversations import (
     Conversation,
     TuningSet,
     read_conversations,
+    require_a_batch,
     require_examples,
     require_learnable,
 )
@@ -83,10 +84,7 @@ class TuningBatches:
         if HARMFUL in pools:
             pools[UNTAGGED], weights[UNTAGGED] = pools.pop(HARMFUL), weights.pop(HARMFUL)
         self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in tuning.loss.items() if part == "all"}
-        if tuning.steps:
-            count = tuning.steps * tuning.global_batch
-        else:
-            count = tuning.conversations or round((tuning.epochs or 1) * sum(map(len, pools.values())))
+        count = tuning.total_conversations({name: len(pool) for name, pool in read.items()})
         if tuning.refusals is not None:
             pools, weights = _with_refusals(pools, weights, tuning.refusals)
         weights = {name: weight * (1 - tagged_share) / sum(weights.values()) for name, weight in weights.items()}
@@ -100,22 +98,15 @@ class TuningBatches:
             if quoting := sum(self._encoder.quotes_special(item.messages) for item in pool):
                 log.info("%s: %d of %d conversations quote special tokens, which are read as text", name, quoting, len(pool))
                 self._quotes = True
-        self._require_a_batch(count)
+        require_a_batch("tuning", count, tuning.global_batch)
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
         self._rows = self._packed(count) if tuning.packing else None
         rows = count if self._rows is None else len(self._rows)
-        self._require_a_batch(rows)
+        require_a_batch("tuning", rows, tuning.global_batch)
         self.total_steps = rows // self.global_batch
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
         self._pool_hashes = {name: _hash([item.messages for item in pool]) for name, pool in self._pools.items()}
-
-    def _require_a_batch(self, rows: int) -> None:
-        if rows < self.global_batch:
-            raise UserError(
-                f"tuning: a batch has {self.global_batch} rows, but the conversations fill only {rows}; add conversations, or "
-                "lower global_batch"
-            )
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(pool, epoch, number in the pool) of the conversation with which each of rows [start, stop) of the run begins."""

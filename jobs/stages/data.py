@@ -26,7 +26,7 @@ from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.harness import local_task
 from curricula.eval.judges.registry import check_judge
 from curricula.eval.probes.texts import check_texts
-from curricula.jobs.downloads import Wanted, check_pool, study_downloads, used_pools
+from curricula.jobs.downloads import Wanted, check_lengths, check_pool, study_downloads, used_pools
 from curricula.jobs.run import Run
 from curricula.jobs.stages.base import Stage, Work, are_filled, size_of, training_behind
 from curricula.model.checkpoints.folder import misfits, read_info, require_checkpoint
@@ -156,8 +156,7 @@ def _check_tables(run: Run) -> None:
         table.look(run.data_root, where)
         for stem in table.stems(run.data_root):
             require_whole(stem, rows)
-    for name in pools:
-        check_pool(study, name, run.data_root)
+    check_lengths(study, {name: check_pool(study, name, run.data_root) for name in pools})
 
 
 def _check_benchmarks(run: Run) -> None:

@@ -206,6 +206,23 @@ def test_the_set_that_tagged_examples_come_from_is_missed_before_anything_is_tra
         prepare(run)
 
 
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"along": {"at": [9999]}}, r"tuning\.benign\.along\.at names 9999, which is step 9,999 of "),
+        ({"along": {"at": [1, 1e-6]}}, r"tuning\.benign\.along\.at names 1e-06, which is step 0 of "),
+        ({"epochs": 1e-6}, r"tuning\.benign: a batch has 4 rows, but the conversations fill only 0"),
+    ],
+)
+def test_a_point_or_a_step_that_a_stage_lacks_is_missed_before_anything_is_trained(tmp_path, world, changes, said):
+    tuning = smaller_demo()["tuning"]
+    tuning["benign"] = {"mix": {"gsm8k": 1}, **changes}
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, tuning=tuning)))
+    shutil.copytree(world, run.world)
+    with pytest.raises(UserError, match=said):
+        prepare(run)
+
+
 def test_probe_texts_that_nothing_fetches_are_missed_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.delenv("CURRICULA_DATA", raising=False)
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, world=None)))
