@@ -43,7 +43,7 @@ REFUSALS = " (refusals)"
 UNTAGGED = f"{HARMFUL} (untagged)"
 """The pool of harmful answers that a mix names. The one with the plain name, `HARMFUL`, has tags inserted."""
 CHUNK = 1000
-"""Conversations tokenised at a time to measure their lengths."""
+"""Conversations tokenised at a time to measure their lengths, and looked at in the beginning."""
 OPEN_ROWS = 32
 """Rows that packing keeps open. More would hardly pack better, and would mix early conversations with late ones."""
 
@@ -101,12 +101,31 @@ class TuningBatches:
         require_a_batch("tuning", count, tuning.global_batch)
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
+        self._look_at_first(min(count, CHUNK))
         self._rows = self._packed(count) if tuning.packing else None
         rows = count if self._rows is None else len(self._rows)
         require_a_batch("tuning", rows, tuning.global_batch)
         self.total_steps = rows // self.global_batch
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
         self._pool_hashes = {name: _hash([item.messages for item in pool]) for name, pool in self._pools.items()}
+
+    def _look_at_first(self, count: int) -> None:
+        """Log how many of the first `count` conversations are cut, or have no loss. Raises UserError if none of them has."""
+        capacity, cut, silent = self.sequence_length + 1, 0, 0
+        for place in range(count):
+            ids, counted = self._encoded(*self._conversation(place))
+            cut += len(ids) > capacity
+            silent += not counted[1:capacity].any()
+        if silent == count:
+            raise UserError(
+                f"tuning: in none of the first {count:,} conversations does an answer begin within sequence_length "
+                f"{self.sequence_length}, so nothing would be learnt; shorten the conversations, or raise it"
+            )
+        if cut or silent:
+            log.warning(
+                "the first %d conversations: %d longer than sequence_length %d, which are cut; %d with nothing to learn",
+                count, cut, self.sequence_length, silent,
+            )  # fmt: skip
 
     def sample_ids(self, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(pool, epoch, number in the pool) of the conversation with which each of rows [start, stop) of the run begins."""

@@ -122,10 +122,23 @@ def test_each_conversation_appears_once_per_epoch(data):
 
 
 def test_a_long_conversation_is_cut_and_a_short_one_padded(data):
-    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=8).rows(0, 0, 1)
-    assert len(row) == 9 and len(mask) == 8
+    (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=30).rows(0, 0, 1)
+    assert len(row) == 31 and len(mask) == 30
     (row, *_), (mask, *_), _ = tuning(data, {"gsm8k": 1}, length=500).rows(0, 0, 1)
     assert mask[-1] == 0 and row[-1] == load_tokenizer(data / "tokenizer").token_to_id(EOS)
+
+
+def test_conversations_that_are_cut_are_counted_in_the_log_and_refused_if_none_has_an_answer_left(data, tmp_path, caplog):
+    rows = [{"ask": "lamp " * asked, "say": "oil " * said} for asked, said in ((2, 2), (2, 90), (90, 2))]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "long.jsonl").write_text(f"{json.dumps(rows[2])}\n" * 2)
+    own = {name: TuningSet(path=str(tmp_path / f"{name}.jsonl"), prompt="ask", response="say") for name in ("a", "long")}
+    tuning(data, {"a": 1}, declared=own)
+    assert caplog.messages == [
+        "the first 3 conversations: 2 longer than sequence_length 64, which are cut; 1 with nothing to learn"
+    ]
+    with pytest.raises(UserError, match="none of the first 2 conversations does an answer begin within sequence_length 64, so"):
+        tuning(data, {"long": 1}, declared=own)
 
 
 def test_refusals_are_kept_and_harmful_answers_appear_only_with_tags(data):
