@@ -35,6 +35,8 @@ def load_yaml(text: str) -> Any:
         value = yaml.load(text, _CoreLoader)
     except RecursionError:
         raise _too_deep() from None
+    except yaml.MarkedYAMLError as error:
+        raise _explained(error, text) from None
     _check_size(value)
     return value
 
@@ -62,6 +64,15 @@ def _parts(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
+def _explained(error: yaml.MarkedYAMLError, text: str) -> yaml.YAMLError:
+    """The parser's error with places as in `_refused`, and with the cause if that is a tab, which the parser does not name."""
+    said = re.sub(r'\s+in "<.*?>", line (\d+), column \d+:?', r" (line \1)", str(error))
+    where = error.problem_mark.line if error.problem_mark else 0
+    if any(re.match(r" *\t", line) for line in text.split("\n")[where : where + 1]):
+        said += "; indent with spaces, not with tabs"
+    return yaml.YAMLError(said)
+
+
 def _too_deep() -> yaml.YAMLError:
     return yaml.YAMLError(f"nested more than {MOST_DEPTH} levels deep")
 
@@ -70,7 +81,8 @@ def _integer(text: str) -> int:
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     value = int(text, base) if len(text) <= 64 else INTEGERS.stop
     if value not in INTEGERS:
-        raise ValueError(f"the integer {text[:20]} has more than 64 bits")
+        shown = text if len(text) <= 40 else f"{text[:20]}\N{HORIZONTAL ELLIPSIS}"
+        raise ValueError(f"the integer {shown} has more than 64 bits")
     return value
 
 

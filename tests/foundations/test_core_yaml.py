@@ -90,13 +90,14 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 1\n? [b]\n: 2", "not valid YAML: the key a list or a mapping is not a text; put it into quotes (line 2)"),
         ('a: "\\ud800"', "not valid YAML: "),
         ('a: "\\0"', "not valid YAML: a text holds the character U+0000, which no file can hold (line 1)"),
-        ("nodes: " + "9" * 30, "not valid YAML: the integer 99999999999999999999 has more than 64 bits (line 1)"),
-        ("nodes: " + "9" * 9000, "not valid YAML: the integer 99999999999999999999 has more than 64 bits (line 1)"),
+        ("nodes: " + "9" * 30, f"not valid YAML: the integer {'9' * 30} has more than 64 bits (line 1)"),
+        ("nodes: " + "9" * 9000, "not valid YAML: the integer 99999999999999999999… has more than 64 bits (line 1)"),
         ("a: !!timestamp 2026-01-01", "not valid YAML: !!timestamp is not a type of YAML's core schema (line 1)"),
         ("nodes: [1, .NaN]", "not valid YAML: .nan is not a number (line 1)"),
         ("a: !!int x", "not valid YAML: 'x' is not of the type !!int (line 1)"),
         ("a: &a {b: 1}\nc:\n  <<: *a", "the job: unknown key"),
         ("a: 1\n---\nb: 2", "not valid YAML: expected a single document"),
+        ("a:\n  b: 1\n   c: 2", "not valid YAML: mapping values are not allowed in this context (line 3)"),
     ],
 )
 def test_a_hostile_file_is_refused_in_a_sentence_and_soon(tmp_path, text, sentence):
@@ -108,6 +109,13 @@ def test_a_hostile_file_is_refused_in_a_sentence_and_soon(tmp_path, text, senten
     assert time.monotonic() - start < 20
     assert str(refused.value).startswith(f"{path}: {sentence}") and "\n" not in str(refused.value)
     assert len(str(refused.value)) < len(str(path)) + 250
+
+
+def test_a_tab_in_the_indentation_is_named(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("a:\n\tb: 1\n")
+    with pytest.raises(UsageError, match=r"not valid YAML: .* \(line 2\); indent with spaces, not with tabs$"):
+        read_yaml(path, "no such study")
 
 
 def test_a_hostile_name_of_a_key_is_shown_safely(tmp_path):
