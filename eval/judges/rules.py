@@ -11,7 +11,7 @@ from pathlib import Path
 
 from curricula.curriculum.world import fiction, grammar, lexicon
 from curricula.errors import UserError
-from curricula.eval.judges.question import LABELS, Judge, Question, Settle, Verdict, can_tell_helpful, no_verdict
+from curricula.eval.judges.question import LABELS, UNPARSED, Judge, Question, Settle, Verdict, can_tell_helpful, no_verdict
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.packages import load_plugin, plugin_version
 from curricula.terminal import one_line
@@ -167,6 +167,7 @@ class PythonJudge(RuleJudge):
         if labels and not set(LABELS[kind]) & set(labels):
             raise no_verdict(f"judge.model: {settings.model}: `labels`", str(tuple(labels)), kind)
         self.tells_helpful = can_tell_helpful(labels)
+        self._allowed = (*labels, UNPARSED)
         own = getattr(self._label, "version", "")
         if labels:  # they decide `tells_helpful`, which is stored with each verdict
             own = f"{own} {sorted(labels)}"
@@ -174,9 +175,15 @@ class PythonJudge(RuleJudge):
 
     def label(self, question: Question) -> str:
         try:
-            return str(self._label(question))
+            label = str(self._label(question))
         except Exception as error:  # the function of another package can raise anything
             reason = f"{type(error).__name__}: {one_line(str(error), 160)}"
             raise UserError(
                 f"judge {self.name}: fails on an answer ({reason}); correct it and run the same command again"
             ) from error
+        if len(self._allowed) > 1 and label not in self._allowed:
+            raise UserError(
+                f"judge {self.name}: returns {one_line(label, 60)!r}, which its `labels` lack; correct it and run the same "
+                "command again"
+            )
+        return label
