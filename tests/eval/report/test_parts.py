@@ -521,7 +521,8 @@ def test_what_a_later_stage_changes_stands_under_the_differences(tmp_path):
     text, changes = page("untuned", first)
     assert changes == [] and "What a later stage changes" not in text
     second = [(replace(arm, seed=43, key=f"{arm.name}-s43"), stage) for arm, stage in first[2:]]
-    text, changes = page("more", first + second, **plan)
+    text, changes = page("more", first + second, cooled=True, **plan)
+    assert "enter their data, and when, in the seed, and in when their learning rate falls." in text
     assert {one["arm"]: one["seeds"] for one in changes if not one["reference"]} == {"data-20": 1, "safe-100": 2}
     assert text.split("instruct → benign;")[1].split("no interventions")[1].count("prompts alone p") == 2
 
