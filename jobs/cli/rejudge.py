@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import string
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,9 @@ def rejudge(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text([asdict(comparison) for comparison in comparisons]))
     else:
-        _print(comparisons, Console(highlight=False))
+        # A path of a run's folders is wider than its column, which breaks it anywhere but at a blank.
+        names = (" ".join(one.where.removeprefix(f"{args.folder}/eval/").rsplit("/", 1)) for one in comparisons)
+        _print([replace(one, where=name) for one, name in zip(comparisons, names)], Console(highlight=False))
     if work.left_alone:
         said = f"{work.left_alone:,} answers were not judged: judge {settings.name} cannot judge answers of their kind."
         print(said, file=sys.stderr if args.json else sys.stdout)

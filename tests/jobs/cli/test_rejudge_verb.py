@@ -96,6 +96,9 @@ def test_each_model_may_have_a_row_of_its_own(folder, server, capsys):
         assert rejudge(folder, server, "--json", *more) == 0
         found = sorted(one["where"] for one in json.loads(capsys.readouterr().out))
         assert [one.removeprefix(f"{folder}/eval/") for one in found] == names
+    assert rejudge(folder, server, "--by-model") == 0
+    shown = capsys.readouterr().out
+    assert "\nfull-20/instruct " in shown and "\noverrefusal-topk " in shown and str(folder) not in shown
 
 
 def test_the_world_is_the_runs_own_or_the_named_one(folder, capsys, tmp_path):
