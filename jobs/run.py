@@ -156,17 +156,21 @@ class Run:
         return [arm for one in self.study.variants.values() for arm in arm_infos(one)]
 
     def answers(self) -> list[dict[str, Any]]:
-        """Every judged answer so far as a dictionary, for example for `pandas.DataFrame`: the row's fields, and whose it is.
+        """Every judged answer of finished models so far as a dictionary, for example for `pandas.DataFrame`: the row's fields,
+        and whose it is. Answers of models that were measured along a training are left out.
 
-        `arm`, `start` and `interventions` describe the arm, `training_seed` the training, `stage` the kind of model.
+        `arm`, `start` and `interventions` describe the arm, `training_seed` the training, `point` the sweep's point (empty
+        without a sweep), `stage` the kind of model.
         """
         arms = {arm.key: arm for arm in self.arms}
+        points = {arm.key: name for name, one in self.study.variants.items() for arm in arm_infos(one)}
         stages = dict.fromkeys(stage for one in self.study.variants.values() for stage in (BASE, *one.tree.stages))
         answers: list[dict[str, Any]] = []
         for (key, stage, _), rows in read_study_rows(self.root, self.arms, stages=tuple(stages)).generations.items():
             arm = arms[key]
             whose = {"arm": arm.name, "start": arm.start, "interventions": arm.interventions, "training_seed": arm.seed}
-            answers += [{**whose, "stage": stage, **msgspec.to_builtins(row)} for row in rows]
+            whose |= {"point": points[key], "stage": stage}
+            answers += [{**whose, **msgspec.to_builtins(row)} for row in rows]
         return answers
 
     @cached_property

@@ -20,11 +20,21 @@ def test_answers_of_a_run_know_their_arm_and_stage(tmp_path):
     row = generation(key="a", benchmark="harmbench", verdict="harmful")
     append_judged(made.evaluation("full-20-s43", "instruct") / "attacks-topk.jsonl", [row])
     (answer,) = curricula.Run(str(tmp_path / "run")).answers()
-    told = {name: answer[name] for name in ("arm", "start", "interventions", "training_seed", "stage", "verdict", "response")}
+    told = {name: answer[name] for name in ("arm", "start", "interventions", "training_seed", "point", "stage", "verdict")}
     assert told == {
-        "arm": "full-20", "start": 0.2, "interventions": "full", "training_seed": 43, "stage": "instruct",
-        "verdict": "harmful", "response": row.response,
+        "arm": "full-20", "start": 0.2, "interventions": "full", "training_seed": 43, "point": "",
+        "stage": "instruct", "verdict": "harmful",
     }  # fmt: skip
+
+
+def test_answers_of_a_sweep_know_their_point(tmp_path):
+    raw = {**demo(), "sweep": {"curriculum.interventions.full.refuseweb": [2, 4]}}
+    made = curricula.Run.create(tmp_path / "run", parse_study(raw, "demo"))
+    for key in ("full-20.refuseweb-2", "full-20.refuseweb-4"):
+        rows = [generation(key=key, benchmark="harmbench", verdict="harmful", model=key)]
+        append_judged(made.evaluation(key, "instruct") / "attacks-topk.jsonl", rows)
+    told = [(answer["model"], answer["arm"], answer["point"]) for answer in made.answers()]
+    assert told == [(f"full-20.refuseweb-{weight}", "full-20", f"refuseweb-{weight}") for weight in (2, 4)]
 
 
 def test_what_is_offered_is_there_without_torch():
