@@ -98,9 +98,12 @@ def run_elements(
     if outcome.failed:
         more = f" and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
         names = ", ".join("/".join(key) for key in outcome.failed[:NAMED]) + more
+        behind = len(outcome.skipped)
+        not_started = "needs them was not started" if behind == 1 else "need them were not started"
+        waiting = f", and {behind} that {not_started}" if behind else ""
         raise UserError(
-            f"{run.root}: {plural(len(outcome.failed), 'element')} failed ({names}), and {len(outcome.skipped)} that need them "
-            f"were not started; see `curricula logs {run.root} {outcome.failed[0][0]}`, fix it and run the same command again"
+            f"{run.root}: {plural(len(outcome.failed), 'element')} failed ({names}){waiting}; see `curricula logs {run.root} "
+            f"{outcome.failed[0][0]}`, fix it and run the same command again"
         )
     return run
 

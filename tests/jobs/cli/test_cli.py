@@ -143,13 +143,16 @@ def test_a_study_that_would_take_months_here_is_not_begun_unasked(tmp_path, monk
     assert begun == [tmp_path / "run", tmp_path / "run", tmp_path / "demo"]
 
 
-def test_of_many_failures_here_eight_are_named(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "skipped, said_of_them", [(0, "; see"), (1, ", and 1 that needs them was not"), (2, ", and 2 that need them were not")]
+)
+def test_of_many_failures_here_eight_are_named(tmp_path, monkeypatch, capsys, skipped, said_of_them):
     failed = [("evaluate-base-20", f"full-20/task{number}") for number in range(11)]
-    outcome = Outcome(failed=failed, skipped=[("report", "report")])
+    outcome = Outcome(failed=failed, skipped=[("report", "report")] * skipped)
     monkeypatch.setattr("curricula.jobs.cli.local.run_plan", lambda *_: outcome)
     assert main(["submit", "demo", "--run", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
-    assert "11 elements failed (evaluate-base-20/full-20/task0, " in said and "full-20/task7 and 3 more), and 1 that" in said
+    assert "11 elements failed (evaluate-base-20/full-20/task0, " in said and f"full-20/task7 and 3 more){said_of_them}" in said
 
 
 @pytest.mark.parametrize("words", [
