@@ -274,6 +274,11 @@ def test_every_template_for_benign_requests_says_which_categories_it_knows():
     [
         ("def judge(question): return 1 / 0\n", "mine", "fails on an answer .ZeroDivisionError: division by zero.; correct it"),
         ("judge = 'safe'\n", "mine", "judge.model: mine: its entry point names a str, not a function"),
+        (
+            "def judge(question): return 'unsafe'\njudge.labels = ('harmful', 'safe')\n",
+            "mine",
+            "judge python:mine: returns 'unsafe', which its `labels` lack; correct it",
+        ),
         ("import nothing_like_it\n", "mine", "cannot be imported from broken:judge .ModuleNotFoundError"),
         ("", "other", "no installed package offers this in the entry point group curricula.judges .installed: mine"),
     ],
