@@ -111,9 +111,9 @@ class Run:
     def check(self, study: Study) -> None:
         """Raise UserError if the run cannot continue with `study`."""
         if changed := refusal(self.study, study):
-            raise UserError(
-                f"{self.root}/study.yaml: was created from a different study: {changed}; name another folder with --run"
-            )
+            is_unused = not (self.submissions.exists() or any(self.root.glob("jobs/*/*/done.json")))
+            way = "delete the run folder, in which nothing is done yet, or name another" if is_unused else "name another folder"
+            raise UserError(f"{self.root}/study.yaml: was created from a different study: {changed}; {way} with --run")
         data_folder = None if study.world else local_root()
         # Whether anything was made from data that may differ in another folder, or Slurm may be making it now.
         has_begun = self.submissions.exists() or any(self.root.glob("data/shards/*/*.json"))

@@ -321,7 +321,12 @@ def test_a_run_refuses_every_other_change_and_keeps_its_study(tmp_path, capsys, 
     with pytest.raises(UserError) as caught:
         Run.create(run.root, study("demo", **new))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; delete the run folder, in which nothing is done yet, or name another with --run")
     assert (run.root / "study.yaml").read_bytes() == frozen
+    plan = plan_study(run.study)
+    make(run, plan, next(iter(plan.needs)), 1000.0)
+    with pytest.raises(UserError, match="; name another folder with --run$"):
+        Run.create(run.root, study("demo", **new))
 
 
 def test_a_run_of_one_seed_may_choose_later_what_further_seeds_draw_anew(tmp_path):
