@@ -99,6 +99,15 @@ def test_a_cooldown_on_another_mix_branches_from_the_arm_that_it_ends_differentl
     ]
 
 
+def test_a_trunk_whose_model_the_study_does_not_use_ends_where_the_last_arm_leaves_it():
+    assert [one.name for one in tree_of(with_arms(starts=(0.2, 0.5)))] == [
+        "trunk@200",
+        "trunk@500",
+        "data-20@1000",
+        "data-50@1000",
+    ]
+
+
 def test_an_earlier_decay_ends_what_two_arms_share():
     phases = [{"until": 0.7, "mix": "data"}, {"until": 1, "mix": "data", "cooldown": True}]
     assert [one.name for one in tree_of(with_arms(mine=phases))][1:] == ["data-0@700", "data-0@1000", "mine@1000"]

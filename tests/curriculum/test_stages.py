@@ -10,7 +10,7 @@ from shard_folders import write_source
 
 from curricula.curriculum.config import Curriculum, Midtrain, Tuning
 from curricula.curriculum.plan import Budget, arms_of
-from curricula.curriculum.stages import stage_tree
+from curricula.curriculum.stages import stage_tree, written_out
 from curricula.curriculum.stream.pretraining import PretrainingBatches
 
 LENGTH, SIZES = 4, {"web": 4 * 41, "safe": 4 * 9, "late": 4 * 23}
@@ -85,6 +85,22 @@ def test_the_rows_and_the_past_are_those_of_one_stream(shards):
     assert apart.describe(0)["mix"] == {"web": 2 / 3, "late": 1 / 3}
     changed = tree.stream("mt", arms_of(ARMS, budget)[0], budget)
     assert apart.fingerprint(0) != batches(changed, shards, 3).fingerprint(0)  # another past
+
+
+@pytest.mark.parametrize(("at", "ends"), [(0.25, [10]), (0.5, [20]), (0.75, [20, 30]), (None, [20, 40])])
+def test_midtraining_that_begins_amid_pretraining_follows_only_what_was_read_by_then(at, ends):
+    budget = Budget(20 * 2 * LENGTH, LENGTH, 2)
+    arm = arms_of(ARMS, budget)[1]  # its interventions start at 0.5
+    phases = stage_tree({"mt": midtrain(at=at)}, [arm.name], {"mt": "stages.mt"}).stream("mt", arm, budget)
+    read = arm.blend_phases(budget)
+    assert [(phase.until, phase.mix) for phase in phases[:-1]] == [(end, phase.mix) for end, phase in zip(ends, read)]
+    assert phases[-1].until == ends[-1] + 7 * 3
+
+
+@pytest.mark.parametrize(("own", "batches"), [({}, (8, 2)), ({"global_batch": 1}, (1, 1)), ({"micro_batch": 4}, (8, 4))])
+def test_midtraining_has_the_batches_of_pretraining_unless_its_own_are_smaller(own, batches):
+    stage = written_out("mt", Midtrain(mix={"web": 1}, steps=7, lr=1e-4, **own), 8, 2, LENGTH, {})
+    assert (stage.global_batch, stage.micro_batch) == batches
 
 
 def test_raw_text_and_chats_are_told_apart_by_the_way_to_a_model():
