@@ -1,5 +1,6 @@
 """The order of samples: every prefix follows the weights, and every range is computed alone."""
 
+import hashlib
 import itertools
 from fractions import Fraction
 
@@ -9,7 +10,8 @@ from examples import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from curricula.curriculum.stream.blend import BLOCK, Blend, Phase, permute
+from curricula.curriculum.stream.blend import BLOCK, Blend, Order, Phase, permute
+from curricula.curriculum.stream.pretraining import ORDER
 
 weights = st.one_of(
     st.integers(1, 100).map(float), st.floats(1e-6, 1.0, allow_nan=False), st.sampled_from([1e-6, 1e-5, 0.001, 0.333, 1 / 3])
@@ -122,6 +124,17 @@ def test_far_into_a_run_the_counts_equal_the_ideal_in_exact_fractions(mix, start
         assert abs(counts[name] - ideal) < 1.69 + start / 2**46  # weights are rounded to one part in 2^48 at worst
         taken = positions[sources == number]
         assert np.array_equal(taken, counts[name] + np.arange(len(taken)))
+
+
+def test_samples_come_in_the_order_whose_name_checkpoints_store():
+    """Code that orders samples in another way needs another name, or else a run that resumes would repeat and miss some."""
+    ramp = [{"web": 1 - share, "math": share, "code": 1 / 3, "moral": 1e-6} for share in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)]
+    mixes = [dict.fromkeys(("web", "math", "code"), 1.0), *ramp, {"web": 2**-50, "math": 7.0}]
+    blend = Blend([Phase(2000 + 500 * number, mix) for number, mix in enumerate(mixes)])
+    order = Order(blend, {"web": 700, "math": 1000, "code": 33, "moral": 1}, 42, "samples")
+    read = np.stack(order.locate(0, blend.total)).astype("<i8")
+    found = ORDER, hashlib.sha256(read.tobytes()).hexdigest()[:16]
+    assert found == ("tree with debts, feistel-6", "39281b4bda6536f6")
 
 
 def test_a_weight_of_one_in_a_million_gets_its_samples():
