@@ -8,6 +8,7 @@ import resource
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,33 @@ def test_a_value_that_several_processes_write_at_once_is_always_whole(tmp_path, 
     assert read_json(path) == "mine" and [p.name for p in tmp_path.iterdir()] == ["failed.json"]
 
 
+@pytest.fixture
+def synced(monkeypatch):
+    """What reaches the disk, in order: (inode, size) of each file, and "renamed"."""
+    events, sync, replace = [], os.fsync, os.replace
+
+    def note_sync(descriptor):
+        status = os.fstat(descriptor)
+        events.append((status.st_ino, None if stat.S_ISDIR(status.st_mode) else status.st_size))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", lambda *names: events.append("renamed") or replace(*names))
+    return events
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_returns(tmp_path, synced):
+    write_json(tmp_path / "value.json", 1)
+    found = (tmp_path / "value.json").stat()
+    assert synced == [(found.st_ino, found.st_size), "renamed", (tmp_path.stat().st_ino, None)]
+
+
+def test_appended_rows_are_on_the_disk_when_the_call_returns(tmp_path, synced):
+    append_jsonl(tmp_path / "rows.jsonl", [{"n": 1}])
+    found = (tmp_path / "rows.jsonl").stat()
+    assert synced == [(found.st_ino, found.st_size)]
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
 def test_a_file_system_that_syncs_no_folders_can_be_used(tmp_path, monkeypatch, code):
     sync = os.fsync
@@ -73,13 +101,14 @@ def test_a_full_disk_is_reported_in_one_sentence_and_leaves_no_partial_file(tmp_
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"n": 3', b'{"n": 3}', b"\xff\xfe"])
-def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(tmp_path, torn):
-    path = tmp_path / "rows.jsonl"
-    append_jsonl(path, [{"n": 1}, {"n": 2}])
+@pytest.mark.parametrize("torn", [b"", b'{"n": 3', b'{"n": 3}', b"\xff\xfe", b'{"text": "' + b"x" * 200_000])
+@pytest.mark.parametrize("length", [0, 100_000])
+def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(tmp_path, torn, length):
+    path, text = tmp_path / "rows.jsonl", "x" * length
+    append_jsonl(path, [{"n": 1, "text": text}, {"n": 2}])
     with open(path, "ab") as file:
         file.write(torn)
-    assert read_jsonl(path) == [{"n": 1}, {"n": 2}]
+    assert read_jsonl(path) == [{"n": 1, "text": text}, {"n": 2}]
     append_jsonl(path, [{"n": 4}])
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 4]
 
@@ -124,11 +153,21 @@ def test_a_lock_that_a_full_disk_has_no_room_for_is_a_sentence(tmp_path, monkeyp
         pass
 
 
+def test_a_lock_is_waited_for(tmp_path):
+    held = contextlib.ExitStack()
+    held.enter_context(exclusive_lock(tmp_path / "lock"))
+    threading.Timer(0.3, held.close).start()
+    with exclusive_lock(tmp_path / "lock", wait_s=60):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
 def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from curricula.durable import exclusive_lock\n"
         "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)\n"
     )
+    with exclusive_lock(tmp_path / "lock"):  # an earlier holder, which the message must not name
+        pass
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"in use by a live run \(process {holder.pid}\)"), exclusive_lock(tmp_path / "lock"):
