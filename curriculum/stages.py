@@ -109,8 +109,7 @@ def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mappi
         arms_of[name] = tuple(arm for arm in arms_of[parent] if stage.arms is None or arm in stage.arms)
 
     for name in stages:
-        if name not in ordered:
-            add(name, ())
+        add(name, ())
     return StageTree(ordered, arms_of)
 
 

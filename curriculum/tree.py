@@ -173,6 +173,6 @@ def _branch(line: Line, earlier: Sequence[_Branch]) -> _Branch:
     `earlier` ones with the same beginning."""
     host = max(earlier, key=lambda other: line.shared_steps(other.line), default=None)
     start = line.shared_steps(host.line) if host else 0
-    if host and line.is_wanted and start == line.steps and host.line.arm.replicate == line.arm.replicate:
+    if host and start == line.steps and host.line.arm.replicate == line.arm.replicate:
         raise ValueError(f"arms {host.line.arm.name} and {line.arm.name} read the same to the end; leave one of them out")
     return _Branch(line, host if start else None, start)
