@@ -148,7 +148,8 @@ def test_a_stop_signal_in_a_validation_ends_it_and_the_next_start_makes_up_for_i
                 os.kill(os.getpid(), signal.SIGUSR2)
             return super().rows(step, start, stop)
 
-    job, held_out = train_job(tmp_path / "stopped", validation_interval_steps=6), RandomBatches(key="held out", total_steps=3)
+    job = train_job(tmp_path / "stopped", validation_interval_steps=6, keep_steps=(12,))  # another arm begins at its end
+    held_out = RandomBatches(key="held out", total_steps=3)
     with pytest.raises(Interrupted, match=f"at step {step} of 12"), monkeypatch.context() as patch:
         patch.setattr("curricula.model.train.choose_backend", lambda *_: Backend("cpu", "test"))
         asked = dataclasses.replace(job, execution=ExecutionConfig(engine=EngineConfig(fp8=fp8)))
@@ -207,10 +208,12 @@ def test_batches_that_do_not_fit_the_model_or_the_stop_are_refused(tmp_path, len
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_finished_run_is_left_as_it_is(whole_run):
+@pytest.mark.parametrize("stop_step", [6, None], ids=["by the start of an earlier segment too", "by its own"])
+def test_a_finished_run_is_left_as_it_is(whole_run, stop_step):
     recorded, end = numbers(whole_run), latest_checkpoint(whole_run / "checkpoints")
     folder = end.stat().st_ino
-    train(train_job(whole_run, save_interval_steps=3, keep_steps=(6, 9)), RandomBatches())
+    train(train_job(whole_run, save_interval_steps=3, keep_steps=(6, 9), stop_step=stop_step), RandomBatches())
+    assert latest_checkpoint(whole_run / "checkpoints") == end
     assert numbers(whole_run) == recorded and end.stat().st_ino == folder
 
 
