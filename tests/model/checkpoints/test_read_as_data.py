@@ -17,6 +17,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from curricula.curriculum.tokens.tokenizer import train_tokenizer
 from curricula.errors import UserError
+from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import INFO_FILE, latest_checkpoint, read_info, stored_file
 from curricula.model.checkpoints.read_as_data import check_layer_states
 from curricula.model.convert import export_hf
@@ -191,6 +192,30 @@ def test_the_fp8_state_of_a_layer_is_read_as_data(tmp_path, reader):
         with pytest.raises(UserError, match=r"layer._extra_state: names posix.system"):
             check_layer_states(tmp_path, fp8_state({"scale_fwd": content}, reader))
     assert not (tmp_path / "ran").exists()
+
+
+def test_of_torch_itself_a_state_may_name_data_types_alone(tmp_path):
+    def check(name: bytes) -> None:
+        pickled = bytearray(b"\x80\x03ctorch\n" + name + b"\n.")
+        check_layer_states(tmp_path, {"layer._extra_state": torch.frombuffer(pickled, dtype=torch.uint8)})
+
+    check(b"bfloat16")
+    with pytest.raises(UserError) as refused:
+        check(b"load")
+    assert "layer._extra_state: names torch.load, which no checkpoint needs" in str(refused.value)
+
+
+@pytest.mark.parametrize("use", [resume, begin_with_weights])
+def test_the_states_of_layers_are_checked_before_a_network_takes_them(run, tmp_path, monkeypatch, use):
+    load = checkpoint.dist_checkpointing.load
+
+    def load_with_fp8(*words, **options):
+        loaded = load(*words, **options)
+        return {**loaded, "model": {**loaded["model"], **fp8_state(Command(tmp_path / "ran"))}}
+
+    monkeypatch.setattr(checkpoint.dist_checkpointing, "load", load_with_fp8)
+    with pytest.raises(UserError, match=r"layer._extra_state: names posix.system"):
+        use(run, latest_checkpoint(run / "checkpoints"), tmp_path)
 
 
 @pytest.mark.parametrize(
