@@ -255,7 +255,7 @@ def prune(
     kept = {*past[-keep_last:], *until_gap[-keep_last:], *(folder for folder in past if step_of(folder) in keep_steps)}
     needed = {step for folder in kept for step in needed_by(folder)}
     for folder in _complete(checkpoints):
-        if folder not in past or (folder not in kept and step_of(folder) not in needed):
+        if folder not in kept and step_of(folder) not in needed:
             set_aside(folder)
     for hidden in checkpoints.glob(".step_*"):
         _delete(hidden)
