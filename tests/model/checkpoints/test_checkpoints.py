@@ -172,7 +172,9 @@ def test_training_falls_back_to_the_checkpoint_before_a_damaged_one_and_says_so(
     train(train_job(copy, stop_step=6), RandomBatches())
     checkpoints = copy / "checkpoints"
     flip_a_bit(checkpoints / "step_00000006/__0_0.distcp")
-    train(train_job(copy, stop_step=7), RandomBatches())
+    seen = []
+    train(train_job(copy, stop_step=7), RandomBatches(), lambda *_, **__: seen.append(latest_checkpoint(checkpoints).name))
+    assert seen[0] == "step_00000004"  # already before the next save
     assert "__0_0.distcp: damaged" in caplog.text and "continuing from step_00000004" in caplog.text
     (checkpoints / "step_00000007/checkpoint.json").write_text("[1, 2]")
     train(train_job(copy), RandomBatches())
@@ -299,15 +301,20 @@ def test_an_older_writer_neither_publishes_its_save_nor_touches_that_of_the_newe
 
 
 def test_random_generators_continue_where_they_were(tmp_path):
+    def states():
+        return torch.stack([torch.get_rng_state(), *megatron_random.get_cuda_rng_tracker().get_states().values()])
+
     def draw(done, total, **figures):
         torch.rand(3)
+        with megatron_random.get_cuda_rng_tracker().fork():
+            torch.rand(3)
 
     torch.manual_seed(7)
     train(train_job(tmp_path, stop_step=4), RandomBatches(), draw)
-    expected = torch.get_rng_state()
+    expected = states()
     torch.manual_seed(0)
     found = []
-    train(train_job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(torch.get_rng_state()))
+    train(train_job(tmp_path, stop_step=5), RandomBatches(), lambda done, total, **_: found.append(states()))
     assert torch.equal(found[0], expected)
 
 
@@ -355,7 +362,7 @@ def test_a_run_whose_record_lacks_later_settings_goes_on_with_their_defaults(tmp
         (record["model"], "rms_norm_eps"),
         (record["recipe"]["optimizer"], "clip_grad"),
         (record["recipe"]["schedule"], "final_fraction"),
-        (record["recipe"]["spike_guard"], "rewind"),
+        (record["recipe"]["spike_guard"], "sigmas"),
     ):
         del part[later]
     write_json(path, record)
@@ -560,9 +567,10 @@ def test_ranges_of_a_parameter_are_stored_as_rectangles_that_cover_it_once(shape
         assert not list(_rectangles(piece, whole[:3], elsewhere, "w"))
 
 
-def test_an_intact_checkpoint_that_cannot_be_read_is_not_to_be_deleted(copy, monkeypatch):
+@pytest.mark.parametrize("cause", [None, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "of_another_version.json")])
+def test_an_intact_checkpoint_that_cannot_be_read_is_not_to_be_deleted(copy, monkeypatch, cause):
     def other_layout(*args, **kwargs):
-        raise CheckpointingException("Missing key in checkpoint state_dict: decoder.final_layernorm._extra_state.")
+        raise CheckpointingException("Missing key in checkpoint state_dict: decoder.final_layernorm._extra_state.") from cause
 
     monkeypatch.setattr(checkpoint.dist_checkpointing, "load", other_layout)
     with pytest.raises(UserError, match="its files are intact but cannot be read here .*; keep it, .* torch ") as raised:
