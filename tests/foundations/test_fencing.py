@@ -73,11 +73,25 @@ def test_a_lease_of_a_killed_process_of_this_machine_is_taken_over_at_once(tmp_p
     with pytest.raises(UserError, match=f"process {holder.pid} on"), exclusive_lock(lock):
         pass
     holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it has ended, although its parent does not know yet
+    assert is_held(lock) is False
     holder.wait()
     assert is_held(lock) is False
     began = time.monotonic()
     with exclusive_lock(lock):
         assert time.monotonic() - began < fencing.BEAT_S
+
+
+def test_a_holder_touches_its_lease(tmp_path, monkeypatch):
+    refuse_flock(monkeypatch)
+    monkeypatch.setattr(fencing, "BEAT_S", 0.05)
+    with exclusive_lock(tmp_path / "lock"):
+        (lease,) = tmp_path.glob("lock.lease-*")
+        os.utime(lease, (1, 1))
+        deadline = time.monotonic() + 60
+        while lease.stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert lease.stat().st_mtime > 1
 
 
 @pytest.fixture
@@ -105,6 +119,15 @@ def test_a_lease_of_another_machine_holds_while_its_holder_touches_it(tmp_path, 
     finally:
         ended.set()
         beating.join()
+
+
+def test_a_lease_of_another_machine_shows_as_held_while_its_last_touch_is_recent(tmp_path, elsewhere, monkeypatch):
+    monkeypatch.setattr(fencing, "STALE_S", 60.0)
+    (tmp_path / "lock").touch()
+    os.utime(elsewhere)
+    assert is_held(tmp_path / "lock") is True
+    os.utime(elsewhere, (1, 1))
+    assert is_held(tmp_path / "lock") is False
 
 
 @pytest.mark.parametrize("content", [None, ""])
