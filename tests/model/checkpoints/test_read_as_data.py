@@ -189,20 +189,23 @@ def test_the_fp8_state_of_a_layer_is_read_as_data(tmp_path, reader):
             return torch.storage._load_from_bytes, (storage.inner.getvalue(),)
 
     for content in (Command(tmp_path / "ran"), Nested()):
-        with pytest.raises(UserError, match=r"layer._extra_state: names posix.system"):
-            check_layer_states(tmp_path, fp8_state({"scale_fwd": content}, reader))
+        ((name, state),) = fp8_state({"scale_fwd": content}, reader).items()
+        for one_or_several in (state, [torch.empty(0), state]):
+            with pytest.raises(UserError, match=r"layer._extra_state: names posix.system"):
+                check_layer_states(tmp_path, {name: one_or_several})
     assert not (tmp_path / "ran").exists()
 
 
-def test_of_torch_itself_a_state_may_name_data_types_alone(tmp_path):
+@pytest.mark.parametrize("name", [b"torch.load", b"os.float32"])
+def test_besides_its_names_a_state_names_data_types_of_torch_alone(tmp_path, name):
     def check(name: bytes) -> None:
-        pickled = bytearray(b"\x80\x03ctorch\n" + name + b"\n.")
+        pickled = bytearray(b"\x80\x03c" + name.replace(b".", b"\n") + b"\n.")
         check_layer_states(tmp_path, {"layer._extra_state": torch.frombuffer(pickled, dtype=torch.uint8)})
 
-    check(b"bfloat16")
+    check(b"torch.float32")
     with pytest.raises(UserError) as refused:
-        check(b"load")
-    assert "layer._extra_state: names torch.load, which no checkpoint needs" in str(refused.value)
+        check(name)
+    assert f"layer._extra_state: names {name.decode()}, which no checkpoint needs" in str(refused.value)
 
 
 @pytest.mark.parametrize("use", [resume, begin_with_weights])
