@@ -22,7 +22,7 @@ from forked import PROMPT_S, Program, ended, ranks
 from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, step_of
 from curricula.model.runtime import stopping
 from curricula.model.runtime.reporting import read_metrics
@@ -131,6 +131,31 @@ def test_a_run_killed_while_saving_continues_from_the_last_complete_checkpoint(t
     assert (latest.read_text().strip() if latest.exists() else None) == saved
     assert_finishes_undisturbed(tmp_path, undisturbed)
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_when_latest_names_it(tmp_path, monkeypatch):
+    """Otherwise a node that loses its power leaves empty files behind the name."""
+    sync = os.fsync
+    with open(tmp_path / "synced", "ab", buffering=0) as synced:  # the writing process notes its files there, too
+
+        def note(descriptor: int) -> None:
+            synced.write(b"%d " % os.fstat(descriptor).st_ino)
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", note)
+        train(train_job(tmp_path, stop_step=1), RandomBatches())
+    folder = latest_checkpoint(tmp_path / "checkpoints")
+    on_disk = {int(number) for number in (tmp_path / "synced").read_bytes().split()}
+    needed = [*folder.iterdir(), folder.parent, folder.with_name("latest")]
+    assert [path.name for path in needed if path.stat().st_ino not in on_disk] == []
+
+
+def test_a_writer_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
+    write_data = "curricula.model.checkpoints.writer.FileSystemWriter.write_data"
+    monkeypatch.setattr(write_data, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(StorageError, match=r"could not be written \(.* was ended by SIGKILL; was memory short\?\)"):
+        train(train_job(tmp_path, stop_step=1), RandomBatches())
+    assert latest_checkpoint(tmp_path / "checkpoints") is None
 
 
 def assert_no_process_is_left(out: Path) -> None:
