@@ -291,6 +291,18 @@ def test_lost_data_are_made_again_only_while_something_has_yet_to_read_them(
     assert {item.job for item in run_status(run, plan).elements if item.state != "done"} & EVERYTHING == needed
 
 
+def test_data_in_whose_place_others_were_put_are_made_again_in_any_case(tmp_path, monkeypatch):
+    monkeypatch.setattr("curricula.jobs.completion.is_complete", lambda work, _: work.job.name != "tokenize")
+    run, jobs = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    for key in plan.needs:
+        make(run, plan, key, 1000.0)
+    assert done_elements(run, plan) == set(plan.needs)  # nothing has yet to read the lost shards
+    write_source(run.shards / "web", [8])
+    label = next(label for label in jobs["tokenize"].labels if label.startswith("web/0"))
+    assert ("tokenize", label) not in done_elements(run, plan)
+
+
 def test_what_a_training_has_made_is_read_once(tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     plan, read = plan_study(run.study), []
