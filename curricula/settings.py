@@ -167,7 +167,7 @@ def changed(raw: Any, change: str, where: str) -> Any:
 
 
 def replaced(raw: Any, keys: list[str], value: Any) -> Any:
-    """A copy of `raw` with `value` at `keys`. The last key can be new; raises LookupError if the path to it does not exist."""
+    """A copy of `raw` with `value` at `keys`. Keys of mappings can be new; raises LookupError if any other does not exist."""
     if not keys:
         return value
     first, *rest = keys

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from shard_folders import write_source
 
@@ -218,6 +218,7 @@ def test_a_manifest_that_contradicts_its_shard_or_the_other_manifests_is_refused
 
 @examples(200)
 @given(runs(), st.dictionaries(st.sampled_from(sorted(SIZES)), st.sampled_from(["all", "tags", "none"])))
+@example(([Phase(8, {"b": 1.0})], 4), {"e": "tags"})  # of a source that is not read
 def test_only_what_a_sources_loss_asks_for_counts_and_the_stream_stays_the_same(shards, run, loss):
     phases, batch = run
     plain, tag = opened(shards, phases, batch), 3
