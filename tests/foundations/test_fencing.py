@@ -155,6 +155,21 @@ def test_while_the_file_system_does_not_answer_no_lease_grows_old(tmp_path, else
         assert time.monotonic() - began > 1.0 + 0.6
 
 
+def test_a_lease_that_passes_to_a_live_process_does_not_grow_old_with_its_earlier_holder(tmp_path, elsewhere, monkeypatch):
+    look, looked = fencing._numbers, []
+
+    def look_and_see_it_pass(*words):
+        looked.append(words)
+        if len(looked) == 3:  # by then the other machine's holder has been seen
+            (tmp_path / "lock.lease-4").write_text(json.dumps(fencing._this_process()))
+        return look(*words)
+
+    monkeypatch.setattr(fencing, "_numbers", look_and_see_it_pass)
+    with pytest.raises(UserError, match=f"process {os.getpid()} on"), exclusive_lock(tmp_path / "lock", 1.5):
+        pass
+    assert (tmp_path / "lock.lease-4").exists() and not (tmp_path / "lock.lease-5").exists()
+
+
 def test_a_node_with_flock_honours_the_lease_of_one_without(tmp_path, monkeypatch):
     lock = tmp_path / "lock"
     with monkeypatch.context() as patch:
@@ -243,6 +258,14 @@ def test_a_node_that_loses_its_file_system_is_not_told_that_another_took_over(tm
             (tmp_path / "lock.generation-1").unlink()
         with pytest.raises(StorageError, match=r"generation-1: cannot be read \(.*\); was its disk lost on this node"):
             write_json(tmp_path / "value.json", 1)
+
+
+def test_numbers_go_on_after_a_kill_that_left_two_of_them(tmp_path):
+    for name in ("lock", "lock.generation-1", "lock.generation-2"):
+        (tmp_path / name).touch()
+    with fencing.generation(tmp_path / "lock") as taken:
+        assert taken.number == 3
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "lock.generation-3"]
 
 
 def test_a_number_that_two_others_have_passed_is_not_taken(tmp_path, monkeypatch):
