@@ -145,9 +145,9 @@ def test_an_id_beyond_the_vocabulary_is_named_by_file_and_place(tmp_path):
     with pytest.raises(UserError, match=r"00001.bin: the sample at token \d+ holds id \d\d, but the model's vocabulary has 80"):
         for step in range(19):
             batches.rows(step, 0, 1)
-    write_shard(tmp_path / "a/validation", [np.arange(100, 111)])
-    with pytest.raises(UserError, match=r"validation.bin: the sample at token 0 holds id 100, but .* vocabulary has 80"):
-        ValidationBatches(tmp_path / "a", LENGTH, 1, 80, tag=1).rows(0, 0, 1)
+    write_shard(tmp_path / "a/validation", [np.arange(70, 81)])
+    with pytest.raises(UserError, match=r"validation.bin: the sample at token 5 holds id 80, but .* vocabulary has 80"):
+        ValidationBatches(tmp_path / "a", LENGTH, 1, 80, tag=1).rows(1, 0, 1)
 
 
 def test_a_negative_id_is_named_and_never_reaches_the_model(tmp_path):
