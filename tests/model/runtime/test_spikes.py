@@ -178,6 +178,11 @@ def test_a_run_that_stops_where_it_went_back_and_resumes_goes_on_as_if_it_had_no
     assert numbers(copy) == numbers(taken_back)
 
 
+def test_a_branch_goes_back_as_far_as_the_point_where_it_begins(taken_back, tmp_path):
+    train(train_job(tmp_path, spike_guard=REWIND, init_from=step_folder(taken_back / "checkpoints", 8)), astray())
+    assert numbers(tmp_path) == numbers(taken_back)[8:]
+
+
 @pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["late", "early and late"])
 def test_branches_go_back_where_the_same_arm_trained_from_scratch_does_even_into_the_runs_before_them(tmp_path, is_whole):
     """The arm parts from the trunk amid a phase, its own branches soon after or late, and spikes come soon after each.
