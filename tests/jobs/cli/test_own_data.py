@@ -207,7 +207,7 @@ def contaminated(tmp_path_factory):
         sources={"web": {"dataset": "fineweb-edu"}, "mine": {"path": "mine/*.jsonl", "text": "body", "id": "key"}},
         curriculum={"starts": [0.5, 1], "safe": {"web": 1}, "interventions": {"full": {"web": 1, "mine": 1}}},
         tuning_sets={"own-chats": chats},
-        tuning={"instruct": {"mix": {"own-chats": 1}}, "benign": None},
+        tuning={"instruct": {"mix": {"own-chats": 1}, "epochs": 2}, "benign": None},
         validation_documents=2,
         evaluation={
             "judge": "world", "gcg": None, "probes": None, "prompts_per_benchmark": 3,
