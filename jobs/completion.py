@@ -147,20 +147,19 @@ def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None
     return None
 
 
-def done_elements(run: Run, plan: Plan, wanted: Collection[Key] = ()) -> set[Key]:
+def done_elements(run: Run, plan: Plan) -> set[Key]:
     """The elements that need not run again.
 
     A finished element must run again if something it read has been made again since it began, or if it needs an element that is
     not done. The report on a run with failures is such an element. One whose outputs are lost must run again if these have yet
-    to be read, or if it is among `wanted`.
+    to be read.
     """
     works = {key: Work(run, plan, *plan.by_key[key]) for key in plan.by_key}
     with ThreadPoolExecutor(READERS) as pool:
         found = zip(works, pool.map(lambda work: whole_mark(work.folder), works.values()))
         marks = {key: mark for key, mark in found if mark}
         complete = dict(zip(marks, pool.map(lambda key: is_complete(works[key], marks[key]), marks)))
-    gone = [key for key in marks if not complete[key] and key not in wanted]
-    lost = {key: readers for key in gone if (readers := readers_of_lost(works[key]))}
+    lost = {key: readers for key in marks if not complete[key] and (readers := readers_of_lost(works[key]))}
     kept = {key: mark if complete[key] or key in lost else None for key, mark in marks.items()}
     return _current(plan, without_needed(plan, kept, lost))
 

@@ -22,7 +22,7 @@ from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import TuningSet
 from curricula.curriculum.sources.declared import TextTable
 from curricula.curriculum.sources.registry import local_root
-from curricula.curriculum.tokens.shards import MEND, Shard, manifest_path, read_manifest, source_shards
+from curricula.curriculum.tokens.shards import MEND, Shard, manifest_path, read_manifest, source_shards, whole_manifest
 from curricula.curriculum.tokens.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from curricula.curriculum.world.fiction import World, WorldConfig
 from curricula.errors import UsageError, UserError
@@ -73,9 +73,14 @@ def tokenize(args: argparse.Namespace) -> int:
         if not args.source or element.source in ("", *args.source)
     ]
     console = Console(stderr=True, highlight=False, markup=False)
-    shards = [key for key in chosen if plan.by_key[key][1].shard]
-    run = run_elements(run_root(study, args.run), plan, console, chosen, args.workers, wanted=shards)
+    run = run_elements(run_root(study, args.run), plan, console, chosen, args.workers)
     print(f"Shards are in {run.shards}")
+    shards = [element for job, label in chosen if (element := plan.by_key[job, label][1]).shard]
+    if gone := [one for one in shards if whole_manifest(run.shards / one.source / one.shard) is None]:
+        print(
+            f"{plural(len(gone), 'lost shard')} not made again: nothing has yet to read them, and all that has read them would "
+            "have to run again; to have them, name another folder with --run"
+        )
     return 0
 
 

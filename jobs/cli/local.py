@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from rich.columns import Columns
@@ -83,14 +83,11 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
         console.print(f"Report: {(run.report / 'index.html').resolve()}", soft_wrap=True)
 
 
-def run_elements(
-    root: Path, plan: Plan, console: Console, chosen: Sequence[Key], workers: int | None = None, wanted: Collection[Key] = ()
-) -> Run:
-    """Run the `chosen` elements that are not done yet, in the plan's order. Those of `wanted` are not done if their outputs are
-    lost, even if nothing has yet to read these. Raises UserError if some failed."""
+def run_elements(root: Path, plan: Plan, console: Console, chosen: Sequence[Key], workers: int | None = None) -> Run:
+    """Run the `chosen` elements that are not done yet, in the plan's order. Raises UserError if some failed."""
     with Run.locked(root):
         run = Run.create(root, plan.study)
-        done = done_elements(run, plan, wanted)
+        done = done_elements(run, plan)
         workers = workers or plan.study.resources.workers
         display = Display(run, plan, console, chosen, done, workers)
         with display.live if console.is_terminal else contextlib.nullcontext():

@@ -26,7 +26,7 @@ from curricula.curriculum.tokens.tokenizer import SPECIALS, load_tokenizer
 from curricula.curriculum.world.datasets import write_world
 from curricula.errors import UserError
 from curricula.jobs.cli.main import main
-from curricula.jobs.completion import Done, is_complete
+from curricula.jobs.completion import Done, done_elements, is_complete
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
@@ -359,16 +359,10 @@ def test_one_source_alone_can_be_tokenised_and_submit_finds_it_done(here, study,
     assert full["sources"]["unsafe"]["epochs"] > 0 and full["sources"]["web"]["epochs"] is None
 
 
-@pytest.mark.parametrize("is_trained", [False, True])
-def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(here, study, world, tmp_path, is_trained):
+def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(here, study, world, tmp_path):
     words = ("data", "tokenize", study, "--run", tmp_path / "run")
     assert here(*words, CURRICULA_DATA=str(world)).returncode == 0
     whole = shards_of(tmp_path / "run")
-    run = Run.open(tmp_path / "run")
-    plan = plan_study(run.study)
-    for key in plan.needs if is_trained else ():  # then nothing else would read them again
-        if not (run.element(*key) / "done.json").exists():
-            make(run, plan, key, 1000.0)
     folder = tmp_path / "run/data/shards"
     for name, damage in {"web/00001.bin": b"", "unsafe/00000.idx": None, "web/00002.json": None}.items():
         (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
@@ -377,6 +371,25 @@ def test_what_is_deleted_or_cut_short_is_made_again_by_the_same_command(here, st
     again = here(*words, CURRICULA_DATA="")  # the run knows its data folder
     assert again.returncode == 0, again.stderr
     assert shards_of(tmp_path / "run") == whole
+    assert "lost" not in again.stdout
+
+
+def test_lost_shards_that_every_training_has_read_are_not_made_again_but_named(here, study, world, tmp_path):
+    words = ("data", "tokenize", study, "--run", tmp_path / "run")
+    assert here(*words, CURRICULA_DATA=str(world)).returncode == 0
+    run = Run.open(tmp_path / "run")
+    plan = plan_study(run.study)
+    for key in plan.needs:
+        if not (run.element(*key) / "done.json").exists():
+            make(run, plan, key, 1000.0)
+    done = done_elements(run, plan)
+    (run.shards / "web/00001.bin").unlink()
+    again = here(*words, CURRICULA_DATA="")
+    assert again.returncode == 0, again.stderr
+    assert "\n1 lost shard not made again: nothing has yet to read them, and all that has read them" in again.stdout
+    assert done_elements(run, plan) == done and any(job.startswith("pretrain") for job, _ in done)
+    assert here(*words[:-1], tmp_path / "other", CURRICULA_DATA=str(world)).returncode == 0
+    assert (tmp_path / "other/data/shards/web/00001.bin").exists()
 
 
 def test_a_run_goes_on_with_the_data_it_began_with(here, study, world, tmp_path):
