@@ -170,7 +170,8 @@ def files_matching(pattern: str) -> list[Path]:
         return stem_files(path)
     files = [path] if path.is_file() else _matching(path)
     if not files:
-        raise UserError(f"{pattern}: no such file, and no file matches it; correct the path")
+        where = " outside run folders" if "**" in path.parts else ""
+        raise UserError(f"{pattern}: no such file, and no file{where} matches it; correct the path")
     for file in files:
         if not file.name.endswith(SUFFIXES):
             raise UserError(f"{file}: has none of the endings {', '.join(SUFFIXES)}; rename it or narrow the pattern")
