@@ -156,15 +156,18 @@ def test_while_the_file_system_does_not_answer_no_lease_grows_old(tmp_path, else
 
 
 def test_a_lease_that_passes_to_a_live_process_does_not_grow_old_with_its_earlier_holder(tmp_path, elsewhere, monkeypatch):
-    look, looked = fencing._numbers, []
+    with exclusive_lock(tmp_path / "other/lock"):
+        (other,) = tmp_path.glob("other/lock.lease-*")
+        of_this_process = other.read_bytes()
+    look, looked = os.listdir, []
 
     def look_and_see_it_pass(*words):
         looked.append(words)
-        if len(looked) == 3:  # by then the other machine's holder has been seen
-            (tmp_path / "lock.lease-4").write_text(json.dumps(fencing._this_process()))
+        if len(looked) == 2:  # the first look has seen the other machine's holder
+            (tmp_path / "lock.lease-4").write_bytes(of_this_process)
         return look(*words)
 
-    monkeypatch.setattr(fencing, "_numbers", look_and_see_it_pass)
+    monkeypatch.setattr(os, "listdir", look_and_see_it_pass)
     with pytest.raises(UserError, match=f"process {os.getpid()} on"), exclusive_lock(tmp_path / "lock", 1.5):
         pass
     assert (tmp_path / "lock.lease-4").exists() and not (tmp_path / "lock.lease-5").exists()
