@@ -174,9 +174,12 @@ def test_retry_submits_the_failed_and_cancels_what_waited_for_it(failed, slurm, 
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_what_is_done_between_two_elements_that_run_again_runs_again_too(demo, slurm, monkeypatch, is_lost):
     """Otherwise the later one would not wait for the first: such as a training whose shards a purge of the disk has removed."""
+
+    def is_complete(work, _):
+        return not (is_lost and work.job.name == "tokenize")
+
     for module in ("completion", "monitor.state"):
-        complete = lambda work, _: not (is_lost and work.job.name == "tokenize")  # noqa: E731
-        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", complete)
+        monkeypatch.setattr(f"curricula.jobs.{module}.is_complete", is_complete)
     run, _ = demo
     plan = plan_study(run.study)
     for key in plan.needs:
