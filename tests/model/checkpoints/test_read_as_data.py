@@ -197,7 +197,7 @@ def test_the_fp8_state_of_a_layer_is_read_as_data(tmp_path, reader):
 
 
 @pytest.mark.parametrize("name", [b"torch.load", b"os.float32"])
-def test_besides_its_names_a_state_names_data_types_of_torch_alone(tmp_path, name):
+def test_a_state_may_also_name_the_data_types_of_torch_and_nothing_else(tmp_path, name):
     def check(name: bytes) -> None:
         pickled = bytearray(b"\x80\x03c" + name.replace(b".", b"\n") + b"\n.")
         check_layer_states(tmp_path, {"layer._extra_state": torch.frombuffer(pickled, dtype=torch.uint8)})
