@@ -302,7 +302,7 @@ def test_an_older_writer_neither_publishes_its_save_nor_touches_that_of_the_newe
 
 def test_random_generators_continue_where_they_were(tmp_path):
     def states():
-        return torch.stack([torch.get_rng_state(), *megatron_random.get_cuda_rng_tracker().get_states().values()])
+        return torch.cat([torch.get_rng_state(), *megatron_random.get_cuda_rng_tracker().get_states().values()])
 
     def draw(done, total, **figures):
         torch.rand(3)
