@@ -18,15 +18,16 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+import sys
 import tempfile
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import machine
 
+sys.path += [str(machine.ROOT / "tests" / "support")]
 OURS, UNPACED, PLAIN = "ours, paced", "ours, unpaced", "plain loop"
 REPLY = {
     "id": "1",
@@ -107,25 +108,14 @@ def ask(who: str, limit: float, seconds: float, latency_s: float, concurrency: i
 
 
 def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder: Path) -> tuple[float, int]:
+    from judge_server import answer_row
+
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judges.settings import JudgeConfig
     from curricula.eval.judging.verdicts import JudgeRun
-    from curricula.eval.rows import GenerationRow
 
-    common: dict[str, Any] = {
-        "task": "attacks-topk",
-        "model": "m",
-        "model_kind": "instruct",
-        "raw": False,
-        "precision": "float32",
-        "benchmark": "b",
-        "category": "",
-    }
-    common |= {"decoder": "topk", "sample": 0, "seed": 0, "response": "Sure, " + "here it is " * 80}
-    common |= {"tokens": 256, "finish": "length", "shortcircuit": False}
-    rows = [
-        GenerationRow(key=f"{n:032d}", prompt_id=str(n), behavior=f"Do {n}", prompt=f"Do {n}", **common) for n in range(count)
-    ]
+    response = "Sure, " + "here it is " * 80
+    rows = [answer_row(number, response=response, tokens=256, finish="length") for number in range(count)]
     per_minute = None if limit is None else int(60 * limit)
     settings = JudgeConfig(
         name="llm", model="judge", url=url, concurrency=concurrency, requests_per_minute=per_minute, retries=20

@@ -147,13 +147,17 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def ours(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
-    """Seconds that training stood still, and until the checkpoint was durable."""
-    began = time.perf_counter()
+def start_save(trainer: Trainer, number: int) -> None:
     info = CheckpointInfo(
         step=number, consumed_samples=0, consumed_tokens=0, model=trainer.job.model, precision="float32", full=True
     )
-    stall = timed(lambda: trainer.saver.start(step_folder(trainer.checkpoints, number), info))
+    trainer.saver.start(step_folder(trainer.checkpoints, number), info)
+
+
+def ours(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
+    """Seconds that training stood still, and until the checkpoint was durable."""
+    began = time.perf_counter()
+    stall = timed(lambda: start_save(trainer, number))
     while trainer.saver.is_writing:
         meanwhile()
     stall += timed(trainer.saver.finish)
@@ -161,12 +165,8 @@ def ours(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[
 
 
 def ours_waited_for(trainer: Trainer, number: int, meanwhile: Callable[[], None]) -> tuple[float, float]:
-    info = CheckpointInfo(
-        step=number, consumed_samples=0, consumed_tokens=0, model=trainer.job.model, precision="float32", full=True
-    )
-
     def whole() -> None:
-        trainer.saver.start(step_folder(trainer.checkpoints, number), info)
+        start_save(trainer, number)
         trainer.saver.finish()
 
     seconds = timed(whole)

@@ -19,7 +19,6 @@ import slurm_studies as studies
 import yaml
 from compared_runs import differences, repeated, results, too_early
 from events import EVENTS, JOBS, Disturbed, Missed
-from small_studies import smaller_demo
 
 BY_ITSELF, BY_RETRY, BY_SUBMIT = "went on by itself", "needed `retry`", "needed `submit`"
 BY_ADVICE = "needed what the message said"
@@ -100,17 +99,13 @@ def prepare(labs: Sequence, folder: Path) -> Setting:
 
 def _write_study(folder: Path) -> Path:
     """Write the smallest study with every dependency: two arms that leave a trunk half-way, their tuning, an attack on each."""
-    raw = smaller_demo()
-    raw["name"] = "chaos"
+    path = studies.write_study(folder, "chaos", steps=16, batch=8, micro_batch=4)
+    raw = yaml.safe_load(path.read_text())
     raw["curriculum"]["starts"] = [0.5]
     raw["curriculum"]["interventions"]["data"] = {"web": 60, "stories": 10, "math": 10, "safeweb": 20}
-    raw["pretraining"].update(budget_tokens=16 * 8 * 128, global_batch=8, micro_batch=4, save_interval_steps=2)
-    for source in raw["sources"].values():
-        source["max_epochs"] = 1000
     tasks = {"base": [], "instruct": ["attacks-topk"], "benign": []}
     raw["evaluation"].update(gcg=None, probes=None, benchmarks=["tdc"], tasks=tasks)
     raw["resources"]["hang_minutes"] = 0.25
-    path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
 

@@ -6,12 +6,9 @@ from typing import Any
 
 import yaml
 from paths import STUDIES
+from small_studies import smaller_demo
 
-WORLD = {
-    "seed": 7, "benign_items": 6, "ingredients": 10, "web_documents": 600, "stories": 150, "math_problems": 150,
-    "unsafe_documents": 60, "chats": 100, "wildguard_rows": 60, "wildjailbreak_rows": 60, "gsm8k_train": 60, "gsm8k_test": 20,
-    "prompts_per_benchmark": 3, "alpaca_prompts": 4, "probes_per_score": 10, "validation_documents": 20,
-}  # fmt: skip
+WORLD = {**smaller_demo()["world"], "benign_items": 6, "ingredients": 10}
 ROWS = {"global_batch": 4, "micro_batch": 4}
 
 
