@@ -249,7 +249,7 @@ def test_a_check_counts_what_a_study_reads_and_finds_the_prompts_in_it(contamina
 def test_the_documented_program_for_large_corpora_finds_the_same_prompts(contaminated, tmp_path, monkeypatch):
     """With stand-ins for datatrove, which hands the documents from step to step."""
     study, _ = contaminated
-    program = example("data.md", "#### Corpora beyond one machine", "python")
+    program = example("data.md", "## Corpora beyond one machine", "python")
     for module in re.findall(r"^from (datatrove\S*)", program, re.MULTILINE):
         monkeypatch.setitem(sys.modules, module, MagicMock(Document=SimpleNamespace, PipelineStep=object))
     monkeypatch.setenv("CURRICULA_DATA", str(study.parent / "world"))
