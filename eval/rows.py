@@ -263,12 +263,12 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     return durable.read_jsonl(path, parse, f"a {row_type.__name__}")
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
+def append_rows(path: Path, rows: Iterable[msgspec.Struct]) -> None:
     """Append one batch of rows in one synced write."""
     durable.append_jsonl(path, [msgspec.to_builtins(row) for row in rows])
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[msgspec.Struct]) -> None:
     """Replace the whole file at once."""
     durable.write_text(path, "".join(json.dumps(msgspec.to_builtins(row), ensure_ascii=False) + "\n" for row in rows))
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -73,7 +73,7 @@ def run_element(
 
         return capability_rows(loaded, eval_task.benchmark, config.capability, path, prompts or None, progress)
     if not prompts:  # more shards than prompts
-        write_rows(path, cast("list[GenerationRow]", []))
+        write_rows(path, [])
         return []
     if config.gcg and task.kind == "gcg":
         prompts = attacked_prompts(loaded, prompts, config.gcg, path, seed, progress)

@@ -10,7 +10,6 @@ docs/evaluation.md says how the direction is chosen.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from curricula.errors import UserError
 from curricula.eval.benchmarks import Prompt, cluster_of, load_prompts
 from curricula.eval.config import Ablation, EvalConfig
 from curricula.eval.models import LoadedModel
-from curricula.eval.rows import row_key
+from curricula.eval.rows import row_key, write_rows
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
 from curricula.settings import decode
@@ -162,7 +161,7 @@ class Search:
         # Where all prompts have the same states, as at the template's tokens before the first block, means differ by rounding.
         differ = directions.norm(dim=-1) > 1e-6 * harmless.norm(dim=-1)
         scores = self.candidate_scores(directions, differ, validation, progress)
-        durable.write_text(path, "".join(json.dumps(msgspec.to_builtins(score)) + "\n" for score in scores))
+        write_rows(path, scores)
         best, thresholds_met = self.best(scores)
         prompts_filtered = train_filtered and validation_filtered
         if not (thresholds_met and prompts_filtered):
@@ -262,10 +261,8 @@ class Search:
     @torch.inference_mode()
     def logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits of the first token of each answer, float64 [prompts, vocabulary]."""
-        batches = []
-        for output, ends in self.read(prompts):
-            batches.append(output.logits[torch.arange(len(ends), device=ends.device), ends].double())
-        return torch.cat(batches)
+        rows = torch.arange(BATCH_PROMPTS, device=self.loaded.device)
+        return torch.cat([output.logits[rows[: len(ends)], ends].double() for output, ends in self.read(prompts)])
 
     def scores(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Log-odds that the answer to each prompt begins as a refusal, float64 [prompts]."""
