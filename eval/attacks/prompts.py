@@ -80,10 +80,12 @@ def attempts(prompt: Prompt, settings: BestOfN, seed: int) -> list[Prompt]:
 
 def distorted(text: str, settings: BestOfN, rng: random.Random) -> str:
     """`text` after the distortions that are on, in the order and with the draws of the authors' code."""
-    distortions = ((settings.scramble, scrambled), (settings.capitalize, capitalized), (settings.noise, noised))
-    for is_on, distort in distortions:
-        if is_on:
-            text = distort(text, settings.sigma, rng)
+    if settings.scramble:
+        text = scrambled(text, settings.sigma, rng)
+    if settings.capitalize:
+        text = "".join(capitalized(char, settings.sigma, rng) for char in text)
+    if settings.noise:
+        text = "".join(noised(char, settings.sigma, rng) for char in text)
     return text
 
 
@@ -97,24 +99,17 @@ def scrambled(text: str, sigma: float, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def capitalized(text: str, sigma: float, rng: random.Random) -> str:
-    # A letter beyond ASCII that is drawn disappears, as in the authors' code.
-    def changed(char: str) -> str:
-        if char.isalpha() and rng.random() < sigma**0.5:
-            return char.swapcase() if char.isascii() else ""
-        return char
-
-    return "".join(map(changed, text))
+def capitalized(char: str, sigma: float, rng: random.Random) -> str:
+    if char.isalpha() and rng.random() < sigma**0.5:
+        return char.swapcase() if char.isascii() else ""  # a drawn letter beyond ASCII disappears, as in the authors' code
+    return char
 
 
-def noised(text: str, sigma: float, rng: random.Random) -> str:
-    def changed(char: str) -> str:
-        if char.isprintable() and rng.random() < sigma**3:
-            code = ord(char) + rng.choice([-1, 1])
-            return chr(code) if 32 <= code <= 126 else char
-        return char
-
-    return "".join(map(changed, text))
+def noised(char: str, sigma: float, rng: random.Random) -> str:
+    if char.isprintable() and rng.random() < sigma**3:
+        code = ord(char) + rng.choice([-1, 1])
+        return chr(code) if 32 <= code <= 126 else char
+    return char
 
 
 class Jailbreak(msgspec.Struct, frozen=True):
