@@ -36,7 +36,10 @@ def attacked_prompts(
 ) -> list[Prompt]:
     """The prompts with their suffixes. Suffixes are stored in a file next to `path`; those missing there are optimised."""
     suffixes = path.with_name(f"{path.stem}.suffixes.jsonl")
-    draft = load_draft(config.probe_sampling.draft, loaded) if config.probe_sampling else None
+    draft = None
+    if config.probe_sampling:
+        precision: Precision | None = "float64" if loaded.precision == "float64" else None
+        draft = load_model(config.probe_sampling.draft, "base", str(loaded.device), precision)
     keys = suffix_keys(loaded, prompts, config, seed, draft)
     done = finished_batches(suffixes, SuffixRow, [[key] for key in keys])
     waiting = [(prompt, key) for prompt, key in zip(prompts, keys) if key not in done]
@@ -240,12 +243,6 @@ def draw_candidates(current: Sequence[int], replacements: np.ndarray, config: Gc
     if config.draws == "llm-attacks":
         candidates = candidates[(candidates != np.asarray(current)).any(axis=1)]
     return candidates.tolist()
-
-
-def load_draft(name: str, attacked: LoadedModel) -> LoadedModel:
-    """The draft model that ranks candidates for `attacked`, on the same device."""
-    precision: Precision | None = "float64" if attacked.precision == "float64" else None
-    return load_model(name, "base", str(attacked.device), precision)
 
 
 def draft_losses(draft: LoadedModel, attack: Attack, suffixes: Sequence[Sequence[int]]) -> list[float]:
