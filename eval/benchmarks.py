@@ -1,7 +1,6 @@
 """The benchmarks by name: their files and hub tables, their licences, and how their rows become prompts.
 
-docs/decoding.md describes the published benchmarks, docs/evaluation.md a study's own. This module knows neither models nor
-judges.
+docs/decoding.md describes the published benchmarks, docs/evaluation.md a study's own.
 """
 
 from __future__ import annotations
@@ -221,9 +220,6 @@ class PromptSet(DeclaredTable, frozen=True):
         return {key: Reads((name,), "text" if key in texts else "value") for key, name in named.items() if name}
 
 
-PromptSets = Mapping[str, PromptSet]
-
-
 def load_prompts(
     name: str,
     root: Path | None,
@@ -231,7 +227,7 @@ def load_prompts(
     limit: int | None = None,
     with_copyright: bool = False,
     accept_changed: Container[str] = (),
-    own: PromptSets = MappingProxyType({}),
+    own: Mapping[str, PromptSet] = MappingProxyType({}),
 ) -> list[Prompt]:
     """Prompts of a benchmark in file order.
 
@@ -290,8 +286,7 @@ def _normal(text: str) -> str:
 
 
 class Published(msgspec.Struct, frozen=True):
-    """Clusters and left-out splits of the published files, by `request_hash`. They are the same whichever benchmarks a run
-    reads."""
+    """Clusters and left-out splits of the published files, by `request_hash`, whichever benchmarks a run reads."""
 
     clusters: dict[str, str]
     """Request -> cluster, for clusters of more than one request."""

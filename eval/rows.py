@@ -296,11 +296,8 @@ def finished_batches(path: Path, row_type: type[Row], batches: Sequence[Sequence
 def in_order(
     path: Path, row_type: type[Row], batches: Sequence[Sequence[str]], refresh: Callable[[Row], Row] = lambda row: row
 ) -> list[Row]:
-    """All rows of a finished element in the order of `batches`; rewrites the file if it is in another order.
-
-    `refresh` returns a row with current values of the fields that are not in its key. The file is also rewritten if that
-    changes a row.
-    """
+    """All rows of a finished element in the order of `batches`, with current values of the fields that are not in their keys,
+    which `refresh` sets. Rewrites the file if that changes it."""
     found = read_rows(path, row_type)
     by_key = {row.key: row for row in found}
     ordered = [refresh(by_key[key]) for batch in batches for key in batch]

@@ -1,9 +1,6 @@
 """Attacks that give the model other prompts, without a search (docs/evaluation.md).
 
-Some rewrite the prompts of a benchmark. Ids, behaviors and clusters stay the same, so attacks can be compared prompt by prompt:
-
-    rewritten("best-of-n", prompts, loaded, Attacks(), seed)
-
+Some rewrite the prompts of a benchmark. Ids, behaviors and clusters stay the same, so attacks can be compared prompt by prompt.
 Others replay prompts: JailbreakBench's artifacts, and the suffixes that GCG found on another model.
 """
 

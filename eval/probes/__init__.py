@@ -1,5 +1,1 @@
-"""Linear probes that tell safe from unsafe text by hidden states.
-
-`texts.py` has the texts, `store.py` the states on disk, `probing.py` the probes, `auc.py` the standard error of an AUC.
-Transfer between arms and the angles between their directions are in `representations.py`.
-"""
+"""Linear probes that tell safe from unsafe text by hidden states, and what the representations of arms have in common."""
