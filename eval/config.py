@@ -28,7 +28,6 @@ from curricula.eval.rows import ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Kind, Task, TaskName
 from curricula.settings import NonNegative, Positive, Settings, Share, convert, require_distinct, require_known
 
-Shards = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Words = Annotated[str, msgspec.Meta(pattern=r"\S")]
 """Text that is not only white space."""
 ArmName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}(\.[0-9]+)?\Z")]
@@ -37,7 +36,6 @@ UNKNOWN_PROMPTS = 100
 """Prompts assumed for a set that has no limit and is not read when costs are estimated: an own set that is not on this
 machine, replayed jailbreaks, or another arm's suffixes."""
 Layer = Literal["first", "middle", "last", "all"] | Positive
-Baseline = Literal["words", "untrained"]
 
 
 class ProbeSampling(Settings, frozen=True):
@@ -198,7 +196,7 @@ class Probes(Settings, frozen=True):
     match_length: bool = False
     """Whether safe and unsafe texts are drawn in pairs of about equal length in tokens, so that length does not tell them
     apart. Not in the paper."""
-    baselines: tuple[Baseline, ...] = ()
+    baselines: tuple[Literal["words", "untrained"], ...] = ()
     """Baselines besides text length: the same probe on counts of the text's words ("words"), and on the states of the network
     before training ("untrained"). Not in the paper."""
 
@@ -271,7 +269,7 @@ class EvalConfig(Settings, frozen=True, dict=True):
     deterministic: bool = False
     """Whether answers are the same to the last bit whatever is decoded in the same batch, which takes longer
     (docs/decoding.md)."""
-    shards: dict[TaskName, Shards] = {}
+    shards: dict[TaskName, Annotated[int, msgspec.Meta(ge=1, le=1000)]] = {}
     """Number of elements that share a task's prompts of one benchmark, such as {gcg: 4}; 1 for tasks not named."""
     topk: TopK = TopK()
     """Settings of top-k sampling, the paper's standard inference."""

@@ -51,7 +51,6 @@ PATIENCE_S = 10
 """Time in which a child process must render a template."""
 MEMORY_BYTES = 2**30
 """Memory that this child process may use beyond what this process uses."""
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -460,7 +459,7 @@ def _render_in_child(tokenizer: Any, template: str, name: str, writer: int) -> N
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
         signal.alarm(PATIENCE_S)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit, hard = used + MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
         render_turns(tokenizer, template, [{"role": "user", "content": "Hello"}], name)

@@ -12,8 +12,6 @@ import msgspec
 from curricula.settings import Positive, Settings
 
 Pool = Literal["all", "beam"]
-Temperature = Annotated[float, msgspec.Meta(gt=0, le=1000)]
-DropShare = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Together = Annotated[Positive, "together"]
 """Type of a setting that says how much is computed in one batch. It changes answers only by rounding, so a run that has begun
 may change it (`together`)."""
@@ -47,7 +45,7 @@ class TopK(AnswerSettings, frozen=True):
 
     k: Positive = 10
     """Tokens to sample from; the paper's is 10."""
-    temperature: Temperature = 1.0
+    temperature: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
     """Sampling temperature. The paper does not give it."""
     samples: Positive = 5
     """Answers per prompt, each with its own random draws."""
@@ -73,7 +71,7 @@ class SafeBeam(AnswerSettings, frozen=True):
     """Extensions considered before pruning. The paper does not give the number; ours is 2 x beams, of which half is dropped."""
     pool: Pool = "all"
     """Whether candidates are the likeliest extensions over all beams (all), or equally many of each beam (beam)."""
-    drop: DropShare = 0.5
+    drop: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
     """Share of the candidates dropped, those with the highest P(tag); 0 is plain beam search."""
     ended_risk: Literal["before", "after", "none"] = "before"
     """P(tag) of a text that has ended: that before its last token, that after it, or 0 (none). The paper does not say which."""

@@ -40,17 +40,17 @@ def load_texts(root: Path | None, split: str, config: Probes) -> LabelledTexts:
     path = root / "probes" / split
     table = Table.open(path)
     require_flat(path)
-    rows = list(table.rows())
-    for number, row in enumerate(rows):
+    used = []
+    for number, row in enumerate(table.rows()):
         text, score = row.get("text"), str(row.get("score")).strip().removesuffix(".0")
         if not isinstance(text, str) or not is_utf8(text) or score not in ("0", "1", "2", "3", "4", "5"):
             raise UserError(
                 f"{table.place(number)} has text {text!r:.40} and score {score!r:.40}; a row has a text in UTF-8 and a score "
                 "from 0 (safe) to 5 (unsafe)"
             )
-    scored = [(row["text"], int(float(row["score"]))) for row in rows]
-    # Texts with scores between 0 and the threshold are neither safe nor unsafe.
-    used = [(text, score > 0) for text, score in scored if score == 0 or score >= config.unsafe_score]
+        # Texts with scores between 0 and the threshold are neither safe nor unsafe.
+        if score == "0" or int(score) >= config.unsafe_score:
+            used.append((text, score != "0"))
     return _labelled(used)
 
 
