@@ -491,18 +491,13 @@ class EvalConfig(Settings, frozen=True, dict=True):
         Probes have no benchmarks, but their own texts.
         """
         gcg, attacks = self.gcg, self.attacks
-        searchless = attacks.benchmarks, attacks.prompts
         by_kind: dict[Kind, tuple[tuple[str, ...], int | None]] = {
             "attack": ((self.base_benchmark,) if raw else self.benchmarks, self.prompts_per_benchmark),
             "overrefusal": (self.overrefusal_benchmarks, self.overrefusal_prompts),
             "gcg": ((gcg.benchmark,), gcg.prompts) if gcg else ((), None),
-            "prefill": searchless,
-            "template-removal": searchless,
-            "best-of-n": searchless,
-            "ablation": searchless,
             "artifacts": (tuple(attacks.artifacts), attacks.prompts),
             "transfer": (attacks.suffixes_of, gcg.prompts if gcg else None),
             "probes": ((), None),
             "capability": (self.capability.names if self.capability else (), None),
         }
-        return by_kind[task.kind]
+        return by_kind.get(task.kind, (attacks.benchmarks, attacks.prompts))  # attacks that only change the prompt or the model

@@ -82,8 +82,8 @@ class Task:
         return [label for label, _ in self.labelled_decoders()]
 
 
-def _cheap_attacks(kind: Kind, title: str, *decoders: str) -> list[Task]:
-    return [Task(f"{kind}-{name}", kind, (name,), "attack", prefix=f"{kind}+", title=title) for name in decoders]
+def _cheap_attacks(kind: Kind, title: str) -> list[Task]:
+    return [Task(f"{kind}-{name}", kind, (name,), "attack", prefix=f"{kind}+", title=title) for name in DECODERS]
 
 
 _VARIANTS = tuple(Variant(times, pool) for pool in get_args(Pool) for times in (2, 5, 10))
@@ -96,12 +96,12 @@ _ROWS = (
     Task("overrefusal-topk", "overrefusal", ("topk",), "overrefusal"),
     Task("overrefusal-safebeam", "overrefusal", ("safebeam",), "overrefusal"),
     Task("gcg", "gcg", ("topk", "safebeam"), "attack", prefix="gcg+", title="GCG suffix, "),
-    *_cheap_attacks("prefill", "Prefilled answer, ", *DECODERS),
-    *_cheap_attacks("template-removal", "No chat template, ", *DECODERS),
+    *_cheap_attacks("prefill", "Prefilled answer, "),
+    *_cheap_attacks("template-removal", "No chat template, "),
     Task("best-of-n", "best-of-n", ("topk",), "attack", prefix="best-of-n+", title="Best of N, "),
-    *_cheap_attacks("ablation", "Refusal direction ablated, ", *DECODERS),
-    *_cheap_attacks("artifacts", "Replayed jailbreaks, ", *DECODERS),
-    *_cheap_attacks("transfer", "GCG suffix of another arm, ", *DECODERS),
+    *_cheap_attacks("ablation", "Refusal direction ablated, "),
+    *_cheap_attacks("artifacts", "Replayed jailbreaks, "),
+    *_cheap_attacks("transfer", "GCG suffix of another arm, "),
     Task("probes", "probes"),
     Task("capability", "capability"),
 )
