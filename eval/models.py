@@ -1,7 +1,7 @@
 """Models under evaluation: Hugging Face causal language models, loaded without running any code of their own.
 
 docs/decoding.md says how a model is named. This module knows how a prompt becomes token ids (raw for base models, chat template
-for tuned ones), which ids end an answer and how the tag is spelled. It does not know how tokens are chosen.
+for tuned ones), which ids end an answer and how the tag is spelled.
 """
 
 from __future__ import annotations

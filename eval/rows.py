@@ -2,7 +2,7 @@
 
 Rows are lines of JSON Lines files in their model's folder; docs/evaluation.md says what their keys hold. An element appends one
 whole batch at a time, and a batch is a fixed run of prompts, so an element that was killed and restarted ends with the same
-bytes as one that was not. `ModelRows` refuses rows of another model. This module knows nothing about benchmarks or judges.
+bytes as one that was not. `ModelRows` refuses rows of another model.
 """
 
 from __future__ import annotations
