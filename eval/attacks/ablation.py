@@ -121,13 +121,12 @@ def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
     def clusters(prompt: Prompt) -> set[str]:
         return {prompt.cluster, cluster_of(prompt.behavior)}  # an own set can declare other clusters
 
-    attacked = set[str]().union(
-        *(
-            clusters(prompt)
-            for benchmark in config.attacks.benchmarks
-            for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
-        )
-    )
+    attacked = {
+        cluster
+        for benchmark in config.attacks.benchmarks
+        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
+        for cluster in clusters(prompt)
+    }
     prompts = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
     usable = [prompt for prompt in prompts if attacked.isdisjoint(clusters(prompt))]
     count = settings.train + settings.validation
