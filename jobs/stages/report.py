@@ -150,48 +150,38 @@ def _courses(study: Study) -> Iterator[Course]:
     """What is measured along the trainings, by arm and stage."""
     for stage in (BASE, *study.tree.stages):
         if along := study.along(stage):
-            for arm in study.trainings:
-                if arm.name in study.tree.arms[stage]:
-                    yield _pretraining_course(study, arm, along) if stage == BASE else _stage_course(study, arm, stage, along)
+            yield from (_course(study, arm, stage, along) for arm in study.trainings if arm.name in study.tree.arms[stage])
 
 
-def _pretraining_course(study: Study, arm: Arm, along: AlongConfig) -> Course:
+def _course(study: Study, arm: Arm, stage: str, along: AlongConfig) -> Course:
     from curricula.eval.analysis.along import Course
 
-    budget = study.budget
-    branches = {point: study.segment_at(arm, step).branch for point, step in along.steps(budget.steps).items()}
-    *before, last = study.path(arm)
-    ends: dict[str, int | None] = {**{segment.branch: segment.stop for segment in before}, last.branch: None}
-    return Course(
-        arm=arm.name,
-        seed=arm.replicate.seed,
-        stage=BASE,
-        tasks=along.tasks,
-        points=tuple(f"{branch}/{model_name(BASE, point)}" for point, branch in branches.items()),
-        begin=None,
-        end=f"{study.whole.owners[arm.key, BASE]}/{BASE}",
-        logs=tuple((f"pretrain/{branch}/metrics.jsonl", end) for branch, end in ends.items()),
-        step_tokens=budget.global_batch * budget.sequence_length,
-        steps=budget.steps,
-    )
-
-
-def _stage_course(study: Study, arm: Arm, stage: str, along: AlongConfig) -> Course:
-    from curricula.eval.analysis.along import Course
-
-    config, parent = study.tree.stages[stage], study.tree.parent(stage)
-    owner = study.whole.owners[arm.key, stage]
+    budget, owners = study.budget, study.whole.owners
+    owner, begin = owners[arm.key, stage], None
+    steps: int | None = budget.steps
+    if stage == BASE:
+        *before, last = study.path(arm)
+        ends: dict[str, int | None] = {**{segment.branch: segment.stop for segment in before}, last.branch: None}
+        logs = [(f"pretrain/{branch}/metrics.jsonl", end) for branch, end in ends.items()]
+        batch = budget.global_batch
+        makers = {point: study.segment_at(arm, step).branch for point, step in along.steps(budget.steps).items()}
+    else:
+        config, parent = study.tree.stages[stage], study.tree.parent(stage)
+        begin = None if config.at else f"{owners[arm.key, parent]}/{parent}"
+        logs = [(f"tune/{owner}/{stage}/metrics.jsonl", None)]
+        steps, batch = config.total_steps, config.global_batch or 0
+        makers = {point_label(place): owner for place in along.at}
     return Course(
         arm=arm.name,
         seed=arm.replicate.seed,
         stage=stage,
         tasks=along.tasks,
-        points=tuple(f"{owner}/{model_name(stage, point_label(place))}" for place in along.at),
-        begin=None if config.at else f"{study.whole.owners[arm.key, parent]}/{parent}",
+        points=tuple(f"{maker}/{model_name(stage, point)}" for point, maker in makers.items()),
+        begin=begin,
         end=f"{owner}/{stage}",
-        logs=((f"tune/{owner}/{stage}/metrics.jsonl", None),),
-        step_tokens=(config.global_batch or 0) * study.budget.sequence_length,
-        steps=config.total_steps,
+        logs=tuple(logs),
+        step_tokens=batch * budget.sequence_length,
+        steps=steps,
     )
 
 
