@@ -2,9 +2,6 @@
 
 An element's done.json records the marks of the elements it needs, as they were when it began. If one of those elements has run
 again since, this one is stale and must run again. Marks are compared for equality, not by age: the clocks of nodes differ.
-
-Marks are written atomically, but people and other tools can change them. A file that is not a valid mark raises an error that
-names it.
 """
 
 from __future__ import annotations
@@ -81,14 +78,10 @@ def read_failure(folder: Path) -> Failure | None:
 
 
 def last_failure(folder: Path, task: str) -> Failure | None:
-    """The latest failure, if it was one of this Slurm task that the task's next start could cure; else None.
-
-    It stays known after that start has begun: the batch script moves failed.json to failed-before.json.
-    """
-    for name in ("failed.json", "failed-before.json"):
+    """The latest failure, if it was one of this Slurm task that the task's next start could cure; else None."""
+    for name in ("failed.json", "failed-before.json"):  # the batch script renames it at the next start
         with contextlib.suppress(UserError):
-            failure = _read(folder / name, Failure)
-            if failure:
+            if failure := _read(folder / name, Failure):
                 return failure if failure.task == task and not failure.final else None
     return None
 
@@ -131,10 +124,8 @@ def marks_read(work: Work) -> dict[str, float]:
 
 
 def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None]) -> Key | None:
-    """The first of the elements that `key` rests on to have been made again since `key` began; None if none has.
-
-    `mark` is the mark of `key`; `marks` has those of all elements that it rests on.
-    """
+    """The first of the elements that `key`, whose mark is `mark`, rests on to have been made again since `key` began; None if
+    none has. `marks` has those of all elements that it rests on."""
     for need in mark.rests_on(plan, key):
         now = marks.get(need)
         if now is None:
@@ -148,12 +139,8 @@ def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None
 
 
 def done_elements(run: Run, plan: Plan) -> set[Key]:
-    """The elements that need not run again.
-
-    A finished element must run again if something it read has been made again since it began, or if it needs an element that is
-    not done. The report on a run with failures is such an element. One whose outputs are lost must run again if these have yet
-    to be read.
-    """
+    """The elements that need not run again. Besides stale elements, those that need one that is not done must, such as the
+    report on a run with failures, and those whose outputs are lost before all has read them."""
     works = {key: Work(run, plan, *plan.by_key[key]) for key in plan.by_key}
     with ThreadPoolExecutor(READERS) as pool:
         found = zip(works, pool.map(lambda work: whole_mark(work.folder), works.values()))

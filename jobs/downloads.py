@@ -57,8 +57,7 @@ def named_downloads(name: str, root: Path) -> list[Wanted]:
 
 
 def study_downloads(study: Study, root: Path) -> list[Wanted]:
-    """The downloads, into `root`, of everything that a study reads: its sources, limited to their parts and their numbers of
-    documents, its tuning sets, the texts of its probes, and its benchmarks."""
+    """The downloads, into `root`, of everything that a study reads."""
     pools = [study.tuning_sets.get(pool) or POOLS[pool] for pool in used_pools(study)]
     probes = study.used_probes.tables if study.used_probes else ()
     read: list[tuple[DeclaredTable, tuple[str, ...]]] = [
@@ -82,8 +81,7 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
 
 
 def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
-    """Load a study with `changes`, as `load_study` does, and look at its tables (`look_at_tables`). Also raises UserError if
-    CURRICULA_DATA names no folder."""
+    """Load a study and look at its tables. Also raises UserError if CURRICULA_DATA names no folder."""
     study = load_study(path, changes)
     look_at_tables(study, None if study.world else local_root())
     return study
@@ -101,11 +99,8 @@ def used_pools(study: Study) -> list[str]:
 
 
 def check_pool(study: Study, name: str, root: Path) -> int:
-    """The number of conversations that a tuning set holds.
-
-    Raises UserError if a row is not a conversation, or if a stage would learn nothing from the set or asks for more than it
-    holds.
-    """
+    """The number of conversations that a tuning set holds. Raises UserError if a row is none, or if a stage would learn nothing
+    from the set or asks for more than it holds."""
     held = sum(1 for _ in read_conversations(name, root, study.tuning_sets))
     for tuning in study.tunings:
         if tuning.mix.get(name):
@@ -116,12 +111,10 @@ def check_pool(study: Study, name: str, root: Path) -> int:
 
 def check_lengths(study: Study, held: Mapping[str, int]) -> None:
     """Raise UserError if a finetuning stage is shorter than a step, or does not come to a point that is measured along it.
-
-    `held` says how many conversations each tuning set holds. How many rows packing makes of them is known only in training.
-    """
+    `held` says how many conversations each tuning set holds."""
     for point in study.variants.values():
         for name, stage in point.tree.stages.items():
-            if isinstance(stage, Tuning) and not stage.packing:
+            if isinstance(stage, Tuning) and not stage.packing:  # how many rows packing makes is known only in training
                 count = stage.total_conversations(held)
                 require_a_batch(point.place_of(name), count, stage.global_batch)
                 if stage.along:
@@ -132,11 +125,8 @@ def check_lengths(study: Study, held: Mapping[str, int]) -> None:
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:
-    """Check the first rows of every table that the user has declared and that is on this machine.
-
-    Raises UserError that names the key in the study if a column or file is missing, empty or wrong, or if an arm would read the
-    same rows through two sources.
-    """
+    """Check the first rows of every table that the user has declared and that is on this machine. Raises UserError that names
+    the key if a column or file is missing, empty or wrong, or if an arm would read the same rows through two sources."""
     revisions: dict[str, tuple[str, str | None]] = {}
     for key, table in declared_in(study):
         if table.dataset is None and table.is_here(root):

@@ -2,8 +2,7 @@
 
     python -m curricula.jobs.element runs/demo pretrain-20 full-20
 
-An element is done when it has a done.json, which is written last, after all its outputs are durable. Running it again then does
-nothing, unless something it read has been made again since. An interrupted element resumes where its outputs end.
+`done.json` is written last, after all outputs are durable. An interrupted element resumes where its outputs end.
 """
 
 from __future__ import annotations
@@ -112,14 +111,10 @@ def _share(work: Work) -> None:
 
 
 def _profile(run: Run) -> Profile:
-    """The cluster's profile, or the defaults if the run was never submitted to a cluster.
-
-    A profile that this code cannot read also gives the defaults. A newer version may have written it while this element waited
-    in the queue, and a key that this version does not know must not end the element.
-    """
+    """The cluster's profile; the defaults if the run was never submitted to a cluster, or if this code cannot read it."""
     try:
         return kept_profile(run.profile) if run.profile.exists() else Profile()
-    except UsageError as error:
+    except UsageError as error:  # newer code may have written it while this element waited in the queue
         note(f"preflight and notify use their defaults: {error}")
         return Profile()
 
@@ -144,15 +139,13 @@ def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: 
 
     If the failure is `final`, the batch script does not requeue the job but ends with the recorded `exit_code`. It cannot use
     srun's own code, which is the highest of all processes and so that of those that srun killed.
-
-    A final error that another process has recorded stays, because losing that process is what made this one fail.
     """
     code = error.exit_code if isinstance(error, UserError) else 1
     sentence = without_userinfo(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
     task, is_final = own_task(os.environ), _is_final(error)
     with contextlib.suppress(UserError):
         if not is_final and (noted := read_failure(folder)) and noted.final:
-            return
+            return  # losing the process that noted it is what made this one fail
     failure = Failure(sentence, time.time(), is_final, task or "", restart_count(os.environ))
     try:
         # Under a name of its own: all processes of a job that meet the same error write it at once.
@@ -175,11 +168,8 @@ def _rank() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the element and return the exit code; errors go to standard error.
-
-    After an error under NCCL this does not return but ends the process (see `group_until_end` of
-    curricula.model.runtime.distributed).
-    """
+    """Run the element and return the exit code; errors go to standard error. A process of a group that is left open by an error
+    ends here (`group_until_end` of curricula.model.runtime.distributed)."""
     if len(arguments) != 3:
         print(__doc__, file=sys.stderr)
         return 2

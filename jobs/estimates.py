@@ -56,8 +56,8 @@ CPU_FLOPS = 5e10
 """FLOP/s of one core, in training and in decoding; measured with SmolLM2-135M and with the demo's model."""
 
 LEAST_LEFT = 0.9
-"""Share of the peak learning rate that must be left at the end of a warm-up, else `plan` warns. Below 1, because by default
-midtraining's rate falls over all steps, so that even a short warm-up overlaps with the decay."""
+"""Share of the peak learning rate that must be left at the end of a warm-up, else `plan` warns. It is below 1 because
+midtraining's rate falls over all steps by default, even during a short warm-up."""
 MOST_HERE = 24 * 60.0
 """Minutes on this machine beyond which a study is meant for GPUs."""
 
@@ -90,17 +90,12 @@ def gpu_hours_of(study: Study, tokens: int) -> float:
 
 
 def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
-    """The plan and its costs as plain values.
-
-    A source's size is read from its manifests in `shards`, the run's shard folder, if these are complete; else it is the
-    published one, if there is one.
-    """
+    """The plan and its costs as plain values; sources have the sizes that `_source_size` finds."""
     study, segments = plan.study, plan.segments.values()
     sizes_and_origins = {name: _source_size(name, study, shards) for name in study.sources}
     sizes = {name: tokens for name, (tokens, _) in sizes_and_origins.items()}
     seeds = list(dict.fromkeys(replicate.seed for replicate in study.replicates))
     tokens = {s.name: (s.stop - s.start) * study.of(s.arm).budget.step_tokens for s in segments}
-    unshared = sum(study.of(arm).budget.tokens for arm in study.trainings)
     longest = max(gpu_hours_of(point, point.budget.tokens) for point in study.variants.values())  # the trunk included
     gpus, hours = study.resources.pretraining.gpus, plan.gpu_hours()
     return {
@@ -133,7 +128,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
         "stages": [_stage(name, study) for name in study.tree.stages],
         "trained_tokens": {
             "with_trunk_sharing": sum(tokens.values()),
-            "without": unshared,
+            "without": sum(study.of(arm).budget.tokens for arm in study.trainings),
             "midtraining": _midtraining_tokens(study.variants.values()),
         },
         "jobs": [
@@ -141,7 +136,7 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
                 "name": job.name,
                 "stage": job.stage,
                 "elements": [element.label for element in job.elements],
-                "needs": [{"job": edge.job, "kind": edge.kind} for edge in job.needs],
+                "needs": [dataclasses.asdict(edge) for edge in job.needs],
             }
             for job in plan.jobs
         ],
@@ -271,8 +266,8 @@ def _sources(counts: Mapping[str, int], study: Study, sizes: Mapping[str, int | 
 
 
 def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
-    """The stream of text that each arm has read by the end of pretraining and by the end of each later stage, at each point of
-    a sweep: the point's study, the stage, the arm, the stream."""
+    """What each arm has read by the end of pretraining and of each later stage: the study of its point, the stage, the arm, and
+    the stream of text."""
     for point in study.variants.values():
         for stage, names in point.tree.arms.items():
             for arm in point.arms:
@@ -377,8 +372,7 @@ def _source_size(name: str, study: Study, shards: Path | None) -> tuple[int | No
 
 
 def _unused(study: Study) -> Iterator[str]:
-    """A sentence for each key that defines something which the study neither trains on nor measures. Sources are not among
-    them: their held-out text is always measured."""
+    """A sentence for each key that defines something unused. Every source is used: its held-out text is always measured."""
     config, tasks = study.evaluation, study.all_eval_tasks
     asked = [*study.used_benchmarks, *(task.benchmark for task in tasks)]
     uses: dict[str, tuple[Iterable[str], list[str]]] = {
@@ -435,8 +429,7 @@ def _overlaps(study: Study) -> Iterator[str]:
 
 
 def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -> dict[str, dict[str, float]]:
-    """The GPU-hours of each group's elements, which are those for which `of` gives its name: of pretraining, and at most of
-    everything else."""
+    """The GPU-hours of the elements for which `of` gives the name of each group."""
     hours = {name: {"pretraining": 0.0, "other_at_most": 0.0} for name in groups}
     for job, element in plan.elements():
         if of(element) in hours:
@@ -514,8 +507,7 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
 
 
 def _gpu_memory(study: Study, stage: AnyStage | None = None) -> dict[str, Any]:
-    """The memory in GiB that pretraining, or a later `stage`, needs on each GPU, and if that is too much, changes that would
-    make it fit."""
+    """The memory in GiB that pretraining, or a later `stage`, needs on each GPU, and changes that would make it fit."""
     resources, model = study.resources, study.model.resolve()
     gpus = (resources.tuning if isinstance(stage, Tuning) else resources.pretraining).gpus
     data_parallel = max(1, gpus // resources.tensor_parallel)

@@ -39,11 +39,8 @@ class _Group:
 
 
 def plan_study(study: Study, profile: Profile | None = None) -> Plan:
-    """The plan of `study`. A `profile` adapts what each job asks for to the cluster.
-
-    Raises UsageError if a stage has the name of one of the suite's, if two jobs have the same name, or if the profile gives a
-    stage less time than its jobs need to save.
-    """
+    """The plan of `study`. A `profile` adapts what each job asks for to the cluster. Raises UsageError if stages or jobs cannot
+    be told apart by name, or if the profile gives a stage less time than its jobs need to save."""
     for name in study.stage_names:
         if name in STAGES:  # the option --stage could not tell them apart
             raise UsageError(f"stages.{name} has the name of one of the suite's own stages; choose another name")
@@ -181,8 +178,7 @@ class _Planner:
         return [arm for arm in arms if owners.get((arm.key, stage)) == arm.key]
 
     def _after(self, stage: ModelKind, arms: list[Arm]) -> list[Edge]:
-        """The edges of a stage's job for these arms: from element to element if its elements continue from all elements of a
-        single job, in the same order."""
+        """The edges of a stage's job, from element to element if the job before it has the same arms in the same order."""
         before = [self._before(stage, arm) for arm in arms]
         names = list(dict.fromkeys(job for job, _ in before))
         first = next(job for job in self.jobs if job.name == names[0])
@@ -215,8 +211,7 @@ class _Planner:
                 self._add_merge(group, [*measured[group.name], *self._add_measurements(group, searches)])
 
     def _elements(self, kind: ModelKind, arms: list[Arm], transfers: bool) -> list[Element]:
-        """An element for each evaluation task of each model of this kind: for the tasks that try other arms' suffixes if
-        `transfers`, else for all others."""
+        """An element for each evaluation task of each model of this kind that tries other arms' suffixes, or that does not."""
         having = self._having(kind, arms)
         return [
             replace(model, label=f"{model.label}/{task.name}", eval_task=task)
@@ -226,15 +221,13 @@ class _Planner:
         ]
 
     def _add_measurements(self, group: _Group, searches: list[Measured] | None = None) -> list[Measured]:
-        """Add the jobs that measure a group's models, one for each kind; returns them.
-
-        Given `searches`, the jobs that search for suffixes, add instead those that try what these find. They wait by
-        `afterany`: if a search fails, only its suffixes are missing.
-        """
+        """Add the jobs that measure a group's models, one for each kind; returns them. Given `searches`, the jobs that search
+        for suffixes, add instead those that try what these find."""
         measured: list[Measured] = []
         for kind, made_by in group.made_by.items():
             if elements := self._elements(kind, group.arms, transfers=searches is not None):
                 name = f"evaluate-{kind}-{group.name}" if searches is None else f"evaluate-{kind}-transfer-{group.name}"
+                # If a search fails, only its suffixes are missing.
                 after = [Edge(job, "afterany") for searched, job in searches or () if searched == kind]
                 measured.append((kind, self._add(name, "evaluate", elements, Edge(made_by), *self._benchmarks, *after)))
         return measured

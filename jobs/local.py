@@ -1,8 +1,8 @@
 """Run a plan on this machine: each element in a process of its own, in dependency order, a few at a time.
 
-Elements are forked from a server that has already imported torch and Megatron-core (multiprocessing's forkserver with a
-preload), since those imports take longer than most elements of a small study. Each runs jobs/element.py, as on a cluster. When
-this process dies, by Ctrl-C or kill -9, its elements end too; the next call resumes from what they left.
+Elements are forked from a server that has already imported torch and Megatron-core, since those imports take longer than most
+elements of a small study. Each runs jobs/element.py, as on a cluster. When this process dies, by Ctrl-C or kill -9, its
+elements end too; the next call resumes from what they left.
 
 If the study has several training seeds, the elements of the first seed go first. When these are done, an early report gives a
 first look at the figures; the final report replaces it.
@@ -56,10 +56,8 @@ class Outcome:
 
 
 def run_plan(run: Run, plan: Plan, watcher: Watcher, chosen: Sequence[Key], done: Set[Key], workers: int) -> Outcome:
-    """Run the `chosen` elements (in the plan's order) that are not `done` yet, `workers` at a time.
-
-    Returns when nothing more can start. Elements that are neither done nor chosen are not waited for.
-    """
+    """Run the `chosen` elements (in the plan's order) that are not `done` yet, `workers` at a time, until nothing more can
+    start. Elements that are neither done nor chosen are not waited for."""
     local_run = _LocalRun(run, plan, chosen, done, workers)
     if local_run.waiting:
         local_run.finish(watcher)

@@ -103,10 +103,8 @@ class Plan:
 
     @cached_property
     def needs(self) -> Mapping[Key, list[tuple[Key, bool]]]:
-        """For each element, in the plan's order, the elements it waits for, and whether each of these must succeed.
-
-        On Slurm it waits for their whole arrays, unless the edge is `aftercorr`.
-        """
+        """For each element, in the plan's order, the elements it waits for, and whether each of these must succeed. On Slurm it
+        waits for their whole arrays, unless the edge is `aftercorr`."""
         makers = {job.name: _Makers(job, self.study) for job in self.jobs}
         needs: dict[Key, list[tuple[Key, bool]]] = defaultdict(list)
         for job in self.jobs:
@@ -146,11 +144,8 @@ class Plan:
 
 
 class _Makers:
-    """Finds the elements of a job that make what an element of a later job reads.
-
-    These are the elements whose training it continues and those of its own arm and seed. Elements of no arm, such as those of
-    the data, match every element.
-    """
+    """Finds the elements of a job that make what an element of a later job reads: those whose training it continues, those of
+    its own arm and seed, and those of no arm, such as the data."""
 
     def __init__(self, job: Job, study: Study):
         self.job, self.study = job, study

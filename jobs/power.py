@@ -23,10 +23,7 @@ from curricula.terminal import folded
 
 def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
     """The smallest detectable differences in attack success under top-k, for the study's number of seeds and for one and two
-    more, as plain values.
-
-    Variance components come from an earlier report's `summary`, if it has any; else they are assumed.
-    """
+    more, as plain values. Without variance components in an earlier report's `summary`, they are assumed."""
     study = plan.study
     seeds = len(study.replicates) // len(study.variants)
     prompts = prompts_of(study)
@@ -50,11 +47,8 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
 
 
 def prompts_of(study: Study) -> dict[str, int]:
-    """The approximate number of prompts of each benchmark that attack a model under top-k, near-duplicates included.
-
-    If kinds of models are attacked with different prompts, these are those of the kind whose mean they measure least precisely.
-    Raises UsageError if no model is attacked under top-k.
-    """
+    """The approximate number of prompts of each benchmark that attack a model under top-k, near-duplicates included; of several
+    kinds of models, those of the one that they measure least precisely. Raises UsageError if no model is attacked so."""
     models = [point.eval_tasks(name) for point in study.variants.values() for name in (BASE, *point.tree.stages)]
     attacks = [[task for task in tasks if task.task.name == "attacks-topk"] for tasks in models]
     by_model = [{task.benchmark: study.prompts_in(task.benchmark, task.limit) for task in tasks} for tasks in attacks if tasks]

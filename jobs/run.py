@@ -71,18 +71,15 @@ class Run:
     @staticmethod
     @contextlib.contextmanager
     def locked(root: Path) -> Iterator[None]:
-        """Lock the run folder `root`, after making it if needed. Raises UserError if another process holds the lock, or if
-        `admit` refuses."""
+        """Make the run folder `root` if needed, and lock it. Raises UserError if another process has it or `admit` refuses."""
         make_folder(root)
         Run(root).admit()
         with exclusive_lock(root / "lock"):
             yield
 
     def admit(self) -> None:
-        """Raise UserError if another user could have changed this run's jobs or the code that they run.
-
-        For a team, also set the umask so that it can change what this process makes from now on.
-        """
+        """Raise UserError if another user could have changed this run's jobs or their code. For a team, also set the umask so
+        that it can change what this process makes from now on."""
         for folder in (self.root, self.slurm, self.root / "code", *(self.root / "code").glob("*")):
             if folder.is_dir():
                 require_ours(folder)
@@ -91,10 +88,7 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, study: Study) -> Run:
-        """Freeze `study` in a new run folder `root`, or open the existing run, whose study becomes `study`.
-
-        An existing run can grow, and can change how it is carried out. Raises UserError for any other difference.
-        """
+        """Freeze `study` in a new run folder `root`, or in an existing one if `check` allows it."""
         run = cls(root)
         data_folder = None if study.world else local_root()
         if not (root / "study.yaml").exists():
@@ -125,8 +119,7 @@ class Run:
             )
 
     def _move_to(self, data_folder: Path | None) -> None:
-        """Read datasets from another folder from now on, after `check` has allowed it. What was done so far, which is little,
-        is done again."""
+        """Read datasets from another folder from now on, and do again what was done so far. `check` found it to be little."""
         if data_folder in (None, self.data_folder):
             return
         for mark in self.root.glob("jobs/*/*/done.json"):
@@ -157,11 +150,8 @@ class Run:
 
     def answers(self) -> list[dict[str, Any]]:
         """Every judged answer of finished models so far as a dictionary, for example for `pandas.DataFrame`: the row's fields,
-        and whose it is. Answers of models that were measured along a training are left out.
-
-        `arm`, `start` and `interventions` describe the arm, `training_seed` the training, `point` the sweep's point (empty
-        without a sweep), `stage` the kind of model.
-        """
+        and whose it is (`arm`, `start`, `interventions`; `training_seed`; `point` of a sweep; `stage`). Answers of models that
+        were measured along a training are left out."""
         arms = {arm.key: arm for arm in self.arms}
         points = {arm.key: name for name, one in self.study.variants.items() for arm in arm_infos(one)}
         stages = dict.fromkeys(stage for one in self.study.variants.values() for stage in (BASE, *one.tree.stages))
@@ -336,8 +326,7 @@ def cut_branches(old: Study, new: Study) -> set[str]:
 
 
 def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
-    """Both studies as plain values, without what can grow or change. Mappings by arm or intervention set keep only entries of
-    the old study's arms and sets."""
+    """Both studies as plain values, without what can grow or change: of mappings by arm or set, without new arms and sets."""
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
     sets = {*old.curriculum.interventions, *old.curriculum.arms, *(arm.name for arm in old.arms)}
     for study, typed in zip(plain, (old, new)):
@@ -371,8 +360,7 @@ def _with_paths(study: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_one_place(was: str | None, now: str | None) -> bool:
-    """Whether one path is relative and the end of the other, which is absolute: reading a study makes a path absolute if it
-    exists."""
+    """Whether one path is the absolute form of the other: reading a study makes a path absolute if it exists."""
     shorter, longer = sorted((Path(was or ""), Path(now or "")), key=lambda path: len(path.parts))
     is_anchored = longer.is_absolute() and not shorter.is_absolute()
     return bool(shorter.parts) and is_anchored and longer.parts[-len(shorter.parts) :] == shorter.parts
@@ -380,16 +368,13 @@ def _is_one_place(was: str | None, now: str | None) -> bool:
 
 def _drop_execution(study: dict[str, Any], typed: EvalConfig) -> None:
     """Remove from a study what only says how the work is carried out, so that a run can continue after a batch that did not fit
-    or a judge's server that moved.
-
-    Of `resources`, only 8-bit arithmetic changes more than the last digits of a result. Judges are written out with all their
-    settings, since one that was given by name alone can get settings later. `typed` are the settings of the evaluation.
-    """
-    study["resources"] = {"engine": {"fp8": study["resources"]["engine"]["fp8"]}}
+    or a judge's server that moved. `typed` are the settings of its evaluation."""
+    study["resources"] = {"engine": {"fp8": study["resources"]["engine"]["fp8"]}}  # the rest changes last digits at most
     tuning = study["tuning"] or {}
     for part in (study["pretraining"], tuning, tuning.get("instruct"), tuning.get("benign"), *study["stages"].values()):
         for key in ("micro_batch", *SAVING):
             (part or {}).pop(key, None)
+    # With all their settings, since a judge that was given by its name alone can get settings later.
     judges = [msgspec.to_builtins(typed.judge_of(kind)) for kind in JUDGED]
     evaluation = study["evaluation"] = typed.without_together()
     evaluation["judge"], evaluation["overrefusal_judge"] = judges

@@ -12,7 +12,7 @@ from curricula.jobs.plan import Element, Key, Plan
 
 @dataclass(frozen=True)
 class Selection:
-    """Conditions on elements, all of which must hold. An empty selection selects every element, and is false as a bool."""
+    """Conditions on elements, all of which must hold; false as a bool if there are none."""
 
     stages: tuple[str, ...] = ()
     """Stages of the plan, or the study's own stages after pretraining, such as instruct."""

@@ -476,8 +476,7 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def groups(self) -> dict[str, list[Arm]]:
-        """The trainings that leave the trunk at the same step, by the name that their jobs share, the earliest first. Points of
-        a sweep share jobs if their models and budgets have the same size."""
+        """The trainings that leave the trunk at the same step, by the name that their jobs share, the earliest first."""
         if self.sweep is not None:
             groups: dict[str, list[Arm]] = defaultdict(list)
             for variant in self.variants.values():
@@ -523,8 +522,8 @@ class Study(Settings, frozen=True, dict=True):
 
     @cached_property
     def owners(self) -> dict[tuple[str, str], str]:
-        """The key of the training that makes each model, by the key of a training that has it and its stage: of trainings whose
-        models would be equal, the first makes it for all."""
+        """The key of the training that makes each model, by the key of a training that has it and its stage. The first of those
+        whose models would be equal makes it for all."""
         first: dict[tuple[Any, ...], str] = {}
         owners: dict[tuple[str, str], str] = {}
         for point in self.variants.values():
@@ -548,10 +547,10 @@ class Study(Settings, frozen=True, dict=True):
 
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
-    """Read and check a study file. A study that comes with the suite can be named without a path, such as `paper`.
+    """Read and check a study file, or one that comes with the suite, by its name. `changes` replace settings, such as
+    "pretraining.optimizer.lr=3e-4". Relative paths, which start at the file's folder, become absolute.
 
-    `changes` are settings that replace the file's, such as "pretraining.optimizer.lr=3e-4". Relative paths, which start at the
-    file's folder, become absolute. Raises UsageError that names the file, the key, its value and what to write instead.
+    Raises UsageError that names the file, the key, its value and what to write instead.
     """
     known = sorted(file.stem for file in STUDIES.glob("*.yaml"))
     if not path.is_file() and str(path) in known:

@@ -47,7 +47,7 @@ class Work:
 
     @property
     def key(self) -> str:
-        """The name of that training's folders: the arm's, or "trunk", with the seed if it is not the first."""
+        """The name of that training's folders."""
         return self.study.replicate_of(self.element.seed).named(self.element.arm)
 
     @property
@@ -110,34 +110,26 @@ class Stage(ABC):
 
     def ask(self, study: Study) -> Ask:
         """What `study` asks of the cluster for each element; by default, `data_hours` of time and no GPU."""
-        return Ask(
-            hours=study.resources.data_hours, cpus_per_task=study.resources.data_cpus if self.section == "data" else None
-        )
+        resources = study.resources
+        return Ask(hours=resources.data_hours, cpus_per_task=resources.data_cpus if self.section == "data" else None)
 
     def global_batch(self, study: Study, element: Element) -> int:
         """Rows of a training step, which must divide evenly among the element's processes; 0 if the stage trains nothing."""
         return 0
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether the outputs of an element that is marked as done are still there. If not, the element runs again.
-
-        `made` is what the method of that name returns now. True by default: models and checkpoints can be moved away without
-        being made again.
-        """
+        """Whether the outputs of an element that is marked as done are still there; else it runs again. True by default:
+        models can be moved away without being made again. `made` is what the method of that name returns now."""
         return True
 
     def readers(self, work: Work) -> tuple[str, ...]:
-        """Stages that read the element's outputs. Once all their elements are done, lost outputs need not be made again.
-
-        None by default: lost outputs are made again in any case.
-        """
+        """Stages that read the element's outputs. Once all their elements are done, lost outputs need not be made again. By
+        default, they are made again in any case."""
         return ()
 
     def made(self, work: Work) -> str | None:
-        """What tells an element's outputs from others in their place. The element is done only while this does not change.
-
-        None by default, and if the outputs were moved away.
-        """
+        """What tells an element's outputs from others in their place; the element is done only while it does not change. None
+        if the outputs were moved away, and by default."""
         return None
 
     def shared(self, work: Work) -> Path | None:
@@ -192,20 +184,15 @@ class Training(Stage):
 
 
 def saved_steps(branch: Path, stop: int | None = None) -> int:
-    """The step of the newest checkpoint, at most at `stop`, from which training could resume; 0 if there is none.
-
-    This need not be the checkpoint that `latest` names: that one may have been found damaged and set aside, or lie beyond a
-    lost one at `stop` that is trained again.
-    """
+    """The step of the newest checkpoint, at most at `stop`, from which training could resume; 0 if there is none."""
+    # Not that of `latest`, which may be set aside as damaged, or lie beyond a lost one at `stop` that is trained again.
     steps = map(step_of, checkpoints_to_resume(branch / "checkpoints"))
     return next((step for step in steps if stop is None or step <= stop), 0)
 
 
 def checkpoint_to_resume(branch: Path) -> Path | None:
-    """The checkpoint from which training would resume; None if there is none.
-
-    It is the newest complete one, by the names and sizes of its files; if none is complete, the newest of all.
-    """
+    """The checkpoint from which training would resume: the newest whose files have the right names and sizes, else the newest
+    of all; None if there is none."""
     candidates = checkpoints_to_resume(branch / "checkpoints")
     for folder in candidates:
         with contextlib.suppress(UserError, OSError):

@@ -65,10 +65,8 @@ class Prepare(Stage):
         prepare(work.run)
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        """Whether the tokenizer and the world are there, and no damaged checkpoint of imported weights.
-
-        That checkpoint's folder can be moved away. A damaged one only matters while segments have yet to be trained.
-        """
+        """Whether the tokenizer and the world are there, and no damaged checkpoint of imported weights while segments have yet
+        to be trained. A missing one may have been moved away."""
         run = work.run
         if not are_filled(run.tokenizer / "tokenizer.json", *([run.world / "world.json"] if run.study.world else [])):
             return False

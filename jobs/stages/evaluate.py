@@ -32,10 +32,8 @@ class Evaluate(Stage):
         return [element.eval_task]
 
     def make_model(self, work: Work, progress: Progress) -> int | None:
-        """Export the model again if it was lost before it was measured. One element does so for all that measure it.
-
-        Returns the step at which the model was taken, or None if that was the end of its training.
-        """
+        """Export the model again if it was lost before it was measured, once for all elements that measure it. Returns the step
+        at which the model was taken, None for the end of its training."""
         config = work.model_folder / "config.json"
         if not config.exists():
             with exclusive_lock(work.model_folder.with_name(f"{work.model_folder.name}.lock"), wait_s=EXPORT_S):

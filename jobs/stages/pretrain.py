@@ -1,8 +1,7 @@
 """Pretrain: one segment of the training tree, from its own last checkpoint or from the end of its parent.
 
 If a profile names `node_scratch`, shards are read from copies on each node's own disk, so that random reads do not burden the
-shared one. One process of each node copies while the others wait, up to a limit. A job that is requeued on the same node reads
-the copies that are there.
+shared one. One process of each node copies while the others wait.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ class Pretrain(Training):
         return work.plan.segments[work.element.segment].stop
 
     def shared(self, work: Work) -> Path:
-        """The branch's folder. A lost branch point may have to be made again while a later segment trains; without a lock, each
-        would take the other's checkpoints for leftovers of its own."""
+        """The branch's folder. If a lost branch point is made again while a later segment trains, each would take the other's
+        checkpoints for leftovers."""
         return work.training
 
     def inputs(self, work: Work) -> list[Path]:
@@ -154,10 +153,7 @@ def validation_batches(run: Run, study: Study) -> dict[str, ValidationBatches]:
 
 def near(shards: Path, sources: Iterable[str]) -> Path:
     """The folder from which this node reads the shards of `sources`: a copy on its own disk, or `shards` if no scratch folder
-    is named or it has too little free space.
-
-    Raises UserError if the scratch folder is missing on this node, or if its copies belong to another user.
-    """
+    is named or it has too little free space. Raises UserError if that is missing, or its copies are another user's."""
     named = os.environ.get(SCRATCH)
     if not named:
         return shards

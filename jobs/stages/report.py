@@ -119,10 +119,8 @@ def _described(run: Run, plan: Plan, study: Study) -> dict[str, Any]:
 
 
 def _comparable_parents(study: Study) -> dict[str, str]:
-    """The stage that each stage continues from, if the models of both are asked in the same form.
-
-    A stage that begins at an earlier point of pretraining has no parent here, since it does not continue from the base model.
-    """
+    """The stage that each stage continues from, if the models of both are asked in the same form. One that begins at an earlier
+    point of pretraining has none, since it does not continue from the base model."""
     tree = study.tree
     parents = {name: tree.parent(name) for name, stage in tree.stages.items() if stage.at is None}
     return {name: parent for name, parent in parents.items() if tree.is_raw(name) == tree.is_raw(parent)}
@@ -237,16 +235,14 @@ def _changed_benchmarks(run: Run) -> dict[str, str]:
 
 def _held_out_losses(run: Run, study: Study) -> tuple[list[dict[str, Any]], str]:
     """The last loss of each base model on the held-out text of each source, with that text's bytes per token; and why there are
-    none, if the files for counting bytes are gone.
-
-    Losses of tagged sources that earlier versions recorded are left out, because the tags count in them.
-    """
+    none, if the files for counting bytes are gone."""
     losses = [
         {"arm": arm.name, "seed": arm.replicate.seed, "source": name, "loss": loss}
         for arm in study.trainings
         for row in read_jsonl(run.branch(study.path(arm)[-1].branch) / "metrics.jsonl")
         if row.get("step") == study.budget.steps and isinstance(row.get("validation"), dict)
         for name, loss in row["validation"].items()
+        # In losses that version 0.1.0 recorded of tagged sources, the tags count.
         if name in study.sources and ("validation_of" in row or not study.sources[name].tag_rate)
     ]
     if not losses:

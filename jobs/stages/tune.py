@@ -113,10 +113,8 @@ class Export(Stage):
 
 
 def hold_to_sets(work: Work, identities: Mapping[str, str]) -> None:
-    """Record the hash of each tuning set when the run first trains on it, and require the same for all models after that.
-
-    Raises UserError if a set holds something else now, so that models of one run do not differ in their data.
-    """
+    """Record the hash of each tuning set when the run first trains on it. Raises UserError if a set holds something else now,
+    so that models of one run do not differ in their data."""
     run = work.run
     path = run.tuning_sets
     kept = read_json(path) if path.exists() else {}
@@ -176,11 +174,8 @@ def _source(work: Work) -> Path:
 
 
 def _end_of(training: Path) -> Path:
-    """The checkpoint at the end of a stage's training.
-
-    Raises UserError if it is lost and an earlier one is left, which another stage or an export would take for the finished
-    model.
-    """
+    """The checkpoint at the end of a stage's training. Raises UserError if only an earlier one is left, which another stage or
+    an export would take for the finished model."""
     last = require_checkpoint(training / "checkpoints")
     info = read_info(last)
     if info.step < (total := info.recipe["total_steps"]):
@@ -222,10 +217,7 @@ def checkpoint_of(work: Work) -> Path:
 
 
 def base_checkpoint(run: Run, arm: Arm, at: float | None = None) -> Path:
-    """The checkpoint at a fraction of an arm's pretraining, by default its end.
-
-    It is found by its step, since the newest checkpoint may be an earlier one, if the last was damaged and deleted.
-    """
+    """The checkpoint at a fraction of an arm's pretraining, by default its end."""
     study = run.study.of(arm)
-    step = study.budget.step_at(1.0 if at is None else at)
+    step = study.budget.step_at(1.0 if at is None else at)  # the newest may be an earlier one, if the last was damaged
     return step_folder(run.branch(study.segment_at(arm, step).branch) / "checkpoints", step)
