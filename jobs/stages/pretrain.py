@@ -169,27 +169,27 @@ def near(shards: Path, sources: Iterable[str]) -> Path:
 
 
 def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
-    folders = [shards / name for name in sources if (shards / name).is_dir()]
-    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
     copies = scratch / f"curricula-{os.geteuid()}" / hashlib.sha256(os.fsencode(shards.resolve())).hexdigest()[:16]
+    names = [name for name in sources if (shards / name).is_dir()]
+    files = {copies / name / file.name: file for name in names for file in sorted((shards / name).iterdir()) if file.is_file()}
     make_folder(copies.parent)
     require_ours(copies.parent)
     _drop_unused(copies)  # first, to make room on a full disk
     began = time.monotonic()
     with exclusive_lock(copies / "lock", 2 * COPY_S):
-        missing = [file for file in files if not _is_copied(file, copies / file.relative_to(shards))]
-        needed, free = sum(file.stat().st_size for file in missing), shutil.disk_usage(copies).free
+        missing = {copy: file for copy, file in files.items() if not _is_copied(file, copy)}
+        needed, free = sum(file.stat().st_size for file in missing.values()), shutil.disk_usage(copies).free
         if needed * SPARE > free:
             log.warning(
                 "node_scratch: %s has %.1f GB free, but %.1f GB of shards must be copied; this node reads the shared ones",
                 scratch, free / 1e9, needed / 1e9,
             )  # fmt: skip
             return shards
-        for folder in folders:
-            _drop_leftovers(copies / folder.name, folder)
+        for copy in [copy for name in names for copy in (copies / name).glob("*") if copy not in files]:
+            copy.unlink()  # its source has been tokenised again, into fewer shards
         if missing:
             log.info("copying %.1f GB of shards to %s", needed / 1e9, copies)
-        for file in missing:
+        for copy, file in missing.items():
             if time.monotonic() - began > COPY_S:
                 log.warning(
                     "node_scratch: %.0f minutes were too short to copy all shards; this start reads the shared ones, and the "
@@ -197,7 +197,7 @@ def _copied(shards: Path, sources: Iterable[str], scratch: Path) -> Path:
                     COPY_S / 60,
                 )
                 return shards
-            _copy(file, copies / file.relative_to(shards))
+            _copy(file, copy)
     return copies
 
 
@@ -217,13 +217,6 @@ def _is_copied(file: Path, copy: Path) -> bool:
     original, found = file.stat(), copy.stat()
     times_ns = original.st_mtime_ns, original.st_mtime_ns // 10**9 * 10**9  # some file systems store only seconds
     return original.st_size == found.st_size and found.st_mtime_ns in times_ns
-
-
-def _drop_leftovers(copied: Path, folder: Path) -> None:
-    """Delete copies of files that are no longer in the shared `folder` since it was tokenised again."""
-    for copy in copied.iterdir() if copied.is_dir() else ():
-        if not (folder / copy.name).is_file():
-            copy.unlink()
 
 
 def _copy(file: Path, copy: Path) -> None:
