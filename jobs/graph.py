@@ -70,7 +70,7 @@ def check_batches(plan: Plan, chosen: Collection[Key]) -> None:
 class _Planner:
     def __init__(self, study: Study, profile: Profile | None):
         self.study, self.profile = study, profile
-        self.jobs: list[Job] = []
+        self.jobs: dict[str, Job] = {}
         self._trained_by: dict[tuple[str, ModelKind], Key] = {}
         """The element that trains each model, by the arm's key and the stage."""
 
@@ -82,15 +82,15 @@ class _Planner:
         groups = [_Group(name, arms, self._add_models(name, arms)) for name, arms in self.study.groups.items()]
         self._add_pretraining_points()
         self._add_evaluations(groups)
-        before = Plan(self.study, tuple(self.jobs))
+        before = Plan(self.study, tuple(self.jobs.values()))
         read = {need for needed in before.needs.values() for need, _ in needed}
-        ends = [job.name for job in self.jobs if any((job.name, label) not in read for label in job.labels)]
+        ends = dict.fromkeys(name for name, label in before.by_key if (name, label) not in read)
         self._add("report", "report", [Element("report")], *(Edge(name, "afterany") for name in ends))
-        return replace(before, jobs=tuple(self.jobs))
+        return Plan(self.study, tuple(self.jobs.values()))
 
     def _add(self, name: str, stage: str, elements: list[Element], *needs: Edge) -> str:
         """Add a job, with its request and the costs of its elements; returns its name."""
-        if any(job.name == name for job in self.jobs):
+        if name in self.jobs:
             raise UsageError(f"two jobs would have the name {name}; rename a stage of the study")
         own, profile = STAGES[stage], self.profile
         section, ask = own.section_of(self.study), own.ask(self.study)
@@ -100,7 +100,7 @@ class _Planner:
             study = self.study.at(element.variant)
             gpu_hours, flops = own.gpu_hours(study, element, request), own.flops(study, element)
             priced.append(replace(element, gpu_hours=gpu_hours, flops=flops))
-        self.jobs.append(Job(name, stage, tuple(priced), needs, request, own.names(elements[0])))
+        self.jobs[name] = Job(name, stage, tuple(priced), needs, request, own.names(elements[0]))
         return name
 
     def _add_downloads(self, name: str, purpose: Purpose) -> list[str]:
@@ -142,7 +142,7 @@ class _Planner:
 
     def _pretrain(self, name: str, by_job: dict[str, list[Segment]]) -> None:
         """Add a job, unless it is there, after the jobs that train its segments' parents."""
-        if any(job.name == name for job in self.jobs):
+        if name in self.jobs:
             return
         parents, needs = [segment.parent for segment in by_job[name]], []
         for job in dict.fromkeys(self._job_of_segment[parent] if parent else "tokenize" for parent in parents):
@@ -181,8 +181,7 @@ class _Planner:
         """The edges of a stage's job, from element to element if the job before it has the same arms in the same order."""
         before = [self._before(stage, arm) for arm in arms]
         names = list(dict.fromkeys(job for job, _ in before))
-        first = next(job for job in self.jobs if job.name == names[0])
-        is_one_to_one = before == [(first.name, label) for label in first.labels]
+        is_one_to_one = before == [(names[0], label) for label in self.jobs[names[0]].labels]
         return [Edge(name, "aftercorr" if is_one_to_one else "afterok") for name in names]
 
     def _before(self, stage: ModelKind, arm: Arm) -> Key:
@@ -258,10 +257,10 @@ class _Planner:
 
     def _add_pretraining_points(self) -> None:
         """Add the jobs that measure points along pretraining. A point of the trunk is measured once for all arms."""
-        jobs, segments = {job.name: job for job in self.jobs}, {segment.name: segment for segment in self.study.segments}
-        for job in [jobs[name] for name in dict.fromkeys(self._job_of_segment.values())]:
+        segments = {segment.name: segment for segment in self.study.segments}
+        for job in dict.fromkeys(self._job_of_segment.values()):
             points = []
-            for element in job.elements:
+            for element in self.jobs[job].elements:
                 segment, study = segments[element.segment], self.study.at(element.variant)
                 along = study.pretraining.along
                 points += [
@@ -270,8 +269,7 @@ class _Planner:
                     if segment.start < step <= segment.stop
                 ]
             if points:
-                name = f"along-{job.name.removeprefix('pretrain-')}"
-                self._add(name, "along", points, Edge(job.name), *self._benchmarks)
+                self._add(f"along-{job.removeprefix('pretrain-')}", "along", points, Edge(job), *self._benchmarks)
 
 
 def _training(segment: Segment) -> Element:
