@@ -258,11 +258,9 @@ def _arm(arm: Arm, study: Study, sizes: Mapping[str, int | None]) -> dict[str, A
 
 
 def _sources(counts: Mapping[str, int], study: Study, sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
-    sources = {}
-    for name, samples in counts.items():
-        tokens, size = samples * study.budget.sequence_length, sizes[name]
-        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
-    return sources
+    tokens = {name: samples * study.budget.sequence_length for name, samples in counts.items()}
+    epochs = {name: read / size if (size := sizes[name]) else None for name, read in tokens.items()}
+    return {name: {"samples": counts[name], "tokens": tokens[name], "epochs": epochs[name]} for name in counts}
 
 
 def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:
@@ -511,9 +509,9 @@ def _gpu_memory(study: Study, stage: AnyStage | None = None) -> dict[str, Any]:
     resources, model = study.resources, study.model.resolve()
     gpus = (resources.tuning if isinstance(stage, Tuning) else resources.pretraining).gpus
     data_parallel = max(1, gpus // resources.tensor_parallel)
-    micro_batch, global_batch = study.pretraining.micro_batch, study.budget.global_batch
-    if stage is not None:
-        micro_batch, global_batch = stage.micro_batch or micro_batch, stage.global_batch or global_batch
+    pretraining, own = study.pretraining, stage or study.pretraining
+    micro_batch = own.micro_batch or pretraining.micro_batch
+    global_batch = own.global_batch or pretraining.global_batch
     layout = Layout(
         min(micro_batch, max(1, global_batch // data_parallel)),
         study.budget.sequence_length,
