@@ -73,7 +73,6 @@ class _LocalRun:
         self.waiting = [key for key in chosen if key not in done]
         self.later = {key for key in self.waiting if plan.by_key[key][1].seed not in (None, plan.study.first_seed)}
         """The elements of training seeds other than the first."""
-        self.waiting.sort(key=lambda key: key in self.later)
         for key in self.waiting:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
         awaited = {*done, *self.waiting}
@@ -92,9 +91,6 @@ class _LocalRun:
         try:
             while self.waiting or self.running:
                 self._start_ready(context)
-                if not self.running and not self.look:
-                    self.outcome.skipped += self.waiting
-                    break
                 self._look_early(context, watcher)
                 looking = [self.look.sentinel] if self.look else []  # the report waits for the first look to end
                 wait([*looking, *(process.sentinel for process in self.running.values())], timeout=0.2)
@@ -120,18 +116,17 @@ class _LocalRun:
             self.look = None
 
     def _start_ready(self, context: multiprocessing.context.ForkServerContext) -> None:
-        """Start waiting elements whose needs are met, in the plan's order, while workers are free."""
-        done = set(self.outcome.done)
-        ended = {*done, *self.outcome.failed, *self.outcome.skipped}
+        """Skip waiting elements that need a failed one, and start those whose needs are met while workers are free."""
+        lost = {*self.outcome.failed, *self.outcome.skipped}
         for key in list(self.waiting):
-            needs = self.needs[key]
-            if any(must_be_ok and other in ended and other not in done for other, must_be_ok in needs):
+            if any(must_be_ok and other in lost for other, must_be_ok in self.needs[key]):
                 self.waiting.remove(key)
                 self.outcome.skipped.append(key)
-                ended.add(key)
-                continue
+                lost.add(key)
+        ended = {*self.outcome.done, *lost}
+        for key in sorted(self.waiting, key=lambda key: key in self.later):
             is_free = len(self.running) < self.workers and not (self.look and key in self.last)
-            if is_free and all(other in (done if must_be_ok else ended) for other, must_be_ok in needs):
+            if is_free and all(other in ended for other, _ in self.needs[key]):
                 self.waiting.remove(key)
                 self.run.element(*key).mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=_element_process, args=(self.run.root, *key), name="/".join(key))
@@ -140,13 +135,10 @@ class _LocalRun:
 
     def _note_end(self, key: Key) -> None:
         exit_code = self.running.pop(key).exitcode or 0
-        if exit_code == 0:
-            self.outcome.done.append(key)
-        else:
-            if exit_code < 0:  # killed, so it could not write this itself
-                with open(self.run.element(*key) / "log.txt", "a", encoding="utf-8") as log:
-                    log.write(f"--- killed by {signal.Signals(-exit_code).name}\n")
-            self.outcome.failed.append(key)
+        if exit_code < 0:  # killed, so it could not write this itself
+            with open(self.run.element(*key) / "log.txt", "a", encoding="utf-8") as log:
+                log.write(f"--- killed by {signal.Signals(-exit_code).name}\n")
+        (self.outcome.failed if exit_code else self.outcome.done).append(key)
 
 
 def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.context.ForkServerContext:

@@ -85,3 +85,20 @@ def test_failures_hold_back_what_needs_success_alone(tmp_path, monkeypatch):
     for key, needs in plan.needs.items():
         if key in started:
             assert all(watcher.ended.index(need) < watcher.ended.index(key) for need, _ in needs if need in started)
+
+
+def test_the_report_is_written_though_a_failure_of_a_later_seed_holds_back_what_nothing_measures(tmp_path, monkeypatch):
+    def element(root, job, label):
+        time.sleep(2.0)  # the first look ends before
+        sys.exit(job == "instruct-50")
+
+    monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(local, "_element_process", element)
+    monkeypatch.setattr(local, "_first_look", lambda *_: None)
+    tasks = {"base": ["attacks-topk"], "instruct": [], "benign": []}
+    study = small_study(tmp_path, seed=None, seeds=[42, 43], evaluation={**smaller_demo()["evaluation"], "tasks": tasks})
+    run = Run.create(tmp_path / "run", load_study(study))
+    plan = plan_study(run.study)
+    chosen = [("instruct-50", "full-50-s43"), ("benign-50", "full-50-s43"), ("report", "report")]
+    outcome = local.run_plan(run, plan, Watcher(), chosen, set(plan.needs) - set(chosen), workers=2)
+    assert (outcome.failed, outcome.skipped) == (chosen[:1], chosen[1:2]) and outcome.done[-1] == chosen[2]
