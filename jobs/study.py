@@ -477,16 +477,14 @@ class Study(Settings, frozen=True, dict=True):
     @cached_property
     def groups(self) -> dict[str, list[Arm]]:
         """The trainings that leave the trunk at the same step, by the name that their jobs share, the earliest first."""
-        if self.sweep is not None:
-            groups: dict[str, list[Arm]] = defaultdict(list)
-            for variant in self.variants.values():
-                for name, arms in variant.groups.items():
-                    groups[name + self.class_of(variant.variant)] += arms
-            return dict(groups)
-        by_step: dict[int, list[Arm]] = defaultdict(list)
-        for arm in self.trainings:
-            by_step[self.budget.step_at(arm.start)].append(arm)
-        return {percent(arms[0].start): arms for _, arms in sorted(by_step.items())}
+        groups: dict[str, list[Arm]] = defaultdict(list)
+        for name, point in self.variants.items():
+            by_step: dict[int, list[Arm]] = defaultdict(list)
+            for arm in point.trainings:
+                by_step[point.budget.step_at(arm.start)].append(arm)
+            for _, arms in sorted(by_step.items()):
+                groups[percent(arms[0].start) + self.class_of(name)] += arms
+        return dict(groups)
 
     def class_of(self, variant: str) -> str:
         """The suffix of a point's job names: empty if the models and budgets of all points have the same size."""
