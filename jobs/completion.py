@@ -87,10 +87,8 @@ def last_failure(folder: Path, task: str) -> Failure | None:
 
 
 def _read(path: Path, kind: type[Mark]) -> Mark | None:
-    """The mark in `path`; None if there is no such file.
-
-    Raises UserError if the file holds anything else, and StorageError if it cannot be read now, since it may hold a mark.
-    """
+    """The mark in `path`; None if there is no such file. Raises UserError if it holds anything else, and StorageError if it
+    cannot be read now, since it may hold a mark."""
     try:
         return decode(path.read_bytes(), kind)
     except (FileNotFoundError, NotADirectoryError):
@@ -160,12 +158,9 @@ def readers_of_lost(work: Work) -> tuple[str, ...]:
 
 
 def without_needed(plan: Plan, marks: Mapping[Key, Done | None], lost: Mapping[Key, Collection[str]]) -> dict[Key, Done | None]:
-    """The marks without those of `lost` elements, given with the stages that read them, whose outputs have yet to be read.
-
-    One that runs again reads others' outputs, which may be lost, too: a lost shard is made again from a lost download.
-    """
+    """The marks without those of `lost` elements, given with the stages that read them, whose outputs have yet to be read."""
     marks, needed = dict(marks), list(lost)
-    while needed:
+    while needed:  # one that runs again reads others' outputs, which may be lost, too: a shard is made from a download
         done = _current(plan, marks)
         to_run = {plan.by_key[key][0].stage for key in plan.by_key if key not in done}
         needed = [key for key, readers in lost.items() if marks[key] and to_run.intersection(readers)]

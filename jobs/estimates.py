@@ -470,16 +470,13 @@ def _asked(task: EvalTask, study: Study) -> tuple[float, int]:
 
 
 def _task_gpu_hours(task: EvalTask, study: Study) -> float:
-    """The GPU-hours of one element of the study's evaluation, estimated from counts of tokens.
-
-    Each step of generation reads the weights once and takes at least `STEP_S`.
-    """
+    """The GPU-hours of one element of the study's evaluation, estimated from counts of tokens."""
     config, parameters = study.evaluation, study.model.resolve().parameters
 
     def reading(tokens: float) -> float:
         return 2 * parameters * tokens / (study.resources.peak_tflops * 1e12 * READING)
 
-    def generating(answers: float, rows: float, steps: float) -> float:
+    def generating(answers: float, rows: float, steps: float) -> float:  # each step reads the weights once
         return -(-answers // rows) * steps * max(STEP_S, 2 * parameters / BYTES_PER_S)
 
     kind = task.task.kind

@@ -248,18 +248,11 @@ def read_contamination(run: Run) -> list[dict[str, str]]:
 
 def arm_infos(study: Study) -> list[ArmInfo]:
     """The trainings of a study, or of one point of its sweep, and the trainings whose models they share."""
-    stages, owners = (BASE, *study.tree.stages), study.whole.owners
-    return [
-        ArmInfo(
-            arm.name,
-            arm.start,
-            arm.interventions,
-            arm.replicate.seed,
-            arm.key,
-            tuple((stage, owner) for stage in stages if (owner := owners.get((arm.key, stage), arm.key)) != arm.key),
-        )
-        for arm in study.trainings
-    ]
+    stages, owners, infos = (BASE, *study.tree.stages), study.whole.owners, []
+    for arm in study.trainings:
+        shared = tuple((stage, owner) for stage in stages if (owner := owners.get((arm.key, stage), arm.key)) != arm.key)
+        infos.append(ArmInfo(arm.name, arm.start, arm.interventions, arm.replicate.seed, arm.key, shared))
+    return infos
 
 
 def newest_run() -> Path:
