@@ -97,8 +97,7 @@ class Evaluate(Stage):
         return tokens * model.flops_per_token(model.sequence_length) / 3
 
     def ask(self, study: Study) -> Ask:
-        asked = study.resources.evaluation
-        return Ask(gpus_per_node=min(1, asked.gpus_per_node), hours=asked.hours)
+        return Ask(gpus_per_node=1, hours=study.resources.evaluation.hours)
 
 
 class Merge(Stage):
