@@ -265,12 +265,8 @@ def newest_run() -> Path:
 
 def current_provenance() -> dict[str, Any]:
     """What a run is created with: versions of packages and Python, the machine's architecture, and the code's commit."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    found = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in PACKAGES}
+    versions = {name: package.version if package else "not installed" for name, package in found.items()}
     changed = ask_git(ROOT, "status", "--porcelain").splitlines() if is_checkout() else []
     git = {"sha": running_commit().removesuffix("-dirty"), "changed_files": changed}
     return {"packages": versions, "python": platform.python_version(), "machine": platform.machine(), "git": git}
