@@ -320,8 +320,7 @@ def _unknown_sizes(study: Study, sizes: Mapping[str, int | None]) -> Iterator[st
 
 
 def _unfit(study: Study) -> Iterator[str]:
-    """A sentence for each batch too large for the GPUs, and each warm-up that exceeds its steps or reaches far into the
-    decay."""
+    """A sentence for each batch too large for the GPUs, and each warm-up that is cut off or reaches far into the decay."""
     stages: dict[str, AnyStage | None] = {"pretraining": None, **study.tree.stages}
     for name, stage in stages.items():
         memory = _gpu_memory(study, stage)
@@ -386,8 +385,7 @@ def _unused(study: Study) -> Iterator[str]:
 
 
 def _not_here(study: Study) -> Iterator[str]:
-    """A sentence for each thing that must be fetched and cannot be, or that names no commit, so that the hub can change it
-    before this study reads it or between two runs."""
+    """A sentence for each thing that must be fetched and cannot be, or whose commit is not named, so that it can change."""
     if study.tokenizer.hub and not study.tokenizer.revision:
         yield f"tokenizer {study.tokenizer.hub}: no tokenizer.revision, so the newest commit is read; the run records which"
     root, probes = local_root(), study.used_probes

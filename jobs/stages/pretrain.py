@@ -119,8 +119,7 @@ def _tokens(study: Study, element: Element) -> int:
 
 
 def batches_of(run: Run, study: Study, phases: list[Phase], rows: int, seed: int, begin: int = 0) -> PretrainingBatches:
-    """Batches of `rows` samples from the stream of these phases, beginning with sample `begin`, in the order that `seed`
-    draws."""
+    """Batches of `rows` samples from the stream of these phases, from sample `begin` on, in the order that `seed` draws."""
     from curricula.curriculum.stream.pretraining import PretrainingBatches
 
     shards, length = near(run.shards, sources_of(phases)), study.budget.sequence_length
