@@ -125,14 +125,14 @@ class _Batches:
             return
         uploaded = ""
 
-        async def find_or_make(client: Any) -> str | None:
+        async def find_or_make(client: Any) -> str:
             nonlocal uploaded
             async for batch in client.batches.list(limit=100):
                 is_ours = (batch.metadata or {}).get(MARK) == mark or batch.input_file_id in self.uploads.get(mark, ())
                 if is_ours and batch.id not in self.spent:
                     return batch.id
             if data is None:
-                return None
+                return ""
             if not uploaded:
                 file = await client.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
                 uploaded = str(file.id)
@@ -144,17 +144,14 @@ class _Batches:
             )
             return batch.id
 
-        async def found_or_made(client: Any) -> str | None:
-            try:
-                return await find_or_make(client)
-            except NotFoundError:
-                raise UserError(
-                    f"{self.endpoint.host} has no Batch API at this address (status 404); set judge.batch_api to false, or "
-                    "correct the address"
-                ) from None
-
-        self.open[mark] = await self._patiently(found_or_made, tenacity.stop_after_attempt(self.endpoint.tries))
-        if self.open[mark]:
+        id = await self._get(find_or_make, tenacity.stop_after_attempt(self.endpoint.tries))
+        if id is None:
+            raise UserError(
+                f"{self.endpoint.host} has no Batch API at this address (status 404); set judge.batch_api to false, or "
+                "correct the address"
+            )
+        self.open[mark] = id
+        if id:
             self.save()
         else:
             self._close(mark, spent=False)
@@ -220,8 +217,11 @@ class _Batches:
                 )
         return verdicts
 
-    async def _get(self, ask: Callable[..., Awaitable[Any]]) -> Any:
-        """A batch, or the content of a file; None if the server does not have it or has deleted it."""
+    async def _get(self, ask: Callable[..., Awaitable[Any]], stop: tenacity.stop.stop_base | None = None) -> Any:
+        """The result of a client method, asked for again every minute while the server is out, until `stop`.
+
+        None if the server does not have what is asked for, or has deleted it.
+        """
 
         async def found(client: Any) -> Any:
             try:
@@ -229,18 +229,14 @@ class _Batches:
             except NotFoundError:
                 return None
 
-        return await self._patiently(found, tenacity.stop_after_delay(OUTAGE_S))
-
-    async def _patiently(self, ask: Callable[..., Awaitable[Any]], stop: tenacity.stop.stop_base) -> Any:
-        """The result of a client method, asked for again every minute while the server is out, until `stop`."""
         asking = tenacity.AsyncRetrying(
-            stop=stop,
+            stop=stop or tenacity.stop_after_delay(OUTAGE_S),
             wait=tenacity.wait_fixed(POLL_S),
             retry=tenacity.retry_if_exception_type(NoAnswer),
             before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
             reraise=True,
         )
-        return await asking(self.endpoint.call, ask, self.model)
+        return await asking(self.endpoint.call, found, self.model)
 
     def _read(self, content: bytes) -> list[tuple[str, Verdict]]:
         """The verdicts in a file of replies. Requests that expired, met a server error or were cut off are left out.
