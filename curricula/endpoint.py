@@ -147,10 +147,14 @@ class Endpoint:
 
     async def classify(self, model: str, texts: list[str]) -> list[list[float]]:
         """The probability of each class for each text, from vLLM's /classify."""
-        classes = await self._post("/classify", {"model": model, "input": texts}, _read_classes)
-        if len(classes) != len(texts):
-            raise NoAnswer(f"{self.host} classified {len(classes)} of {len(texts)} texts")
-        return classes
+
+        def read(value: Any) -> list[list[float]]:
+            rows = sorted(value["data"], key=lambda row: row["index"])
+            if [row["index"] for row in rows] != [*range(len(texts))] or not all(p >= 0 for row in rows for p in row["probs"]):
+                raise ValueError
+            return [row["probs"] for row in rows]
+
+        return await self._post("/classify", {"model": model, "input": texts}, read)
 
     async def doubt(self, model: str) -> str:
         """Why this server would not answer for `model` now, from one look at its list of models; "" if no reason shows.
@@ -354,13 +358,6 @@ def _token_count(completion: dict[str, Any], name: str) -> int:
     usage = completion.get("usage")
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else 0
-
-
-def _read_classes(value: Any) -> list[list[float]]:
-    rows = value["data"]
-    if not all(isinstance(row["index"], int) and all(p >= 0 for p in row["probs"]) for row in rows):
-        raise ValueError
-    return [row["probs"] for row in sorted(rows, key=lambda row: row["index"])]
 
 
 _httpx: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])

@@ -30,41 +30,17 @@ REFUSED_IN_A_ROW = 200
 """Refusals in a row that end the run even after good replies. The account can be used up: some servers answer 400 then."""
 
 
-class Classifier:
-    """A classifier of unsafe text behind vLLM's /classify, in addition to the model that scores: the higher score counts.
-
-    Its classes are the scores 0 to 5. The published one, locuslab/safety-classifier_gte-large-en-v1.5, brings code of its own,
-    which transformers would have to execute; vLLM has its architecture built in.
-    """
-
-    def __init__(self, endpoint: Endpoint, model: str):
-        self.endpoint, self._model = endpoint, model
-
-    async def scores(self, texts: list[str]) -> list[int]:
-        """The most probable class of each text.
-
-        Raises what Endpoint.classify raises, and UserError unless there are 6 classes.
-        """
-        rows = await self.endpoint.classify(self._model, texts)
-        for probabilities in rows:
-            if len(probabilities) != len(SCORES):
-                raise UserError(
-                    f"classifier at {self.endpoint.host}: has {len(probabilities)} classes instead of the {len(SCORES)} scores "
-                    "0 to 5; name another classifier"
-                )
-        return [max(SCORES, key=probabilities.__getitem__) for probabilities in rows]
-
-
 def run_shard(
     shard: SynthesisShard,
     endpoint: Endpoint,
-    classifier: Classifier | None,
+    classifier: Endpoint | None,
     retry_dead: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Complete a shard. Returns its state and what this run did for it.
 
-    Raises UserError when the server is at fault. The replies until then are kept.
+    `classifier` is the server of the second judge of scores, if the settings name one. Raises UserError when a server is at
+    fault. The replies until then are kept.
     """
     shard.agree()
     with exclusive_lock(shard.log / f"{shard.name}.lock"):
@@ -171,7 +147,7 @@ class DocumentBlame:
 class _Run:
     """One run over a shard: what is asked about each document, and what is logged of the outcome."""
 
-    def __init__(self, log: Log, endpoint: Endpoint, classifier: Classifier | None, total: int, progress: Progress):
+    def __init__(self, log: Log, endpoint: Endpoint, classifier: Endpoint | None, total: int, progress: Progress):
         self._shard, self._log, self._progress = log.shard, log, progress
         self._endpoint, self._classifier = endpoint, classifier
         self._total, self._settled, self._dead = total, 0, 0
@@ -190,7 +166,7 @@ class _Run:
         finally:
             await self._endpoint.close()
             if self._classifier:
-                await self._classifier.endpoint.close()
+                await self._classifier.close()
 
     async def _ask(self, document: Document) -> Row:
         """The row to keep of the replies about a document."""
@@ -210,7 +186,7 @@ class _Run:
     async def _scored(self, document: Document, cut: list[str]) -> Row:
         """The highest verdict on the pieces of a document, and the classifier's score if that is higher."""
         # The classifier is cheap, so it goes first: if it fails, no reply that was paid for is lost.
-        classified = max(await self._classifier.scores(cut)) if self._classifier else None
+        classified = await self._classified(self._classifier, cut) if self._classifier else None
         key = document.number, text_hash(document)
         verdicts = self._verdicts.setdefault(key, [])
 
@@ -228,6 +204,20 @@ class _Run:
             highest |= {"model_score": highest["score"], "classifier_score": classified}
             highest["score"] = max(highest["score"], classified)
         return highest
+
+    async def _classified(self, classifier: Endpoint, cut: list[str]) -> int:
+        """The highest of the classifier's scores of the pieces: each the most probable of its classes, which are 0 to 5.
+
+        The published one, locuslab/safety-classifier_gte-large-en-v1.5, brings code of its own, which transformers would have
+        to execute; vLLM has its architecture built in.
+        """
+        rows = await classifier.classify(self._shard.settings.classifier, cut)
+        if counts := {len(row) for row in rows} - {len(SCORES)}:
+            raise UserError(
+                f"classifier at {classifier.host}: has {counts.pop()} classes instead of the {len(SCORES)} scores 0 to 5; name "
+                "another classifier"
+            )
+        return max(max(SCORES, key=row.__getitem__) for row in rows)
 
     async def _ask_piece(self, document: Document, piece: str, place: int = 0) -> Row:
         kind, endpoint = self._shard.settings.how, self._endpoint

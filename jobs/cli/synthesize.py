@@ -33,7 +33,6 @@ from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_le
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
-    from curricula.curriculum.synthesis.run import Classifier
     from curricula.endpoint import Endpoint
 
 PIECE_CHARACTERS = 8000
@@ -132,7 +131,7 @@ def synthesize(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_dry_run(shard, now, all_parts, args.json)
         return 0
-    endpoint, classifier = _servers(args, shard.settings)
+    endpoint, classifier = _servers(args)
     console = Console(stderr=True, highlight=False)
     print_estimate(console, shard, now, all_parts)
     if now.documents and all_parts.dollars is not None:  # for all parts together: the tasks of an array cannot ask
@@ -209,9 +208,8 @@ def _input(args: argparse.Namespace, scores: tuple[int, ...]) -> Documents:
     return open_dataset_input(args.dataset, root, scores, args.limit)
 
 
-def _servers(args: argparse.Namespace, settings: SynthesisSettings) -> tuple[Endpoint, Classifier | None]:
-    """What is asked: the server of the model, and the second judge if there is one."""
-    from curricula.curriculum.synthesis.run import Classifier
+def _servers(args: argparse.Namespace) -> tuple[Endpoint, Endpoint | None]:
+    """The server of the model, and that of the second judge if there is one."""
     from curricula.endpoint import Endpoint
 
     url = args.base_url or os.environ.get("OPENAI_BASE_URL")
@@ -221,8 +219,7 @@ def _servers(args: argparse.Namespace, settings: SynthesisSettings) -> tuple[End
     endpoint = Endpoint(url, os.environ.get("OPENAI_API_KEY", "").strip(), *pace)
     if not args.classifier:
         return endpoint, None
-    served = Endpoint(args.classifier.rstrip("/").removesuffix("/classify"), "", *pace)
-    return endpoint, Classifier(served, settings.classifier)
+    return endpoint, Endpoint(args.classifier.rstrip("/").removesuffix("/classify"), "", *pace)
 
 
 def _described(estimate: Estimate) -> str:
