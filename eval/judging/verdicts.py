@@ -87,9 +87,8 @@ class MergeAndJudge:
     def judge(self, progress: Progress = silent) -> None:
         """Ask for the missing verdicts. If a judge cannot go on, the verdicts that it has given are kept."""
         _note_judges(self._out, {task: self._config.judge_of(kind_of(task)).full_name for task in self.judge_runs})
-        total = complete_all(self.judge_runs.values(), progress, as_first=True)
+        complete_all(self.judge_runs.values(), progress, as_first=True)
         durable.write_text(stamp_path(self._out), _marks(self._out, self._tasks, self._config))
-        progress(total, total)
 
 
 def _existing(out: Path, shards: Sequence[EvalTask]) -> list[Path]:
@@ -322,8 +321,8 @@ class JudgeRun:
             write_rows(self.path, ordered)
 
 
-def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool = False) -> int:
-    """Ask for the missing verdicts of several tasks, as `JudgeRun.complete` does. Returns the number of answers."""
+def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool = False) -> None:
+    """Ask for the missing verdicts of several tasks, as `JudgeRun.complete` does."""
     answers, finished = sum(len(run.rows) for run in runs), 0
     for run in runs:
 
@@ -332,7 +331,6 @@ def complete_all(runs: Collection[JudgeRun], progress: Progress, as_first: bool 
 
         run.complete(of_all, as_first)
         finished += len(run.rows)
-    return answers
 
 
 def verdict_row(judge: Judge, row: GenerationRow, question: str, verdict: Verdict | VerdictRow | None) -> VerdictRow:

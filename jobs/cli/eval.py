@@ -309,7 +309,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     """The metrics of the rows that this command asks for, by kind, and the worst case over attacks."""
     from curricula.eval.analysis import ArmInfo, StudyRows
     from curricula.eval.analysis.capability import capability_metrics
-    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics, row_id
+    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics
     from curricula.eval.analysis.runs import Runs
     from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
     from curricula.eval.judging.verdicts import kind_of, merged_path, read_judged
@@ -329,13 +329,11 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     }
     for task in dict.fromkeys(task.task.name for task in judged):
         rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
-        expected = set(map(row_id, rows))
         if kind_of(task) == "attack":
-            metrics["attacks"] += attack_metrics(rows, name, args.kind, expected)
+            metrics["attacks"] += attack_metrics(rows, name, args.kind)
             answers[name, args.kind, task] = rows
         else:
-            decoder = TASKS[task].decoders[0]
-            metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, decoder, expected)
+            metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, TASKS[task].decoders[0])
     study = StudyRows((ArmInfo(name, 0.0, name, args.seed),), answers, {})
     metrics["worst_case"] = list(attack_strengths(attacks_met(Runs(study))))
     return {kind: entries for kind, entries in metrics.items() if entries or kind in ("attacks", "overrefusal")}
@@ -389,10 +387,10 @@ def before_asking(
 
     Raises UsageError if the answer is no or nobody can answer.
     """
-    if any(judge_run.left for judge_run in judge_runs):
+    waiting = [(judge_run.judge, left) for judge_run in judge_runs if (left := judge_run.left)]
+    if waiting:
         check_judges()
-    estimates = [judge_run.judge.estimate(judge_run.left) for judge_run in judge_runs]
-    paid = [estimate for estimate in estimates if estimate is not None and estimate.questions]
+    paid = [estimate for judge, left in waiting if (estimate := judge.estimate(left))]
     if not paid:
         return
     questions = sum(estimate.questions for estimate in paid)
