@@ -1,8 +1,8 @@
 """Ask a judge through the server's Batch API: upload files of requests and download files of replies, at half the price.
 
 Replies come in any order and are matched by `custom_id`, the hash of the question. `<notes>.batches.json` records the open
-batches, before and after each is made, so that a kill neither loses nor duplicates one: a batch that was made but not recorded
-is found on the server by its mark. A batch that brought no verdict is recorded as spent, so that a new one is made.
+batches and the files sent for them, so that a kill neither loses nor duplicates one: a batch that was made but not recorded is
+found on the server by its file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ POLL_S = 60.0
 """Seconds between two looks at a batch."""
 OUTAGE_S = 3600.0
 """Longest outage of the server that a wait survives. The batch goes on meanwhile, or has ended."""
-MARK = "curricula"
-"""The key of the mark in a batch's metadata."""
 OVER = ("completed", "failed", "expired", "cancelled")
 """Final states of a batch."""
 
@@ -84,21 +82,16 @@ class _Batches:
         self.open: dict[str, str | None] = recorded.get("open", {})
         """The open batches' ids on the server, by mark; None until one is made, or found there."""
         self.uploads: dict[str, list[str]] = recorded.get("uploads", {})
-        """Ids of the files sent for open batches, by mark. Servers that keep no metadata show a batch's file."""
-        self.spent: list[str] = recorded.get("spent", [])
-        """Ids of batches that are over and brought no verdict."""
+        """Ids of the files sent for open batches, by mark."""
 
-    def _close(self, mark: str, spent: bool) -> None:
-        id = self.open.pop(mark)
+    def _close(self, mark: str) -> None:
+        self.open.pop(mark)
         self.uploads.pop(mark, None)
-        if spent and id:
-            self.spent.append(id)
         self.save()
 
     def save(self) -> None:
-        if self.open or self.spent:
-            recorded = {"open": self.open, "uploads": self.uploads, "spent": self.spent}
-            write_json(self.path, {"version": self.judge.version, **recorded})
+        if self.open:
+            write_json(self.path, {"version": self.judge.version, "open": self.open, "uploads": self.uploads})
         else:
             self.path.unlink(missing_ok=True)
 
@@ -117,7 +110,7 @@ class _Batches:
         return {hashlib.sha256(data).hexdigest()[:32]: data for data in map(b"".join, files)}
 
     async def make(self, mark: str, data: bytes | None) -> None:
-        """Make the batch `mark` from `data`, unless the server has one that a killed process made. Spent batches do not count.
+        """Make the batch `mark` from `data`, unless the server has one that a killed process made.
 
         Without `data`, its questions have changed: it is forgotten if the server does not have it.
         """
@@ -128,8 +121,7 @@ class _Batches:
         async def find_or_make(client: Any) -> str:
             nonlocal uploaded
             async for batch in client.batches.list(limit=100):
-                is_ours = (batch.metadata or {}).get(MARK) == mark or batch.input_file_id in self.uploads.get(mark, ())
-                if is_ours and batch.id not in self.spent:
+                if batch.input_file_id in self.uploads.get(mark, ()):
                     return batch.id
             if data is None:
                 return ""
@@ -140,7 +132,7 @@ class _Batches:
                 self.save()
             # The client would send this again if the server made the batch and failed to say so, and both would be paid for.
             batch = await client.with_options(max_retries=0).batches.create(
-                input_file_id=uploaded, endpoint=self.url, completion_window="24h", metadata={MARK: mark}
+                input_file_id=uploaded, endpoint=self.url, completion_window="24h"
             )
             return batch.id
 
@@ -154,7 +146,7 @@ class _Batches:
         if id:
             self.save()
         else:
-            self._close(mark, spent=False)
+            self._close(mark)
 
     async def collect(self, mark: str, left: dict[str, Question]) -> None:
         """Wait for the batch to end, settle its verdicts, and take their questions out of `left`."""
@@ -163,14 +155,14 @@ class _Batches:
         none_good = all(verdict.label == UNPARSED for _, verdict in verdicts)
         self.proven = self.proven or not none_good
         if verdicts and none_good and (not self.proven or len(verdicts) >= self.judge.settings.patience):
-            self._close(mark, spent=True)
+            self._close(mark)
             last = self.endpoint.shown(verdicts[-1][1].reply or "")
             raise UserError(
                 f"judge {self.model} at {self.endpoint.host} gave no verdict: its replies to all {len(verdicts)} questions of "
                 f"batch {batch.id} were like {last!r}; check the judge's settings (patience, if such replies are expected)"
             )
         self.settle(verdicts)
-        self._close(mark, spent=none_good)
+        self._close(mark)
 
     async def _ended(self, mark: str) -> Any:
         """The batch `mark`, once it has ended. Raises UserError if it failed, or if the server does not have it."""
@@ -190,7 +182,7 @@ class _Batches:
         batch, _ = found
         if batch.status == "failed":
             reason = "; ".join(str(error.message) for error in (batch.errors.data or [])) if batch.errors else ""
-            self._close(mark, spent=True)
+            self._close(mark)
             raise UserError(
                 f"{self.endpoint.host} refuses the batch {id} ({self.endpoint.shown(reason)}); correct the judge's settings, "
                 "wait until other batches there have ended, or set judge.batch_api to false"
@@ -210,7 +202,7 @@ class _Batches:
             if found is not None:
                 verdicts += found
             elif file_id == batch.output_file_id:
-                self._close(mark, spent=True)
+                self._close(mark)
                 raise UserError(
                     f"{self.endpoint.host} no longer has the replies of batch {batch.id}; run the same command again to ask "
                     "its questions, and pay for them, a second time"

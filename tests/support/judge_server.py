@@ -97,8 +97,6 @@ class JudgeServer(FakeEndpoint):
         """How many looks at a batch or its replies get status 503."""
         self.unconfirmed = 0
         """How many batches it makes without saying so."""
-        self.keeps_metadata = True
-        """Whether batches show the metadata that they were made with."""
         self.pages: Counter[str] = Counter()
         """How many requests, by "METHOD /path", it carries out and answers with a page in HTML."""
         # The outcome of a batch is fixed when it is made.
@@ -207,7 +205,7 @@ class BatchHandler(Handler):
             "completion_window": "24h",
             "created_at": 0,
             "status": status,
-            "metadata": batch.get("metadata") if self.fake.keeps_metadata else None,
+            "metadata": None,
             "output_file_id": batch["input_file_id"] if status == "completed" else None,
             "errors": errors,
         }

@@ -34,9 +34,9 @@ def test_questions_without_a_whole_reply_in_a_batch_are_asked_again(server, tmp_
     assert server.good == {f"ask-{number}": 1 for number in range(4)}
 
 
-@pytest.mark.parametrize(("when", "keeps_metadata"), [("noted", True), ("made", True), ("made", False)])
-def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when, keeps_metadata):
-    path, server.keeps_metadata = stored(tmp_path, 5), keeps_metadata
+@pytest.mark.parametrize("when", ["noted", "made"])
+def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when):
+    path = stored(tmp_path, 5)
     settings = server.settings(batch_api=True)
     from curricula.eval.judges import batch
 
@@ -57,9 +57,8 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
     assert len(server.batches) == 1 and set(server.good.values()) == {1}
 
 
-@pytest.mark.parametrize("keeps_metadata", [True, False])
-def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(server, tmp_path, keeps_metadata):
-    server.unconfirmed, server.keeps_metadata = 1, keeps_metadata
+def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(server, tmp_path):
+    server.unconfirmed = 1
     assert [row.label for row in complete(stored(tmp_path, 4), server.settings(batch_api=True))] == ["harmful", "safe"] * 2
     assert len(server.batches) == 1
 
@@ -110,8 +109,7 @@ def test_a_batch_of_questions_that_have_changed_is_not_the_judges_fault(server, 
     noted = {"version": version, "open": {"a mark": "batch-0" if made else None}}
     verdicts.with_name("attacks-topk.verdicts.batches.json").write_text(json.dumps(noted))
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"]
-    left = verdicts.with_name("attacks-topk.verdicts.batches.json")  # records that the first batch is spent
-    assert len(server.batches) == 2 and left.exists() == made and not (made and json.loads(left.read_text())["open"])
+    assert len(server.batches) == 2 and not verdicts.with_name("attacks-topk.verdicts.batches.json").exists()
 
 
 def test_a_server_that_is_down_is_named_for_batches_too(server, tmp_path):
@@ -139,13 +137,16 @@ def test_a_refused_batch_says_why(server, tmp_path):
     assert len(server.batches) == 2
 
 
-def test_replies_that_a_server_has_deleted_are_paid_for_again_at_the_next_start(server, tmp_path):
-    path, settings = stored(tmp_path, 3), server.settings(batch_api=True)
-    complete(path, settings)
-    verdicts_path(path).unlink()  # to have them judged anew
+def test_replies_that_a_server_has_deleted_are_paid_for_again_at_the_next_start(server, tmp_path, monkeypatch):
+    path, settings = stored(tmp_path, 3), server.settings(batch_api=True, retries=0)
+    server.outage = 1
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="answers with status 503"):
+        patched.setattr("curricula.eval.judges.batch.OUTAGE_S", 0.0)
+        complete(path, settings)
     server.files.clear()
     with pytest.raises(UserError, match="no longer has the replies of batch batch-0; run the same command again"):
         complete(path, settings)
+
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
     assert len(server.batches) == 2
 
