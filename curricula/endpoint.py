@@ -230,8 +230,11 @@ class Endpoint:
 
     def _meaning(self, error: openai.APIStatusError, model: str) -> Exception:
         """What a final status means for one request, or for the whole run."""
-        status, said = error.status_code, self.shown(_message(error))
-        if status == 403 and _is_flagged(error):
+        status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
+        message, metadata = body.get("message"), body.get("metadata")
+        said = self.shown(message if isinstance(message, str) else error.message)
+        # OpenRouter's moderation has refused the text: it uses the status that others use for a wrong key.
+        if status == 403 and isinstance(metadata, dict) and "reasons" in metadata:
             return Refused(f"status {status}: {said}")
         if status in (403, 407):  # it may come from a proxy, or concern the model
             return UserError(
@@ -335,22 +338,10 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _message(error: openai.APIStatusError) -> str:
-    """The server's own message if it is where OpenAI puts it, else the client's."""
-    said = error.body.get("message") if isinstance(error.body, dict) else None
-    return said if isinstance(said, str) else error.message
-
-
 def _error_in(value: Any) -> str:
     """The error that a body with a good status reports: OpenRouter reports errors this way that occur during a reply."""
     said = value.get("error") if isinstance(value, dict) else None
     return str(said.get("message") if isinstance(said, dict) else said or "")
-
-
-def _is_flagged(error: openai.APIStatusError) -> bool:
-    """Whether moderation refused the request's text: OpenRouter then uses the status that others use for a wrong key."""
-    metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
-    return isinstance(metadata, dict) and "reasons" in metadata
 
 
 def _token_count(completion: dict[str, Any], name: str) -> int:
