@@ -104,18 +104,17 @@ def evaluate(args: argparse.Namespace) -> int:
     config = _config(args)
     tasks = config.eval_tasks(args.kind)
     data = args.data or local_root()
-    world = data if "world" in (config.judge_of("attack").name, config.judge_of("overrefusal").name) else None
     path = Path(args.model)
     path = path.resolve() if path.exists() else path
     out = args.out or Path("evaluations") / "-".join(path.relative_to(path.anchor).parts[-3:])
     console = Console(stderr=True, highlight=False, markup=False)
-    check_judges = _check(args, config, tasks, data, world)
+    check_judges = _check(args, config, tasks, data)
     if not stamp_path(out).exists():
         check_judges()  # nothing has been judged here yet, so judges are needed: check them before a model is loaded
     with exclusive_lock(out / "lock"):
         quiet_libraries()
         _generate(args, config, tasks, data, out, console, check_judges)
-        work = MergeAndJudge(out, args.kind, config, world, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
+        work = MergeAndJudge(out, args.kind, config, data, whatever_is_there=True, ask_unparsed_again=args.retry_unparsed)
         before_asking(args, work.judge_runs.values(), check_judges, console)
         with Bars(console) as bars:
             work.judge(bars.line("judge"))
@@ -211,9 +210,7 @@ def _given_in_file(args: argparse.Namespace) -> Any:
     return {} if given is None else given
 
 
-def _check(
-    args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None, world: Path | None
-) -> Callable[[], None]:
+def _check(args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], data: Path | None) -> Callable[[], None]:
     """Check the benchmarks and judges now, since they would fail only after hours.
 
     Returns a function that looks for the judges' models or servers, once. Call it before the first missing answer or verdict:
@@ -236,7 +233,7 @@ def _check(
         load_prompts(name, data, own=config.prompts, accept_changed=config.accept_changed)
     kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
     for kind in kinds:
-        load_judge(config.judge_of(kind), kind, world)
+        load_judge(config.judge_of(kind), kind, data)
 
     @functools.cache
     def check_judges() -> None:
