@@ -136,89 +136,69 @@ class Asking(Generic[Question, Answer]):
         self._outcomes: list[Answered[Question, Answer] | Failed[Question]] = []
         self._some_outcome = asyncio.Event()
         self._writing: asyncio.Future[None] | None = None
-        self._workers: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._error: BaseException | None = None
-        """The first error of any task. It ends the work."""
+        self._ended = False
+        """Whether an error has ended the work."""
 
     async def run(self, questions: Iterable[Question]) -> None:
         """Ask all of `questions`. Raises UserError if the server is at fault; answers received before that are kept."""
-        self._left = iter(questions)
         writer = asyncio.create_task(self._keep_writing())
-        writer.add_done_callback(self._task_ended)
+        workers: list[asyncio.Task[None]] = []
         try:
-            await self._ask_all()
+            while True:  # rounds: what comes back when the workers are ending is asked in the next one
+                left = iter(questions)
+                workers = [asyncio.create_task(self._work(left)) for _ in range(self._concurrency)]
+                all_asked = asyncio.create_task(asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION))
+                await asyncio.wait([all_asked, writer], return_when=asyncio.FIRST_COMPLETED)
+                for task in (writer, *workers):
+                    if task.done():
+                        task.result()
+                if not self._again:
+                    self._decide(self._blame.exhausted)
+                if not self._again:
+                    break
+                questions, self._again = self._again, deque()
         except UserError:
+            self._ended = True
             self._stop()
-            if self._workers:
-                await asyncio.wait(self._workers, timeout=LAST_REPLIES_S)
+            await asyncio.wait(workers, timeout=LAST_REPLIES_S)
             raise
         finally:
-            workers = list(self._workers)
-            for task in [*workers, writer]:
+            for task in (*workers, writer):
                 task.cancel()
             await asyncio.gather(*workers, writer, return_exceptions=True)
             if self._writing:
                 await self._writing
             self._write(self._outcomes)
 
-    async def _ask_all(self) -> None:
-        self._start_workers(self._concurrency)
-        while self._workers:
-            await self._idle.wait()
-            if self._error:
-                raise self._error
-            self._decide(self._blame.exhausted)
-
-    def _start_workers(self, count: int) -> None:
-        for _ in range(count):
-            worker = asyncio.create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._task_ended)
-            self._idle.clear()
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._workers.discard(task)
-        error = None if task.cancelled() else task.exception()  # asyncio prints the traceback of one that nobody looks at
-        self._error = self._error or error
-        if self._error or not self._workers:
-            self._idle.set()
-
-    async def _work(self) -> None:
-        for question in self._questions():
-            try:
-                answer = await self._ask(question)
-            except Unaskable as error:
-                self._note_outcome(Failed(question, error))
-            except (Refused, NoAnswer, Unreadable) as error:
-                self._decide(self._blame.failed, Failed(question, error))
-            else:
-                self._note_outcome(Answered(question, answer))
-                self._decide(self._blame.succeeded)
-
-    def _questions(self) -> Iterator[Question]:
-        while not self._error:
-            if self._again:
-                yield self._again.popleft()
-            else:
+    async def _work(self, left: Iterator[Question]) -> None:
+        try:
+            for question in left:
+                if self._again:  # it goes first: among other questions, it shows whether the server is at fault
+                    self._again.append(question)
+                    question = self._again.popleft()
                 try:
-                    yield next(self._left)
-                except StopIteration:
+                    answer = await self._ask(question)
+                except Unaskable as error:
+                    self._note_outcome(Failed(question, error))
+                except (Refused, NoAnswer, Unreadable) as error:
+                    self._decide(self._blame.failed, Failed(question, error))
+                else:
+                    self._note_outcome(Answered(question, answer))
+                    self._decide(self._blame.succeeded)
+                if self._ended:
                     return
+        except UserError:
+            self._ended = True
+            raise
 
     def _decide(self, decide: Callable[..., Decision[Question]], *failure: Failed[Question]) -> None:
         """Carry out what the blame decides. It is not asked again after it accuses the server: late replies change nothing."""
-        if self._error:
+        if self._ended:
             return
-        try:
-            decision = decide(*failure)
-        except UserError as error:
-            self._error = error
-            raise
+        decision = decide(*failure)
         for final in decision.final:
             self._note_outcome(final)
         self._again += decision.again
-        self._start_workers(min(len(self._again), self._concurrency - len(self._workers)))
 
     def _note_outcome(self, outcome: Answered[Question, Answer] | Failed[Question]) -> None:
         self._outcomes.append(outcome)

@@ -196,6 +196,14 @@ def test_a_short_outage_makes_no_dead_letters_but_two_requests_without_a_reply_m
     assert summary(capsys, *last)["done"] == 3
 
 
+def test_however_many_documents_crash_the_server_they_stop_nothing_among_others(tmp_path, fake, capsys):
+    source = write_documents(tmp_path / "web.jsonl", numbered(100))
+    for number in range(0, 100, 4):
+        fake.schedule[f"doc-{number}"] = ["always_500"]
+    said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--retries", 0)
+    assert (said["done"], said["dead"]) == (75, 25)
+
+
 def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_again(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", ["doc-0 " + "word " * 40 + "doc-0 end", "doc-1"])
     fake.scores = {"doc": 2}
