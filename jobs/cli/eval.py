@@ -218,7 +218,6 @@ def _check(args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], 
     """
     from curricula.eval.capability.harness import local_task
     from curricula.eval.judges.registry import check_access, load_judge
-    from curricula.eval.judging.verdicts import kind_of
     from curricula.eval.probes.texts import check_texts
     from curricula.eval.runner import task_prompts
 
@@ -231,7 +230,7 @@ def _check(args: argparse.Namespace, config: EvalConfig, tasks: list[EvalTask], 
             check_texts(data, config.probes)
     for name in sorted(set(config.benchmarks_of(tasks)) - {task.benchmark for task in tasks}):  # of the refusal direction
         load_prompts(name, data, own=config.prompts, accept_changed=config.accept_changed)
-    kinds = dict.fromkeys(kind_of(task.task.name) for task in tasks if task.task.judged)
+    kinds = dict.fromkeys(task.task.judged for task in tasks if task.task.judged)
     for kind in kinds:
         load_judge(config.judge_of(kind), kind, data)
 
@@ -309,7 +308,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics
     from curricula.eval.analysis.runs import Runs
     from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
-    from curricula.eval.judging.verdicts import kind_of, merged_path, read_judged
+    from curricula.eval.judging.verdicts import merged_path, read_judged
 
     judged = [task for task in tasks if task.task.judged]
     generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]
@@ -324,13 +323,13 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
         "capability": capability_metrics(answered, name, args.kind),
         "probes": probe_metrics(probed, name, args.kind),
     }
-    for task in dict.fromkeys(task.task.name for task in judged):
-        rows = [row for row in read_judged(merged_path(out, task)) if row.key in asked]
-        if kind_of(task) == "attack":
+    for task in dict.fromkeys(each.task for each in judged):
+        rows = [row for row in read_judged(merged_path(out, task.name)) if row.key in asked]
+        if task.judged == "attack":
             metrics["attacks"] += attack_metrics(rows, name, args.kind)
-            answers[name, args.kind, task] = rows
+            answers[name, args.kind, task.name] = rows
         else:
-            metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, TASKS[task].decoders[0])
+            metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, task.decoders[0])
     study = StudyRows((ArmInfo(name, 0.0, name, args.seed),), answers, {})
     metrics["worst_case"] = list(attack_strengths(attacks_met(Runs(study))))
     return {kind: entries for kind, entries in metrics.items() if entries or kind in ("attacks", "overrefusal")}
