@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from curricula.curriculum.sources.registry import local_root
-from curricula.durable import exclusive_lock
 from curricula.errors import UsageError
 from curricula.eval.judges.caveats import caveats, vague
 from curricula.eval.judges.settings import JudgeConfig
@@ -61,15 +60,14 @@ def rejudge(args: argparse.Namespace) -> int:
     labels = read_labels(args.labels) if args.labels else {}
     judges = _judges(args, settings)
     console = Console(stderr=True, highlight=False)
-    with exclusive_lock(args.folder / "rejudge.lock"):
-        if settings.on_this_machine:
-            quiet_libraries()
-        work = Rejudging(paths, judges, args.retry_unparsed)
-        if args.labels:
-            work.require_labels(labels, args.labels)
-        before_asking(args, work.judge_runs.values(), lambda: check_access(settings), console)
-        with Bars(console) as bars:
-            work.judge(bars.line(f"judge {settings.name}"))
+    if settings.on_this_machine:
+        quiet_libraries()
+    work = Rejudging(paths, judges, args.retry_unparsed)
+    if args.labels:
+        work.require_labels(labels, args.labels)
+    before_asking(args, work.judge_runs.values(), lambda: check_access(settings), console)
+    with Bars(console) as bars:
+        work.judge(bars.line(f"judge {settings.name}"))
     comparisons = work.comparisons(args.by_model, labels)
     if args.json:
         print(json_text([asdict(comparison) for comparison in comparisons]))

@@ -28,6 +28,7 @@ from curricula.curriculum.synthesis.shard import (
     slurm_shard,
 )
 from curricula.errors import UsageError
+from curricula.eval.judges.settings import OURS
 from curricula.jobs.cli.bars import Bars
 from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending
 from curricula.terminal import json_text, say
@@ -170,7 +171,7 @@ def request_fields(text: str) -> dict[str, Any]:
         json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # as it is sent
     except (ValueError, RecursionError):
         fields = None
-    if not isinstance(fields, dict) or fields.keys() & {"model", "messages", "prompt", "stream"}:
+    if not isinstance(fields, dict) or fields.keys() & OURS:
         raise argparse.ArgumentTypeError(f"{text}: give a JSON object, without model, messages, prompt and stream")
     return fields
 
