@@ -372,8 +372,6 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
         super().__init__(follow_redirects=False, headers={"Accept-Encoding": "identity"})
 
     async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-        if stream:
-            raise ValueError("streamed replies are not bounded")
         is_file = "/files" in request.url.path
         timeout_s = FILE_TIMEOUT_S if is_file else request.extensions["timeout"]["read"]
         most = MOST_FILE_BYTES if is_file else MOST_REPLY_BYTES
