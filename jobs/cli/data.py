@@ -41,7 +41,7 @@ from curricula.jobs.study import Study, load_study
 from curricula.terminal import count, json_text, one_line, plural, printable, say
 
 PIECE = 1 << 24
-"""Tokens held in memory at a time."""
+"""Tokens compared at a time: a shard may be larger than memory."""
 SHOWN = 4096
 """Tokens of a document or sample that are printed, at most."""
 
@@ -239,7 +239,9 @@ def inspect(args: argparse.Namespace) -> int:
         raise UserError(f"{shard.bin_path}: {shard.length} tokens, but its manifest says {manifest['tokens']}; {MEND}")
     ids = _chosen_tokens(args, prefix, shard)
     end, tag = special_ids(tokenizer)
-    tags, least, most = _counted(shard, tag)
+    starts = range(0, len(shard.tokens), PIECE)
+    tags = sum(int(np.count_nonzero(shard.tokens[start : start + PIECE] == tag)) for start in starts)
+    least, most = int(shard.tokens.min(initial=0)), int(shard.tokens.max(initial=0))
     if least < 0 or most >= tokenizer.get_vocab_size():
         raise UserError(
             f"{prefix}.bin: holds id {least if least < 0 else most}, but the tokenizer has {tokenizer.get_vocab_size()} "
@@ -281,16 +283,6 @@ def _length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
         {"from": math.ceil(10**low), "to": math.ceil(10**high) - 1, "documents": int(count)}
         for low, high, count in zip(edges[shown], edges[1:][shown], counts[shown])
     ]
-
-
-def _counted(shard: Shard, tag: int) -> tuple[int, int, int]:
-    """The number of tags in a shard, which may be larger than memory, and its least and greatest id."""
-    tags, least, most = 0, 0, 0
-    for start in range(0, len(shard.tokens), PIECE):
-        piece = shard.tokens[start : start + PIECE]
-        tags += int(np.count_nonzero(piece == tag))
-        least, most = min(least, int(piece.min())), max(most, int(piece.max()))
-    return tags, least, most
 
 
 def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Shard) -> np.ndarray:
