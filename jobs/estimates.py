@@ -348,7 +348,6 @@ def _unfit(study: Study) -> Iterator[str]:
 def _source_size(name: str, study: Study, shards: Path | None) -> tuple[int | None, str]:
     """The tokens of a source and where the number is from: its manifests, else the publisher, else nowhere (None)."""
     source = study.sources[name]
-    entry = dataset(source.dataset) if source.dataset else None
     names = [shard for shard in source.shard_names if shard != VALIDATION]
     tokens: int | None = None
     if shards:
@@ -358,6 +357,7 @@ def _source_size(name: str, study: Study, shards: Path | None) -> tuple[int | No
         if not tokens and name in read_sources(study):
             raise UserError(f"source {name}: its shards in {shards} hold no tokens; give it documents or a weight of 0")
         return tokens, "manifests"
+    entry = dataset(source.dataset) if source.dataset else None
     if study.world or entry is None or not (entry.tokens and entry.documents):
         return None, "unknown"
     if source.parts and {*source.parts} != {*entry.parts}:  # only their total is published

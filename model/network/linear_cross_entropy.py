@@ -6,9 +6,6 @@ The logits are by far the largest tensor of a small model: 16 sequences of 2,048
 float32, and torch's own cross entropy holds three such tensors. Here they exist once, in the precision of the weights, and
 the forward pass overwrites them with their own gradient; float32 values exist for one chunk only. Without gradients only one
 chunk of logits exists at a time.
-
-With tensor parallelism each process holds a part of the vocabulary: maxima, sums of exponentials and the targets' logits
-are combined over the group.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""The processes of a run: what they share, and which of them are slow (`Stragglers`).
-
-Each has a device. They share a process group, Megatron-core's parallel state and compiled kernels.
+"""The processes of a run: what they share (process group, Megatron-core's parallel state, compiled kernels), and which of them
+are slow (`Stragglers`).
 
 Ranks come from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR) or from a Slurm step (one srun task per GPU).
 Without either, this is a single process, which opens no port. With CUDA, processes use NCCL and bfloat16; without it, gloo and
@@ -21,7 +20,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -235,7 +234,7 @@ def share_compiler(cache: Path | None, processes: int, cores: int, environment: 
 
 
 class Stragglers:
-    """Finds processes that hold up all others. Each process has one of these; from time to time all call `compare` together.
+    """Finds processes that hold up all others. Each process has one of these; when it `is_due`, all call `compare` together.
 
     A process's own part of a step lasts from the request for the batch (`step_begins`) to the end of the last backward pass
     (`part_ends`), before it waits for other processes' gradients. On a GPU it is measured by events on its stream, without
@@ -279,20 +278,11 @@ class Stragglers:
         return bool(self._own) and time.monotonic() - self._compared_at > INTERVAL_S
 
     def compare(self) -> None:
-        reports = self._parallel.gather((statistics.median(self._own), self._place()))
+        seconds, places = zip(*self._parallel.gather((statistics.median(self._own), self._place())))
         self._own.clear()
         self._compared_at = time.monotonic()
-        if self._parallel.is_main:
-            self._judge(*zip(*reports))
-
-    def _place(self) -> str:
-        host, device = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), self._parallel.device
-        if device.type != "cuda":
-            return host
-        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
-        return f"{host}, GPU {device.index}" + (f", GPU-{uuid}" if uuid else "")
-
-    def _judge(self, seconds: Sequence[float], places: Sequence[str]) -> None:
+        if not self._parallel.is_main:
+            return
         median = statistics.median_low(seconds)  # of two ranks, the faster
         self._statistics = {
             "median_s": round(median, 4),
@@ -301,7 +291,6 @@ class Stragglers:
         }
         slow = [rank for rank, own in enumerate(seconds) if own > FACTOR * median]
         self._times_slow = Counter({rank: self._times_slow[rank] + 1 for rank in slow})
-        was_named = bool(self.named)
         self.named = "; ".join(
             f"rank {rank} ({places[rank]}) takes {seconds[rank] / median:.2f} times as long as the median rank"
             for rank in slow
@@ -309,8 +298,13 @@ class Stragglers:
         )
         if self.named:
             log.warning("%s for its own part of a step, and all others wait for it", self.named)
-        elif was_named:
-            log.info("no rank is much slower than the median any more")
+
+    def _place(self) -> str:
+        host, device = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), self._parallel.device
+        if device.type != "cuda":
+            return host
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
+        return f"{host}, GPU {device.index}" + (f", GPU-{uuid}" if uuid else "")
 
     def take_statistics(self) -> dict[str, dict[str, float]]:
         """The metrics' entry about the last comparison, on the first rank; each comparison is returned once."""

@@ -1,12 +1,10 @@
 """What ends a training run before its last step: a request to stop, a lost process, a hang.
 
 - A request: Slurm sends a signal before a time limit or a preemption. The handler only raises a flag. The training loop looks
-  at it between steps and between the batches of a validation, agrees on it with all processes, saves and raises `Interrupted`;
-  whoever started the loop requeues the job.
+  at it between steps and between the batches of a validation, agrees on it with all processes, saves and raises `Interrupted`.
 - A lost process: every rank that still lives raises `PeerLost`.
-- A hang: a dead disk or a lost peer must not burn GPU-hours until the time limit. A rank whose peer hangs waits in a
-  collective for ever, so the watchdogs of all ranks end their processes within the same limit. The stacks in their logs
-  distinguish the rank that hung from those that waited for it.
+- A hang: ranks whose peer hangs wait in a collective for ever, so the watchdogs of all end their processes within the same
+  limit. The stacks in their logs distinguish the rank that hung from those that waited for it.
 
 Imports no torch.
 """
@@ -99,8 +97,7 @@ def listening() -> Iterator[list[str]]:
 def signals_blocked() -> Iterator[None]:
     """Block stop signals while this process forks.
 
-    The child keeps them blocked, so that a signal to the whole job does not end a process that training needs for its save. A
-    signal that arrives during the block reaches this process afterwards.
+    The child keeps them blocked, so that a signal to the whole job does not end a process that training needs for its save.
     """
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
