@@ -268,10 +268,8 @@ class Trainer:
         return row, agreed
 
     def _run(self, batches: RowSource, feed: Iterator[MicroBatch], forward_only: bool) -> list[Report]:
-        """Run forward and, unless `forward_only`, backward over this rank's micro-batches of the next global batch.
-
-        Megatron-core's schedule goes through them. Returns what `_loss_step` reports about each.
-        """
+        """Let Megatron-core's schedule run forward and, unless `forward_only`, backward over this rank's micro-batches of the
+        next global batch. Returns what `_loss_step` reports about each."""
         with self.parallel.cuda_names():
             return get_forward_backward_func()(
                 forward_step_func=_loss_step,
@@ -324,8 +322,7 @@ class Trainer:
     def _rewind_if_due(self) -> dict[str, Any]:
         """Go back to an earlier state if spikes do not end. Returns the metrics' entry about it.
 
-        Steps, data and learning rates continue as if nothing had happened. A run that is killed before it saves the new state
-        repeats the rewind.
+        Steps, data and learning rates continue as if nothing had happened.
         """
         earlier = self.guard.window.rewinds_to(self.step)
         if earlier is None:

@@ -1,13 +1,10 @@
 """The contents of a checkpoint, as a Megatron-core distributed checkpoint, and how they are read; `writer` saves them.
 
-A checkpoint holds a run's whole state, or only its weights, and does not depend on the number of processes that wrote it.
-Megatron-core's distributed optimizer gives each data-parallel rank a range of every flattened parameter. Its own reshardable
-layout first gathers the whole state on each rank: 20.5 GB for the 1.7B model, eight times on a node. Here a rank names the same
-tensors, in the shapes of the parameters, and contributes its own range, cut into rectangles. So a save copies only what the
-rank holds, a load reads only what it needs, and any number of processes, tensor-parallel size and backend can read what another
-wrote.
-
-Checkpoints are read as data (`read_as_data`): nothing in them is executed.
+A checkpoint holds a run's whole state, or only its weights. Megatron-core's distributed optimizer gives each data-parallel
+rank a range of every flattened parameter. Its own reshardable layout first gathers the whole state on each rank: 20.5 GB for
+the 1.7B model, eight times on a node. Here a rank names the same tensors, in the shapes of the parameters, and contributes its
+own range, cut into rectangles. So a save copies only what the rank holds, a load reads only what it needs, and any number of
+processes, tensor-parallel size and backend can read what another wrote.
 """
 
 from __future__ import annotations
@@ -164,13 +161,12 @@ def _disk_errors_named(place: Path) -> Iterator[None]:
 
 
 def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Parallel, is_checked: bool = False) -> None:
-    """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`.
+    """Fill `network` and, unless None, `optimizer` from the checkpoint `folder`. Nothing in it is executed (`read_as_data`).
 
     Without `optimizer` only weights are read, from checkpoints of either kind. With it, torch's random generators are restored
     too, if the tensor-parallel size and the precision, which depends on the kind of device, are the same. All bytes are checked
-    first unless `is_checked`. Nothing in the checkpoint is executed. Raises UserError if a file is missing, truncated or
-    damaged, or if the checkpoint lacks the optimizer's state. A checkpoint with damaged bytes is set aside, so that the run
-    that made it makes it again.
+    first unless `is_checked`. Raises UserError if a file is missing, truncated or damaged, or if the checkpoint lacks the
+    optimizer's state. A checkpoint with damaged bytes is set aside, so that the run that made it makes it again.
     """
     if not is_checked and (problem := problem_of(folder, parallel)):
         if parallel.is_main:

@@ -53,11 +53,11 @@ ATTENTION_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 """The modules from which torch loads the kernels of `EngineConfig.attention`."""
 RECOMPILE_LIMIT = 64
 LAYER_OPTIONS = {"max_complex_pointwise_cat_inputs": 2}
-"""Inductor's settings for a layer's code, for `layer_options`.
+"""Inductor's settings for a layer's code.
 
 The gradient of `mixed` in `attend` is three tensors side by side. By default, one kernel computes all three for each element
-and keeps one: 45 instructions, which take about as long as the memory traffic. With this setting, one kernel rotates queries
-and keys and another copies values: 11 instructions per element, for the same traffic.
+and keeps one: 45 instructions, which take about as long as the memory traffic. With this setting there are two kernels, with 11
+instructions per element for the same traffic.
 """
 
 log = logging.getLogger(__name__)
@@ -251,10 +251,9 @@ def _submodules(spec: Any) -> Any:
 
 
 def _order_attention_kernels(name: str) -> None:
-    """Make torch's attention use flash kernels: its own, or those of FlashAttention 3 or 4 if `name` says so.
+    """Make torch's attention use flash kernels: its own, or only those of FlashAttention 3 or 4 if `name` says so.
 
     By default, torch prefers cuDNN's kernels on some cards. They are as fast as its own, but FlashAttention's would never run.
-    If FlashAttention 3 or 4 is asked for, no other kernels are allowed, so that attention fails rather than runs without it.
     """
     torch.backends.cuda.enable_flash_sdp(True)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -270,11 +269,8 @@ def _order_attention_kernels(name: str) -> None:
 
 
 def _compile_layers(network: GPTModel) -> None:
-    """Compile each layer by itself. All layers are alike, so the code of the first serves them all.
-
-    With tensor parallelism the compiled code is interrupted by the linears, which communicate with other processes.
-    """
-    is_split = network.config.tensor_model_parallel_size > 1
+    """Compile each layer by itself. All layers are alike, so the code of the first serves them all."""
+    is_split = network.config.tensor_model_parallel_size > 1  # then the linears, which communicate, interrupt the code
     # Each combination of shape, mask and gradient mode is compiled separately. Training, tuning, validation and recomputation
     # need more than 8 together, torch's default limit. Since torch 2.13, autograd's threads, which recompute layers, do not see
     # the global setting.
@@ -351,10 +347,9 @@ class AccumulatingDDP(DistributedDataParallel):
     """The weights that `_accumulating` lists."""
 
     def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
-        """Scale the gradients that this rank's optimizer reads.
+        """Scale the gradients that this rank's optimizer reads: the reduce-scatter leaves sums only in its part of each bucket.
 
-        Megatron-core would scale the whole buffer, which costs 8 bytes of traffic per parameter on every rank. But the
-        reduce-scatter leaves sums only in this rank's part, which is the same part of each bucket.
+        Megatron-core would scale the whole buffer, which costs 8 bytes of traffic per parameter on every rank.
         """
         for buffer in (*self.buffers, *self.expert_parallel_buffers):
             ranks = buffer.data_parallel_group
@@ -370,9 +365,8 @@ class AccumulatingDDP(DistributedDataParallel):
 def wrap(network: GPTModel, parallel: Parallel) -> DistributedDataParallel:
     """Wrap the network with its gradient buffers. From then on its parameters live in one flat buffer.
 
-    Gradients are reduced during the backward pass. Gathering new weights does not overlap with the next forward pass: it takes
-    under 1% of a step at 32 GPUs (docs/scaling.md), and with overlap the weights would be stale between a step and that pass,
-    when we save and validate.
+    Gathering new weights does not overlap with the next forward pass: it takes under 1% of a step at 32 GPUs (docs/scaling.md),
+    and with overlap the weights would be stale between a step and that pass, when we save and validate.
     """
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=True,

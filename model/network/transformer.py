@@ -66,9 +66,8 @@ class Block(TransformerLayer):
     def compute(self, x: torch.Tensor, mask: torch.Tensor | None, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The output, and the sum after attention, detached.
 
-        The sum is returned because the compiler saves for the backward pass what compiled code returns. Otherwise it would save
-        attention's output and repeat the addition: 11 passes over tensors of this size instead of 8, for both norms' gradients
-        together.
+        The compiler saves for the backward pass what compiled code returns. Without the sum, it would save attention's output
+        and repeat the addition: 11 passes over tensors of this size instead of 8, for both norms' gradients together.
         """
         attention, mlp = self.self_attention, self.mlp
         mixed, _ = attention.linear_qkv(self.input_layernorm(x))
@@ -93,10 +92,10 @@ def positions_first(config: TransformerConfig) -> bool:
 def attend(
     mixed: torch.Tensor, turns: torch.Tensor, groups: int, queries: int, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
+    """Causal attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
     For each of the `groups` key-value heads, `mixed` holds its query heads, then the key, then the value. `turns` is a result
-    of `turns_of`. Attention is causal. For rows of several documents, `mask` is a result of `steadied` or `crossing_mask`.
+    of `turns_of`. For rows of several documents, `mask` is a result of `steadied` or `crossing_mask`.
     """
     batch, sequence, _ = mixed.shape
     size = turns.shape[-1]
@@ -133,8 +132,7 @@ def steadied(borders: torch.Tensor, end: int) -> torch.Tensor:
 def crossing_mask(borders: torch.Tensor, rows: int, length: int) -> torch.Tensor:
     """What attention must not see, bool [rows, 1, length, length]: later positions, and other documents of the row.
 
-    True means masked out, as in Megatron-core. This works on every device but costs as much as attention to everything, so it
-    is used only without a kernel for `borders`.
+    This works on every device but costs as much as attention to everything, so it is used only without a kernel for `borders`.
     """
     positions = torch.arange(rows * length, dtype=borders.dtype, device=borders.device)
     documents = torch.bucketize(positions, borders, right=True).view(rows, length)

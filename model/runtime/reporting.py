@@ -20,6 +20,7 @@ import statistics
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,11 +280,10 @@ def banner(
 def step_line(row: Mapping[str, Any], stop_step: int) -> str:
     timing = row["timing"]
     used = f", {timing['mfu']:.1%} MFU" if "mfu" in timing else ""
-    minutes, seconds = divmod(round(timing["left_s"]), 60)
     return (
         f"step {row['step']:,}/{stop_step:,}: loss {row['loss']:.4f}, gradient norm {row['grad_norm']:.3g}, "
         f"lr {row['lr']:.3g}, {timing['tokens_per_second_per_device']:,.0f} tokens/s/device{used}, "
-        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+        f"{timedelta(seconds=round(timing['left_s']))} left"
     )
 
 

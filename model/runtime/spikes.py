@@ -128,8 +128,7 @@ class Guard:
         return {"recent": tuple(window.steps), "guarded_from": window.begins, "skipped_in_a_row": window.skipped_in_a_row}
 
     def judge(self, step: int, measured: Measured) -> dict[str, Any]:
-        """Judge the step after `step`. Returns the metrics' entry if it is a spike, so that all processes skip its update; else
-        an empty one."""
+        """Judge the step after `step`. Returns the metrics' entry if all processes skip its update, else an empty one."""
         batches, window = self._batches, self.window
         if step and batches.describe(step) != batches.describe(step - 1):
             window.begin(step)
