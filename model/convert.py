@@ -1,20 +1,8 @@
 """Converts our checkpoints to Hugging Face Llama folders (`export_hf`), and back (`import_hf`).
 
-Evaluation knows only Hugging Face models, so that ours and published ones are measured by the same code. One table, `_parts`,
-maps the names of the two sides; weights are copied, never computed.
-
-    Hugging Face                                     Megatron-core, tensor parallel 1
-    model.embed_tokens.weight                        embedding.word_embeddings.weight
-    model.layers.N.input_layernorm.weight            decoder.layers.N.input_layernorm.weight
-                   self_attn.{q,k,v}_proj.weight                      self_attention.linear_qkv.weight
-                   self_attn.o_proj.weight                            self_attention.linear_proj.weight
-                   post_attention_layernorm.weight                    pre_mlp_layernorm.weight
-                   mlp.{gate,up}_proj.weight                          mlp.linear_fc1.weight
-                   mlp.down_proj.weight                               mlp.linear_fc2.weight
-    model.norm.weight                                decoder.final_layernorm.weight
-    lm_head.weight (absent when tied)                output_layer.weight
-
-For each key-value head, linear_qkv holds the query heads of its group, then the key, then the value.
+Evaluation knows only Hugging Face models, so that ours and published ones are measured by the same code. Weights are copied,
+never computed. `_parts` maps the names of tensors that are the same on both sides. The other two are joined in Megatron-core:
+linear_fc1 is gate over up, and linear_qkv holds, for each key-value head, the query heads of its group, the key and the value.
 """
 
 from __future__ import annotations

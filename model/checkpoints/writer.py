@@ -102,7 +102,7 @@ class Saver:
     @property
     def is_writing(self) -> bool:
         """Whether this process is still writing its part. If not, `finish` hardly waits."""
-        return self._request is not None and self._strategy.write.is_writing
+        return self._request is not None and self._strategy.is_writing
 
     @property
     def is_unfinished(self) -> bool:
@@ -120,12 +120,12 @@ class Saver:
         with self._unwritable_reported(), self._parallel.cuda_names():
             for finalize in request.finalize_fns:
                 finalize()
-            self._group.broadcast("publish", lambda: publish(self._aside, self._folder, self._info, self._strategy.write.files))
+            self._group.broadcast("publish", lambda: publish(self._aside, self._folder, self._info, self._strategy.files))
 
     def abandon(self) -> None:
         """Drop the save that was started, if any, without telling the other processes."""
         if self._request is not None:
-            self._strategy.write.abandon()
+            self._strategy.abandon()
 
     @contextlib.contextmanager
     def _unwritable_reported(self) -> Any:
@@ -159,41 +159,34 @@ def _make_empty(folder: Path) -> Path:
 class BackgroundSave(TorchDistSaveShardedStrategy):
     """Megatron-core's format and its translation into torch's state dict, with a writer of our own.
 
-    Megatron-core's writer starts a queue server and a process for every save, which for small models takes longer than the
-    training between two saves; and version 0.19 deprecates it in favour of nvidia-resiliency-ext.
+    A save is planned by all ranks together, written by a child of each, and finished by all together. Megatron-core's writer
+    starts a queue server and a process for every save, which for small models takes longer than the training between two saves;
+    and version 0.19 deprecates it in favour of nvidia-resiliency-ext.
     """
-
-    write: BackgroundWrite
-
-    def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any, *async_strategy: str) -> AsyncRequest:
-        by_shard, _, _ = keyed_by_shard(sharded_state_dict, self.keep_only_main_replica)
-        self.write = BackgroundWrite(Path(checkpoint_dir), to_torch_state(by_shard, False))
-        return AsyncRequest(None, (), [self.write.finish])
-
-
-class BackgroundWrite:
-    """One save: planned by all ranks together, written by a child of each, finished by all together."""
 
     files: dict[str, StoredFile]
     """The files that all ranks wrote, by name; set by `finish`."""
 
-    def __init__(self, folder: Path, state: dict[str, Any]) -> None:
-        """Plan the save of torch's `state` into `folder` and start to write. The caller can then change the tensors."""
-        self._group = Group(None, True, 0)
-        self._writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # copying ahead calls CUDA
+    def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any, *async_strategy: str) -> AsyncRequest:
+        """Plan the save and start to write. The caller can then change the tensors."""
+        by_shard, _, _ = keyed_by_shard(sharded_state_dict, self.keep_only_main_replica)
+        state, folder = to_torch_state(by_shard, False), Path(checkpoint_dir)
+        self._group = group = Group(None, True, 0)
+        self._writer = writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)  # copying ahead calls CUDA
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
 
         def plan_own() -> SavePlan:
-            planner.set_up_planner(state, is_coordinator=self._group.is_coordinator)
-            self._writer.set_up_storage_writer(self._group.is_coordinator)
-            return self._writer.prepare_local_plan(planner.create_local_plan())
+            planner.set_up_planner(state, is_coordinator=group.is_coordinator)
+            writer.set_up_storage_writer(group.is_coordinator)
+            return writer.prepare_local_plan(planner.create_local_plan())
 
         def join_plans(plans: list[SavePlan]) -> list[SavePlan]:
             plans, self._metadata = planner.create_global_plan(plans)
-            return self._writer.prepare_global_plan(plans)
+            return writer.prepare_global_plan(plans)
 
-        plan = planner.finish_plan(self._group.reduce_scatter("plan", plan_own, join_plans))
-        self._process, self._answers = _fork(self._writer, plan, _on_host(plan, planner), folder)
+        plan = planner.finish_plan(group.reduce_scatter("plan", plan_own, join_plans))
+        self._process, self._answers = _fork(writer, plan, _on_host(plan, planner), folder)
+        return AsyncRequest(None, (), [self.finish])
 
     @property
     def is_writing(self) -> bool:

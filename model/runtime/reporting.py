@@ -1,12 +1,8 @@
 """What a training run reports: metrics.jsonl, its curves in TensorBoard or Weights & Biases, and its log. Imports no torch.
 
-metrics.jsonl is the record; curves and log repeat it. A step's line holds {"step", "loss", "lr", "grad_norm", "tokens", ...the
-batch source's description..., "timing": {...}}. If its update was skipped, it also has "skipped": {...}, and if the run then
-went back to an earlier state, "rewound": {...}. A validation's line is {"step", "validation": {name: loss}, "validation_of":
-"text"}; lines of earlier versions lack the last key, and their losses include the harmfulness tags of the text. `step` counts
-finished steps, `tokens` the tokens read so far. Everything except "timing" is a function of the study: it stays the same after
-any number of kills and resumes. starts.jsonl has a line for each start, with the number of steps that were on record but not
-saved, and so were lost.
+metrics.jsonl is the record; curves and log repeat it. It has a line for each step and one for each validation, whose keys
+docs/training.md lists. Everything except "timing" is a function of the study: it stays the same after any number of kills and
+resumes. starts.jsonl has a line for each start, with the number of steps that were on record but not saved, and so were lost.
 """
 
 from __future__ import annotations
