@@ -249,7 +249,6 @@ def banner(
 ) -> str:
     """The resolved configuration for the log, one aligned line for each part. `source` is the checkpoint to begin with."""
     config, model = job.config, job.model
-    rewind = config.spike_guard and config.spike_guard.rewind
     per_rank = batches.global_batch // parallel.data_parallel
     tokens = batches.global_batch * batches.sequence_length
     lines = {
@@ -262,8 +261,7 @@ def banner(
         "checkpoints": f"every {config.save_interval_steps:,} steps"
         + (f" or {config.save_interval_minutes:g} minutes" if config.save_interval_minutes else "")
         + f", the last {config.keep_last} kept"
-        + (f", and steps {', '.join(f'{kept:,}' for kept in sorted(job.keep_steps))}" if job.keep_steps else "")
-        + (f"; every {rewind.interval_steps:,} to go back to" if rewind else ""),
+        + (f", and steps {', '.join(f'{kept:,}' for kept in sorted(job.keep_steps))}" if job.keep_steps else ""),
         "data": f"{_settings(batches.describe(min(step, batches.total_steps - 1)))}; "
         f"{job.execution.data_workers} readers ahead",
         "versions": _settings(versions),
