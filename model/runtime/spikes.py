@@ -91,11 +91,9 @@ class SpikeWindow:
         return max((needed for needed in self.needed_steps(step) if needed <= self._last_good(step)), default=None)
 
     def needed_steps(self, step: int) -> set[int]:
-        """The steps up to `step` whose checkpoints a run that continues from `step` may have to go back to."""
-        rewind = self._guard.rewind
-        if rewind is None:
-            return set()
-        interval, good = rewind.interval_steps, self._last_good(step)
+        """The steps up to `step` whose checkpoints a run with a rewind may have to go back to, if it continues from `step`."""
+        assert self._guard.rewind
+        interval, good = self._guard.rewind.interval_steps, self._last_good(step)
         first = max(self.begins + 1, good - good % interval)
         return set(range(-(-first // interval) * interval, step + 1, interval))
 
