@@ -80,7 +80,7 @@ class Encoder:
 
     def _merges(self, model: dict[str, Any]) -> list[str]:
         """The texts that the merges form; empty if two form the same text, or if one does not encode to its own token."""
-        merges = ["".join(pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"]]
+        merges = list(map("".join, model["merges"]))
         if len(set(merges)) < len(merges) or any(len(self._reference.model.tokenize(text)) != 1 for text in merges):
             return []
         return merges
