@@ -142,10 +142,12 @@ def read_yaml(path: Path, missing: str) -> Any:
             return load_yaml(file.read(MOST_CHARACTERS + 1))
     except FileNotFoundError:
         raise UsageError(f"{path}: {missing}") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({_reason(error)}); name a YAML file") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: cannot be read (it is not UTF-8 text); name a YAML file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({_reason(error)}); try again when its disk answers") from None
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); try again when its disk answers") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -199,10 +201,6 @@ def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
         return convert(raw, kind, strict=False)
     except msgspec.ValidationError:
         raise UsageError(f"{where}: {_explained(raw, kind, [])}") from None
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
