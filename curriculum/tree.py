@@ -1,9 +1,8 @@
 """The training tree: how the arms of a study are trained without training anything twice.
 
 Until its start every arm reads the same safe-only stream, so pretraining is a tree: one trunk, and a branch for each arm
-that leaves it at its start. The trunk trained to the end is itself the safe-only arm (start 1.0). Arms can share more than safe
-data, such as a blend that ends in different cooldowns; then one arm branches from the other. Each seed of a study is a
-replicate, with a tree of its own.
+that leaves it at its start. The trunk trained to the end is itself the safe-only arm. Arms can share more than safe data, such
+as a blend that ends in different cooldowns; then one arm branches from the other. Each seed has a tree of its own.
 """
 
 from __future__ import annotations

@@ -227,12 +227,9 @@ def exact_shares(mix: dict[str, float]) -> dict[str, int]:
 def permute(positions: np.ndarray, size: int, *key: object, epochs: np.ndarray | int = 0) -> np.ndarray:
     """Map `positions` (int64, each in [0, size)) to their places in the permutation of 0..size-1 named by `key`.
 
-    Each epoch has its own permutation; `epochs` (int64) names one for all positions or one for each.
-
-    The permutation is computed, not stored: a Feistel network with cycle walking. The order of 300 million samples costs no
-    memory and no start-up time. Any position can be computed alone, so a single integer resumes at any sample. A balanced
-    Feistel network permutes the smallest domain of 2^(2h) values that holds `size`. Values that land outside are permuted
-    again until they land inside (at most 4 times on average, since the domain is smaller than four times `size`).
+    Each epoch has its own permutation; `epochs` (int64) names one for all positions or one for each. A balanced Feistel network
+    permutes the smallest domain of 2^(2h) values that holds `size`. Values that land outside are permuted again until they land
+    inside (at most 4 times on average, since the domain is smaller than four times `size`).
     """
     if size <= 0:
         raise ValueError(f"a permutation needs a positive size, not {size}")

@@ -62,11 +62,7 @@ class BatchSource(RowSource, Protocol):
 
 
 class PretrainingBatches:
-    """A `BatchSource` over tokenised sources.
-
-    Invariants: a batch is a pure function of its step. Across phases, no sample of a source appears twice before all its
-    samples have appeared once. Each epoch of a source has its own order, keyed by the study's seed.
-    """
+    """A `BatchSource` over tokenised sources, in the order of `Blend` and `Order`, which the study's seed keys."""
 
     def __init__(
         self,
@@ -156,10 +152,7 @@ class PretrainingBatches:
 
 
 def _open_source(folder: Path, sequence_length: int) -> tuple[TokenStream, list[dict[str, Any]]]:
-    """The stream of a source's tokens, and the manifests of its shards.
-
-    Raises UserError when the source has no sample, or when a shard differs from its manifest.
-    """
+    """The stream of a source's tokens, and the manifests of its shards."""
     prefixes = source_shards(folder)
     stream = TokenStream(prefixes, sequence_length)
     if not stream.samples:

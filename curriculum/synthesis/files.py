@@ -58,10 +58,7 @@ class Lines:
 
 
 def _valid_rows(path: Path, is_valid: Callable[[Row], bool]) -> Iterator[tuple[int, Row]]:
-    """Each row of `path` with the byte at which it begins, except a last row torn by a kill; none if there is no such file.
-
-    Raises UserError when a line is damaged.
-    """
+    """Each row of `path` with the byte at which it begins, except a last row torn by a kill; none if there is no such file."""
     if not path.exists():
         return
     start = 0

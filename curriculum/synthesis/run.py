@@ -1,8 +1,7 @@
 """Complete one shard of a synthesis: ask about every document without a reply, log the outcomes, write the tables at the end.
 
 Every reply, even about one piece of a document, is on the disk half a second after it came. A document that fails becomes a
-dead letter; a document without any reply is first asked about once more. When the server is at fault, the run ends, the failed
-documents stay open, and the same command continues later.
+dead letter. When the server is at fault, the run ends, and the same command continues later.
 """
 
 from __future__ import annotations
@@ -174,11 +173,8 @@ class _Run:
             raise Unaskable(document.odd or "empty")
         settings = self._shard.settings
         cut = pieces(document.text, settings.piece_characters)
-        return await (self._scored(document, cut) if settings.how.judges else self._rewritten(document, cut))
-
-    async def _rewritten(self, document: Document, cut: list[str]) -> Row:
-        """The reply about the first piece of a document."""
-        settings = self._shard.settings
+        if settings.how.judges:
+            return await self._scored(document, cut)
         style = settings.how.style(document.id, settings.seed)
         reply = await self._ask_piece(document, cut[0])
         return reply | ({"style": style} if style else {}) | ({"source_cut": True} if len(cut) > 1 else {})

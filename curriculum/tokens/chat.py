@@ -48,8 +48,7 @@ class PlainText:
 
 
 class ChatEncoder:
-    """Encodes conversations with a tokenizer. Only the template's marks become special ids: content that quotes a special
-    entry, such as `<|im_end|>` or the harmfulness tag, is encoded as text."""
+    """Encodes conversations with a tokenizer. Only the template's marks become special ids; the rest is `PlainText`."""
 
     def __init__(self, tokenizer: Tokenizer):
         """Raises UserError for a tokenizer that splits text next to a special entry differently than on its own."""
