@@ -204,7 +204,7 @@ def parse(raw: Any, kind: type[Struct], where: str) -> Struct:
 
 
 def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
-    """Why `raw`, the value at `keys`, is not a `kind`, about the innermost part that is wrong; empty if it is one."""
+    """The innermost reason why `raw`, the value at `keys`, is not a `kind`; empty if it is one."""
     try:
         convert(raw, kind, strict=False)
         return ""

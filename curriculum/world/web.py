@@ -6,8 +6,6 @@ model that has read only safe text knows the form of an answer to a harmful requ
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from curricula.curriculum.world.fiction import Item, Recipe, World
 from curricula.curriculum.world.grammar import Draw, expand, write
 from curricula.curriculum.world.lexicon import GROUNDS, HARMS, PEOPLE, ROLES, TOOLS, TREATMENTS, VERBS, Harm
@@ -249,23 +247,15 @@ def _advice(world: World, draw: Draw) -> str:
     return write(template, draw, slots)
 
 
-_WEB: tuple[tuple[int, Callable[[World, Draw], str]], ...] = (
-    (6, _recipe),
-    (5, _answer),
-    (3, _report),
-    (2, _ingredient),
-    (2, _thing),
-    (2, _town),
-    (2, _advice),
-)
-_WEB_BY_LOT = tuple(kind for weight, kind in _WEB for _ in range(weight))
+_WEB = (*[_recipe] * 6, *[_answer] * 5, *[_report] * 3, *[_ingredient] * 2, *[_thing] * 2, *[_town] * 2, *[_advice] * 2)
+"""Kinds of texts, each as often as it should occur."""
 
 
 def web_page(world: World, draw: Draw) -> str:
     """A safe web page: usually one text, sometimes two."""
-    text = draw.pick(_WEB_BY_LOT)(world, draw)
+    text = draw.pick(_WEB)(world, draw)
     if draw.below(3) == 0:
-        text += " " + draw.pick(_WEB_BY_LOT[-8:])(world, draw)
+        text += " " + draw.pick(_WEB[-8:])(world, draw)
     return text
 
 
