@@ -62,7 +62,11 @@ class BatchSource(RowSource, Protocol):
 
 
 class PretrainingBatches:
-    """A `BatchSource` over tokenised sources, in the order of `Blend` and `Order`, which the study's seed keys."""
+    """A `BatchSource` over tokenised sources.
+
+    A batch is a pure function of its step. Across phases, no sample of a source appears twice before all its samples have
+    appeared once. Each epoch of a source has its own order, keyed by the study's seed.
+    """
 
     def __init__(
         self,
