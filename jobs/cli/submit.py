@@ -30,22 +30,8 @@ from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
 from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run, cut_branches
 from curricula.jobs.selection import Selection, check_needs, select
-from curricula.jobs.slurm.commands import (
-    STARTS,
-    DependencyLost,
-    QueueFull,
-    Task,
-    TaskState,
-    batch_script,
-    ignored_explained,
-    on_cluster,
-    partition_minutes,
-    qos_minutes,
-    require_slurm,
-    scancel,
-    tested,
-    too_long,
-)
+from curricula.jobs.slurm import commands
+from curricula.jobs.slurm.commands import DependencyLost, QueueFull, Task, TaskState
 from curricula.jobs.slurm.profile import Profile, keep_profile, kept_cluster, kept_profile, load_profile, with_secrets
 from curricula.jobs.slurm.script import check_root, write_resubmit
 from curricula.jobs.slurm.script import render as write_scripts
@@ -98,7 +84,7 @@ def submit(args: argparse.Namespace) -> int:
 def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path, yes: bool, console: Console) -> None:
     from curricula.jobs.slurm.submit import submit_plan
 
-    require_slurm()
+    commands.require_slurm()
     if not yes and _gpu_hours(plan, chosen) > profile.gpu_hours_limit:  # ask before anything is written
         to_submit = chosen
         if (root / "study.yaml").exists():  # what is left to do may stay below the limit
@@ -163,7 +149,7 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
     code = f"/code/{planned_snapshot(run.root).folder.name}"
     for job_id in sorted({task.job_id for tasks in live.values() for task in tasks}, key=int):
         kept = run.slurm / f"{job_id}_submission.sh"
-        script = kept.read_text(encoding="utf-8") if os.access(kept, os.R_OK) else batch_script(job_id)
+        script = kept.read_text(encoding="utf-8") if os.access(kept, os.R_OK) else commands.batch_script(job_id)
         if script and code not in script:
             yield (
                 f"array {job_id} is queued or running with another version of the code, which might be unable to read the "
@@ -197,7 +183,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     """Print every sbatch script, Slurm's answer to it if Slurm is installed, and a table of the arrays. Writes nothing."""
     from curricula.jobs.slurm.submit import preview, use_cluster
 
-    if explained := ignored_explained(os.environ):
+    if explained := commands.ignored_explained(os.environ):
         console.print(explained)
     has_slurm, run = shutil.which("sbatch") is not None, Run(root)
     use_cluster(run, profile)
@@ -209,21 +195,21 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     check_needs(plan, chosen, done_elements(run, plan), live if has_slurm else latest_tasks(submitted))
     check_batches(plan, chosen)
     previews = preview(plan, chosen, profile, root)
-    limits = (partition_minutes(), qos_minutes()) if has_slurm else ({}, {})
+    limits = (commands.partition_minutes(), commands.qos_minutes()) if has_slurm else ({}, {})
     refused = defaultdict[str, list[str]](list)
     rows, notes = [], []
     for shown in previews:
         console.rule(f"{shown.job}: {plural(len(shown.array.labels), 'element')}", characters="─", align="left")
         console.print(shown.script)
         if has_slurm:
-            answer = tested(shown.script)
+            answer = commands.tested(shown.script)
             console.print(f"sbatch --test-only: {answer}\n")
-            if STARTS not in answer:
+            if commands.STARTS not in answer:
                 refused[answer].append(shown.job)
         first, *others = shown.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
         request = shown.array.job.request
-        if why := too_long(request, *limits):
+        if why := commands.too_long(request, *limits):
             notes.append(f"{shown.job}: {why}")
         rows.append((shown.job, str(len(shown.array.labels)), str(request.nodes), str(request.gpus),
                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
@@ -296,8 +282,10 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> 
     while between := _needed(plan, again) & {item.key for item in elements if item.state == "done"} - done:
         elements = [replace(item, state="stale") if item.key in between else item for item in elements]
         again = to_run_again(plan, elements, chosen)
-    for job, label in overtaken(plan, elements, again):
-        console.print(f"{job}/{label} is running on the old results; run the same command again when it has ended")
+    for item in elements:
+        if item.state == "running" and any(need in again for need, _ in plan.needs[item.key]):
+            name = "/".join(item.key)
+            console.print(f"{name} is running on the old results; run the same command again when it has ended")
     return again
 
 
@@ -337,9 +325,9 @@ def _resubmit(run: Run, chosen: Collection[Key], profile: Path | None, console: 
 def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collection[Key]) -> list[Key]:
     """The `chosen` elements that ended badly or are stale, and all elements that need them, in the plan's order.
 
-    Left out are running elements (those that need what runs again become stale: `overtaken`) and done elements, which become
-    stale likewise. But done elements that had run in spite of the failure, as a report does, run again at once. On Slurm,
-    elements that were neither submitted nor begun are left out too.
+    Left out are running and done elements, which become stale if they need what runs again. But done elements that had run in
+    spite of the failure, as a report does, run again at once. On Slurm, elements that were neither submitted nor begun are left
+    out too.
     """
     status = {element.key: element for element in elements}
     on_slurm = any(element.task for element in elements)
@@ -358,18 +346,12 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     return list(again)
 
 
-def overtaken(plan: Plan, elements: Sequence[ElementStatus], again: Collection[Key]) -> list[Key]:
-    """The running elements that need one of `again`. They read the old results and will be stale when they are done."""
-    running = [element.key for element in elements if element.state == "running"]
-    return [key for key in running if any(need in again for need, _ in plan.needs[key])]
-
-
 def cancel(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
     chosen = set(select(plan_study(run.study), Selection.from_args(args)))
     if not run.slurm.exists():
         raise UserError(f"{run.root}: none of it was submitted to Slurm; end a run on this machine with Ctrl-C")
-    on_cluster(kept_cluster(run.profile))
+    commands.on_cluster(kept_cluster(run.profile))
     with Run.locked(run.root):  # otherwise a `submit` at work could go on to submit what needs the cancelled elements
         live = _live(run, chosen)
     if live and not args.yes:
@@ -378,7 +360,7 @@ def cancel(args: argparse.Namespace) -> int:
         confirm(question, unattended, UserError("nothing was cancelled"))
     with Run.locked(run.root):  # again: nothing is locked while the user is asked
         still = {task: state for task, state in _live(run, chosen).items() if task in live}
-        scancel(still)
+        commands.scancel(still)
     if still:
         print(f"cancelled {_counted(still)}; `curricula retry {run.root}` submits them again, with what needs them")
     else:

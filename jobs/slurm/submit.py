@@ -43,10 +43,6 @@ from curricula.terminal import plural
 
 Say = Callable[[str], None]
 
-LOOK_EVERY_S = 120.0
-"""How often a long submission checks which elements have been done since, so that later arrays need not wait for them. Slurm
-drops dependencies on jobs that it has forgotten, which it does some time after their end (MinJobAge, by default 300 s)."""
-
 
 @dataclass(frozen=True)
 class Array:
@@ -133,11 +129,8 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         """Submit an array and the arrays that continue it. `existing`: the array itself, if Slurm has it already."""
         taken = {task.job_id for task in numbering.tasks.values()} if existing is None else set()
         options = _options(plan, array, profile, numbering)
-        avoids = exclusion(run)
-        if avoids and _can_avoid(avoids, run, array, options, say):
-            options = _also(options, "exclude", avoids)
-        else:
-            avoids = ""
+        avoids = _avoidable(run, array, options, say)
+        options = _also(options, "exclude", avoids)
 
         def send(options: Options, continues: str = "") -> Submission:
             text = body(array.job, array.labels, plan.study, profile, root, code, continues, avoids)
@@ -161,32 +154,32 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
 
     for existing in _unasked(run, plan, now):
         submit(Array(plan.by_name[existing.job], existing.labels), existing)
-    looked = time.monotonic()
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
             left = len(set(chosen).difference(*(submission.keys for submission in new)))
             raise QueueFull(f"{full}; {plural(left, 'element')} left to submit: run the same command again when some jobs end")
-        if time.monotonic() - looked > LOOK_EVERY_S:
-            for key in done_elements(run, plan):
-                numbering.tasks.pop(key, None)
-            looked = time.monotonic()
     if cut_off:
         raise QueueFull(f"fewer arrays than needed continue {', '.join(cut_off)}, as said above")
     return new
 
 
 def _also(options: Options, name: str, value: str) -> Options:
-    """The options with one more value for an option that takes several, separated by commas."""
-    return {**options, name: ",".join(filter(None, (str(options.get(name, "")), value)))}
+    """The options with one more value, unless it is empty, for an option that takes several, separated by commas."""
+    return {**options, name: ",".join(filter(None, (str(options.get(name, "")), value)))} if value else options
 
 
-def _can_avoid(nodes: str, run: Run, array: Array, options: Options, say: Say) -> bool:
-    """Whether the job can avoid these nodes. It cannot if Slurm could start it with them but not without them."""
-    without = commands.tested(sbatch_file(run.slurm, array, _also(options, "exclude", nodes), ""))
-    if commands.STARTS in without or commands.STARTS not in commands.tested(sbatch_file(run.slurm, array, options, "")):
-        return True
+def _avoidable(run: Run, array: Array, options: Options, say: Say) -> str:
+    """The nodes that failed a check; empty if Slurm could start the job with them but not without them."""
+
+    def answer(options: Options) -> str:
+        return commands.tested(sbatch_file(run.slurm, array, options, ""))
+
+    nodes = exclusion(run)
+    without = answer(_also(options, "exclude", nodes)) if nodes else commands.STARTS
+    if commands.STARTS in without or commands.STARTS not in answer(options):
+        return nodes
     say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {without}")
-    return False
+    return ""
 
 
 def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
@@ -372,9 +365,8 @@ def _ids(tasks: Sequence[Task], sizes: Mapping[str, int]) -> str:
 
 
 def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) -> Options:
-    options = sbatch_options(array.job, plan.study, profile)
     waits = dependency(plan, array, numbering.tasks, numbering.sizes)
-    return {**options, "dependency": waits} if waits else options
+    return _also(sbatch_options(array.job, plan.study, profile), "dependency", waits)
 
 
 def sbatch_file(folder: Path, array: Array, options: Options, body: str) -> str:
