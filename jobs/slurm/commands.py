@@ -1,8 +1,7 @@
 """Calls Slurm's commands and parses what they print: squeue, sacct, scancel, scontrol, sacctmgr and sbatch.
 
-Slurm reads environment variables such as SBATCH_PARTITION, SBATCH_EXPORT or SQUEUE_STATES as options that override those in a
-script. A shell on a node can also hold variables of another job's ranks. All of these are removed from the commands'
-environment, so that the profile and the study alone decide what a job requests.
+Slurm reads variables such as SBATCH_PARTITION or SQUEUE_STATES as options that override those in a script. The commands do not
+get them, nor those of another job's ranks, so that the profile and the study alone decide what a job requests.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ AWAY = re.compile(
     r"Munge (en|de)code failed|Protocol authentication error|Could not establish a configuration source",
     re.IGNORECASE,
 )
-"""What Slurm's commands print when the controller does not answer, or when munge, which authenticates them, is restarting."""
+"""What Slurm's commands print when the controller does not answer, or munge, which authenticates them, restarts."""
 STARTS = "to start at"
 """What `sbatch --test-only` prints for a job that can start, and only then."""
 REASONS = {
@@ -76,13 +75,10 @@ RANKS = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
 """Variables that torchrun sets for each rank. A profile's `environment` can set some of them for its jobs."""
-OPTIONS = ("SBATCH", "SRUN", "SLURM", "SALLOC", "SQUEUE", "SACCT", "SCANCEL", "SCONTROL")
-"""Prefixes of variables that are options of Slurm's commands, or describe an allocation."""
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
 """Variables that the commands keep: they say where Slurm's controller is, and who calls it."""
-IGNORED = f"^(({'|'.join(OPTIONS)})_.*|TORCHELASTIC_.*|{'|'.join(RANKS)})$"
-"""Regular expression for the names of all these variables, valid in Python and in bash."""
-
+IGNORED = f"^((SBATCH|SRUN|SLURM|SALLOC|SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|TORCHELASTIC_.*|{'|'.join(RANKS)})$"
+"""Regular expression, in Python and bash, for `RANKS` and Slurm's variables: its commands' options, facts of an allocation."""
 
 _cluster: str | None = None
 
@@ -150,8 +146,7 @@ def ignored(environment: Mapping[str, str]) -> list[str]:
 
 def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without the ignored variables, as Slurm's commands get it."""
-    dropped = set(ignored(environment))
-    return {name: value for name, value in environment.items() if name not in dropped}
+    return {name: environment[name] for name in environment.keys() - ignored(environment)}
 
 
 def ignored_explained(environment: Mapping[str, str]) -> str:
@@ -159,9 +154,8 @@ def ignored_explained(environment: Mapping[str, str]) -> str:
 
     Inside an allocation, SLURM_ variables are not named: they describe the allocation, and nobody set them to change jobs.
     """
-    described = ("SLURM_",) if "SLURM_JOB_ID" in environment else ()
-    readers = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", *described)
-    names = [name for name in ignored(environment) if not name.startswith(readers)]
+    harmless = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", *(["SLURM_"] if "SLURM_JOB_ID" in environment else []))
+    names = [name for name in ignored(environment) if not name.startswith(harmless)]
     return f"Ignored variables of this shell: {', '.join(names)}. The profile decides." if names else ""
 
 
@@ -439,9 +433,8 @@ def too_long(request: Request, partitions: Mapping[str, float], of_qos: Mapping[
     """Why the time limits of its partitions or of its QOS keep a job from starting, as a sentence; empty if they do not."""
     names, qos = (request.options.partition or "").split(","), request.options.qos or ""
     where = f"partition {', '.join(names)}" if names != [""] else "the default partition"
-    limits = {where: max(partitions.get(name, math.inf) for name in names), f"QOS {qos}": of_qos.get(qos, math.inf)}
-    where = min(limits, key=limits.__getitem__)
-    longest = limits[where]
+    limits = (where, max(partitions.get(name, math.inf) for name in names)), (f"QOS {qos}", of_qos.get(qos, math.inf))
+    where, longest = min(limits, key=lambda limit: limit[1])
     if request.minutes <= longest:
         return ""
     return (
