@@ -296,18 +296,10 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
                 "array": f"0-{len(labels) - 1}" + (f"%{throttle}" if throttle else ""),
                 "output": str(root / "slurm" / OUTPUT),
             }
-            text = templates().get_template("array.sbatch.j2").render(
-                job=job,
-                labels=labels,
-                directives=[_directive(name, options[name]) for name in sorted(options)],
-                body=body(job, labels, study, profile, root, code),
-            )  # fmt: skip
-            _write_script(out / script.file, text)
+            text = body(job, labels, study, profile, root, code)
+            template = templates().get_template("array.sbatch.j2")
+            _write_script(out / script.file, template.render(job=job, labels=labels, options=options, body=text))
     return scripts
-
-
-def _directive(name: str, value: str | int | bool) -> str:
-    return f"--{name}" if value is True else f"--{name}={shlex.quote(str(value))}"
 
 
 def _write_submission(run: Run, scripts: Sequence[Script], profile: Profile, path: Path, first: bool = True) -> Path:
