@@ -128,14 +128,12 @@ def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str], enoug
 
     If `enough` other nodes have had the same problem, the verdict that no node is to blame.
     """
-    if not verdict.problems:
-        return verdict
     task = own_task(environment) or ""
     problems = [msgspec.structs.replace(problem, task=task) for problem in verdict.problems]
-    alike = record_bad_nodes(run, problems, enough)
-    if not alike:
-        return verdict
-    return _Verdict(failure=f"{_named(verdict.problems)}; no node is to blame, since {', '.join(alike)} had the same problem")
+    if problems and (alike := record_bad_nodes(run, problems, enough)):
+        said = f"{_named(problems)}; no node is to blame, since {', '.join(alike)} had the same problem"
+        return _Verdict(failure=said)
+    return verdict
 
 
 def _named(problems: Sequence[BadNode]) -> str:
@@ -164,14 +162,11 @@ def _examine(
 
 def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Mapping[str, str]) -> _Verdict:
     reports = rendezvous.gather("report", _Report)
-    missing = [rank for rank in range(rendezvous.size) if rank not in reports]
-    if missing:
-        names = _nodes_of(missing, rendezvous.size, environment)
-        if not names:
-            ranks = ", ".join(map(str, missing))
-            return _Verdict(failure=f"no report from ranks {ranks} within {settings.patience_s:g} s")
-        reason = f"no report from its processes within {settings.patience_s:g} s"
-        return _Verdict(tuple(BadNode(name, reason) for name in names))
+    if missing := [rank for rank in range(rendezvous.size) if rank not in reports]:
+        late = f"within {settings.patience_s:g} s"
+        if names := _nodes_of(missing, rendezvous.size, environment):
+            return _Verdict(tuple(BadNode(name, f"no report from its processes {late}") for name in names))
+        return _Verdict(failure=f"no report from ranks {', '.join(map(str, missing))} {late}")
     nodes = tuple(reports[rank].node for rank in range(rendezvous.size))
     own = [BadNode(report.node, reason) for report in reports.values() for reason in report.own]
     shared = [BadNode(report.node, reason) for report in reports.values() for reason in report.shared]
@@ -225,8 +220,7 @@ def _measure(
     device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    elements = MESSAGE_BYTES["cuda" if on_gpu else "cpu"] // 4
-    message = torch.ones(elements, dtype=torch.float32, device=device)
+    message = torch.ones(MESSAGE_BYTES[device.type] // 4, dtype=torch.float32, device=device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=dist.PrefixStore("all-reduce", rendezvous.store),
@@ -266,10 +260,8 @@ def _slow_pairs(message: torch.Tensor, nodes: Sequence[str], floor: float, rende
     """The pairs of neighbours, in a ring of all nodes, whose all-reduce is below the floor. Pairs are measured in turn."""
     import torch.distributed as dist
 
-    places = list(dict.fromkeys(nodes))
-    pairs = [(place, places[(number + 1) % len(places)]) for number, place in enumerate(places)]
-    slow = []
-    for number, pair in enumerate(pairs):
+    places, slow = list(dict.fromkeys(nodes)), []
+    for number, pair in enumerate(zip(places, [*places[1:], places[0]])):
         ranks = [rank for rank, node in enumerate(nodes) if node in pair]
         group = dist.new_group(ranks)
         if rendezvous.rank in ranks:
