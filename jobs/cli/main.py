@@ -116,12 +116,8 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs, "plan", "show what a study will do: arms, tokens, jobs, GPU-hours", f"curricula plan {STUDY}", call="plan:plan"
     )
     _add_study(plan)
-    plan.add_argument(
-        "--run", type=Path, help="the run folder to take sizes and, for --power, variances from (default: runs/NAME)"
-    )
-    plan.add_argument(
-        "--power", action="store_true", help="show the smallest detectable difference in attack success, and the cost of seeds"
-    )
+    plan.add_argument("--run", type=Path, help="the run folder that has sizes and, for --power, variances (default: runs/NAME)")
+    plan.add_argument("--power", action="store_true", help="show the smallest detectable difference, and the cost of seeds")
     add_json_flag(plan)
 
     submit = add_verb(
@@ -208,13 +204,8 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     add_selection(logs, default="those that failed or are running")
     logs.add_argument("--rank", default="0", metavar="N", help="the process to read, or all (default: 0)")
     logs.add_argument("--grep", metavar="RE", help="only lines that match this regular expression")
-    logs.add_argument(
-        "-n",
-        "--lines",
-        type=at_least(1),
-        metavar="N",
-        help="only the last N of each element (default: all; 20 for several elements or with -f)",
-    )
+    lines = "only the last N of each element (default: all; 20 for several elements or with -f)"
+    logs.add_argument("-n", "--lines", type=at_least(1), metavar="N", help=lines)
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
 
     retry = add_verb(
@@ -309,9 +300,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula data inspect runs/demo/data/shards/unsafe-tagged/00000 --sample 3",
         call="data:inspect",
     )
-    inspect.add_argument(
-        "prefix", type=Path, metavar="SHARD", help="a shard, without suffix, or a source's folder (its first shard)"
-    )
+    inspect.add_argument("prefix", type=Path, metavar="SHARD", help="a shard, without suffix, or a source's folder (its first)")
     inspect.add_argument("--tokenizer", type=Path, help="the tokenizer (default: that of the run that holds the shard)")
     shown = inspect.add_mutually_exclusive_group()
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
@@ -332,16 +321,10 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula export runs/demo/pretrain/full-20/checkpoints/step_00000500 out/",
         call="results:export",
     )
-    export.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="a step folder, the folder of a training (its latest), or a branch of the newest run, such as full-20",
-    )
+    checkpoint = "a step's or a training's folder (its latest step), or a branch of the newest run, such as full-20"
+    export.add_argument("checkpoint", type=Path, metavar="CKPT", help=checkpoint)
     export.add_argument("out", type=Path, metavar="OUT", help="the Hugging Face folder to make")
-    export.add_argument(
-        "--tokenizer", type=Path, help="the tokenizer beside the weights (default: that of the checkpoint's run)"
-    )
+    export.add_argument("--tokenizer", type=Path, help="the tokenizer to add (default: that of the checkpoint's run)")
 
     load = add_verb(
         verbs,
