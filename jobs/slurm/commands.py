@@ -122,8 +122,7 @@ class TaskState:
     nodes: str = ""
     restarts: int = 0
     output: str = ""
-    """From squeue the path of the task's log, from sacct the command that submitted it. Both contain the path of the run
-    folder, which tells the run's tasks from others: a controller that lost its state assigns numbers a second time."""
+    """From squeue the path of the task's log, from sacct the command that submitted it. Both name the run folder."""
 
     @property
     def is_running(self) -> bool:
@@ -375,9 +374,8 @@ def tested(script: str) -> str:
 def sbatch(script: Path, job: str, avoided: str) -> str:
     """Submit the batch script of `job`, whose options exclude the nodes `avoided`, and return Slurm's number of the job.
 
-    Raises ControllerAway if Slurm did not answer; it may have accepted the job nevertheless. Raises UserError with sbatch's own
-    words if Slurm refused the job: QueueFull if it will accept it later, DependencyLost if it has forgotten a job that this one
-    waits for.
+    Raises ControllerAway if Slurm did not answer; it may have accepted the job nevertheless. Raises UserError, QueueFull or
+    DependencyLost with sbatch's own words if Slurm refused it.
     """
     done = _run("sbatch", str(script), patience_s=None)  # a killed sbatch may have submitted the job already
     # Only in sbatch's own line: a site may print other lines, with numbers of other jobs.

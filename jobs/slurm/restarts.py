@@ -1,9 +1,8 @@
 """Stops an element that keeps restarting without progress.
 
 The batch script writes a line to the element's `own-ends` for each start that ends by the element's own doing, such as an
-error or the time limit. Starts that Slurm ends (preemption, a lost node, a requeue) do not count. The element's restarts.json
-holds the amount of saved work; whenever it has grown, `own-ends` is deleted and the count starts from zero. It also does so
-after a submission, which deletes restarts.json.
+error or the time limit, not for those that Slurm ends (preemption, a lost node, a requeue). The element's restarts.json holds
+the amount of saved work. If that has grown, or a submission has deleted restarts.json, `own-ends` is deleted.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ class GaveUp(UserError):
 
 
 def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise GaveUp if as many starts as the environment allows ended by the element's own doing and saved nothing new.
-
-    If the saved work has grown, start the count from zero. Does nothing outside Slurm.
-    """
+    """Raise GaveUp if as many starts as the environment allows saved nothing new. Does nothing outside Slurm."""
     limit = environment.get(LIMIT)
     if not limit:
         return

@@ -1,7 +1,6 @@
 """Submits a plan, or any part of it, to Slurm: one sbatch for each array, with the plan's dependencies.
 
-Running the command again completes a submission that was interrupted: it finds the arrays that Slurm already has and does not
-submit them again. The record in RUN/slurm is all that remains; no process stays behind on the login node.
+An interrupted submission is completed by the same command: it finds the arrays that Slurm already has.
 """
 
 from __future__ import annotations
@@ -103,12 +102,10 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     """Submit the `chosen` elements, none of them done or live, each after those it needs. Returns the new submissions.
 
     Raises UsageError, before anything is submitted, if an element needs one that is neither done nor live nor chosen, or if its
-    batch cannot be divided among its GPUs.
-
-    Raises UserError if Slurm refuses a job. Earlier jobs stay submitted, and the same command continues. The error is QueueFull
-    if the user's limit of submitted jobs is reached; as many elements as fit are then submitted, in the plan's order, but some
-    arrays that continue another may be missing. It is DependencyLost if Slurm has forgotten one of the run's jobs, so that
-    `now` is out of date.
+    batch cannot be divided among its GPUs. Raises UserError if Slurm refuses a job; earlier ones stay submitted. The error is
+    QueueFull if the user's limit of submitted jobs is reached: as many elements as fit are then submitted, in the plan's order,
+    but some arrays that continue another may be missing. It is DependencyLost if Slurm has forgotten one of the run's jobs, so
+    that `now` is out of date.
     """
     check_needs(plan, chosen, now.done, now.live)
     check_batches(plan, chosen)
@@ -196,10 +193,7 @@ def _continuations(
     """If Slurm will not requeue the array, submit arrays that continue it, each after the end of the one before.
 
     They also wait for everything that the first array waits for: it also ends if Slurm cancels it because something it needs
-    has failed. Elements that need the array wait for the last one.
-
-    Returns the new arrays, and whether none is missing. Some are missing if the limit of submitted jobs is reached, or if Slurm
-    has forgotten a job that they wait for.
+    has failed. Elements that need the array wait for the last one. Returns the new arrays, and whether none is missing.
     """
     further: list[Submission] = []
     followers = run.slurm / f"{first.job_id}.continued"  # read by the batch scripts
