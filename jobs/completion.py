@@ -73,15 +73,15 @@ def read_done(folder: Path) -> Done | None:
     return _read(folder / "done.json", Done)
 
 
-def read_failure(folder: Path) -> Failure | None:
-    return _read(folder / "failed.json", Failure)
+def read_failure(folder: Path, name: str = "failed.json") -> Failure | None:
+    return _read(folder / name, Failure)
 
 
 def last_failure(folder: Path, task: str) -> Failure | None:
     """The latest failure, if it was one of this Slurm task that the task's next start could cure; else None."""
     for name in ("failed.json", "failed-before.json"):  # the batch script renames it at the next start
         with contextlib.suppress(UserError):
-            if failure := _read(folder / name, Failure):
+            if failure := read_failure(folder, name):
                 return failure if failure.task == task and not failure.final else None
     return None
 

@@ -202,8 +202,7 @@ def element_table(rows: list[Row], console: Console) -> Table:
     longest = max((row.job.cell_len for row in rows), default=0)
     names = (name for row in rows for name in _folded(row.job, 0).plain.split("\n"))
     label_width = max(min(LABEL_WIDTH, longest), *map(cell_len, names), 0)  # breaks no name
-    state_width = min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0))
-    state_width = max(state_width, len("state"))
+    state_width = max(len("state"), min(STATE_WIDTH, max((row.state.cell_len for row in rows), default=0)))
     widths = {column: max(cell_len(column), *(cell.cell_len for cell in cells[column])) for column in cells}
     for dropped in ("", *DROPPED_FIRST):
         widths.pop(dropped, None)

@@ -290,8 +290,6 @@ def _ending(known: TaskState) -> str:
         "OUT_OF_MEMORY": "ran out of memory: ask for more, or lower the batch",
         "NODE_FAIL": f"node {known.nodes or '(unknown)'} failed",
         "PREEMPTED": "was preempted and not requeued",
-        "DEADLINE": "reached its deadline",
-        "BOOT_FAIL": f"node {known.nodes or '(unknown)'} did not start",
     }
     if known.state == "FAILED" and re.match(r"signal 9$|RaisedSignal:9\b", known.reason):
         return "its batch script was killed (signal 9), so it was not requeued"

@@ -90,8 +90,7 @@ def _gpu_problems(gpu: Mapping[str, str], is_alone: bool) -> Iterable[str]:
     if any("lost" in value.lower() or "unknown error" in value.lower() for value in gpu.values()):
         yield f"{name} does not answer ({', '.join(gpu.values())})"
         return
-    errors = _number(gpu.get("ecc.errors.uncorrected.volatile.total", ""))
-    if errors:
+    if errors := _number(gpu.get("ecc.errors.uncorrected.volatile.total", "")):
         yield f"{name} has {errors:.0f} uncorrected memory errors (ECC)"
     if not is_alone:
         return
@@ -113,13 +112,9 @@ def _number(text: str) -> float | None:
 
 def disk_problems(folders: Iterable[Path], min_free_gb: float) -> list[str]:
     """Folders whose disk has too little free space. Folders that do not exist are skipped; `reach_problems` reports them."""
-    found = []
-    for folder in folders:
-        if folder.is_dir():
-            free_gb = shutil.disk_usage(folder).free / 1e9
-            if free_gb < min_free_gb:
-                found.append(f"{folder}: {free_gb:.1f} GB are free, but {min_free_gb:g} GB are required")
-    return found
+    free_gb = {folder: shutil.disk_usage(folder).free / 1e9 for folder in folders if folder.is_dir()}
+    required = f"but {min_free_gb:g} GB are required"
+    return [f"{folder}: {free:.1f} GB are free, {required}" for folder, free in free_gb.items() if free < min_free_gb]
 
 
 def reach_problems(run_root: Path, needed: Iterable[Path]) -> list[str]:

@@ -12,8 +12,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from curricula.durable import read_json, write_json
+from curricula.durable import write_json
 from curricula.errors import UserError
+from curricula.jobs.completion import read_failure
 from curricula.jobs.stages import STAGES, Work
 
 LIMIT = "CURRICULA_RESTARTS_WITHOUT_PROGRESS"
@@ -40,19 +41,12 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
         return
     count = len(ends.read_bytes().splitlines()) if ends.exists() else 0
     if count >= int(limit):
+        last = read_failure(work.folder, "failed-before.json")  # the batch script sets aside that of the previous start
         raise GaveUp(
-            f"{work.name}: restarted {count} times without progress (still at "
-            f"{saved} saved {stage.unit}), so it is not started again and jobs that wait for it are cancelled; fix the cause "
-            f"and submit again. The last error: {_last_error(path.parent)}"
+            f"{work.name}: restarted {count} times without progress (still at {saved} saved {stage.unit}), so it is not "
+            "started again and jobs that wait for it are cancelled; fix the cause and submit again. The last error: "
+            f"{last.error if last else 'none was recorded; see its log'}"
         )
-
-
-def _last_error(folder: Path) -> str:
-    """The error of the previous start, which the batch script sets aside."""
-    try:
-        return str(read_json(folder / "failed-before.json")["error"])
-    except (UserError, KeyError, TypeError):
-        return "none was recorded; see its log"
 
 
 def _saved_before(path: Path) -> int | None:

@@ -26,7 +26,7 @@ from curricula.jobs.monitor.progress import words_of
 from curricula.jobs.plan import Edge, EdgeKind, Job, Key, Plan
 from curricula.jobs.run import PATHS, Run
 from curricula.jobs.slurm.commands import AWAY, IGNORED, KEPT, RANKS, STARTS
-from curricula.jobs.slurm.profile import RESERVE_S, Profile, expanded, texts_in
+from curricula.jobs.slurm.profile import RESERVE_S, Container, Profile, expanded, texts_in
 from curricula.jobs.slurm.snapshot import ENTRY, Snapshot, take_snapshot
 from curricula.jobs.slurm.submissions import ENOUGH_NODES, REMEMBERED_S, contents_line, latest_tasks, submissions
 from curricula.jobs.study import Study
@@ -85,9 +85,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     """The job's options of sbatch by their long names, except those that differ between submissions."""
     request, asked = job.request, job.request.options
     # 0 requests all of a node's memory; a site's default can be far less.
-    memory: str | int | None = 0 if asked.exclusive else None
-    if asked.memory_gb:
-        memory = f"{round(asked.memory_gb * 1024)}M"
+    memory = f"{round(asked.memory_gb * 1024)}M" if asked.memory_gb else "0" if asked.exclusive else None
     options: dict[str, str | int | bool | None] = {
         "job-name": f"{short_name(job.name)}@{study.name}",
         "nodes": request.nodes,
@@ -131,42 +129,37 @@ def body(
     """
     command = [profile.interpreter(), str(code.folder / ENTRY)]
     srun_words = list(profile.srun_options)
-    container = profile.container
-    image = expanded("container.image", container.image) if container else ""
-    if container and container.kind == "pyxis":
-        srun_words += [f"--container-image={image}", f"--container-mounts={','.join(_mounts(profile, root, study))}"]
-        srun_words += [*container.options, "--no-container-mount-home"]
-    elif container:
-        binds = [word for mount in _mounts(profile, root, study) for word in ("--bind", mount)]
-        command = ["apptainer", "exec", *binds, *container.options, image, *command]
+    if container := profile.container:
+        image, mounts = expanded("container.image", container.image), _mounts(container, root, study)
+        if container.kind == "pyxis":
+            srun_words += [f"--container-image={image}", f"--container-mounts={','.join(mounts)}"]
+            srun_words += [*container.options, "--no-container-mount-home"]
+        else:
+            binds = [word for mount in mounts for word in ("--bind", mount)]
+            command = ["apptainer", "exec", *binds, *container.options, image, *command]
     return (
         templates()
         .get_template("element.sh.j2")
         .render(
             contents=contents_line(job.name, labels),
-            study=study.name,
+            study=study,
             job=job,
             short_name=short_name(job.name),
             labels=labels,
-            elements=str(root / "jobs" / job.name),
             profile=profile,
-            request=job.request,
             secrets_file=expanded("secrets_file", profile.secrets_file or ""),
-            code=str(code.folder),
-            seal=code.seal,
+            code=code,
             record=RECORD,
             superseded=Superseded.exit_code,
             in_use=InUse.exit_code,
             enough_nodes=ENOUGH_NODES,
             remembered_s=round(REMEMBERED_S),
             team=team(),
-            run=str(root),
-            bad_nodes=str(Run(root).bad_nodes),
+            run=Run(root),
             avoids=avoids,
             reserve_s=RESERVE_S,
-            several=job.request.nodes * job.request.tasks_per_node > 1,
             exit_patience_s=EXIT_PATIENCE_S,
-            task_log=str(root / "slurm" / LOG),
+            log=LOG,
             srun_words=srun_words,
             command=command,
             continues=continues,
@@ -177,10 +170,9 @@ def body(
     )
 
 
-def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
+def _mounts(container: Container, root: Path, study: Study) -> list[str]:
     """What the container mounts: the run folder, the data folder and (read-only) paths of the study outside them, each at the
     same path inside, and the profile's `mounts`. Raises UsageError for a path that no runtime can mount."""
-    assert profile.container is not None
     run = Run(root)  # a preview has not created its folder yet
     data = None if study.world else run.data_folder if (root / "run.json").exists() else local_root()
     folders = [root, *([data.resolve()] if data else [])]
@@ -191,7 +183,7 @@ def _mounts(profile: Profile, root: Path, study: Study) -> list[str]:
             raise UsageError(f"{path}: a container cannot mount a path with ':' or ',' in it; use one without them")
     mounts = [f"{path}:{path}:ro" for path in others]  # first, because one may contain the run folder, mounted over it next
     mounts += [f"{folder}:{folder}" for folder in folders]
-    return [*mounts, *(expanded("container.mounts", mount) for mount in profile.container.mounts)]
+    return [*mounts, *(expanded("container.mounts", mount) for mount in container.mounts)]
 
 
 def _named_paths(study: Study) -> Iterator[Path]:
@@ -230,7 +222,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["quote"] = shlex.quote
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
     environment.globals.update(ranks=" ".join(RANKS), ignored=IGNORED, kept="|".join(KEPT))
     return environment
 
