@@ -81,6 +81,15 @@ class Job:
     def labels(self) -> tuple[str, ...]:
         return tuple(element.label for element in self.elements)
 
+    @property
+    def keys(self) -> list[Key]:
+        return [(self.name, label) for label in self.labels]
+
+    def part(self, labels: Iterable[str]) -> Job:
+        """The job with these elements alone, in this order."""
+        elements = {element.label: element for element in self.elements}
+        return replace(self, elements=tuple(elements[label] for label in labels))
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Lines
+from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from curricula.progress import Progress
@@ -20,28 +20,21 @@ Described = Callable[[int, float, dict[str, Any]], str]
 """Describes work in about 30 characters, from the amount done, the seconds it took, and its figures."""
 
 
-class Bars:
+class Bars(RichProgress):
     """A bar for each part of the work on a terminal; elsewhere a line at its start, at its end and every minute."""
 
     def __init__(self, console: Console, line_interval_s: float = 60.0) -> None:
-        self.console, self.line_interval_s = console, line_interval_s
+        self.line_interval_s = line_interval_s
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # takes the room that the others leave
         columns = (
             *(TextColumn("{task.description}", markup=False), bar, MofNCompleteColumn()),
             *(TextColumn("{task.fields[more]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()),
         )
-        self._lines = Lines(*columns, console=console, disable=not console.is_terminal, expand=True)
-
-    def __enter__(self) -> Bars:
-        self._lines.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._lines.stop()
+        super().__init__(*columns, console=console, disable=not console.is_terminal, expand=True)
 
     def line(self, name: str, described: Described = lambda *_: "") -> Progress:
         """A `Progress` that draws a new bar. A total below the amount done means that the total is unknown."""
-        task = self._lines.add_task(name, total=None, more="")
+        task = self.add_task(name, total=None, more="")
         ended, next_line, began = False, 0.0, time.monotonic()
         done_before: int | None = None  # at the first report, as after a resume
 
@@ -52,8 +45,8 @@ class Bars:
             seconds = max(now - began, 1e-9)
             more = described(done, seconds, figures)
             if done > total:
-                self._lines.tasks[task].total = None  # `update` cannot remove a total
-            self._lines.update(task, completed=done, total=total if done <= total else None, more=more)
+                self.tasks[task].total = None  # `update` cannot remove a total
+            self.update(task, completed=done, total=total if done <= total else None, more=more)
             if self.console.is_terminal or ended or (done != total and now < next_line):
                 return
             ended, next_line = done == total, now + self.line_interval_s

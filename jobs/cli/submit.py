@@ -208,7 +208,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
                 refused[answer].append(shown.job)
         first, *others = shown.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
-        request = shown.array.job.request
+        request = shown.array.request
         if why := commands.too_long(request, *limits):
             notes.append(f"{shown.job}: {why}")
         rows.append((shown.job, str(len(shown.array.labels)), str(request.nodes), str(request.gpus),

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -233,7 +233,6 @@ class Script:
 
     file: str
     job: Job
-    labels: tuple[str, ...]
     piece: int
     """Number of this array among those of its job."""
     variable: str
@@ -242,7 +241,7 @@ class Script:
     @property
     def record(self) -> str:
         """The array's line in submissions.jsonl, as a format for printf, which fills in Slurm's number and the time."""
-        record = json.dumps({"job": self.job.name, "job_id": "@ID@", "labels": self.labels, "submitted": "@TIME@"})
+        record = json.dumps({"job": self.job.name, "job_id": "@ID@", "labels": self.job.labels, "submitted": "@TIME@"})
         escaped = record.replace("\\", "\\\\").replace("%", "%%")
         return escaped.replace("@ID@", "%s").replace('"@TIME@"', "%s") + "\\n"
 
@@ -259,10 +258,7 @@ def write_resubmit(run: Run, plan: Plan, profile: Profile, chosen: Collection[Ke
     It submits those elements that are not done, among all that were submitted before or are `chosen` now.
     """
     wanted = {*latest_tasks(submissions(run)), *chosen}
-    parts = (
-        replace(job, elements=tuple(element for element in job.elements if (job.name, element.label) in wanted))
-        for job in plan.jobs
-    )
+    parts = (job.part(label for label in job.labels if (job.name, label) in wanted) for job in plan.jobs)
     folder = run.slurm / "scripts"
     scripts = _write_scripts(run, [job for job in parts if job.elements], profile, folder)
     _write_submission(run, scripts, profile, run.root / "resubmit.sh", first=False)
@@ -276,21 +272,21 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
     code = take_snapshot(root)
     longest, scripts = profile.max_array_size, list[Script]()
     for job in jobs:
-        pieces = [job.labels[start : start + longest] for start in range(0, len(job.labels), longest)]
-        for piece, labels in enumerate(pieces):
-            number = f"{len(scripts):02d}"
-            name = job.name if len(pieces) == 1 else f"{job.name}-part{piece}"
-            script = Script(f"{number}-{name}.sbatch", job, labels, piece, f"job_{number}")
+        starts = range(0, len(job.labels), longest)
+        for piece, start in enumerate(starts):
+            array, number = job.part(job.labels[start : start + longest]), f"{len(scripts):02d}"
+            name = job.name if len(starts) == 1 else f"{job.name}-part{piece}"
+            script = Script(f"{number}-{name}.sbatch", array, piece, f"job_{number}")
             scripts.append(script)
             throttle = job.request.options.throttle
             options: Options = {
                 **sbatch_options(job, study, profile),
-                "array": f"0-{len(labels) - 1}" + (f"%{throttle}" if throttle else ""),
+                "array": f"0-{len(array.labels) - 1}" + (f"%{throttle}" if throttle else ""),
                 "output": str(root / "slurm" / OUTPUT),
             }
-            text = body(job, labels, study, profile, root, code)
+            text = body(array, array.labels, study, profile, root, code)
             template = templates().get_template("array.sbatch.j2")
-            _write_script(out / script.file, template.render(job=job, labels=labels, options=options, body=text))
+            _write_script(out / script.file, template.render(job=array, options=options, body=text))
     return scripts
 
 
@@ -318,7 +314,7 @@ def _write_submission(run: Run, scripts: Sequence[Script], profile: Profile, pat
             (
                 script,
                 [wait(edge, script) for edge in script.job.needs if edge.job in by_job],
-                [run.element(script.job.name, label).relative_to(run.root / "jobs") for label in script.labels],
+                [run.element(*key).relative_to(run.root / "jobs") for key in script.job.keys],
             )
             for script in scripts
         ],

@@ -44,18 +44,6 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Array:
-    """Elements of one job that are submitted together; task i runs labels[i]."""
-
-    job: Job
-    labels: tuple[str, ...]
-
-    @property
-    def keys(self) -> list[Key]:
-        return [(self.job.name, label) for label in self.labels]
-
-
-@dataclass(frozen=True)
 class Standing:
     """The elements of a run that need not be submitted."""
 
@@ -122,7 +110,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     sizes = {submission.job_id: len(submission.labels) for submission in submissions(run)}
     numbering = _Numbering({key: tasks[-1] for key, tasks in now.live.items()}, sizes)
 
-    def submit(array: Array, existing: Submission | None = None) -> None:
+    def submit(array: Job, existing: Submission | None = None) -> None:
         """Submit an array and the arrays that continue it. `existing`: the array itself, if Slurm has it already."""
         taken = {task.job_id for task in numbering.tasks.values()} if existing is None else set()
         options = _options(plan, array, profile, numbering)
@@ -130,7 +118,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         options = _also(options, "exclude", avoids)
 
         def send(options: Options, continues: str = "") -> Submission:
-            text = body(array.job, array.labels, plan.study, profile, root, code, continues, avoids)
+            text = body(array, array.labels, plan.study, profile, root, code, continues, avoids)
             return _submit(run, array, options, sbatch_file(root / "slurm", array, options, text), say)
 
         if existing:
@@ -142,7 +130,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         further, are_all = _continuations(run, array, first, options, profile, send, say)
         new.extend(further)
         if not are_all:
-            cut_off.append(array.job.name)
+            cut_off.append(array.name)
         chain = [first, *further]
         numbering.add(array, chain[-1].job_id)
         # A number that comes again belonged to a job that Slurm has forgotten. The new array is on record.
@@ -150,7 +138,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
             raise DependencyLost(f"Slurm has forgotten array {again.pop()} of this run; run the same command again")
 
     for existing in _unasked(run, plan, now):
-        submit(Array(plan.by_name[existing.job], existing.labels), existing)
+        submit(plan.by_name[existing.job].part(existing.labels), existing)
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
             left = len(set(chosen).difference(*(submission.keys for submission in new)))
@@ -165,7 +153,7 @@ def _also(options: Options, name: str, value: str) -> Options:
     return {**options, name: ",".join(filter(None, (str(options.get(name, "")), value)))} if value else options
 
 
-def _avoidable(run: Run, array: Array, options: Options, say: Say) -> str:
+def _avoidable(run: Run, array: Job, options: Options, say: Say) -> str:
     """The nodes that failed a check; empty if Slurm could start the job with them but not without them."""
 
     def answer(options: Options) -> str:
@@ -175,7 +163,7 @@ def _avoidable(run: Run, array: Array, options: Options, say: Say) -> str:
     without = answer(_also(options, "exclude", nodes)) if nodes else commands.STARTS
     if commands.STARTS in without or commands.STARTS not in answer(options):
         return nodes
-    say(f"{array.job.name}: it does not avoid {nodes}, which failed a check: {without}")
+    say(f"{array.name}: it does not avoid {nodes}, which failed a check: {without}")
     return ""
 
 
@@ -188,7 +176,7 @@ def _unasked(run: Run, plan: Plan, now: Standing) -> list[Submission]:
 
 
 def _continuations(
-    run: Run, array: Array, first: Submission, options: Options, profile: Profile, send: Callable[..., Submission], say: Say
+    run: Run, array: Job, first: Submission, options: Options, profile: Profile, send: Callable[..., Submission], say: Say
 ) -> tuple[list[Submission], bool]:
     """If Slurm will not requeue the array, submit arrays that continue it, each after the end of the one before.
 
@@ -202,10 +190,10 @@ def _continuations(
     write_text(followers, "")
     if not reason:
         return further, True
-    request = array.job.request
+    request = array.request
     needed = math.ceil(request.total_hours * 60 / request.minutes)
     count = needed if profile.continuations is None else profile.continuations
-    say(f"{array.job.name}: {reason}, so {plural(count, 'more array')} will continue it if it ends early")
+    say(f"{array.name}: {reason}, so {plural(count, 'more array')} will continue it if it ends early")
     for _ in range(count):
         before = [first, *further][-1].job_id
         try:
@@ -217,7 +205,7 @@ def _continuations(
                 raise
             why = "Slurm has forgotten a job that they wait for" if is_lost else error
             say(
-                f"{why}; only {len(further)} of the {count} arrays that continue {array.job.name} are submitted: if they end "
+                f"{why}; only {len(further)} of the {count} arrays that continue {array.name} are submitted: if they end "
                 f"before it is done, jobs that need it are cancelled; `curricula retry {run.root}` then continues from what it "
                 "saved"
             )
@@ -226,12 +214,12 @@ def _continuations(
     return further, True
 
 
-def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFull | None:
+def _submit_what_fits(array: Job, submit: Callable[[Job], None]) -> QueueFull | None:
     """Submit the array or, if Slurm refuses, its first half, and so on. Returns the last refusal if anything was left out."""
     count, refusal = len(array.labels), None
     while count:
         try:
-            submit(Array(array.job, array.labels[:count]))
+            submit(array.part(array.labels[:count]))
             break
         except QueueFull as error:
             count, refusal = count // 2, error
@@ -239,7 +227,7 @@ def _submit_what_fits(array: Array, submit: Callable[[Array], None]) -> QueueFul
 
 
 @contextlib.contextmanager
-def _unmarked(run: Run, array: Array) -> Iterator[None]:
+def _unmarked(run: Run, array: Job) -> Iterator[None]:
     """Remove the marks of elements that are about to run again, and restore them if sbatch refuses the array.
 
     An element with a mark would end at once. Without restarts.json, its restarts are counted from zero.
@@ -263,7 +251,7 @@ class Preview:
     """An array as a first submission would pass it to sbatch."""
 
     job: str
-    array: Array
+    array: Job
     waits: str
     """The dependency, with names of arrays instead of numbers."""
     script: str
@@ -277,10 +265,10 @@ def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -
     sizes = Counter(job for job, _ in chosen)
     previews: list[Preview] = []
     for array in _arrays(plan, chosen, profile, numbering):
-        number = sum(earlier.array.job == array.job for earlier in previews)
-        name = array.job.name if len(array.labels) == sizes[array.job.name] else f"{array.job.name}/{number}"
+        number = sum(earlier.array.name == array.name for earlier in previews)
+        name = array.name if len(array.labels) == sizes[array.name] else f"{array.name}/{number}"
         options = _options(plan, array, profile, numbering)
-        text = body(array.job, array.labels, plan.study, profile, root, code)
+        text = body(array, array.labels, plan.study, profile, root, code)
         script = sbatch_file(root / "slurm", array, options, text)
         previews.append(Preview(name, array, str(options.get("dependency", "")), script))
         numbering.add(array, name)
@@ -294,12 +282,12 @@ class _Numbering:
     tasks: dict[Key, Task]
     sizes: dict[str, int]
 
-    def add(self, array: Array, job_id: str) -> None:
+    def add(self, array: Job, job_id: str) -> None:
         self.sizes[job_id] = len(array.labels)
         self.tasks.update({key: Task(job_id, place) for place, key in enumerate(array.keys)})
 
 
-def _arrays(plan: Plan, chosen: Collection[Key], profile: Profile, numbering: _Numbering) -> Iterator[Array]:
+def _arrays(plan: Plan, chosen: Collection[Key], profile: Profile, numbering: _Numbering) -> Iterator[Job]:
     """The arrays of `chosen` in the plan's order. A job's arrays are computed only after those it needs are in `numbering`."""
     wanted = set(chosen)
     for job in plan.jobs:
@@ -307,7 +295,7 @@ def _arrays(plan: Plan, chosen: Collection[Key], profile: Profile, numbering: _N
         yield from arrays_of(plan, job, labels, numbering.tasks, profile.max_array_size)
 
 
-def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int) -> list[Array]:
+def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, Task], max_array_size: int) -> list[Job]:
     """The job's elements in arrays of at most `max_array_size`.
 
     If elements wait for their counterparts (aftercorr), those with counterparts in different arrays go to different arrays, and
@@ -319,20 +307,20 @@ def arrays_of(plan: Plan, job: Job, labels: Sequence[str], tasks: Mapping[Key, T
         counterparts = [need for need, _ in plan.needs[job.name, label] if need[0] in in_step]
         groups[tuple(tasks[need].job_id for need in counterparts if need in tasks)].append(label)
     return [
-        Array(job, tuple(group[start : start + max_array_size]))
+        job.part(group[start : start + max_array_size])
         for group in groups.values()
         for start in range(0, len(group), max_array_size)
     ]
 
 
-def dependency(plan: Plan, array: Array, tasks: Mapping[Key, Task], sizes: Mapping[str, int]) -> str:
+def dependency(plan: Plan, array: Job, tasks: Mapping[Key, Task], sizes: Mapping[str, int]) -> str:
     """The value of sbatch's --dependency; empty if there is nothing to wait for. `sizes`: how many tasks each array has."""
     clauses = []
-    for edge in array.job.needs:
+    for edge in array.needs:
         if edge.kind == "aftercorr":
             others = [need for key in array.keys for need, _ in plan.needs[key] if need[0] == edge.job]
         else:
-            others = [(edge.job, label) for label in plan.by_name[edge.job].labels]
+            others = plan.by_name[edge.job].keys
         waited_for = [tasks[key] for key in others if key in tasks]
         if not waited_for:
             continue
@@ -358,12 +346,12 @@ def _ids(tasks: Sequence[Task], sizes: Mapping[str, int]) -> str:
     return ":".join(ids)
 
 
-def _options(plan: Plan, array: Array, profile: Profile, numbering: _Numbering) -> Options:
+def _options(plan: Plan, array: Job, profile: Profile, numbering: _Numbering) -> Options:
     waits = dependency(plan, array, numbering.tasks, numbering.sizes)
-    return _also(sbatch_options(array.job, plan.study, profile), "dependency", waits)
+    return _also(sbatch_options(array, plan.study, profile), "dependency", waits)
 
 
-def sbatch_file(folder: Path, array: Array, options: Options, body: str) -> str:
+def sbatch_file(folder: Path, array: Job, options: Options, body: str) -> str:
     """The batch script of an array, as submitit writes it. The script's output goes to `folder`, which is RUN/slurm."""
     count = len(array.labels)
     return _make_sbatch_string(
@@ -372,27 +360,27 @@ def sbatch_file(folder: Path, array: Array, options: Options, body: str) -> str:
         job_name=str(options["job-name"]),
         additional_parameters={name: value for name, value in options.items() if name != "job-name"},
         map_count=count,
-        array_parallelism=array.job.request.options.throttle or count,
+        array_parallelism=array.request.options.throttle or count,
         stderr_to_stdout=True,
         use_srun=False,  # the body calls it
         wckey=None,  # type: ignore[arg-type]  # none; its annotation is wrong
     )
 
 
-def _submit(run: Run, array: Array, options: Options, text: str, say: Say) -> Submission:
+def _submit(run: Run, array: Job, options: Options, text: str, say: Say) -> Submission:
     """Call sbatch and record the array. If Slurm may have accepted it without an answer, look in the queue before a retry."""
     script = run.slurm / ".submission.sh"
     for attempt in patiently(say):
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 for recovered in recover(run, queued(run), may_repeat=True):
-                    if recovered.job == array.job.name and recovered.labels == array.labels:
+                    if recovered.job == array.name and recovered.labels == array.labels:
                         return recovered
             write_text(script, text)
-            job_id = commands.sbatch(script, array.job.name, str(options.get("exclude", "")))
+            job_id = commands.sbatch(script, array.name, str(options.get("exclude", "")))
             script.rename(script.with_name(f"{job_id}_submission.sh"))
-            submission = Submission(job=array.job.name, job_id=job_id, labels=array.labels, submitted=time.time())
+            submission = Submission(job=array.name, job_id=job_id, labels=array.labels, submitted=time.time())
             record(run, submission)
-            say(f"{array.job.name}: array {job_id} of {len(array.labels)}")
+            say(f"{array.name}: array {job_id} of {len(array.labels)}")
             return submission
     raise AssertionError("unreachable: the last attempt raises")
