@@ -85,7 +85,7 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     """The job's options of sbatch by their long names, except those that differ between submissions."""
     request, asked = job.request, job.request.options
     # 0 requests all of a node's memory; a site's default can be far less.
-    memory = f"{round(asked.memory_gb * 1024)}M" if asked.memory_gb else "0" if asked.exclusive else None
+    memory: str | int | None = f"{round(asked.memory_gb * 1024)}M" if asked.memory_gb else 0 if asked.exclusive else None
     options: dict[str, str | int | bool | None] = {
         "job-name": f"{short_name(job.name)}@{study.name}",
         "nodes": request.nodes,
