@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +65,7 @@ def show_logs(args: argparse.Namespace) -> int:
     if not any(files for _, files in shown):
         ranks = sorted({file.rank for _, files in logs for file in files})
         print(f"(no log of rank {rank}; there are ranks {ranks})" if ranks else "(no log yet: none of this has started)")
-    ends: dict[Path, int] = {}
+    ends = defaultdict[Path, int](int)
     for path in (file.path for _, files in shown for file in files if args.follow):
         with open(path, "rb") as opened:
             ends[path] = end_of_lines(opened)  # what comes after it is printed once, by `_follow`
@@ -147,23 +147,21 @@ def _print_logs(
     sys.stdout.flush()
 
 
-def _follow(find: Callable[[], Logs], ends: dict[Path, int], rank: int | None, pattern: re.Pattern[str] | None) -> None:
+def _follow(find: Callable[[], Logs], ends: defaultdict[Path, int], rank: int | None, pattern: re.Pattern[str] | None) -> None:
     """Print what is added to the logs after byte `ends`, and new logs from their beginning, until interrupted."""
     logs, found_at = find(), time.monotonic()
     while True:
-        for prefix, file in ((prefix, file) for prefix, files in logs for file in files):
-            if rank not in (None, file.rank):
-                continue
+        for prefix, file in ((prefix, file) for prefix, files in logs for file in files if rank in (None, file.rank)):
             if not file.path.exists():
-                ends.pop(file.path, None)  # if it comes again, from its beginning
+                ends[file.path] = 0  # if it comes again, from its beginning
             with contextlib.suppress(FileNotFoundError), open(file.path, "rb") as stream:
-                if stream.seek(0, os.SEEK_END) < ends.get(file.path, 0):
+                if stream.seek(0, os.SEEK_END) < ends[file.path]:
                     ends[file.path] = 0  # emptied, and begun anew
-                stream.seek(ends.get(file.path, 0))
+                stream.seek(ends[file.path])
                 for raw in stream:
                     if not raw.endswith(b"\n"):  # still being written
                         break
-                    ends[file.path] = ends.get(file.path, 0) + len(raw)
+                    ends[file.path] += len(raw)
                     text = clean(raw)
                     if pattern is None or pattern.search(text):
                         print(_shown(prefix, file.rank if rank is None else None, text), flush=True)

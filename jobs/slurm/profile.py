@@ -346,10 +346,8 @@ def load_profile(path: Path) -> Profile:
     """
     if not path.is_file() and path.parent == Path() and not path.suffix:
         path = PACKAGE / "profiles" / f"{path}.yaml"
-    profile = parse(
-        read_yaml(path, "no such profile; copy one of env/profiles/ and change its marked lines"), Profile, str(path)
-    )
-    return with_secrets(profile, path)
+    raw = read_yaml(path, "no such profile; copy one of env/profiles/ and change its marked lines")
+    return with_secrets(parse(raw, Profile, str(path)), path)
 
 
 def with_secrets(profile: Profile, path: Path) -> Profile:
