@@ -17,7 +17,7 @@ from curricula.durable import end_of_lines
 from curricula.errors import UsageError
 from curricula.jobs.completion import last_failure
 from curricula.jobs.graph import plan_study
-from curricula.jobs.monitor.logs import FirstError, LogFile, clean, find_logs, first_error, merged, of_latest
+from curricula.jobs.monitor.logs import LogFile, clean, find_logs, first_error, merged, of_latest
 from curricula.jobs.monitor.state import ENDED_BADLY, run_status
 from curricula.jobs.plan import Key
 from curricula.jobs.run import Run, newest_run
@@ -56,10 +56,11 @@ def show_logs(args: argparse.Namespace) -> int:
     logs = find()
     for ((job, label), ran), (name, files) in zip(tasks.items(), logs):
         if error := first_error(of_latest(files, ran)):  # of all ranks: any of them may have failed first
-            _print_error(name, error)
+            when = f" at {error.time}" if error.time else ""
+            print(f"=== {name}first error: rank {error.rank}{when}, {error.path}")
+            print(*(f"    {line}" for line in error.lines), sep="\n", end="\n\n")
         folder = run.element(job, label)
-        failure = last_failure(folder, str(ran[-1])) if ran and not (folder / "done.json").exists() else None
-        if failure:
+        if ran and not (folder / "done.json").exists() and (failure := last_failure(folder, str(ran[-1]))):
             print(f"=== {job}/{label}: last failure, after {plural(failure.restarts, 'restart')}: {one_line(failure.error)}\n")
     shown = [(name, [file for file in files if rank in (None, file.rank)]) for name, files in logs]
     if not any(files for _, files in shown):
@@ -122,14 +123,6 @@ def _pattern(expression: str | None) -> re.Pattern[str] | None:
         return None if expression is None else re.compile(expression)
     except re.error as error:
         raise UsageError(f"--grep {expression!r}: not a regular expression ({error})") from None
-
-
-def _print_error(prefix: str, error: FirstError) -> None:
-    when = f" at {error.time}" if error.time else ""
-    print(f"=== {prefix}first error: rank {error.rank}{when}, {error.path}")
-    for line in error.lines:
-        print(f"    {line}")
-    print()
 
 
 def _print_logs(

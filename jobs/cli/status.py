@@ -142,18 +142,14 @@ DROPPED_FIRST = ("tokens", "nodes", "requeued", "tok/s", "MFU", "beat", "loss")
 
 def status_view(run: Run, status: RunStatus, console: Console, compact: bool = False) -> RenderableType:
     """The whole status. If `compact`, jobs that are entirely done, pending or waiting share one row for each state."""
-    parts: list[RenderableType] = [_headline(run, status)]
+    counts = Counter(element.state for element in status.elements)
+    headline = Text.assemble((one_line(str(run.root)), "bold"), f": {counts['done']} of {len(status.elements)} done")
+    parts: list[RenderableType] = [_with_counts(headline, counts, (*COUNTED, "waiting"))]
     if status.problem:
         parts.append(Text(one_line(status.problem), "yellow"))
     parts.append(element_table(_rows(status, compact), console))
     parts += _footnotes(run, status)
     return Group(*parts)
-
-
-def _headline(run: Run, status: RunStatus) -> Text:
-    counts = Counter(element.state for element in status.elements)
-    line = Text.assemble((one_line(str(run.root)), "bold"), f": {counts['done']} of {len(status.elements)} done")
-    return _with_counts(line, counts, (*COUNTED, "waiting"))
 
 
 def _with_counts(line: Text, counts: Counter[State], states: Sequence[State]) -> Text:
