@@ -2,25 +2,14 @@
 
 First come the rates and probes of each arm by training seed, lost competence, and the metrics of every run. Then come estimates
 for each arm over its runs: its rate and probe AUC, the parts of the rate's variance, its difference from the reference (the arm
-that starts last, of those that are to have the stage), and the change that a stage makes to it.
+that starts last, of those that are to have the stage), and the change that a stage makes to it. docs/statistics.md has the
+reasons.
 
-A low attack success can mean lost language instead of safety. Models are therefore also judged by whether they still answer
-benign requests. A *cell* is one run at one stage under one decoder. Its *competence* is the share of helpful answers among the
-benign requests with which it complied; refusals count as over-refusal instead. A cell is *incoherent* if the whole 95% interval
-of its competence lies below `FLOOR`. Its numbers are shown and marked, but decide nothing about a claim. Competence is a
-property of the model, so the study's own judge decides it, even for the rates of another judge.
-
-A cell whose competence cannot be judged is not called incoherent: base models answer no benign requests, and some judges, such
-as refusal phrases and WildGuard, cannot tell helpful answers from others.
-
-Differences and changes are paired on shared prompts, with Holm's correction in each family. None is taken from an arm without
-answers: if the reference has none, another arm does not replace it. A family is what a reader looks at together: all arms by
-one measure under one decoder after one stage, over all benchmarks. The paper's claims are a family of their own
-(`eval/analysis/claims.py`).
-
-Components of the variance are estimated by the method of moments (`Crossed.components`): that between seeds from at least two
-runs, that between samples from at least two samples. With few runs they are rough: the variance over three seeds is known to a
-factor of about 40 (95%).
+- A *cell* is one run at one stage under one decoder. It is *incoherent* if the whole 95% interval of its competence lies below
+  `FLOOR`, and never if its answers do not show its competence. The study's own judge decides this, even for the rates of
+  another judge.
+- Differences and changes are paired on shared prompts. None is taken from an arm without answers: if the reference has none,
+  another arm does not replace it. Holm's correction is over all arms by one measure under one decoder after one stage.
 """
 
 from __future__ import annotations
@@ -35,16 +24,7 @@ from typing import Any
 import numpy as np
 
 from curricula.eval.analysis import metrics
-from curricula.eval.analysis.seeds import (
-    BySeed,
-    Crossed,
-    OverSeeds,
-    ProbeAuc,
-    ProbesBySeed,
-    auc_over_seeds,
-    compare,
-    rate_over_seeds,
-)
+from curricula.eval.analysis.seeds import BySeed, OverSeeds, ProbeAuc, ProbesBySeed, auc_over_seeds, compare, rate_over_seeds
 from curricula.eval.analysis.statistics import (
     Outcome,
     Prompt,
@@ -366,30 +346,22 @@ def variance_parts(runs: Runs) -> Iterator[VarianceParts]:
         measure, rates = _rates(runs, stage, task, decoder)
         reference = runs.reference(stage)
         for arm, own in rates.items():
-            place = (stage, task, decoder, measure, arm.name)
-            alone = rate_over_seeds(own)
-            if alone and alone.crossed:
-                yield _parts(place, "", alone.crossed)
             against = compare([own], [rates[reference]]) if arm != reference else None
-            if against and against.crossed:
-                yield _parts(place, reference.name, against.crossed)
-
-
-def _parts(place: tuple[str, str, str, str, str], reference: str, crossed: Crossed) -> VarianceParts:
-    components = crossed.components
-    variance = crossed.seed_variance + crossed.prompt_variance
-    return VarianceParts(
-        *place,
-        reference,
-        crossed.seeds,
-        crossed.prompts,
-        crossed.samples,
-        components.seed**0.5,
-        components.prompt**0.5,
-        components.interaction**0.5,
-        None if math.isnan(crossed.noise) else components.sample**0.5,
-        min(1.0, components.seed / crossed.seeds / variance) if variance else 0.0,
-    )
+            for name, found in (("", rate_over_seeds(own)), (reference.name, against)):
+                if found and (crossed := found.crossed):
+                    components, variance = crossed.components, crossed.seed_variance + crossed.prompt_variance
+                    yield VarianceParts(
+                        *(stage, task, decoder, measure, arm.name),
+                        name,
+                        crossed.seeds,
+                        crossed.prompts,
+                        crossed.samples,
+                        components.seed**0.5,
+                        components.prompt**0.5,
+                        components.interaction**0.5,
+                        None if math.isnan(crossed.noise) else components.sample**0.5,
+                        min(1.0, components.seed / crossed.seeds / variance) if variance else 0.0,
+                    )
 
 
 def arm_differences(runs: Runs) -> Iterator[ArmDifference]:

@@ -1,17 +1,14 @@
 """Rates and differences over training seeds: what another pretraining run would have given, not only another prompt.
 
 Three things vary: training seeds, prompts (the same for all runs: crossed with the seeds, not nested in them), and the
-samples of an answer. `docs/statistics.md` shows the simulations behind the choices here.
+samples of an answer. docs/statistics.md defines the intervals and tests ("Intervals and tests") and shows the simulations
+behind the choices.
 
-- The variance of a mean has two parts. V_seed is the variance of the runs' means, divided by their number. It holds what
-  differs from run to run: seed, prompt-by-seed, samples. V_prompt is what the runs share: the covariance, between runs, of a
-  cluster's share in the mean. Half the width of the interval is sqrt(t²(seeds - 1) V_seed + t²(clusters - 1) V_prompt),
-  Cochran's combination (1950).
+- Half the width of the interval is sqrt(t²(seeds - 1) V_seed + t²(clusters - 1) V_prompt), Cochran's combination (1950).
 - An interval is never narrower, and p never smaller, than over the prompts alone with all runs pooled: a few runs can agree by
   chance. This also covers rates near 0, where runs cannot be seen to differ.
 - Benchmarks that some run has not answered do not count. Runs that share no benchmark are no evidence on seeds.
 - For the AUC of probes, test texts and training subsets take the part of prompts.
-- A rate's interval is Agresti and Coull's for the number of answers that would give the same width.
 - A difference is paired by prompt, and by seed too: only the seeds that the arms share count.
 - One run has no V_seed. Its numbers are over prompts alone, and no claim is tested.
 """
@@ -19,7 +16,6 @@ samples of an answer. `docs/statistics.md` shows the simulations behind the choi
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
@@ -219,17 +215,14 @@ def compare(plus: Sequence[BySeed], minus: Sequence[BySeed]) -> Compared | None:
     """Compare the arms of A (`plus`) with those of B (`minus`), paired by seed and prompt; None if nothing pairs."""
     runs = {seed: pair_prompts([arm[seed] for arm in plus], [arm[seed] for arm in minus]) for seed in _shared([*plus, *minus])}
     runs = _on_shared_benchmarks({seed: paired for seed, paired in runs.items() if paired})
-    by_prompt: dict[Prompt, list[PairedMean]] = defaultdict(list)
-    for paired in runs.values():
-        for prompt, means in paired.items():
-            by_prompt[prompt].append(means)
-    pooled = pair(_pooled(by_prompt[prompt]) for prompt in sorted(by_prompt))
+    prompts = sorted(set().union(*runs.values()))
+    pooled = pair(_pooled([paired[prompt] for paired in runs.values() if prompt in paired]) for prompt in prompts)
     if pooled is None:
         return None
     crossed = cross(runs)
     evidence = CrossedAndPooled(crossed, pooled) if crossed else pooled
     differences = {seed: _difference_of_means(paired.values()) for seed, paired in runs.items()}
-    return Compared(evidence, len(runs), len(by_prompt), crossed, differences)
+    return Compared(evidence, len(runs), len(prompts), crossed, differences)
 
 
 def _pooled(runs: Sequence[PairedMean]) -> tuple[str, str, float, float, float]:

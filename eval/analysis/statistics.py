@@ -1,19 +1,11 @@
 """Rates over prompts with their intervals, and paired differences between models: the arithmetic of the study.
 
-To this file an evaluation row (`eval/rows.py`) is a prompt with an outcome. Outcomes are defined in
-`eval/analysis/metrics.py`, and the paper's claims are tested in `eval/analysis/claims.py`.
+To this file an evaluation row (`eval/rows.py`) is a prompt with an outcome, which `eval/analysis/metrics.py` defines. Prompts,
+not rows, are the unit of sampling: five samples of one prompt form one cluster, and so do near-copies of one behaviour in other
+benchmarks. docs/statistics.md ("Intervals over prompts") describes the interval of a rate and the test of a difference.
 
-- Prompts, not rows, are the unit of sampling: five samples of one prompt form one cluster, and so do near-copies of one
-  behaviour in several benchmarks. The effective sample size (Korn and Graubard 1998) is the number of independent answers
-  that would have the clustered variance. It is at least the number of clusters and at most the number of answers. The 95%
-  interval is Agresti and Coull's for the effective sample size.
-- Models are compared on the prompts they share, by Tango's score test of paired proportions (1998) for the effective
-  number of pairs. The interval and the p-values come from this one test, so they never contradict each other. With one
-  answer per prompt and no near-copies it is McNemar's test, except for the degrees of freedom. Holm's correction covers
-  the planned family.
-- All this concerns the models at hand. `eval/analysis/seeds.py` covers what another training seed would have given.
-- The same rows give the same numbers, to the last digit. Only the correction for a judge's errors draws random numbers,
-  and these are keyed.
+All this concerns the models at hand; `eval/analysis/seeds.py` covers what another training seed would have given. The same rows
+give the same numbers, to the last digit: only the correction for a judge's errors draws random numbers, and these are keyed.
 """
 
 from __future__ import annotations

@@ -2,13 +2,9 @@
 
     curricula report runs/demo          # writes runs/demo/report/index.html
 
-`read_study_rows` reads the evaluations. `study_metrics`, `run_claim_tests` and `arm_differences` (`eval/analysis`) compute the
-numbers, `draw_figures` (`eval/report/figures.py`) draws them, and `eval/report/report.html.j2` lays out the page. The page's
-scripts (`eval/report/web`) search the answers and redraw the figures as the reader chooses. Generated text is untrusted: it is
-embedded compressed and set as text, never as markup, and its invisible characters are spelled out.
-
-`summary.json` and `tables/` depend on the rows alone (no dates, no paths), so those of an interrupted and an uninterrupted
-study can be compared byte by byte.
+Generated text is untrusted: it is embedded compressed and set as text, never as markup, and its invisible characters are
+spelled out. `summary.json` and `tables/` depend on the rows alone (no dates, no paths), so those of an interrupted and an
+uninterrupted study can be compared byte by byte.
 """
 
 from __future__ import annotations
