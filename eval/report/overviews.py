@@ -20,7 +20,7 @@ from curricula import durable
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.statistics import grouped
 from curricula.eval.report.figures import save_figure
-from curricula.eval.report.page import MARKS, template
+from curricula.eval.report.page import template
 from curricula.eval.report.panels import Panel, Series, draw_panels
 from curricula.eval.report.points import COMPLIED
 from curricula.eval.report.tables import write_each, write_tables
@@ -61,7 +61,7 @@ def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
         points=points,
         effects=_effects(summaries),
         outcomes={name: _outcomes(summary) for name, summary in summaries.items()},
-        decoders=DECODERS,
+        **head(()),
         folder=POINTS,
         tables=[name for name, rows in tables.items() if rows],
     )
@@ -99,7 +99,6 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
         rows=rows,
         words=dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
         claims=_claims(summaries),
-        marks=MARKS,
     )
     durable.write_text(out / "index.html", page)
     return out / "index.html"

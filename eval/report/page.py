@@ -102,6 +102,9 @@ def write_report(
         blocks=[Markup(block) for block in blocks],
         count=answers["count"],
         figures=figures,
+        shown=shown,
+        tables=tables,
+        study=study,
         **record,
         **_page_values(run, rows, shown, tables, study),
     )
@@ -172,45 +175,32 @@ def _page_values(
     return {
         "name": plan.get("study") or run.resolve().name,
         "fictional": is_fictional(run),
-        "seeds": shown.seeds,
         # False if the study measures only capability.
         "of_safety": any(not name.startswith("capability") for name in measured) or not tasks,
         "verdict": wording.verdict(tables["trends"]),
         "basis": wording.basis(shown.seeds, arms, metrics, plan),
         "arms": [(arm, labels[arm.name], interventions.get(arm.key, arm.interventions)) for arm in arms],
-        "claim_tests": tables["trends"],
         "outcomes": {outcome: sum(test.outcome == outcome for test in tables["trends"]) for outcome in MARKS},
-        "marks": MARKS,
-        "differences": shown.differences,
         "change_tables": list(page_tables.change_tables(tables["changes"], arms)),
         "estimate_tables": list(page_tables.estimate_tables(shown)) if shown.several else [],
         "variance": list(page_tables.variance_rows(tables["variance"], arms)),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
-        "auc": AUC.name,
         "margins": {"rate": TOPK, "auc": AUC},
         "labels": labels,
         "attack_tables": list(page_tables.attack_tables(metrics, rows.arms)),
         "strength_tables": list(page_tables.strength_tables(tables["worst-case"], shown.met, arms)),
         "overrefusal_tables": list(page_tables.overrefusal_tables(metrics, rows.arms)),
-        "categories": wording.CATEGORIES,
         "coarse": "" if all(entry.tells_helpful for entry in metrics.overrefusals) else COARSE,
-        "probes": metrics.probes,
         "baselines": [name for name in ("words_auc", "untrained_auc") if any(getattr(entry, name) for entry in metrics.probes)],
         "representation_tables": list(page_tables.representation_tables(tables["representations"], arms)),
         "capability_tables": list(page_tables.capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
         "bits_table": page_tables.bits_table(arms, tables["bits-estimates"]),
-        "bits_missing": study.get("bits_missing", ""),
-        "published": tables["published"],
         "losses": losses(shown.training),
         "on_cpus": str((study.get("provenance") or {}).get("packages", {}).get("torch")).endswith("+cpu"),
         "not_evaluated": not_evaluated(rows, tasks, study.get("having", {})),
         "partial": [" ".join(place) for place in sorted(rows.partial)],
-        "unfinished": study.get("unfinished") or [],
         "incomplete": incomplete(metrics),
-        "tagged": study.get("tagged", False),
-        "cooled": study.get("cooled", False),
         "planned": " ".join(name for names in tasks.values() for name in names),
-        "changed": study.get("changed") or {},
         "contamination": {row["benchmark"]: row for row in study.get("contamination") or ()},
         "rewritten": sum(row.changed for answers in rows.generations.values() for row in answers),
         "caveats": " ".join(
@@ -220,7 +210,6 @@ def _page_values(
             ]
         ).strip(),
         "stages": {name: wording.stage_title(name) for name in dict.fromkeys((*wording.STAGES, *tasks))},
-        "decoders": wording.DECODERS,
         "provenance": list(wording.flattened(study.get("provenance") or {})),
         "hashes": [*(study.get("hashes") or []), *hashes(rows)],
         "study_text": frozen.read_text(encoding="utf-8") if frozen.exists() else "",
@@ -237,6 +226,7 @@ def template(name: str) -> jinja2.Template:
     )
     forms = ("number", "amount", "percent", "visible", "points", "p_value")
     environment.filters.update({form: getattr(wording, form) for form in forms}, start=wording.start_label, fixed=fixed)
+    environment.globals.update(decoders=wording.DECODERS, categories=wording.CATEGORIES, marks=MARKS)
     return environment.get_template(name)
 
 
