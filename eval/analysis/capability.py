@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
 from curricula.eval.analysis.metrics import ALL, Model
-from curricula.eval.analysis.seeds import BySeed, OverSeeds, rate_over_seeds
-from curricula.eval.analysis.statistics import PromptMean, StudentMean, clustered_error, grouped, rate_interval, tally
+from curricula.eval.analysis.seeds import OverSeeds, rate_over_seeds
+from curricula.eval.analysis.statistics import Prompt, PromptMean, StudentMean, clustered_error, grouped, rate_interval, tally
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.rows import CapabilityRow
 
@@ -88,21 +88,20 @@ def capability_metrics(
         tallied = tally((row.question, row.benchmark, row.value) for row in own)  # the same text is one cluster
         assert tallied is not None  # a benchmark has rows
         low, high = rate_interval(tallied)
-        names, shots = sorted({row.metric for row in own}), sorted({row.shots for row in own})
         metrics.append(
             CapabilityMetrics(
                 arm=arm,
                 seed=seed,
                 stage=stage,
                 benchmark=name,
-                metric=", ".join(names),
+                metric=", ".join(sorted({row.metric for row in own})),
                 value=float(tallied.mean()),
                 error=clustered_error(tallied),
                 low=low,
                 high=high,
                 questions=len(own),
                 cut=sum(row.cut for row in own),
-                shots=", ".join(map(str, shots)),
+                shots=", ".join(map(str, sorted({row.shots for row in own}))),
             )
         )
     return metrics
@@ -156,21 +155,14 @@ def capability_estimates(study: StudyRows) -> Iterator[CapabilityEstimate]:
             for arm_name, runs in by_arm.items():
                 if name == ALL and (stage, arm_name) in lacking:
                     continue
-                if rate := rate_over_seeds(_by_seed(runs, name)):
+                means: dict[int, dict[Prompt, PromptMean]] = defaultdict(dict)
+                for seed, answered in runs.items():
+                    for row in answered:
+                        if name in (row.benchmark, ALL):
+                            place = (row.benchmark, f"{row.task}/{row.prompt_id}")
+                            means[seed][place] = PromptMean(row.question, row.value, 1)
+                if rate := rate_over_seeds(means):
                     yield CapabilityEstimate(stage, name, arm_name, rate)
-
-
-def _by_seed(runs: dict[int, Sequence[CapabilityRow]], name: str) -> BySeed:
-    """The answers to a task, or to all tasks, as means of prompts."""
-    means = {
-        seed: {
-            (row.benchmark, f"{row.task}/{row.prompt_id}"): PromptMean(row.question, row.value, 1)
-            for row in rows
-            if name in (row.benchmark, ALL)
-        }
-        for seed, rows in runs.items()
-    }
-    return {seed: of_run for seed, of_run in means.items() if of_run}
 
 
 def bits_per_byte(arm: str, seed: int, source: str, loss: float, bytes_per_token: float) -> BitsPerByte:

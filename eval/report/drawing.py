@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -117,7 +118,10 @@ def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
     Returns whether there are any curves.
     """
     all_points, has_curves = shown.at(place.stage, place.place, place.measure), False
-    for curve, shift in _shifted(shown):
+    curves = curves_of(shown.arms)
+    for number, curve in enumerate(curves):
+        # The wide intervals over seeds would cover each other.
+        shift = (number - (len(curves) - 1) / 2) * 0.022 if shown.several else 0.0
         for benchmark in dict.fromkeys(point.benchmark for point in all_points):
             points = curve.along(point for point in all_points if point.benchmark == benchmark)
             if benchmark:
@@ -134,28 +138,13 @@ def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
     return has_curves
 
 
-def _shifted(shown: Shown) -> list[tuple[Curve, float]]:
-    """Each curve with its shift to the right, so that the wide intervals over seeds do not cover each other."""
-    curves = curves_of(shown.arms)
-    middle = (len(curves) - 1) / 2
-    return [(curve, (i - middle) * 0.022 if shown.several else 0.0) for i, curve in enumerate(curves)]
-
-
 def draw_curve(panel: Axes, curve: Curve, points: Sequence[tuple[float, Point]], shift: float = 0.0) -> None:
     points = [(start if start >= 1 else start + shift, point) for start, point in points]
     if not points:
         return
-    banded = [(start, point.value, point.std) for start, point in points if point.std is not None]
-    if banded:
-        panel.fill_between(
-            [start for start, _, _ in banded],
-            [value - std for _, value, std in banded],
-            [value + std for _, value, std in banded],
-            color=curve.colour,
-            alpha=0.2,
-            lw=0,
-            zorder=2,
-        )
+    if banded := [(start, point.value, point.std) for start, point in points if point.std is not None]:
+        x, y, std = np.transpose(banded)
+        panel.fill_between(x, y - std, y + std, color=curve.colour, alpha=0.2, lw=0, zorder=2)
     panel.plot([start for start, _ in points], [point.value for _, point in points], color=curve.colour, lw=1.9, zorder=3)
     for start, point in points:
         safe_only = start >= 1

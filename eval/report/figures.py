@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import matplotlib
 
@@ -184,7 +184,7 @@ class OverrefusalFigure(Figure):
     """The answers of instruction-tuned models to benign requests, by category, under one decoder."""
 
     decoder: str
-    stage: str = "instruct"
+    stage: ClassVar[str] = "instruct"
 
     def places(self, shown: Shown) -> list[Place]:
         measured = shown.metrics.overrefusals_by(self.stage, self.decoder)
@@ -281,7 +281,8 @@ class AlongFigure(Figure):
     """What was measured along the training of one stage: a panel for each measure and a curve for each arm."""
 
     stage: str
-    axis: Literal["tokens", "steps"]
+    axis: str
+    """"tokens" or "steps"."""
     section = "along"
 
     def panels(self, shown: Shown) -> list[Panel]:
@@ -531,10 +532,9 @@ def further_figures(shown: Shown) -> list[Figure]:
         if stage not in STAGES
     ]
     along = [
-        AlongFigure(0, f"along-{stage}", "Measured during pretraining", "", stage, "tokens")
-        if stage == "base"
-        else AlongFigure(0, f"along-{stage}", f"Measured during {stage}", "", stage, "steps")
+        AlongFigure(0, f"along-{stage}", f"Measured during {training}", "", stage, axis)
         for stage in dict.fromkeys(point.stage for point in shown.curves)
+        for training, axis in [("pretraining", "tokens") if stage == "base" else (stage, "steps")]
     ]
     return [*attacks, *along]
 

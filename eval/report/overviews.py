@@ -110,7 +110,8 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     colours: dict[str, int] = {}
     for name, summary in summaries.items():
         arms = {arm["name"]: arm for arm in summary["arms"]}
-        drawn = [point for point in _points(summary) if point["measure"] in ("attack success", "probe AUC")]
+        points = ({**point, "start": arms[point["arm"]]["start"]} for point in _points(summary))
+        drawn = [point for point in points if point["measure"] in ("attack success", "probe AUC")]
         for place, at_place in grouped(drawn, lambda point: (point["measure"], point["stage"], point["place"])).items():
             # An arm whose phases the study spells out is a set named after it, even beside a set of that name.
             by_set: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
@@ -122,9 +123,8 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
             for (kind, is_custom), own in by_set.items():
                 label = f"{name}: {kind}{' (arm)' * (is_custom and (kind, False) in sets)}"
                 colour = colours.setdefault(label, len(colours))
-                points = own + end if (kind, is_custom) in sets else own
-                in_order = sorted(points, key=lambda point: arms[point["arm"]]["start"])
-                series_of[place] += _curve(label, in_order, arms, colour)
+                curve = own + end if (kind, is_custom) in sets else own
+                series_of[place] += _curve(label, sorted(curve, key=lambda point: point["start"]), colour)
     return [
         Panel(
             f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",
@@ -138,24 +138,18 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     ]
 
 
-def _curve(label: str, points: Sequence[dict[str, Any]], arms: Mapping[str, Any], colour: int) -> list[Series]:
+def _curve(label: str, points: Sequence[dict[str, Any]], colour: int) -> Iterator[Series]:
     """A line through the points, with their whiskers and their dots."""
 
-    def starts(of: Sequence[dict[str, Any]]) -> list[float]:
-        return [arms[point["arm"]]["start"] for point in of]
+    def column(name: str, of: Sequence[dict[str, Any]] = points) -> list[float]:
+        return [point[name] for point in of]
 
-    def values(of: Sequence[dict[str, Any]], field: str = "value") -> list[float]:
-        return [point[field] for point in of]
-
+    yield Series(label, "line", column("start"), column("value"), colour=colour)
     sure = [point for point in points if point["low"] is not None]
-    series = [
-        Series(label, "line", starts(points), values(points), colour=colour),
-        Series("", "whisker", starts(sure), (), values(sure, "low"), values(sure, "high"), colour=colour, faint=True),
-    ]
+    yield Series("", "whisker", column("start", sure), (), column("low", sure), column("high", sure), colour=colour, faint=True)
     for hollow in (False, True):
         if own := [point for point in points if point["hollow"] is hollow]:
-            series.append(Series("", "dots", starts(own), values(own), colour=colour, hollow=hollow))
-    return series
+            yield Series("", "dots", column("start", own), column("value", own), colour=colour, hollow=hollow)
 
 
 def side_by_side(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
