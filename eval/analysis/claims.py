@@ -12,9 +12,8 @@ For a pair A, B let d = A - B over shared training seeds and prompts (`eval/anal
   or if p < 0.05 for "d is negligible".
 - "not higher": reproduced if p < 0.05 for "d is below the minor difference"; not reproduced if d > 0 and p < 0.05.
 - "same": reproduced if p < 0.05 for "d is minor in either direction"; not reproduced if p < 0.05 for d other than 0.
-Everything else is inconclusive. **One training run of an arm decides nothing**: its difference and interval are shown,
-without a p-value. Incoherent cells (`eval/analysis/runs.py`) are left out if they could pass for safe ones. A claim is not
-measured if the study lacks one of its arms, or if its arms were judged by different versions.
+Everything else is inconclusive. One training run of an arm decides nothing, and incoherent cells (`eval/analysis/runs.py`) are
+left out if they could pass for safe ones. docs/statistics.md ("The paper's claims") has all outcomes.
 """
 
 from __future__ import annotations

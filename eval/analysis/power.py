@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -90,5 +90,5 @@ def table(design: Design, hours_per_seed: float, claims: int, components: Compon
 
 def averaged(measured: Iterable[Components]) -> Components | None:
     """The mean of measured components, as each comparison alone has too few runs; None without any."""
-    rows = [(parts.seed, parts.prompt, parts.interaction, parts.sample) for parts in measured]
+    rows = [astuple(parts) for parts in measured]
     return Components(*(float(value) for value in np.mean(rows, axis=0))) if rows else None

@@ -283,8 +283,7 @@ class Pairs:
 
         def limit(side: float) -> float:
             """The bound on one side whose score is 1.96 in size; the end of the scale if there is none."""
-            within = self.score(side * edge) * side < -NORMAL_95
-            if not within:
+            if self.score(side * edge) * side >= -NORMAL_95:
                 return side
             return float(optimize.brentq(lambda bound: self.score(bound) + side * NORMAL_95, self.value, side * edge))
 

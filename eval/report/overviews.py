@@ -60,7 +60,7 @@ def write_overview(study: str, points: Sequence[SweptPoint], out: Path) -> Path:
         study=study,
         points=points,
         effects=_effects(summaries),
-        outcomes={name: _outcomes(summary) for name, summary in summaries.items()},
+        outcomes={name: Counter(test["outcome"] for test in summary["trends"]) for name, summary in summaries.items()},
         **head(()),
         folder=POINTS,
         tables=[name for name, rows in tables.items() if rows],
@@ -78,12 +78,6 @@ def _effects(summaries: Mapping[str, Summary]) -> dict[tuple[str, str, str], dic
                 by_arm = effects.setdefault((gap["stage"], gap["decoder"], gap["reference"]), {})
                 by_arm.setdefault(gap["arm"], {})[point] = gap
     return effects
-
-
-def _outcomes(summary: Summary) -> str:
-    """How many claims have each outcome, such as "3 reproduced, 1 inconclusive"."""
-    counts = Counter(test["outcome"] for test in summary["trends"])
-    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
 
 
 def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:

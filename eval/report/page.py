@@ -9,7 +9,7 @@ uninterrupted study can be compared byte by byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def _page_values(
         "representation_tables": list(page_tables.representation_tables(tables["representations"], arms)),
         "capability_tables": list(page_tables.capability_tables(arms, tables["capability-estimates"], lacking_tasks(rows))),
         "bits_table": page_tables.bits_table(arms, tables["bits-estimates"]),
-        "losses": losses(shown.training),
+        "losses": list(losses(shown.training)),
         "on_cpus": str((study.get("provenance") or {}).get("packages", {}).get("torch")).endswith("+cpu"),
         "not_evaluated": not_evaluated(rows, tasks, study.get("having", {})),
         "partial": [" ".join(place) for place in sorted(rows.partial)],
@@ -246,26 +246,19 @@ def not_evaluated(study: StudyRows, tasks: Mapping[str, Sequence[str]], having: 
     ]
 
 
-def losses(training: Training) -> list[tuple[str, str, list[dict[str, Any]], list[str]]]:
+def losses(training: Training) -> Iterator[tuple[str, str, list[dict[str, Any]], list[str]]]:
     """The tables of the latest losses: id, caption, rows, and the validation sources that have columns."""
     rows = list(zip(training.branches, training_rows(training), strict=True))
-    sources, later = (
-        sorted({name for branch in training.branches if bool(branch.later_stage) is is_tuning for name in branch.validation})
-        for is_tuning in (False, True)
-    )
     pretrained = "The latest step of each pretraining run; branches leave the trunk where their interventions start."
-    pretrained += " Validation losses are on held-out documents, in nats per token." if sources else ""
     tuned = "The latest step of each stage after pretraining."
-    return [
-        ("t-losses", pretrained, [row for branch, row in rows if not branch.later_stage], sources),
-        ("t-tuning", tuned, [row for branch, row in rows if branch.later_stage], later),
-    ]
+    for name, caption, is_tuning in (("t-losses", pretrained, False), ("t-tuning", tuned, True)):
+        own = [(branch, row) for branch, row in rows if bool(branch.later_stage) is is_tuning]
+        sources = sorted({source for branch, _ in own for source in branch.validation})
+        words = " Validation losses are on held-out documents, in nats per token." if sources else ""
+        yield name, caption + words, [row for _, row in own], sources
 
 
 def incomplete(metrics: StudyMetrics) -> list[AttackMetrics | OverrefusalMetrics]:
-    """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts.
-
-    A run has no average if one of its entries has no parsed row or, for best of N, no complete prompt.
-    """
+    """Metrics with unparsed or missing rows, without the averages over benchmarks, which only repeat their parts."""
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
     return [entry for entry in entries if entry.benchmark != ALL and (entry.unparsed or entry.missing)]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
 from curricula.eval.analysis.capability import BitsEstimate, CapabilityEstimate
@@ -260,9 +259,7 @@ def _transfer_cell(pairs: Sequence[Representation]) -> EstimateCell:
 
 
 def capability_tables(
-    arms: Sequence[ArmInfo],
-    estimates: Sequence[CapabilityEstimate],
-    lacking: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
+    arms: Sequence[ArmInfo], estimates: Sequence[CapabilityEstimate], lacking: Mapping[tuple[str, str], Sequence[str]]
 ) -> Iterator[EstimateTable]:
     """A table for each stage, with a column for each task. `lacking`: by stage and arm, the tasks missing for an average."""
     for stage, own in grouped(estimates, lambda estimate: estimate.stage).items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from matplotlib import pyplot
@@ -57,14 +57,10 @@ class Panel:
     x_format: Format = "count"
     y_format: Format = ""
     """With "percent", the axis is that of a share and goes from 0 to 100%."""
-    lanes: Sequence[str] = field(default=())
+    lanes: Sequence[str] = ()
     """Names of y = 0, 1, ... from the top, for an axis of names instead of numbers."""
     y_range: tuple[float, float] | None = None
     """Ends of the axis, such as a range that several panels share; None to fit the series."""
-
-
-def colour_of(index: int) -> str:
-    return "#222222" if index == INK else PALETTE[index % len(PALETTE)]
 
 
 def draw_panels(panels: Sequence[Panel]) -> Canvas:
@@ -92,7 +88,8 @@ def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
     below: list[float] = []
     for series in panel.series:
         handle: Any = None
-        look: dict[str, Any] = {"color": colour_of(series.colour), "alpha": (0.45 if series.faint else 1.0) * series.strength}
+        colour = "#222222" if series.colour == INK else PALETTE[series.colour % len(PALETTE)]
+        look: dict[str, Any] = {"color": colour, "alpha": (0.45 if series.faint else 1.0) * series.strength}
         if series.kind == "line":
             dashes = DASHES[max(0, series.colour) // len(PALETTE) % len(DASHES)]
             handle = axes.plot(series.x, series.y, ls=dashes, lw=1.0 if series.faint else 1.6, **look)[0]

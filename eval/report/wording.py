@@ -91,8 +91,7 @@ def basis(
     entries: list[AttackMetrics | OverrefusalMetrics] = [*metrics.attacks, *metrics.overrefusals]
     model, budget, pairs = plan.get("model") or {}, plan.get("budget") or {}, []
     if model:
-        size = f", {model['parameters']:,} parameters each" if "parameters" in model else ""
-        pairs.append(("Models", f"{model.get('name', '')}{size}"))
+        pairs.append(("Models", f"{model['name']}, {model['parameters']:,} parameters each"))
     trained = f"{len(seeds)} ({', '.join(map(str, seeds))})" if len(seeds) > 1 else "one run of each arm"
     pairs.append(("Training seeds", f"{trained}, {plural(len(arms), 'arm')}"))
     if budget:
@@ -100,7 +99,7 @@ def basis(
         pairs.append(("Pretraining of each arm", f"{budget['tokens']:,} tokens, {detail}"))
     if "trained_tokens" in plan:
         tokens = plan["trained_tokens"]
-        later = f"; and {tokens['midtraining']:,} of midtraining" if tokens.get("midtraining") else ""
+        later = f"; and {tokens['midtraining']:,} of midtraining" if tokens["midtraining"] else ""
         pairs.append(("Pretraining of all arms", f"{tokens['with_trunk_sharing']:,} tokens, with a shared trunk{later}"))
     answered = [entry for entry in entries if entry.rows]
     by_place = grouped(answered, lambda entry: (type(entry), entry.arm, entry.seed, entry.stage, entry.decoder))
