@@ -157,11 +157,7 @@ class AttackFigure(Figure):
         if any(point.std is not None for point in means):
             sentences.append("Bands: standard deviation over sampling seeds, not training seeds, as in the paper.")
         if any(point.hollow for point in means):
-            sentences.append(
-                "Hollow: incoherent runs, and means that include one; the verdicts leave such runs out."
-                if shown.several
-                else "Hollow: incoherent models; the verdicts leave such models out."
-            )
+            sentences.append("Hollow: incoherent runs, and means that include one; the verdicts leave such runs out.")
         if any(point.corrected is not None for point in means):
             sentences.append(
                 f"Crosses: the same {'means' if shown.several else 'rates'} after correction for the judge’s known errors, "

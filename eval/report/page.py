@@ -86,7 +86,7 @@ def write_report(
     tables = tables_of(run, runs, shown, study)
     progress(len(arms) + 2, steps)
     pictures = draw_figures(shown, out / "figures")
-    figures = page_figures(shown, pictures)
+    figures = list(page_figures(shown, pictures))
     remove_stale(out / "figures", pictures.values())
     progress(len(arms) + 3, steps)
     write_tables(out, tables, arms)

@@ -60,84 +60,67 @@ class PageFigure:
     figure: Figure
     picture: str
     caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Mapping[str, str]]
+    """The rows of its table, by column."""
 
     @property
     def alt(self) -> str:
-        numbers = "; ".join(", ".join(part for part in row if part) for row in self.rows[:LONGEST_ALT])
+        numbers = "; ".join(", ".join(filter(None, row.values())) for row in self.rows[:LONGEST_ALT])
         more = " The table below has all values." if len(self.rows) > LONGEST_ALT else ""
         return f"{self.figure.heading} {numbers}.{more}" if numbers else self.figure.heading
 
 
-def page_figures(shown: Shown, pictures: Mapping[str, Path]) -> list[PageFigure]:
+def page_figures(shown: Shown, pictures: Mapping[str, Path]) -> Iterator[PageFigure]:
     """The study's figures with their captions and tables. `pictures` has the path of each SVG by the figure's name."""
-    figures = []
     for figure in figures_of(shown):
         if isinstance(figure, DifferenceFigure):
-            columns, rows = _differences_table(shown)
-        elif figure.places(shown):
-            columns, rows = _points_table(figure, shown)
+            rows = list(_difference_rows(shown))
         else:
-            columns, rows = _panels_table(figure, shown)
-        figures.append(PageFigure(figure, embedded(pictures[figure.name]), figure.caption(shown), columns, rows))
-    return figures
+            rows = list(_point_rows(figure, shown) if figure.places(shown) else _panel_rows(figure, shown))
+        columns = {name for row in rows for name, text in row.items() if text}
+        rows = [{name: text for name, text in row.items() if name in columns} for row in rows]
+        yield PageFigure(figure, embedded(pictures[figure.name]), figure.caption(shown), rows)
 
 
-def _points_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[str]]]:
-    labels, rows = {arm.name: arm_label(arm) for arm in shown.arms}, []
+def _point_rows(figure: Figure, shown: Shown) -> Iterator[dict[str, str]]:
+    labels = {arm.name: arm_label(arm) for arm in shown.arms}
     categories = dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True))
     for place in figure.places(shown):
         measures = (*ANSWER_CATEGORIES, COMPLIED) if place.measure == "answers" else (place.measure,)
         points = shown.at(place.stage, place.place, *measures)
         uncorrected = "not correctable" if any(point.corrected is not None for point in points) else ""
         for point in points:
-            what = point.benchmark or categories.get(point.measure, point.measure)
             interval = "" if point.low is None or point.high is None else f"{_number(point.low)} to {_number(point.high)}"
-            corrected = uncorrected if point.corrected is None else _number(point.corrected)
-            numbers = [_number(point.value), interval, corrected, as_row(point)["runs"]]
-            rows.append([place.title, labels[point.arm], what, *numbers])
-    columns = [
-        "panel",
-        "arm",
-        "what",
-        "value",
-        "95% interval",
-        CORRECTED,
-        "runs (* incoherent)" if any("*" in row[-1] for row in rows) else "runs",
-    ]
-    return _without_empty(columns, rows)
+            yield {
+                "panel": place.title,
+                "arm": labels[point.arm],
+                "what": point.benchmark or categories.get(point.measure, point.measure),
+                "value": _number(point.value),
+                "95% interval": interval,
+                CORRECTED: uncorrected if point.corrected is None else _number(point.corrected),
+                "runs (* incoherent)": as_row(point)["runs"],
+            }
 
 
-def _without_empty(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
-
-
-def _differences_table(shown: Shown) -> tuple[list[str], list[list[str]]]:
+def _difference_rows(shown: Shown) -> Iterator[dict[str, str]]:
     labels = {arm.name: arm_label(arm) for arm in shown.arms}
-    rows = [
-        [
-            f"{gap.measure}, {gap.stage}, {DECODERS[gap.decoder]}",
-            labels[gap.arm],
-            labels[gap.reference],
-            wording.points(gap.value, gap.measure),
-            f"{wording.points(gap.low, gap.measure)} to {wording.points(gap.high, gap.measure)}",
-            gap.note,
-        ]
-        for gap in shown.differences
-    ]
-    return _without_empty(["measure", "arm", "against", "difference, points", "95% interval", "note"], rows)
+    for gap in shown.differences:
+        yield {
+            "measure": f"{gap.measure}, {gap.stage}, {DECODERS[gap.decoder]}",
+            "arm": labels[gap.arm],
+            "against": labels[gap.reference],
+            "difference, points": wording.points(gap.value, gap.measure),
+            "95% interval": f"{wording.points(gap.low, gap.measure)} to {wording.points(gap.high, gap.measure)}",
+            "note": gap.note,
+        }
 
 
-def _panels_table(figure: Figure, shown: Shown) -> tuple[list[str], list[list[str]]]:
-    rows = []
+def _panel_rows(figure: Figure, shown: Shown) -> Iterator[dict[str, str]]:
     for panel in figure.panels(shown):
         for series in panel.series:
             if series.label and series.y and not panel.lanes:
                 first, last = (f"{_number(series.y[i])} at {series.x[i]:,.0f}" for i in (0, -1))
-                rows.append([panel.title, series.label, first, last])
-    return ["panel", "series", "first", "last"], rows
+                yield {"panel": panel.title, "series": series.label, "first": first, "last": last}
 
 
 def _number(value: float) -> str:
@@ -146,8 +129,6 @@ def _number(value: float) -> str:
 
 def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]) -> dict[str, Any]:
     """All data of the scripts except the blocks of answers; `answers` says what the numbers in the blocks stand for."""
-    metrics = shown.metrics
-    measured = [*(entry.stage for entry in metrics.attacks), *(entry.stage for entry in metrics.overrefusals)]
     return {
         "arms": [
             {
@@ -164,10 +145,10 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]
         "words": {"start": START_AXIS, "none": NO_INTERVENTIONS, "corrected": CORRECTED},
         "lengths": {
             f"{stage}/{layer}": shown.length_auc(stage, layer)
-            for stage, layer in dict.fromkeys((probe.stage, probe.layer) for probe in metrics.probes)
+            for stage, layer in dict.fromkeys((probe.stage, probe.layer) for probe in shown.metrics.probes)
         },
         "categories": dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
-        "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *measured))},
+        "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *shown.metrics.stages))},
         "decoders": DECODERS,
         "figures": {
             figure.name: {
