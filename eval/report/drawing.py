@@ -71,23 +71,21 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
 
 def draw_starts(shown: Shown, places: Sequence[Place]) -> tuple[Canvas, list[Bbox]]:
     """Draw a panel of curves, or a note that there are none, for each place; returns also the extents of panels with curves."""
-    size, extents = (8.4 if len(places) > 1 else 6.8, 3.7), []
+    size = (8.4 if len(places) > 1 else 6.8, 3.7)
     canvas, grid = pyplot.subplots(1, len(places), figsize=size, sharey=True, layout="constrained", squeeze=False)
     starts = sorted({arm.start for arm in shown.arms})
     for panel, place in zip(grid[0], places):
         panel.set_title(place.title)
-        has_curves = _draw_place(panel, shown, place)
+        _draw_place(panel, shown, place)
         panel.set_xticks(starts, [start_label(start) for start in starts])
         panel.set_xlim(-0.06, 1.06)
         panel.set_xlabel(START_AXIS)
-        if has_curves:
-            extents.append(panel.dataLim)
-        else:
+        if not panel.has_data():
             look: Any = {"ha": "center", "color": "#777777", "style": "italic"}
             panel.text(0.5, 0.5, NOT_EVALUATED, transform=panel.transAxes, **look)
     means = [point for place in places for point in shown.means(place.stage, place.place, place.measure)]
     add_legend(canvas, shown.arms, has_corrected=any(point.corrected is not None for point in means))
-    return canvas, extents
+    return canvas, [panel.dataLim for panel in grid[0] if panel.has_data()]
 
 
 def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = False) -> None:
@@ -112,15 +110,12 @@ def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = Fa
     )
 
 
-def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
-    """Draw the mean of the benchmarks with each benchmark faint behind it, or AUCs with what text length alone achieves.
-
-    Returns whether there are any curves.
-    """
-    all_points, has_curves = shown.at(place.stage, place.place, place.measure), False
+def _draw_place(panel: Axes, shown: Shown, place: Place) -> None:
+    """Draw the mean of the benchmarks with each benchmark faint behind it, or AUCs with what text length alone achieves."""
+    all_points = shown.at(place.stage, place.place, place.measure)
     curves = curves_of(shown.arms)
     for number, curve in enumerate(curves):
-        # The wide intervals over seeds would cover each other.
+        # Shifted sideways, or the wide intervals over seeds would cover each other.
         shift = (number - (len(curves) - 1) / 2) * 0.022 if shown.several else 0.0
         for benchmark in dict.fromkeys(point.benchmark for point in all_points):
             points = curve.along(point for point in all_points if point.benchmark == benchmark)
@@ -129,13 +124,11 @@ def _draw_place(panel: Axes, shown: Shown, place: Place) -> bool:
                 panel.plot(starts, values, color=curve.colour, lw=0.9, alpha=0.3, zorder=1)
             else:
                 draw_curve(panel, curve, points, shift)
-            has_curves |= bool(points)
     length_auc = shown.length_auc(place.stage, place.place)
     if length_auc is not None:
         panel.axhline(length_auc, color="#777777", lw=1, ls=(0, (4, 3)), zorder=1)
         look: Any = {"color": "#666666", "fontsize": 8, "textcoords": "offset points"}
         panel.annotate("text length alone", (0.0, length_auc), (0, 3), **look)
-    return has_curves
 
 
 def draw_curve(panel: Axes, curve: Curve, points: Sequence[tuple[float, Point]], shift: float = 0.0) -> None:
