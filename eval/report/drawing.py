@@ -56,7 +56,8 @@ class Curve:
 
 
 def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
-    """One curve per intervention set: the paper's two first, then the others by name. A custom arm is a single point."""
+    """One curve per intervention set: the paper's two first, then the others by name. A custom arm is a single point, and so is
+    the safe-only arm if there is no set."""
     # A custom arm can have the name of a set.
     by_set = grouped(sorted(arms, key=lambda arm: arm.start), lambda arm: (arm.interventions, arm.is_custom))
     safe_only = by_set.pop(("none", False), [])
@@ -66,6 +67,8 @@ def curves_of(arms: Sequence[ArmInfo]) -> list[Curve]:
         own = by_set[name, is_custom]
         label = set_label(own[0]) + " (arm)" * (is_custom and (name, False) in by_set)
         curves.append(Curve(label, colour, marker, own if is_custom else own + safe_only))
+    if safe_only and all(is_custom for _, is_custom in names):
+        curves.append(Curve(NO_INTERVENTIONS, SAFE_ONLY_COLOUR, "D", safe_only))
     return curves
 
 
@@ -90,12 +93,12 @@ def draw_starts(shown: Shown, places: Sequence[Place]) -> tuple[Canvas, list[Bbo
 
 def add_legend(canvas: Canvas, arms: Sequence[ArmInfo], has_corrected: bool = False) -> None:
     """Name the curves in their colours, in a row above the panels, where no curve can cross the names."""
-    looks = [(curve.label, curve.colour, curve.marker) for curve in curves_of(arms)]
+    looks = {curve.label: (curve.colour, curve.marker) for curve in curves_of(arms)}
     if any(arm.interventions == "none" for arm in arms):
-        looks.append((NO_INTERVENTIONS, SAFE_ONLY_COLOUR, "D"))
+        looks[NO_INTERVENTIONS] = (SAFE_ONLY_COLOUR, "D")
     handles = [
         Line2D([], [], color=colour, marker=marker, ms=6, lw=1.9 if marker != "D" else 0, mec="white", label=label)
-        for label, colour, marker in looks
+        for label, (colour, marker) in looks.items()
     ]
     if has_corrected:
         handles.append(Line2D([], [], color=SAFE_ONLY_COLOUR, marker="x", ms=6, mew=1.6, lw=0, label=CORRECTED))

@@ -19,6 +19,8 @@ from typing import Any
 from curricula import durable
 from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.statistics import grouped
+from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.report.drawing import curves_of
 from curricula.eval.report.figures import save_figure
 from curricula.eval.report.page import template
 from curricula.eval.report.panels import Panel, Series, draw_panels
@@ -102,23 +104,16 @@ def comparison_panels(summaries: Mapping[str, Summary]) -> list[Panel]:
     """A panel for each measure, stage and decoder that any study has; a colour for each intervention set of each study."""
     series_of: dict[tuple[str, str, str], list[Series]] = defaultdict(list)
     colours: dict[str, int] = {}
-    for name, summary in summaries.items():
-        arms = {arm["name"]: arm for arm in summary["arms"]}
-        points = ({**point, "start": arms[point["arm"]]["start"]} for point in _points(summary))
+    for study, summary in summaries.items():
+        arms = {arm["name"]: ArmInfo(arm["name"], arm["start"], arm["interventions"]) for arm in summary["arms"]}
+        points = ({**point, "start": arms[point["arm"]].start} for point in _points(summary))
         drawn = [point for point in points if point["measure"] in ("attack success", "probe AUC")]
-        for place, at_place in grouped(drawn, lambda point: (point["measure"], point["stage"], point["place"])).items():
-            # An arm whose phases the study spells out is a set named after it, even beside a set of that name.
-            by_set: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
-            for point in at_place:
-                kind = arms[point["arm"]]["interventions"]
-                by_set[kind, kind == point["arm"]].append(point)
-            sets = by_set.keys() - {(arm, True) for arm in arms} - {("none", False)}
-            end = by_set.pop(("none", False), []) if sets else []  # every curve of a set ends in the safe-only arm
-            for (kind, is_custom), own in by_set.items():
-                label = f"{name}: {kind}{' (arm)' * (is_custom and (kind, False) in sets)}"
+        for place, own in grouped(drawn, lambda point: (point["measure"], point["stage"], point["place"])).items():
+            by_arm = {point["arm"]: point for point in own}
+            for curve in curves_of([arms[name] for name in by_arm]):
+                label = f"{study}: {curve.label}"
                 colour = colours.setdefault(label, len(colours))
-                curve = own + end if (kind, is_custom) in sets else own
-                series_of[place] += _curve(label, sorted(curve, key=lambda point: point["start"]), colour)
+                series_of[place] += _curve(label, [by_arm[arm.name] for arm in curve.arms], colour)
     return [
         Panel(
             f"{measure[0].upper()}{measure[1:]}, {stage}, {DECODERS.get(place, place)}",

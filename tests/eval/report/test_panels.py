@@ -66,6 +66,11 @@ def test_an_arm_of_the_studys_own_is_no_point_of_the_curve_of_a_set_with_its_nam
     assert curves[0].colour != curves[1].colour
 
 
+def test_the_arm_without_interventions_is_drawn_beside_arms_of_the_studys_own_too():
+    custom, end = ArmInfo("ramp", 0.5, "ramp"), ArmInfo("safe-100", 1.0, "none")
+    assert [curve.arms for curve in curves_of([custom, end])] == [[custom], [end]]
+
+
 def test_no_two_of_many_arms_look_alike_along_a_training():
     names = [f"data-{start}" for start in range(18)]
     points = [CurvePoint("base", name, 42, step, step, "attack success", "topk", 0.5) for name in names for step in (1, 2)]

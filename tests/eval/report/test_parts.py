@@ -363,8 +363,8 @@ def test_each_study_has_its_own_claims_and_curves_in_a_comparison(tmp_path):
     (panel,) = comparison_panels({"one": first, "two": second})
     lines = {one.label: (one.x, one.y) for one in panel.series if one.kind == "line"}
     assert lines == {
-        "one: data": ([0.0, 0.6, 1.0], [0.1, 0.2, 0.4]), "one: full": ([0.0, 1.0], [0.3, 0.4]),
-        "two: data": ([0.0, 0.6, 1.0], [0.5, 0.6, 0.75]), "two: full": ([0.0, 1.0], [0.65, 0.75]),
+        "one: data": ([0.0, 0.6, 1.0], [0.1, 0.2, 0.4]), "one: data and tags": ([0.0, 1.0], [0.3, 0.4]),
+        "two: data": ([0.0, 0.6, 1.0], [0.5, 0.6, 0.75]), "two: data and tags": ([0.0, 1.0], [0.65, 0.75]),
         "two: ramp": ([0.5], [0.55]), "two: full (arm)": ([0.2], [0.45]),  # points, as on their own pages
     }  # fmt: skip
     assert len({one.colour for one in panel.series}) == 6
