@@ -126,7 +126,7 @@ def _draw_place(panel: Axes, shown: Shown, place: Place) -> None:
                 starts, values = [start for start, _ in points], [point.value for _, point in points]
                 panel.plot(starts, values, color=curve.colour, lw=0.9, alpha=0.3, zorder=1)
             else:
-                draw_curve(panel, curve, points, shift)
+                _draw_curve(panel, curve, points, shift)
     length_auc = shown.length_auc(place.stage, place.place)
     if length_auc is not None:
         panel.axhline(length_auc, color="#777777", lw=1, ls=(0, (4, 3)), zorder=1)
@@ -134,7 +134,7 @@ def _draw_place(panel: Axes, shown: Shown, place: Place) -> None:
         panel.annotate("text length alone", (0.0, length_auc), (0, 3), **look)
 
 
-def draw_curve(panel: Axes, curve: Curve, points: Sequence[tuple[float, Point]], shift: float = 0.0) -> None:
+def _draw_curve(panel: Axes, curve: Curve, points: Sequence[tuple[float, Point]], shift: float) -> None:
     points = [(start if start >= 1 else start + shift, point) for start, point in points]
     if not points:
         return

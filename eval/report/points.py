@@ -201,7 +201,7 @@ def comparable_estimates(runs: Runs, metrics: StudyMetrics) -> Iterator[ArmEstim
 
 
 def judges_points(runs: Runs) -> Iterator[Point]:
-    """The points by each other judge. Only the study's own judge decides whether a model is incoherent."""
+    """The points by each other judge."""
     for judge in runs.study.others:
         judged = replace(runs, study=runs.study.of_judge(judge))
         metrics = study_metrics(judged)

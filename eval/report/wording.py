@@ -66,8 +66,7 @@ def verdict(tests: Sequence[ClaimTest]) -> str:
     if not measured:
         return f"None of the {len(tests)} claims of Sam et al. has been measured."
     if counts["single run"] == measured:
-        single = SINGLE_RUN[0].upper() + SINGLE_RUN[1:].replace("'", "’")
-        return f"{single}, so none of the {len(tests)} claims of Sam et al. gets a verdict."
+        return f"{SINGLE_RUN.capitalize()}, so none of the {len(tests)} claims of Sam et al. gets a verdict."
     undecided = counts["inconclusive"] + counts["single run"]
     trained = span([test.seeds for test in tests if test.seeds > 1])
     left_out = "; incoherent runs left out" if any(LEFT_OUT in test.note for test in tests) else ""
