@@ -42,6 +42,10 @@ from curricula.terminal import plural
 
 Say = Callable[[str], None]
 
+LOOK_EVERY_S = 120.0
+"""How often a long submission checks which elements have been done since, so that later arrays need not wait for them. Slurm
+drops dependencies on jobs that it has forgotten, which it does some time after their end (MinJobAge, by default 300 s)."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -139,10 +143,15 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
 
     for existing in _unasked(run, plan, now):
         submit(plan.by_name[existing.job].part(existing.labels), existing)
+    looked = time.monotonic()
     for array in _arrays(plan, chosen, profile, numbering):
         if full := _submit_what_fits(array, submit):
             left = len(set(chosen).difference(*(submission.keys for submission in new)))
             raise QueueFull(f"{full}; {plural(left, 'element')} left to submit: run the same command again when some jobs end")
+        if time.monotonic() - looked > LOOK_EVERY_S:
+            for key in done_elements(run, plan):
+                numbering.tasks.pop(key, None)
+            looked = time.monotonic()
     if cut_off:
         raise QueueFull(f"fewer arrays than needed continue {', '.join(cut_off)}, as said above")
     return new
@@ -160,7 +169,9 @@ def _avoidable(run: Run, array: Job, options: Options, say: Say) -> str:
         return commands.tested(sbatch_file(run.slurm, array, options, ""))
 
     nodes = exclusion(run)
-    without = answer(_also(options, "exclude", nodes)) if nodes else commands.STARTS
+    if not nodes:
+        return ""
+    without = answer(_also(options, "exclude", nodes))
     if commands.STARTS in without or commands.STARTS not in answer(options):
         return nodes
     say(f"{array.name}: it does not avoid {nodes}, which failed a check: {without}")

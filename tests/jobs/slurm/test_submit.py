@@ -265,6 +265,22 @@ def test_a_run_that_moves_to_another_data_folder_is_submitted_from_its_beginning
     assert {one.job: one.labels for one in submissions(run)} == begun
 
 
+def test_a_long_submission_waits_for_nothing_that_is_done_meanwhile(slurm, tmp_path, monkeypatch):
+    """Slurm forgets jobs soon after their end, and drops dependencies on them or refuses them."""
+    monkeypatch.setattr("curricula.jobs.slurm.submit.LOOK_EVERY_S", 0)
+    monkeypatch.setattr("curricula.jobs.completion.is_complete", lambda *_: True)
+    run, _ = new_run(tmp_path / "run")
+    plan = plan_study(run.study)
+    mark = run.element("prepare", "prepare") / "done.json"
+    mark.parent.mkdir(parents=True)
+    words = f'echo \'{{"seconds": 1, "started": 1}}\' > "{mark}"; cp "${{@: -1}}" "{tmp_path}/last.sh"'
+    slurm.answer("sbatch", "Submitted batch job 7\n", script=words)
+    chosen = of_jobs(plan, "prepare", "tokenize")
+    submit_plan(run, plan, chosen, Profile(), Standing(set(), {}), print)
+    script = (tmp_path / "last.sh").read_text()
+    assert "--job-name=tokenize" in script and "--dependency" not in script
+
+
 def test_a_run_goes_to_the_profiles_cluster_and_stays_there(slurm, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "_cluster", None)
     run, jobs = new_run(tmp_path / "run")
