@@ -77,4 +77,5 @@ def test_what_imports_make_torch_write_is_no_choice_of_the_site(tmp_path, chosen
     )
     assert ran.returncode == 0, ran.stdout[-3000:]
     folder = tmp_path / chosen if chosen else tmp_path / "run" / socket.gethostname() / "inductor"
-    assert json.loads(ran.stdout.splitlines()[-1]) == [str(folder), str(folder / "fxgraph")]
+    answers = [line for line in ran.stdout.splitlines() if line.startswith("[")]  # libraries may report leaks after it
+    assert json.loads(answers[-1]) == [str(folder), str(folder / "fxgraph")]
