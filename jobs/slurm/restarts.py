@@ -7,6 +7,7 @@ the amount of saved work. If that has grown, or a submission has deleted restart
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -41,7 +42,9 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
         return
     count = len(ends.read_bytes().splitlines()) if ends.exists() else 0
     if count >= int(limit):
-        last = read_failure(work.folder, "failed-before.json")  # the batch script sets aside that of the previous start
+        last = None
+        with contextlib.suppress(UserError):  # a damaged mark must not hide that the element gives up
+            last = read_failure(work.folder, "failed-before.json")  # the batch script sets aside that of the previous start
         raise GaveUp(
             f"{work.name}: restarted {count} times without progress (still at {saved} saved {stage.unit}), so it is not "
             "started again and jobs that wait for it are cancelled; fix the cause and submit again. The last error: "

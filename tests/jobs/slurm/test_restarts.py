@@ -52,6 +52,9 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
     with pytest.raises(GaveUp, match="restarted 3 times without progress .still at 10 saved steps.*out of luck") as error:
         start(run, 6)
     assert error.value.exit_code == 93
+    mark.write_text("")
+    with pytest.raises(GaveUp, match="none was recorded"):
+        start(run, 6)
 
 
 def test_starts_that_slurm_took_away_are_not_counted(tmp_path):
