@@ -218,8 +218,9 @@ def is_awaited(work: Work) -> bool:
     """Whether another element has yet to begin from the last checkpoint of this one's training: it is not done, and has saved
     no checkpoint of its own. If the folder of checkpoints is gone, only segments of pretraining count."""
     is_kept = (work.training / "checkpoints").is_dir()
-    keys = [key for key, needs in work.plan.needs.items() if (work.place, True) in needs]
-    children = [Work(work.run, work.plan, *work.plan.by_key[key]) for key in keys]
+    later = [job for job in work.plan.jobs if work.job.name in [edge.job for edge in job.needs]]  # few, in a plan of thousands
+    others = (Work(work.run, work.plan, job, element) for job in later for element in job.elements)
+    children = (other for other in others if (work.place, True) in work.plan.needs[other.place])
     return any((is_kept or child.element.segment) and not _has_begun(child, work.training) for child in children)
 
 
