@@ -137,8 +137,8 @@ def made_again(plan: Plan, key: Key, mark: Done, marks: Mapping[Key, Done | None
 
 
 def done_elements(run: Run, plan: Plan) -> set[Key]:
-    """The elements that need not run again. Besides stale elements, those that need one that is not done must, such as the
-    report on a run with failures, and those whose outputs are lost before all has read them."""
+    """The elements that need not run again. Not among them are stale elements, those that need one that is not done, such as
+    the report on a run with failures, and those whose outputs were lost before all had read them."""
     works = {key: Work(run, plan, *plan.by_key[key]) for key in plan.by_key}
     with ThreadPoolExecutor(READERS) as pool:
         found = zip(works, pool.map(lambda work: whole_mark(work.folder), works.values()))

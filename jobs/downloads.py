@@ -99,8 +99,8 @@ def used_pools(study: Study) -> list[str]:
 
 
 def check_pool(study: Study, name: str, root: Path) -> int:
-    """The number of conversations that a tuning set holds. Raises UserError if a row is none, or if a stage would learn nothing
-    from the set or asks for more than it holds."""
+    """The number of conversations that a tuning set holds. Raises UserError if a row is not a conversation, or if a stage
+    would learn nothing from the set or asks for more than it holds."""
     held = sum(1 for _ in read_conversations(name, root, study.tuning_sets))
     for tuning in study.tunings:
         if tuning.mix.get(name):

@@ -425,7 +425,7 @@ def _overlaps(study: Study) -> Iterator[str]:
 
 
 def _hours_by(plan: Plan, groups: Iterable[str], of: Callable[[Element], str]) -> dict[str, dict[str, float]]:
-    """The GPU-hours of the elements for which `of` gives the name of each group."""
+    """The GPU-hours of each group, whose elements are those for which `of` gives its name."""
     hours = {name: {"pretraining": 0.0, "other_at_most": 0.0} for name in groups}
     for job, element in plan.elements():
         if of(element) in hours:
@@ -500,7 +500,7 @@ def _task_gpu_hours(task: EvalTask, study: Study) -> float:
 
 
 def _gpu_memory(study: Study, stage: AnyStage | None = None) -> dict[str, Any]:
-    """The memory in GiB that pretraining, or a later `stage`, needs on each GPU, and changes that would make it fit."""
+    """The memory in GiB that pretraining, or a later `stage`, needs on each GPU, and what would make it fit if it does not."""
     resources, model = study.resources, study.model.resolve()
     gpus = (resources.tuning if isinstance(stage, Tuning) else resources.pretraining).gpus
     data_parallel = max(1, gpus // resources.tensor_parallel)

@@ -210,7 +210,7 @@ class _Planner:
                 self._add_merge(group, [*measured[group.name], *self._add_measurements(group, searches)])
 
     def _elements(self, kind: ModelKind, arms: list[Arm], transfers: bool) -> list[Element]:
-        """An element for each evaluation task of each model of this kind that tries other arms' suffixes, or that does not."""
+        """An element for each evaluation task of models of this kind: those that try other arms' suffixes, or the others."""
         having = self._having(kind, arms)
         return [
             replace(model, label=f"{model.label}/{task.name}", eval_task=task)

@@ -47,8 +47,9 @@ def study_power(plan: Plan, summary: Path) -> dict[str, Any]:
 
 
 def prompts_of(study: Study) -> dict[str, int]:
-    """The approximate number of prompts of each benchmark that attack a model under top-k, near-duplicates included; of several
-    kinds of models, those of the one that they measure least precisely. Raises UsageError if no model is attacked so."""
+    """The approximate number of prompts of each benchmark that attack a model under top-k, near-duplicates included; if kinds
+    of models have different prompts, those of the kind that is measured least precisely. Raises UsageError if no model is
+    attacked under top-k."""
     models = [point.eval_tasks(name) for point in study.variants.values() for name in (BASE, *point.tree.stages)]
     attacks = [[task for task in tasks if task.task.name == "attacks-topk"] for tasks in models]
     by_model = [{task.benchmark: study.prompts_in(task.benchmark, task.limit) for task in tasks} for tasks in attacks if tasks]

@@ -48,7 +48,7 @@ class PlainText:
 
 
 class ChatEncoder:
-    """Encodes conversations with a tokenizer. Only the template's marks become special ids; the rest is `PlainText`."""
+    """Encodes conversations with a tokenizer. Only the template's marks become special ids; `PlainText` encodes the rest."""
 
     def __init__(self, tokenizer: Tokenizer):
         """Raises UserError for a tokenizer that splits text next to a special entry differently than on its own."""

@@ -116,8 +116,10 @@ def _add_study_verbs(verbs: argparse._SubParsersAction) -> None:
         verbs, "plan", "show what a study will do: arms, tokens, jobs, GPU-hours", f"curricula plan {STUDY}", call="plan:plan"
     )
     _add_study(plan)
-    plan.add_argument("--run", type=Path, help="the run folder that has sizes and, for --power, variances (default: runs/NAME)")
-    plan.add_argument("--power", action="store_true", help="show the smallest detectable difference, and the cost of seeds")
+    plan.add_argument("--run", type=Path, help="the run folder for sizes and, with --power, variances (default: runs/NAME)")
+    plan.add_argument(
+        "--power", action="store_true", help="show the smallest detectable difference in attack success, and the cost of seeds"
+    )
     add_json_flag(plan)
 
     submit = add_verb(
@@ -300,7 +302,9 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula data inspect runs/demo/data/shards/unsafe-tagged/00000 --sample 3",
         call="data:inspect",
     )
-    inspect.add_argument("prefix", type=Path, metavar="SHARD", help="a shard, without suffix, or a source's folder (its first)")
+    inspect.add_argument(
+        "prefix", type=Path, metavar="SHARD", help="a shard, without suffix, or a source's folder (its first shard)"
+    )
     inspect.add_argument("--tokenizer", type=Path, help="the tokenizer (default: that of the run that holds the shard)")
     shown = inspect.add_mutually_exclusive_group()
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
@@ -321,7 +325,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
         "curricula export runs/demo/pretrain/full-20/checkpoints/step_00000500 out/",
         call="results:export",
     )
-    checkpoint = "a step's or a training's folder (its latest step), or a branch of the newest run, such as full-20"
+    checkpoint = "a step's folder, a training's (for its latest step), or a branch of the newest run, such as full-20"
     export.add_argument("checkpoint", type=Path, metavar="CKPT", help=checkpoint)
     export.add_argument("out", type=Path, metavar="OUT", help="the Hugging Face folder to make")
     export.add_argument("--tokenizer", type=Path, help="the tokenizer to add (default: that of the checkpoint's run)")
