@@ -120,9 +120,10 @@ class _Batches:
 
         async def find_or_make(client: Any) -> str:
             nonlocal uploaded
-            async for batch in client.batches.list(limit=100):
-                if batch.input_file_id in self.uploads.get(mark, ()):
-                    return batch.id
+            if sent := self.uploads.get(mark):
+                async for batch in client.batches.list(limit=100):
+                    if batch.input_file_id in sent:
+                        return batch.id
             if data is None:
                 return ""
             if not uploaded:

@@ -97,6 +97,10 @@ class JudgeServer(FakeEndpoint):
         """How many looks at a batch or its replies get status 503."""
         self.unconfirmed = 0
         """How many batches it makes without saying so."""
+        self.lists = 0
+        """How often it was asked for a page of the list of batches."""
+        self.page = 100
+        """Batches on one page of that list."""
         self.pages: Counter[str] = Counter()
         """How many requests, by "METHOD /path", it carries out and answers with a page in HTML."""
         # The outcome of a batch is fixed when it is made.
@@ -139,7 +143,10 @@ class BatchHandler(Handler):
         super()._send(status, text, kind, **more)
 
     def do_POST(self) -> None:
-        if self.path == "/v1/files":
+        if self.path in ("/v1/files", "/v1/batches") and not self.fake.has_batches:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(404, json.dumps({"detail": "Not Found"}))
+        elif self.path == "/v1/files":
             data = self.rfile.read(int(self.headers["Content-Length"]))
             boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])
             assert boundary
@@ -172,11 +179,13 @@ class BatchHandler(Handler):
             status = 401 if self.fake.every == "key" else 200
             data = [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in self.fake.models]
             self._send(status, json.dumps({"object": "list", "data": data}))
-        elif path == "/v1/batches" and not self.fake.has_batches:
-            self._send(404, json.dumps({"detail": "Not Found"}))
         elif path == "/v1/batches":
-            data = [self._batch(name) for name in self.fake.batches]
-            self._send(200, json.dumps({"object": "list", "data": data, "has_more": False}))
+            self.fake.lists += 1
+            names = list(self.fake.batches)
+            after = self.path.partition("after=")[2].partition("&")[0]
+            page = names[names.index(after) + 1 if after else 0 :][: self.fake.page]
+            more = bool(page) and page[-1] != names[-1]
+            self._send(200, json.dumps({"object": "list", "data": [self._batch(name) for name in page], "has_more": more}))
         elif self.fake.outage:
             self.fake.outage -= 1
             self._error(503, {})

@@ -34,6 +34,14 @@ def test_questions_without_a_whole_reply_in_a_batch_are_asked_again(server, tmp_
     assert server.good == {f"ask-{number}": 1 for number in range(4)}
 
 
+def test_the_list_of_batches_is_read_only_for_a_file_that_was_sent_and_to_its_last_page(server, tmp_path):
+    complete(stored(tmp_path / "first", 2), server.settings(batch_api=True))
+    assert not server.lists
+    server.page, server.unconfirmed = 1, 1
+    complete(stored(tmp_path / "second", 3), server.settings(batch_api=True))
+    assert server.lists == 2 and len(server.batches) == 2
+
+
 @pytest.mark.parametrize("when", ["noted", "made"])
 def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when):
     path = stored(tmp_path, 5)
@@ -80,6 +88,7 @@ def test_after_an_outage_of_the_server_the_wait_for_a_batch_goes_on_and_nothing_
 )
 def test_a_proxys_page_in_place_of_a_reply_about_a_batch_costs_no_second_one(server, tmp_path, where):
     server.pages[where] = 1
+    server.unconfirmed = int(where == "GET /v1/batches")  # the list is read only then
     assert [row.label for row in complete(stored(tmp_path, 4), server.settings(batch_api=True))] == ["harmful", "safe"] * 2
     assert len(server.batches) == 1 and not server.pages[where]
 
