@@ -114,11 +114,13 @@ class JudgeConfig(Settings, frozen=True):
             except UsageError as error:
                 raise ValueError(f"judge.url: {error}") from None
         if has_password(self.url):
+            mend = "leave judge.url out and give the address in OPENAI_BASE_URL"
+            if self.name == "harmbench" or self.batch_api:  # which need the key
+                mend = "give the address without them, and a key in OPENAI_API_KEY"
             raise ValueError(
                 f"judge.url is {without_userinfo(self.url)!r} with a user or password, which would be written into the run's "
-                "files; give the address without them, and a key in OPENAI_API_KEY"
+                f"files; {mend}"
             )
-
         if self.batch_api and not self.url:
             raise ValueError("judge.batch_api is on without a judge.url; name the server")
 
