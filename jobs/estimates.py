@@ -258,9 +258,11 @@ def _arm(arm: Arm, study: Study, sizes: Mapping[str, int | None]) -> dict[str, A
 
 
 def _sources(counts: Mapping[str, int], study: Study, sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
-    tokens = {name: samples * study.budget.sequence_length for name, samples in counts.items()}
-    epochs = {name: read / size if (size := sizes[name]) else None for name, read in tokens.items()}
-    return {name: {"samples": counts[name], "tokens": tokens[name], "epochs": epochs[name]} for name in counts}
+    sources = {}
+    for name, samples in counts.items():
+        tokens, size = samples * study.budget.sequence_length, sizes[name]
+        sources[name] = {"samples": samples, "tokens": tokens, "epochs": tokens / size if size else None}
+    return sources
 
 
 def _texts(study: Study) -> Iterator[tuple[Study, str, Arm, list[Phase]]]:

@@ -71,12 +71,17 @@ def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(
     assert len(server.batches) == 1
 
 
-def test_after_an_outage_of_the_server_the_wait_for_a_batch_goes_on_and_nothing_is_asked_twice(server, tmp_path, monkeypatch):
-    path, settings = stored(tmp_path, 4), server.settings(batch_api=True, retries=0)
+def fail_while_waiting(server, path, settings, monkeypatch):
+    """Send a batch and give up waiting for it, because the server is away."""
     server.outage = 1
     with monkeypatch.context() as patched, pytest.raises(UserError, match="answers with status 503"):
         patched.setattr("curricula.eval.judges.batch.OUTAGE_S", 0.0)
         complete(path, settings)
+
+
+def test_after_an_outage_of_the_server_the_wait_for_a_batch_goes_on_and_nothing_is_asked_twice(server, tmp_path, monkeypatch):
+    path, settings = stored(tmp_path, 4), server.settings(batch_api=True, retries=0)
+    fail_while_waiting(server, path, settings, monkeypatch)
     server.outage = 3
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2
     assert len(server.batches) == 1 and set(server.good.values()) == {1} and not server.outage
@@ -148,14 +153,10 @@ def test_a_refused_batch_says_why(server, tmp_path):
 
 def test_replies_that_a_server_has_deleted_are_paid_for_again_at_the_next_start(server, tmp_path, monkeypatch):
     path, settings = stored(tmp_path, 3), server.settings(batch_api=True, retries=0)
-    server.outage = 1
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="answers with status 503"):
-        patched.setattr("curricula.eval.judges.batch.OUTAGE_S", 0.0)
-        complete(path, settings)
+    fail_while_waiting(server, path, settings, monkeypatch)
     server.files.clear()
     with pytest.raises(UserError, match="no longer has the replies of batch batch-0; run the same command again"):
         complete(path, settings)
-
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
     assert len(server.batches) == 2
 
