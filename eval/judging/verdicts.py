@@ -13,6 +13,7 @@ import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,11 @@ class JudgeRun:
         """The questions that the judge has not answered yet."""
         return [question_of(rows[-1]) for key, rows in self._waiting.items() if key and key not in self._known]
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the file of verdicts: a merge job and a rejudging command must not write it at the same time. Raises UserError
+        if another process has it."""
+        return exclusive_lock(self.path.with_name(f".{self.path.stem}.lock"))
+
     def complete(self, progress: Progress = silent, as_first: bool = False) -> None:
         """Ask for the missing verdicts, and put the file in order. Verdicts are on disk before more are written.
 
@@ -275,8 +281,7 @@ class JudgeRun:
                 rows += [verdict_row(judge, row, key, verdict) for row in self._waiting[key]]
             self._append(rows, progress)
 
-        # A merge job and a rejudging command must not write the file at the same time.
-        with exclusive_lock(self.path.with_name(f".{self.path.stem}.lock")):
+        with self.locked():
             self._look()  # again, because another process may have judged while the user was asked about the cost
             self._put_in_order()
             progress(self.done, len(self.rows))

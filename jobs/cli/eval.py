@@ -381,11 +381,15 @@ def before_asking(
 ) -> None:
     """If questions are left, look for the judges, print what servers will be asked, and ask before exceeding --max-cost.
 
-    Raises UsageError if the answer is no or nobody can answer.
+    Raises UsageError if the answer is no or nobody can answer, and UserError if another process is judging.
     """
-    waiting = [(judge_run.judge, left) for judge_run in judge_runs if (left := judge_run.left)]
-    if waiting:
+    open_runs = [judge_run for judge_run in judge_runs if judge_run.left]
+    if open_runs:
         check_judges()
+    for judge_run in open_runs:  # before anyone is asked about a cost
+        with judge_run.locked():
+            pass
+    waiting = [(judge_run.judge, judge_run.left) for judge_run in open_runs]
     paid = [estimate for judge, left in waiting if (estimate := judge.estimate(left))]
     if not paid:
         return

@@ -11,6 +11,7 @@ from judge_server import JudgeServer, answer_row
 from msgspec import structs
 from typed import Typed
 
+from curricula.durable import exclusive_lock
 from curricula.eval.analysis.accuracy import Accuracy
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.judges.registry import load_judge
@@ -237,6 +238,13 @@ def test_the_price_is_shown_first_and_must_be_confirmed(folder, server, capsys, 
         assert (refused in " ".join(capsys.readouterr().err.split())) == bool(code)
     assert server.requests
     assert rejudge(folder, server, *expensive, "--yes", "--judge-set", "temperature=0.5") == 0
+
+
+def test_a_folder_that_another_process_judges_is_refused_before_the_price_is_shown(folder, server, capsys):
+    with exclusive_lock(folder / "eval/full-20/instruct/.overrefusal-topk.verdicts.lock"):
+        assert rejudge(folder, server) == 1
+    said = capsys.readouterr().err
+    assert "in use by a live run" in said and "questions" not in said and not server.good
 
 
 def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
