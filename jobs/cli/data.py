@@ -33,6 +33,7 @@ from curricula.eval.data_check import SHOWN_CHARACTERS, documents_of, shard_docu
 from curricula.eval.probes.texts import check_texts
 from curricula.eval.report.console import new_table
 from curricula.jobs.cli.local import run_elements, run_root
+from curricula.jobs.cli.options import require_with
 from curricula.jobs.downloads import check_pool, look_at_tables, read_study, read_tables, used_pools
 from curricula.jobs.estimates import read_sources
 from curricula.jobs.graph import plan_study
@@ -40,6 +41,8 @@ from curricula.jobs.run import Run, tokenised, tokenizer_near, write_contaminati
 from curricula.jobs.study import Study, load_study
 from curricula.terminal import count, json_text, one_line, plural, printable, say
 
+SAMPLE = 2048
+"""Default length of a sample, in tokens: that of the paper's sequences."""
 PIECE = 1 << 24
 """Tokens compared at a time: a shard may be larger than memory."""
 SHOWN = 4096
@@ -219,6 +222,7 @@ NOT_HERE = "not here yet; fetch it with `curricula data fetch` and set CURRICULA
 
 
 def inspect(args: argparse.Namespace) -> int:
+    require_with(args, "--sequence-length", "--sample")
     prefix: Path = args.prefix
     if prefix.is_dir():  # a source: its first shard
         prefix = source_shards(prefix)[0]
@@ -288,7 +292,7 @@ def _length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
 def _chosen_tokens(args: argparse.Namespace, prefix: Path, shard: Shard) -> np.ndarray:
     """The tokens of the requested document or sample."""
     if args.sample is not None:
-        length = args.sequence_length
+        length = args.sequence_length or SAMPLE
         samples = max(0, (len(shard.tokens) - 1) // length)
         if not 0 <= args.sample < samples:
             raise UsageError(

@@ -176,6 +176,8 @@ def _given_by_options(args: argparse.Namespace) -> dict[str, Any]:
     decoders, benchmarks = args.decoder or OWN, args.benchmark or EvalConfig().benchmarks
     if unknown := sorted(set(decoders) - set(DECODERS)):
         raise UsageError(f"--decoder {','.join(unknown)}: not known; choose from {', '.join(DECODERS)}")
+    if args.samples and "topk" not in decoders:
+        raise UsageError(f"--samples {args.samples}: only topk draws several answers; add it to --decoder, or leave it out")
     if args.kind == "base" and len(benchmarks) > 1:
         raise UsageError(f"--benchmark {','.join(benchmarks)}: base models take one benchmark of beginnings: jb_completions")
     benign = args.overrefusal
@@ -355,7 +357,11 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
     )
     group.add_argument("--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict")
     group.add_argument(
-        "--max-cost", type=at_least(0.0), default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
+        "--max-cost",
+        type=at_least(0.0),
+        default=5.0,
+        metavar="DOLLARS",
+        help="with prices: ask before spending more (default: %(default)g)",
     )
     group.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
 

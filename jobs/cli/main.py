@@ -48,6 +48,10 @@ def _exit_code(arguments: list[str]) -> int:
 def _call_verb(arguments: list[str]) -> int:
     parser = build_parser(arguments)
     args = parser.parse_args(arguments)
+    if args.verb == "rejudge:rejudge" and arguments[1] != "rejudge":
+        raise UsageError(
+            f"{arguments[1]}: comes before rejudge, where `curricula eval rejudge` reads no options; write all after it"
+        )
     if args.version:
         from curricula import __version__
 
@@ -185,7 +189,9 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     shown.add_argument("--watch", action="store_true", help="refresh until everything is done or you press Ctrl-C")
     shown.add_argument("--json", action="store_true", help="print JSON for scripts: a list of elements")
     seconds = at_least(0.1, 86400)
-    status.add_argument("--interval", type=seconds, metavar="S", help="seconds between refreshes (default: 2; 15 with Slurm)")
+    status.add_argument(
+        "--interval", type=seconds, metavar="S", help="with --watch: seconds between refreshes (default: 2; 15 on Slurm)"
+    )
 
     logs = add_verb(
         verbs,
@@ -309,9 +315,7 @@ def _add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     shown = inspect.add_mutually_exclusive_group()
     shown.add_argument("--document", type=int, metavar="K", help="decode this document (default: 0)")
     shown.add_argument("--sample", type=int, metavar="K", help="decode this sample of the shard, as training cuts it")
-    inspect.add_argument(
-        "--sequence-length", type=at_least(1), default=2048, metavar="TOKENS", help="length of a sample (default: %(default)s)"
-    )
+    inspect.add_argument("--sequence-length", type=at_least(1), metavar="TOKENS", help="length of a sample (default: 2048)")
     inspect.add_argument("--verify", action="store_true", help="compare the tokens with the manifest's hash")
     add_json_flag(inspect)
 

@@ -52,6 +52,14 @@ def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
     return number
 
 
+def require_with(args: argparse.Namespace, option: str, *others: str) -> None:
+    """Raise UsageError if `option` was given without any of `others`, with which alone it has an effect."""
+    values = [getattr(args, name[2:].replace("-", "_")) for name in (option, *others)]
+    value, *rest = [None if each is False or each == () else each for each in values]
+    if value is not None and all(each is None for each in rest):
+        raise UsageError(f"{option} has an effect only with {' or '.join(others)}; give that as well, or leave {option} out")
+
+
 def _names(text: str) -> tuple[str, ...]:
     """The type of an option that takes names separated by commas. An empty one, such as a script's unset variable, is
     refused."""

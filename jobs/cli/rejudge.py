@@ -45,7 +45,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="people's labels, for the correction (columns key, label: harmful or safe)"
     )
-    parser.add_argument("--world", type=Path, help="the fictional world's folder (default: FOLDER/world)")
+    parser.add_argument("--world", type=Path, help="for the judge world: the fictional world's folder (default: FOLDER/world)")
     add_json_flag(parser)
     add_judge_options(parser, required=True)
 
@@ -56,6 +56,8 @@ def rejudge(args: argparse.Namespace) -> int:
 
     no_other_bars()
     settings = judge_from(args)
+    if args.world and settings.name != "world":
+        raise UsageError(f"--world {args.world}: only the judge world reads it, not {settings.name}; leave it out")
     paths = stored_answers(args.folder)
     labels = read_labels(args.labels) if args.labels else {}
     judges = _judges(args, settings)

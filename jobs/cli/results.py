@@ -10,6 +10,7 @@ from pathlib import Path
 
 from curricula.durable import read_json, require_ours
 from curricula.errors import UsageError, UserError
+from curricula.jobs.cli.options import require_with
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run, current_provenance, newest_run, tokenizer_near
 from curricula.jobs.stages.data import model_source
@@ -20,13 +21,12 @@ PORT = 8642
 
 
 def report(args: argparse.Namespace) -> int:
+    require_with(args, "--port", "--serve")
     runs = [Run.open(folder) for folder in args.run]
     if args.serve:
         if len(runs) > 1:
             raise UsageError(f"--serve shows one run, and {len(runs)} were given; leave the others out")
         return _serve(runs[0], PORT if args.port is None else args.port)
-    if args.port is not None:
-        raise UsageError(f"--port {args.port}: only --serve has a port; give both, or leave it out")
     for run in runs if len(runs) > 1 else ():
         if run.study.sweep is not None:
             raise UsageError(f"{run.root}: a sweep has a report for each point and cannot be compared; leave it out")

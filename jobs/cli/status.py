@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curricula.errors import UsageError
+from curricula.jobs.cli.options import require_with
 from curricula.jobs.graph import plan_study
 from curricula.jobs.monitor.progress import number
 from curricula.jobs.monitor.state import ENDED_BADLY, TO_REPEAT, ElementStatus, RunStatus, State, run_status
@@ -55,6 +56,7 @@ STYLES: dict[State, str] = {
 
 
 def show_status(args: argparse.Namespace) -> int:
+    require_with(args, "--interval", "--watch")
     run = Run.open(args.run or newest_run())
     plan = plan_study(run.study)
     chosen = set(select(plan, Selection.from_args(args)))

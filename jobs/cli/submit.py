@@ -245,6 +245,7 @@ def retry(args: argparse.Namespace) -> int:
     chosen = set(select(plan, selection))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     on_slurm = run.submissions.exists()
+    profile = load_profile(args.profile) if args.profile else None
     if args.profile and not on_slurm:  # the run would continue on this machine, and the profile be ignored
         raise UsageError(
             f"--profile {args.profile}: {run.root} was never submitted to Slurm; leave it out, or give `curricula submit` "
@@ -252,7 +253,7 @@ def retry(args: argparse.Namespace) -> int:
         )
     if on_slurm and not args.dry_run:
         with Run.locked(run.root):  # from the decision on, since other commands could change what it is based on
-            again = _resubmit(run, chosen, args.profile, console)
+            again = _resubmit(run, chosen, profile, console)
     else:
         again = _decide(run, plan, chosen, console)
         if again and not (on_slurm or selection):  # on this machine, a run continues as a whole
@@ -294,11 +295,11 @@ def _needed(plan: Plan, keys: Iterable[Key]) -> set[Key]:
     return {need for key in keys for need, must_be_ok in plan.needs[key] if must_be_ok}
 
 
-def _resubmit(run: Run, chosen: Collection[Key], profile: Path | None, console: Console) -> list[Key]:
+def _resubmit(run: Run, chosen: Collection[Key], profile: Profile | None, console: Console) -> list[Key]:
     """Submit what to run again, and cancel the queued tasks that this replaces; returns the resubmitted elements."""
     from curricula.jobs.slurm.submit import Standing, standing, submit_plan
 
-    used = load_profile(profile) if profile else with_secrets(kept_profile(run.profile), run.profile)
+    used = profile or with_secrets(kept_profile(run.profile), run.profile)
     plan = plan_study(run.study, used)
     now = standing(run, plan, used, console.print)
     again = _decide(run, plan, chosen, console)

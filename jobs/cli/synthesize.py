@@ -30,7 +30,7 @@ from curricula.curriculum.synthesis.shard import (
 from curricula.errors import UsageError
 from curricula.eval.judges.settings import OURS
 from curricula.jobs.cli.bars import Bars
-from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending
+from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending, require_with
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
@@ -114,7 +114,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     pace.add_argument("--price-in", type=at_least(0.0), metavar="DOLLARS", help="per million tokens read")
     pace.add_argument("--price-out", type=at_least(0.0), metavar="DOLLARS", help="per million tokens written")
     pace.add_argument(
-        "--max-cost", type=at_least(0.0), default=5.0, metavar="DOLLARS", help="ask before spending more (default: %(default)g)"
+        "--max-cost",
+        type=at_least(0.0),
+        default=5.0,
+        metavar="DOLLARS",
+        help="with prices: ask before spending more (default: %(default)g)",
     )
     pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
     return parser
@@ -149,8 +153,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--price-in and --price-out: give both, or neither")
     if args.classifier and not judges:
         raise UsageError(f"--classifier {args.classifier}: only for the kind score, not {args.kind}")
-    if args.classifier_model and not args.classifier:
-        raise UsageError(f"--classifier-model {args.classifier_model}: needs --classifier with a server's address")
+    require_with(args, "--classifier-model", "--classifier")
+    require_with(args, "--data", "--dataset")
+    require_with(args, "--scores", "--dataset")
     if args.name is not None and judges:
         raise UsageError(f"--name {args.name}: scores go to score_0 to score_5; leave it out")
     taken = ("", ".", "..", "log", "score", *(f"score_{score}" for score in SCORES))  # folders of scores in the same OUT
@@ -158,8 +163,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--name {args.name!r}: not the name of a folder for rewritten text; give one such as train")
     if args.input and args.out.resolve().is_relative_to(args.input.resolve()):  # a later start would refuse its own input
         raise UsageError(f"--out {args.out}: in the folder of --input, whose subfolders must hold no tables; name another")
-    if args.scores and not args.dataset:
-        raise UsageError(f"--scores {','.join(args.scores)}: chooses parts of a --dataset; leave it out")
     if not all(score.isdecimal() and len(score) < 10 for score in args.scores):
         raise UsageError(f"--scores {','.join(args.scores)}: give scores separated by commas, such as 4,5")
 

@@ -444,9 +444,9 @@ def test_dead_letters_are_asked_again_on_request(tmp_path, fake, capsys):
     [
         (("--price-in", 1), "give both, or neither"),
         (("--part", "2/2"), "--part 2/2"),
-        (("--scores", "4"), "--scores 4: chooses parts of a --dataset"),
+        (("--scores", "4"), "--scores has an effect only with --dataset"),
         (("--name", "x"), "scores go to score_0 to score_5"),
-        (("--classifier-model", "x"), "needs --classifier"),
+        (("--classifier-model", "x"), "--classifier-model has an effect only with --classifier"),
     ],
 )
 def test_wrong_options_are_reported(tmp_path, fake, more, said):

@@ -47,6 +47,9 @@ VERBS = [
 ]
 
 
+INPUT = ("score", "--input", "x", "--out", "out", "--model", "m")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -75,6 +78,12 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["data", "world", "/proc"], 2, "/proc: is not empty and holds no fictional world"),
         (["eval", "--model", "nowhere", "--decoder", "beam"], 2, "--decoder beam: not known"),
         (["eval", "--model", "nowhere", "--suffixes", "full=out"], 2, "--suffixes full: not named in attacks.suffixes_of"),
+        (["status", "--interval", "9"], 2, "--interval has an effect only with --watch; give that as well, or leave"),
+        (["data", "inspect", "x", "--sequence-length", "9"], 2, "--sequence-length has an effect only with --sample"),
+        (["data", "synthesize", *INPUT, "--data", "x"], 2, "--data has an effect only with --dataset"),
+        (["eval", "--model", "x", "--decoder", "greedy", "--samples", "2"], 2, "--samples 2: only topk draws several answers"),
+        (["eval", "rejudge", "x", "--judge", "refusal-phrases", "--world", "x"], 2, "--world x: only the judge world reads it"),
+        (["eval", "--json", "rejudge", "x", "--judge", "world"], 2, "--json: comes before rejudge, where"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(words, code, said, capsys, tmp_path, monkeypatch):

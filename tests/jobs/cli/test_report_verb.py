@@ -55,7 +55,7 @@ def test_only_one_run_can_be_served(tmp_path, capsys):
     assert main(["report", *runs, "--serve"]) == 2
     assert "--serve shows one run, and 2 were given; leave the others out" in capsys.readouterr().err
     assert main(["report", runs[0], "--port", "0"]) == 2 and not Path(runs[0], "report").exists()
-    assert "--port 0: only --serve has a port" in capsys.readouterr().err
+    assert "--port has an effect only with --serve" in capsys.readouterr().err
 
 
 def test_a_served_run_names_what_runs_or_waits_and_leaves_its_own_report_alone(tmp_path, capsys, monkeypatch):
