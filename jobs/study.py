@@ -127,14 +127,14 @@ class Study(Settings, frozen=True, dict=True):
             ("source", self.sources, []),
             ("tuning set", self.tuning_sets, []),
             ("intervention set", self.curriculum.interventions, ["safe", "none"]),
-            ("arm", self.curriculum.arms, [TRUNK, "none"]),
+            ("arm", self.curriculum.arms, [TRUNK, "none", *self.curriculum.interventions]),
             ("stage", self.stages, [BASE, TRUNK, "all", "none"]),  # and `STAGES`: see `plan_study`
         ):
             for name in names:
                 if name in taken or not PLAIN_NAME.fullmatch(name):
                     raise ValueError(
                         f"{what} {name!r} must be at most 100 letters, digits, '.', '_' and '-', begin with a letter or digit, "
-                        "and differ from the names that the suite itself uses"
+                        "and differ from the names that the suite itself uses and, for an arm, from those of intervention sets"
                     )
 
     def _check_sources(self) -> None:

@@ -68,7 +68,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             {"tokenizer__train": 4096},
             r"tokenizer.train makes 4096 entries, but the model has a vocabulary of 2048; set tokenizer.train to 2048, or",
         ),
-        ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is True, which has an effect only with"),
+        ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is true, which has an effect only with"),
         ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
         (
             {"resources__engine": {"backend": "gpu"}},
@@ -105,6 +105,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"spike_guard.rewind.interval_steps is 8, less than the window of 128; raise it",
         ),
         ({"curriculum__starts": [0.2, 1.5]}, r"curriculum.starts.1: expected `float` <= 1.0; it is 1.5"),
+        ({"curriculum__arms": {"full": [{"until": 1, "mix": "full"}]}}, r"arm 'full' must .* from those of intervention sets"),
         ({"curriculum__starts": [0.6, 0.2]}, r"curriculum: starts \[0.6, 0.2\] must be distinct and in rising order"),
         ({"curriculum__safe__wbe": 1.0}, r"mix 'safe' names 'wbe'; choose from web"),
         ({"curriculum__safe": {"web": -1}}, r"curriculum: the weights of safe must be non-negative"),
