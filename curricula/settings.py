@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import json
 import re
 import sys
 import threading
@@ -101,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             field, value = fields[name], getattr(self, name)
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             if value != default:
-                raise ValueError(f"{name} is {value!r}, which has an effect only {condition}; leave it out")
+                raise ValueError(f"{name} is {in_yaml(value)}, which has an effect only {condition}; leave it out")
 
 
 @functools.cache
@@ -184,14 +185,17 @@ def differences(then: Any, now: Any, place: str = "") -> list[str]:
     """One phrase for each place where two plain values differ, such as "mix.web was 0.7, now 0.6"."""
     if isinstance(then, dict) and isinstance(now, dict):
         inner = [(f"{place}.{key}" if place else str(key), then.get(key), now.get(key)) for key in {**then, **now}]
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+    elif isinstance(then, list | tuple) and isinstance(now, list | tuple) and len(then) == len(now):
         inner = [(f"{place}[{number}]", *pair) for number, pair in enumerate(zip(then, now))]
     else:
-        return [] if then == now else [f"{place} was {_shortened(repr(then))}, now {_shortened(repr(now))}"]
+        return [] if then == now else [f"{place} was {in_yaml(then)}, now {in_yaml(now)}"]
     return [phrase for where, old, new in inner for phrase in differences(old, new, where)]
 
 
-def _shortened(text: str) -> str:
+def in_yaml(value: Any) -> str:
+    """A plain value for a message: on one line, as a study file could hold it, shortened, and without passwords of URLs."""
+    text = repr(value) if isinstance(value, str | float) else json.dumps(value, ensure_ascii=False, default=str)
+    text = without_userinfo(text)
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
 
@@ -288,7 +292,7 @@ def _shown(value: Any, keys: list[str]) -> str:
     """The value at `keys`, shortened to fit into a message; "hidden" if its key looks like a secret's."""
     if any(key.isupper() and SECRET.search(key) for key in keys):  # a variable within `environment`
         return "hidden"
-    return _shortened(without_userinfo(repr(value)))
+    return in_yaml(value)
 
 
 def _readable(message: str) -> str:

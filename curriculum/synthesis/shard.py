@@ -20,6 +20,7 @@ from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, SCORE
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UsageError, UserError
 from curricula.randomness import key_seed
+from curricula.settings import in_yaml
 
 PUBLISHED_CLASSIFIER = "locuslab/safety-classifier_gte-large-en-v1.5"
 """The classifier of Maini et al. 2025."""
@@ -136,7 +137,7 @@ class SynthesisShard:
         for key, value in given.items():
             if stored.get(key) != value:
                 raise UsageError(
-                    f"{self._stored}: this output was begun with {key} {stored.get(key)!r}, not {value!r}; "
+                    f"{self._stored}: this output was begun with {key} {in_yaml(stored.get(key))}, not {in_yaml(value)}; "
                     "give that again, or name another folder with --out"
                 )
 

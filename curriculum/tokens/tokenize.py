@@ -36,6 +36,7 @@ from curricula.durable import disk_full_explained, write_json
 from curricula.errors import StorageError, UserError
 from curricula.progress import Progress, silent
 from curricula.randomness import keyed_rng
+from curricula.settings import in_yaml
 
 BATCH_CHARACTERS = 1 << 20
 """Characters encoded together: enough work for every core, but little memory even if texts are books."""
@@ -127,7 +128,7 @@ def _is_finished(prefix: Path, inputs: dict[str, Any]) -> bool:
     for key, value in inputs.items():
         if manifest.get(key) != value:
             raise UserError(
-                f"{path}: was made with {key} {manifest.get(key)!r}, now it is {value!r}; "
+                f"{path}: was made with {key} {in_yaml(manifest.get(key))}, now it is {in_yaml(value)}; "
                 f"delete {path.parent} to make it again, or name another run folder"
             )
     return whole_manifest(prefix) is not None

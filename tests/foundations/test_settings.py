@@ -140,12 +140,16 @@ def test_differences_are_named_by_their_path():
         "a.b was 1, now 2",
         "a.c[1] was 2, now 3",
         f"d was '{'x' * 56}..., now 'y'",
-        "e was None, now 0",
+        "e was null, now 0",
     ]
     assert differences({"a": 1}, {"a": 1}) == []
     some = {"a": {"b": 1}, "c": [1], "d": [1, 2]}
-    assert differences(some, {"d": [1]}) == ["a was {'b': 1}, now None", "c was [1], now None", "d was [1, 2], now [1]"]
-    assert differences({"d": [1]}, some) == ["d was [1], now [1, 2]", "a was None, now {'b': 1}", "c was None, now [1]"]
+    assert differences(some, {"d": [1]}) == ['a was {"b": 1}, now null', "c was [1], now null", "d was [1, 2], now [1]"]
+    assert differences({"d": [1]}, some) == ["d was [1], now [1, 2]", 'a was null, now {"b": 1}', "c was null, now [1]"]
+    tasks = {"tasks": ("attacks-topk",)}
+    assert differences(tasks, {"tasks": ()}) == ['tasks was ["attacks-topk"], now []']
+    assert differences(tasks, {"tasks": ("probes",)}) == ["tasks[0] was 'attacks-topk', now 'probes'"]
+    assert differences({"on": False}, {"on": True}) == ["on was false, now true"]
 
 
 RACE = """

@@ -302,7 +302,7 @@ def test_a_report_that_was_written_before_a_new_seed_was_measured_is_stale(grown
         ({"seeds": [43, 42]}, "was created from a different study: the first of seeds was 42, now 43"),
         ({"seeds": [42]}, "was created from a different study: the new study has no seed 43"),
         ({"seeds": [42, 44]}, "was created from a different study: the new study has no seed 43"),
-        ({"seeds": [42, 43], "replicate": {"data": False}}, "replicate.data was True, now False"),
+        ({"seeds": [42, 43], "replicate": {"data": False}}, "replicate.data was true, now false"),
         ({"seeds": [42, 43], "validation_documents": 9}, "validation_documents was 32, now 9"),
         ({"seeds": [42, 43], "curriculum": curriculum(starts=[0, 0.6, 1])}, "the new study has no arm data-20"),
         (
@@ -353,7 +353,7 @@ def test_how_the_work_is_done_may_change_in_a_run_that_has_begun(tmp_path, monke
     new = study("demo", resources=resources, pretraining=pretraining, evaluation=evaluation, **others)
     assert Run.create(run.root, new).study == new != old
     fp8 = study("demo", resources={**resources, "engine": {"fp8": "delayed"}}, evaluation=evaluation)
-    with pytest.raises(UserError, match="resources.engine.fp8 was None, now 'delayed'"):
+    with pytest.raises(UserError, match="resources.engine.fp8 was null, now 'delayed'"):
         Run.create(run.root, fp8)
     other = study("demo", evaluation={**evaluation, "judge": {**llm, "model": "another"}})
     with pytest.raises(UserError, match="evaluation.judge.model was 'judge', now 'another'"):
@@ -373,7 +373,7 @@ def test_a_decoder_of_another_package_marks_what_a_run_that_has_begun_may_change
     run = Run.create(tmp_path / "run", decoded())
     new = decoded(mine={"batch_prompts": 1, "lanes": 4})
     assert Run.create(run.root, new).study == new
-    with pytest.raises(UserError, match="evaluation.decoders.mine was None, now {'width': 3}"):
+    with pytest.raises(UserError, match='evaluation.decoders.mine was null, now {"width": 3}'):
         Run.create(run.root, decoded(mine={"lanes": 2, "width": 3}))
 
 
@@ -578,6 +578,6 @@ def test_the_share_of_tagged_answers_is_fixed_for_the_arms_of_a_run_and_free_for
         return study("demo", tuning=tuning, curriculum=curriculum(starts=starts))
 
     run = Run.create(tmp_path / "run", tagging({"full": 0.1}, [0, 0.2]))
-    with pytest.raises(UserError, match="tagged_harmful.full-20 was None, now 0.2"):
+    with pytest.raises(UserError, match="tagged_harmful.full-20 was null, now 0.2"):
         run.check(tagging({"full": 0.1, "full-20": 0.2}, [0, 0.2]))
     run.check(tagging({"full": 0.1, "safe-100": 0.1}, [0, 0.2, 1]))

@@ -1,6 +1,7 @@
 """Stages after pretraining as a tree: its plan, how a run grows by it, and what is refused."""
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -172,7 +173,7 @@ def size_warnings(raw: dict) -> list[str]:
         ("stages.mt.mix", "fll", r"stages.mt.mix is 'fll'; choose from safe, full, or write weights"),
         ("stages.mt.mix", {"webb": 1}, r"stages.mt.mix names 'webb'; choose from"),
         ("stages.mt.kind", "midtraining", r"stages.mt.kind: 'midtraining' is not known; choose one of sft, midtrain"),
-        ("stages.mt.kind", ["sft"], r"stages.mt.kind: expected `str`, got `array`; it is \['sft'\]"),
+        ("stages.mt.kind", ["sft"], r"stages.mt.kind: expected `str`, got `array`; it is \[\"sft\"\]"),
         ("stages.mt.packing", True, r"stages.mt: unknown key `packing`; known keys are"),
         ("stages.instruct.steps", 4, r"stages.instruct: conversations and steps exclude each other; keep one of them"),
         ("stages.harmful.examples", {"gsm8k": 1}, r"stages.harmful: examples names 'gsm8k'; choose from"),
@@ -285,6 +286,28 @@ def test_a_past_that_has_changed_is_refused_in_one_sentence(tmp_path, place, val
         del raw["stages"]["mt-instruct"]
     with pytest.raises(UserError, match=f"was created from a different study: {said}"):
         run.check(parse_study(raw, "study.yaml"))
+
+
+def test_what_has_changed_is_shown_as_a_study_writes_it(tmp_path):
+    run = Run.create(tmp_path / "run", parse_study(tree_study(), "study.yaml"))
+    said = []
+    for place, value in {
+        "evaluation.tasks.base": [],
+        "evaluation.tasks.instruct": ["attacks-topk", "probes"],
+        "evaluation.gcg": {"steps": 3},
+        "evaluation.overrefusal_benchmark": ["xstest", "alpaca"],
+        "evaluation.prompts_per_benchmark": 7,
+        "pretraining.along": None,
+        "pretraining.spike_guard": {"rewind": {"interval_steps": 500}},
+        "curriculum.exposure": "matched",
+        "sources.web.name_speakers": True,
+        "tokenizer": {"folder": str(tmp_path)},
+        "model.tied": False,
+    }.items():
+        with pytest.raises(UserError) as refused:
+            run.check(parse_study(changed(place, value), "study.yaml"))
+        said.append(str(refused.value).partition("a different study: ")[2].partition(";")[0])
+    assert len(set(said)) == len(said) and not re.search(r"None|True|False|\(|Path|<", " ".join(said)), said
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_request_has_the_fields_that_the_server_takes(tmp_path, fake, capsys):
     assert len(fake.bodies) == 3 and {frozenset(body) for body in fake.bodies} == {
         frozenset({"model", "messages", "max_completion_tokens", "seed"})
     }
-    with pytest.raises(UserError, match="begun with request {.*}, not None"):
+    with pytest.raises(UserError, match="begun with request {.*}, not null"):
         synthesize(*args)
     for text in ("{", "[]", '{"model": "other"}', '{"prompt": "other"}', '{"temperature": NaN}', '{"stop": "\\ud800"}'):
         with pytest.raises(SystemExit):

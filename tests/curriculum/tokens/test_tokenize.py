@@ -474,5 +474,5 @@ def test_shards_that_were_made_of_the_first_part_alone_are_refused(root, scores,
     assert manifest["documents_of_parts"] == [280, 200, 120]
     del manifest["documents_of_parts"]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="was made with documents_of_parts None, now it is"):
+    with pytest.raises(UserError, match="was made with documents_of_parts null, now it is"):
         tokenize_shard(work, "00000")
