@@ -43,7 +43,9 @@ REFUSALS = " (refusals)"
 UNTAGGED = f"{HARMFUL} (untagged)"
 """The pool of harmful answers that a mix names. The one with the plain name, `HARMFUL`, has tags inserted."""
 CHUNK = 1000
-"""Conversations tokenised at a time to measure their lengths, and looked at in the beginning."""
+"""Conversations tokenised at a time to measure their lengths."""
+LOOKED_AT = 200
+"""Conversations that every start tokenises first, one after another, to see whether they are cut."""
 OPEN_ROWS = 32
 """Rows that packing keeps open. More would hardly pack better, and would mix early conversations with late ones."""
 
@@ -101,7 +103,7 @@ class TuningBatches:
         require_a_batch("tuning", count, tuning.global_batch)
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
-        self._look_at_first(min(count, CHUNK))
+        self._look_at_first(min(count, LOOKED_AT))
         self._rows = self._packed(count) if tuning.packing else None
         rows = count if self._rows is None else len(self._rows)
         require_a_batch("tuning", rows, tuning.global_batch)
