@@ -185,7 +185,8 @@ def _matching(pattern: Path) -> list[Path]:
     names = glob.glob(str(pattern.relative_to(base)), root_dir=base, recursive=True)
     files = sorted(base / name for name in names if not (base / name).is_dir())
     if "**" in pattern.parts:
-        below = {folder for file in files for folder in file.parents if base in folder.parents}
+        named = pattern.parts.index("**")  # folders before it may be in a run: the pattern names them
+        below = {folder for file in files for folder in file.parents if len(folder.parts) > named}
         runs = {folder for folder in below if all((folder / name).exists() for name in _OF_A_RUN)}
         files = [file for file in files if runs.isdisjoint(file.parents)]
     for folder in dict.fromkeys(file.parent for file in files):

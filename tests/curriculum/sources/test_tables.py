@@ -186,7 +186,8 @@ def test_a_pattern_passes_over_run_folders_whose_files_change_while_they_are_rea
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}\n')
     assert files_matching(f"{tmp_path}/**/*.jsonl") == [tmp_path / "data/a.jsonl"]
-    assert files_matching(f"{tmp_path}/runs/mine/**/*.jsonl") == [tmp_path / "runs/mine/slurm/submissions.jsonl"]
+    for named in ("mine", "*", "m*/slurm"):  # what a pattern names itself, it enters
+        assert files_matching(f"{tmp_path}/runs/{named}/**/*.jsonl") == [tmp_path / "runs/mine/slurm/submissions.jsonl"]
     with pytest.raises(UserError, match="no such file, and no file outside run folders matches it; correct the path"):
         files_matching(f"{tmp_path}/runs/**/*.jsonl")
 
