@@ -90,6 +90,11 @@ class EngineConfig(Settings, frozen=True):
     """This many layers keep only their input and recompute the rest in the backward pass: slower, but less memory."""
 
     def check(self) -> None:
+        if self.fp8 and self.attention != "torch":  # before what each of them needs, which the other forbids
+            raise ValueError(
+                f'engine.fp8 is "{self.fp8}", which needs the backend "te", and engine.attention is "{self.attention}", which '
+                'needs "torch"; leave one of them out'
+            )
         if self.fp8 and self.backend not in ("auto", "te"):
             raise ValueError(f'engine.fp8 is "{self.fp8}", which needs engine.backend "te", not "{self.backend}"')
         if self.attention != "torch" and self.backend != "torch":

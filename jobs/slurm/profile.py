@@ -79,7 +79,7 @@ class StageOptions(Settings, frozen=True):
                     f"options names {name!r}; give long options of sbatch without dashes. The suite sets these itself, some of "
                     f"them from keys of their own: {', '.join(MANAGED)}"
                 )
-            if value is not False and (other := self.set_by_key(name)):
+            if value is not False and (other := self.set_by_key(name)) is not None:
                 key = key_of(name)
                 raise ValueError(
                     f"options.{name} is {value!r}, but the key {key}, here or under `all`, is {other!r}; keep one of them"
@@ -255,9 +255,10 @@ class Profile(Settings, frozen=True):
         longest = min(ask.hours, request.options.hours or ask.hours)
         if longest * 3600 <= self.lead_time_s:
             where = f"stages.{section}.hours" if longest == request.options.hours else f"the study's hours for {stage}"
+            shorter = ", or a shorter lead_time_s" if longest * 3600 > LEAST_LEAD_S else ""
             raise UsageError(
                 f"{where}: {longest:g} h ({longest * 3600:.0f} s) are no longer than the lead_time_s of {self.lead_time_s}, so "
-                "the job would be told to save as soon as it begins; give more hours, or a shorter lead_time_s"
+                f"the job would be told to save as soon as it begins; give more hours{shorter}"
             )
         return request
 

@@ -79,6 +79,10 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
             r"resources.engine.fp8: 'e4m3' is not known; choose one of blockwise, delayed, tensorwise",
         ),
         ({"resources__engine": {"backend": "torch", "fp8": "delayed"}}, r'engine.fp8 is "delayed", which needs'),
+        (
+            {"resources__engine": {"backend": "te", "fp8": "delayed", "attention": "FA3"}},
+            r'fp8 is "delayed", which needs the backend "te", and engine.attention is "FA3", which needs "torch"; leave one',
+        ),
         ({"pretraining__budget_token": 5}, r"pretraining: unknown key `budget_token`; did you mean `budget_tokens`\?"),
         ({"pretraining__budget_tokens": None}, r"pretraining: give budget_tokens or tokens_per_parameter"),
         (

@@ -72,7 +72,8 @@ def test_answers_are_merged_where_gpus_are_only_if_the_judge_needs_one():
 
 def test_hours_that_end_before_a_job_could_save_are_refused():
     profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
-    with pytest.raises(UsageError, match=r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than the lead_time_s of 120"):
+    said = r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than the lead_time_s of 120, .*; give more hours$"
+    with pytest.raises(UsageError, match=said):  # no lead_time_s that is allowed would be short enough
         plan_study(PAPER, profile)
 
 
@@ -188,6 +189,10 @@ def parse(**raw) -> Profile:
         (
             {"stages": {"all": {"options": {"mem": "0"}}, "tuning": {"memory_gb": 4}}},
             "stages.tuning.options.mem is '0', but the key memory_gb, here or under `all`, is 4.0; keep one of them",
+        ),
+        (
+            {"stages": {"all": {"options": {"exclusive": "user"}}, "tuning": {"exclusive": False}}},
+            "options.exclusive is 'user', but the key exclusive, here or under `all`, is False; keep one of them",
         ),
         ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*The suite sets these itself"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it in secrets_file"),
