@@ -212,7 +212,7 @@ def test_shards_of_other_data_with_as_many_rows_are_refused(root, tmp_path):
     tokenize_shard(web(root, tmp_path, tmp_path), "00000")
     write_rows(tmp_path, "fineweb_annotated/score_0", rows[::-1])
     for shard in ("00000", "00001"):  # also one that is yet to be made
-        with pytest.raises(UserError, match="00000.json: was made with source_files '.*', now it is '.*'; delete"):
+        with pytest.raises(UserError, match="00000.json: was made with source_files '.*, now it is '.*; delete"):
             tokenize_shard(web(root, tmp_path, tmp_path), shard)
 
 
@@ -255,7 +255,7 @@ def test_shards_of_another_tokenizer_are_refused(root, tmp_path):
     tokenize_source(web(root, tmp_path))
     train_tokenizer(["other text"], 300, tmp_path / "tokenizer")
     other = replace(web(root, tmp_path), tokenizer=tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="validation.json: was made with tokenizer '.*', now it is '.*'; delete"):
+    with pytest.raises(UserError, match="validation.json: was made with tokenizer '.*, now it is '.*; delete"):
         tokenize_source(other)
 
 
