@@ -22,6 +22,7 @@ from curricula.curriculum.sources.hub import Download, declared_download, downlo
 from curricula.curriculum.sources.registry import local_root
 from curricula.errors import UsageError, UserError
 from curricula.eval.benchmarks import BENCHMARKS, benchmark_downloads
+from curricula.jobs.run import Run
 from curricula.jobs.study import Study, load_study
 
 Purpose = Literal["data", "evaluation"]
@@ -111,10 +112,11 @@ def check_pool(study: Study, name: str, root: Path) -> int:
 
 def check_lengths(study: Study, held: Mapping[str, int]) -> None:
     """Raise UserError if a finetuning stage is shorter than a step, or does not come to a point that is measured along it.
-    `held` says how many conversations each tuning set holds."""
+    `held` says how many conversations each tuning set holds; stages that read others are not checked."""
     for point in study.variants.values():
         for name, stage in point.tree.stages.items():
-            if isinstance(stage, Tuning) and not stage.packing:  # how many rows packing makes is known only in training
+            # How many rows packing makes is known only in training.
+            if isinstance(stage, Tuning) and not stage.packing and stage.mix.keys() <= held.keys():
                 count = stage.total_conversations(held)
                 require_a_batch(point.place_of(name), count, stage.global_batch)
                 if stage.along:
@@ -122,6 +124,16 @@ def check_lengths(study: Study, held: Mapping[str, int]) -> None:
                         stage.along.steps(count // stage.global_batch)
                     except ValueError as error:
                         raise UserError(f"{point.place_of(name)}.{error}") from None
+
+
+def check_change(run: Run, study: Study) -> None:
+    """Raise UserError if the run cannot continue with `study`, or if a stage that it would get fails a check of the job
+    `prepare`, which does not run again. Tuning sets that are not on this machine are left to that stage."""
+    run.check(study)
+    added = [tuning for tuning in study.tunings if tuning not in run.study.tunings]
+    sets = {name: study.tuning_sets.get(name) or POOLS[name] for tuning in added for name in tuning.mix}
+    root = run.data_root
+    check_lengths(study, {name: check_pool(study, name, root) for name, table in sets.items() if table.is_here(root)})
 
 
 def look_at_tables(study: Study, root: Path | None) -> None:

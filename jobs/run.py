@@ -13,7 +13,7 @@ import io
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,9 @@ class Run:
 
     def check(self, study: Study) -> None:
         """Raise UserError if the run cannot continue with `study`."""
-        if changed := refusal(self.study, study):
+        # The stages that have made something here.
+        begun = {path.name for part in ("tune", "models", "eval") for path in self.root.glob(f"{part}/*/*")}
+        if changed := refusal(self.study, study, begun):
             is_unused = not (self.submissions.exists() or any(self.root.glob("jobs/*/*/done.json")))
             way = "delete the run folder, in which nothing is done yet, or name another" if is_unused else "name another folder"
             raise UserError(f"{self.root}/study.yaml: was created from a different study: {changed}; {way} with --run")
@@ -272,16 +274,18 @@ def current_provenance() -> dict[str, Any]:
     return {"packages": versions, "python": platform.python_version(), "machine": platform.machine(), "git": git}
 
 
-def refusal(old: Study, new: Study) -> str:
-    """Why a run of the study `old` cannot continue with `new`, such as "seed was 42, now 43"; empty if it can."""
+def refusal(old: Study, new: Study, begun: Collection[str]) -> str:
+    """Why a run of the study `old` cannot continue with `new`, such as "seed was 42, now 43"; empty if it can. Of the stages
+    after pretraining, only those that have `begun` must stay as they are."""
     seeds, new_seeds = ([one.seed for one in study.replicates] for study in (old, new))
     if seeds[0] != new_seeds[0]:
         what = "seed" if len(seeds) == len(new_seeds) == 1 else "the first of seeds"
         return f"{what} was {seeds[0]}, now {new_seeds[0]}"
-    for what, had, has in (("seed", seeds, new_seeds), ("stage", old.tree.stages, new.tree.stages)):
+    stages = [name for name in old.tree.stages if name in begun]
+    for what, had, has in (("seed", seeds, new_seeds), ("stage", stages, new.tree.stages)):
         if gone := [str(one) for one in had if one not in has]:
             return f"the new study has no {what} {', '.join(gone)}"
-    if changed := differences(*_fixed(old, new)):
+    if changed := differences(*_fixed(old, new, stages)):
         return changed[0]
     arms, new_arms = ({arm.key: arm for arm in study.arms} for study in (old, new))
     jobs, new_jobs = ({arm.key: name for name, group in study.groups.items() for arm in group} for study in (old, new))
@@ -314,8 +318,9 @@ def cut_branches(old: Study, new: Study) -> set[str]:
     return {segment.branch for segment in added if segment.stop < ends.get(segment.branch, 0)}
 
 
-def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
-    """Both studies as plain values, without what can grow or change: of mappings by arm or set, without new arms and sets."""
+def _fixed(old: Study, new: Study, begun: Collection[str]) -> tuple[Any, Any]:
+    """Both studies as plain values, without what can grow or change: of mappings by arm or set, without new arms and sets; of
+    stages, those that have `begun`."""
     plain: tuple[Any, Any] = msgspec.to_builtins(old), msgspec.to_builtins(new)
     sets = {*old.curriculum.interventions, *old.curriculum.arms, *(arm.name for arm in old.arms)}
     for study, typed in zip(plain, (old, new)):
@@ -325,10 +330,11 @@ def _fixed(old: Study, new: Study) -> tuple[Any, Any]:
         study["points"] = {name: {"model": msgspec.to_builtins(one.model.resolve())} for name, one in typed.variants.items()}
         if len({one.seed for one in old.replicates}) == 1:
             del study["replicate"]  # it has no effect while there is one seed
-        for name in study["stages"].keys() - old.stages.keys():
+        for name in study["stages"].keys() - {*begun}:
             del study["stages"][name]
-        stages = [*study["stages"].values(), *((study["tuning"] or {}).get(name) for name in ("instruct", "benign"))]
-        by_set = [stage["tagged_harmful"] for stage in stages if stage and "tagged_harmful" in stage]
+        study["tuning"] = {name: stage for name, stage in (study["tuning"] or {}).items() if name in begun}
+        stages = [*study["stages"].values(), *study["tuning"].values()]
+        by_set = [stage["tagged_harmful"] for stage in stages if "tagged_harmful" in stage]
         for mapping in (*by_set, study["curriculum"]["interventions"], study["curriculum"]["arms"]):
             for name in mapping.keys() - sets:
                 del mapping[name]

@@ -24,6 +24,7 @@ from curricula.errors import UserError
 from curricula.jobs.cli.options import confirm
 from curricula.jobs.cli.status import STYLES, Row, element_table
 from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
+from curricula.jobs.downloads import check_change
 from curricula.jobs.estimates import MOST_HERE, about, minutes_here, seconds_here
 from curricula.jobs.local import run_plan
 from curricula.jobs.monitor.progress import Reading, number, read_progress
@@ -56,7 +57,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     """
     console = Console(highlight=False, markup=False)
     if (root / "study.yaml").exists():
-        Run(root).check(plan.study)
+        check_change(Run(root), plan.study)
     done_before = done_elements(Run(root), plan)
     check_needs(plan, chosen, done_before, ())
     started = time.monotonic()

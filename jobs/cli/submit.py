@@ -24,11 +24,11 @@ from curricula.jobs.cli.local import run_here, run_root
 from curricula.jobs.cli.options import confirm
 from curricula.jobs.cli.plan import print_table
 from curricula.jobs.completion import done_elements
-from curricula.jobs.downloads import read_study
+from curricula.jobs.downloads import check_change, read_study
 from curricula.jobs.graph import check_batches, plan_study
 from curricula.jobs.monitor.state import TO_REPEAT, ElementStatus, run_status
 from curricula.jobs.plan import Key, Plan
-from curricula.jobs.run import Run, cut_branches
+from curricula.jobs.run import Run, cut_branches, refusal
 from curricula.jobs.selection import Selection, check_needs, select
 from curricula.jobs.slurm import commands
 from curricula.jobs.slurm.commands import DependencyLost, QueueFull, Task, TaskState
@@ -125,7 +125,7 @@ def _standing(run: Run, plan: Plan, profile: Profile, console: Console) -> Stand
     """The run's done and live elements. Raises UserError if the run cannot continue, or not yet, with the plan's study."""
     from curricula.jobs.slurm.submit import standing
 
-    run.check(plan.study)
+    check_change(run, plan.study)
     now = standing(run, plan, profile, console.print)
     _refuse_conflicts(run, plan, now.live)
     return now
@@ -162,6 +162,8 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
         had, asked = (f"{plural(request.nodes, 'node')} of {plural(request.gpus_per_node, 'GPU')}" for request in requests)
         if had != asked:
             yield f"{job} is queued or running, and the changed study or the profile asks for {asked} instead of {had}"
+    if changed := refusal(run.study, plan.study, {old.by_key[key][1].kind for key in live.keys() & old.by_key.keys()}):
+        yield f"jobs of that stage are queued or running, and {changed}"
 
 
 def _gpu_hours(plan: Plan, chosen: Collection[Key]) -> float:
@@ -188,7 +190,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     has_slurm, run = shutil.which("sbatch") is not None, Run(root)
     use_cluster(run, profile)
     if (root / "study.yaml").exists():
-        run.check(plan.study)
+        check_change(run, plan.study)
     submitted = submissions(run)
     live = live_elements(run, queued(run)) if submitted and has_slurm else {}
     _refuse_conflicts(run, plan, live)

@@ -578,6 +578,7 @@ def test_the_share_of_tagged_answers_is_fixed_for_the_arms_of_a_run_and_free_for
         return study("demo", tuning=tuning, curriculum=curriculum(starts=starts))
 
     run = Run.create(tmp_path / "run", tagging({"full": 0.1}, [0, 0.2]))
+    run.tuning("full-20", "instruct").mkdir(parents=True)
     with pytest.raises(UserError, match="tagged_harmful.full-20 was null, now 0.2"):
         run.check(tagging({"full": 0.1, "full-20": 0.2}, [0, 0.2]))
     run.check(tagging({"full": 0.1, "safe-100": 0.1}, [0, 0.2, 1]))

@@ -3,12 +3,13 @@
 import copy
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 from paths import ROOT, STUDIES
-from run_folders import make
-from small_studies import by_job, smaller_demo, tree_study
+from run_folders import FakeSlurm, make, submitted
+from small_studies import by_job, smaller_demo, tree_study, write_study
 
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
@@ -17,6 +18,7 @@ from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
+from curricula.jobs.slurm.profile import keep_profile, load_profile
 from curricula.jobs.stages import STAGES
 from curricula.jobs.study import parse_study, study_yaml
 
@@ -275,17 +277,36 @@ def test_a_stage_that_is_added_later_makes_nothing_old_stale(grown, monkeypatch)
     [
         ("stages.mt.lr", 1e-3, "stages.mt.lr was 0.003, now 0.001"),
         ("stages.mt", None, "the new study has no stage mt, mt-instruct"),
-        ("pretraining.along.at", [0.25, 0.5], "pretraining.along.at was"),
+        ("pretraining.along.at", [0.25, 0.5], r"pretraining.along.at\[1\] was 0.75, now 0.5"),
         ("stages.late", {"kind": "sft", "mix": {"gsm8k": 1}, "at": 0.6}, "stages.late begins at step 14 of full-50"),
     ],
 )
 def test_a_past_that_has_changed_is_refused_in_one_sentence(tmp_path, place, value, said):
     run = Run.create(tmp_path / "run", parse_study(tree_study(), "study.yaml"))
+    for name in ("mt", "mt-instruct"):
+        (run.root / "tune/full-50" / name).mkdir(parents=True)
     raw = changed(place, value)
     if place == "stages.mt":
         del raw["stages"]["mt-instruct"]
     with pytest.raises(UserError, match=f"was created from a different study: {said}"):
         run.check(parse_study(raw, "study.yaml"))
+
+
+def test_a_stage_that_has_made_nothing_yet_may_change_or_go(tmp_path, monkeypatch, capsys):
+    run = Run.create(tmp_path / "run", parse_study(tree_study(), "study.yaml"))
+    make(run, plan_study(run.study), ("prepare", "prepare"), 1.0)
+    for place, value in (("stages.harmful.along.at", [1]), ("stages.harmful.packing", True), ("stages.harmful", None)):
+        run.check(parse_study(changed(place, value), "study.yaml"))
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    keep_profile(run.profile, load_profile(Path("slurm-lab")))
+    submitted(run, "harmful-50", "70", ["full-50"])
+    slurm.queue(("70", "0", "PENDING", "Dependency", "", 0))
+    words = ["submit", str(write_study(tmp_path, changed("stages.harmful.lr", 0.5))), "--cluster", "slurm", "--profile"]
+    assert main([*words, "slurm-lab", "--run", str(run.root), "--yes"]) == 1
+    assert "jobs of that stage are queued or running, and stages.harmful.lr was 0.001, now 0.5" in capsys.readouterr().err
+    (run.root / "tune/full-50/harmful").mkdir(parents=True)
+    with pytest.raises(UserError, match="a different study: stages.harmful.lr was 0.001, now 0.5; name another folder"):
+        run.check(parse_study(changed("stages.harmful.lr", 0.5), "study.yaml"))
 
 
 def test_what_has_changed_is_shown_as_a_study_writes_it(tmp_path):

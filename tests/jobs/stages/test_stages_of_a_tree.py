@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from small_studies import tree_study
+from small_studies import tree_study, write_study
 
 from curricula import durable
 from curricula.curriculum.plan import TRUNK
 from curricula.curriculum.sources.conversations import POOLS
 from curricula.errors import UserError
+from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.stages import STAGES, Work
@@ -149,6 +150,20 @@ def test_a_point_beyond_the_end_that_only_the_data_shows_is_refused_before_train
     with pytest.raises(UserError, match="stages.harmful.along.at names 99, which is step 99 of 4: no checkpoint is kept"):
         trained("harmful-50", "full-50")
     (root / "study.yaml").write_text(frozen)
+
+
+def test_a_stage_that_is_added_later_is_checked_before_it_is_submitted(root, tmp_path, capsys):
+    raw = tree_study()
+    chats = {"kind": "sft", "mix": {"ultrachat": 1}, "from": "instruct", "tasks": []}
+    frozen = (root / "study.yaml").read_text()
+    for change, said in (
+        ({"along": {"at": [99999]}}, "stages.late.along.at names 99999, which is step 99,999 of "),
+        ({"epochs": 1e-6}, "stages.late: a batch has 4 rows, but the conversations fill only 0"),
+    ):
+        raw["stages"]["late"] = chats | change
+        assert main(["submit", str(write_study(tmp_path, raw)), "--run", str(root)]) == 1
+        shown = capsys.readouterr()
+        assert said in shown.err and not shown.out and (root / "study.yaml").read_text() == frozen
 
 
 def test_models_tuned_later_train_on_the_same_sets_or_are_refused(root, trained):
