@@ -141,7 +141,7 @@ def read_yaml(path: Path, missing: str) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return load_yaml(file.read(MOST_CHARACTERS + 1))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: {missing}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: cannot be read (it is not UTF-8 text); name a YAML file") from None
@@ -223,6 +223,9 @@ def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
 def _explanation(text: str, raw: Any, kind: Any, keys: list[str]) -> str:
     """The sentence for msgspec's complaint `text` about `raw` itself, the value at `keys`."""
     place = ".".join(keys) or f"the {kind.__name__.removesuffix('Config').lower()}"
+    for key, value in raw.items() if isinstance(raw, dict) else ():
+        if value is None and re.fullmatch(r"\w+:.+", key):  # {kind:sft} is a key without a value
+            return f"{place}: unknown key `{key}`; write a blank after its colon"
     if unknown := re.search(r"unknown field `(.*)`", text):
         known = [name for struct in _meant(kind, raw) for name in struct.__struct_encode_fields__]
         near = difflib.get_close_matches(unknown[1], known, n=1)
