@@ -37,17 +37,19 @@ class Attack:
         self.beginning = list(loaded.beginning) if raw else []
         """Tokens that the tokenizer puts before a raw text; a chat template contains them."""
         self.opening_ids = loaded.encode_turn(self.marks, self.request, "") if self.quotes else loaded.encode(self.opening)
-        self.closing_ids = loaded.encode_part(self.closing)
         self.target = f" {config.target.lstrip()}" if raw else config.target
         self.target_ids = loaded.answer_ids(self.target)
-        self.initial_ids = loaded.encode_part(" " + config.suffix.strip())
+        suffix = f" {config.suffix.strip()}"
+        self.initial_ids = loaded.encode_part(suffix)
+        (whole,) = self._whole([suffix])
+        # Read alone, the closing may have other tokens: some tokenizers put a blank before, some marks strip one.
+        self.closing_ids = whole[len(self.opening_ids) + len(self.initial_ids) :]
         if not self.keeps_tokens([self.initial_ids])[0]:
             raise UserError(
                 f"gcg.suffix {config.suffix!r} does not keep its tokens after the request {self.request[:60]!r} in the "
                 f"tokenizer of {loaded.folder}; choose another initial suffix"
             )
-        whole = [*self.beginning, *self.opening_ids, *self.initial_ids, *self.closing_ids]
-        room_after(loaded, whole + self.target_ids[1:], 1)
+        room_after(loaded, [*self.beginning, *whole, *self.target_ids[1:]], 1)
         self.prefix = read_on(loaded, DynamicCache(), self.beginning + self.opening_ids)
 
     def losses(self, suffixes: Sequence[Sequence[int]], near: Sequence[int] | None = None) -> tuple[list[float], list[bool]]:
@@ -62,18 +64,21 @@ class Attack:
     def keeps_tokens(self, suffixes: Sequence[Sequence[int]]) -> list[bool]:
         """Whether the whole prompt with each suffix, as text, has exactly the tokens it was optimised with."""
         texts = self.loaded.decode_parts(suffixes)
-        if self.quotes:
-            whole = [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in texts]
-        else:  # the tokenizer's own batch call; that of transformers takes several times as long to wrap the result
-            wholes = [f"{self.opening}{text}{self.closing}" for text in texts]
-            encodings = self.loaded.tokenizer.backend_tokenizer.encode_batch_fast(wholes, add_special_tokens=False)
-            whole = [encoding.ids for encoding in encodings]
         return [
             text.startswith(" ")
             and not (self.trims and text.endswith(" "))
             and ids == [*self.opening_ids, *suffix, *self.closing_ids]
-            for text, ids, suffix in zip(texts, whole, suffixes)
+            for text, ids, suffix in zip(texts, self._whole(texts), suffixes)
         ]
+
+    def _whole(self, suffixes: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompt with each suffix, without `beginning`."""
+        if self.quotes:
+            return [self.loaded.encode_turn(self.marks, f"{self.request}{text}", self.closing) for text in suffixes]
+        # The tokenizer's own batch call; that of transformers takes several times as long to wrap the result.
+        texts = [f"{self.opening}{text}{self.closing}" for text in suffixes]
+        encodings = self.loaded.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
 
 class BeginningLayer(DynamicLayer):

@@ -16,6 +16,7 @@ from evaluating_child import attack_prompts
 from forked import started
 from scipy.stats import spearmanr
 from tiny_llama import save_tiny_llama, spaced_tokenizer, tiny_tokenizer
+from tokenizers import AddedToken
 
 from curricula.errors import UserError
 from curricula.eval.attacks.gcg import (
@@ -171,6 +172,18 @@ def test_a_tokenizer_that_puts_a_blank_before_every_text_is_no_obstacle(base, lo
     read = [*attack.opening_ids, *state.best, *attack.closing_ids]
     assert model.prompt_ids(text) == read
     assert model.encode(f"{text if model.raw else model.chat(text)} Sure") == read + attack.target_ids
+
+
+@pytest.mark.parametrize(("closing", "keeps_blank"), [(" <|im_end|>", False), ("Assistant:", True)])
+def test_what_closes_a_turn_is_read_as_it_is_after_the_suffix(loaded, closing, keeps_blank):
+    tokenizer = tiny_tokenizer(adds_blank=True) if keeps_blank else spaced_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|im_end|>", lstrip=True, special=True)]})
+    tokenizer.chat_template = f"{{{{ messages[0]['content'] + '{closing}' }}}}"
+    model = dataclasses.replace(loaded, tokenizer=tokenizer)
+    suffix, state = optimise_suffix(model, REQUEST, CONFIG, (0, "a"))
+    assert state.best_loss < state.initial_loss
+    attack = Attack(model, REQUEST, CONFIG)
+    assert model.prompt_ids(f"{REQUEST}{suffix}") == [*attack.opening_ids, *state.best, *attack.closing_ids]
 
 
 def test_a_prompt_that_fills_the_context_with_its_suffix_is_refused(loaded):
