@@ -78,8 +78,12 @@ class Job:
     """The names by which a command can select its stage: `stage` and, if it makes models, the study's name for it."""
 
     @cached_property
+    def by_label(self) -> Mapping[str, Element]:
+        return {element.label: element for element in self.elements}
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        return tuple(element.label for element in self.elements)
+        return tuple(self.by_label)
 
     @property
     def keys(self) -> list[Key]:
@@ -87,8 +91,7 @@ class Job:
 
     def part(self, labels: Iterable[str]) -> Job:
         """The job with these elements alone, in this order."""
-        elements = {element.label: element for element in self.elements}
-        return replace(self, elements=tuple(elements[label] for label in labels))
+        return replace(self, elements=tuple(map(self.by_label.__getitem__, labels)))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from curricula.errors import UsageError
 from curricula.jobs.downloads import study_downloads
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
+from curricula.jobs.plan import Element, Job
 from curricula.jobs.selection import Selection, select
 from curricula.jobs.study import load_study, parse_study
 
@@ -25,6 +26,19 @@ def test_every_job_comes_after_what_it_needs():
     for job in plan_study(load_study(STUDIES / "paper.yaml")).jobs:
         assert {edge.job for edge in job.needs} <= seen, job.name
         seen.add(job.name)
+
+
+def test_a_job_in_many_arrays_looks_at_each_of_its_elements_once():
+    reads = []
+
+    class Watched(Element):
+        def __getattribute__(self, name):
+            reads.append(name)
+            return super().__getattribute__(name)
+
+    job = Job("tokenize", "tokenize", tuple(Watched(str(number)) for number in range(50)))
+    arrays = [job.part([label]) for label in job.labels]
+    assert reads.count("label") == 50 and arrays[7].elements == job.elements[7:8]
 
 
 def test_branches_wait_for_the_trunk_to_reach_their_start_and_no_longer():
