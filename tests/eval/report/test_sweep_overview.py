@@ -3,6 +3,8 @@
 import csv
 import re
 
+import pytest
+
 from curricula.durable import write_json
 from curricula.eval.report.overviews import SweptPoint, write_overview
 
@@ -41,3 +43,11 @@ def test_the_overview_joins_the_points_and_escapes_what_it_shows(tmp_path):
     assert written == {
         f"{name}{suffix}" for name in ("along", "differences", "estimates", "trends") for suffix in (".csv", ".tex")
     }
+
+
+@pytest.mark.parametrize("watched", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
+def test_on_a_phone_a_long_note_makes_no_table_of_effects_wider_than_the_page(tmp_path, watched):
+    points = [point(tmp_path, name, -0.2, "model.preset: x") for name in ("small", "large")]
+    effects = watched.open(write_overview("study", points, tmp_path)).locator(".scroll").last
+    assert effects.locator("small.wide").count() == 2 and watched.is_clean
+    assert effects.evaluate("scroll => scroll.scrollWidth - scroll.clientWidth") == 0
