@@ -135,6 +135,8 @@ def describe(plan: Plan, shards: Path | None = None) -> dict[str, Any]:
             {
                 "name": job.name,
                 "stage": job.stage,
+                "stage_names": job.stage_names,
+                "gpu_hours": sum(element.gpu_hours for element in job.elements),
                 "elements": [element.label for element in job.elements],
                 "needs": [dataclasses.asdict(edge) for edge in job.needs],
             }

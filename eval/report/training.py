@@ -271,29 +271,17 @@ class CostRow:
 
 
 def cost_rows(training: Training) -> Iterator[CostRow]:
-    hours = training.plan.get("gpu_hours") or {}
-    planned = {"pretrain": "pretraining", "tune": "tuning_at_most", "evaluate": "evaluation_at_most"}
-    midtrained = {stage["name"] for stage in training.plan.get("stages", ()) if stage.get("kind") == "midtrain"}
-
-    def stage_of(branch: Branch) -> str:
-        if branch.later_stage in midtrained:
-            return "midtrain"
-        return "tune" if branch.later_stage else "pretrain"
-
-    counts: dict[str, int] = defaultdict(int)
-    for job in training.plan.get("jobs", ()):
-        counts[job["stage"]] += len(job["elements"])
-    for stage, count in counts.items():
-        seconds = training.seconds.get(stage, [])
-        branches = [branch for branch in training.branches if stage_of(branch) == stage]
+    for stage, jobs in grouped(training.plan.get("jobs", ()), lambda job: job["stage"]).items():
+        seconds, names = training.seconds.get(stage, []), {name for job in jobs for name in job["stage_names"]}
+        branches = [branch for branch in training.branches if (branch.later_stage or "pretrain") in names]
         restarts = [known for branch in branches if (known := training.restarts(branch)) is not None]
         yield CostRow(
             stage,
             len(seconds),
-            count,
+            sum(len(job["elements"]) for job in jobs),
             sum(seconds) / 3600,
             sum(branch.device_hours for branch in branches) if branches else None,
-            hours.get(planned.get(stage, "")),
+            sum(job["gpu_hours"] for job in jobs) or None,
             sum(restarts) if restarts else None,
             sum(branch.lost_steps for branch in branches) if restarts else None,
             sum(branch.stall_s for branch in branches) if branches else None,
