@@ -141,61 +141,59 @@ class Asking(Generic[Question, Answer]):
 
     async def run(self, questions: Iterable[Question]) -> None:
         """Ask all of `questions`. Raises UserError if the server is at fault; answers received before that are kept."""
-        writer = asyncio.create_task(self._keep_writing())
-        workers: list[asyncio.Task[None]] = []
+        left, writer = iter(questions), asyncio.create_task(self._keep_writing())
+        under_way: set[asyncio.Task[None]] = set()
         try:
-            while True:  # rounds: what comes back when the workers are ending is asked in the next one
-                left = iter(questions)
-                workers = [asyncio.create_task(self._work(left)) for _ in range(self._concurrency)]
-                all_asked = asyncio.create_task(asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION))
-                await asyncio.wait([all_asked, writer], return_when=asyncio.FIRST_COMPLETED)
-                for task in (writer, *workers):
-                    if task.done():
+            while True:
+                while len(under_way) < self._concurrency and (question := self._next(left)) is not None:
+                    under_way.add(asyncio.create_task(self._ask_about(question)))
+                if under_way:
+                    done, _ = await asyncio.wait({*under_way, writer}, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
                         task.result()
-                if not self._again:
+                    under_way -= done
+                else:
                     self._decide(self._blame.exhausted)
-                if not self._again:
-                    break
-                questions, self._again = self._again, deque()
+                    if not self._again:
+                        break
         except UserError:
             self._ended = True
             self._stop()
-            await asyncio.wait(workers, timeout=LAST_REPLIES_S)
+            if under_way:
+                await asyncio.wait(under_way, timeout=LAST_REPLIES_S)
             raise
         finally:
-            for task in (*workers, writer):
+            for task in (*under_way, writer):
                 task.cancel()
-            await asyncio.gather(*workers, writer, return_exceptions=True)
+            await asyncio.gather(*under_way, writer, return_exceptions=True)
             if self._writing:
                 await self._writing
             self._write(self._outcomes)
 
-    async def _work(self, left: Iterator[Question]) -> None:
+    def _next(self, left: Iterator[Question]) -> Question | None:
+        """A question to ask again if there is one: among other questions, it shows whether the server is at fault."""
+        return self._again.popleft() if self._again else next(left, None)
+
+    async def _ask_about(self, question: Question) -> None:
         try:
-            for question in left:
-                if self._again:  # it goes first: among other questions, it shows whether the server is at fault
-                    self._again.append(question)
-                    question = self._again.popleft()
-                try:
-                    answer = await self._ask(question)
-                except Unaskable as error:
-                    self._note_outcome(Failed(question, error))
-                except (Refused, NoAnswer, Unreadable) as error:
-                    self._decide(self._blame.failed, Failed(question, error))
-                else:
-                    self._note_outcome(Answered(question, answer))
-                    self._decide(self._blame.succeeded)
-                if self._ended:
-                    return
-        except UserError:
-            self._ended = True
-            raise
+            answer = await self._ask(question)
+        except Unaskable as error:
+            self._note_outcome(Failed(question, error))
+        except (Refused, NoAnswer, Unreadable) as error:
+            self._decide(self._blame.failed, Failed(question, error))
+        else:
+            self._note_outcome(Answered(question, answer))
+            self._decide(self._blame.succeeded)
 
     def _decide(self, decide: Callable[..., Decision[Question]], *failure: Failed[Question]) -> None:
         """Carry out what the blame decides. It is not asked again after it accuses the server: late replies change nothing."""
         if self._ended:
             return
-        decision = decide(*failure)
+        try:
+            decision = decide(*failure)
+        except UserError:
+            self._ended = True
+            raise
         for final in decision.final:
             self._note_outcome(final)
         self._again += decision.again

@@ -90,13 +90,30 @@ def test_every_question_has_one_outcome_and_no_more_are_under_way_than_allowed()
     assert sorted(set(asked)) == list(range(50)) and len(asked) == 52, "those without an answer are asked again once"
 
 
+class Returning(Lenient):
+    """Asks again as soon as another question has a good answer."""
+
+    def succeeded(self) -> Decision[int]:
+        return super().exhausted() if self.again else Decision()
+
+
+def test_a_question_that_comes_back_waits_for_no_slower_answer():
+    answered: list[int] = []
+
+    async def ask(number: int) -> str:
+        if number == 1 and not blame.repeated:
+            raise NoAnswer("away")
+        await asyncio.sleep(1 if number == 0 else 0.01)
+        answered.append(number)
+        return str(number)
+
+    blame = Returning()
+    assert len(outcomes_of(ask, blame, 3)) == 3 and answered == [2, 1, 0]
+
+
 def test_questions_that_come_back_late_are_asked_at_once_and_not_one_by_one():
     """The good answer that shows that the server is well may be the last one."""
     under_way = most = 0
-
-    class Returning(Lenient):
-        def succeeded(self) -> Decision[int]:
-            return super().exhausted() if self.again else Decision()
 
     async def ask(number: int) -> str:
         nonlocal under_way, most
