@@ -183,7 +183,7 @@ CLAIMS = (
 ClaimOutcome = Literal["reproduced", "not reproduced", "inconclusive", "single run", "not measured"]
 
 SINGLE_RUN = "single run: differences may be due to the seed"
-NOTHING_SHARED = "the runs share no benchmark, so nothing is known about seeds"
+NOTHING_SHARED = "the runs share no benchmark: nothing is known about seeds"
 
 LEFT_OUT = "left out as incoherent"
 

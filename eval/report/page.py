@@ -184,6 +184,15 @@ def _page_values(
         "change_tables": list(page_tables.change_tables(tables["changes"], arms)),
         "estimate_tables": list(page_tables.estimate_tables(shown)) if shown.several else [],
         "variance": list(page_tables.variance_rows(tables["variance"], arms)),
+        # Whether any arm has several runs yet; `shown.several` says whether it is to have them.
+        "replicated": any(
+            len(share.runs) > 1
+            for share in (
+                *(one.rate for one in shown.estimates),
+                *(one.auc for one in shown.probes),
+                *(one.value for one in shown.capability),
+            )
+        ),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
         "margins": {"rate": TOPK, "auc": AUC},
         "labels": labels,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from curricula.eval.analysis.claims import AUC, LEFT_OUT, SINGLE_RUN, ClaimTest
+from curricula.eval.analysis.claims import AUC, LEFT_OUT, NOTHING_SHARED, SINGLE_RUN, ClaimTest
 from curricula.eval.analysis.metrics import AttackMetrics, Model, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
@@ -66,7 +66,8 @@ def verdict(tests: Sequence[ClaimTest]) -> str:
     if not measured:
         return f"None of the {len(tests)} claims of Sam et al. has been measured."
     if counts["single run"] == measured:
-        return f"{SINGLE_RUN.capitalize()}, so none of the {len(tests)} claims of Sam et al. gets a verdict."
+        why = SINGLE_RUN if any(test.seeds == 1 for test in tests) else NOTHING_SHARED
+        return f"{why.capitalize()}, so none of the {len(tests)} claims of Sam et al. gets a verdict."
     undecided = counts["inconclusive"] + counts["single run"]
     trained = span([test.seeds for test in tests if test.seeds > 1])
     left_out = "; incoherent runs left out" if any(LEFT_OUT in test.note for test in tests) else ""

@@ -97,6 +97,13 @@ def test_a_point_is_the_estimate_over_seeds_with_its_runs_behind_it(shown):
     assert point.value == pytest.approx(fmean(rates))
 
 
+def test_a_page_whose_arms_have_one_run_so_far_does_not_say_that_its_intervals_allow_for_the_seed(page, tmp_path):
+    few, one = "the intervals allow for this", "How far another training seed would move an arm is not measured"
+    assert few in page.text and one not in page.text
+    first = Page(write_report(write_study(tmp_path, arms=FIRST, one_in=20), REPLICATES, {}, tmp_path / "report").read_text())
+    assert one in first.text and few not in first.text
+
+
 def test_an_arm_with_one_run_so_far_has_its_interval_over_prompts_and_is_marked():
     rates = {DATA.key: 0.4, FULL.key: 0.1, "full-60-s43": 0.4, "full-60-s44": 0.7}  # seeds that disagree
     answers = {
@@ -257,6 +264,7 @@ def test_the_verdict_is_one_sentence_that_counts_claims_and_seeds():
     incoherent = replace(tests[0], note="left out as incoherent: full-60 (seed 43)")
     assert "(2 to 3 training seeds each; incoherent runs left out)" in verdict([*tests, incoherent])
     assert verdict([claim("single run", 1), claim("not measured", 0)]).startswith("Single run: differences may be")
+    assert verdict([claim("single run", 3)]).startswith("The runs share no benchmark: nothing is known about seeds, so none of")
     assert verdict([claim("not measured", 0)]) == "None of the 1 claims of Sam et al. has been measured."
 
 
