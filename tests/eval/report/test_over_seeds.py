@@ -104,6 +104,13 @@ def test_a_page_whose_arms_have_one_run_so_far_does_not_say_that_its_intervals_a
     assert one in first.text and few not in first.text
 
 
+def test_a_study_of_one_arm_compares_it_with_no_other(page, tmp_path):
+    assert "Each arm against the one that starts last" in page.text and "They differ only in" in page.text
+    alone = write_report(write_study(tmp_path, arms=FIRST[:1], one_in=20), FIRST[:1], {}, tmp_path / "report")
+    text = Page(alone.read_text()).text
+    assert "This study pretrains one arm." in text and "starts last" not in text and "differ only" not in text
+
+
 def test_an_arm_with_one_run_so_far_has_its_interval_over_prompts_and_is_marked():
     rates = {DATA.key: 0.4, FULL.key: 0.1, "full-60-s43": 0.4, "full-60-s44": 0.7}  # seeds that disagree
     answers = {
