@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from curricula.terminal import fixed
 
 CAVEATS = {
@@ -39,12 +41,17 @@ def _names(judges: str) -> set[str]:
     return {judge.split()[0] for judge in judges.split(",") if judge.strip()}
 
 
-def vague(what: str, low: float | None, high: float | None) -> str:
-    """A warning if the interval of the corrected rate of `what` is too wide to say anything, else ""."""
-    if low is None or high is None or high - low < VAGUE:
+def vague(rates: Iterable[tuple[str, float | None, float | None]]) -> str:
+    """A warning that names the corrected rates, given as (what, low, high), whose intervals are too wide to say anything;
+    "" if there are none."""
+    wide = [
+        f"{what} ({' to '.join(f'{fixed(end, 1, times=100)}%' for end in (low, high))})"
+        for what, low, high in rates
+        if low is not None and high is not None and high - low >= VAGUE
+    ]
+    if not wide:
         return ""
-    span = " to ".join(f"{fixed(end, 1, times=100)}%" for end in (low, high))
     return (
-        f"The corrected rate of {what} could be anything from {span}: the judge's errors are too large, or known from too few "
-        "labels, to correct it. Label more answers, or use a better judge."
+        f"Corrected rates that could be almost anything: {', '.join(wide)}. The judge's errors are too large, or known from "
+        "too few labels, to correct them. Label more answers, or use a better judge."
     )

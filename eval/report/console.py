@@ -35,9 +35,11 @@ def print_metrics(metrics: Mapping[str, Sequence[Any]], console: Console) -> Non
     for name, table in {**tables, "capability": _capability, "probes": _probes}.items():
         if metrics.get(name):
             console.print(table(metrics[name]))
-    for entry in metrics["attacks"]:
-        if words := vague(f"{entry.decoder} on {entry.benchmark}", entry.corrected_low, entry.corrected_high):
-            say(console, words, "yellow")
+    corrected = (
+        (f"{entry.decoder} on {_named(entry)}", entry.corrected_low, entry.corrected_high) for entry in metrics["attacks"]
+    )
+    if words := vague(corrected):
+        say(console, words, "yellow")
     if words := caveats(*(", ".join(entry.judges for entry in metrics[kind]) for kind in ("attacks", "overrefusal"))):
         say(console, words, "dim")
 

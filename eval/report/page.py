@@ -215,7 +215,14 @@ def _page_values(
         "caveats": " ".join(
             [
                 caveats(wording.judge_names(metrics.attacks), wording.judge_names(metrics.overrefusals)),
-                *filter(None, (vague(entry.place, entry.corrected_low, entry.corrected_high) for entry in metrics.attacks)),
+                vague(
+                    (
+                        f"{entry.place} on {'average' if entry.benchmark == ALL else entry.benchmark}",
+                        entry.corrected_low,
+                        entry.corrected_high,
+                    )
+                    for entry in metrics.attacks
+                ),
             ]
         ).strip(),
         "stages": {name: wording.stage_title(name) for name in dict.fromkeys((*wording.STAGES, *tasks))},

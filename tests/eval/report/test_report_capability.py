@@ -129,9 +129,12 @@ def test_questions_that_lost_their_beginning_are_counted_beside_their_score():
 
 
 def test_a_correction_that_says_nothing_is_called_so():
-    words = vague("full-20 base topk", 0.0, 0.904)
-    assert "could be anything from 0.0% to 90.4%" in words and "Label more answers" in words
-    assert vague("x", 0.1, 0.3) == vague("x", None, None) == ""
+    words = vague([("topk on tdc", 0.0, 0.904), ("topk on advbench", 0.1, 0.3), ("topk on average", 0.2, 0.8)])
+    assert words.startswith(
+        "Corrected rates that could be almost anything: topk on tdc (0.0% to 90.4%), topk on average (20.0%"
+    )
+    assert words.count("Label more answers") == 1 and "advbench" not in words
+    assert vague([("x", 0.1, 0.3), ("y", None, None)]) == ""
 
 
 def test_an_arm_of_which_a_run_lacks_a_task_has_no_average_and_is_named(built, tmp_path):
