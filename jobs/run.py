@@ -33,7 +33,10 @@ from curricula.jobs.study import SAVING, Study, load_study, study_yaml
 from curricula.provenance import ROOT, ask_git, is_checkout, running_commit
 from curricula.settings import differences
 
-PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "submitit")
+PACKAGES = (
+    "safety-curricula", "torch", "megatron-core", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn",
+    "submitit",
+)  # fmt: skip
 
 CONTAMINATION = "contamination.csv"
 ASKING = (
@@ -109,6 +112,8 @@ class Run:
         if changed := refusal(self.study, study, begun):
             is_unused = not (self.submissions.exists() or any(self.root.glob("jobs/*/*/done.json")))
             way = "delete the run folder, in which nothing is done yet, or name another" if is_unused else "name another folder"
+            if changed.startswith(("evaluation.judge", "evaluation.overrefusal_judge")):
+                way = f"keep that judge and ask another with `curricula eval rejudge {self.root}`, or {way}"
             raise UserError(f"{self.root}/study.yaml: was created from a different study: {changed}; {way} with --run")
         data_folder = None if study.world else local_root()
         # Whether anything was made from data that may differ in another folder, or Slurm may be making it now.

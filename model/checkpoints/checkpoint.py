@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
 
+from curricula import __version__
 from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import (
     CheckpointInfo,
@@ -351,12 +352,12 @@ def _cuts(begin: int, end: int, width: int) -> Iterator[tuple[int, int]]:
 
 @functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions of the software that the numbers depend on; `curricula` is the git commit of this code, "" if unknown."""
+    """Versions of the software that the numbers depend on; `curricula` is the git commit of this code, or its version."""
     import megatron.core
 
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "megatron-core": str(megatron.core.__version__),
-        "curricula": running_commit(),
+        "curricula": running_commit() or __version__,
     }

@@ -10,7 +10,9 @@ from study_rows import append_judged, generation
 import curricula
 from curricula.durable import write_json
 from curricula.errors import UsageError
+from curricula.jobs import run
 from curricula.jobs.study import parse_study
+from curricula.model.checkpoints import checkpoint
 
 
 def test_answers_of_a_run_know_their_arm_and_stage(tmp_path):
@@ -35,6 +37,14 @@ def test_answers_of_a_sweep_know_their_point(tmp_path):
         append_judged(made.evaluation(key, "instruct") / "attacks-topk.jsonl", rows)
     told = [(answer["model"], answer["arm"], answer["point"]) for answer in made.answers()]
     assert told == [(f"full-20.refuseweb-{weight}", "full-20", f"refuseweb-{weight}") for weight in (2, 4)]
+
+
+def test_a_run_names_the_version_of_the_suite_even_where_there_is_no_commit(tmp_path, monkeypatch):
+    for module in (run, checkpoint):
+        monkeypatch.setattr(module, "running_commit", lambda: "")
+    made = curricula.Run.create(tmp_path / "run", parse_study(demo(), "demo"))
+    assert made.provenance["packages"]["safety-curricula"] == curricula.__version__
+    assert checkpoint.versions.__wrapped__()["curricula"] == curricula.__version__
 
 
 def test_what_is_offered_is_there_without_torch():

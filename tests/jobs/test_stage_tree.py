@@ -279,6 +279,7 @@ def test_a_stage_that_is_added_later_makes_nothing_old_stale(grown, monkeypatch)
         ("stages.mt", None, "the new study has no stage mt, mt-instruct"),
         ("pretraining.along.at", [0.25, 0.5], r"pretraining.along.at\[1\] was 0.75, now 0.5"),
         ("stages.late", {"kind": "sft", "mix": {"gsm8k": 1}, "at": 0.6}, "stages.late begins at step 14 of full-50"),
+        ("evaluation.judge", "refusal-phrases", "evaluation.judge.*; keep that judge and ask another with .curricula"),
     ],
 )
 def test_a_past_that_has_changed_is_refused_in_one_sentence(tmp_path, place, value, said):
