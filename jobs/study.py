@@ -544,13 +544,13 @@ class Study(Settings, frozen=True, dict=True):
         return msgspec.structs.replace(self.pretraining, schedule=schedule)
 
 
-def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
+def load_study(path: Path | str, changes: Sequence[str] = ()) -> Study:
     """Read and check a study file, or one that comes with the suite, by its name. `changes` replace settings, such as
     "pretraining.optimizer.lr=3e-4". Relative paths, which start at the file's folder, become absolute.
 
     Raises UsageError that names the file, the key, its value and what to write instead.
     """
-    known = sorted(file.stem for file in STUDIES.glob("*.yaml"))
+    path, known = Path(path), sorted(file.stem for file in STUDIES.glob("*.yaml"))
     if not path.is_file() and str(path) in known:
         path = STUDIES / f"{path}.yaml"
     missing = f"no such study file; name a file, or one of those that come with the suite: {', '.join(known)}"

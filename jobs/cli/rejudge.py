@@ -78,7 +78,8 @@ def rejudge(args: argparse.Namespace) -> int:
         names = (" ".join(one.where.removeprefix(f"{args.folder}/eval/").rsplit("/", 1)) for one in comparisons)
         _print([replace(one, where=name) for one, name in zip(comparisons, names)], Console(highlight=False))
     if work.left_alone:
-        said = f"{work.left_alone:,} answers were not judged: judge {settings.name} cannot judge answers of their kind."
+        (kind,) = (name for name, judge in judges.items() if judge is None)
+        said = f"{work.left_alone:,} answers were not judged: judge {settings.name} gives no verdicts on {kind}."
         print(said, file=sys.stderr if args.json else sys.stdout)
     return 0
 
@@ -113,16 +114,16 @@ def _print(comparisons: list[Comparison], console: Console) -> None:
         *("answers of", "judge", *spans, "verdicts", "un-\nparsed"),
         left=2,
     )
-    warnings: list[str] = []
+    corrections: list[tuple[str, float | None, float | None]] = []
     for one, rate in rates:
         corrected, letter = rate.corrected, letters[rate.judge]
         cells = [percent(rate.rate), interval(rate.low, rate.high), percent(corrected.rate if corrected else None)]
         cells += [interval(corrected.low, corrected.high) if corrected else "–", f"{rate.answers:,}", f"{rate.unparsed:,}"]
         table.add_row(Text("" if one.first and rate is one.second else one.where), letter, *cells)
-        if corrected and (words := vague(f"{one.where} by judge {letter}", corrected.low, corrected.high)):
-            warnings.append(words)
+        if corrected:
+            corrections.append((f"{one.where} by judge {letter}", corrected.low, corrected.high))
     console.print(table)
-    for words in warnings:
+    if words := vague(corrections):
         say(console, words, "yellow")
     if any(one.agreement for one in comparisons):
         console.print(_agreement_table(comparisons))

@@ -57,7 +57,8 @@ def demo(**changes):
 def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(name).mkdir()  # a folder of that name hides no study
-    study = load_study(Path(name))
+    study = load_study(name)
+    assert load_study(Path(name)) == study
     assert parse_study(yaml.safe_load(study_yaml(study)), "frozen") == study
 
 

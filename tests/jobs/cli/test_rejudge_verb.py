@@ -218,7 +218,7 @@ def test_an_unparsed_verdict_that_was_set_aside_is_asked_again_too(tmp_path):
 def test_a_judge_of_attacks_alone_leaves_other_answers_alone(folder, server, capsys):
     args = ["eval", "rejudge", str(folder), "--judge", "harmbench", "--judge-model", "cls", "--judge-url", server.url]
     assert main([*args, "--judge-set", "clip_tokens=null"]) == 0
-    assert "4 answers were not judged" in capsys.readouterr().out
+    assert "4 answers were not judged: judge harmbench gives no verdicts on overrefusal." in capsys.readouterr().out
     assert main([*args, "--judge-set", "clip_tokens=null", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) and "4 answers were not judged" in err
