@@ -300,7 +300,8 @@ def test_an_unfinished_study_lists_what_is_missing_and_draws_the_rest(built):
 
 def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
     arms = [ArmInfo("tags-50", 0.5, "tags-only"), ArmInfo("data-50", 0.5, "data")]
-    append_judged(tmp_path / "eval/tags-50/base/attacks-topk.jsonl", [generation(model_kind="base")])
+    rows = [generation(model_kind="base", key=n, prompt_id=n, prompt=n, cluster=of) for n, of in zip("012", "xxy")]
+    append_judged(tmp_path / "eval/tags-50/base/attacks-topk.jsonl", rows)
     (tmp_path / "study.yaml").write_text("name: demo # <b>\nseed: 42\n")
     (tmp_path / "world").mkdir()
     (tmp_path / "pretrain/trunk").mkdir(parents=True)
@@ -313,7 +314,7 @@ def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
     page = Page(write_report(tmp_path, arms, study, tmp_path / "report").read_text())
     assert "tags-only, from 50% 50% x<y>, z" in page.text
     shown = ["1,000,000 parameters", "git.sha", "name: demo # <b>", "A miniature in a fictional world"]
-    for words in [*shown, "trunk 7 4,096 2.5000 2.7500", "One training run per arm"]:
+    for words in [*shown, "3 in 2 clusters", "trunk 7 4,096 2.5000 2.7500", "One training run per arm"]:
         assert words in page.text, words
 
 
