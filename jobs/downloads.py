@@ -82,10 +82,30 @@ def study_downloads(study: Study, root: Path) -> list[Wanted]:
 
 
 def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
-    """Load a study and look at its tables. Also raises UserError if CURRICULA_DATA names no folder."""
+    """Load a study and look at its tables. Also raises UserError if CURRICULA_DATA names no folder, or for equal models."""
     study = load_study(path, changes)
+    for point in study.variants.values():
+        _require_different_models(point, path)
     look_at_tables(study, None if study.world else local_root())
     return study
+
+
+def _require_different_models(study: Study, path: Path) -> None:
+    """Refuse a stage that begins before its arms have parted: it would make one model of both, which the report refuses."""
+    for name, stage in study.tree.stages.items():
+        if stage.at is None or not study.tasks_of(name):
+            continue
+        first: dict[tuple[str, float], str] = {}
+        for arm in study.arms:
+            if arm.name in study.tree.arms[name]:
+                share = stage.tagged_share(arm.name, arm.interventions) if isinstance(stage, Tuning) else 0.0
+                segment = study.segment_at(arm, study.budget.step_at(stage.at))
+                if (other := first.setdefault((segment.name, share), arm.name)) != arm.name:
+                    place = study.place_of(name)
+                    raise UserError(
+                        f"{path}: {place}.at is {stage.at:g}, where {other} and {arm.name} are still the same model; name only "
+                        f"one of them in {place}.arms, or begin it later"
+                    )
 
 
 def read_tables(study: Study) -> dict[str, DeclaredTable]:

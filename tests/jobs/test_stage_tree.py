@@ -1,5 +1,6 @@
 """Stages after pretraining as a tree: its plan, how a run grows by it, and what is refused."""
 
+import contextlib
 import copy
 import re
 from dataclasses import replace
@@ -14,6 +15,7 @@ from small_studies import by_job, smaller_demo, tree_study, write_study
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.completion import done_elements
+from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
@@ -136,6 +138,17 @@ def test_a_source_that_only_midtraining_reads_is_warned_of_and_refused_without_t
     (tmp_path / "late/00000.json").write_text('{"shards": 1, "tokens": 0, "sha256": "", "tokenizer": ""}')
     with pytest.raises(UserError, match="source late: its shards in .* hold no tokens"):
         describe(plan_study(parse_study(raw, "study.yaml")), tmp_path)
+
+
+def test_a_stage_that_would_make_the_same_model_of_two_arms_is_refused_before_anything_is_trained(tmp_path):
+    said = "stages.mt.at is 0.4, where full-50 and safe-100 are still the same model; name only one of them in stages.mt.arms"
+    for at, arms, is_refused in ((0.4, None, True), (0.4, ["full-50"], False), (0.75, None, False)):
+        raw = changed("stages.mt.at", at)
+        raw["stages"]["mt"]["arms"] = arms
+        del raw["stages"]["mt-instruct"]
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
+        with pytest.raises(UserError, match=said) if is_refused else contextlib.nullcontext():
+            assert read_study(tmp_path / "study.yaml").tree.stages["mt"].at == at
 
 
 def size_warnings(raw: dict) -> list[str]:
