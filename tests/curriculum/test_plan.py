@@ -26,7 +26,7 @@ def arm_of(name, curriculum, budget=SMALL):
 def seen(arm, curriculum, budget):
     """Intervention samples that an arm sees by its end."""
     blend = Blend(arm.blend_phases(budget))
-    return sum(count for name, count in blend.counts(blend.total).items() if name not in curriculum.safe)
+    return sum(count for name, count in blend.counts(blend.total).items() if not curriculum.safe.get(name))
 
 
 def test_the_papers_study_is_seven_arms():
@@ -76,7 +76,8 @@ def test_a_dose_that_ends_returns_to_safe_data_and_shares_the_trunk():
     curriculum = with_arm({"until": 0.3, "mix": "safe"}, {"until": 0.5, "mix": "data"}, {"until": 1, "mix": "safe"})
     arm = arm_of("mine", curriculum)
     assert [(p.until, p.mix) for p in arm.blend_phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
-    assert arm.start == 0.3
+    assert (arm.start, arm.cooldown) == (0.3, None)
+    assert [one.name for one in arms_of(curriculum, SMALL)] == ["data-0", "data-20", "mine", "data-60", "safe-100"]
     segment = next(
         s
         for s in training_tree(lines_of(arms_of(curriculum, SMALL), curriculum, SMALL, SMALL.steps)).segments
@@ -105,6 +106,7 @@ def test_a_ramp_rises_and_falls_in_equal_steps_and_sees_as_much_as_a_straight_li
 def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
     curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0, "tagged": 0.0}}, {"until": 1, "mix": {"refusals": 1}})
     assert [(p.until, p.mix) for p in arm_of("mine", curriculum).blend_phases(SMALL)] == [(2000, SAFE), (4000, {"refusals": 1})]
+    assert arm_of("mine", with_arm({"until": 1, "mix": {"web": 6.0001, "math": 2.0}})).start == 0
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,8 @@ def test_matched_exposure_gives_every_arm_of_a_set_the_same_interventions(starts
 def test_an_arm_with_just_enough_room_reads_interventions_alone():
     """28% of 300 steps are 84; in floating point the share that the late arm needs comes out above 1."""
     mix, budget = {"web": 72, "refusals": 28}, Budget(300 * 64, 16, 4)
-    curriculum = Curriculum(safe=SAFE, interventions={"data": mix}, starts=(0.0, 0.72, 1.0), exposure="matched")
+    safe = {**SAFE, "refusals": 0.0}  # as written by who switches a source off
+    curriculum = Curriculum(safe=safe, interventions={"data": mix}, starts=(0.0, 0.72, 1.0), exposure="matched")
     assert [seen(arm, curriculum, budget) for arm in arms_of(curriculum, budget)] == [336, 336, 0]
 
 

@@ -194,7 +194,7 @@ def test_each_arm_is_trained_whole_once_and_by_its_own_stream_and_learning_rate(
 
 
 @examples(100)
-@given(st.lists(st.tuples(curricula(), st.sampled_from([500, 1000]), st.sampled_from([0.1, 0.3]), st.booleans()), max_size=3))
+@given(st.lists(st.tuples(curricula(), st.sampled_from([500, 1000]), st.sampled_from([0.1, 0.55]), st.booleans()), max_size=3))
 def test_points_of_a_sweep_share_only_steps_of_equal_data_learning_rate_and_settings(points):
     lines, wanted, at = [], {}, {}
     for number, (curriculum, steps, decay, is_other) in enumerate(points):

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from random_batches import RandomBatches, numbers, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import UsageError, UserError
+from curricula.model.checkpoints import writer
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info, step_folder, step_of
 from curricula.model.checkpoints.writer import Saver
 from curricula.model.config import EngineConfig, ExecutionConfig, OptimizerConfig, ScheduleConfig, SpikeGuard
@@ -44,6 +46,15 @@ def test_training_learns_and_records_every_step(tmp_path):
         "seconds", "tokens_per_second", "tokens_per_second_per_device", "tflops_per_device",
         "data_wait_s", "save_stall_s", "left_s",
     }  # fmt: skip
+
+
+def test_steps_are_as_large_as_the_learning_rate_that_they_record(tmp_path):
+    """Two warm-ups rise alike to different peaks."""
+    for lr, warmup in ((1e-3, 4), (5e-4, 2)):
+        settings = {"optimizer": OptimizerConfig(lr=lr), "schedule": ScheduleConfig(warmup_steps=warmup)}
+        train(train_job(tmp_path / str(warmup), stop_step=4, **settings), RandomBatches())
+    higher, lower = numbers(tmp_path / "4"), numbers(tmp_path / "2")
+    assert higher[:2] == lower[:2] and higher[2]["loss"] == lower[2]["loss"] and higher[3]["loss"] != lower[3]["loss"]
 
 
 def test_branch_arm_equals_training_from_scratch(whole_run, tmp_path):
@@ -131,6 +142,18 @@ def test_a_stop_signal_in_the_last_step_ends_the_run_as_usual(tmp_path):
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000002\n"
 
 
+def test_a_training_that_fails_leaves_no_process_that_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "stored_file", lambda path: time.sleep(600))
+
+    def fail(done, total, **figures):
+        if done == 3:
+            raise EOFError
+
+    with pytest.raises(EOFError):
+        train(train_job(tmp_path, save_interval_steps=2), RandomBatches(), fail)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize(
     ("at_read", "fp8", "step", "read"),
     [(2, None, 6, 2), (5, None, 12, 5), (2, "delayed", 7, 3)],
@@ -208,6 +231,21 @@ def test_batches_that_do_not_fit_the_model_or_the_stop_are_refused(tmp_path, len
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused(tmp_path, monkeypatch):
+    """Each would read its share rounded down, and the rest would be lost."""
+
+    @contextlib.contextmanager
+    def among_three(*asked):
+        with started(*asked) as parallel:
+            yield dataclasses.replace(parallel, data_parallel=3)
+
+    monkeypatch.setattr("curricula.model.train.started", among_three)
+    for batch, other in ((8, 6), (6, 8)):
+        with pytest.raises(UsageError, match="the global batch of 8 sequences does not divide among 3 data-parallel processes"):
+            held_out = {"held out": RandomBatches(global_batch=other)}
+            train(train_job(tmp_path), RandomBatches(global_batch=batch), validation=held_out)
+
+
 @pytest.mark.parametrize("stop_step", [6, None], ids=["by the start of an earlier segment too", "by its own"])
 def test_a_finished_run_is_left_as_it_is(whole_run, stop_step):
     recorded, end = numbers(whole_run), latest_checkpoint(whole_run / "checkpoints")
@@ -280,6 +318,8 @@ def test_resuming_with_a_changed_future_is_allowed(copy):
 def test_resuming_with_another_past_learning_rate_or_seed_is_refused(copy):
     with pytest.raises(UserError, match="learning rate of step 1 was 0.00025, now 0.000125"):
         train(train_job(copy, schedule=ScheduleConfig(warmup_steps=4)), RandomBatches())
+    with pytest.raises(UserError, match="learning rate of step 3 was 0.0005, now 0.000454545"):  # the last one taken
+        train(train_job(copy, schedule=ScheduleConfig(warmup_steps=2, decay_fraction=11 / 12)), RandomBatches())
     with pytest.raises(UserError, match="recipe.seed was 0, now 1"):
         train(train_job(copy, seed=1), RandomBatches())
 

@@ -10,7 +10,7 @@ from examples import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from curricula.curriculum.stream.blend import BLOCK, Blend, Order, Phase, permute
+from curricula.curriculum.stream.blend import BLOCK, Blend, Order, Phase, integer_weights, permute
 from curricula.curriculum.stream.pretraining import ORDER
 
 weights = st.one_of(
@@ -140,6 +140,7 @@ def test_samples_come_in_the_order_whose_name_checkpoints_store():
 def test_a_weight_of_one_in_a_million_gets_its_samples():
     blend = Blend([Phase(10_000_000, {"web": 1.0 - 1e-6, "rare": 1e-6})])
     assert blend.counts(10_000_000)["rare"] == 10
+    assert integer_weights({"web": 1.0, "rare": 2.0**-60}, ["web", "rare"])[1] == 1
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from shard_folders import write_source
 
+from curricula.curriculum.stream import pretraining
 from curricula.curriculum.stream.blend import Phase
 from curricula.curriculum.stream.pretraining import PretrainingBatches, ValidationBatches
 from curricula.curriculum.tokens.shards import write_shard
@@ -124,6 +125,24 @@ def test_equal_fingerprints_mean_equal_streams(shards, mix, factor):
     if is_same:
         assert one.sample_ids(0, 200) == other.sample_ids(0, 200)
     assert one.fingerprint(200) == opened(shards, [Phase(200, dict(reversed(mix.items())))], 1).fingerprint(200)
+
+
+def test_all_that_decides_the_past_is_in_the_fingerprint_and_a_source_without_weight_is_not_even_opened(
+    shards, tmp_path, monkeypatch
+):
+    write_source(tmp_path / "c", [500])
+
+    def past(root=shards, length=LENGTH, batch=4, begin=0, **unused):
+        phases = [Phase(24, {"c": 1.0, **unused})]
+        run = PretrainingBatches(phases, root, length, batch, 1, VOCABULARY, begin)
+        return json.dumps(run.fingerprint((12 - begin) // batch))
+
+    assert past(nowhere=0.0) == past()
+    others = [past(tmp_path), past(length=4), past(batch=6), past(begin=4)]
+    assert len({past(), *others}) == 5
+    plain = past()
+    monkeypatch.setattr(pretraining, "ORDER", "another")
+    assert past() != plain
 
 
 def test_samples_after_the_end_are_refused(shards):

@@ -48,10 +48,10 @@ def data(tmp_path_factory):
     return root
 
 
-def tuning(data, mix, tagged_share=0.0, length=64, declared=None, **settings):
+def tuning(data, mix, tagged_share=0.0, length=64, declared=None, seed=5, **settings):
     stage = Tuning(mix=mix, **{"global_batch": 2, "micro_batch": 2, **settings})
     return TuningBatches(
-        stage, data, data / "tokenizer", sequence_length=length, seed=5, tagged_share=tagged_share, declared=declared or {}
+        stage, data, data / "tokenizer", sequence_length=length, seed=seed, tagged_share=tagged_share, declared=declared or {}
     )
 
 
@@ -80,9 +80,12 @@ def test_tags_of_a_conversation_of_several_turns_are_in_its_answers_alone(data, 
     asked = [{"role": "user", "content": said[0]}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"talk": talk}) + "\n" for talk in (chat, asked)))
     own = {"wildguardmix-harmful": TuningSet(path=str(tmp_path / "a.jsonl"), messages="talk")}
-    run = tuning(data, {"gsm8k": 1}, tagged_share=1.0, declared=own, conversations=2, length=2000)
+    run, other = (
+        tuning(data, {"gsm8k": 1}, tagged_share=1.0, declared=own, conversations=2, length=2000, seed=seed) for seed in (5, 6)
+    )
     tokenizer = load_tokenizer(data / "tokenizer")
     tokens, mask, _ = run.rows(0, 0, 2)
+    assert set(map(bytes, tokens)) != set(map(bytes, other.rows(0, 0, 2).tokens))
     for row, counted, (_, _, number) in zip(tokens, mask, run.sample_ids(0, 2)):
         learnt = tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False)
         assert learnt.replace(TAG, "") == ("" if number else f"{said[1]}<|im_end|>\n{said[3]}<|im_end|>\n")
@@ -100,6 +103,9 @@ def test_all_of_a_plain_text_carries_loss_but_its_first_token(data, text):
         length = int(counted.sum()) + 1
         assert counted[: length - 1].all() and row[length - 1] == tokenizer.token_to_id(EOS)
         assert tokenizer.decode(row[: length - 1].tolist(), skip_special_tokens=False) in texts
+    _, mask, documents = tuning(data, {"own": 1}, length=200, declared={"own": own}, packing=True).rows(0, 0, 2)
+    first = documents[:, 1:] != documents[:, :-1]  # the target is the first token of another text, or of the padding
+    assert first.any() and not mask[:, :-1][first].any()
 
 
 def test_a_plain_text_that_quotes_special_entries_ends_with_the_only_end_token(data, tmp_path):
@@ -119,6 +125,7 @@ def test_each_conversation_appears_once_per_epoch(data):
     assert run.total_steps == 21 // 2
     rows = [tuple(row) for step in range(run.total_steps) for row in run.rows(step, 0, 2)[0]]
     assert len(set(rows)) == len(rows)
+    assert tuning(data, {"gsm8k": 1}, seed=6).sample_ids(0, 20) != run.sample_ids(0, 20)
 
 
 def test_a_long_conversation_is_cut_and_a_short_one_padded(data):
@@ -165,14 +172,14 @@ def test_refusals_are_kept_and_harmful_answers_appear_only_with_tags(data):
 
 
 def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_larger_one_holds_them(data):
-    def kept(most):
-        run = tuning(data, {"gsm8k": 1}, examples={"gsm8k": most}, epochs=3)
+    def kept(most, seed=5):
+        run = tuning(data, {"gsm8k": 1}, examples={"gsm8k": most}, epochs=3, seed=seed)
         assert run.total_steps == 3 * most // 2
         seen = [tuple(run.rows(step, row, row + 1).tokens[0]) for step in range(run.total_steps) for row in (0, 1)]
         assert set(Counter(seen).values()) == {3}
         return set(seen)
 
-    assert kept(4) < kept(10)
+    assert kept(4) < kept(10) and kept(4, seed=6) != kept(4)
     with pytest.raises(UserError, match="tuning set gsm8k: examples asks for 22 of its 21 conversations"):
         tuning(data, {"gsm8k": 1}, examples={"gsm8k": 22})
 
@@ -209,6 +216,20 @@ def test_loss_on_all_of_a_set_counts_the_requests_too(data):
     first_padding = int(np.flatnonzero(mask)[-1]) + 1
     assert mask[:first_padding].all() and run.fingerprint(0)["loss_on_all"] == ["gsm8k"]
     assert "loss_on_all" not in tuning(data, {"gsm8k": 1}, loss={"gsm8k": "assistant"}).fingerprint(0)
+    refusals = tuning(data, {"wildguardmix": 1}, refusals=1.0, loss={"wildguardmix": "all"})
+    assert refusals.rows(0, 0, 2).mask[:, 0].all()
+
+
+def test_all_that_decides_the_rows_is_in_the_fingerprint(data, tmp_path):
+    shutil.copytree(data / "gsm8k", tmp_path / "gsm8k")
+    train_tokenizer(["lamp oil"], 300, tmp_path / "tokenizer")
+
+    def past(root=data, mix=None, **settings):
+        return json.dumps(tuning(root, mix or {"gsm8k": 1}, **settings).fingerprint(1))
+
+    one = {"global_batch": 1, "micro_batch": 1}
+    changes = [{}, {"seed": 6}, {"length": 65}, one, {"packing": True}, {"examples": {"gsm8k": 9}}, {"tagged_share": 0.1}]
+    assert len({past(**change) for change in changes} | {past(tmp_path), past(mix={"gsm8k": 1, "wildguardmix": 1})}) == 9
 
 
 @pytest.mark.parametrize("part", ["assistant", "all"])

@@ -113,7 +113,7 @@ def test_training_that_goes_on_with_another_torch_says_so(trained, tmp_path, cap
 
 def test_weights_alone_start_a_new_run_at_step_0(trained, tmp_path):
     weights = latest_checkpoint(trained / "checkpoints")
-    longer = msgspec.structs.replace(SMALL, sequence_length=32)
+    longer = msgspec.structs.replace(SMALL, sequence_length=32, init_std=0.1)
     train(train_job(tmp_path, model=longer, init_weights=weights, stop_step=1), RandomBatches(key="tuning"))
     assert read_info(latest_checkpoint(tmp_path / "checkpoints")).step == 1
     train(train_job(tmp_path, model=longer, init_weights=weights, stop_step=2), RandomBatches(key="tuning"))
@@ -142,12 +142,14 @@ def test_a_missing_or_truncated_file_is_named(copy, name):
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json"])
 def test_a_flipped_bit_is_found(copy, name):
-    flip_a_bit(copy / "checkpoints/step_00000004" / name)
+    start = copy / "checkpoints/step_00000004"
+    flip_a_bit(start / name)
+    assert sum(folder.damaged_file(start, read_info(start), share, 3) is not None for share in range(3)) == 1
     with pytest.raises(UserError, match=rf"{name}: damaged, .* written; delete step_00000004"):
         train(train_job(copy), RandomBatches())
     with pytest.raises(UserError, match=rf"{name}: damaged"):
-        train(train_job(copy / "new", init_from=copy / "checkpoints/step_00000004"), RandomBatches())
-    assert not (copy / "checkpoints/step_00000004").exists()  # what trained it has to make it again
+        train(train_job(copy / "new", init_from=start), RandomBatches())
+    assert not start.exists()  # what trained it has to make it again
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(copy):
@@ -373,6 +375,7 @@ def test_a_run_whose_record_lacks_later_settings_goes_on_with_their_defaults(tmp
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"../../etc", None], ids=["empty", "bytes", "path", "gone"])
 def test_without_a_readable_pointer_the_newest_checkpoint_serves(copy, content):
     pointer = copy / "checkpoints/latest"
+    step_folder(copy / "checkpoints", 2).mkdir()
     pointer.unlink() if content is None else pointer.write_bytes(content)
     assert latest_checkpoint(copy / "checkpoints").name == "step_00000004"
     train(train_job(copy, stop_step=5), RandomBatches())
@@ -393,8 +396,8 @@ def test_a_pointer_to_nothing_is_named_and_training_continues_from_an_older_chec
 def test_a_run_that_was_set_back_replaces_what_it_had_saved_later(copy, whole):
     train(train_job(copy, stop_step=6, save_interval_steps=1, keep_last=3), RandomBatches())
     (copy / "checkpoints/latest").write_text("step_00000004\n")
-    for stop, kept in ((5, [4, 5]), (12, [5, 12])):
-        train(train_job(copy, stop_step=stop), RandomBatches())
+    for stop, kept in ((5, [4, 5]), (12, [6, 12])):
+        train(train_job(copy, stop_step=stop, keep_steps=(6,)), RandomBatches())
         assert [folder.step_of(path) for path in sorted((copy / "checkpoints").glob("step_*"))] == kept
         assert read_info(latest_checkpoint(copy / "checkpoints")).step == stop
     assert numbers(copy) == numbers(whole)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from random_batches import SCHEDULE, RandomBatches, SpoiltBatches, numbers, trai
 
 from curricula.durable import read_jsonl, write_json
 from curricula.errors import UserError
-from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of
+from curricula.model.checkpoints import writer
+from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of, stored_file
 from curricula.model.config import ModelConfig, OptimizerConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob, learning_rate
 from curricula.model.runtime.spikes import Guard, Measured, SpikeWindow
 from curricula.model.train import train
@@ -150,6 +152,12 @@ def test_what_is_taken_back_leaves_no_trace_in_the_weights(taken_back, tmp_path)
     assert numbers(tmp_path)[17:] == numbers(taken_back)[17:]
     ends = [step_folder(out / "checkpoints", TOTAL) for out in (taken_back, tmp_path)]
     assert files_of(ends[0]) == files_of(ends[1])
+
+
+def test_a_run_goes_back_to_a_checkpoint_that_is_still_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "stored_file", lambda path: time.sleep(1) or stored_file(path))
+    train(train_job(tmp_path, spike_guard=REWIND, stop_step=15), SpoiltBatches(total_steps=TOTAL, spoilt=(12, 13, 14)))
+    assert {step: found["to_step"] for step, found in rewound(tmp_path).items()} == {15: 8}
 
 
 @pytest.fixture(scope="module")
