@@ -72,10 +72,8 @@ def samples_of(stage: Midtrain) -> int:
 
 
 def _up_to(phases: Sequence[Phase], end: int) -> list[Phase]:
-    kept = [phase for phase in phases if phase.until <= end]
-    if not kept or kept[-1].until < end:
-        kept.append(Phase(end, phases[len(kept)].mix))
-    return kept
+    kept = [phase for phase in phases if phase.until < end]
+    return [*kept, Phase(end, phases[len(kept)].mix)]
 
 
 def stage_tree(stages: Mapping[str, AnyStage], arms: Sequence[str], place: Mapping[str, str]) -> StageTree:

@@ -62,9 +62,9 @@ class Line:
 
     @property
     def beginning(self) -> Hashable:
-        """A key that is equal for lines with the same first step."""
-        replicate, (_, mix) = self.arm.replicate, self.phases[0]
-        return replicate.seed, replicate.init_seed, replicate.data_seed, self.sequences, self.recipe, tuple(mix.items())
+        """A key that is equal for lines that begin with the same weights and order of data, and train alike."""
+        replicate = self.arm.replicate
+        return replicate.seed, replicate.init_seed, replicate.data_seed, self.sequences, self.recipe
 
     def shared_steps(self, other: Line) -> int:
         """Number of leading steps that are the same in both lines. Their `beginning` must be equal."""

@@ -34,7 +34,6 @@ from curricula.model.checkpoints.folder import (
     damaged_file,
     point_at,
     read_info,
-    retire,
     set_aside,
     step_folder,
 )
@@ -171,7 +170,8 @@ def load(folder: Path, network: GPTModel, optimizer: Any | None, parallel: Paral
     """
     if not is_checked and (problem := problem_of(folder, parallel)):
         if parallel.is_main:
-            retire(folder)
+            with contextlib.suppress(OSError):  # another process was faster, or the folder is another user's
+                set_aside(folder)
         raise UserError(problem)
     info = read_info(folder)
     if optimizer is not None and not info.full:

@@ -11,7 +11,6 @@ So data and learning rates are compared only up to the checkpoint's step. Import
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -263,14 +262,6 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         log.warning("%s: cannot be deleted yet; the next save tries again", folder)
-
-
-def retire(folder: Path) -> None:
-    """Set aside a checkpoint whose bytes are damaged. One that `read_info` refuses stays where it is: its fault shows without
-    reading all of it, or another version wrote it."""
-    with contextlib.suppress(UserError, OSError):  # OSError: another process was faster, or the folder is another user's
-        read_info(folder)
-        set_aside(folder)
 
 
 def set_aside(folder: Path) -> Path:

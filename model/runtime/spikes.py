@@ -190,7 +190,7 @@ def nonfinite_error(out: Path, what: str, batches: BatchSource, step: int, bad_r
     """
     first = step * batches.global_batch
     batch = batches.sample_ids(first, first + batches.global_batch)
-    bad = [batch[row] for row in bad_rows if row < len(batch)]
+    bad = [batch[row] for row in bad_rows]
     if is_main:
         record = {"step": step + 1, "what": what, "samples": _as_records(bad), "whole_batch": _as_records(batch)}
         write_json(out / "nonfinite.json", record)
