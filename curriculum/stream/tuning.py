@@ -262,7 +262,6 @@ def pack(lengths: Iterable[int], capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: dict[int, int] = {}
     for number, length in enumerate(lengths):
-        length = min(length, capacity)
         fitting = [row for row, left in room.items() if left >= length]
         if fitting:
             row = min(fitting, key=room.__getitem__)

@@ -380,6 +380,7 @@ def test_every_validation_batch_has_more_time_than_a_step_even_the_first_which_m
 
     train(train_job(tmp_path, stop_step=1), RandomBatches(), validation={"held out": HeldOut(total_steps=2)})
     assert read_under == {"a validation batch"} and expected[-1] == "step 2"
+    assert "writing a checkpoint" in expected  # which has more time, too
 
 
 def test_another_seed_gives_other_weights(tmp_path, whole_run):
