@@ -342,6 +342,17 @@ def test_a_gradient_that_is_not_a_number_stops_without_saving(tmp_path, guard):
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000003\n"
 
 
+def test_a_batch_of_which_no_token_counts_has_no_loss_and_no_gradient(tmp_path):
+    class Silent(RandomBatches):
+        def rows(self, step, start, stop):
+            tokens, mask = super().rows(step, start, stop)
+            return tokens, mask * np.float32(step != 1)
+
+    train(train_job(tmp_path, stop_step=3), Silent())
+    _, silent, after = numbers(tmp_path)
+    assert silent["loss"] == silent["grad_norm"] == 0 and np.isfinite(after["loss"])
+
+
 def test_a_validation_that_failed_costs_no_step_and_is_made_up_for(tmp_path, whole_run):
     class Unreadable(RandomBatches):
         def rows(self, step, start, stop):

@@ -287,11 +287,12 @@ def test_a_run_that_another_process_took_over_saves_nothing_more(tmp_path):
 def test_an_older_writer_neither_publishes_its_save_nor_touches_that_of_the_newer(tmp_path):
     lock, job = tmp_path / "lock", train_job(tmp_path / "run", stop_step=2, save_interval_steps=1)
     lock.touch()
-    aside = tmp_path / "run/checkpoints/.step_00000002.aside-2"
+    aside = tmp_path / "run/checkpoints/.step_00000001.aside-2"
 
     def take_over_while_saving(*_):
         subprocess.run([sys.executable, "-c", TAKE_OVER, str(lock)], check=True)
-        aside.mkdir(parents=True)
+        assert [path.name for path in aside.parent.iterdir()] == [".step_00000001.aside-1"]
+        aside.mkdir()
         (aside / "__0_0.distcp").write_text("of the newer")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Superseded), generation(lock):

@@ -144,7 +144,9 @@ def test_spikes_that_do_not_end_lead_back_to_the_state_before_them(taken_back):
     assert rewound(taken_back) == {17: {"to_step": 8, "samples": [8 * BATCH, 17 * BATCH]}}
     before, after = (step_folder(taken_back / "checkpoints", step) for step in (8, 17))
     assert files_of(before) == files_of(after)
-    assert read_info(after).step == 17 and read_info(after).consumed_samples == 17 * BATCH
+    info = read_info(after)
+    assert info.step == 17 and info.consumed_samples == 17 * BATCH
+    assert (info.guarded_from, info.skipped_in_a_row, info.recent) == (17, 0, ())  # the weights are others
 
 
 def test_what_is_taken_back_leaves_no_trace_in_the_weights(taken_back, tmp_path):
