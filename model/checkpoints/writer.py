@@ -148,7 +148,6 @@ class Saver:
 
 def _make_empty(folder: Path) -> Path:
     """Make an empty folder with the generation in its name: an earlier generation that wakes up then writes elsewhere."""
-    fencing.check_fences()
     if number := fencing.current_generation():
         folder = folder.with_name(f"{folder.name}-{number}")
     shutil.rmtree(folder, ignore_errors=True)
