@@ -88,19 +88,26 @@ def test_real_text_of_smollm2s_tokenizer(smollm2):
     assert encoded(smollm2, texts) == expected(smollm2, texts)
 
 
-@pytest.mark.parametrize("change", ["normalizer", "pieces", "merge", "unknown", "added"])
+@pytest.mark.parametrize("change", ["normalizer", "pieces", "digits", "more", "merge", "pairs", "unknown", "added"])
 def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
     content = json.loads(trained[0].to_str())
-    if change == "merge":  # the text of a token does not encode to it, as with "th" + "e" where "he" merges first
+    if change in ("merge", "pairs"):
         vocab = content["model"]["vocab"]
         for text in ("qz", "zx", "qzx"):
             vocab[text] = len(vocab)
-        content["model"]["merges"] = [["z", "x"], ["q", "z"], ["qz", "x"]]
+        content["model"]["merges"] = {
+            "merge": [["z", "x"], ["q", "z"], ["qz", "x"]],  # "qzx" does not encode to its token, as "z" + "x" merges first
+            "pairs": [["q", "z"], ["z", "x"], ["qz", "x"], ["q", "zx"]],  # "qzx" is formed by two pairs
+        }[change]
     tokenizer = Tokenizer.from_str(json.dumps(content))
     if change == "normalizer":
         tokenizer.normalizer = normalizers.NFC()
     if change == "pieces":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if change in ("digits", "more"):  # numbers are one piece, or pieces are split once more
+        steps = [pre_tokenizers.Digits(change == "more"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        more = [pre_tokenizers.Split("e", "isolated")] if change == "more" else []
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, *more])
     if change == "unknown":
         tokenizer.model = models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")
     if change == "added":

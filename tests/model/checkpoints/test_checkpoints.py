@@ -256,7 +256,7 @@ def test_a_writer_that_never_begins_is_given_up_in_a_sentence(tmp_path, monkeypa
     monkeypatch.setattr(writer, "BEGIN_S", 0.05)
     with pytest.raises(StorageError, match="step_00000002: .* .no process to write it began in 5 attempts.; earlier"):
         train(train_job(tmp_path, stop_step=2), RandomBatches())
-    assert latest_checkpoint(tmp_path / "checkpoints") is None
+    assert latest_checkpoint(tmp_path / "checkpoints") is None and not multiprocessing.active_children()
 
 
 def test_a_run_that_another_process_took_over_saves_nothing_more(tmp_path):

@@ -120,6 +120,8 @@ def test_each_start_records_what_it_resumed_from_and_how_many_steps_were_lost(tm
         for step in range(resumed + 1, last + 1):
             file.write({"step": step, "loss": 1.0})
         file.close()
+        with open(tmp_path / "metrics.jsonl", "a") as torn:  # by a kill
+            torn.write('{"step": 9, "lo')
     starts = read_jsonl(tmp_path / "starts.jsonl")
     assert [(start["resumed_step"], start["lost_steps"]) for start in starts] == [(0, 0), (3, 4), (5, 0)]
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
