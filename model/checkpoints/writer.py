@@ -189,7 +189,7 @@ class BackgroundSave(TorchDistSaveShardedStrategy):
 
     @property
     def is_writing(self) -> bool:
-        return self._process.is_alive() and not self._answers.poll()
+        return not self._answers.poll()  # one that has ended is at the end of its answers
 
     def finish(self) -> None:
         """Wait for the writers of all ranks and complete the folder. Raises the first failure of any rank."""

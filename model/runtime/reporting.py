@@ -98,8 +98,8 @@ class MetricsFile:
         kept = [row for row in rows if row["step"] <= resumed_step]
         if len(kept) < len(rows) or (path.exists() and not path.read_bytes().endswith(b"\n")):
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        lost = max([row["step"] - resumed_step for row in rows], default=0)
-        start = {"time": time.time(), "resumed_step": resumed_step, "lost_steps": max(0, lost)}
+        lost = max([0, *(row["step"] - resumed_step for row in rows)])
+        start = {"time": time.time(), "resumed_step": resumed_step, "lost_steps": lost}
         append_jsonl(path.with_name("starts.jsonl"), [start])
         self.path = path
         self.validated = {row["step"] for row in kept if "validation" in row}
