@@ -88,9 +88,13 @@ def test_real_text_of_smollm2s_tokenizer(smollm2):
     assert encoded(smollm2, texts) == expected(smollm2, texts)
 
 
-@pytest.mark.parametrize("change", ["normalizer", "pieces", "digits", "more", "merge", "pairs", "unknown", "added"])
+@pytest.mark.parametrize(
+    "change", ["normalizer", "pieces", "digits", "more", "merge", "pairs", "unknown", "added", "ignore_merges", "byte_fallback"]
+)
 def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
     content = json.loads(trained[0].to_str())
+    if change in content["model"]:
+        content["model"][change] = True
     if change in ("merge", "pairs"):
         vocab = content["model"]["vocab"]
         for text in ("qz", "zx", "qzx"):

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -282,6 +283,15 @@ def test_warm_up_and_the_first_steps_of_a_phase_are_never_skipped(tmp_path):
     assert list(skipped(tmp_path / "a")) == [18]
     train(train_job(tmp_path / "b", spike_guard=GUARD, stop_step=18), spoilt(switch_step=15))
     assert list(skipped(tmp_path / "b")) == [10, 11]
+
+
+@pytest.mark.parametrize("spike", [Measured(9.0, 1.0), Measured(2.0, 9.0)], ids=["loss", "norm"])
+def test_a_spike_of_either_is_skipped_right_after_the_warm_up(tmp_path, spike):
+    job = train_job(tmp_path, spike_guard=GUARD, schedule=ScheduleConfig(warmup_steps=6))
+    guard = Guard(job, RandomBatches(total_steps=TOTAL), SimpleNamespace(is_main=True, any=bool))
+    calm = Measured(2.0, 1.0)
+    judged = [bool(guard.judge(step, one)) for step, one in enumerate([*[calm] * 5, spike, spike, calm])]
+    assert judged == [False] * 6 + [True, False]
 
 
 def test_another_guard_in_the_past_is_refused(tmp_path):
