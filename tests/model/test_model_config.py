@@ -14,6 +14,8 @@ def test_a_model_that_cannot_be_built_is_refused():
         ModelConfig(layers=0, hidden=64, heads=4, kv_heads=4, ffn=64)
     with pytest.raises(ValueError, match="hidden 65 is not a multiple of heads 4"):
         ModelConfig(layers=1, hidden=65, heads=4, kv_heads=4, ffn=64)
+    with pytest.raises(ValueError, match="rotary positions need an even head size"):
+        ModelConfig(layers=1, hidden=12, heads=4, kv_heads=4, ffn=64)
 
 
 def test_planning_does_not_import_torch():

@@ -125,6 +125,7 @@ def test_a_finished_shard_is_kept_and_an_unfinished_one_is_made_again(root, tmp_
     before, content = first.stat().st_mtime_ns, second.read_bytes()
     (tmp_path / "web" / "00001.json").unlink()  # as a kill before the manifest would leave it
     second.write_bytes(b"half")
+    (tmp_path / "web" / "00002.bin").unlink()
     tokenize_source(web(root, tmp_path))
     assert first.stat().st_mtime_ns == before
     assert second.read_bytes() == content

@@ -95,6 +95,7 @@ def test_when_one_rank_is_killed_in_a_load_the_other_does_not_blame_the_checkpoi
     [
         ("NCCL error in: x.cpp:1, remote process exited or there was a network error\nLast error: peer gone", True),
         ("The client socket has timed out after 1800000ms while trying to connect to (n1, 29500).", True),
+        ("Timed out waiting 1800000ms for recv operation to complete", True),
         ("wait timeout after 1800000ms, keys: /default_pg/0//cpu//0/rank_1", True),
         ("NCCL error in: x.cpp:1, invalid usage\nDuplicate GPU detected : rank 1 and rank 0", False),
         ("shape mismatch", False),
@@ -284,6 +285,16 @@ def test_checkpoints_are_also_saved_by_the_clock(tmp_path, monkeypatch):
     job = train_job(tmp_path, save_interval_minutes=2.5, keep_last=50)
     train(job, RandomBatches(), lambda done, total, **figures: minutes.append(done))
     assert [step_of(folder) for folder in sorted((tmp_path / "checkpoints").glob("step_*"))] == [4, 8, 12]
+
+
+def test_steps_that_each_take_less_than_the_limit_may_go_on_for_ever(monkeypatch):
+    statuses = []
+    monkeypatch.setattr(os, "_exit", lambda status: statuses.append(status) or sys.exit())
+    with (watchdog := Watchdog(hang_minutes=0.02)).on_duty():
+        for step in range(12):
+            watchdog.step_ended(step, seconds=0.01)
+            time.sleep(0.2)
+    assert not statuses
 
 
 def test_a_hang_ends_the_process_even_if_the_log_cannot_be_written(monkeypatch):
