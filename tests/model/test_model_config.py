@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
@@ -50,6 +51,16 @@ def test_cosine_warms_up_by_a_fraction_and_falls_to_its_final_share():
     assert rates[28] == pytest.approx(2e-5 * (0.1 + 0.9 * (2 + math.sqrt(2)) / 4))  # a quarter of the way
     assert rates[52] == pytest.approx(2e-5 * 0.55)
     assert rates[100] == pytest.approx(2e-6)
+
+
+def test_the_defaults_are_smollm2s():
+    """Records of checkpoints that lack a setting mean these, too."""
+    published = {"lr": 5e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "clip_grad": 1.0}
+    assert msgspec.to_builtins(OptimizerConfig()) == published
+    schedule = ScheduleConfig()
+    assert (schedule.warmup_steps, schedule.decay_fraction, schedule.final_fraction) == (2000, 0.1, 0.0)
+    spreads = [PRESETS[f"smollm2-{size}"].init_std for size in ("1.7b", "360m", "135m")]
+    assert spreads == [0.02, 0.03227, 0.041667]
 
 
 def test_constraints_of_the_optimizer_and_schedule_name_the_key():

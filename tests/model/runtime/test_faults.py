@@ -290,6 +290,8 @@ def test_checkpoints_are_also_saved_by_the_clock(tmp_path, monkeypatch):
 def test_steps_that_each_take_less_than_the_limit_may_go_on_for_ever(monkeypatch):
     statuses = []
     monkeypatch.setattr(os, "_exit", lambda status: statuses.append(status) or sys.exit())
+    monkeypatch.setattr(stopping, "UNKNOWN_LEAST_S", 0.0)
+    monkeypatch.setattr(stopping, "UNKNOWN_FACTOR", 1.0)
     with (watchdog := Watchdog(hang_minutes=0.02)).on_duty():
         for step in range(12):
             watchdog.step_ended(step, seconds=0.01)
