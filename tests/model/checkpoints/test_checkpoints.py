@@ -457,11 +457,12 @@ def test_a_save_that_has_not_arrived_whole_is_not_published(copy, spoilt, said):
 
 def test_a_save_killed_half_way_is_swept_away_by_the_next_and_a_copy_under_a_name_of_the_users_own_stays(copy):
     backup = shutil.copytree(copy / "checkpoints/step_00000004", copy / "checkpoints/step_00000004.bak")
-    leftover = copy / "checkpoints/.step_00000005.aside"
-    leftover.mkdir()
-    (leftover / "__0_0.distcp").write_bytes(b"half")
+    leftovers = [copy / f"checkpoints/.{name}.aside" for name in ("step_00000005", "step_00000012")]  # the second is next
+    for leftover in leftovers:
+        leftover.mkdir()
+        (leftover / "__0_0.distcp").write_bytes(b"half")
     train(train_job(copy), RandomBatches())
-    assert not leftover.exists() and backup.exists()
+    assert not any(leftover.exists() for leftover in leftovers) and backup.exists()
 
 
 def test_a_finished_run_that_was_killed_in_its_last_prune_is_tidied_by_the_next_start(copy):
