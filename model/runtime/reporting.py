@@ -50,7 +50,7 @@ class Reports:
         self._stop_step, self._logged_at = stop_step, 0.0
         self._records: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
         self.validated: set[int] = set()
-        """Steps whose validation is on record."""
+        """Steps whose validation was on record at the start."""
         if is_on_record:
             return
         metrics = MetricsFile(job.out / "metrics.jsonl", resumed_step)
@@ -72,7 +72,6 @@ class Reports:
     def validation(self, step: int, losses: Mapping[str, float]) -> None:
         row = {"step": step, "validation": dict(losses), "validation_of": "text"}
         self._each(lambda record: record.write(row))
-        self.validated.add(step)
         log.info("validation after step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
     def _each(self, act: Callable[[Any], None]) -> None:
