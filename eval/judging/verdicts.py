@@ -283,7 +283,6 @@ class JudgeRun:
 
         with self.locked():
             self._look()  # again, because another process may have judged while the user was asked about the cost
-            self._put_in_order()
             progress(self.done, len(self.rows))
             known = [(row, key) for key, rows in self._waiting.items() if not key or key in self._known for row in rows]
             self._append([verdict_row(judge, row, key, self._known.get(key)) for row, key in known], progress)

@@ -173,11 +173,12 @@ def test_a_label_that_is_not_known_counts_as_unparsed_whether_it_is_stored_or_no
             settle([(each, Verdict(label=label)) for each in questions])
 
     path = tmp_path / "overrefusal-topk.jsonl"
-    rows = [answer_row(0, task="overrefusal-topk"), answer_row(1, task="overrefusal-topk", finish="tag")]
+    rows = [answer_row(number, task="overrefusal-topk", finish="tag" if number else "end") for number in range(3)]
     append_rows(path, rows)
-    JudgeRun(rows, verdicts_path(path), Unsure()).complete()
+    for count in (2, 3):  # an answer that comes later
+        JudgeRun(rows[:count], verdicts_path(path), Unsure()).complete()
     assert judged_now(rows, Unsure()) == read_judged(path)
-    assert [row.verdict for row in read_judged(path)] == ["unparsed", "5_shortcircuit"]
+    assert [row.verdict for row in read_judged(path)] == ["unparsed", "5_shortcircuit", "5_shortcircuit"]
 
 
 class Counting(FourCategories):
