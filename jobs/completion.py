@@ -91,7 +91,7 @@ def _read(path: Path, kind: type[Mark]) -> Mark | None:
     cannot be read now, since it may hold a mark."""
     try:
         return decode(path.read_bytes(), kind)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}); run the same command again when it can be") from None

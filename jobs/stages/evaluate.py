@@ -72,7 +72,7 @@ class Evaluate(Stage):
     def is_complete(self, work: Work, made: str | None) -> bool:
         (task,) = self.tasks(work.study, work.element)
         path = task.path(work.rows_folder)
-        if task.task.kind == "gcg" and are_filled(path):  # other arms can try the suffixes, one for each prompt
+        if task.task.kind == "gcg":  # other arms can try the suffixes, one for each prompt
             answers = sum(getattr(one, "samples", 1) for one in work.study.evaluation.decoder_settings(task.task))
             if _lines(path.with_suffix(".suffixes.jsonl")) * answers < _lines(path):
                 return False
