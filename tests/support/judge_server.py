@@ -203,19 +203,20 @@ class BatchHandler(Handler):
 
     def _batch(self, name: str) -> dict[str, Any]:
         batch = self.fake.batches[name]
-        done = batch["polls"] >= self.fake.batch_polls
+        file, done = batch["input_file_id"], batch["polls"] >= self.fake.batch_polls
         status = "failed" if batch["error"] else "completed" if done else "in_progress"
         errors = {"object": "list", "data": [{"message": batch["error"]}]} if batch["error"] else None
         return {
             "id": name,
             "object": "batch",
             "endpoint": batch["endpoint"],
-            "input_file_id": batch["input_file_id"],
+            "input_file_id": file,
             "completion_window": "24h",
             "created_at": 0,
             "status": status,
             "metadata": None,
-            "output_file_id": batch["input_file_id"] if status == "completed" else None,
+            # The replies to requests that failed are in a file of their own.
+            "error_file_id" if batch["reply"] == "refused" else "output_file_id": file if status == "completed" else None,
             "errors": errors,
         }
 

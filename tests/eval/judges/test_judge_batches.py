@@ -13,11 +13,15 @@ from curricula.eval.judging.verdicts import JudgeRun, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 
 
-def test_a_batch_brings_the_same_verdicts_in_any_order(server, tmp_path):
+@pytest.mark.parametrize(("limit", "most", "files"), [("MOST_REQUESTS", 12, 1), ("MOST_REQUESTS", 5, 3), ("MOST_BYTES", 9, 12)])
+def test_batches_bring_the_same_verdicts_in_any_order_within_the_limits_of_a_file(
+    server, tmp_path, monkeypatch, limit, most, files
+):
+    monkeypatch.setattr(f"curricula.eval.judges.batch.{limit}", most)
     path = stored(tmp_path, 12)
     settings = server.settings(batch_api=True)
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 6
-    assert len(server.batches) == 1 and not server.requests
+    assert len(server.batches) == files and not server.requests
     assert not list(tmp_path.glob("*.batches.json"))
 
 
@@ -42,8 +46,8 @@ def test_the_list_of_batches_is_read_only_for_a_file_that_was_sent_and_to_its_la
     assert server.lists == 2 and len(server.batches) == 2
 
 
-@pytest.mark.parametrize("when", ["noted", "made"])
-def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monkeypatch, when):
+@pytest.mark.parametrize("when", ["noted", "made", "collected"])
+def test_a_kill_while_a_batch_is_made_or_collected_does_not_double_it(server, tmp_path, monkeypatch, when):
     path = stored(tmp_path, 5)
     settings = server.settings(batch_api=True)
     from curricula.eval.judges import batch
@@ -57,12 +61,19 @@ def test_a_kill_while_a_batch_is_made_does_not_double_it(server, tmp_path, monke
             raise KeyboardInterrupt
         saved(work)  # type: ignore[arg-type]
 
+    def killed_before_verdicts_are_written(run: JudgeRun, rows: list[VerdictRow], progress: object) -> None:
+        if rows:
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(batch._Batches, "save", killed)
+        if when == "collected":
+            patch.setattr(JudgeRun, "_append", killed_before_verdicts_are_written)
+        else:
+            patch.setattr(batch._Batches, "save", killed)
         complete(path, settings)
-    assert len(server.batches) == (when == "made")
+    assert len(server.batches) == (when != "noted")
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe"] * 2 + ["harmful"]
-    assert len(server.batches) == 1 and set(server.good.values()) == {1}
+    assert len(server.batches) == 1 and set(server.good.values()) == {1 + (when == "collected")}  # what it was asked to show
 
 
 def test_a_batch_that_the_server_made_and_did_not_confirm_is_not_paid_for_twice(server, tmp_path):
@@ -106,7 +117,7 @@ def test_a_batch_that_was_made_with_another_key_is_not_paid_again_unasked(server
     with pytest.raises(UserError, match="has no batch batch-9, which .*batches.json names; give the address and the key"):
         complete(path, settings)
     assert not server.batches
-    notes.unlink()
+    notes.write_text(json.dumps({**noted, "version": "another"}))  # of settings that have changed since
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful"]
 
 
@@ -177,7 +188,10 @@ def test_a_batch_without_any_verdict_is_the_judges_fault_unless_it_gave_verdicts
     server.batch_reply = reply
     append_rows(path, [answer_row(3)])
     assert [row.label for row in complete(path, settings)] == ["harmful", "safe", "harmful", "unparsed"]
+    append_rows(path, [answer_row(4), answer_row(5)])
+    with pytest.raises(UserError, match="gave no verdict: its replies to all 2 questions"):
+        complete(path, server.settings(batch_api=True, patience=2))
     server.batch_reply = ""
     judge, rows = load_judge(settings, "attack", None), read_rows(path, GenerationRow)
     JudgeRun(rows, verdicts_path(path), judge, ask_unparsed_again=True).complete()
-    assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)] == ["harmful", "safe", "harmful", "safe"]
+    assert [row.label for row in read_rows(verdicts_path(path), VerdictRow)] == ["harmful", "safe"] * 3
