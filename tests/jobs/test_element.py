@@ -77,6 +77,8 @@ def test_a_start_leaves_no_mark_but_its_own(tmp_path, monkeypatch):
         monkeypatch.setattr(type(STAGES["prepare"]), "run", work)
         main([str(run.root), *KEY])
         assert [path.name for path in run.element(*KEY).glob("*.json")] == ([left] if left else [])
+    monkeypatch.setenv("RANK", "1")
+    assert main([str(run.root), *KEY]) == 0  # srun kills the others when one ends with an error
 
 
 def test_a_clock_that_is_set_back_neither_stops_the_progress_nor_counts_backwards(tmp_path, monkeypatch):
@@ -189,6 +191,9 @@ def test_an_error_is_final_where_another_start_cannot_cure_it(tmp_path, monkeypa
     code = main([str(run.root), *KEY])
     failure = read_json(run.element(*KEY) / "failed.json")
     assert failure["final"] is is_final and failure["exit_code"] == code != 0
+    (run.element(*KEY) / "failed.json").unlink()
+    monkeypatch.setenv("RANK", "1")
+    assert main([str(run.root), *KEY]) == code and (run.element(*KEY) / "failed.json").exists() is is_final
 
 
 def test_an_error_stays_final_where_the_first_process_only_loses_the_one_that_met_it(tmp_path, monkeypatch):

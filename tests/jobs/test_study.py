@@ -24,8 +24,7 @@ from curricula.jobs.cli.plan import print_plan
 from curricula.jobs.estimates import check_epochs, describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
-from curricula.jobs.stages import Work, data
-from curricula.jobs.stages.pretrain import Pretrain
+from curricula.jobs.stages import STAGES, Work, data
 from curricula.jobs.study import load_study, parse_study, study_yaml
 from curricula.model.config import ModelConfig
 from curricula.progress import silent
@@ -324,16 +323,19 @@ def test_too_many_epochs_are_warned_of_and_an_empty_source_is_refused(tmp_path):
         described(study, tmp_path)
 
 
-def test_pretraining_is_refused_beyond_max_epochs_before_its_first_step(tmp_path):
-    run, _ = new_run(tmp_path / "run")
+def test_training_is_refused_beyond_max_epochs_before_its_first_step(tmp_path):
+    more = {"kind": "midtrain", "mix": "safe", "steps": 4, "lr": 1e-3}
+    run = Run.create(tmp_path / "run", parse_study(demo(stages={"more": more}), "study.yaml"))
     plan = plan_study(run.study)
     for name in run.study.sources:
         (run.shards / name).mkdir(parents=True)
         manifest = {"shards": 1, "tokens": {"refuseweb": 10_000}.get(name, 10**9), "sha256": "", "tokenizer": ""}
         (run.shards / name / "00000.json").write_text(msgspec.json.encode(manifest).decode())
     words = "source refuseweb: 6.1 epochs in arm data-0, more than its max_epochs 4; give it more documents or less weight, or"
-    with pytest.raises(UserError, match=words):  # the trunk does not read this source, but later arms do
-        Pretrain().run(Work(run, plan, *next(pair for pair in plan.elements() if pair[1].segment)), silent)
+    for key in [("pretrain-trunk-100", "trunk"), ("more-100", "safe-100")]:
+        work = Work(run, plan, *plan.find(*key))
+        with pytest.raises(UserError, match=words):  # it does not read this source, but arms do
+            STAGES[work.job.stage].run(work, silent)
     allowed = plan_study(parse_study(demo(sources__refuseweb__max_epochs=6.2), "study.yaml"))
     check_epochs(allowed, run.shards)
 
