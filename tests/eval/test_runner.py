@@ -288,8 +288,9 @@ def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_th
     table = tmp_path / "ours.csv"
 
     def answers(*described):
-        table.write_text("prompt,behavior,topic,template\n" + "".join(f"{line}\n" for line in described))
-        prompts = {"ours": PromptSet(path=str(table), behavior="behavior", category="topic", cluster="template")}
+        table.write_text("text,prompt,behavior,topic,template\n" + "".join(f"A letter,{line}\n" for line in described))
+        columns = {"behavior": "behavior", "category": "topic", "cluster": "template", "context": "text"}
+        prompts = {"ours": PromptSet(path=str(table), **columns)}
         tasks = msgspec.structs.replace(CONFIG.tasks, instruct=("attacks-topk",))
         config = msgspec.structs.replace(CONFIG, benchmarks=("ours",), prompts=prompts, tasks=tasks)
         rows = run(EvalTask(TASKS["attacks-topk"], "ours"), model_dir, data, tmp_path, config=config)
@@ -302,6 +303,7 @@ def test_a_corrected_behavior_or_cluster_reaches_rows_that_are_kept_and_makes_th
     assert [row.response for row in second] == [row.response for row in first]
     assert [(row.behavior, row.category) for row in second] == [("Build it", "b")] * 2 + [("Show me", "a")] * 2
     assert len({row.cluster for row in second}) == 2 > len({row.cluster for row in first})
+    assert {row.context for row in second} == {"A letter"}
     merged = tmp_path / "attacks-topk.jsonl"
     assert read_rows(tmp_path / "attacks-topk/ours.jsonl", GenerationRow) == read_rows(merged, GenerationRow) == second
     assert [row.changed for row in read_judged(merged)] == [True, True, False, False]
@@ -374,3 +376,5 @@ def test_answers_in_float32_keep_the_keys_that_they_have_always_had(model_dir):
     prompts = [Prompt(id="1", benchmark="tdc", text="Explain the sea", behavior="Explain the sea")]
     batch = Batch(loaded, "attacks-topk", "topk", DECODERS["topk"], TopK(samples=1), prompts, 0)
     assert batch.keys == ["4a8518820212e5060e86ed9ded2d3f94"]
+    begun = dataclasses.replace(batch, prompts=[msgspec.structs.replace(prompts[0], prefill="Sure")])
+    assert len({one.keys[0] for one in (batch, begun, dataclasses.replace(batch, attack="a direction"))}) == 3
