@@ -345,8 +345,10 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     begun = json.loads((out / ".fetching.json").read_text())
     (out / ".fetching.json").write_text(json.dumps(begun | {"files": 3}))  # by a version of the library that divides otherwise
     assert "was fetched with files 3, not files 2" in worker(download=asked | {"revision": old})["error"]
-    (out / ".fetching.json").write_text(json.dumps(begun | {"hub": "org/other"}))
-    assert "org/other was fetched with hub 'org/other', not hub 'org/moving'" in worker(download=asked)["error"]
+    others = {"hub": "org/other", "config": "b", "split": "test", "columns": ["id"], "constants": {"tags": "x"}}
+    for key, other in others.items():
+        (out / ".fetching.json").write_text(json.dumps(begun | {key: other}))
+        assert f"was fetched with {key} {other!r}, not {key} " in worker(download=asked)["error"]
     (out / ".fetching.json").write_text(json.dumps(begun))
     assert list(contents(out)) == ["00000-of-00002.parquet"]
     (record,) = worker(download=asked)["records"]  # goes on with the commit that it began with

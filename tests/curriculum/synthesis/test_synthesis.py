@@ -213,6 +213,22 @@ def test_when_a_later_piece_gets_no_reply_the_earlier_ones_are_not_asked_about_a
     assert fake.requests["doc-0"] == 3 and fake.good["doc-0"] == 2
 
 
+@pytest.mark.parametrize("changed", ["text", "log"])
+def test_verdicts_on_pieces_of_another_text_or_behind_a_lost_line_do_not_stand(tmp_path, fake, capsys, changed):
+    text, path = "doc-0 " + "word " * 25, tmp_path / "web.jsonl"
+    args = ("score", write_documents(path, [text * 3, "doc-1"]), tmp_path / "out", fake.url, "--piece-characters", len(text))
+    fake.scores, fake.schedule["doc-0"] = {"doc": 2}, ["good", "good", "too_long"]
+    assert summary(capsys, *args)["dead"] == 1
+    fake.schedule.clear()
+    if changed == "text":
+        write_documents(path, [text.replace("word", "ward") * 3, "doc-1"])
+    else:
+        pieces = tmp_path / "out/log/score/part-00000-of-00001.pieces.jsonl"
+        pieces.write_text("".join(pieces.read_text().splitlines(keepends=True)[1:]))
+    assert summary(capsys, *args, "--retry-dead")["done"] == 2
+    assert fake.good["doc-0"] == 2 + 3
+
+
 @pytest.mark.forked
 def test_a_kill_between_the_pieces_of_a_document_asks_about_none_again(tmp_path, capsys):
     page = " ".join(f"word-{number}" for number in range(60))
