@@ -465,6 +465,7 @@ def test_parts_that_were_fetched_up_to_some_row_count_as_what_the_hub_has(tmp_pa
                       licence="", files=1, rows=100, rows_of={}, complete=True, upstream_rows=hub)  # fmt: skip
         (tmp_path / f"fineweb_annotated/score_{score}/.fetched.json").write_text(json.dumps(record))
     assert Documents.open("fineweb-unsafe", tmp_path, (), 100).counts == [70, 20, 10]
+    assert Documents.open("fineweb-unsafe", tmp_path, (), 200).counts == [100, 40, 20]  # no rows of the next part
 
 
 def test_shards_that_were_made_of_the_first_part_alone_are_refused(root, scores, tmp_path):
