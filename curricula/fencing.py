@@ -185,7 +185,7 @@ def _take_lease(lock: Path, deadline: float) -> int:
 
 
 def in_use(lock: Path, holder: str) -> InUse:
-    return InUse(f"{lock.parent}: in use by a live run (process {holder}); wait for it, stop it, or name another folder")
+    return InUse(f"{lock.parent}: in use by process {holder}; wait for it, stop it, or name another folder")
 
 
 @dataclass(frozen=True)

@@ -358,7 +358,7 @@ def test_two_runs_of_one_shard_exclude_each_other(tmp_path, fake):
 
     source = write_documents(tmp_path / "web.jsonl", numbered(4))
     lock = tmp_path / "out/log/score/part-00000-of-00001.lock"
-    with exclusive_lock(lock), pytest.raises(UserError, match="in use by a live run"):
+    with exclusive_lock(lock), pytest.raises(UserError, match="in use by process"):
         synthesize("score", source, tmp_path / "out", fake.url)
     assert not fake.requests
 

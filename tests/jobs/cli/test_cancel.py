@@ -89,7 +89,7 @@ def test_nothing_is_cancelled_while_another_command_submits(demo, slurm, capsys)
     run, _ = demo
     with Run.locked(run.root):
         assert main(["cancel", str(run.root), "--yes"]) == 1
-    assert "in use by a live run" in capsys.readouterr().err and slurm.calls("scancel") == []
+    assert "in use by process" in capsys.readouterr().err and slurm.calls("scancel") == []
 
 
 def test_other_commands_may_change_the_run_while_the_user_thinks(demo, slurm, monkeypatch, capsys):
