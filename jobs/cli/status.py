@@ -29,7 +29,7 @@ from curricula.jobs.monitor.progress import number
 from curricula.jobs.monitor.state import ENDED_BADLY, TO_REPEAT, ElementStatus, RunStatus, State, run_status
 from curricula.jobs.run import Run, newest_run
 from curricula.jobs.selection import Selection, select
-from curricula.jobs.slurm.commands import explained
+from curricula.jobs.slurm.commands import Task, explained
 from curricula.terminal import age, clock, count, json_text, one_line, plural
 
 LOOK_EVERY_S = 2.0
@@ -177,6 +177,8 @@ def _rows(status: RunStatus, compact: bool) -> list[Row]:
         if len(rows) > MANY_ROWS:
             continue
         for state in WITH_ROWS:
+            if state == "cancelled" and states[state] + states["waiting"] == len(elements):  # the job's row says it
+                continue
             of_state = [element for element in elements if element.state == state]
             for element in of_state[:ROWS_EACH]:
                 rows.append(Row(Text(f"  {one_line(element.label)}"), Text(state, STYLES[state]), element))
@@ -240,8 +242,13 @@ def _cell(column: str, row: Row) -> Text:
 
 
 def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
-    waits = Counter(element.reason for element in status.elements if element.state == "pending" and element.reason)
-    notes = [Text(f"{times} pending: {explained(one_line(reason))}") for reason, times in waits.most_common()]
+    waits: dict[str, list[Task]] = defaultdict(list)
+    for element in status.elements:
+        if element.state == "pending" and element.reason:
+            array, _, place = element.task.partition("_")
+            waits[element.reason].append(Task(array, int(place)))
+    by_number = sorted(waits.items(), key=lambda item: -len(item[1]))
+    notes = [Text(f"{len(tasks)} pending: {explained(one_line(reason), tasks)}") for reason, tasks in by_number]
     wrong: dict[tuple[str, str], list[ElementStatus]] = defaultdict(list)
     restarted, held_up = [], []
     for element in status.elements:
@@ -265,4 +272,6 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
         notes.append(Text(f"see `curricula logs {run.root} {first.job}`{again}", "dim"))
     elif not status.problem and any(element.state == "stale" for element in status.elements):
         notes.append(Text(f"`curricula retry {run.root}` runs again what is stale", "dim"))
+    if run.submissions.exists() and (left := sum(element.state == "waiting" for element in status.elements)):
+        notes.append(Text(f"{left} waiting: not submitted yet; repeat `curricula submit`", "dim"))
     return [Text(""), *notes] if notes else []

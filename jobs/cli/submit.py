@@ -7,6 +7,7 @@ nothing else. `cancel` removes a run, or exactly the selected part of it, from S
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -95,6 +96,9 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
         run = Run.open(root) if (root / "study.yaml").exists() else Run.create(root, plan.study)
         now = _standing(run, plan, profile, console)
         before = len(submissions(run))
+        with contextlib.suppress(UsageError):  # the profile of the latest submission may be gone or damaged
+            if now.live and profile != kept_profile(run.profile):
+                console.print(f"{root}: the profile has changed; what is queued keeps its own until you `curricula cancel` it")
         if plan.study != run.study:  # a change that `_standing` accepts
             console.print(f"{root}: its study has changed; elements that start from now on read the new one.")
         run = Run.create(root, plan.study)
@@ -198,8 +202,8 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     check_batches(plan, chosen)
     previews = preview(plan, chosen, profile, root)
     limits = (commands.partition_minutes(), commands.qos_minutes()) if has_slurm else ({}, {})
-    refused = defaultdict[str, list[str]](list)
-    rows, notes = [], []
+    problems = defaultdict[str, list[str]](list)
+    rows = []
     for shown in previews:
         console.rule(f"{shown.job}: {plural(len(shown.array.labels), 'element')}", characters="─", align="left")
         console.print(shown.script)
@@ -207,18 +211,17 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
             answer = commands.tested(shown.script)
             console.print(f"sbatch --test-only: {answer}\n")
             if commands.STARTS not in answer:
-                refused[answer].append(shown.job)
+                problems[f"Slurm names no start ({answer or 'no answer'})"].append(shown.job)
         first, *others = shown.waits.split(",")
         waits = first + (f" and {len(others)} more" if others else "")
         request = shown.array.request
         if why := commands.too_long(request, *limits):
-            notes.append(f"{shown.job}: {why}")
+            problems[why].append(shown.job)
         rows.append((shown.job, str(len(shown.array.labels)), str(request.nodes), str(request.gpus),
                      f"{request.minutes // 60}:{request.minutes % 60:02d}", waits))  # fmt: skip
     print_table(console, "Arrays", ("job", "elements", "nodes", "GPUs", "time limit", "waits for"), rows, left=(0, 5))
-    notes += [f"{', '.join(jobs)}: Slurm names no start ({answer or 'no answer'})" for answer, jobs in refused.items()]
-    for note in notes:
-        console.print(f"\n{note}")
+    for problem, jobs in problems.items():
+        console.print(f"\n{', '.join(jobs)}: {problem}")
     calls, hours = plural(len(previews), "sbatch call"), _gpu_hours(plan, chosen)
     console.print(f"\n{calls}; up to {hours:,.0f} GPU-hours. Run folder: {root}. Nothing was submitted.")
     if not has_slurm:
@@ -289,6 +292,8 @@ def _decide(run: Run, plan: Plan, chosen: Collection[Key], console: Console) -> 
         if item.state == "running" and any(need in again for need, _ in plan.needs[item.key]):
             name = "/".join(item.key)
             console.print(f"{name} is running on the old results; run the same command again when it has ended")
+    if not again and (left := sum(item.state == "waiting" for item in elements)):
+        console.print(f"{plural(left, 'element')} not submitted or begun yet: repeat `curricula submit`")
     return again
 
 
@@ -335,17 +340,21 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     status = {element.key: element for element in elements}
     on_slurm = any(element.task for element in elements)
     again: dict[Key, None] = {}
+    jobs_again = set[str]()
     for key, needs in plan.needs.items():  # each after those it needs
         state = status[key].state
         if on_slurm and not status[key].task and state == "waiting":
             continue
-        # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need.
-        waits_in_vain = status[key].reason == "DependencyNeverSatisfied"
+        # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need. While the rest of
+        # that array goes on, Slurm gives the same reason as for any wait.
+        reason, arrays = status[key].reason, {edge.job for edge in plan.by_name[key[0]].needs if edge.kind == "afterok"}
+        waits_in_vain = reason == "DependencyNeverSatisfied" or (reason == "Dependency" and not arrays.isdisjoint(jobs_again))
         must_repeat = (state in TO_REPEAT or waits_in_vain) and key in chosen
         follows = any(need in again for need, _ in needs) and state != "running"
         is_open = state != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
         if must_repeat or (follows and is_open):
             again[key] = None
+            jobs_again.add(key[0])
     return list(again)
 
 

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +44,7 @@ AWAY = re.compile(
 """What Slurm's commands print when the controller does not answer, or munge, which authenticates them, restarts."""
 STARTS = "to start at"
 """What `sbatch --test-only` prints for a job that can start, and only then."""
+CORRECT = "`curricula cancel`, correct the profile and submit again"
 REASONS = {
     "Priority": "other jobs are ahead in the queue",
     "Resources": "waits for free nodes",
@@ -50,26 +52,26 @@ REASONS = {
     "DependencyNeverSatisfied": "a job it needs failed or was cancelled: fix that, then `curricula retry`",
     "JobArrayTaskLimit": "the array's limit of simultaneous tasks",
     "BeginTime": "was requeued and starts again soon",
-    "JobHeldUser": "held: `scontrol release` releases it",
+    "JobHeldUser": "held: `scontrol release TASKS` releases it",
     "JobHeldAdmin": "held by an administrator",
-    "JobHoldMaxRequeue": "requeued too often: `scontrol release` lets it continue",
-    "job requeued in held state": "held: its log may say why; `scontrol release` releases it",
-    "launch failed requeued held": "its node could not start it: `scontrol release` lets it start elsewhere",
+    "JobHoldMaxRequeue": "requeued too often: `scontrol release TASKS` lets it continue",
+    "job requeued in held state": "held: its log may say why; `scontrol release TASKS` releases it",
+    "launch failed requeued held": "its node could not start it: `scontrol release TASKS` lets it start elsewhere",
     "ReqNodeNotAvail": "nodes it asks for are down, drained or reserved",
-    "PartitionTimeLimit": "asks for more time than the partition allows",
-    "PartitionNodeLimit": "asks for more nodes than the partition allows",
-    "BadConstraints": "no node can satisfy its request",
+    "PartitionTimeLimit": f"asks for more time than the partition allows: {CORRECT}",
+    "PartitionNodeLimit": f"asks for more nodes than the partition allows: {CORRECT}",
+    "BadConstraints": f"no node can satisfy its request: {CORRECT}",
     "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
     "AssocMaxJobsLimit": "your limit of running jobs is reached",
-    "QOSMaxWallDurationPerJobLimit": "asks for more time than its QOS allows",
-    "AssocMaxWallDurationPerJobLimit": "asks for more time than your account allows",
+    "QOSMaxWallDurationPerJobLimit": f"asks for more time than its QOS allows: {CORRECT}",
+    "AssocMaxWallDurationPerJobLimit": f"asks for more time than your account allows: {CORRECT}",
     "QOSMaxGRESPerUser": "your limit of GPUs is reached",
     "QOSGrpGRESMinutes": "its QOS's budget of GPU time is used up",
     "QOSGrpGRES": "its QOS's limit of GPUs is reached",
     "AssocGrpGRESMinutes": "your account's budget of GPU time is used up",
     "AssocGrpGRES": "your account's limit of GPUs is reached",
 }
-"""What Slurm's reasons for waiting mean."""
+"""What Slurm's reasons for waiting mean. TASKS stands for the tasks that wait."""
 
 RANKS = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
@@ -292,19 +294,16 @@ def _sacct_row(line: str) -> tuple[Task, TaskState] | None:
     )
 
 
-def explained(reason: str) -> str:
-    """Slurm's reason, followed by its meaning if that is known."""
+def explained(reason: str, tasks: Iterable[Task] = ()) -> str:
+    """Slurm's reason why these tasks wait, followed by its meaning if that is known."""
     meaning = REASONS.get(reason) or next((text for name, text in REASONS.items() if reason.startswith(name)), "")
-    return f"{reason} ({meaning})" if meaning else reason
+    return f"{reason} ({meaning.replace('TASKS', shlex.quote(','.join(_listed(tasks))))})" if meaning else reason
 
 
 def scancel(tasks: Iterable[Task]) -> None:
     """Cancel exactly these array tasks, in one call."""
-    numbers: dict[str, list[int]] = {}
-    for task in tasks:
-        numbers.setdefault(task.job_id, []).append(task.number)
-    if numbers:
-        call("scancel", *(f"{job_id}_[{_ranges(of_job)}]" for job_id, of_job in numbers.items()))
+    if listed := _listed(tasks):
+        call("scancel", *listed)
 
 
 def batch_script(job_id: str) -> str:
@@ -463,6 +462,14 @@ def restart_count(environment: Mapping[str, str]) -> int:
     """How often Slurm has requeued this job; 0 outside Slurm."""
     text = environment.get("SLURM_RESTART_COUNT", "")
     return int(text) if text.isdecimal() else 0
+
+
+def _listed(tasks: Iterable[Task]) -> list[str]:
+    """Tasks in Slurm's notation, such as 121_[0-3,7], one word for each array."""
+    numbers: dict[str, list[int]] = {}
+    for task in tasks:
+        numbers.setdefault(task.job_id, []).append(task.number)
+    return [f"{job_id}_[{_ranges(of_job)}]" for job_id, of_job in numbers.items()]
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -46,7 +46,7 @@ def check_restarts(work: Work, environment: Mapping[str, str] = os.environ) -> N
         with contextlib.suppress(UserError):  # a damaged mark must not hide that the element gives up
             last = read_failure(work.folder, "failed-before.json")  # the batch script sets aside that of the previous start
         raise GaveUp(
-            f"{work.name}: restarted {count} times without progress (still at {saved} saved {stage.unit}), so it is not "
+            f"restarted {count} times without progress (still at {saved} saved {stage.unit}), so it is not "
             "started again and jobs that wait for it are cancelled; fix the cause and submit again. The last error: "
             f"{last.error if last else 'none was recorded; see its log'}"
         )

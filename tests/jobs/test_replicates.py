@@ -463,8 +463,9 @@ def test_a_setting_may_change_when_nothing_is_left_to_submit(growing, capsys):
     assert main([*words, "--set", "resources.data_hours=7"]) == 0
     said = capsys.readouterr().out
     assert "its study has changed" in said and "nothing to submit; 1 element queued" in said
+    assert "the profile has changed; what is queued keeps its own until you `curricula cancel` it" in said
     assert Run.open(run.root).study.resources.data_hours == 7
-    assert main([*words, "--set", "resources.data_hours=7"]) == 0 and "has changed" not in capsys.readouterr().out
+    assert main([*words, "--set", "resources.data_hours=7"]) == 0 and "study has changed" not in capsys.readouterr().out
 
 
 def test_nodes_and_gpus_may_change_once_no_job_is_queued_that_asked_for_others(growing, capsys):

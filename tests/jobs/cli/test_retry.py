@@ -92,6 +92,13 @@ def test_what_waits_in_vain_for_the_array_of_another_arm_runs_again_too(plan):
         for item in statuses(plan, {"export-base-20/full-20": "failed"})
     ]
     assert evaluated in to_run_again(plan, found, plan.needs)
+    # Before the last export of that array has ended, nothing shows yet that the wait is in vain.
+    found = [replace(item, reason="Dependency") if item.reason else item for item in found]
+    again = to_run_again(plan, found, plan.needs)
+    assert evaluated in again and ("evaluate-base-20", "full-20/probes") not in again  # which has been done before
+    pending = statuses(plan, {"pretrain-20/full-20": "failed"}, "pending")
+    again = to_run_again(plan, [replace(item, reason="Dependency") for item in pending], plan.needs)
+    assert {("export-base-20", "full-20"), evaluated} <= {*again} and ("export-base-20", "data-20") not in again
 
 
 def test_a_report_that_was_written_without_what_failed_is_written_again(plan):
@@ -239,7 +246,7 @@ def test_retry_decides_when_no_other_command_changes_the_run(failed, slurm, caps
     run, _ = failed
     with Run.locked(run.root):
         assert main(["retry", str(run.root)]) == 1
-    assert "in use by a live run" in capsys.readouterr().err and slurm.calls("squeue") == []
+    assert "in use by process" in capsys.readouterr().err and slurm.calls("squeue") == []
 
 
 def test_what_waits_keeps_its_place_when_sbatch_refuses_the_first_array(failed, slurm, capsys):
@@ -328,7 +335,8 @@ def test_dry_run_names_what_would_run_again_and_submits_nothing(demo, slurm, cap
 def test_nothing_to_retry_is_reported(tmp_path, capsys):
     run, _ = new_run(tmp_path / "run")
     assert main(["retry", str(run.root)]) == 0
-    assert "nothing has failed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing has failed" in said and "242 elements not submitted or begun yet: repeat `curricula submit`" in said
     fail(run, "prepare", "prepare")
     assert main(["retry", str(run.root), "--stage", "tokenize"]) == 0
     assert "nothing selected has failed" in capsys.readouterr().out

@@ -242,6 +242,17 @@ def test_a_narrow_terminal_shows_long_names_of_arms_and_every_column_whole(tmp_p
     assert row.split() == [f"{arm}/", "running", "346k/1.23M", "12d", "00:00", "left"]
 
 
+def test_what_was_cancelled_as_a_whole_has_one_row_and_what_was_not_submitted_its_remedy(demo, slurm, capsys):
+    run, _ = demo
+    submitted(run, "pretrain-0", "5", ["data-0", "full-0"])
+    submitted(run, "pretrain-20", "6", ["data-20", "full-20"])
+    slurm.queue(*(("5", place, "CANCELLED", "", "", 0) for place in "01"), ("6", "0", "CANCELLED", "", "", 0),
+                ("6", "1", "PENDING", "Priority", "", 0))  # fmt: skip
+    shown = table(run, capsys)
+    assert "0/2, 2 cancelled" in shown and " full-0 " not in shown and re.search(r"^  data-20 +cancelled", shown, re.MULTILINE)
+    assert "238 waiting: not submitted yet; repeat `curricula submit`" in shown
+
+
 def test_a_run_that_has_not_begun_has_whole_headings(demo, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert re.search(r"^job +state *$", table(demo[0], capsys), re.MULTILINE)
@@ -280,12 +291,15 @@ def test_only_the_selected_elements_are_shown(demo, capsys):
 def test_reasons_for_waiting_are_explained_and_errors_named(demo, slurm, capsys):
     run, _ = demo
     submitted(run, "pretrain-20", "5", ["full-20", "data-20"])
+    submitted(run, "pretrain-60", "6", ["full-60", "data-60"])
     held = "job requeued in held state"  # so squeue calls it after `scontrol requeuehold`
-    slurm.queue(("5", "0", "PENDING", "DependencyNeverSatisfied", "", 0), ("5", "1", "PENDING", held, "", 0))
+    slurm.queue(("5", "0", "PENDING", "DependencyNeverSatisfied", "", 0), *((*task, "PENDING", held, "", 0) for task in
+                (("5", "1"), ("6", "0"), ("6", "1"))))  # fmt: skip
     fail(run, "pretrain-0", "full-0", "loss nan at step 3 \x1b]0;owned\x07\x1b[2J")
     shown = table(run, capsys)
     assert "1 pending: DependencyNeverSatisfied (a job it needs failed" in shown
-    assert f"1 pending: {held} (held: its log may say why; `scontrol release` releases it)" in shown
+    release = "scontrol release '5_[1],6_[0-1]'"
+    assert f"3 pending: {held} (held: its log may say why; `{release}` releases it)" in " ".join(shown.split())
     assert "pretrain-0/full-0: loss nan at step 3" in shown and "\x1b" not in shown and "\x07" not in shown
     assert f"curricula retry {run.root}" in " ".join(shown.split())
 
