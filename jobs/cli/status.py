@@ -267,7 +267,8 @@ def _footnotes(run: Run, status: RunStatus) -> list[RenderableType]:
             notes.append(Text.assemble((f"{name}: ", style), one_line(text)))
         if len(of_kind) > NOTES_SHOWN:
             notes.append(Text(f"and {len(of_kind) - NOTES_SHOWN} more; --json shows all", "dim"))
-    if first := next((element for element in status.elements if element.state in ENDED_BADLY), None):
+    bad = [element for element in status.elements if element.state in ENDED_BADLY]
+    if first := min(bad, key=lambda element: ENDED_BADLY.index(element.state), default=None):  # a failure, if there is one
         again = "" if status.problem else f"; `curricula retry {run.root}` runs it again"  # with a problem, retry refuses
         notes.append(Text(f"see `curricula logs {run.root} {first.job}`{again}", "dim"))
     elif not status.problem and any(element.state == "stale" for element in status.elements):

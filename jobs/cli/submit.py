@@ -348,9 +348,10 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
         # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need. While the rest of
         # that array goes on, Slurm gives the same reason as for any wait.
         reason, arrays = status[key].reason, {edge.job for edge in plan.by_name[key[0]].needs if edge.kind == "afterok"}
-        waits_in_vain = reason == "DependencyNeverSatisfied" or (reason == "Dependency" and not arrays.isdisjoint(jobs_again))
-        must_repeat = (state in TO_REPEAT or waits_in_vain) and key in chosen
-        follows = any(need in again for need, _ in needs) and state != "running"
+        must_repeat = (state in TO_REPEAT or reason == "DependencyNeverSatisfied") and key in chosen
+        can_run = all(need in again or status[need].state not in TO_REPEAT for need, must_be_ok in needs if must_be_ok)
+        will_wait_in_vain = reason == "Dependency" and not arrays.isdisjoint(jobs_again) and can_run
+        follows = will_wait_in_vain or (any(need in again for need, _ in needs) and state != "running")
         is_open = state != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
         if must_repeat or (follows and is_open):
             again[key] = None

@@ -99,6 +99,9 @@ def test_what_waits_in_vain_for_the_array_of_another_arm_runs_again_too(plan):
     pending = statuses(plan, {"pretrain-20/full-20": "failed"}, "pending")
     again = to_run_again(plan, [replace(item, reason="Dependency") for item in pending], plan.needs)
     assert {("export-base-20", "full-20"), evaluated} <= {*again} and ("export-base-20", "data-20") not in again
+    states = {"pretrain-20/full-20": "failed", "export-base-20/data-20": "cancelled"}
+    pending = [replace(item, reason="Dependency") for item in statuses(plan, states, "pending")]
+    assert evaluated not in to_run_again(plan, pending, {("pretrain-20", "full-20")})  # what it needs itself was not asked for
 
 
 def test_a_report_that_was_written_without_what_failed_is_written_again(plan):
