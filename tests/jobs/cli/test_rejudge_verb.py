@@ -244,7 +244,7 @@ def test_a_folder_that_another_process_judges_is_refused_before_the_price_is_sho
     with exclusive_lock(folder / "eval/full-20/instruct/.overrefusal-topk.verdicts.lock"):
         assert rejudge(folder, server) == 1
     said = capsys.readouterr().err
-    assert "in use by a live run" in said and "questions" not in said and not server.good
+    assert "in use by process" in said and "questions" not in said and not server.good
 
 
 def test_a_key_that_expires_midway_loses_nothing(folder, server, capsys):
