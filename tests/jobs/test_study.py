@@ -70,7 +70,6 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ),
         ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is true, which has an effect only with"),
         ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
-        ({"tuning__benign": {"mix:safe": None}}, r"tuning.benign: unknown key `mix:safe`; write a blank after its colon"),
         ({"stages": {"x": {"kind:sft": None}}}, r"stages.x: unknown key `kind:sft`; write a blank after its colon"),
         (
             {"resources__engine": {"backend": "gpu"}},
