@@ -101,8 +101,9 @@ def layer_bytes(model: ModelConfig, layout: Layout) -> int:
     """Bytes that a layer keeps for its backward pass, for each token.
 
     Every backend keeps the layer's input, both norms' outputs and the residual (h each); queries, keys, values; the
-    attention's output; gate and up (2 f) and their product (f). Our own layer keeps keys and values once for each query
-    head. In fp8 the inputs of linear layers are kept in 8 bits.
+    attention's output; gate and up (2 f) and their product (f). Our own layer keeps keys and values once for each query head.
+    If there is a value for each query, values stay where the product of all three wrote them, and keep all of it (3 h), beside
+    the turned queries and keys. In fp8 the inputs of linear layers are kept in 8 bits.
     """
     hidden, ffn, kv = model.hidden, model.ffn, model.kv_heads * model.head_size
     split = layout.tensor_parallel if layout.engine.sequence_parallel else 1
@@ -111,7 +112,7 @@ def layer_bytes(model: ModelConfig, layout: Layout) -> int:
     elif layout.engine.backend == "te":
         whole, parts = 2 * 4 * hidden, 2 * (2 * hidden + 2 * kv + 3 * ffn)
     else:
-        whole, parts = 2 * 4 * hidden, 2 * (4 * hidden + 3 * ffn)
+        whole, parts = 2 * 4 * hidden, 2 * ((6 if model.kv_heads == model.heads else 4) * hidden + 3 * ffn)
     return whole // split + parts // layout.tensor_parallel
 
 

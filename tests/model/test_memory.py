@@ -19,18 +19,18 @@ N, T = LITTLE.parameters, 2 * 32
 MEASURED = [
     (dataclasses.replace(ON_ONE, engine=EngineConfig(backend="te")), 60.8),
     (dataclasses.replace(ON_ONE, engine=EngineConfig(fp8="delayed")), 60.1),
-    (ON_ONE, 63.5 - 1.5),
+    (ON_ONE, 63.5),
 ]
 """torch.cuda.max_memory_allocated on one H100 in GiB, for SmolLM2-1.7B with micro-batch 8 of 2048 tokens; measured with a
 hand-written prototype of this step, not with this package. Transformer Engine 2.11 in bfloat16 and with delayed fp8 scaling;
-Megatron-core's local layers, compiled, with a chunked loss, less the copy of the attention's output (1.5 GiB) that our own
-layer does not make.
+Megatron-core's local layers, compiled, with a chunked loss. Our own step has the same peak in torch's CUDA allocator, if CUDA's
+functions only give out addresses.
 """
 
 
 @pytest.mark.parametrize(("layout", "peak_gib"), MEASURED, ids=["te", "te fp8", "torch"])
-def test_the_estimate_is_within_five_percent_of_measured_peaks(layout, peak_gib):
-    assert step_memory(BIG, layout).total / GIB == pytest.approx(peak_gib, rel=0.05)
+def test_the_estimate_is_within_three_percent_of_measured_peaks(layout, peak_gib):
+    assert step_memory(BIG, layout).total / GIB == pytest.approx(peak_gib, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,12 @@ def test_several_gpus_need_room_for_nccls_buffers(several):
     assert step_memory(BIG, dataclasses.replace(ON_ONE, **several)).nccl == 2 * GIB
 
 
-def test_micro_batch_16_fits_an_h100_once_the_optimizer_is_split_and_alone_with_recomputation():
-    double = dataclasses.replace(ON_ONE, micro_batch=16)
-    assert step_memory(BIG, dataclasses.replace(double, data_parallel=8)).total < H100
-    assert step_memory(BIG, double).total > H100
-    assert step_memory(BIG, dataclasses.replace(double, engine=EngineConfig(recompute_layers=8))).total < H100
+def test_micro_batch_16_fits_an_h100_if_layers_are_recomputed_and_fewer_of_them_once_the_optimizer_is_split():
+    for data_parallel, layers in ((1, 9), (8, 4), (32, 3)):
+        layout = dataclasses.replace(ON_ONE, micro_batch=16, data_parallel=data_parallel)
+        for change, fits in ((0, True), (-1, False)):
+            engine = EngineConfig(recompute_layers=layers + change)
+            assert (step_memory(BIG, dataclasses.replace(layout, engine=engine)).total < H100) == fits
 
 
 def test_tensor_parallelism_halves_what_it_splits():
@@ -123,7 +124,7 @@ def test_tight_memory_is_logged(caplog):
     needed = check_fit(BIG, ON_ONE, H100, H100)
     assert not caplog.records
     check_fit(BIG, ON_ONE, int(needed.total * 1.02), H100)
-    assert "memory will be tight: about 61" in caplog.text
+    assert "memory will be tight: about 64" in caplog.text
 
 
 def test_an_open_choice_of_backend_is_estimated_as_the_larger_one():
