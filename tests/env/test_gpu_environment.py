@@ -299,6 +299,26 @@ def test_a_tested_set_installs_compiles_and_is_complete(tmp_path, cuda):
         text=True,
     )
     assert imported.returncode == 0 and "not imported" not in imported.stdout, imported.stdout
+    compiled = subprocess.run([tmp_path / "venv/bin/python", "-c", COMPILE], capture_output=True, text=True)
+    assert compiled.returncode == 0 and compiled.stdout == "SHARED:0 LOCAL:0\n" * 2, compiled.stdout + compiled.stderr
+
+
+COMPILE = """
+import re, subprocess, tempfile, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from curricula.model.network.swiglu import COLUMNS, swiglu_gradient_kernel
+types = dict(gradient="*bf16", gate_up="*bf16", result="*bf16", width="i32", COLUMNS="constexpr")
+for capability in (90, 100):
+    source = ASTSource(swiglu_gradient_kernel, types, constexprs={"COLUMNS": COLUMNS})
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        used = subprocess.check_output([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], text=True)
+    print(*re.findall(r"(?:SHARED|LOCAL):\\d+", used))
+"""
+"""Compiles the kernel of SwiGLU's gradient for an H100 and a B200: nothing may spill to memory."""
 
 
 def stub_of_the_driver(folder: Path) -> Path:
