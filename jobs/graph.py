@@ -161,9 +161,8 @@ class _Planner:
             having = self._having(stage, arms)
             if not having:
                 continue
-            # A stage that is added to a finished run may need data that no earlier job needed.
-            fetched = self._downloads if stage in self.study.stages else []
-            elements, needs = _models(having, stage), [*self._after(stage, having), *fetched]
+            # A stage that is added to a finished run, or changes, may need data that no earlier job needed.
+            elements, needs = _models(having, stage), [*self._after(stage, having), *self._downloads]
             is_midtraining = isinstance(self.study.of(having[0]).tree.stages[stage], Midtrain)
             job = self._add(f"{stage}-{name}", "midtrain" if is_midtraining else "tune", elements, *needs)
             self._trained_by |= {(arm.key, stage): (job, arm.key) for arm in having}

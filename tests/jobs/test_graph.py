@@ -52,7 +52,7 @@ def test_each_arm_goes_from_pretraining_to_the_benign_model_element_by_element()
     jobs = jobs_by_name()
     follows = {"export-base-20": "pretrain-20", "instruct-20": "pretrain-20", "benign-20": "instruct-20"}
     for after, before in follows.items():
-        (edge,) = jobs[after].needs
+        (edge,) = [edge for edge in jobs[after].needs if edge.job != "fetch"]
         assert (edge.job, edge.kind) == (before, "aftercorr")
         assert [element.arm for element in jobs[after].elements] == ["data-20", "full-20"]
     assert [element.label for element in jobs["pretrain-20"].elements] == ["data-20", "full-20"]
@@ -69,7 +69,7 @@ def test_a_licence_that_a_benchmark_lacks_holds_back_what_is_measured_alone():
         assert jobs[name].labels == tuple(item.label for item in wanted if item.purpose == purpose)
     for name, job in jobs.items():
         waits = [edge.job for edge in job.needs if edge.job.startswith("fetch")]
-        assert waits == {"prepare": ["fetch"], "evaluate": ["fetch-benchmarks"]}.get(job.stage, []), name
+        assert waits == {"prepare": ["fetch"], "tune": ["fetch"], "evaluate": ["fetch-benchmarks"]}.get(job.stage, []), name
 
 
 def test_the_papers_study_is_fewer_than_forty_job_arrays():
