@@ -147,12 +147,14 @@ def check_lengths(study: Study, held: Mapping[str, int]) -> None:
 
 
 def check_change(run: Run, study: Study) -> None:
-    """Raise UserError if the run cannot continue with `study`, or if a stage that it would get fails a check of the job
-    `prepare`, which does not run again. Tuning sets that are not on this machine are left to that stage."""
+    """Raise UserError if the run is there and cannot continue with `study`, or if a stage that it would get fails a check of
+    the job `prepare`, which does not run again. Tuning sets that are not on this machine are left to that stage."""
+    if not (run.root / "study.yaml").exists():
+        return
     run.check(study)
     added = [tuning for tuning in study.tunings if tuning not in run.study.tunings]
     sets = {name: study.tuning_sets.get(name) or POOLS[name] for tuning in added for name in tuning.mix}
-    root = run.data_root
+    root = run.data_root if study.world else local_root() or run.data_root
     check_lengths(study, {name: check_pool(study, name, root) for name, table in sets.items() if table.is_here(root)})
 
 

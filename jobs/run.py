@@ -90,8 +90,9 @@ class Run:
             os.umask(0o007)
 
     @classmethod
-    def create(cls, root: Path, study: Study) -> Run:
-        """Freeze `study` in a new run folder `root`, or in an existing one if `check` allows it."""
+    def create(cls, root: Path, study: Study, knows_queue: bool = False) -> Run:
+        """Freeze `study` in a new run folder `root`, or in an existing one if `check` allows it. Raises UserError if a stage
+        changes of which Slurm may have jobs, unless the caller `knows_queue`."""
         run = cls(root)
         data_folder = None if study.world else local_root()
         if not (root / "study.yaml").exists():
@@ -101,14 +102,24 @@ class Run:
             return run
         run.check(study)
         if study != run.study:
+            if changed := refusal(run.study, study, run.study.stage_names):  # a stage that has not begun
+                if run.submissions.exists() and not knows_queue:
+                    raise UserError(
+                        f"{root}: {changed}, and Slurm may have jobs of that stage; give `curricula submit` --cluster slurm "
+                        "and --profile, which looks into the queue"
+                    )
+                (run.element("report", "report") / "done.json").unlink(missing_ok=True)  # it says what that stage lacks
             write_text(root / "study.yaml", study_yaml(study))
         run._move_to(data_folder)
         return cls(root)
 
     def check(self, study: Study) -> None:
         """Raise UserError if the run cannot continue with `study`."""
-        # The stages that have made something here.
+        # The stages that have made something, also if it was moved away since.
         begun = {path.name for part in ("tune", "models", "eval") for path in self.root.glob(f"{part}/*/*")}
+        jobs, groups = self.root / "jobs", self.study.groups
+        for stage in self.study.stage_names:
+            begun |= {stage for group in groups if any((jobs / f"{stage}-{group}").glob("*/done.json"))}
         if changed := refusal(self.study, study, begun):
             is_unused = not (self.submissions.exists() or any(self.root.glob("jobs/*/*/done.json")))
             way = "delete the run folder, in which nothing is done yet, or name another" if is_unused else "name another folder"
@@ -117,7 +128,8 @@ class Run:
             raise UserError(f"{self.root}/study.yaml: was created from a different study: {changed}; {way} with --run")
         data_folder = None if study.world else local_root()
         # Whether anything was made from data that may differ in another folder, or Slurm may be making it now.
-        has_begun = self.submissions.exists() or any(self.root.glob("data/shards/*/*.json"))
+        made = [path for place in ("data/shards/*/*.json", "jobs/tokenize/*/done.json") for path in self.root.glob(place)]
+        has_begun = self.submissions.exists() or bool(made)
         if data_folder and self.data_folder != data_folder and has_begun:
             then = f"with CURRICULA_DATA={self.data_folder}" if self.data_folder else "without CURRICULA_DATA"
             raise UserError(
@@ -281,11 +293,15 @@ def current_provenance() -> dict[str, Any]:
 
 def refusal(old: Study, new: Study, begun: Collection[str]) -> str:
     """Why a run of the study `old` cannot continue with `new`, such as "seed was 42, now 43"; empty if it can. Of the stages
-    after pretraining, only those that have `begun` must stay as they are."""
+    after pretraining, only those that have `begun`, and those that these continue from, must stay as they are."""
     seeds, new_seeds = ([one.seed for one in study.replicates] for study in (old, new))
     if seeds[0] != new_seeds[0]:
         what = "seed" if len(seeds) == len(new_seeds) == 1 else "the first of seeds"
         return f"{what} was {seeds[0]}, now {new_seeds[0]}"
+    begun = set(begun)
+    for name in reversed(old.stage_names):
+        if name in begun:
+            begun.update(point.tree.parent(name) for point in old.variants.values() if name in point.tree.stages)
     stages = [name for name in old.tree.stages if name in begun]
     for what, had, has in (("seed", seeds, new_seeds), ("stage", stages, new.tree.stages)):
         if gone := [str(one) for one in had if one not in has]:

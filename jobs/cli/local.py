@@ -56,8 +56,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     Unless `yes`, ask before work that is meant for GPUs. Raises UserError if the answer is no or nobody can answer.
     """
     console = Console(highlight=False, markup=False)
-    if (root / "study.yaml").exists():
-        check_change(Run(root), plan.study)
+    check_change(Run(root), plan.study)
     done_before = done_elements(Run(root), plan)
     check_needs(plan, chosen, done_before, ())
     started = time.monotonic()

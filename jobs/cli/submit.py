@@ -101,7 +101,7 @@ def _submit_to_slurm(plan: Plan, chosen: Collection[Key], profile: Profile, root
                 console.print(f"{root}: the profile has changed; what is queued keeps its own until you `curricula cancel` it")
         if plan.study != run.study:  # a change that `_standing` accepts
             console.print(f"{root}: its study has changed; elements that start from now on read the new one.")
-        run = Run.create(root, plan.study)
+        run = Run.create(root, plan.study, knows_queue=True)
         now.done.intersection_update(done_elements(run, plan))  # with another data folder, fewer may count as done
         to_submit = now.open(chosen)
         if not to_submit:
@@ -167,7 +167,7 @@ def _conflicts(run: Run, plan: Plan, live: Mapping[Key, tuple[Task, ...]]) -> It
         if had != asked:
             yield f"{job} is queued or running, and the changed study or the profile asks for {asked} instead of {had}"
     if changed := refusal(run.study, plan.study, {old.by_key[key][1].kind for key in live.keys() & old.by_key.keys()}):
-        yield f"jobs of that stage are queued or running, and {changed}"
+        yield f"jobs of that stage, or of one that continues from it, are queued or running, and {changed}"
 
 
 def _gpu_hours(plan: Plan, chosen: Collection[Key]) -> float:
@@ -193,8 +193,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
         console.print(explained)
     has_slurm, run = shutil.which("sbatch") is not None, Run(root)
     use_cluster(run, profile)
-    if (root / "study.yaml").exists():
-        check_change(run, plan.study)
+    check_change(run, plan.study)
     submitted = submissions(run)
     live = live_elements(run, queued(run)) if submitted and has_slurm else {}
     _refuse_conflicts(run, plan, live)
@@ -235,6 +234,7 @@ def render(args: argparse.Namespace) -> int:
     root = check_root(args.run or profile.run_root(study.name))
     args.out.mkdir(parents=True, exist_ok=True)  # first: if this fails, no run folder must be left behind
     with Run.locked(root):
+        check_change(Run(root), study)
         run = Run.create(root, study)
         scripts = write_scripts(run, plan, profile, args.out)
         if not submissions(run):  # otherwise its jobs keep the profile that they were submitted with

@@ -13,7 +13,7 @@ from small_studies import by_job, smaller_demo, tree_study, write_study
 
 from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.main import main
-from curricula.jobs.completion import done_elements
+from curricula.jobs.completion import done_elements, read_done
 from curricula.jobs.downloads import read_study
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
@@ -315,10 +315,39 @@ def test_a_stage_that_has_made_nothing_yet_may_change_or_go(tmp_path, monkeypatc
     slurm.queue(("70", "0", "PENDING", "Dependency", "", 0))
     words = ["submit", str(write_study(tmp_path, changed("stages.harmful.lr", 0.5))), "--cluster", "slurm", "--profile"]
     assert main([*words, "slurm-lab", "--run", str(run.root), "--yes"]) == 1
-    assert "jobs of that stage are queued or running, and stages.harmful.lr was 0.001, now 0.5" in capsys.readouterr().err
+    assert "it, are queued or running, and stages.harmful.lr was 0.001, now 0.5" in capsys.readouterr().err
+    for knows_no_queue in (
+        ["render", words[1], str(tmp_path / "out"), "--profile", "slurm-lab"],
+        ["submit", words[1], "--yes"],
+    ):
+        assert main([*knows_no_queue, "--run", str(run.root)]) == 1
+        assert "stages.harmful.lr was 0.001, now 0.5, and Slurm may have jobs of that stage" in capsys.readouterr().err
+    assert run.study == Run(run.root).study
     (run.root / "tune/full-50/harmful").mkdir(parents=True)
     with pytest.raises(UserError, match="a different study: stages.harmful.lr was 0.001, now 0.5; name another folder"):
         run.check(parse_study(changed("stages.harmful.lr", 0.5), "study.yaml"))
+
+
+@pytest.mark.parametrize("left", ["jobs/mt-50/full-50/done.json", "tune/safe-100-s43/mt-instruct/checkpoints/latest"])
+def test_a_stage_whose_models_were_moved_away_stays_as_it_is(tmp_path, left):
+    raw = tree_study()
+    raw["seed"], raw["seeds"] = None, [42, 43]
+    run = Run.create(tmp_path / "run", parse_study(raw, "study.yaml"))
+    (run.root / left).parent.mkdir(parents=True)
+    (run.root / left).write_text("{}")
+    raw["stages"]["mt"]["lr"] = 1e-3
+    with pytest.raises(UserError, match="a different study: stages.mt.lr was 0.003, now 0.001"):
+        run.check(parse_study(raw, "study.yaml"))
+
+
+def test_a_report_does_not_outlive_a_stage_that_goes(tmp_path):
+    run = Run.create(tmp_path / "run", parse_study(tree_study(), "study.yaml"))
+    for key in (("prepare", "prepare"), ("report", "report")):  # of what was there when `harmful` had failed
+        make(run, plan_study(run.study), key, 1.0)
+    Run.create(run.root, parse_study(changed("resources.workers", 7), "study.yaml"))
+    assert read_done(run.element("report", "report"))
+    Run.create(run.root, parse_study(changed("stages.harmful", None), "study.yaml"))
+    assert not read_done(run.element("report", "report")) and read_done(run.element("prepare", "prepare"))
 
 
 def test_what_has_changed_is_shown_as_a_study_writes_it(tmp_path):

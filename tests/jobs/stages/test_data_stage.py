@@ -424,3 +424,16 @@ def test_a_benchmark_that_is_not_the_published_one_stops_the_study_before_anythi
     study.write_text(yaml.safe_dump(raw))
     ran = here("data", "tokenize", study, "--run", tmp_path / "accepted", CURRICULA_DATA=str(data))
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_run_whose_shards_were_moved_away_goes_on_with_the_data_that_they_were_made_from(tmp_path, monkeypatch):
+    began = load_study(small_study(tmp_path, world=None))
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path))
+    run = Run.create(tmp_path / "run", began)
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("CURRICULA_DATA", str(other))
+    run.check(began)
+    finish(run, "tokenize", "web/00000")
+    with pytest.raises(UserError, match=f"CURRICULA_DATA={other}: .* was begun with CURRICULA_DATA={tmp_path}; restore that"):
+        run.check(began)
