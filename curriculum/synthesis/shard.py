@@ -6,6 +6,7 @@ or by two divisions of the work.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,7 +21,6 @@ from curricula.curriculum.synthesis.kinds import AGAIN_TEMPERATURE, KINDS, SCORE
 from curricula.durable import exclusive_lock, read_json, write_json
 from curricula.errors import UsageError, UserError
 from curricula.randomness import key_seed
-from curricula.settings import in_yaml
 
 PUBLISHED_CLASSIFIER = "locuslab/safety-classifier_gte-large-en-v1.5"
 """The classifier of Maini et al. 2025."""
@@ -136,8 +136,10 @@ class SynthesisShard:
             )
         for key, value in given.items():
             if stored.get(key) != value:
+                # Not shortened, so that it can be given again.
+                then, now = (json.dumps(one, ensure_ascii=False) for one in (stored.get(key), value))
                 raise UsageError(
-                    f"{self._stored}: this output was begun with {key} {in_yaml(stored.get(key))}, not {in_yaml(value)}; "
+                    f"{self._stored}: this output was begun with {key} {then}, not {now}; "
                     "give that again, or name another folder with --out"
                 )
 

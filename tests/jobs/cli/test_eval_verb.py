@@ -34,7 +34,8 @@ def root(tmp_path_factory):
 
 
 def evaluate(root, out, *more, model="model", benchmark="advbench,tdc"):
-    fixed = ["--data", str(root / "data"), "--max-new-tokens", "6", "--samples", "2", "--out", str(out)]
+    fixed = ["--data", str(root / "data"), "--max-new-tokens", "6", "--out", str(out)]
+    fixed += [] if "greedy" in more else ["--samples", "2"]
     fixed += ["--accept-changed", "advbench,tdc,alpaca"]
     fixed += [] if "--benchmark" in more else ["--benchmark", benchmark]
     return main(["eval", "--model", str(root / model), *fixed, *map(str, more)])
