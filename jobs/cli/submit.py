@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import shutil
@@ -340,22 +341,25 @@ def to_run_again(plan: Plan, elements: Sequence[ElementStatus], chosen: Collecti
     status = {element.key: element for element in elements}
     on_slurm = any(element.task for element in elements)
     again: dict[Key, None] = {}
-    jobs_again = set[str]()
+    gone: dict[str, int] = {}
+    """By job, the number of the first array of which a task has ended badly or will be cancelled."""
     for key, needs in plan.needs.items():  # each after those it needs
         state = status[key].state
         if on_slurm and not status[key].task and state == "waiting":
             continue
         # Whole arrays wait for whole arrays, so an element can wait in vain for one that it does not need. While the rest of
-        # that array goes on, Slurm gives the same reason as for any wait.
-        reason, arrays = status[key].reason, {edge.job for edge in plan.by_name[key[0]].needs if edge.kind == "afterok"}
+        # that array goes on, Slurm gives the same reason as for any wait. An array waits for none that was submitted later.
+        reason, array = status[key].reason, int(status[key].task.partition("_")[0] or 0)
+        earlier = (edge.job for edge in plan.by_name[key[0]].needs if edge.kind == "afterok")
         must_repeat = (state in TO_REPEAT or reason == "DependencyNeverSatisfied") and key in chosen
         can_run = all(need in again or status[need].state not in TO_REPEAT for need, must_be_ok in needs if must_be_ok)
-        will_wait_in_vain = reason == "Dependency" and not arrays.isdisjoint(jobs_again) and can_run
+        will_wait_in_vain = reason == "Dependency" and can_run and any(gone.get(job, math.inf) <= array for job in earlier)
         follows = will_wait_in_vain or (any(need in again for need, _ in needs) and state != "running")
         is_open = state != "done" or any(need in again and not must_be_ok for need, must_be_ok in needs)
         if must_repeat or (follows and is_open):
             again[key] = None
-            jobs_again.add(key[0])
+            if array and state not in ("done", "stale"):
+                gone[key[0]] = min(array, gone.get(key[0], array))
     return list(again)
 
 

@@ -99,6 +99,10 @@ def test_what_waits_in_vain_for_the_array_of_another_arm_runs_again_too(plan):
     pending = statuses(plan, {"pretrain-20/full-20": "failed"}, "pending")
     again = to_run_again(plan, [replace(item, reason="Dependency") for item in pending], plan.needs)
     assert {("export-base-20", "full-20"), evaluated} <= {*again} and ("export-base-20", "data-20") not in again
+    # An array waits for none that was submitted later, as for an arm that was added, nor for a task that succeeded before.
+    later = [replace(item, task="2_0") if item.label == "full-20" else item for item in found]
+    stale = [replace(item, state="stale") if item.state == "failed" else item for item in found]
+    assert evaluated not in to_run_again(plan, later, plan.needs) and evaluated not in to_run_again(plan, stale, plan.needs)
     states = {"pretrain-20/full-20": "failed", "export-base-20/data-20": "cancelled"}
     pending = [replace(item, reason="Dependency") for item in statuses(plan, states, "pending")]
     assert evaluated not in to_run_again(plan, pending, {("pretrain-20", "full-20")})  # what it needs itself was not asked for
