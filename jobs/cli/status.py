@@ -177,8 +177,8 @@ def _rows(status: RunStatus, compact: bool) -> list[Row]:
         if len(rows) > MANY_ROWS:
             continue
         for state in WITH_ROWS:
-            if state == "cancelled" and states[state] + states["waiting"] == len(elements):  # the job's row says it
-                continue
+            if state == "cancelled" and all(item.state in (state, "waiting") and not item.progress for item in elements):
+                continue  # the job's row says it
             of_state = [element for element in elements if element.state == state]
             for element in of_state[:ROWS_EACH]:
                 rows.append(Row(Text(f"  {one_line(element.label)}"), Text(state, STYLES[state]), element))

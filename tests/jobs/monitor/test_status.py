@@ -249,6 +249,8 @@ def test_what_was_cancelled_as_a_whole_has_one_row_and_what_was_not_submitted_it
     slurm.queue(*(("5", place, "CANCELLED", "", "", 0) for place in "01"), ("6", "0", "CANCELLED", "", "", 0),
                 ("6", "1", "PENDING", "Priority", "", 0))  # fmt: skip
     shown = table(run, capsys)
+    report_progress(run, "pretrain-0", "full-0", 7, 10)  # what had begun shows how far it came
+    assert re.search(r"^  full-0 +cancelled +7/10 ", table(run, capsys), re.MULTILINE)
     fail(run, "pretrain-20", "data-20")
     assert f"see `curricula logs {run.root} pretrain-20`" in " ".join(table(run, capsys).split())
     assert "0/2, 2 cancelled" in shown and " full-0 " not in shown and re.search(r"^  data-20 +cancelled", shown, re.MULTILINE)
