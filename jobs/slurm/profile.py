@@ -23,7 +23,7 @@ from curricula.durable import write_text
 from curricula.errors import UsageError
 from curricula.provenance import PACKAGE
 from curricula.secrets import is_secret, secret_in
-from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, located, parse, read_yaml
+from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings, in_yaml, located, parse, read_yaml
 
 RESERVE_S = 20
 """A job is requeued at least this long before its time limit."""
@@ -82,7 +82,8 @@ class StageOptions(Settings, frozen=True):
             if value is not False and (other := self.set_by_key(name)) is not None:
                 key = key_of(name)
                 raise ValueError(
-                    f"options.{name} is {value!r}, but the key {key}, here or under `all`, is {other!r}; keep one of them"
+                    f"options.{name} is {in_yaml(value)}, but the key {key}, here or under `all`, is {in_yaml(other)}; keep "
+                    "one of them"
                 )
             if re.search(r"[\x00-\x1f\x7f]", str(value)):
                 raise ValueError(f"options.{name} is {value!r}; write it on one line")

@@ -192,7 +192,7 @@ def parse(**raw) -> Profile:
         ),
         (
             {"stages": {"all": {"options": {"exclusive": "user"}}, "tuning": {"exclusive": False}}},
-            "options.exclusive is 'user', but the key exclusive, here or under `all`, is False; keep one of them",
+            "options.exclusive is 'user', but the key exclusive, here or under `all`, is false; keep one of them",
         ),
         ({"stages": {"all": {"options": {"time": "1-0"}}}}, "options names 'time'.*The suite sets these itself"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN.*put it in secrets_file"),
