@@ -223,6 +223,8 @@ def _explained(raw: Any, kind: Any, keys: list[str]) -> str:
 def _explanation(text: str, raw: Any, kind: Any, keys: list[str]) -> str:
     """The sentence for msgspec's complaint `text` about `raw` itself, the value at `keys`."""
     place = ".".join(keys) or f"the {kind.__name__.removesuffix('Config').lower()}"
+    if raw is None and not keys:
+        return f"{place} is empty; write its keys, one `key: value` a line"
     for key, value in raw.items() if isinstance(raw, dict) else ():
         if value is None and re.fullmatch(r"\w+:.+", key):  # {kind:sft} is a key without a value
             return f"{place}: unknown key `{key}`; write a blank after its colon"
@@ -299,4 +301,6 @@ def _shown(value: Any, keys: list[str]) -> str:
 
 
 def _readable(message: str) -> str:
+    """msgspec's complaint, with types called as YAML calls them, not JSON."""
+    message = message.replace("`object`", "`mapping`").replace("`array`", "`list`")
     return message.replace(f"Expected `float` <= {FINITE!r}", "Expected a finite `float`")

@@ -1,4 +1,4 @@
-"""The downloads of a dataset, a benchmark or a whole study."""
+"""What a study reads: its downloads and tables, and the checks that need more than the study's file."""
 
 from __future__ import annotations
 

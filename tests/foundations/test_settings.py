@@ -71,7 +71,7 @@ def test_an_infinite_number_is_named_as_such():
 def test_constraints_hold_within_mappings_and_for_changed_copies():
     with pytest.raises(ValueError, match="weights is {'a': 2.0}: Expected `float` <= 1.0"):
         Whole(name="x", weights={"a": 2.0})
-    with pytest.raises(ValueError, match="group is 'x': Expected `object`"):
+    with pytest.raises(ValueError, match="group is 'x': Expected `mapping`"):
         Whole(name="x", group="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count is 0"):
         msgspec.structs.replace(Group(), count=0)
@@ -97,8 +97,9 @@ def test_check_is_for_fields_together():
         ("name: x\ngroup: {times: {day: 1, noon: 2}}", "group.times: 'noon' is not known; choose one of day, night"),
         ("name: x\ngroup: {names: {a: 1, B: 2}}", "group.names: expected `str` matching regex '^a$'; it is 'B'"),
         ("name: x\ngroup: {price: 2}", "group: price is 2.0 without retries; set retries"),
-        ("- secret", "the whole: expected `object`, got `array`"),
-        ("name: [" + "1, " * 60 + "]", "name: expected `str`, got `array`; it is [1, 1, "),
+        ("# nothing yet", "the whole is empty; write its keys, one `key: value` a line"),
+        ("- secret", "the whole: expected `mapping`, got `list`"),
+        ("name: [" + "1, " * 60 + "]", "name: expected `str`, got `list`; it is [1, 1, "),
     ],
 )
 def test_an_error_in_a_file_names_the_key_the_value_and_the_correction(tmp_path, text, sentence):

@@ -60,7 +60,7 @@ def test_one_seed_is_the_same_study_in_each_form_and_all_forms_survive_being_fro
     ("changes", "said"),
     [
         ({"seed": 42, "seeds": [42, 43]}, r"seed and seeds exclude each other; keep one of them"),
-        ({"seeds": []}, "seeds: expected `array` of length >= 1"),
+        ({"seeds": []}, "seeds: expected `list` of length >= 1"),
         ({"seeds": [42, 43, 42]}, r"seeds \[42, 43, 42\] repeats 42; give each once"),
         ({"seeds": [42, 43], "replicate": {"weights": True}}, "replicate: unknown key `weights`; known keys are init"),
         (

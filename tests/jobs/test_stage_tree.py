@@ -186,7 +186,7 @@ def size_warnings(raw: dict) -> list[str]:
         ("stages.mt.mix", "fll", r"stages.mt.mix is 'fll'; choose from safe, full, or write weights"),
         ("stages.mt.mix", {"webb": 1}, r"stages.mt.mix names 'webb'; choose from"),
         ("stages.mt.kind", "midtraining", r"stages.mt.kind: 'midtraining' is not known; choose one of sft, midtrain"),
-        ("stages.mt.kind", ["sft"], r"stages.mt.kind: expected `str`, got `array`; it is \[\"sft\"\]"),
+        ("stages.mt.kind", ["sft"], r"stages.mt.kind: expected `str`, got `list`; it is \[\"sft\"\]"),
         ("stages.mt.packing", True, r"stages.mt: unknown key `packing`; known keys are"),
         ("stages.instruct.steps", 4, r"stages.instruct: conversations and steps exclude each other; keep one of them"),
         ("stages.harmful.examples", {"gsm8k": 1}, r"stages.harmful: examples names 'gsm8k'; choose from"),

@@ -104,7 +104,7 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"sources__web__loss": "some"}, r"sources.web.loss: 'some' is not known; choose one of all, none, tags"),
         ({"pretraining__budget_tokens": "much"}, r"pretraining.budget_tokens: expected `int \| null`, got `str`; it is 'much'"),
         ({"pretraining__budget_tokens": 10}, r"budget_tokens 10 is less than one step of \d+ tokens"),
-        ({"pretraining__along": {"at": [0.5], "tasks": []}}, r"pretraining.along.tasks: expected `array` of length >= 1"),
+        ({"pretraining__along": {"at": [0.5], "tasks": []}}, r"pretraining.along.tasks: expected `list` of length >= 1"),
         (
             {"pretraining__spike_guard": {"rewind": {"interval_steps": 8}}},
             r"spike_guard.rewind.interval_steps is 8, less than the window of 128; raise it",
@@ -262,7 +262,7 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"broken.yaml: not valid YAML"):
         load_study(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(UsageError, match=r"the study: expected `object`, got `array`"):
+    with pytest.raises(UsageError, match=r"the study: expected `mapping`, got `list`"):
         load_study(tmp_path / "list.yaml")
 
 

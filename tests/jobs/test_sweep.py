@@ -67,7 +67,7 @@ def test_a_list_sweeps_over_its_points_alone_and_lists_as_values_get_numbers():
         ({"pretraining.optimizer.lr": [-1]}, "sweep, point lr--1: pretraining.optimizer.lr: expected `float` > 0"),
         ({"pretraining.optimizer.lr": []}, "sweep has a point without settings, or no point"),
         ({"pretraining.optimizer.lr": 1e-3}, "sweep"),
-        ([{"name": "a", "model.tied": True}, "b"], "sweep.1: expected `object`, got `str`; it is 'b'"),
+        ([{"name": "a", "model.tied": True}, "b"], "sweep.1: expected `mapping`, got `str`; it is 'b'"),
         ({}, "sweep has a point without settings, or no point"),
         ([{"name": "a", "model.tied": True}, {"name": "b"}], "sweep has a point without settings, or no point"),
         ({"name": ["a", "b"]}, "sweep has a point without settings, or no point"),

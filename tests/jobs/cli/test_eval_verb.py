@@ -314,7 +314,7 @@ def test_answers_that_the_context_cuts_are_announced_and_a_models_name_is_no_mar
 def test_a_configuration_that_is_no_mapping_is_refused(root, tmp_path, capsys, text):
     (tmp_path / "evaluation.yaml").write_text(text)
     assert main(["eval", "--model", str(root / "model"), "--config", str(tmp_path / "evaluation.yaml")]) == 2
-    assert "evaluation.yaml: the eval: expected `object`" in capsys.readouterr().err
+    assert "evaluation.yaml: the eval: expected `mapping`" in capsys.readouterr().err
 
 
 def test_a_prompt_that_fills_the_context_is_named_before_any_answer(root, tmp_path, capsys):

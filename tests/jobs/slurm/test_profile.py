@@ -256,7 +256,7 @@ def test_a_profile_may_take_secrets_from_elsewhere():
 def test_a_file_of_secrets_named_by_mistake_is_not_shown_and_long_values_are_cut(tmp_path):
     path = tmp_path / "secrets"
     path.write_text("HF_TOKEN=hf_very_secret\n")
-    with pytest.raises(UsageError, match="expected `object`, got `str`") as said:
+    with pytest.raises(UsageError, match="expected `mapping`, got `str`") as said:
         load_profile(path)
     assert "hf_very_secret" not in str(said.value)
     with pytest.raises(UsageError, match="lead_time_s: ") as said:
