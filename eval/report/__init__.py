@@ -2,5 +2,5 @@
 
     from curricula.eval.report.page import write_report
 
-docs/architecture.md says what each module does. Nothing is imported here, because `page` loads matplotlib and scipy.
+Nothing is imported here, because `page` loads matplotlib and scipy.
 """
