@@ -25,6 +25,7 @@ EXPORT_S = 1800.0
 
 class Evaluate(Stage):
     name, section = "evaluate", "evaluation"
+    lost = "its rows are gone, or not those that it made, or a decoder has changed since"
 
     def tasks(self, study: Study, element: Element) -> list[EvalTask]:
         """The evaluation tasks that the element carries out."""
@@ -79,9 +80,12 @@ class Evaluate(Stage):
         return path.is_file() and (path.stat().st_size > 0 or task.shards > 1)  # a shard can be without prompts
 
     def made(self, work: Work) -> str:
-        """The sizes of the tasks' files of rows in bytes: only these show a file that was cut between two lines."""
-        paths = [task.path(work.rows_folder) for task in self.tasks(work.study, work.element)]
-        return " ".join(str(path.stat().st_size) for path in paths if path.is_file())
+        """The sizes of the tasks' files of rows in bytes, since only these show a file that was cut between two lines, and the
+        decoders' versions, since models answered by two versions cannot be compared."""
+        tasks = self.tasks(work.study, work.element)
+        sizes = [str(path.stat().st_size) for task in tasks if (path := task.path(work.rows_folder)).is_file()]
+        versions = [f"{label}={decoder.version}" for task in tasks for label, decoder in task.task.labelled_decoders()]
+        return " ".join(sizes + versions)
 
     def saved(self, work: Work) -> int:
         """Bytes of its own rows and of the files that go with them, such as suffixes; other elements use the folder too."""
@@ -126,7 +130,7 @@ class Merge(Stage):
 
 
 class Along(Evaluate):
-    name, lost = "along", Merge.lost
+    name = "along"
 
     def tasks(self, study: Study, element: Element) -> list[EvalTask]:
         return study.eval_tasks(element.kind, on_the_way=True)

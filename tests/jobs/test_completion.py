@@ -15,6 +15,7 @@ from small_studies import tree_study
 from curricula.curriculum.world.fiction import World
 from curricula.durable import read_json, write_text
 from curricula.errors import StorageError
+from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.rows import VerdictRow, append_rows, write_rows
@@ -208,9 +209,20 @@ def test_a_point_on_the_way_needs_the_rows_of_each_task_and_keeps_the_verdicts_t
     version = now if version == "now" else version
     about = {"judge": "world", "version": version, "label": "safe", "tells_helpful": None}
     write_rows(verdicts_path(merged), [VerdictRow(key=row.key, question=key_of_question(row, "world", version), **about)])
-    assert is_complete(work, Done(seconds=1.0, made=STAGES["along"].made(work)))
+    made = STAGES["along"].made(work)
+    assert is_complete(work, Done(seconds=1.0, made=made))
     append_rows(rows["probes"], [row])
-    assert not is_complete(work, Done(seconds=1.0, made=f"{rows['attacks-topk'].stat().st_size} 1"))
+    assert not is_complete(work, Done(seconds=1.0, made=made))
+
+
+def test_answers_of_an_earlier_version_of_the_decoder_are_generated_again(tmp_path, monkeypatch):
+    run, _ = new_run(tmp_path / "run")
+    work = Work(run, plan := plan_study(run.study), *plan.find("evaluate-base-20", "full-20/attacks-topk/jb_completions"))
+    write_text(run.evaluation("full-20", "base") / "attacks-topk/jb_completions.jsonl", "{}\n")
+    mark = Done(seconds=1.0, made=STAGES["evaluate"].made(work))
+    assert is_complete(work, mark)
+    monkeypatch.setitem(DECODERS, "topk", replace(DECODERS["topk"], version=DECODERS["topk"].version + 1))
+    assert not is_complete(work, mark)
 
 
 def test_an_evaluation_whose_rows_were_cut_at_the_end_of_a_line_runs_again(tmp_path, monkeypatch):
@@ -227,7 +239,7 @@ def test_an_evaluation_whose_rows_were_cut_at_the_end_of_a_line_runs_again(tmp_p
     write_text(rows, "{}\n")
     assert shown() == (
         "interrupted",
-        "was done, but what it made is gone, or something else is in its place: it will be made again",
+        "was done, but its rows are gone, or not those that it made, or a decoder has changed since: it will be made again",
     )
     run_element(run.root, *key)
     assert shown() == ("done", "") and rows.read_text() == "{}\n{}\n"
