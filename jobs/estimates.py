@@ -21,6 +21,7 @@ from curricula.curriculum.sources.registry import local_root
 from curricula.curriculum.sources.tables import table_exists
 from curricula.curriculum.stages import BASE, samples_of
 from curricula.curriculum.stream.blend import Blend, Phase, sources_of
+from curricula.curriculum.sweep import points_of
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
 from curricula.eval.benchmarks import BENCHMARKS
@@ -206,9 +207,11 @@ def described_size(study: Study) -> dict[str, Any]:
 def _points(plan: Plan) -> list[dict[str, Any]]:
     """The points of a sweep, each with the GPU-hours that it adds to those of the points before it."""
     hours = _hours_by(plan, plan.study.variants, lambda element: element.variant)
+    settings = points_of(plan.study.sweep or [])
     return [
         {
             "name": name,
+            "settings": settings[name],
             "preset": point.model.preset,
             "model": point.model.name,
             "parameters": point.model.resolve().parameters,

@@ -69,9 +69,10 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     for point in value["points"]:
         added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
         adds = "" if is_small else f"; it adds {added} GPU-hours of pretraining and up to {other} of all else"
+        settings = ", ".join(f"{key}: {setting}" for key, setting in point["settings"].items())
         console.print(
-            f"Point {point['name']}: {point['model']}, {point['parameters']:,} parameters, {count(point['tokens'])} "
-            f"tokens an arm{adds}"
+            f"Point {point['name']} ({settings}): {point['model']}, {point['parameters']:,} parameters, "
+            f"{count(point['tokens'])} tokens an arm{adds}"
         )
     sharing = value["trained_tokens"]
     console.print(

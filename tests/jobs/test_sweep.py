@@ -226,7 +226,8 @@ def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
     assert first["parameters"] == 852_864 and first["tokens"] == value["budget"]["tokens"]
     print_plan(value, plan.study, Console(width=300))
     printed = capsys.readouterr().out
-    assert "Point lr-0.002: tiny, 852,864 parameters" in printed and "GPU-hours" not in printed, "it runs on a laptop"
+    assert "Point lr-0.002 (tuning.instruct.lr: 0.002): tiny, 852,864 parameters" in printed
+    assert "GPU-hours" not in printed, "it runs on a laptop"
     mixed = swept({"curriculum.interventions.full.refuseweb": [12, 30]})
     print_plan(describe(mixed), mixed.study, Console(width=300))
     mixes = capsys.readouterr().out.partition("Mixes: ")[2]
