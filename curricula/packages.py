@@ -32,16 +32,18 @@ def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
 
 def load_plugin(group: str, name: str, where: str) -> Any:
     """The object that the entry point `name` of `group` refers to. Raises UserError, which begins with `where`, if it is
-    missing or cannot be imported."""
-    entries = plugins(group)
-    if name not in entries:
-        known = ", ".join(entries) or "none"
+    missing, offered twice, or cannot be imported."""
+    found = list(importlib.metadata.entry_points(group=group, name=name))
+    if not found:
+        known = ", ".join(plugins(group)) or "none"
         raise UserError(f"{where}: no installed package offers this in the entry point group {group} (installed: {known})")
+    if len(found) > 1:  # which of them is found first depends on the order of installation
+        raise UserError(f"{where}: offered by {' and by '.join(entry.value for entry in found)}; uninstall all but one")
     try:
-        return entries[name].load()
-    except Exception as error:  # a third-party module can fail in any way
+        return found[0].load()
+    except (Exception, SystemExit) as error:  # a third-party module can fail in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise UserError(f"{where}: cannot be imported from {entries[name].value} ({reason}); correct or remove it") from error
+        raise UserError(f"{where}: cannot be imported from {found[0].value} ({reason}); correct or remove it") from error
 
 
 def plugin_version(group: str, name: str) -> str:

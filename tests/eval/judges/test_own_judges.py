@@ -280,6 +280,7 @@ def test_every_template_for_benign_requests_says_which_categories_it_knows():
             "judge python:mine: returns 'unsafe', which its `labels` lack; correct it",
         ),
         ("import nothing_like_it\n", "mine", "cannot be imported from broken:judge .ModuleNotFoundError"),
+        ("raise SystemExit(3)\n", "mine", "cannot be imported from broken:judge .SystemExit: 3.; correct"),
         ("", "other", "no installed package offers this in the entry point group curricula.judges .installed: mine"),
     ],
 )
@@ -288,3 +289,12 @@ def test_a_broken_python_judge_is_named(monkeypatch, tmp_path, code, name, said)
     monkeypatch.delitem(__import__("sys").modules, "broken", raising=False)
     with pytest.raises(UserError, match=said):
         load_judge(JudgeConfig(name="python", model=name), "attack", None).rule([ASKED], json.dumps, tmp_path, False)
+
+
+def test_a_judge_that_two_packages_offer_is_refused(monkeypatch, tmp_path):
+    for module in ("first_lab", "second_lab"):
+        code = "def judge(question):\n    return 'safe'\n"
+        install(tmp_path, module, code, f"[curricula.judges]\nshared = {module}:judge\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="offered by (first|second)_lab:judge and by .*; uninstall all but one"):
+        load_judge(JudgeConfig(name="python", model="shared"), "attack", None)
