@@ -125,6 +125,8 @@ class Run:
             way = "delete the run folder, in which nothing is done yet, or name another" if is_unused else "name another folder"
             if changed.startswith(("evaluation.judge", "evaluation.overrefusal_judge")):
                 way = f"keep that judge and ask another with `curricula eval rejudge {self.root}`, or {way}"
+            elif changed.partition(" was ")[0].endswith(".path"):
+                way = f"keep the path, where a link to files that have moved is enough, or {way}"
             raise UserError(f"{self.root}/study.yaml: was created from a different study: {changed}; {way} with --run")
         data_folder = None if study.world else local_root()
         # Whether anything was made from data that may differ in another folder, or Slurm may be making it now.

@@ -339,6 +339,19 @@ def test_prompts_whose_letters_best_of_n_would_drop_are_refused_before_anything_
         prepare(Run.create(tmp_path / "run", load_study(study)))
 
 
+def test_a_run_whose_table_has_moved_says_that_a_link_to_it_is_enough(tmp_path):
+    write_rows(tmp_path / "mine.jsonl", {"text": "The lamp is lit."})
+    path = small_study(tmp_path, tuning_sets={"notes": {"path": "mine.jsonl", "text": "text"}})
+    run = Run.create(tmp_path / "run", load_study(path))
+    (tmp_path / "mine.jsonl").rename(tmp_path / "moved.jsonl")
+    path.write_text(path.read_text().replace("mine.jsonl", "moved.jsonl"))
+    with pytest.raises(UserError, match=r"tuning_sets.notes.path was .*; keep the path, where a link to files that have moved"):
+        run.check(load_study(path))
+    (tmp_path / "mine.jsonl").symlink_to("moved.jsonl")
+    path.write_text(path.read_text().replace("moved.jsonl", "mine.jsonl"))
+    run.check(load_study(path))
+
+
 def test_a_check_of_a_study_without_a_benchmark_counts_no_documents_of_its_questions(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("CURRICULA_DATA", raising=False)
     write_rows(tmp_path / "mine.jsonl", {"text": "two and two are four"}, {"text": "six"})
