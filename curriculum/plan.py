@@ -108,6 +108,8 @@ class Arm:
     replicate: Replicate = Replicate()
     cooldown: float | None = None
     """Fraction of the budget at which the learning rate begins to fall; None: as the study's schedule says."""
+    end: float = 1.0
+    """Fraction of the budget from which on it reads safe data alone again; 1 for never."""
 
     @property
     def key(self) -> str:
@@ -174,7 +176,8 @@ def _written_arm(name: str, curriculum: Curriculum) -> Arm:
     phases[: len(safe)] = [ArmPhase(phase.until, curriculum.safe) for phase in safe]
     *earlier, last = curriculum.arms[name]
     cooldown = earlier[-1].until if last.cooldown else None
-    return Arm(name, safe[-1].until if safe else 0.0, name, tuple(phases), cooldown=cooldown)
+    end = [phase.until for phase in phases if not _same(phase.mix, curriculum.safe)][-1]
+    return Arm(name, safe[-1].until if safe else 0.0, name, tuple(phases), cooldown=cooldown, end=end)
 
 
 def _shares(mix: Mix) -> dict[str, float]:

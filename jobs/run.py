@@ -272,7 +272,7 @@ def arm_infos(study: Study) -> list[ArmInfo]:
     stages, owners, infos = (BASE, *study.tree.stages), study.whole.owners, []
     for arm in study.trainings:
         shared = tuple((stage, owner) for stage in stages if (owner := owners.get((arm.key, stage), arm.key)) != arm.key)
-        infos.append(ArmInfo(arm.name, arm.start, arm.interventions, arm.replicate.seed, arm.key, shared))
+        infos.append(ArmInfo(arm.name, arm.start, arm.interventions, arm.replicate.seed, arm.key, shared, arm.end))
     return infos
 
 

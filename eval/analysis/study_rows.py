@@ -51,6 +51,8 @@ class ArmInfo:
     """The name of its folders, and of its rows in `StudyRows`; by default the arm's name."""
     shared: tuple[tuple[str, str], ...] = ()
     """Stages whose model belongs to another training, each with the key of that training, whose folders hold it."""
+    end: float = 1.0
+    """Share of the training tokens after which interventions end; 1 for never."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.key or self.name)

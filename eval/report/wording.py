@@ -36,7 +36,9 @@ def stage_title(stage: str) -> str:
 
 
 def arm_label(arm: ArmInfo) -> str:
-    return NO_INTERVENTIONS if arm.interventions == "none" else f"{set_label(arm)}, from {_percent_of(arm.start)}"
+    if arm.interventions == "none":
+        return NO_INTERVENTIONS
+    return f"{set_label(arm)}, from {_percent_of(arm.start)}" + (f" to {_percent_of(arm.end)}" if arm.end < 1 else "")
 
 
 def set_label(arm: ArmInfo) -> str:

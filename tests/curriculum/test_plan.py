@@ -76,7 +76,7 @@ def test_a_dose_that_ends_returns_to_safe_data_and_shares_the_trunk():
     curriculum = with_arm({"until": 0.3, "mix": "safe"}, {"until": 0.5, "mix": "data"}, {"until": 1, "mix": "safe"})
     arm = arm_of("mine", curriculum)
     assert [(p.until, p.mix) for p in arm.blend_phases(SMALL)] == [(1200, SAFE), (2000, DATA), (4000, SAFE)]
-    assert (arm.start, arm.cooldown) == (0.3, None)
+    assert (arm.start, arm.end, arm.cooldown) == (0.3, 0.5, None)
     assert [one.name for one in arms_of(curriculum, SMALL)] == ["data-0", "data-20", "mine", "data-60", "safe-100"]
     segment = next(
         s

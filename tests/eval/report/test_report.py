@@ -145,6 +145,7 @@ def test_starts_that_round_to_the_same_percentage_look_different():
     labels = [arm_label(ArmInfo(f"data-{100 * start:g}", start, "data")) for start in starts]
     assert labels == [f"data, from {written}" for written in starts.values()]
     assert arm_label(ArmInfo("full", 0.5, "full")) == "full, from 50%"  # an arm of the study's own, not data and tags
+    assert arm_label(ArmInfo("dose", 0.3, "dose", end=0.7)) == "dose, from 30% to 70%"
 
 
 def test_unparsed_and_missing_answers_are_shown(built):
