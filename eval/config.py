@@ -26,7 +26,7 @@ from curricula.eval.judges.settings import JudgeConfig, judge_config
 from curricula.eval.judges.templates import find_template
 from curricula.eval.rows import ModelKind, Precision
 from curricula.eval.tasks import JUDGED, TASKS, EvalTask, Judged, Kind, Task, TaskName
-from curricula.settings import NonNegative, Positive, Settings, Share, convert, require_distinct, require_known
+from curricula.settings import NonNegative, Positive, Settings, Share, parse, require_distinct, require_known
 
 Words = Annotated[str, msgspec.Meta(pattern=r"\S")]
 """Text that is not only white space."""
@@ -453,9 +453,10 @@ class EvalConfig(Settings, frozen=True, dict=True):
             if decoder.problem:
                 raise ValueError(decoder.problem)
             try:
-                settings.append(getattr(self, name) if name in OWN else convert(self.decoders.get(name, {}), decoder.settings))
-            except ValueError as error:  # msgspec's errors, too
-                raise ValueError(f"decoders.{name}: {error}") from None
+                given = self.decoders.get(name, {})
+                settings.append(getattr(self, name) if name in OWN else parse(given, decoder.settings, f"decoders.{name}"))
+            except UsageError as error:  # a ValueError becomes an error of the study
+                raise ValueError(str(error)) from None
         if task.variants:
             return [variant.applied_to(each) for variant, each in zip(task.variants, settings)]
         return settings

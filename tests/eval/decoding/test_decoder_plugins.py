@@ -58,10 +58,13 @@ def test_the_documented_decoder_answers_and_a_broken_one_is_named_only_where_it_
         "tasks": {"base": [], "instruct": ["attacks-short"], "benign": ["attacks-broken"]},
     }
     chosen = {**settings, "tasks": {**settings["tasks"], "benign": []}}
-    (status, out, err), broken = evaluate(site, tmp_path, [(chosen, "instruct"), (settings, "benign")])
+    mistaken = {**chosen, "decoders": {"short": {"token": 3}}}
+    calls = [(chosen, "instruct"), (settings, "benign"), (mistaken, "instruct")]
+    (status, out, err), broken, wrong = evaluate(site, tmp_path, calls)
     assert status == 0, err
     (found,) = json.loads(out)["attacks"]
     assert (found["decoder"], found["benchmark"], found["prompts"]) == ("short", "ours", 2)
     rows = [json.loads(line) for line in (tmp_path / "out/attacks-short/ours.jsonl").read_text().splitlines()]
     assert {row["tokens"] for row in rows} <= {1, 2, 3}
     assert broken[0] == 2 and "decoder 'broken': cannot be imported from my_broken:nothing" in broken[2]
+    assert wrong[0] == 2 and "decoders.short: the short: unknown key `token`; did you mean `tokens`?" in wrong[2]
