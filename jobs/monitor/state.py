@@ -95,7 +95,7 @@ class _Facts:
     is_held: bool = False
     """Whether a live process holds the element's lock."""
     has_begun: bool = False
-    """Whether the element has begun but must continue, or was done but must run again."""
+    """Whether it has reported progress."""
     why: str = ""
     """Why it must run again; empty if it was not done."""
     progress: Reading | None = None
@@ -194,7 +194,7 @@ def _read(work: Work) -> _Facts:
             return _Facts(done=done, progress=facts.progress)
         if done:
             why = f"was done, but {STAGES[work.job.stage].lost}: it will be made again"
-            facts = replace(facts, done=done if readers_of_lost(work) else None, has_begun=True, why=why)
+            facts = replace(facts, done=done if readers_of_lost(work) else None, why=why)
         held = is_held(folder / "lock") if "lock" in names else False
         if held or (held is None and facts.has_heartbeat):
             return replace(facts, is_held=True)

@@ -460,8 +460,7 @@ def own_task(environment: Mapping[str, str]) -> str | None:
 
 def restart_count(environment: Mapping[str, str]) -> int:
     """How often Slurm has requeued this job; 0 outside Slurm."""
-    text = environment.get("SLURM_RESTART_COUNT", "")
-    return int(text) if text.isdecimal() else 0
+    return int(environment.get("SLURM_RESTART_COUNT") or 0)
 
 
 def _listed(tasks: Iterable[Task]) -> list[str]:

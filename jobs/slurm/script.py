@@ -206,7 +206,7 @@ def _named_paths(study: Study) -> Iterator[Path]:
                 continue
         caches = (above.parent for above in (path, *path.parents) if above.name == "snapshots")
         path = next((cache for cache in caches if (cache / "blobs").is_dir()), path)
-        if path.exists() and path != Path("/"):
+        if path.exists():
             yield path
 
 
