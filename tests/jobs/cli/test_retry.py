@@ -464,7 +464,7 @@ def test_resubmit_keeps_to_what_was_submitted(tmp_path, slurm):
     run, jobs = new_run(tmp_path / "run")
     plan, profile = plan_study(run.study), Profile()
     prepare, instruct = [("prepare", "prepare")], [("instruct-20", "full-20"), ("benign-20", "full-20")]
-    for chosen in (prepare, instruct):
+    for chosen in (instruct, prepare):
         needed = {need for key in chosen for need, _ in plan.needs[key]}
         made = submit_plan(run, plan, chosen, profile, Standing(needed, {}), lambda _: None)
         assert len(made) == len(chosen)

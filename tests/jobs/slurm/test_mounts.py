@@ -14,7 +14,7 @@ from curricula.jobs.cli.main import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.profile import Container, Profile
-from curricula.jobs.slurm.script import body, sbatch_options
+from curricula.jobs.slurm.script import body, check_root, sbatch_options
 from curricula.jobs.slurm.snapshot import Snapshot, take_snapshot
 from curricula.jobs.study import load_study, parse_study
 
@@ -50,12 +50,13 @@ def test_an_image_is_wrapped_around_the_work_alone(tmp_path, monkeypatch):
     """The batch script, with Slurm's commands, runs outside; the run folder is seen inside under its own name."""
     monkeypatch.setenv("IMAGES", "/images")
     ngc = "docker://$oauthtoken@nvcr.io#nvidia/pytorch"  # NGC's user of this name, no variable
-    for kind, image, expected in (
-        ("apptainer", "$IMAGES/c.sif", "apptainer exec --bind {run}:{run} --nv /images/c.sif python3 {run}/code/"),
-        ("pyxis", ngc, f"'--container-image={ngc}' --container-mounts={{run}}:{{run}} --nv --no-container-mount-home"),
-    ):
+    command = " --mpi=pmi2 \\\n    apptainer exec --bind {run}:{run} --bind /images:/i --nv /images/c.sif python3 {run}/code/"
+    mounts = "--container-mounts={run}:{run},/images:/i"
+    words = f" --mpi=pmi2 '--container-image={ngc}' {mounts} --nv --no-container-mount-home"
+    for kind, image, expected in (("apptainer", "$IMAGES/c.sif", command), ("pyxis", ngc, words)):
         profile = tmp_path / f"{kind}.yaml"
-        profile.write_text(yaml.safe_dump({"container": {"kind": kind, "image": image, "options": ["--nv"]}}))
+        container = {"kind": kind, "image": image, "options": ["--nv"], "mounts": ["$IMAGES:/i"]}
+        profile.write_text(yaml.safe_dump({"container": container, "srun_options": ["--mpi=pmi2"]}))
         run, out = tmp_path / f"run-{kind}", tmp_path / f"out-{kind}"
         assert main(["render", str(demo_file(tmp_path)), str(out), "--profile", str(profile), "--run", str(run)]) == 0
         text = (out / "00-prepare.sbatch").read_text()
@@ -107,6 +108,13 @@ def test_an_image_sees_where_the_files_of_a_path_lie_and_no_more(tmp_path, monke
     text = body(job, list(job.labels), study, profile, tmp_path / "run", Snapshot(tmp_path / "code", "0" * 64))
     mounts = re.findall(r"--bind '?(\S+):\1:ro", text)
     assert sorted(mounts) == [str(tmp_path / name) for name in mounted]
+
+
+@pytest.mark.parametrize("name", ["%j", "a,b", "a\\b", "a\nb"])
+def test_a_run_folder_in_whose_name_slurm_reads_something_else_is_refused(tmp_path, name):
+    """It would look for logs in another folder."""
+    with pytest.raises(UsageError, match="in a path a meaning of their own; name a folder without them with --run"):
+        check_root(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a:b", "a,b"])

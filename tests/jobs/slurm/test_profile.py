@@ -14,7 +14,7 @@ from curricula.eval import EvalConfig
 from curricula.jobs.graph import check_batches, plan_study
 from curricula.jobs.plan import Job
 from curricula.jobs.slurm.profile import Profile, load_profile
-from curricula.jobs.slurm.script import sbatch_options
+from curricula.jobs.slurm.script import body, sbatch_options
 from curricula.jobs.slurm.snapshot import Snapshot
 from curricula.jobs.study import STUDIES, load_study
 
@@ -50,14 +50,18 @@ def test_sizes_come_from_the_stage_then_from_all_then_from_the_study():
     assert sbatch_options(first("export", profile), PAPER, profile)["partition"] == "a"
     assert first("evaluate", profile).request.tasks_per_node == 1
     assert first("pretrain", parse(stages={"all": {"gpus_per_node": 0}})).request.tasks_per_node == 1  # on CPUs
+    hours = {0.99: 60, 1e6: 60 * PAPER.resources.pretraining.hours}  # whole minutes, and no more than the study asks for
+    for given, minutes in hours.items():
+        assert first("pretrain", parse(stages={"pretraining": {"hours": given}})).request.minutes == minutes
 
 
 def test_only_training_runs_on_several_nodes():
     profile = parse(stages={"all": {"nodes": 4}, "tuning": {"nodes": 1}})
     nodes = {stage: first(stage, profile).request.nodes for stage in ("tokenize", "export", "evaluate", "report")}
     assert set(nodes.values()) == {1} and first("pretrain", profile).request.nodes == 4
-    with pytest.raises(UsageError, match=r"evaluation.nodes is 2, but only training runs on several nodes"):
-        parse(stages={"evaluation": {"nodes": 2}})
+    for section in ("data", "export", "evaluation", "report"):
+        with pytest.raises(UsageError, match=rf"{section}.nodes is 2, but only training runs on several nodes"):
+            parse(stages={section: {"nodes": 2}})
 
 
 def test_answers_are_merged_where_gpus_are_only_if_the_judge_needs_one():
@@ -70,11 +74,25 @@ def test_answers_are_merged_where_gpus_are_only_if_the_judge_needs_one():
         assert (merge.options.partition, merge.gpus_per_node) == (partition, 2 if partition == "gpu" else 0)
 
 
-def test_hours_that_end_before_a_job_could_save_are_refused():
-    profile = parse(stages={"tuning": {"hours": 0.001}}, lead_time_s=120)
-    said = r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than the lead_time_s of 120, .*; give more hours$"
-    with pytest.raises(UsageError, match=said):  # no lead_time_s that is allowed would be short enough
-        plan_study(PAPER, profile)
+@pytest.mark.parametrize(
+    ("given", "asked", "lead_time_s", "said"),
+    [
+        # No lead_time_s that is allowed would be short enough.
+        (
+            0.001,
+            48,
+            120,
+            r"stages.tuning.hours: 0.001 h \(4 s\) are no longer than the lead_time_s of 120,.*; give more hours$",
+        ),
+        (0.01, 48, 36, r"stages.tuning.hours: 0.01 h \(36 s\) are no longer .*; give more hours, or a shorter lead_time_s$"),
+        (1, 0.01, 36, r"the study's hours for tune: 0.01 h \(36 s\) are no longer"),
+    ],
+)
+def test_hours_that_end_before_a_job_could_save_are_refused(given, asked, lead_time_s, said):
+    tuning = msgspec.structs.replace(PAPER.resources.tuning, hours=asked)
+    study = msgspec.structs.replace(PAPER, resources=msgspec.structs.replace(PAPER.resources, tuning=tuning))
+    with pytest.raises(UsageError, match=said):
+        plan_study(study, parse(stages={"tuning": {"hours": given}}, lead_time_s=lead_time_s))
 
 
 def test_gpus_among_which_a_batch_does_not_divide_are_refused():
@@ -140,7 +158,8 @@ def test_options_that_the_suite_has_no_word_for_are_handed_on():
     }
     profile = parse(stages=stages)
     assert sbatch_options(first("evaluate", profile), PAPER, profile)["mem"] == "4096M"  # a key of its own counts
-    assert sbatch_options(first("pretrain", profile), PAPER, profile)["mem"] == 0
+    whole = sbatch_options(first("pretrain", profile), PAPER, profile)
+    assert (whole["mem"], whole["exclusive"]) == (0, True)
     assert "mem" not in sbatch_options(first("export", profile), PAPER, profile)
     assert sbatch_options(first("pretrain", profile), PAPER, profile)["contiguous"] is True
     assert "contiguous" not in sbatch_options(first("export", profile), PAPER, profile)
@@ -181,6 +200,10 @@ def parse(**raw) -> Profile:
         ({"stages": {"all": {"partion": "x"}}}, "stages.all: unknown key `partion`; did you mean `partition`?"),
         ({"stages": {"all": {"partition": "a\n#SBATCH --wrap=x"}}}, "stages.all.partition: expected `str` matching"),
         ({"stages": {"all": {"options": {"wrap": "x"}}}}, "options names 'wrap'.*The suite sets these itself"),
+        ({"stages": {"all": {"options": {"--mem": 0}}}}, "options names '--mem'; give long options of sbatch without dashes"),
+        ({"stages": {"all": {"options": {"comment": "a\n#SBATCH --wrap=x"}}}}, "; write it on one line"),
+        ({"stages": {"all": {"memory_gb": 4, "options": {"mem-per-gpu": 1}}}}, "but the key memory_gb, here or under `all`"),
+        ({"stages": {"all": {"cpus_per_task": 4, "options": {"cpus-per-gpu": 1}}}}, "but the key cpus_per_task, here or"),
         ({"stages": {"all": {"options": {"gres": "gpu:h100:8"}}}}, "use gpus_per_node and gpu_type with gpu_option: gres"),
         (
             {"stages": {"all": {"partition": "a", "options": {"partition": "b"}}}},
@@ -225,6 +248,7 @@ def parse(**raw) -> Profile:
         ({"environment": {"GH_PAT": ["hunter2"]}}, "environment.GH_PAT: expected .*; it is hidden"),
         ({"environment": {"label": "x"}}, "environment names 'label'; use capital letters"),
         ({"environment": {"A-B": "x"}}, "environment names 'A-B'; use capital letters"),
+        ({"environment": {"IFS": ","}}, "environment names 'IFS'; use capital letters"),
         ({"setup": ["module load a\nrm -r b"]}, "setup.0: expected `str` matching"),
         ({"stages": {"all": {"memory_gb": 1e-5}}}, "stages.all.memory_gb: expected `float` >= 0.01; it is 1e-05"),
         ({"lead_time_s": 0}, "lead_time_s: expected `int` >= 1; it is 0"),
@@ -244,7 +268,7 @@ def test_a_wrong_profile_is_explained_in_a_sentence(raw, said):
 def test_variables_of_the_fabric_are_no_secrets():
     names = ("NCCL_IB_HCA", "NCCL_IB_PKEY", "NCCL_SOCKET_IFNAME", "UCX_TLS", "TOKENIZERS_PARALLELISM", "PWD", "OLDPWD",
              "TIKTOKEN_CACHE_DIR", "TOKENIZER_PATH", "VLLM_MAX_TOKENS", "SSH_AUTH_SOCK", "XAUTHORITY", "GIT_AUTHOR_NAME",
-             "NVSHMEM_BYPASS")  # fmt: skip
+             "NVSHMEM_BYPASS", "https_proxy")  # fmt: skip
     assert parse(environment=dict.fromkeys(names, "x"))
 
 
@@ -268,21 +292,17 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
     secrets, path = tmp_path / "secrets", tmp_path / "p.yaml"
     secrets.write_text("HF_TOKEN=hf_very_secret\n")
     path.write_text(yaml.safe_dump({"secrets_file": str(secrets)}))
-    secrets.chmod(0o644)
-    with pytest.raises(UsageError, match="others can read it .mode 644.; protect it with `chmod 600"):
-        load_profile(path)
+    for mode in (0o644, 0o640):
+        secrets.chmod(mode)
+        with pytest.raises(UsageError, match=f"others can read it .mode {mode:o}.; protect it with `chmod 600"):
+            load_profile(path)
     secrets.chmod(0o600)
-    from curricula.jobs.slurm.script import body
 
-    text = body(
-        first("prepare", load_profile(path)),
-        ["prepare"],
-        PAPER,
-        load_profile(path),
-        tmp_path / "run",
-        Snapshot(tmp_path / "code", "0" * 64),
-    )
-    assert "hf_very_secret" not in text and f"read_secrets {secrets}\n" in text
+    def script() -> str:
+        profile, code = load_profile(path), Snapshot(tmp_path / "code", "0" * 64)
+        return body(first("prepare", profile), ["prepare"], PAPER, profile, tmp_path / "run", code)
+
+    assert "hf_very_secret" not in script() and f"read_secrets {secrets}\n" in script()
     monkeypatch.chdir(tmp_path)
     path.write_text(yaml.safe_dump({"secrets_file": "secrets"}))
     assert load_profile(path).secrets_file == str(secrets)  # jobs and `retry` begin in other folders
@@ -290,7 +310,8 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
     for name in ("~/secrets", "$HOME/secrets"):
         path.write_text(yaml.safe_dump({"secrets_file": name}))
         assert load_profile(path).secrets_file == name  # a colleague's `retry` reads the colleague's
-    secrets.write_text("# mine\nHF_TOKEN=hf_very_secret\nhf_very_secret\n")
+        assert f"read_secrets {secrets}\n" in script()
+    secrets.write_text(" # mine\nHF_TOKEN=hf_very_secret\nhf_very_secret\n")
     with pytest.raises(UsageError, match="line 3 is not NAME=value") as said:
         load_profile(path)
     assert "hf_very_secret" not in str(said.value)

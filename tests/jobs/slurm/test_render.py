@@ -135,8 +135,8 @@ def test_plain_scripts_leave_the_record_to_the_whole_team_and_look_for_colleague
     os.umask(old)
     ran = call(tmp_path, out / "submit_all.sh")
     assert ran.returncode == 0, ran.stderr
-    assert (run / "slurm/submissions.jsonl").stat().st_mode & 0o777 == 0o660
-    assert "--me" not in (out / "submit_all.sh").read_text()
+    modes = [path.stat().st_mode & 0o777 for path in (run / "slurm/submissions.jsonl", out / "submit_all.sh")]
+    assert modes == [0o660, 0o770] and "--me" not in (out / "submit_all.sh").read_text()
 
 
 def test_scripts_are_valid_bash_and_no_name_is_executed(rendered, tmp_path):

@@ -57,6 +57,30 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
         start(run, 6)
 
 
+def test_what_was_lost_and_is_saved_again_is_no_progress(tmp_path):
+    run = Run(tmp_path)
+    for step in (10, 20):
+        save(run, step)
+    for step in (20, 10, 20):
+        (run.branch("trunk") / "checkpoints/latest").write_text(f"step_{step:08d}\n")
+        start(run, 0)
+        end(run)
+    with pytest.raises(GaveUp, match="restarted 3 times"):
+        start(run, 0)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_damaged_count_of_what_was_saved_is_begun_anew(tmp_path, content):
+    run = Run(tmp_path)
+    start(run, 0, limit="1")
+    end(run)
+    (run.element("pretrain-trunk-100", "trunk") / "restarts.json").write_text(content)
+    start(run, 0, limit="1")
+    end(run)
+    with pytest.raises(GaveUp):
+        start(run, 0, limit="1")
+
+
 def test_starts_that_slurm_took_away_are_not_counted(tmp_path):
     run = Run(tmp_path)
     for restarts in range(9):

@@ -37,6 +37,10 @@ def test_files_that_editors_leave_beside_the_code_are_no_part_of_it(tmp_path, mo
     (tmp_path / "curricula/.ipynb_checkpoints").mkdir()
     (tmp_path / "curricula/.ipynb_checkpoints/a.py").write_text("")
     assert take_snapshot(tmp_path / "run") == before
+    for folder in (tmp_path / "curricula", before.folder / "curricula"):  # Python's own, also beside the copy that jobs run
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__/a.cpython-311.pyc").write_bytes(b"compiled")
+    assert take_snapshot(tmp_path / "run") == before
 
 
 def test_a_snapshot_is_the_code_and_is_what_runs(tmp_path):
