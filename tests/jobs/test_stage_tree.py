@@ -104,10 +104,14 @@ def test_tuning_is_short_for_two_stages():
     assert long.jobs == short.jobs and long.study.tree == short.study.tree
 
 
-def test_a_stage_waits_for_its_own_data_where_it_is_fetched():
+def test_a_stage_and_what_is_measured_wait_for_their_own_data_where_it_is_fetched():
     raw = tree_study(world=None)
     raw["evaluation"]["judge"] = "refusal-phrases"
-    assert ("fetch", "afterok") in needs(plan_study(parse_study(raw, "study.yaml")), "harmful-50")
+    plan = plan_study(parse_study(raw, "study.yaml"))
+    assert ("fetch", "afterok") in needs(plan, "harmful-50")
+    measured = [job.name for job in plan.jobs if job.stage in ("evaluate", "along")]
+    assert {"along-trunk-12", "along-50", "along-mt-50"} < {*measured}
+    assert all(("fetch-benchmarks", "afterok") in needs(plan, name) for name in measured)
 
 
 def test_a_tree_survives_being_frozen_and_is_described():

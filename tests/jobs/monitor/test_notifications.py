@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from curricula.durable import read_json, write_text
 from curricula.errors import UserError
 from curricula.jobs import element
 from curricula.jobs.monitor import progress
-from curricula.jobs.monitor.progress import Announced, Reading, notify, progress_line
+from curricula.jobs.monitor.progress import Announced, Reading, notify, progress_line, read_progress
 from curricula.jobs.slurm.commands import own_task
 from curricula.jobs.slurm.profile import Profile, keep_profile
 from curricula.jobs.slurm.restarts import GaveUp
@@ -42,6 +43,19 @@ def test_a_comment_shows_progress_loss_speed_and_time_left():
         "1200/5000 24% loss 2.346 1.23M tok/s 3:20:00 left"
     )
     assert progress_line(Reading(3, 0, 0.0, figures={"loss": "high"})) == "3"
+
+
+def test_the_time_left_is_at_the_pace_since_this_start_began(monkeypatch, tmp_path):
+    """What an earlier start has done took none of this one's time."""
+    now, path = [100.0], tmp_path / "progress.json"
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: 5.0))
+    announce, found = Announced(path, 7, {"SLURM_RESTART_COUNT": "2"}), []
+    for done, total in ((10, 100), (30, 100), (50, 100), (60, 0)):
+        announce(done, total, loss=2.0)
+        found.append(read_progress(path))
+        now[0] += 40.0
+    assert [reading.left_s for reading in found] == [None, 140.0, 100.0, None]
+    assert found[1] == Reading(30, 100, 5.0, 140.0, socket.gethostname(), 7, 2, {"loss": 2.0})
 
 
 def test_an_array_task_is_named_by_array_and_number():
@@ -211,7 +225,8 @@ def test_a_failed_element_and_the_report_are_notified(told, tmp_path, monkeypatc
     assert "prepare/prepare failed: the lamp fell over" in json.loads(told[0].read_text())[0]
     write_text(run.report / "index.html", "x")
     element.run_element(run.root, "report", "report")
-    assert json.loads(told[0].read_text())[1]["CURRICULA_EVENT"] == "done"
+    line, environment, _ = json.loads(told[0].read_text())
+    assert line == "run: report/report done\n" and environment["CURRICULA_EVENT"] == "done"
     told[0].unlink()
     element.run_element(run.root, "tokenize", "web/00000")
     assert not told[0].exists()  # of each of two thousand elements nobody wants to hear

@@ -61,13 +61,15 @@ def test_slurm_shows_what_is_queued_running_and_what_it_killed(demo, slurm, caps
     labels = [element.label for element in jobs["evaluate-instruct-0"].elements]
     submitted(run, "evaluate-instruct-0", "70", labels)
     states = ["PENDING", "RUNNING", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "CANCELLED", "COMPLETED", "FAILED"]
+    states += ["CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"]
     slurm.queue(
         *(("70", str(place), state, "Priority" if place == 0 else "None", "n2", place) for place, state in enumerate(states))
     )
     report_progress(run, "evaluate-instruct-0", labels[1])
     found = elements(run, capsys)
     of_job = [found[f"evaluate-instruct-0/{label}"] for label in labels[: len(states)]]
-    assert [item["state"] for item in of_job] == ["pending", "running", *["failed"] * 3, "cancelled", *["failed"] * 2]
+    ended = [*["failed"] * 3, "cancelled", *["failed"] * 2]
+    assert [item["state"] for item in of_job] == ["pending", "running", *ended, *["running"] * 3, *["pending"] * 3]
     assert (
         [of_job[place]["reason"] for place in (0, 5)] == ["Priority", ""]
         and of_job[1]["nodes"] == "n2"
@@ -108,7 +110,8 @@ def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
         f"101_4|FAILED|3:0|n3|{script}\n102_[0-5]|PENDING|0:0||{script}\n",
     )
     found = elements(run, capsys)
-    assert len(slurm.calls("squeue")) == 1 and len(slurm.calls("sacct")) == 1
+    (squeue,), (sacct,) = slurm.calls("squeue"), slurm.calls("sacct")
+    assert {"--array", "--states=all"} < {*squeue} and {"--allocations", "--array", "--parsable2"} < {*sacct}
     assert (found["prepare/prepare"]["state"], found["prepare/prepare"]["nodes"]) == ("cancelled", "")
     assert found[f"tokenize/{jobs['tokenize'].elements[4].label}"]["error"] == "Slurm says FAILED (exit code 3)"
     timed_out = found[f"tokenize/{jobs['tokenize'].elements[3].label}"]

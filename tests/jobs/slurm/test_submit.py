@@ -80,7 +80,8 @@ def test_a_refusal_carries_slurms_reason(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("said", [
-    AWAY, "sbatch: error: Munge encode failed: Failed to access /run/munge", "sbatch: error: Protocol authentication error"
+    AWAY, "sbatch: error: Munge encode failed: Failed to access /run/munge", "sbatch: error: Protocol authentication error",
+    "sbatch: error: Socket timed out on send/recv operation", "sbatch: error: Zero Bytes were transmitted or received",
 ])  # fmt: skip
 def test_a_controller_that_is_away_is_no_refusal(slurm, tmp_path, said):
     slurm.answer("sbatch", error=said, code=1)
@@ -357,7 +358,7 @@ def test_a_colleague_may_read_what_was_submitted(slurm, tmp_path, monkeypatch):
 SHOW = {
     "Requeue=0": ("JobId=1 Requeue=0 Partition=gpu", "PreemptType = preempt/none", ""),
     "jobs of partition gpu are cancelled": (
-        "JobId=1 Requeue=1 Partition=gpu",
+        "JobId=1 Requeue=1 Partition=cpu,gpu",
         "PreemptType = preempt/partition_prio",
         "PreemptMode=CANCEL",
     ),
@@ -373,8 +374,7 @@ def test_what_slurm_will_not_requeue_is_continued_by_further_arrays(slurm, tmp_p
     plan = plan_study(run.study, profile)
     job, config, partition = SHOW[reason]
     slurm.answer(
-        "scontrol",
-        script=f'case "$*" in *job*) echo "{job}";; *config*) echo "{config}";; *) echo "PartitionName=gpu {partition}";; esac',
+        "scontrol", script=f'case "$*" in *job*) echo "{job}";; *config*) echo "{config}";; *gpu) echo "{partition}";; esac'
     )
     slurm.answer(
         "sbatch",
