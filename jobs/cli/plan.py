@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +64,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     stages = [_stages(value, study)] if value["stages"] else []
     console.print(_tree(value, study), *stages, sep="\n")
     _print_arms(value, study, console)
-    _print_jobs(value["jobs"], console)
+    _print_jobs(value["jobs"], [point["name"] for point in value["points"]], console)
     for warning in value["warnings"]:
         console.print(Text.assemble(("Warning: ", "bold yellow"), warning))
     is_small = value["minutes_on_this_machine"] < MOST_HERE
@@ -184,13 +186,13 @@ def _print_arms(value: dict[str, Any], study: Study, console: Console) -> None:
         shares = [mix.get(name, 0) / sum(mix.values()) for mix in named.values()]
         mixes.append((name, *(f"{share:.1%}" if share else "–" for share in shares)))
     for arm in arms:
-        of_arm = [arm["name"], count(arm["intervention_tokens"]), f"{arm['snap_tokens']:+,}" if arm["start"] else "–"]
+        of_arm = [arm["name"], count(arm["intervention_tokens"])]
         for phase in arm["phases"]:
             steps = f"{phase['start_step']:,} to {phase['stop_step']:,}"
             share = intervention_share(phase["mix"], study.curriculum)
             shown = f"{share:.1%}" if share else "safe only"
             phases.append((of_arm[0], steps, count(phase["tokens"]), shown, *of_arm[1:]))
-            of_arm = ["", "", ""]  # only in the arm's first row
+            of_arm = ["", ""]  # only in the arm's first row
     unknown = {name for name, size in value["source_sizes"].items() if size["tokens"] is None}
     for name in study.sources:
         row = [f"{name} *" if name in unknown else name]
@@ -201,15 +203,30 @@ def _print_arms(value: dict[str, Any], study: Study, console: Console) -> None:
         sources.append(row)
     title = "Tokens (epochs) per source in pretraining" + ("; *: size unknown, so without epochs" if unknown else "")
     print_table(console, "Mixes: share of tokens", ("source", *named), mixes)
-    print_table(console, "Phases", ("arm", "steps", "tokens", "interventions", "in all", "snapped by"), phases)
+    print_table(console, "Phases", ("arm", "steps", "tokens", "interventions", "in all"), phases)
+    if moved := max(abs(arm["snap_tokens"]) for arm in arms):
+        console.print(f"Interventions start at whole steps, at most {moved:,} tokens from where the study puts them.\n")
     print_table(console, title, ("source", *(arm["name"] for arm in arms)), sources)
 
 
-def _print_jobs(jobs: list[dict[str, Any]], console: Console) -> None:
-    rows = []
+def _print_jobs(jobs: list[dict[str, Any]], points: Sequence[str], console: Console) -> None:
+    """Print the jobs in order. Those that a sweep has for several points share a row."""
+    alike: dict[tuple[str, str], list[tuple[str, str, int]]] = defaultdict(list)
     for job in jobs:
-        needs = job["needs"]
+        name, needs = job["name"], job["needs"]
         after = AFTER[needs[0]["kind"]].format(needs[0]["job"]) if needs else ""
-        more = f" and {len(needs) - 1} more" if len(needs) > 1 else ""
-        rows.append((job["name"], f"{len(job['elements']):,}", after + more))
-    print_table(console, "Jobs", ("job", "elements", "after"), rows, left=(0, 2))
+        after += f" and {len(needs) - 1} more" if len(needs) > 1 else ""
+        point = next((point for point in points if name.endswith(f".{point}")), None)
+        key = (name, after) if point is None else (_starred(name, point), _starred(after, point))
+        alike[key].append((name, after, len(job["elements"])))
+    rows = []
+    for starred, group in alike.items():
+        name, after = starred if len(group) > 1 else group[0][:2]
+        rows.append((name, f"{sum(elements for *_, elements in group):,}", after))
+    title = "Jobs; *: for each point" if len(rows) < len(jobs) else "Jobs"
+    print_table(console, title, ("job", "elements", "after"), rows, left=(0, 2))
+
+
+def _starred(text: str, point: str) -> str:
+    """`text` with a star for the point at the end of the names of jobs."""
+    return re.sub(rf"\.{re.escape(point)}(?=\W|$)", ".*", text)

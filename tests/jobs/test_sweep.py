@@ -1,6 +1,7 @@
 """Sweeps: each point is a study of its own, and what two points share is trained once, in the arrays that one study has."""
 
 import csv
+import re
 import shutil
 
 import pytest
@@ -216,6 +217,15 @@ def test_the_evaluation_of_a_point_costs_as_much_as_in_a_study_of_its_own():
     assert hours[0]["probes"] < hours[1]["probes"]
     together = describe(swept({"model.tied": list(tied)}))["evaluation_gpu_hours"]
     assert together == {task: pytest.approx(sum(one[task] for one in hours)) for task in hours[0]}
+
+
+def test_jobs_that_several_points_have_share_a_row_of_the_plan(capsys):
+    plan = swept({"model.tied": [True, False]})
+    print_plan(value := describe(plan), plan.study, Console(width=300))
+    jobs = capsys.readouterr().out.partition("Jobs; *: for each point")[2].partition("Warning:")[0]
+    sizes = re.findall(r"(?m)^ \S+ +(\d+) ", jobs)
+    assert sum(map(int, sizes)) == sum(len(job["elements"]) for job in value["jobs"])
+    assert re.search(r"benign-0\.\* +4 +instruct-0\.\*, each after its own", jobs) and "benign-0.tied" not in jobs
 
 
 def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
