@@ -137,7 +137,7 @@ def _measured(
         refused = tally((cluster_of(row), row.benchmark, float(row.verdict == "refusal")) for row in parsed)
         if refused:
             low, high = rate_interval(refused)
-            yield "refusals", decoder, float(refused.mean()), low, high, attack.prompts, attack.judges
+            yield "refusals", decoder, refused.mean(), low, high, attack.prompts, attack.judges
 
 
 def mean_over_seeds(points: Sequence[CurvePoint]) -> list[CurvePoint]:

@@ -95,7 +95,7 @@ def capability_metrics(
                 stage=stage,
                 benchmark=name,
                 metric=", ".join(sorted({row.metric for row in own})),
-                value=float(tallied.mean()),
+                value=tallied.mean(),
                 error=clustered_error(tallied),
                 low=low,
                 high=high,

@@ -311,7 +311,7 @@ def _attack_metrics(rows: Sequence[JudgedRow], place: Place, expected: Counter[P
     flip_share = _mean_of_all(benchmarks, [("", prompt[0], float(0 < means[prompt].mean < 1)) for prompt in any_harmful])
     return AttackMetrics(
         **vars(place),
-        rate=float(tallied.mean()) if tallied else None,
+        rate=tallied.mean() if tallied else None,
         std=std,
         low=low,
         high=high,
@@ -341,7 +341,7 @@ def _tally_of_all(benchmarks: Collection[str], entries: Sequence[tuple[str, str,
 
 def _mean_of_all(benchmarks: Collection[str], entries: Sequence[tuple[str, str, float]]) -> float | None:
     tallied = _tally_of_all(benchmarks, entries)
-    return float(tallied.mean()) if tallied else None
+    return tallied.mean() if tallied else None
 
 
 def corrected_rate(outcomes: Sequence[tuple[JudgedRow, float]], accuracy: Accuracy | None) -> Corrected | None:
@@ -405,7 +405,7 @@ def _overrefusal_metrics(
     return OverrefusalMetrics(
         **vars(place),
         shares=shares,
-        rate=float(tallied.mean()) if tallied else None,
+        rate=tallied.mean() if tallied else None,
         low=low,
         high=high,
         prompts=len({prompt_of(row) for row, _ in outcomes}),

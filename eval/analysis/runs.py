@@ -80,7 +80,7 @@ def competence(benign: Iterable[JudgedRow]) -> Competence | None:
     high = 1 - 0.025 ** (1 / equal_clusters(tallied.counts))
     if tallied.sums.any():
         high = max(high, rate_interval(tallied)[1])
-    return Competence(float(tallied.mean()), high)
+    return Competence(tallied.mean(), high)
 
 
 @dataclass(frozen=True)

@@ -340,9 +340,9 @@ def rate_over_seeds(arm: BySeed) -> OverSeeds | None:
     if not any(means.values()):
         return None
     pooled = _pooled_tally(means.values())
-    runs = {seed: float(_pooled_tally([means[seed]]).mean()) for seed in arm}
+    runs = {seed: _pooled_tally([means[seed]]).mean() for seed in arm}
     crossed = cross(means, by_answers=True)
-    rate = float(pooled.mean()) if crossed is None else min(max(crossed.value, 0.0), 1.0)
+    rate = pooled.mean() if crossed is None else min(max(crossed.value, 0.0), 1.0)
     spread = math.sqrt(crossed.seed_variance * crossed.seeds) if crossed else None
     return OverSeeds(rate, *interval_over_seeds(pooled, crossed), spread, runs, crossed)
 

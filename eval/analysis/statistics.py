@@ -5,12 +5,11 @@ not rows, are the unit of sampling: five samples of one prompt form one cluster,
 benchmarks. docs/statistics.md ("Intervals over prompts") describes the interval of a rate and the test of a difference.
 
 All this concerns the models at hand; `eval/analysis/seeds.py` covers what another training seed would have given. The same rows
-give the same numbers, to the last digit: only the correction for a judge's errors draws random numbers, and these are keyed.
+give the same numbers, to the last digit.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections import Counter, defaultdict
@@ -23,15 +22,11 @@ from scipy import optimize, special, stats
 from statsmodels.stats.proportion import proportion_confint
 
 from curricula.eval.rows import JudgedRow
-from curricula.randomness import keyed_rng
 
 Outcome = Callable[[JudgedRow], "float | None"]
 Name = TypeVar("Name", str, int, tuple[Any, ...])
 Item = TypeVar("Item")
 Key = TypeVar("Key")
-
-RESAMPLES = 2000
-"""Bootstrap resamples of a rate that is corrected for a judge's errors."""
 
 NORMAL_95 = float(stats.norm.ppf(0.975))
 """Half the width of a normal 95% interval, in standard errors."""
@@ -61,17 +56,14 @@ class Tally:
     """Sum of the outcomes, float64 [clusters, benchmarks]."""
     counts: np.ndarray
     """Number of outcomes, float64 [clusters, benchmarks]."""
-    strata: tuple[int, ...]
-    """Each cluster's stratum. Clusters are resampled within strata, so that no resample leaves a benchmark empty."""
 
     @property
     def clusters(self) -> int:
-        return len(self.strata)
+        return len(self.sums)
 
-    def mean(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """The mean of the benchmarks' means: a scalar, or [resamples] for weights [resamples, clusters]."""
-        weights = np.ones(self.clusters) if weights is None else weights
-        return np.mean((weights @ self.sums) / (weights @ self.counts), axis=-1)
+    def mean(self) -> float:
+        """The mean of the benchmarks' means."""
+        return float(np.mean(self.sums.sum(axis=0) / self.counts.sum(axis=0)))
 
 
 def cluster_of(row: JudgedRow) -> str:
@@ -116,23 +108,7 @@ def tally(entries: Iterable[tuple[str, str, float]], answers: Sequence[float] = 
     if not entries:
         return None
     names = [[entry[place] for entry in entries] for place in (0, 1)]
-    sums, counts = summed_by(names, [value for _, _, value in entries], answers or [1.0] * len(entries))
-    patterns = [tuple(present) for present in counts > 0]  # the benchmarks in which a cluster occurs
-    strata = numbered(patterns)
-    return Tally(sums, counts, tuple(strata[pattern] for pattern in patterns))
-
-
-@functools.lru_cache(maxsize=8)  # the paper's four benchmarks and their mean recur with each model
-def resample_weights(strata: tuple[int, ...]) -> np.ndarray:
-    """How often each resample draws each cluster, float64 [RESAMPLES, clusters]; equal for arms with equal strata."""
-    weights = np.zeros((RESAMPLES, len(strata)))
-    for stratum in set(strata):
-        members = [i for i, own in enumerate(strata) if own == stratum]
-        draws = keyed_rng("bootstrap", stratum, len(members)).multinomial(
-            len(members), [1 / len(members)] * len(members), size=RESAMPLES
-        )
-        weights[:, members] = draws
-    return weights
+    return Tally(*summed_by(names, [value for _, _, value in entries], answers or [1.0] * len(entries)))
 
 
 def clustered_error(tallied: Tally) -> float | None:
@@ -184,11 +160,16 @@ def freedom_factor(freedom: float) -> float:
     return (NORMAL_95 / float(special.stdtrit(max(freedom, 1), 0.975))) ** 2
 
 
+def effective_answers(tallied: Tally) -> float:
+    """How many independent answers would give a rate its clustered error, as in `effective_size`."""
+    rate, totals = min(max(tallied.mean(), 0.0), 1.0), tallied.counts.sum(axis=0)
+    answers = float(len(totals) ** 2 / np.sum(1 / totals))  # of equal weight
+    return effective_size(tallied, rate * (1 - rate), answers)
+
+
 def rate_interval(tallied: Tally) -> tuple[float, float]:
     """95% interval of a rate: Agresti and Coull's for the effective number of answers."""
-    rate, totals = min(max(float(tallied.mean()), 0.0), 1.0), tallied.counts.sum(axis=0)
-    answers = float(len(totals) ** 2 / np.sum(1 / totals))  # of equal weight
-    size = effective_size(tallied, rate * (1 - rate), answers)
+    rate, size = min(max(tallied.mean(), 0.0), 1.0), effective_answers(tallied)
     low, high = proportion_confint(rate * size, size, method="agresti_coull")
     return float(low), float(high)
 
@@ -297,7 +278,7 @@ def pair(entries: Iterable[tuple[str, str, float, float, float]]) -> Pairs | Non
     differing = tally((cluster, benchmark, a * (1 - b) + b * (1 - a)) for cluster, benchmark, a, b, _ in entries)
     if tallied is None or differing is None:
         return None
-    value, discordance = float(tallied.mean()), float(differing.mean())
+    value, discordance = tallied.mean(), differing.mean()
     prompts = Counter(benchmark for _, benchmark, *_ in entries)
     answers = 1 / sum((prompts[benchmark] * len(prompts)) ** -2 / count for _, benchmark, _, _, count in entries)
     size = effective_size(tallied, discordance - value**2, answers)

@@ -34,10 +34,10 @@ def eases(rng: np.random.Generator, rate: float, prompts: int, correlation: floa
 def rate_coverage(rate: float, prompts: int, correlation: float, samples: int, studies: int) -> float:
     """The share of the studies whose interval holds `rate`."""
     rng, held = keyed_rng("coverage", rate, prompts, correlation, samples, 0), 0
-    counts, strata = np.full((prompts, 1), float(samples)), (0,) * prompts
+    counts = np.full((prompts, 1), float(samples))
     for _ in range(studies):
         sums = rng.binomial(samples, eases(rng, rate, prompts, correlation)).astype(float)
-        low, high = rate_interval(Tally(sums[:, None], counts, strata))
+        low, high = rate_interval(Tally(sums[:, None], counts))
         held += low <= rate <= high
     return held / studies
 

@@ -88,7 +88,7 @@ def pooled_pairs(a: np.ndarray, b: np.ndarray, samples: int) -> Pairs:
     seeds, prompts = a.shape
     one, other = a.mean(axis=0), b.mean(axis=0)
     value, discordance = float((one - other).mean()), float((one * (1 - other) + other * (1 - one)).mean())
-    tallied = Tally((one - other)[:, None], np.ones((prompts, 1)), (0,) * prompts)
+    tallied = Tally((one - other)[:, None], np.ones((prompts, 1)))
     return Pairs(value, discordance, effective_size(tallied, discordance - value**2, float(seeds * prompts * samples)))
 
 
@@ -113,7 +113,7 @@ def gap_of(evidence: Evidence) -> Gap:
 def pooled_tally(a: np.ndarray, samples: int) -> Tally:
     """One study's arm [seeds, prompts] with all runs pooled."""
     sums = a.sum(axis=0)[:, None] * samples
-    return Tally(sums, np.full_like(sums, a.shape[0] * samples), (0,) * a.shape[1])
+    return Tally(sums, np.full_like(sums, a.shape[0] * samples))
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,23 @@ def test_corrected_intervals_cover_the_truth_about_95_times_in_100():
     for _ in range(runs):
         labelled = rng.binomial(150, [sensitivity, specificity]) / 150
         seen = rng.random(200) < truth * sensitivity + (1 - truth) * (1 - specificity)
-        tallied = Tally(seen[:, None].astype(float), np.ones((200, 1)), (0,) * 200)
+        tallied = Tally(seen[:, None].astype(float), np.ones((200, 1)))
         found = corrected(tallied, Accuracy(*labelled, 150, 150, "drawn"))
         covered += found.low <= truth <= found.high
     assert 0.92 <= covered / runs <= 0.985
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1])
+def test_corrected_intervals_of_few_prompts_with_answers_alike_cover_the_truth_too(rate):
+    rng, covered, runs, prompts = keyed_rng("corrected coverage, few", rate), 0, 200, 25
+    for _ in range(runs):
+        labelled = rng.binomial(300, [0.95, 0.995]) / 300
+        harmful = rng.binomial(5, rng.beta(2 * rate, 2 * (1 - rate), prompts))  # two answers to a prompt correlate by 1/3
+        seen = rng.binomial(harmful, 0.95) + rng.binomial(5 - harmful, 0.005)
+        tallied = Tally(seen[:, None].astype(float), np.full((prompts, 1), 5.0))
+        found = corrected(tallied, Accuracy(*labelled, 300, 300, "drawn"))
+        covered += found.low <= rate <= found.high
+    assert covered / runs >= 0.93
 
 
 def test_a_judge_near_chance_or_labelled_on_other_answers_corrects_nothing():
@@ -101,7 +114,7 @@ def test_the_mean_of_several_benchmarks_is_corrected_however_few_prompts_one_of_
     entries = [("0", "small", 1.0), *((str(i), "large", float(i % 2)) for i in range(1, 41))]
     found = corrected(tally(entries), Accuracy(0.9, 0.8, 300, 300, "made up"))
     assert found.rate == pytest.approx((0.75 + 0.8 - 1) / 0.7)
-    assert 0.6 < found.low < found.rate < found.high < 0.95  # no resample is without the small one
+    assert found.low < 0.3 and found.high > 0.95  # that one prompt is half of the mean, and the next may differ
 
 
 def test_the_caption_says_what_becomes_of_a_rate_below_the_false_alarms():
@@ -193,12 +206,12 @@ def test_corrected_intervals_cover_the_truth_among_short_circuits_too(truth, sha
         labelled = rng.binomial(150, [sensitivity, specificity]) / 150
         asked = rng.random(clusters) < share
         seen = asked & (rng.random(clusters) < truth * sensitivity + (1 - truth) * (1 - specificity))
-        ones, strata = np.ones((clusters, 1)), (0,) * clusters
-        tallied = Tally(seen[:, None].astype(float), ones, strata)
-        by_judge = Tally(asked[:, None].astype(float), ones, strata)
+        ones = np.ones((clusters, 1))
+        tallied = Tally(seen[:, None].astype(float), ones)
+        by_judge = Tally(asked[:, None].astype(float), ones)
         if found := corrected(tallied, Accuracy(*labelled, 150, 150, "drawn"), by_judge):
             covered.append(found.low <= share * truth <= found.high)
-    assert len(covered) > 0.9 * runs and 0.94 <= np.mean(covered) <= 0.99
+    assert len(covered) > 0.9 * runs and 0.92 <= np.mean(covered) <= 0.99
 
 
 def test_the_published_judge_overstates_harm_as_its_labels_show():

@@ -47,7 +47,7 @@ def paired(ours, theirs) -> Pairs:
 def rates_of(counts, samples) -> Tally:
     """A prompt for each count of harmful answers among `samples`."""
     sums = np.asarray(counts, dtype=float)[:, None]
-    return Tally(sums, np.full_like(sums, samples), (0,) * len(sums))
+    return Tally(sums, np.full_like(sums, samples))
 
 
 def test_one_answer_per_prompt_gets_agresti_and_coulls_interval_but_for_the_degrees_of_freedom():
