@@ -67,7 +67,7 @@ def read_progress(path: Path) -> Reading | None:
 def number(figures: Mapping[str, Any], name: str) -> float | None:
     """The figure of that name, if it is a number."""
     value = figures.get(name)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 class Announced:

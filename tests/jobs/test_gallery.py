@@ -28,10 +28,20 @@ from curricula.jobs.study import load_study, parse_study
 )
 def test_what_a_study_of_the_gallery_costs(name, arms, tokens, trained, hours):
     """Arms; billions of tokens of an arm and of all; GPU-hours of pretraining and midtraining."""
-    value = describe(plan_study(load_study(STUDIES / f"{name}.yaml")))
+    study = load_study(STUDIES / f"{name}.yaml")
+    value = describe(plan_study(study))
     found = [len(value["arms"]), round(value["budget"]["tokens"] / 1e9, 1)]
     found += [round(value["trained_tokens"]["with_trunk_sharing"] / 1e9, 1), round(value["gpu_hours"]["pretraining"])]
     assert found == [arms, tokens, trained, hours]
+    days = value["gpu_hours"]["pretraining_days_on_its_gpus"]
+    assert round(days * 24 * study.resources.pretraining.gpus) == hours
+    for arm, described in zip(study.arms, value["arms"]):  # the phases follow one another and make up the budget
+        budget, phases = study.of(arm).budget, described["phases"]
+        steps = [phase[end] for phase in phases for end in ("start_step", "stop_step")]
+        assert steps[0] == 0 and steps[1:-1:2] == steps[2::2] and steps[-1] == budget.steps
+        samples = [sum(phase["samples"].values()) for phase in phases]
+        assert [phase["tokens"] for phase in phases] == [count * budget.sequence_length for count in samples]
+        assert sum(phase["tokens"] for phase in phases) == budget.tokens
     midtrained = {"spp": 50.0, "finetuners-fallacy": 15.0, "deep-ignorance": 1.3}
     assert round(value["trained_tokens"]["midtraining"] / 1e9, 1) == midtrained.get(name, 0)
 

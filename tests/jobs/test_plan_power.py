@@ -11,7 +11,7 @@ from small_studies import demo, demo_file
 
 from curricula.errors import UsageError
 from curricula.jobs.cli.main import main
-from curricula.jobs.estimates import GCG_TOKENS, describe
+from curricula.jobs.estimates import ELEMENT_S, GCG_TOKENS, about, describe, minutes_here
 from curricula.jobs.graph import plan_study
 from curricula.jobs.power import power_lines, prompts_of, study_power
 from curricula.jobs.study import load_study, parse_study
@@ -59,6 +59,15 @@ def test_all_estimates_count_the_prompts_that_a_benchmark_has():
     everywhere = describe(plan)["evaluation_gpu_hours"]["overrefusal-topk"]
     raw["world"]["alpaca_prompts"] *= 2
     assert describe(plan_study(parse_study(raw, "demo")))["evaluation_gpu_hours"]["overrefusal-topk"] > everywhere
+
+
+def test_elements_that_run_side_by_side_share_the_cores(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    plans = [plan_study(parse_study({**demo(), "resources": {"workers": workers}}, "demo")) for workers in (1, 4)]
+    one, four = map(minutes_here, plans)
+    assert one - four == pytest.approx(len(plans[0].needs) * ELEMENT_S * (1 - 1 / 4) / 60)  # their start alone gets faster
+    words = [about(minutes) for minutes in (0.2, 1.5, 119, 120, 2879, 2880)]
+    assert words == [f"about {text}" for text in ("1 minute", "2 minutes", "119 minutes", "2 hours", "48 hours", "2 days")]
 
 
 def test_sets_of_ones_own_are_counted_where_they_are(tmp_path):

@@ -64,6 +64,7 @@ def test_stages_kinds_and_jobs_can_be_named():
         (["--stage", "tuning"], "stage 'tuning' is not in this study; choose one of prepare"),
         (["--job", "tuning"], "job 'tuning' is not in this study; choose one of prepare"),
         (["--from", "x"], "stage or job 'x' is not in this study; choose one of prepare"),
+        (["--seeds", "7"], "seed '7' is not in this study; choose one of 42"),
         (["--arm", "full-30"], "arm 'full-30' is not in this study; choose one of trunk, data-0"),
         (["--stage", "prepare", "--from", "report"], "no element matches all these options together"),
     ],

@@ -18,6 +18,7 @@ from curricula.jobs.cli.plan import print_plan
 from curricula.jobs.completion import done_elements
 from curricula.jobs.estimates import describe, describe_point
 from curricula.jobs.graph import plan_study
+from curricula.jobs.monitor.state import run_status
 from curricula.jobs.plan import Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import Selection, select
@@ -115,6 +116,8 @@ def test_points_that_differ_in_tuning_share_their_base_models():
     assert len(plan.by_name["evaluate-base-20"].elements) == len(ONE.by_name["evaluate-base-20"].elements)
     assert len(plan.by_name["instruct-20"].elements) == len(ONE.by_name["instruct-20"].elements)  # benign comes after it
     assert plan.needs["benign-20", "full-20.lr-0.002"] == [(("instruct-20", f"full-20.{first}"), True)]
+    chosen = by_job(select(plan, Selection(points=("lr-0.002",)), with_needs=True))
+    assert chosen["instruct-20"] == [f"data-20.{first}", f"full-20.{first}"]  # which the point continues
 
 
 def test_a_point_is_described_with_what_it_shares_and_nothing_of_the_others():
@@ -125,6 +128,12 @@ def test_a_point_is_described_with_what_it_shares_and_nothing_of_the_others():
         assert branches == {one["branch"] for one in alone["segments"]} and len(found["segments"]) == len(alone["segments"])
         assert f"data-20.{name}" in {one["name"] for one in found["arms"]} and len(found["arms"]) == len(alone["arms"])
         assert found["trained_tokens"]["with_trunk_sharing"] == alone["trained_tokens"]["with_trunk_sharing"]
+
+
+def test_the_status_of_an_element_names_its_point(tmp_path):
+    plan = swept({"tuning.benign.lr": [1e-3, 2e-3]})
+    points = {one.key: one.point for one in run_status(Run.create(tmp_path / "run", plan.study), plan).elements}
+    assert points["benign-20", "full-20.lr-0.002"] == "lr-0.002" and points["prepare", "prepare"] == ""
 
 
 def test_points_that_differ_in_one_intervention_set_share_the_trunk_and_the_other_set():

@@ -107,6 +107,8 @@ def test_errors_of_an_earlier_submission_are_not_the_first(demo, capsys):
         "srun: error: n3: task 17: Out Of Memory",
         "slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED",
         "Fatal Python error: Segmentation fault",
+        "Killed",
+        "Bus error (core dumped)",
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
     ],
 )
@@ -115,8 +117,10 @@ def test_errors_without_a_traceback_count_too(tmp_path, line):
     assert first_error([LogFile(tmp_path / "log", 0)]).lines == (line,)
 
 
-def test_a_chain_of_causes_ends_with_its_last_message(tmp_path):
-    chain = f"{TRACEBACK}\nThe above exception was the direct cause of the following exception:\n\n{TRACEBACK}"
+@pytest.mark.parametrize("then", ["The above exception was the direct cause of the following exception:",
+                                  "During handling of the above exception, another exception occurred:"])  # fmt: skip
+def test_a_chain_of_causes_ends_with_its_last_message(tmp_path, then):
+    chain = f"{TRACEBACK}\n{then}\n\n{TRACEBACK}"
     write_text(tmp_path / "log", chain.replace("the root cause", "first", 2) + "more\n")
     error = first_error([LogFile(tmp_path / "log", 0)])
     assert error.message == "ValueError: the root cause" and "ValueError: first" in error.lines

@@ -43,6 +43,7 @@ def test_a_comment_shows_progress_loss_speed_and_time_left():
         "1200/5000 24% loss 2.346 1.23M tok/s 3:20:00 left"
     )
     assert progress_line(Reading(3, 0, 0.0, figures={"loss": "high"})) == "3"
+    assert progress_line(Reading(0, 0, 0.0)) == "0/0 0%"  # of nothing to do
 
 
 def test_the_time_left_is_at_the_pace_since_this_start_began(monkeypatch, tmp_path):

@@ -107,13 +107,14 @@ def test_one_squeue_and_one_sacct_for_a_whole_study(demo, slurm, capsys):
     slurm.answer(
         "sacct",
         f"100_0|CANCELLED by 0|0:0|None assigned|{script}\n101_3|TIMEOUT|0:15|n3|{script}\n"
-        f"101_4|FAILED|3:0|n3|{script}\n102_[0-5]|PENDING|0:0||{script}\n",
+        f"101_4|FAILED|3:0|n3|{script}\n101_5|FAILED|0:11|n3|{script}\n102_[0-5]|PENDING|0:0||{script}\n",
     )
     found = elements(run, capsys)
     (squeue,), (sacct,) = slurm.calls("squeue"), slurm.calls("sacct")
     assert {"--array", "--states=all"} < {*squeue} and {"--allocations", "--array", "--parsable2"} < {*sacct}
     assert (found["prepare/prepare"]["state"], found["prepare/prepare"]["nodes"]) == ("cancelled", "")
-    assert found[f"tokenize/{jobs['tokenize'].elements[4].label}"]["error"] == "Slurm says FAILED (exit code 3)"
+    ended = [found[f"tokenize/{element.label}"]["error"] for element in jobs["tokenize"].elements[4:6]]
+    assert ended == ["Slurm says FAILED (exit code 3)", "Slurm says FAILED (signal 11)"]
     timed_out = found[f"tokenize/{jobs['tokenize'].elements[3].label}"]
     assert timed_out["state"] == "failed" and timed_out["nodes"] == "n3"
     assert found["report/report"]["state"] == "interrupted" and "is not in Slurm's queue" in found["report/report"]["error"]
