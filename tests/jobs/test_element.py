@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from run_folders import new_run
+from run_folders import finish, new_run
 from small_studies import demo
 
 from curricula.durable import exclusive_lock, read_json, write_text
@@ -95,6 +95,36 @@ def test_a_clock_that_is_set_back_neither_stops_the_progress_nor_counts_backward
     reading = progress.read_progress(run.element(*KEY) / "progress.json")
     assert reading is not None and reading.done == 2 and (reading.left_s or 0) >= 0
     assert read_json(run.element(*KEY) / "done.json")["seconds"] >= 0
+
+
+def test_no_process_works_on_what_is_done(tmp_path, monkeypatch):
+    """The second one would wait for the first for ever."""
+    run, _ = new_run(tmp_path / "run")
+    finish(run, *KEY)
+    monkeypatch.setattr("curricula.jobs.completion.is_complete", lambda *_: True)
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", lambda *_: 1 / 0)
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert main([str(run.root), *KEY]) == 0
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_all_processes_of_a_training_join_the_preflight_and_the_first_reports_the_seed(tmp_path, monkeypatch, rank):
+    run, joined = new_run(tmp_path / "run")[0], []
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setattr("curricula.model.runtime.distributed.read_ranks", lambda: None)
+    monkeypatch.setattr("curricula.jobs.preflight.preflight.preflight", lambda *_: joined.append(rank))
+
+    def work(_, __, report):
+        report(1, 2)
+        raise UserError("enough")
+
+    monkeypatch.setattr(type(STAGES["pretrain"]), "run", work)
+    with pytest.raises(UserError, match="enough"):
+        run_element(run.root, "pretrain-0", "full-0")
+    reading = progress.read_progress(run.element("pretrain-0", "full-0") / "progress.json")
+    assert joined == [rank] and (reading.seed if reading else None) == (42 if rank == "0" else None)
 
 
 def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch, capfd):
