@@ -106,6 +106,23 @@ def test_a_candidate_of_gcg_reads_as_many_tokens_here_as_on_a_gpu():
     assert added == pytest.approx(8 * 32 * GCG_TOKENS / (topk.samples * topk.max_new_tokens))
 
 
+def test_the_hours_of_an_attack_follow_its_settings():
+    def hours(width: int = 32, validation: int = 8, shards: int = 1) -> dict[str, float]:
+        raw = demo()
+        raw["evaluation"] |= {
+            "tasks": {"base": [], "instruct": ["gcg", "ablation-topk"], "benign": []},
+            "benchmarks": ["advbench"],
+        }
+        raw["evaluation"] |= {"attacks": {"ablation": {"validation": validation}}, "shards": {"gcg": shards}}
+        raw["evaluation"]["gcg"] = {"steps": 8, "search_width": width, "benchmark": "advbench"}
+        return describe(plan_study(parse_study(raw, "demo")))["evaluation_gpu_hours"]
+
+    usual = hours()
+    assert hours(width=64)["gcg"] > usual["gcg"] and hours(validation=16)["ablation-topk"] > usual["ablation-topk"]
+    # Each shard has its part of the prompts, and a batch of answers of its own.
+    assert usual["gcg"] < hours(shards=4)["gcg"] < 2 * usual["gcg"]
+
+
 def test_the_kind_of_model_with_the_fewest_prompts_counts():
     study = load_study(Path("jobs/studies/paper.yaml"))
     found = []

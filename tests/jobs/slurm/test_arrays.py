@@ -7,7 +7,8 @@ from curricula.errors import UsageError
 from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import Task
-from curricula.jobs.slurm.submit import arrays_of, dependency
+from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.submit import arrays_of, dependency, preview
 from curricula.jobs.study import parse_study
 
 
@@ -74,6 +75,21 @@ def test_elements_that_are_made_again_are_waited_for_by_their_own_alone():
 def test_elements_out_of_step_with_a_queued_array_wait_for_its_tasks():
     live = {("train", f"e{number}"): Task("7", number) for number in range(4)}
     assert submit({"export": ("e2", "e3")}, live) == [("export", ("e2", "e3"), "afterok:7_2:7_3")]
+
+
+def test_a_preview_names_the_arrays_that_are_waited_for(tmp_path):
+    def waits(chosen):
+        return {one.job: one.waits for one in preview(PLAN, chosen, Profile(max_array_size=3), tmp_path / "run")}
+
+    assert waits(list(PLAN.needs)) == {
+        "prepare": "",
+        "train/0": "afterok:prepare",
+        "train/1": "afterok:prepare",
+        "export/0": "aftercorr:train/0,afterok:prepare",
+        "export/1": "aftercorr:train/1,afterok:prepare",
+        "report": "afterany:export/0:export/1",
+    }
+    assert waits([("export", "e1"), ("export", "e2")]) == {"export": ""} and not list(tmp_path.iterdir())
 
 
 def test_an_unmet_need_is_refused_before_anything_is_submitted():
