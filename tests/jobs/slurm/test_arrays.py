@@ -1,13 +1,18 @@
 """From chosen elements to arrays and Slurm's dependencies, without a Slurm."""
 
+import re
+
 import pytest
+from run_folders import new_run
 from small_studies import demo
 
 from curricula.errors import UsageError
+from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Edge, Element, Job, Plan
 from curricula.jobs.selection import check_needs
 from curricula.jobs.slurm.commands import Task
 from curricula.jobs.slurm.profile import Profile
+from curricula.jobs.slurm.script import render
 from curricula.jobs.slurm.submit import arrays_of, dependency, preview
 from curricula.jobs.study import parse_study
 
@@ -55,6 +60,16 @@ def test_arrays_that_are_cut_keep_step():
         ("export", ("e3",), "aftercorr:102,afterok:100"),
         ("report", ("e0",), "afterany:103:104"),
     ]
+
+
+def test_plain_scripts_of_arrays_that_are_cut_keep_step_too(tmp_path):
+    run, _ = new_run(tmp_path / "run")
+    plan = Plan(run.study, plan_study(run.study).jobs_up_to(["export-base-20"]))
+    *scripts, submission = render(run, plan, Profile(max_array_size=1), tmp_path / "out")
+    numbers = {path.stem.partition("-")[2]: path.stem.partition("-")[0] for path in scripts}
+    for piece in ("part0", "part1"):
+        waits = rf"after aftercorr \"\$job_{numbers[f'pretrain-20-{piece}']}\"\s+submit export-base-20 "
+        assert re.search(rf"{waits}\S+-export-base-20-{piece}\.sbatch", submission.read_text())
 
 
 def test_elements_whose_needs_are_done_wait_for_nothing():
