@@ -19,6 +19,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,6 +31,16 @@ def _not_compiled(function: Any = None, **options: Any) -> Any:
     return function if function is not None else lambda decorated: decorated
 
 
+def name_cuda_headers(packages: Path) -> None:
+    """Tell Transformer Engine that CUDA's headers are among torch's `packages`. With fp8, it compiles kernels with them.
+
+    It would look for a toolkit's in /usr/local/cuda, where there may be none, or some of a version that it refuses. A place
+    that the user has named stays.
+    """
+    for header in packages.glob("nvidia/cu*/include/cuda_runtime.h"):
+        os.environ.setdefault("NVTE_CUDA_INCLUDE_DIR", str(header.parent))
+
+
 _has_compiler_cache = "TORCHINDUCTOR_CACHE_DIR" in os.environ
 _without_compiler = (
     contextlib.nullcontext() if torch.cuda.is_available() else mock.patch.object(torch, "compile", _not_compiled)
@@ -38,6 +49,7 @@ with warnings.catch_warnings(), _without_compiler:
     # It warns that Transformer Engine and Apex are missing; the log's line about the backend says so.
     warnings.simplefilter("ignore")
     if torch.cuda.is_available():
+        name_cuda_headers(Path(torch.__file__).parents[1])
         with contextlib.suppress(ImportError):
             import transformer_engine
     else:  # Megatron-core would call its kernels, or fail to import it without a driver

@@ -118,6 +118,18 @@ def test_fp8_is_refused_where_the_card_or_cuda_lacks_it(monkeypatch, any_fp8, bl
             assert choose_backend(EngineConfig(fp8=recipe), machine()).name == "te"
 
 
+@pytest.mark.parametrize("folder", ["cu13", "cuda_runtime"])
+def test_transformer_engine_compiles_with_the_headers_that_come_with_torch(monkeypatch, tmp_path, folder):
+    """With none of a toolkit's in /usr/local/cuda, a step in fp8 would fail."""
+    headers = tmp_path / "nvidia" / folder / "include"
+    headers.mkdir(parents=True)
+    (headers / "cuda_runtime.h").touch()
+    for given, used in ({}, str(headers)), ({"NVTE_CUDA_INCLUDE_DIR": "elsewhere"}, "elsewhere"):
+        monkeypatch.setattr(os, "environ", given)
+        megatron.name_cuda_headers(tmp_path)
+        assert given["NVTE_CUDA_INCLUDE_DIR"] == used
+
+
 def test_flash_attention_is_not_passed_over_for_another_kernel(monkeypatch):
     called = []
     monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", called.append, raising=False)
