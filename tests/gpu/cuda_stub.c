@@ -167,6 +167,8 @@ ANSWER(CUresult, cuModuleLoad, NEW, CUmodule *result, const char *path)
 ANSWER(CUresult, cuFuncGetAttribute, which == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0, int *result,
        CUfunction_attribute which, CUfunction function)
 
+CUresult cuGetExportTable(const void **table, const CUuuid *which) { return CUDA_ERROR_NOT_FOUND; } /* NVRTC goes on without */
+
 CUresult cuPointerGetAttribute(void *result, CUpointer_attribute which, CUdeviceptr pointer) {
     *(CUdeviceptr *)result = pointer; /* Triton asks for the device's address of a tensor */
     return CUDA_SUCCESS;
@@ -175,6 +177,9 @@ CUresult cuPointerGetAttribute(void *result, CUpointer_attribute which, CUdevice
 /* cuBLAS and NCCL, whose headers are not needed: a handle is any address. */
 
 ANSWER(int, cublasCreate_v2, NEW, void **result)
+ANSWER(int, cublasLtCreate, NEW, void **result)
+ANSWER(int, cublasLtMatmulAlgoGetHeuristic, 1, void *handle, void *product, void *a, void *b, void *c, void *d,
+       void *preference, int asked, void *found, int *result)
 ANSWER(int, cublasGetMathMode, 0, void *handle, int *result)
 ANSWER(int, ncclGetVersion, 22907, int *result)
 ANSWER(int, ncclCommInitRankConfig, NEW, void **result)
@@ -184,7 +189,7 @@ ANSWER(int, ncclCommGetAsyncError, 0, void *communicator, int *result)
 /* Some ask for functions by name. */
 
 static void *named(const char *name) { return dlsym(RTLD_DEFAULT, name); }
-ANSWER(cudaError_t, cudaGetDriverEntryPointByVersion, named(name), const char *name, void **result, unsigned version,
-       unsigned long long flags, enum cudaDriverEntryPointQueryResult *found)
+ANSWER(cudaError_t, cudaGetDriverEntryPointByVersion, (*found = cudaDriverEntryPointSuccess, named(name)), const char *name,
+       void **result, unsigned version, unsigned long long flags, enum cudaDriverEntryPointQueryResult *found)
 ANSWER(CUresult, cuGetProcAddress_v2, named(name), const char *name, void **result, int version, cuuint64_t flags,
        CUdriverProcAddressQueryResult *found)

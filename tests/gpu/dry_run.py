@@ -3,11 +3,13 @@
     gpu-env/bin/python tests/gpu/dry_run.py                                   # SmolLM2-1.7B; made by env/gpu/install gpu-env
     gpu-env/bin/python tests/gpu/dry_run.py --micro-batch 16 --recompute-layers 3 --data-parallel 32 --json dry.json
     gpu-env/bin/python tests/gpu/dry_run.py --layers 2 --tensor-parallel 2 --packed
+    gpu-env/bin/python tests/gpu/dry_run.py --backend te --fp8 delayed
 
-The suite, Megatron-core, torch with its CUDA allocator and its compiler, Triton and ptxas are the real ones. CUDA's runtime and
-driver, cuBLAS and NCCL are replaced by functions that report an H100, give out addresses and do nothing (cuda_stub.c). This
-process is the first of all ranks; the others do not exist. So allocated memory, compiled kernels and waits are those of a
-training with the torch backend, but numbers and times mean nothing, and what cuBLAS, NCCL and the driver take is not seen.
+The suite, Megatron-core, Transformer Engine, torch with its CUDA allocator and its compiler, Triton and ptxas are the real
+ones. CUDA's runtime and driver, cuBLAS and NCCL are replaced by functions that report an H100, give out addresses and do
+nothing (cuda_stub.c), and so is cuDNN's attention (attention_stub.cpp). This process is the first of all ranks; the others do
+not exist. So allocated memory, compiled kernels and waits are those of a training, but numbers and times mean nothing, and what
+cuBLAS, cuDNN, NCCL and the driver take is not seen.
 """
 
 from __future__ import annotations
@@ -28,16 +30,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-STUB = Path(__file__).with_name("cuda_stub.c")
+STUBS = [Path(__file__).with_name(name) for name in ("cuda_stub.c", "attention_stub.cpp")]
 LIBRARY = "libcuda.so.1"
 FOLDER = "CURRICULA_DRY_RUN"
-"""Names the folder of the stub to the process that trains."""
+"""Names the folder of the stubs to the process that trains."""
 GIB = 2**30
 
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-1.7b", help="a preset of curricula.model.config")
+    parser.add_argument("--backend", default="auto", help="as in EngineConfig")
+    parser.add_argument("--fp8", help="the scaling recipe, as in EngineConfig")
     parser.add_argument("--layers", type=int, help="of the model, if not all")
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=4, help="micro-batches of a step")
@@ -74,20 +78,28 @@ def main() -> int:
 
 
 def build(folder: Path) -> Path:
-    """Compile the stub, and a function that returns 0 for each other that torch calls or the driver's header names."""
+    """Compile the stubs, and a function that returns 0 for each other that is called or that the driver's header names.
+
+    Of cuBLASLt only what needs a GPU is replaced: the real library checks the descriptions of products.
+    """
     packages = Path(sysconfig.get_path("purelib"))
     driver = next(packages.glob("nvidia/*/include/cuda.h"), None)
     if driver is None:
         sys.exit(f"{sys.executable} has no CUDA build of torch; use the python of an environment made by env/gpu/install")
-    compiler = ["cc", "-fPIC", "-O1", *(f"-I{each}" for each in packages.glob("nvidia/*/include"))]
-    subprocess.run([*compiler, "-c", STUB, "-o", folder / "stub.o"], check=True)
+    headers = [*packages.glob("nvidia/*/include"), packages / "transformer_engine" / "common" / "include"]
+    compiler = ["cc", "-fPIC", "-O1", *(f"-I{each}" for each in headers)]  # of C++ too, by a file's name
+    stubs = [folder / f"{source.stem}.o" for source in STUBS]
+    for source, compiled in zip(STUBS, stubs):
+        subprocess.run([*compiler, "-c", source, "-o", compiled], check=True)
     wanted = set(re.findall(r"\bcu[A-Z]\w+", driver.read_text()))
-    for each in packages.glob("torch/lib/*.so"):
-        wanted.update(re.findall(r" U ((?:(?:__)?cuda[A-Z]|cublas|nccl[A-Z])\w*)", symbols("-D", each)))
-    missing = wanted - set(re.findall(r" T (\w+)", symbols(folder / "stub.o")))
+    called = r" U ((?:(?:__)?cuda[A-Z]|cublas(?!Lt(?:GetVersion|Matrix|MatmulDesc|MatmulPreference))|nccl[A-Z])\w*)"
+    for each in [*packages.glob("torch/lib/*.so"), *packages.glob("transformer_engine/wheel_lib/*.so")]:
+        wanted.update(re.findall(called, symbols("-D", each)))
+    missing = wanted - set(re.findall(r" T (\w+)", symbols(*stubs)))
     (folder / "rest.c").write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(missing)))
     library = folder / LIBRARY
-    linked = ["-shared", f"-Wl,-soname,{LIBRARY}", folder / "stub.o", folder / "rest.c", "-o", library]
+    # Lazy: Transformer Engine's library, in which the stub of attention calls functions, is loaded later.
+    linked = ["-shared", "-Wl,-z,lazy", f"-Wl,-soname,{LIBRARY}", *stubs, folder / "rest.c", "-o", library]
     subprocess.run([*compiler, *linked], check=True)
     return library
 
@@ -102,7 +114,6 @@ class Enough(Exception):
 
 def trained(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What the training shows."""
-    sys.modules["transformer_engine"] = None  # type: ignore[assignment] # of whose compiled part there is no stub
     import torch
     import torch.distributed as dist
     from msgspec.structs import replace
@@ -121,7 +132,7 @@ def trained(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     dist.all_gather_object = lambda values, own, group=None: values.__setitem__(slice(None), [own] * len(values))
     train.initialize = lambda *_: None  # type: ignore[assignment] # draws on the CPU that nothing would read
     model = PRESETS[args.model] if args.layers is None else replace(PRESETS[args.model], layers=args.layers)
-    engine = EngineConfig(backend="torch", recompute_layers=args.recompute_layers)
+    engine = EngineConfig(backend=args.backend, fp8=args.fp8, recompute_layers=args.recompute_layers)
     batches = (PackedBatches if args.packed else RandomBatches)(
         sequence_length=args.sequence_length,
         global_batch=args.micro_batch * args.accumulation * args.data_parallel,

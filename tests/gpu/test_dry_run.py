@@ -1,4 +1,4 @@
-"""A step of the torch backend without a GPU, by `dry_run.py`: its memory, what is compiled, and what it waits for."""
+"""A step without a GPU, by `dry_run.py`: its memory, what is compiled, and what it waits for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "options", [["--layers", "4"], ["--layers", "4", "--packed"], []], ids=["4 layers", "packed rows", "1.7B"]
+    "options",
+    [
+        "--layers 4",
+        "--layers 4 --packed",
+        "",
+        "--layers 4 --backend te",
+        "--layers 4 --fp8 delayed",
+        "--layers 4 --fp8 tensorwise",
+        "--layers 4 --fp8 blockwise",
+    ],
 )
 def test_a_step_needs_the_estimated_memory_compiles_once_and_waits_twice(tmp_path, options):
-    command = [PYTHON, ROOT / "tests" / "gpu" / "dry_run.py", *options, "--json", tmp_path / "found.json"]
+    command = [PYTHON, ROOT / "tests" / "gpu" / "dry_run.py", *options.split(), "--json", tmp_path / "found.json"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
