@@ -42,6 +42,7 @@ def test_the_estimate_is_within_three_percent_of_measured_peaks(layout, peak_gib
         ({"engine": EngineConfig(recompute_layers=3)}, 2 * N, T * (2 * 2176 + 3 * 128), T * 1536),
         ({"engine": EngineConfig(recompute_layers=9)}, 2 * N, T * (2176 + 4 * 128), T * 1536),
         ({"tensor_parallel": 2}, N, T * 4 * 1088, T * 6 * (96 + 64)),
+        ({"tensor_parallel": 2, "engine": EngineConfig(fp8="delayed")}, 2 * N - 512 * 64, T * 4 * 896, T * 6 * (96 + 64)),
         ({"tensor_parallel": 2, "engine": EngineConfig(recompute_layers=4)}, N, T * (1088 + 4 * 64), T * 6 * (96 + 64)),
         ({"tensor_parallel": 2, "engine": EngineConfig(sequence_parallel=False)}, N, T * 4 * (512 + 832), T * 6 * (96 + 64)),
     ],
@@ -118,6 +119,8 @@ def test_memory_that_others_hold_is_no_reason_to_change_the_study():
         check_fit(BIG, ON_ONE, needed // 2, needed + GIB)
     with pytest.raises(UsageError):  # what the process has besides its tensors is lacking: nobody else will make room
         check_fit(BIG, ON_ONE, needed - 1, needed - 1 + GIB)
+    with pytest.raises(UsageError, match="use micro_batch 8 or"):  # which fits once the others are gone
+        check_fit(BIG, dataclasses.replace(ON_ONE, micro_batch=16), H100 - 40 * GIB, H100)
 
 
 def test_tight_memory_is_logged(caplog):

@@ -13,7 +13,7 @@ from curricula.durable import read_jsonl
 from curricula.errors import UsageError
 from curricula.model.checkpoints.folder import latest_checkpoint
 from curricula.model.convert import export_hf, import_hf
-from curricula.model.runtime.distributed import first_host, read_ranks
+from curricula.model.runtime.distributed import ALONE, Ranks, first_host, read_ranks
 from curricula.model.train import train
 
 pytestmark = pytest.mark.forked
@@ -135,5 +135,14 @@ def test_a_slurm_step_gives_each_task_its_place():
     assert ranks.master is not None and ranks.master.startswith("n03:")
     assert read_ranks({**step, "SLURM_RESTART_COUNT": "1"}).master != ranks.master  # what holds the old port may live on
     others = [read_ranks({**step, "SLURM_JOB_ID": str(job)}).master for job in range(67_000_000, 67_000_100)]
+    assert read_ranks({**step, "SLURM_STEP_ID": "1"}).master != ranks.master  # two steps of a job can run at once
     assert len(set(others)) == 100 and all(15000 <= int(str(other).rpartition(":")[2]) < 30000 for other in others)
-    assert read_ranks({"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}).size == 1
+    assert read_ranks({**step, "MASTER_ADDR": "10.0.0.3", "MASTER_PORT": "31000"}).master == "10.0.0.3:31000"
+    assert read_ranks({"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}) == ALONE
+    assert read_ranks({**step, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == ALONE  # it opens no port
+
+
+def test_torchrun_gives_each_process_its_place():
+    torchrun = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "MASTER_ADDR": "n03", "MASTER_PORT": "29400"}
+    assert read_ranks(torchrun) == Ranks(9, 16, 1, "n03:29400")
+    assert read_ranks({**torchrun, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}) == ALONE
