@@ -129,7 +129,12 @@ def test_weights_trained_in_bfloat16_are_exported_as_they_are(tmp_path, tokenize
 def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, tokenizer, trained):
     weights = trained(SMALL)
     out = tmp_path / "models/arm/base"
+    tokenizer = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    (tokenizer / "chat_template.jinja").write_text("{{ messages }}")
     for _ in range(2):  # a second export replaces the first
+        for left in ("aside", "old"):  # by a kill
+            (out.parent / f".base.{left}").mkdir(parents=True)
+            (out.parent / f".base.{left}/model-00007-of-00008.safetensors").touch()
         told: list[tuple[int, int]] = []
         git = {"sha": "abc", "changed_files": ["a.py"]}
         provenance = {"study": "demo", "arm": "full-20", "model": "base", "mix": {"web": 0.7}, "git": git}
@@ -137,6 +142,7 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
         assert told == [(1, 3), (2, 3), (3, 3)]
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
+        "chat_template.jinja",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -144,10 +150,24 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
         "tokenizer_config.json",
     ]
     assert sorted(path.name for path in out.parent.iterdir()) == ["base"]
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+    ends = {"bos_token_id": 0, "eos_token_id": [0, 2], "pad_token_id": 0}
+    assert json.loads((out / "generation_config.json").read_text()) == ends
+    config = json.loads((out / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (0, 0)
     card = (out / "README.md").read_text()
     assert "# demo/full-20/base\n" in card and "| git | abc, with 1 changed files |" in card
     assert "| arm | full-20 |" in card and '{"web": 0.7}' in card and "| training steps | 4 |" in card
+
+
+def test_a_file_is_never_replaced_by_an_export_but_the_folder_that_one_is_in_may_be(tmp_path, tokenizer, trained, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file: exists and is not a model that was exported there; name a new folder"):
+        export_hf(trained(SMALL), tmp_path / "file", tokenizer, {})
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_hf(trained(SMALL), Path(), tokenizer, {})
+    assert (tmp_path / "here/config.json").exists()
 
 
 def test_an_export_onto_a_full_disk_may_start_again(tmp_path, tokenizer, trained, monkeypatch):

@@ -392,6 +392,9 @@ def test_only_the_first_rows(hub, worker, tmp_path):
         "was fetched with the first 1,500 rows, not all rows; ask for the first 1,500 rows again"
         in worker(download=asked)["error"]
     )
+    assert "not the first 1,501 rows" in worker(download=asked, limit=1501)["error"]
+    hub.requests.clear()
+    assert worker(download=asked, limit=1000)["records"] == answer["records"] and not hub.requests  # there are enough
 
 
 def test_a_few_rows_are_not_taken_for_the_whole(hub, worker, tmp_path):
