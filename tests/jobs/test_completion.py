@@ -1,6 +1,7 @@
 """An element is done only if it read what is there now: for `status`, `retry`, the launchers and the element itself."""
 
 import errno
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -98,6 +99,16 @@ def test_what_was_made_from_something_stale_is_stale_too(demo):
     assert not any("-60" in job or "data-20" in label for job, label in found)
     assert done_elements(run, plan) == set(plan.needs) - set(found)
     assert to_run_again(plan, run_status(run, plan).elements, plan.needs) == list(found)
+
+
+def test_when_a_study_grows_or_shrinks_only_what_collects_is_stale(demo):
+    run, plan = demo
+    for key in (REPORT, ("export-base-20", "full-20")):
+        mark, (need, *_) = run.element(*key) / "done.json", plan.needs[key]
+        done = read_json(mark)
+        del done["read"]["/".join(need[0])]  # the plan had not yet had it
+        write_text(mark, json.dumps({**done, "read": {**done["read"], "dropped/since": 1.0}}))
+    assert done_elements(run, plan) == set(plan.needs) - {REPORT}
 
 
 def test_an_element_records_what_it_read_when_it_began(demo, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from curricula.curriculum.config import Source
 from curricula.curriculum.sources.conversations import TuningSet, read_conversations
-from curricula.curriculum.sources.declared import TextTable, anchor, declared_in
+from curricula.curriculum.sources.declared import DATASETS, TextTable, anchor, declared_in
 from curricula.curriculum.sources.documents import Documents
 from curricula.errors import UserError
 
@@ -63,6 +64,27 @@ def test_every_declared_table_is_found_under_its_key():
     assert dict(declared_in({"sources": {"mine": one}, "more": (two,)})) == {"sources.mine": one, "more.0": two}
 
 
+def test_relative_paths_begin_at_the_study_and_a_tilde_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    tables = [TextTable(path=path) for path in ("mine/*.csv", "~/mine.csv", "/data/mine.csv")]
+    anchor(tables, tmp_path)
+    assert [table.path for table in tables] == [f"{tmp_path}/mine/*.csv", "/home/me/mine.csv", "/data/mine.csv"]
+
+
+def test_a_part_of_the_name_of_the_split_is_no_table_of_all_parts(tmp_path):
+    write_rows(tmp_path / "wildjailbreak/train.jsonl", {"vanilla": "x"})
+    assert DATASETS["wildjailbreak"].stems(tmp_path) == [tmp_path / "wildjailbreak/train"]
+
+
+def test_a_table_is_here_when_all_its_parts_are(tmp_path):
+    table = TextTable(dataset="fineweb-unsafe", parts=("score_4", "score_5"))
+    one, two = table.stems(tmp_path)
+    write_rows(one.with_name(f"{one.name}.jsonl"), {"text": "x"})
+    assert not table.is_here(tmp_path) and not table.is_here(None)
+    write_rows(two.with_name(f"{two.name}.jsonl"), {"text": "x"})
+    assert table.is_here(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "keys", "said"),
     [
@@ -71,6 +93,7 @@ def test_every_declared_table_is_found_under_its_key():
         ([{"text": "a"}, {"text": 3}], {}, r"sources.mine.text: .*a.jsonl: line 2: column 'text' holds 3, but text is need"),
         ([{"text": "x"}], {"id": "key"}, r"sources.mine.id: .*a.jsonl has no column 'key', only text"),
         ([{"text": "x", "s": 10**400}], {"score": "s"}, r"sources.mine.score: .*: line 1: column 's' holds 1000.*a number is"),
+        ([{"text": "x", "s": True}], {"score": "s"}, r"sources.mine.score: .*: line 1: column 's' holds True, but a number is"),
         ([], {}, r"sources.mine: .*a.jsonl contains no rows; name another file or split"),
     ],
 )
@@ -88,6 +111,10 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
         ({"path": "x", "split": "test"}, "split is 'test', which has an effect only with `hub`"),
         ({"hub": "../etc"}, "hub '../etc' is not a name on the hub"),
         ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
+        ({"path": "x", "gated": True}, "gated is true, which has an effect only with `hub`"),
+        ({"hub": "org/name", "split": "../x"}, "split '../x' must be a plain name"),
+        ({"dataset": "fineweb-unsafe", "parts": ("score_5", "score_5")}, r"parts .'score_5', 'score_5'. repeats 'score_5'"),
+        ({"path": "x", "score": "s", "min_score": -math.inf}, "min_score is -inf, which needs a finite number"),
         ({"dataset": "gsm8k", "text": "question"}, "text is 'question', which has an effect only in a table of your own"),
         ({"path": "x", "parts": ("a",)}, "part 'a' is not in x; it has no parts"),
         ({"path": "x", "min_score": 3.0}, "min_score is 3.0, which needs a finite number and a column of scores in `score`"),
