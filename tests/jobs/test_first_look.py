@@ -19,9 +19,10 @@ from curricula.jobs.study import load_study
 
 class Watcher:
     def __init__(self):
-        self.ended, self.looks = [], []
+        self.ended, self.looks, self.most = [], [], 0
 
     def update(self, running, finished=None):
+        self.most = max(self.most, len(running))
         self.ended += [finished] if finished else []
 
     def first_look(self, page):
@@ -54,6 +55,16 @@ def test_if_the_first_seed_ends_last_there_is_no_first_look_beside_the_final_rep
     chosen = [(name, label) for name, label in plan.needs if name in ("merge-50", "report")]
     outcome = local.run_plan(run, plan, Watcher(), chosen, set(plan.needs) - set(chosen), workers=2)
     assert outcome.done[-2:] == [("merge-50", "full-50/base"), ("report", "report")] and not (tmp_path / "look").exists()
+
+
+def test_no_more_elements_run_at_a_time_than_there_are_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(local, "_element_process", lambda *_: time.sleep(1.0))
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path)))
+    plan, watcher = plan_study(run.study), Watcher()
+    chosen = [key for key in plan.needs if key[0].startswith("merge")][:3]
+    local.run_plan(run, plan, watcher, chosen, set(plan.needs) - set(chosen), workers=2)
+    assert len(watcher.ended) == 3 and watcher.most == 2
 
 
 def test_failures_hold_back_what_needs_success_alone(tmp_path, monkeypatch):

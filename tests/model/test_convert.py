@@ -134,7 +134,7 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     for _ in range(2):  # a second export replaces the first
         for left in ("aside", "old"):  # by a kill
             (out.parent / f".base.{left}").mkdir(parents=True)
-            (out.parent / f".base.{left}/model-00007-of-00008.safetensors").touch()
+            (out.parent / f".base.{left}/special_tokens_map.json").touch()
         told: list[tuple[int, int]] = []
         git = {"sha": "abc", "changed_files": ["a.py"]}
         provenance = {"study": "demo", "arm": "full-20", "model": "base", "mix": {"web": 0.7}, "git": git}
