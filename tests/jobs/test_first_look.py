@@ -48,11 +48,21 @@ def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_p
 
 def test_if_the_first_seed_ends_last_there_is_no_first_look_beside_the_final_report(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
-    monkeypatch.setattr(local, "_element_process", lambda root, job, label: time.sleep(2.0 if label == "full-50/base" else 0.0))
     monkeypatch.setattr(local, "_first_look", lambda *_: (tmp_path / "look").touch())
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, seed=None, seeds=[42, 43])))
     plan = plan_study(run.study)
     chosen = [(name, label) for name, label in plan.needs if name in ("merge-50", "report")]
+    (tmp_path / "ended").mkdir()
+
+    def process(root, job, label):
+        for _ in range(600 if label == "full-50/base" else 0):  # all but itself and the report
+            if len(os.listdir(tmp_path / "ended")) == len(chosen) - 2:
+                break
+            time.sleep(0.1)
+        time.sleep(0.5 if label == "full-50/base" else 0.0)
+        (tmp_path / "ended" / label.replace("/", "+")).touch()
+
+    monkeypatch.setattr(local, "_element_process", process)
     outcome = local.run_plan(run, plan, Watcher(), chosen, set(plan.needs) - set(chosen), workers=2)
     assert outcome.done[-2:] == [("merge-50", "full-50/base"), ("report", "report")] and not (tmp_path / "look").exists()
 
