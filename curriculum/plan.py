@@ -177,6 +177,7 @@ def _written_arm(name: str, curriculum: Curriculum) -> Arm:
     *earlier, last = curriculum.arms[name]
     cooldown = earlier[-1].until if last.cooldown else None
     end = [phase.until for phase in phases if not _same(phase.mix, curriculum.safe)][-1]
+    end = round(end, 12)  # a ramp's last step can end just beside 1
     return Arm(name, safe[-1].until if safe else 0.0, name, tuple(phases), cooldown=cooldown, end=end)
 
 

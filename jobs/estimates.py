@@ -252,6 +252,7 @@ def _arm(arm: Arm, study: Study, sizes: Mapping[str, int | None]) -> dict[str, A
     return {
         "name": arm.key,
         "start": arm.start,
+        "end": arm.end,
         "interventions": arm.interventions,
         "switch_step": budget.step_at(arm.start),
         "snap_tokens": budget.snap_tokens(arm.start),

@@ -226,7 +226,7 @@ def curriculum_panels(training: Training) -> list[Panel]:
             for name, share in shares.items():
                 share += [phase["samples"].get(name, 0) / total] * 2  # at the phase's start and at its end
         areas = [Series(name, "area", x, shares[name], colour=i) for i, name in enumerate(sources)]
-        label = arm_label(ArmInfo(arm["name"], arm["start"], arm["interventions"]))
+        label = arm_label(ArmInfo(arm["name"], arm["start"], arm["interventions"], end=arm["end"]))
         panels.append(Panel(label, "tokens", "share of the tokens", areas, y_format="percent"))
     return panels
 

@@ -103,6 +103,12 @@ def test_a_ramp_rises_and_falls_in_equal_steps_and_sees_as_much_as_a_straight_li
     assert seen(arm, curriculum, SMALL) == pytest.approx(4000 * 0.25 * (0.4 / 2 + 0.2 + 0.2 / 2), abs=4)
 
 
+@pytest.mark.parametrize(("start", "steps"), [(0.05, 3), (0.02, 7), (0.2, 3)])  # whose last step ends at 1 but for rounding
+def test_a_ramp_to_the_end_has_no_end(start, steps):
+    ramp = with_arm({"until": start, "mix": "safe"}, {"until": 1, "mix": "data", "ramp": steps})
+    assert arm_of("mine", ramp).end == 1.0
+
+
 def test_a_written_mix_in_the_ratio_of_the_safe_one_is_the_trunk():
     curriculum = with_arm({"until": 0.5, "mix": {"web": 6.0, "math": 2.0, "tagged": 0.0}}, {"until": 1, "mix": {"refusals": 1}})
     assert [(p.until, p.mix) for p in arm_of("mine", curriculum).blend_phases(SMALL)] == [(2000, SAFE), (4000, {"refusals": 1})]

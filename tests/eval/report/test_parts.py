@@ -199,6 +199,7 @@ def test_a_dose_that_ends_is_no_start_of_interventions():
     steps = {one.label: [x / plan["budget"]["step_tokens"] for x in one.x] for one in losses.series if one.kind == "rule"}
     assert steps == {"interventions start": [plan["budget"]["steps"] * share for share in (0.25, 0.5)],
                      "the blend changes": [plan["budget"]["steps"] * 0.75]}  # fmt: skip
+    assert "dose, from 25% to 75%" in [panel.title for panel in curriculum_panels(Training([], plan, {}))]
 
 
 def branch(name: str, validation: int = 1) -> Branch:
