@@ -38,7 +38,8 @@ def load_plugin(group: str, name: str, where: str) -> Any:
         known = ", ".join(plugins(group)) or "none"
         raise UserError(f"{where}: no installed package offers this in the entry point group {group} (installed: {known})")
     if len(found) > 1:  # which of them is found first depends on the order of installation
-        raise UserError(f"{where}: offered by {' and by '.join(entry.value for entry in found)}; uninstall all but one")
+        packages = " and by ".join(entry.dist.name if entry.dist else entry.value for entry in found)
+        raise UserError(f"{where}: offered by {packages}; uninstall all but one")
     try:
         return found[0].load()
     except (Exception, SystemExit) as error:  # a third-party module can fail in any way

@@ -296,5 +296,5 @@ def test_a_judge_that_two_packages_offer_is_refused(monkeypatch, tmp_path):
         code = "def judge(question):\n    return 'safe'\n"
         install(tmp_path, module, code, f"[curricula.judges]\nshared = {module}:judge\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError, match="offered by (first|second)_lab:judge and by .*; uninstall all but one"):
+    with pytest.raises(UserError, match="offered by (first|second)_lab and by .*_lab; uninstall all but one"):
         load_judge(JudgeConfig(name="python", model="shared"), "attack", None)
