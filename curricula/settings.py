@@ -302,5 +302,6 @@ def _shown(value: Any, keys: list[str]) -> str:
 
 def _readable(message: str) -> str:
     """msgspec's complaint, with types called as YAML calls them, not JSON."""
-    message = message.replace("`object`", "`mapping`").replace("`array`", "`list`")
+    if message.startswith("Expected"):  # others quote keys
+        message = re.sub(r"\bobject\b", "mapping", re.sub(r"\barray\b", "list", message))
     return message.replace(f"Expected `float` <= {FINITE!r}", "Expected a finite `float`")

@@ -98,6 +98,8 @@ def test_check_is_for_fields_together():
         ("name: x\ngroup: {names: {a: 1, B: 2}}", "group.names: expected `str` matching regex '^a$'; it is 'B'"),
         ("name: x\ngroup: {price: 2}", "group: price is 2.0 without retries; set retries"),
         ("# nothing yet", "the whole is empty; write its keys, one `key: value` a line"),
+        ("name: x\ngroup: {modes: {a: 1}}", "group.modes: expected `list | null`, got `mapping`; it is {"),
+        ("name: x\nobject: 3", "the whole: unknown key `object`; known keys are name, mode, group, groups, weights"),
         ("- secret", "the whole: expected `mapping`, got `list`"),
         ("name: [" + "1, " * 60 + "]", "name: expected `str`, got `list`; it is [1, 1, "),
     ],
