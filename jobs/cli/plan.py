@@ -25,6 +25,7 @@ from curricula.jobs.estimates import MOST_HERE, about, describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.study import Study
+from curricula.settings import in_yaml
 from curricula.terminal import count, json_text, plural
 
 AFTER = {"afterok": "{}", "aftercorr": "{}, each after its own", "afterany": "the end of {}"}
@@ -71,7 +72,7 @@ def print_plan(value: dict[str, Any], study: Study, console: Console) -> None:
     for point in value["points"]:
         added, other = (f"{point['gpu_hours'][part]:,.0f}" for part in ("pretraining", "other_at_most"))
         adds = "" if is_small else f"; it adds {added} GPU-hours of pretraining and up to {other} of all else"
-        settings = ", ".join(f"{key}: {setting}" for key, setting in point["settings"].items())
+        settings = ", ".join(f"{key}: {in_yaml(setting)}" for key, setting in point["settings"].items())
         console.print(
             f"Point {point['name']} ({settings}): {point['model']}, {point['parameters']:,} parameters, "
             f"{count(point['tokens'])} tokens an arm{adds}"

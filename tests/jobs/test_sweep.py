@@ -247,6 +247,9 @@ def test_the_plan_says_what_each_point_adds_and_arms_select_all_points(capsys):
     printed = capsys.readouterr().out
     assert "Point lr-0.002 (tuning.instruct.lr: 0.002): tiny, 852,864 parameters" in printed
     assert "GPU-hours" not in printed, "it runs on a laptop"
+    tied = swept({"model.tied": [True, False]})
+    print_plan(describe(tied), tied.study, Console(width=300))
+    assert "Point tied-True (model.tied: true)" in capsys.readouterr().out, "settings are shown as a study writes them"
     mixed = swept({"curriculum.interventions.full.refuseweb": [12, 30]})
     print_plan(describe(mixed), mixed.study, Console(width=300))
     mixes = capsys.readouterr().out.partition("Mixes: ")[2]
