@@ -25,7 +25,7 @@ EXPORT_S = 1800.0
 
 class Evaluate(Stage):
     name, section = "evaluate", "evaluation"
-    lost = "its rows are gone, or not those that it made, or a decoder has changed since"
+    lost = "its results are gone, or not those that it made, or a decoder has changed since"
 
     def tasks(self, study: Study, element: Element) -> list[EvalTask]:
         """The evaluation tasks that the element carries out."""

@@ -251,7 +251,7 @@ def test_an_evaluation_whose_rows_were_cut_at_the_end_of_a_line_runs_again(tmp_p
     write_text(rows, "{}\n")
     assert shown() == (
         "interrupted",
-        "was done, but its rows are gone, or not those that it made, or a decoder has changed since: it will be made again",
+        "was done, but its results are gone, or not those that it made, or a decoder has changed since: it will be made again",
     )
     run_element(run.root, *key)
     assert shown() == ("done", "") and rows.read_text() == "{}\n{}\n"

@@ -360,7 +360,9 @@ def test_an_element_whose_results_are_gone_is_not_done(demo, slurm, capsys, on_s
     (run.evaluation(job.elements[1].arm, "base") / f"{job.elements[1].eval_task.name}.jsonl").unlink()
     found = elements(run, capsys)
     assert [found[f"{job.name}/{element.label}"]["state"] for element in job.elements[:2]] == ["done", "interrupted"]
-    said = "was done, but its rows are gone, or not those that it made, or a decoder has changed since: it will be made again"
+    said = (
+        "was done, but its results are gone, or not those that it made, or a decoder has changed since: it will be made again"
+    )
     assert found[f"{job.name}/{job.elements[1].label}"]["error"] == said
 
 
