@@ -310,7 +310,7 @@ def test_custom_arms_losses_provenance_and_the_study_file_are_shown(tmp_path):
         '{"step": 7, "tokens": 4096, "loss": 2.5}\n{"step": 7, "validation": {"web": 2.75}}\n'
     )
     phase = {"start_step": 0, "stop_step": 100, "samples": {"web": 3, "x<y>": 1}}
-    own = {"name": "tags-50", "start": 0.5, "interventions": "tags-only", "phases": [phase]}
+    own = {"name": "tags-50", "start": 0.5, "end": 1.0, "interventions": "tags-only", "phases": [phase]}
     study = {**STUDY, "plan": {**STUDY["plan"], "arms": [{**own, "intervention_sources": ["x<y>", "z"]}]}}
     page = Page(write_report(tmp_path, arms, study, tmp_path / "report").read_text())
     assert "tags-only, from 50% 50% x<y>, z" in page.text
