@@ -8,7 +8,9 @@ workers or ranks nor restarts change anything.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Generator
+import contextlib
+import signal
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,8 @@ PREFETCH = 4
 """Micro-batches that each worker keeps ready."""
 _WORKER_GONE = (EOFError, ConnectionError)
 """Errors that a killed worker causes here, besides torch's own: its pipe ends in the middle of a message."""
+_TORCH_SAYS_GONE = ("DataLoader worker", "Pin memory thread exited")
+"""How torch's own errors say it; the thread that pins memory exits if the pipe ends while it reads."""
 
 
 class MicroBatch(NamedTuple):
@@ -93,7 +97,7 @@ def read_micro_batches(
         generator=torch.Generator(),  # the loader draws an unused seed, but not from the generator that checkpoints store
         multiprocessing_context="fork" if workers else None,  # the dataset cannot be pickled
     )
-    with signals_blocked():  # a stop signal must not end the workers: the trainer still has to save
+    with signals_blocked(), _sigchld_as_before():  # a stop signal must not end the workers: the trainer still has to save
         items: Any = iter(loader)
     if workers:  # at exit, Python would wait for these workers for ever; torch has no public way to end them
         atexit.register(items._shutdown_workers)
@@ -103,7 +107,7 @@ def read_micro_batches(
                 raise item
             yield item.to(device)
     except (RuntimeError, *_WORKER_GONE) as error:
-        is_gone = isinstance(error, _WORKER_GONE) or "DataLoader worker" in str(error)
+        is_gone = isinstance(error, _WORKER_GONE) or any(sign in str(error) for sign in _TORCH_SAYS_GONE)
         is_passed_on = "in DataLoader worker process" in str(error)  # a live worker raised it
         if not workers or not is_gone or is_passed_on:
             raise
@@ -115,3 +119,17 @@ def read_micro_batches(
         if workers:
             atexit.unregister(items._shutdown_workers)
             items._shutdown_workers()
+
+
+@contextlib.contextmanager
+def _sigchld_as_before() -> Iterator[None]:
+    """Take back the handler with which torch raises in whatever the trainer computes or saves when a worker is killed.
+
+    The loader itself looks for dead workers whenever it has waited for a batch for some seconds.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) != before:  # torch sets it once in a process, and only in the main thread
+            signal.signal(signal.SIGCHLD, before)
