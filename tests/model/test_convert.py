@@ -159,6 +159,16 @@ def test_the_exported_folder_is_a_complete_model_with_its_provenance(tmp_path, t
     assert "| arm | full-20 |" in card and '{"web": 0.7}' in card and "| training steps | 4 |" in card
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_the_weights_can_be_read_by_whoever_the_umask_lets_read(tmp_path, tokenizer, trained, umask, mode):
+    before = os.umask(umask)
+    try:
+        export_hf(trained(SMALL), tmp_path / "hf", tokenizer, {})
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "hf").iterdir()} == {mode}
+
+
 def test_a_file_is_never_replaced_by_an_export_but_the_folder_that_one_is_in_may_be(tmp_path, tokenizer, trained, monkeypatch):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="file: exists and is not a model that was exported there; name a new folder"):
