@@ -36,6 +36,11 @@ class NoAnswer(Exception):
         self.status = status
         """The HTTP status of the last attempt, if there was one."""
 
+    @property
+    def by_crash(self) -> bool:
+        """Whether the server is up and not busy, yet fails at this question. Otherwise it may be gone."""
+        return self.status in (200, 500)
+
 
 class Unreadable(Exception):
     """A reply that is not what was asked for."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Set
 from typing import Any
 
-from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Refused, Unaskable, Unreadable
+from curricula.asking import Answered, Asking, Decision, Failed, NoAnswer, Outcomes, Refused, Unaskable, Unreadable
 from curricula.curriculum.sources.documents import Document
 from curricula.curriculum.synthesis.files import Log, Row, answered, document_id, mark_unfinished, text_hash, write_tables
 from curricula.curriculum.synthesis.kinds import HIGHEST, SCORES, pieces
@@ -116,8 +116,11 @@ class DocumentBlame:
         return Decision()
 
     def exhausted(self) -> Decision[Document]:
-        if self._any_by_server() and not self._good_now:
-            raise self._accusation()
+        for failure in self._failures:
+            may_be_its_own = not isinstance(failure.error, NoAnswer) or failure.error.by_crash
+            is_first = failure.question.number not in self._asked_again
+            if failure.by_server and not (self._good_now and (may_be_its_own or is_first)):
+                raise self._accusation()
         return self._clear_server()
 
     def _any_by_server(self) -> bool:

@@ -25,8 +25,6 @@ from curricula.eval.judges.templates import Template
 TRIES = 4
 """Attempts to get a body that has the form that the API defines."""
 CUT_SHORT = "the reply was cut short"
-CRASH_STATUSES = (200, 500)
-"""Statuses of a server that is up and not busy, yet gives no answer."""
 
 
 class ServedJudge(ModelJudge):
@@ -143,7 +141,7 @@ class JudgeBlame:
             self._silent, self._replied = 0, False
             return Decision(again=[failure.question for failure in unanswered])
         for failure in unanswered:
-            crashes = getattr(failure.error, "status", None) in CRASH_STATUSES
+            crashes = isinstance(failure.error, NoAnswer) and failure.error.by_crash
             if not (crashes and self._good_now and len(unanswered) < self._settings.patience):
                 self._accuse(str(failure.error))
         if self._held and not self._proven:

@@ -157,6 +157,18 @@ def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_agai
     assert set(fake.good.values()) == {1}
 
 
+@pytest.mark.parametrize("gone", ["half", "429"])
+def test_a_server_that_goes_away_before_the_last_documents_ends_the_run_without_dead_letters(tmp_path, fake, capsys, gone):
+    source = write_documents(tmp_path / "web.jsonl", numbered(40))
+    fake.every, fake.every_from = gone, 36
+    with pytest.raises(UserError, match="[1-5] documents in a row failed, .* run the same command again"):
+        synthesize("score", source, tmp_path / "out", fake.url, "--retries", 0, "--concurrency", 4)
+    assert not list(tmp_path.glob("out/log/score/*.dead.jsonl")) and not list(tmp_path.glob("out/score_*/part-*"))
+    fake.every = None
+    assert summary(capsys, "score", source, tmp_path / "out", fake.url)["done"] == 40
+    assert set(fake.good.values()) == {1}
+
+
 def test_an_account_that_is_used_up_midway_does_not_bury_the_rest(tmp_path, fake, capsys, monkeypatch):
     monkeypatch.setattr("curricula.curriculum.synthesis.run.REFUSED_IN_A_ROW", 20)
     source = write_documents(tmp_path / "web.jsonl", numbered(60))
