@@ -344,8 +344,7 @@ def _unfit(study: Study) -> Iterator[str]:
                 f"earlier; lower its warmup_fraction or decay_fraction"
             )
     steps, schedule = study.budget.steps, study.pretraining.schedule
-    warmup = warmup_steps(steps, schedule)
-    end = steps if schedule.kind == "cosine" else decay_start(steps, schedule)
+    warmup, end = warmup_steps(steps, schedule), decay_start(steps, schedule)
     if warmup > end:
         yield (
             f"pretraining's learning rate rises for {warmup:,} steps, but only {end:,} of {steps:,} steps precede the decay or "

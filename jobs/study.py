@@ -509,14 +509,13 @@ class Study(Settings, frozen=True, dict=True):
         """The trainings with everything that their pretraining depends on."""
         pretraining, steps = self.pretraining, self.budget.steps
         schedule, warmup = pretraining.schedule, warmup_steps(steps, pretraining.schedule)
-        decays_at = decay_start(steps, schedule) if schedule.kind == "warmup-stable-decay" else warmup
         fixed = {"decay_fraction": 0.0, "warmup_fraction": None, "warmup_steps": warmup}
         settings = {**msgspec.to_builtins(pretraining), "schedule": msgspec.to_builtins(schedule) | fixed}
         for key in ("budget_tokens", "tokens_per_parameter", *SAVING):
             del settings[key]
         points = pretraining.along.steps(steps) if pretraining.along else None  # their labels are folders' names
         recipe = msgspec.json.encode((self.model.resolve(), settings, points))
-        return lines_of(self.trainings, self.curriculum, self.budget, decays_at, recipe)
+        return lines_of(self.trainings, self.curriculum, self.budget, decay_start(steps, schedule), recipe)
 
     @cached_property
     def owners(self) -> dict[tuple[str, str], str]:

@@ -165,7 +165,9 @@ def warmup_steps(total_steps: int, schedule: ScheduleConfig) -> int:
 
 
 def decay_start(total_steps: int, schedule: ScheduleConfig) -> int:
-    """The step from which "warmup-stable-decay" falls, which is the last one at the peak rate."""
+    """The step from which the rate falls, which is the last one at the peak."""
+    if schedule.kind == "cosine":
+        return min(warmup_steps(total_steps, schedule), total_steps)
     return total_steps - round(schedule.decay_fraction * total_steps)
 
 

@@ -283,10 +283,8 @@ def step_line(row: Mapping[str, Any], stop_step: int) -> str:
 def _schedule(config: TrainConfig, total_steps: int) -> str:
     schedule = config.schedule
     peak, rise = config.optimizer.lr, plural(warmup_steps(total_steps, schedule), "step")
-    text = f"{schedule.kind}: peak {peak:g} after {rise}, falling"
-    if schedule.kind == "warmup-stable-decay":
-        text += f" from step {decay_start(total_steps, schedule):,}"
-    return f"{text} to {schedule.final_fraction * peak:g} at step {total_steps:,}"
+    falls = f"falling from step {decay_start(total_steps, schedule):,} to {schedule.final_fraction * peak:g}"
+    return f"{schedule.kind}: peak {peak:g} after {rise}, {falls} at step {total_steps:,}"
 
 
 def _settings(value: Any) -> str:

@@ -5,7 +5,7 @@ import sys
 import msgspec
 import pytest
 
-from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig, learning_rate
+from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig, decay_start, learning_rate
 
 
 def test_a_model_that_cannot_be_built_is_refused():
@@ -42,6 +42,14 @@ def test_the_rate_before_the_decay_does_not_depend_on_the_length_of_the_run():
     optimizer, schedule = OptimizerConfig(), ScheduleConfig(warmup_steps=20)
     short = [learning_rate(s, 1000, optimizer, schedule) for s in range(900)]
     assert short == [learning_rate(s, 5000, optimizer, schedule) for s in range(900)]
+
+
+@pytest.mark.parametrize("kind", ["warmup-stable-decay", "cosine"])
+def test_the_decay_starts_at_the_last_step_of_the_peak_rate(kind):
+    schedule = ScheduleConfig(kind=kind, warmup_steps=10)
+    start = decay_start(100, schedule)
+    at, after = (learning_rate(step, 100, OptimizerConfig(lr=1.0), schedule) for step in (start, start + 1))
+    assert after < at == 1.0 and decay_start(5, ScheduleConfig(kind="cosine", warmup_steps=10)) == 5
 
 
 def test_cosine_warms_up_by_a_fraction_and_falls_to_its_final_share():
