@@ -144,7 +144,7 @@ class Attacks(Settings, frozen=True):
     """Settings of the attacks besides GCG. An attack runs if `tasks` names it, such as prefill-topk."""
 
     benchmarks: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("jailbreakbench",)
-    """Benchmarks that prefill, template-removal, best-of-n and ablation attack."""
+    """Benchmarks whose prompts these attacks use, except for artifacts and transfer."""
     prompts: Positive | None = None
     """At most this many prompts of each benchmark or file; null takes all."""
     prefill: Prefill = Prefill()
