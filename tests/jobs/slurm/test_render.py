@@ -586,7 +586,7 @@ def test_secrets_reach_the_work_as_they_stand(tmp_path):
 
 @pytest.mark.parametrize("profile", ["slurm-lab", "h100-4x8"])
 def test_the_scripts_are_as_recorded(tmp_path, profile):
-    """Any change in what Slurm is asked for shows as a change of these files; `GOLDEN=write pytest` writes them anew."""
+    """Any change in what Slurm is asked for shows as a change of these files."""
     run, out = tmp_path / "run", tmp_path / "scripts"
     render(demo_file(tmp_path), run, out, profile, *FOR_32_GPUS)
     for name in ("submit_all.sh", "02-pretrain-trunk-100.sbatch", "05-pretrain-0.sbatch"):
@@ -597,4 +597,4 @@ def test_the_scripts_are_as_recorded(tmp_path, profile):
         if os.environ.get("GOLDEN") == "write":
             golden.parent.mkdir(parents=True, exist_ok=True)
             golden.write_text(text)
-        assert text == golden.read_text()
+        assert text == golden.read_text(), "if this is meant, run `GOLDEN=write pytest tests/jobs/slurm/test_render.py`"
