@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import ignored
 from curricula.jobs.stages import STAGES
 from curricula.jobs.stages.report import report
+from curricula.model.runtime.stopping import signals_blocked
 
 TERM_GRACE_S = 20.0
 """How long elements can take to save after an interrupt before they are killed."""
@@ -156,7 +158,9 @@ def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.conte
     try:
         with open(log, "w", encoding="utf-8") as file:
             os.dup2(file.fileno(), 2)
-        multiprocessing.forkserver.ensure_running()
+        multiprocessing.resource_tracker.ensure_running()  # here, because it unblocks signals
+        with signals_blocked():  # one to the whole group would end the server, and then elements before they have saved
+            multiprocessing.forkserver.ensure_running()
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -181,6 +185,7 @@ def _begin(root: Path, job: str, label: str) -> None:
     # CUDA can be initialised here. Only that shows whether the driver is new enough for it: NVML merely counts cards.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the server blocks them
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     mode = 0o600 if team() is None else 0o660  # so that a colleague's start can append to it
     log = os.open(Path(Run(root).element(job, label), "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)

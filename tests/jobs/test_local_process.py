@@ -1,11 +1,14 @@
-"""What a forked element finds in its process, and an interrupt while there is none yet."""
+"""What a forked element finds in its process, an interrupt while there is none yet, and a signal to all processes."""
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from multiprocessing.context import ForkServerProcess
 
 import pytest
 import torch
+from paths import SUPPORT
 from run_folders import new_run
 
 from curricula.jobs import local
@@ -44,3 +47,9 @@ def test_an_interrupt_while_the_server_imports_is_no_other_error(tmp_path, monke
     run, _ = new_run(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         local.run_plan(run, plan_study(run.study), None, [("prepare", "prepare")], set(), 1)
+
+
+def test_an_element_saves_if_the_whole_group_is_asked_to_stop(tmp_path):
+    launcher = [sys.executable, SUPPORT / "stopped_group.py", tmp_path]
+    ended = subprocess.run(launcher, start_new_session=True, timeout=300)
+    assert ended.returncode == 0 and (tmp_path / "saved").exists()

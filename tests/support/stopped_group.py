@@ -1,0 +1,40 @@
+"""A launcher with an element that saves when it is asked to stop: `python stopped_group.py FOLDER`, in a group of its own.
+
+Once the element has begun, the whole group gets SIGTERM, as from `timeout` or at the end of an allocation.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from curricula.jobs import local
+from curricula.jobs.run import Run
+from curricula.model.runtime.stopping import listening
+
+
+def element(root: Path) -> None:
+    local._begin(root, "prepare", "prepare")
+    with listening() as stop:
+        (root / "begun").touch()
+        while not stop:
+            time.sleep(0.01)
+        time.sleep(0.5)  # a save takes its time
+        (root / "saved").touch()
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    Run(root).element("prepare", "prepare").mkdir(parents=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for a run
+    process = local._forkserver(1, False, root / "imports.log").Process(target=element, args=(root,))
+    process.start()
+    try:
+        while not (root / "begun").exists():
+            time.sleep(0.01)
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(3600)
+    except KeyboardInterrupt:
+        local._stop([process])
+    sys.exit(process.exitcode)
