@@ -36,6 +36,8 @@ and the smallest number of seconds."""
 TICK_S = 1.0
 BACKSTOP = 1.5
 """Multiple of the limit after which a timer in C writes the stacks, in case the interpreter itself is stuck."""
+LOG_S = 30
+"""How long a hung process may take to write its stacks to the log."""
 
 
 class Interrupted(Exception):
@@ -165,6 +167,7 @@ class Watchdog:
 
     def _end_process(self, what: str, limit_s: float) -> None:
         hang = f"{what} has taken more than {limit_s:.0f} s"
+        signal.alarm(LOG_S)  # ends this process, wherever it is, if the log hangs as well
         try:
             print(f"watchdog: {hang}; what each thread of process {os.getpid()} is doing:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback()

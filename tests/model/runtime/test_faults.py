@@ -1,5 +1,6 @@
 """Faults injected into real training processes: nothing is lost or hangs, no sample is repeated or skipped."""
 
+import contextlib
 import errno
 import faulthandler
 import io
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from forked import PROMPT_S, Program, ended, ranks
+from forked import PROMPT_S, Program, ended, ranks, started
 from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
@@ -318,5 +319,29 @@ def test_a_hang_ends_the_process_even_if_the_log_cannot_be_written(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Full())
     with Watchdog(hang_minutes=0.0005).on_duty():
         ended.wait(30)
+    signal.alarm(0)
     faulthandler.cancel_dump_traceback_later()
     assert statuses == [HANG_EXIT_CODE]
+
+
+def _hang(room):
+    """Hang with a log that takes only `room` more bytes."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, bytes(4096)):
+            pass
+    os.read(reader, room)
+    os.set_blocking(writer, True)
+    os.dup2(writer, 2)
+    stopping.UNKNOWN_LEAST_S, stopping.BACKSTOP, stopping.LOG_S = 0.05, 1e3, 1
+    with Watchdog(hang_minutes=0.0005).on_duty():
+        time.sleep(3600)
+
+
+@pytest.mark.parametrize("room", [0, 200])
+def test_a_hang_ends_the_process_even_if_the_log_hangs_too(room):
+    process = started(_hang, room)
+    process.join(PROMPT_S)
+    process.kill()
+    assert process.exitcode == -signal.SIGALRM
