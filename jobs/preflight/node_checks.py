@@ -41,7 +41,9 @@ def job_gpu_problems(environment: Mapping[str, str], is_alone: bool = True) -> l
     if not expected.isdecimal() or int(expected) == 0:
         return []
     ours = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
-    return gpu_problems(int(expected), ours, is_alone) or torch_problems(environment)
+    # In a thread, because nothing can kill an nvidia-smi that waits in a driver that hangs.
+    found = within(1.2 * SMI_PATIENCE_S, "nvidia-smi", lambda: gpu_problems(int(expected), ours, is_alone))
+    return found or torch_problems(environment)
 
 
 def torch_problems(environment: Mapping[str, str]) -> list[str]:

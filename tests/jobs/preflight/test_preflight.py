@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from curricula.durable import write_json, write_text
 from curricula.errors import UserError
 from curricula.jobs.graph import plan_study
 from curricula.jobs.preflight import node_checks
-from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, reach_problems, within
+from curricula.jobs.preflight.node_checks import disk_problems, gpu_problems, job_gpu_problems, reach_problems, within
 from curricula.jobs.preflight.preflight import (
     PreflightFailed,
     Rendezvous,
@@ -290,6 +291,13 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_a_problem_and_none_at_all_is_not(s
     smi.remove("nvidia-smi")
     monkeypatch.setenv("PATH", str(smi.folder))
     assert gpu_problems(2) == []
+
+
+def test_an_nvidia_smi_that_nothing_can_kill_does_not_hang_the_job(smi, monkeypatch):
+    smi.answer("nvidia-smi", script="exec sleep 20")
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)  # as while it waits in the driver
+    monkeypatch.setattr(node_checks, "SMI_PATIENCE_S", 0.2)
+    assert job_gpu_problems({"SLURM_GPUS_ON_NODE": "2"}) == ["nvidia-smi: no answer within 0 s"]
 
 
 def test_a_full_disk_and_a_file_system_that_hangs_are_problems(tmp_path):
