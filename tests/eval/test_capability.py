@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -229,6 +231,22 @@ def test_examples_and_the_chat_template_of_tuned_models_reach_lm_eval(place, tmp
         with pytest.raises(UserError, match="nothing is measured here"):
             measure(place, tmp_path / str(number), "words", **more)
     assert [(one["num_fewshot"], one["apply_chat_template"]) for one in asked] == [(None, False), (2, kind == "instruct")]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConnectionError("Couldn't reach 'piqa' on the Hub (ConnectTimeout)"), os.EX_UNAVAILABLE),
+        (OSError(errno.EIO, "Input/output error"), os.EX_IOERR),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), None),
+        (RuntimeError("CUDA out of memory"), 1),
+    ],
+)
+def test_only_what_another_start_would_meet_again_ends_the_job(place, tmp_path, monkeypatch, error, code):
+    monkeypatch.setattr("lm_eval.evaluator.simple_evaluate", lambda **_: (_ for _ in ()).throw(error))
+    with pytest.raises(Exception) as caught:
+        measure(place, tmp_path, "words")
+    assert getattr(caught.value, "exit_code", None) == code
 
 
 def test_the_verb_measures_capability_beside_the_attacks(place, tmp_path, asked, monkeypatch, capsys):
