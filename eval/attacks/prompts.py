@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from curricula.errors import UserError
+from curricula.errors import UserError, load_failure
 from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, cluster_of
 from curricula.eval.config import Attacks, BestOfN, Prefill
 from curricula.eval.rows import SuffixRow, read_rows
@@ -141,7 +141,7 @@ def _prompts(name: str, label: str, file: Path) -> Iterator[Prompt]:
             raise UserError(f"{file}: has more than {MOST_BYTES >> 20} MiB; is it an artifact of JailbreakBench?")
         jailbreaks = decode(file.read_bytes(), Artifact).jailbreaks
     except OSError as error:
-        raise UserError(
+        raise load_failure(error)(
             f"{file}: cannot be read ({error.strerror}); correct evaluation.attacks.artifacts.{name}, or fetch the file from "
             "github.com/JailbreakBench/artifacts"
         ) from None

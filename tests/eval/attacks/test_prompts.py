@@ -5,14 +5,17 @@ Replayed ones: artifacts in JailbreakBench's format, hostile files, and suffixes
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
+from pathlib import Path
 
 import msgspec
 import pytest
 from tiny_llama import save_tiny_llama
 
-from curricula.errors import UsageError, UserError
+from curricula.errors import StorageError, UsageError, UserError
 from curricula.eval.attacks.prompts import artifact_prompts, distorted, rewritten, suffixed_prompts
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import Attacks, BestOfN, EvalConfig, Prefill, Tasks
@@ -220,6 +223,16 @@ def test_a_file_that_would_fill_the_memory_is_not_read(tmp_path):
 def test_a_missing_file_names_the_setting(tmp_path):
     with pytest.raises(UserError, match=r"no.json: cannot be read .* correct evaluation.attacks.artifacts.pair"):
         artifact_prompts("pair", tmp_path / "no.json")
+
+
+def test_a_file_whose_disk_fails_is_left_to_another_start(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    (tmp_path / "a.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(StorageError, match="a.json: cannot be read .Stale file handle"):
+        artifact_prompts("pair", tmp_path / "a.json")
 
 
 def suffix(prompt_id: str) -> SuffixRow:
