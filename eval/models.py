@@ -13,7 +13,6 @@ import math
 import os
 import re
 import resource
-import signal
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
@@ -48,7 +47,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 LONGEST_ADDITION = 1_000_000
 """Most characters that a chat template may add to a text."""
 PATIENCE_S = 10
-"""Time in which a child process must render a template."""
+"""Seconds for which a child process may compute to render a template. A busy machine can make it wait much longer."""
 MEMORY_BYTES = 2**30
 """Memory that this child process may use beyond what this process uses."""
 
@@ -456,9 +455,7 @@ def check_template(tokenizer: Any, template: str, name: str) -> None:
 def _render_in_child(tokenizer: Any, template: str, name: str, writer: int) -> None:
     code = 1
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-        signal.alarm(PATIENCE_S)
+        resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE_S, PATIENCE_S))
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit, hard = used + MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
