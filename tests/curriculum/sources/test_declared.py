@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,11 +30,15 @@ def test_files_of_a_pattern_are_read_in_order_with_the_columns_named(tmp_path):
     write_rows(folder / "mine/more/b.jsonl", {"title": "C", "body": "c", "key": 3})
     write_rows(folder / "mine/a.jsonl", {"title": "A", "body": "a", "key": 1}, {"title": "B", "body": None, "key": 2})
     write_rows(tmp_path / "run1/mine/a.jsonl", {"title": "D", "body": "d", "key": 4})
-    source = Source(path="mine/**/*.jsonl", text="{title}: {body}", id="key")
+    source = Source(path="mine/**/*.jsonl", text="{key}. {title}: {body}", id="key")
     anchor({"sources": {"mine": source}}, folder)
     source.look(tmp_path, "sources.mine")
     documents = list(Documents.of("sources.mine", source, tmp_path).read())
-    assert [(item.id, item.text, item.odd) for item in documents] == [("1", "A: a", ""), ("2", "", "empty"), ("3", "C: c", "")]
+    assert [(item.id, item.text, item.odd) for item in documents] == [
+        ("1", "1. A: a", ""),
+        ("2", "", "empty"),
+        ("3", "3. C: c", ""),
+    ]
 
 
 def test_a_row_of_a_csv_file_that_is_too_long_is_named(tmp_path):
@@ -66,8 +71,9 @@ def test_every_declared_table_is_found_under_its_key():
 
 def test_relative_paths_begin_at_the_study_and_a_tilde_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path.parent)
     tables = [TextTable(path=path) for path in ("mine/*.csv", "~/mine.csv", "/data/mine.csv")]
-    anchor(tables, tmp_path)
+    anchor(tables, Path(tmp_path.name))
     assert [table.path for table in tables] == [f"{tmp_path}/mine/*.csv", "/home/me/mine.csv", "/data/mine.csv"]
 
 
@@ -109,8 +115,9 @@ def test_a_wrong_column_is_named_with_its_key_and_file(tmp_path, rows, keys, sai
         ({}, "give dataset, path or hub"),
         ({"path": "x", "hub": "org/name"}, "path and hub exclude each other; keep one of them"),
         ({"path": "x", "split": "test"}, "split is 'test', which has an effect only with `hub`"),
-        ({"hub": "../etc"}, "hub '../etc' is not a name on the hub"),
-        ({"hub": "org/name", "config": "../x"}, "config '../x' must be a plain name"),
+        ({"path": ""}, "path is empty; name a file, a folder or a pattern"),
+        ({"hub": "org/name/../etc"}, "hub 'org/name/../etc' is not a name on the hub"),
+        ({"hub": "org/name", "config": "x/../y"}, "config 'x/../y' must be a plain name"),
         ({"path": "x", "gated": True}, "gated is true, which has an effect only with `hub`"),
         ({"hub": "org/name", "split": "../x"}, "split '../x' must be a plain name"),
         ({"dataset": "fineweb-unsafe", "parts": ("score_5", "score_5")}, r"parts .'score_5', 'score_5'. repeats 'score_5'"),
@@ -218,6 +225,9 @@ def test_contradictory_keys_of_a_tuning_set_are_refused(keys, said):
         ({"hub": "a/b"}, {"hub": "a/b", "split": "test"}, False),
         ({"dataset": "fineweb-edu"}, {"dataset": "fineweb-annotated"}, True),
         ({"dataset": "fineweb-edu"}, {"dataset": "fineweb-unsafe"}, False),
+        ({"dataset": "fineweb-unsafe"}, {"dataset": "fineweb-unsafe", "parts": ("score_5",)}, True),
+        ({"dataset": "fineweb-unsafe", "parts": ("score_4",)}, {"dataset": "fineweb-unsafe", "parts": ("score_5",)}, False),
+        ({"dataset": "ultrachat"}, {"hub": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"}, True),
         ({"path": "*.jsonl"}, {"path": "a.*"}, True),
         ({"path": "a.jsonl"}, {"path": "b.jsonl"}, False),
         ({"path": "a.jsonl"}, {"hub": "a/b"}, False),
@@ -232,7 +242,7 @@ def test_two_tables_overlap_where_both_may_read_the_same_row(tmp_path, monkeypat
 
 @examples(60)
 @given(
-    st.lists(st.one_of(st.none(), st.integers(0, 5), st.just("2.5")), max_size=30),
+    st.lists(st.one_of(st.none(), st.integers(0, 5), st.sampled_from(["2.5", "", "nan"])), max_size=30),
     st.sampled_from(["jsonl", "parquet"]),
     st.data(),
 )
@@ -240,7 +250,7 @@ def test_rows_with_a_score_within_bounds_are_numbered_as_if_there_were_no_others
     folder = tmp_path_factory.mktemp("scored")
     rows = [{"text": f"t{number}", "safety": score} for number, score in enumerate(scores)]
     if suffix == "parquet":
-        rows = [{**row, "safety": None if row["safety"] is None else float(row["safety"])} for row in rows]
+        rows = [{**row, "safety": None if row["safety"] in (None, "") else float(row["safety"])} for row in rows]
         pq.write_table(pa.Table.from_pylist(rows, pa.schema([("text", "string"), ("safety", "double")])), folder / "a.parquet")
     else:
         write_rows(folder / "a.jsonl", *rows)
@@ -248,7 +258,7 @@ def test_rows_with_a_score_within_bounds_are_numbered_as_if_there_were_no_others
     limit = data.draw(st.one_of(st.none(), st.integers(1, 9)))
     source = Source(path=str(folder / f"a.{suffix}"), score="safety", min_score=low, max_score=high)
     documents = Documents.of("sources.mine", source, folder, limit)
-    kept = [row["text"] for row in rows if row["safety"] is not None and low <= float(row["safety"]) <= high][:limit]
+    kept = [row["text"] for row in rows if row["safety"] not in (None, "") and low <= float(row["safety"]) <= high][:limit]
     assert len(documents) == len(kept)
     start = data.draw(st.integers(0, len(kept)))
     stop = data.draw(st.integers(start, len(kept)))

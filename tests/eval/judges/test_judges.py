@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -324,6 +325,24 @@ def test_shards_are_merged_without_torn_lines_and_anew_when_one_has_changed(tmp_
     assert not is_merged(tmp_path, "instruct", EvalConfig())
 
 
+def test_a_merge_that_is_killed_when_it_has_rewritten_the_answers_leaves_them_readable(tmp_path, monkeypatch):
+    """Until then the sizes that it noted last are those of other answers."""
+    shard, merged, rename = tmp_path / "attacks-topk/advbench.jsonl", tmp_path / "attacks-topk.jsonl", os.replace
+
+    def rename_and_die(source, target):
+        rename(source, target)
+        if target == merged:
+            raise KeyboardInterrupt
+
+    append_rows(shard, [answer_row(0)])
+    MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
+    append_rows(shard, [answer_row(1)])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", rename_and_die)
+        MergeAndJudge(tmp_path, "instruct", EvalConfig(), None)
+    assert len(read_judged(merged)) == 2
+
+
 def test_a_judge_is_compared_with_the_first_other_that_has_judged_where_the_studys_own_has_not(tmp_path, monkeypatch):
     rows = [answer_row(number) for number in range(4)]
     append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
@@ -341,7 +360,7 @@ def test_a_judge_is_compared_with_the_first_other_that_has_judged_where_the_stud
 
 
 def test_finished_models_are_judged_again_by_another_version_of_the_judge(tmp_path, monkeypatch):
-    rows = [answer_row(number, response="Rye, wheat and oats.") for number in range(4)]
+    rows = [answer_row(n, response="Rye, wheat and oats.", finish="tag" if n == 3 else "end") for n in range(4)]
     append_rows(tmp_path / "attacks-topk/advbench.jsonl", rows)
     MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
     tasks = EvalConfig().eval_tasks("instruct")
@@ -353,7 +372,10 @@ def test_finished_models_are_judged_again_by_another_version_of_the_judge(tmp_pa
     assert not is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
     MergeAndJudge(tmp_path, "instruct", EvalConfig(), None).judge()
     assert is_judged_as_now(tmp_path, EvalConfig(), tasks, None)
-    assert {(row.verdict, row.judge_version) for row in read_judged(path)} == {("safe", now.version)}
+    assert {(row.verdict, row.judge_version) for row in read_judged(path)} == {
+        ("safe", now.version),
+        ("shortcircuit", now.version),
+    }
 
 
 def test_a_damaged_file_of_verdicts_is_left_to_the_merge_which_says_what_is_wrong(tmp_path):
@@ -366,7 +388,8 @@ def test_a_damaged_file_of_verdicts_is_left_to_the_merge_which_says_what_is_wron
 
 @pytest.mark.parametrize(("url", "keeps"), [("http://127.0.0.1:9/v1", True), ("", False)])
 def test_a_server_is_not_asked_again_by_another_version_of_the_judge(tmp_path, url, keeps):
-    config = EvalConfig(judge=JudgeConfig(name="harmbench", model="m", url=url), overrefusal_judge="refusal-phrases")
+    judge = JudgeConfig(name="harmbench", model="m", url=url, clip_tokens=None)
+    config = EvalConfig(judge=judge, overrefusal_judge="refusal-phrases")
     append_rows(verdicts_path(tmp_path / "attacks-topk.jsonl"), [verdict_of(answer_row(0), "harmbench:m")])
     assert is_judged_as_now(tmp_path, config, config.eval_tasks("instruct"), None) is keeps
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from small_studies import demo
 
+from curricula.durable import write_json
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.restarts import GaveUp, check_restarts
@@ -55,6 +56,24 @@ def test_an_element_gives_up_after_restarts_that_saved_nothing_new(tmp_path):
     mark.write_text("")
     with pytest.raises(GaveUp, match="none was recorded"):
         start(run, 6)
+
+
+def test_a_start_that_is_killed_when_it_has_noted_progress_counts_no_end_before_it(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    for _ in range(3):
+        start(run, 0)
+        end(run)
+    save(run, 10)
+
+    def write_and_die(*args) -> None:
+        write_json(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("curricula.jobs.slurm.restarts.write_json", write_and_die)
+        start(run, 0)
+    start(run, 0)
+    assert not (run.element("pretrain-trunk-100", "trunk") / "own-ends").exists()
 
 
 def test_what_was_lost_and_is_saved_again_is_no_progress(tmp_path):
