@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from types import SimpleNamespace
 
 import openai
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricula.asking import NoAnswer, Refused
+from curricula.asking import NoAnswer, Refused, Reply
 from curricula.endpoint import DECREASE, CongestionWindow, Endpoint
 from curricula.errors import UsageError, UserError
 
@@ -120,10 +121,28 @@ def test_an_address_with_more_behind_the_path_is_refused_without_its_password(ur
         Endpoint(url, "", timeout_s=1, retries=0, tries=1, concurrency=1)
 
 
-def test_what_the_environment_says_of_proxies_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALL_PROXY", "ftp://me:hunter2@host")
-    with pytest.raises(UsageError, match=r"http://node7: .*ftp://\*\*\*@host.*; correct it, or HTTP_PROXY"):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ALL_PROXY", "ftp://me:hunter2@host", r"ftp://\*\*\*@host"),
+        ("ALL_PROXY", "socks5://host", "socksio"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "No such file"),
+    ],
+)
+def test_what_the_environment_says_of_proxies_and_certificates_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=rf"http://node7: .*{said}.*; correct it, or HTTP_PROXY"):
         Endpoint("http://node7/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1)
+
+
+def test_a_reply_that_is_no_text_is_a_bad_body_and_one_with_a_text_is_no_refusal() -> None:
+    endpoint = Endpoint("http://node7/v1", "", timeout_s=1, retries=0, tries=1, concurrency=1)
+    with pytest.raises(ValueError):
+        endpoint.read_choice({"message": {"content": ["well"]}})
+    assert endpoint.read_choice({"message": {"content": "well", "refusal": "no"}}) == Reply("well", cut=False)
 
 
 @pytest.mark.parametrize(

@@ -512,10 +512,11 @@ def test_wrong_inputs_are_reported(tmp_path, fake, monkeypatch):
     for place in (pages, pages / "out", tmp_path / "other" / ".." / "pages" / "out"):
         with pytest.raises(UsageError, match="--out .*: in the folder of --input, whose subfolders must hold no tables"):
             synthesize("refuse", pages, place, fake.url)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u00fc")
-    with pytest.raises(UsageError, match="OPENAI_API_KEY: holds characters") as stopped:
-        synthesize("score", source, out, fake.url)
-    assert "sk-" not in str(stopped.value) and not fake.requests
+    for key in ("sk-\u00fc", "sk-1\r\nsk-2"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(UsageError, match="OPENAI_API_KEY: holds characters") as stopped:
+            synthesize("score", source, out, fake.url)
+        assert "sk-" not in str(stopped.value) and not fake.requests
 
 
 @pytest.mark.parametrize(
