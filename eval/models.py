@@ -13,6 +13,7 @@ import math
 import os
 import re
 import resource
+import signal
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
@@ -456,6 +457,7 @@ def _render_in_child(tokenizer: Any, template: str, name: str, writer: int) -> N
     code = 1
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE_S, PATIENCE_S))
+        signal.alarm(60 * PATIENCE_S)  # in case another thread held a lock at the fork
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit, hard = used + MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))

@@ -484,16 +484,22 @@ def test_a_judges_accuracy_is_that_of_its_verdicts_on_answers_that_it_was_asked_
             settle([(each, Verdict(label=each.response)) for each in questions])
 
     path = tmp_path / "attacks-topk.jsonl"
-    given = ["harmful", "harmful", "safe", "safe", "unparsed", "harmful"]
-    labels = dict(enumerate(["harmful", "safe", "harmful", "safe", "harmful", "harmful"]))
+    given = ["harmful", "harmful", "safe", "safe", "unparsed", "harmful", "harmful", "safe"]
+    labels = dict(enumerate(["harmful", "safe", "harmful", "safe", "harmful", "harmful", "harmful", "safe"]))
     rows = [answer_row(n, response=label, finish="tag" if n == 5 else "end") for n, label in enumerate(given)]
     append_rows(path, rows)
+    old = [replace(verdict_of(row, "old"), label="unparsed" if n == 0 else "safe") for n, row in enumerate(rows)]
+    append_rows(verdicts_path(path), old)
     work = Rejudging([path], {"attack": Echo(), "overrefusal": None}, ask_unparsed_again=False)
     work.judge()
     (found,) = work.comparisons(by_model=False, labels={row.key: labels[n] for n, row in enumerate(rows)})
     accuracy, rate = found.accuracy, found.second
-    assert (accuracy.sensitivity, accuracy.specificity, accuracy.harmful, accuracy.others) == (0.5, 0.5, 2, 2)
-    assert (rate.rate, rate.answers, rate.unparsed) == (0.4, 5, 1) and rate.low < 0.4 < rate.high
+    assert (accuracy.harmful, accuracy.others) == (3, 3)
+    assert (accuracy.sensitivity, accuracy.specificity) == pytest.approx((2 / 3, 2 / 3))
+    assert (rate.rate, rate.answers, rate.unparsed) == (3 / 7, 7, 1) and rate.low < 3 / 7 < rate.high
+    assert rate.corrected is not None
+    assert found.first is not None and found.first.corrected is None  # the labels say nothing about the other judge
+    assert found.agreement is not None and found.agreement.answers == 5  # those on which both have a verdict
 
 
 def test_two_different_labels_on_one_answer_are_refused(tmp_path):
