@@ -14,6 +14,8 @@ refuse() {
 # The folder appears in configuration files and socket names, and `down` deletes it.
 [[ $lab =~ ^/[A-Za-z0-9._/-]{4,60}$ ]] || refuse "CURRICULA_SLURM_LAB=$lab: name a folder by an absolute path of 5 to 61 plain characters"
 [[ $port =~ ^[0-9]+$ ]] && ((port >= 1024 && port <= 65000)) || refuse "CURRICULA_SLURM_LAB_PORT=$port: name a port from 1024 to 65000"
+# Root runs what its configuration names, and in /tmp anybody could make the folder first.
+[ ! -e "$lab" ] || [ -O "$lab" ] || refuse "$lab: belongs to another user; name another folder with CURRICULA_SLURM_LAB"
 if [ -e "$lab" ] && [ -n "$(ls -A "$lab")" ] && [ ! -e "$lab/made-by-slurm-lab" ]; then
     refuse "$lab: this folder is not a lab's; name another with CURRICULA_SLURM_LAB"
 fi

@@ -5,11 +5,12 @@ import multiprocessing.popen_fork
 import os
 import shutil
 import struct
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
-from paths import STUDIES
+from paths import LAB_SCRIPTS, STUDIES
 from run_folders import fail, finish, new_run
 from small_studies import demo_file
 from users import acting_as, as_root, in_a_container
@@ -73,6 +74,21 @@ def test_a_foreign_run_folder_is_neither_run_nor_changed(tmp_path, capsys):
     with pytest.raises(UserError, match="belongs to"):
         run_element(run.root, "prepare", next(iter(jobs["prepare"].labels)))
     assert contents(run.root) == before
+
+
+@as_root
+def test_the_slurm_lab_is_not_started_from_a_folder_that_another_user_made(runs):
+    lab = runs / "lab"
+    lab.mkdir()
+    (lab / "made-by-slurm-lab").touch()
+    (lab / "configured").touch()
+    give(lab, EVE)
+    before = contents(lab)
+    for script in ("up", "down"):
+        words = [LAB_SCRIPTS / script]
+        done = subprocess.run(words, env={**os.environ, "CURRICULA_SLURM_LAB": str(lab)}, capture_output=True, text=True)
+        assert done.returncode == 2 and f"{lab}: belongs to another user" in done.stderr
+    assert contents(lab) == before
 
 
 @as_root

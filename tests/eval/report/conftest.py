@@ -39,7 +39,7 @@ def _chromium() -> str | None:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found or os.geteuid() != 0 or not shutil.which("apt-get"):
         return found
-    with open("/tmp/curricula-apt.lock", "w") as file:  # workers of one session ask at once, and so may the Slurm lab
+    with open("/tmp/curricula-apt.lock", "a") as file:  # workers of one session ask at once, and so may the Slurm lab
         fcntl.flock(file, fcntl.LOCK_EX)
         if not shutil.which("chromium"):
             quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "timeout": 900}
