@@ -92,6 +92,8 @@ def check(args: argparse.Namespace) -> int:
     study = load_study(args.study)
     run = Run.open(args.run) if args.run else None
     if run:
+        if args.documents is None:
+            run.admit()  # the counts are written there
         run.check(study)
     if study.world and not run:
         from curricula.curriculum.world.datasets import write_world

@@ -22,6 +22,7 @@ from curricula.eval.tasks import JUDGED
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
 from curricula.jobs.cli.eval import add_judge_options, before_asking, judge_from
 from curricula.jobs.cli.options import add_json_flag, add_verb
+from curricula.jobs.run import Run
 from curricula.terminal import fixed, json_text, say
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def rejudge(args: argparse.Namespace) -> int:
     settings = judge_from(args)
     if args.world and settings.name != "world":
         raise UsageError(f"--world {args.world}: only the judge world reads it, not {settings.name}; leave it out")
+    if (args.folder / "study.yaml").exists():
+        Run(args.folder).admit()  # a colleague may be unable to read what this user adds
     paths = stored_answers(args.folder)
     labels = read_labels(args.labels) if args.labels else {}
     judges = _judges(args, settings)

@@ -67,6 +67,8 @@ def test_a_foreign_run_folder_is_neither_run_nor_changed(tmp_path, capsys):
         ["submit", demo, "--run", run.root],
         ["render", demo, tmp_path / "out", "--run", run.root, "--profile", profile],
         ["retry", run.root],
+        ["eval", "rejudge", run.root, "--judge", "refusal-phrases"],
+        ["data", "check", demo, "--run", run.root],
     ):
         assert main(list(map(str, words))) == 1
         error = capsys.readouterr().err
