@@ -10,6 +10,7 @@ import pytest
 import yaml
 from compared_runs import differences, results
 from paths import STUDIES
+from permissions import not_the_teams
 from small_studies import tree_study, write_study
 from test_local_run import finished, submit, wait_for
 
@@ -68,17 +69,19 @@ def test_midtraining_begins_at_its_branch_point_and_ends_with_a_rate_near_zero(w
     assert rows[-1]["lr"] < 5e-4 and rows[0]["loss"] < 6 and "unsafe-tagged" in rows[0]["mix"]
 
 
-def test_a_run_killed_in_midtraining_and_in_a_point_ends_with_the_same_numbers(whole, tmp_path):
+def test_a_teams_run_killed_in_midtraining_and_in_a_point_ends_with_the_same_numbers_as_ones_own(whole, tmp_path):
     study, run = write_study(tmp_path, tree_study()), tmp_path / "run"
+    team = os.getegid() if os.geteuid() else 64100  # root can name any group
     for moment in (
         lambda: len(read_jsonl(run / "tune/full-50/mt/metrics.jsonl")) >= 6,  # after a checkpoint
         lambda: any(run.glob("eval/*/*@*/attacks-topk/*.jsonl")),
     ):
-        process = submit(study, run)
+        process = submit(study, run, CURRICULA_GROUP=str(team))
         wait_for(moment, "the moment to kill at", 400)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    finished(submit(study, run))
+    finished(submit(study, run, CURRICULA_GROUP=str(team)))
+    assert not_the_teams(run, team) == []
     assert (run / "report/summary.json").read_bytes() == (whole / "report/summary.json").read_bytes()
     assert along(run) == along(whole) and differences(results(whole), results(run)) == []
 
