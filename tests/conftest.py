@@ -1,15 +1,19 @@
 import gc
 import os
-import random
-import socket
 from collections.abc import Iterator
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+from ports import claimed_port
 
 # Before anything imports torch, and for whatever tests start. Threads of processes that run side by side wait for each other,
 # and a sum over several threads is rounded otherwise: tests compare such sums with those of children that have one.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# On a busy machine any example can take seconds.
+settings.register_profile("at any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("at any pace")
 
 
 @pytest.hookimpl(trylast=True)
@@ -42,17 +46,9 @@ def svg_alone() -> Iterator[None]:
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A port that stays free until the test's processes take it: the system does not give it to outgoing connections, and
-    another test hardly draws it."""
-    while True:
-        port = random.SystemRandom().randrange(12_000, 15_000)  # jobs' own begin above
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
+def free_port() -> Iterator[int]:
+    with claimed_port() as port:
+        yield port
 
 
 FIRST = ("tests/slurm/", "tests/jobs/test_local_run.py", "forked", "tests/jobs/stages/")

@@ -5,7 +5,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from curricula.core_yaml import dump_yaml, load_yaml
 from curricula.errors import UsageError
@@ -103,10 +103,10 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_a_hostile_file_is_refused_in_a_sentence_and_soon(tmp_path, text, sentence):
     path = tmp_path / "study.yaml"
     path.write_text(text)
-    start = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UsageError) as refused:
         parse(read_yaml(path, "no such study"), Job, str(path))
-    assert time.monotonic() - start < 20
+    assert time.process_time() - began < 20
     assert str(refused.value).startswith(f"{path}: {sentence}") and "\n" not in str(refused.value)
     assert len(str(refused.value)) < len(str(path)) + 250
 
@@ -131,7 +131,6 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine the first value can take a second
 @given(st.recursive(SCALARS | TEXTS, lambda part: st.lists(part) | st.dictionaries(TEXTS, part), max_leaves=8))
 def test_what_is_written_reads_back_the_same_in_both_versions(value):
     assert load_yaml(dump_yaml(value)) == value == yaml.safe_load(dump_yaml(value))

@@ -31,7 +31,7 @@ async def request(window: CongestionWindow, turned_away: bool | None, seconds: f
 async def lot(window: CongestionWindow, turned_away: bool | None, count: int | None = None) -> int:
     """Simultaneous requests, as many as fit or `count`. Returns the most that were under way at once."""
     asked = [request(window, turned_away) for _ in range(count or window.width)]
-    found = await asyncio.wait_for(asyncio.gather(*asked), 10)
+    found = await asyncio.wait_for(asyncio.gather(*asked), 120)
     await asyncio.sleep(0.001)  # let the loop's clock advance
     return max(found)
 
@@ -82,29 +82,29 @@ def test_waiting_requests_start_as_others_finish() -> None:
 def test_a_place_is_freed_however_its_holder_ends() -> None:
     async def run() -> None:
         window = CongestionWindow(1)
-        holder = asyncio.create_task(request(window, None, seconds=60))
+        holder = asyncio.create_task(request(window, None, seconds=600))
         await asyncio.sleep(0)
         waiting = [asyncio.create_task(request(window, None)) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()  # while it waits
         holder.cancel()  # while it holds
-        await asyncio.wait_for(asyncio.gather(*waiting[1:]), 10)
+        await asyncio.wait_for(asyncio.gather(*waiting[1:]), 120)
         with pytest.raises(ZeroDivisionError):
             async with window.place():
                 _ = 1 / 0
-        await asyncio.wait_for(request(window, None), 10)
+        await asyncio.wait_for(request(window, None), 120)
         assert window.under_way == 0
 
     asyncio.run(run())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(most=st.integers(1, 8), ends=st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=60))
 def test_never_more_than_the_widest_are_under_way_and_all_finish(most: int, ends: list[bool | None]) -> None:
     async def run() -> None:
         window = CongestionWindow(most)
         asked = [request(window, end, seconds=0.0001) for end in ends]
-        assert max(await asyncio.wait_for(asyncio.gather(*asked), 10)) <= most
+        assert max(await asyncio.wait_for(asyncio.gather(*asked), 120)) <= most
         assert window.under_way == 0 and 1 <= window.width <= most
 
     asyncio.run(run())

@@ -1,11 +1,11 @@
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from forked import ended, ranks
+from ports import claimed_port
 from random_batches import RandomBatches, train_job
 
 from curricula.curriculum.tokens.tokenizer import train_tokenizer
@@ -41,10 +41,8 @@ def alone(tmp_path_factory):
 def two_by_two(tmp_path_factory):
     """The run of four processes, tensor parallel 2 and data parallel 2, up to step 12."""
     out = tmp_path_factory.mktemp("two-by-two")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    train_in_processes(4, out, port, tensor_parallel=2, stop_step=12)
+    with claimed_port() as port:
+        train_in_processes(4, out, port, tensor_parallel=2, stop_step=12)
     return out
 
 
