@@ -50,7 +50,7 @@ def server(answer: Answering) -> Iterator[str]:
         running.shutdown()
 
 
-def ask(url: str, timeout_s: float = 20.0) -> str:
+def ask(url: str, timeout_s: float = 120.0) -> str:
     async def chat() -> str:
         server = Endpoint(url, "", timeout_s, retries=1, tries=1, concurrency=1)
         try:
@@ -64,7 +64,7 @@ def ask(url: str, timeout_s: float = 20.0) -> str:
 def dripping(handler: BaseHTTPRequestHandler) -> None:
     """A byte every tenth of a second, for longer than anyone waits."""
     handler.end_headers()
-    for _ in range(200):
+    for _ in range(1200):
         handler.wfile.write(b" ")
         handler.wfile.flush()
         time.sleep(0.1)
@@ -87,7 +87,7 @@ def test_a_reply_has_a_deadline_as_a_whole() -> None:
     start = time.monotonic()
     with server(dripping) as url, pytest.raises(NoAnswer, match="does not answer in time, asked 2 times"):
         ask(url, timeout_s=0.6)
-    assert time.monotonic() - start < 20  # one whole reply takes longer
+    assert time.monotonic() - start < 100  # one whole reply takes longer
 
 
 def test_a_reply_of_any_size_takes_little_memory() -> None:
@@ -114,7 +114,7 @@ def test_a_batch_file_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         handler.wfile.write(b"x" * 1000)
 
     async def fetch(url: str) -> bytes:
-        server = Endpoint(url, "", 5, retries=0, tries=1, concurrency=1)
+        server = Endpoint(url, "", 120, retries=0, tries=1, concurrency=1)
         try:
             return (await server.call(lambda client: client.files.content("f"), "m")).content
         finally:
