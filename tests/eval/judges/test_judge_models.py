@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 import time
 
 import msgspec
 import pytest
-from judge_server import KEY, answer_row, complete, stored
+from judge_server import KEY, JudgeServer, answer_row, complete, stored
 from paths import ROOT
 
 from curricula.asking import NoAnswer, Refused, Reply
@@ -335,13 +336,23 @@ def test_only_requests_that_are_sent_are_paced_and_not_those_that_wait_for_a_pla
 
 
 @pytest.mark.parametrize("concurrency", [1, 16])
-def test_of_a_judge_that_breaks_midway_no_failure_is_written(server, tmp_path, concurrency):
-    path = stored(tmp_path, 60)
+def test_of_a_judge_that_breaks_midway_no_failure_is_written(server, tmp_path, monkeypatch, concurrency):
+    path, stopped = stored(tmp_path, 60), threading.Event()
     for number in range(10, 60):
         server.schedule[f"ask-{number}"] = ["too_long"]  # such as an account that is closed
+
+    def enter(key, *rest):  # the first good ones come first, and the others of them last
+        number = int(key[4:])
+        while number >= 10 and len(read_rows(verdicts_path(path), VerdictRow)) < 5 and not server.closing.wait(0.02):
+            pass
+        if 5 <= number < 10:
+            stopped.wait(60)
+        return JudgeServer.enter(server, key, *rest)
+
     if concurrency > 1:
-        server.slow = {f"ask-{number}": 0.3 for number in range(10, 60)}  # so that the first good ones come first,
-        server.slow |= {f"ask-{number}": 3.0 for number in range(5, 10)}  # and these last
+        server.enter = enter
+        stop = Endpoint.stop
+        monkeypatch.setattr(Endpoint, "stop", lambda endpoint: (stopped.set(), stop(endpoint)))
     settings = server.settings(concurrency=concurrency, retries=0)
     with pytest.raises(UserError, match=r"gives no verdicts, 16 times in a row, most recently: refused: status 400"):
         complete(path, settings)
