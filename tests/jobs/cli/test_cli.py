@@ -1,9 +1,11 @@
 """The command line as a person meets it: help, exit codes, one sentence for each mistake."""
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -308,17 +310,26 @@ def test_inspect_refuses_tokens_that_are_not_what_the_shard_says(shard, capsys):
     assert "00000.json: no such file" in capsys.readouterr().err
 
 
+@contextlib.contextmanager
+def unread():
+    """A pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
 @pytest.mark.parametrize("words", ["plan jobs/studies/paper.yaml --json", "plan demo", "--version", "submit demo --run RUN"])
 def test_when_the_reader_leaves_a_command_ends_quietly_with_the_code_of_sigpipe(words, tmp_path):
     command = [sys.executable, "-m", "curricula.jobs.cli.main", *words.replace("RUN", str(tmp_path / "run")).split()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
+    with unread() as pipe:
+        process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.PIPE, text=True)
     assert process.stderr.read() == "" and process.wait() == 141
 
 
 def test_an_error_that_nobody_reads_keeps_its_exit_code():
-    plan = subprocess.Popen([sys.executable, "-m", "curricula.jobs.cli.main", "plan", "nowhere"], stderr=subprocess.PIPE)
-    plan.stderr.close()
+    with unread() as pipe:
+        plan = subprocess.Popen([sys.executable, "-m", "curricula.jobs.cli.main", "plan", "nowhere"], stderr=pipe)
     assert plan.wait() == 2
 
 

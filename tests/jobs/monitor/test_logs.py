@@ -1,11 +1,10 @@
 """`curricula logs`: the right files, in order of time, the error that came first, and no control characters."""
 
 import re
-import subprocess
+import signal
 import sys
-import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_folders import fail, new_run, report_progress, submitted
@@ -231,33 +230,33 @@ def test_a_mistake_is_one_sentence(demo, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
-def test_following_shows_what_is_added_whole_lines_only_and_a_log_that_is_begun_anew(demo):
+def test_following_shows_what_is_added_whole_lines_only_and_a_log_that_is_begun_anew(demo, tmp_path, monkeypatch):
     log = demo.element("prepare", "prepare") / "log.txt"
     write_text(log, "before\nhalf ")
-    words = [sys.executable, "-m", "curricula.jobs.cli.main", "logs", str(demo.root), "prepare", "-f"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    guard = threading.Timer(120, process.kill)
-    guard.start()
-    try:
-        assert process.stdout.readline() == "before\n"
-        time.sleep(1.2)
+
+    def add(text):
         with open(log, "a") as file:
-            file.write("\x1b[31mwhole\nla")
-            file.flush()
-            time.sleep(0.7)
-            file.write("st\n")
-            file.flush()
-            assert [process.stdout.readline(), process.stdout.readline()] == ["half whole\n", "last\n"]
-        write_text(log, "anew\n")
-        assert process.stdout.readline() == "anew\n"
-        log.unlink()
-        time.sleep(1.2)
-        write_text(log, "longer than before\n")
-        assert process.stdout.readline() == "longer than before\n"
-    finally:
-        guard.cancel()
-        process.kill()
-        process.wait()
+            file.write(text)
+
+    steps = {
+        "before\n": lambda: add("\x1b[31mwhole\nla"),
+        "half whole\n": lambda: add("st\n"),
+        "last\n": lambda: write_text(log, "anew\n"),
+        "anew\n": log.unlink,
+        "": lambda: write_text(log, "longer than before\n"),
+        "longer than before\n": lambda: signal.raise_signal(signal.SIGINT),
+    }
+    shown, left = [], iter(steps.values())
+    with open(tmp_path / "shown", "w") as output, open(tmp_path / "shown") as reader:
+
+        def look(_):  # between two looks at the log
+            shown.append(reader.read())
+            next(left)()
+
+        monkeypatch.setattr("curricula.jobs.cli.logs.time", SimpleNamespace(sleep=look, monotonic=lambda: 0.0))
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["logs", str(demo.root), "prepare", "-f"]) == 0
+    assert shown == list(steps)
 
 
 def test_a_running_element_is_shown_without_being_named(demo, capsys):
