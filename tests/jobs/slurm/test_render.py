@@ -47,6 +47,12 @@ SCONTROL = """#!/bin/bash
 [[ $1 != requeue* ]] || {{ echo "$@" >>'{record}'; kill $SCRIPT_PID; }}
 """
 SQUEUE = "#!/bin/bash\necho {state}\n"
+TIMEOUT = """#!/bin/bash
+[ "$1" != --signal=KILL ] || KILLED=false exec "${@:3}"
+[ "$2" != squeue ] || exec "${@:2}"
+exec /usr/bin/timeout "$@"
+"""
+"""A stand-in that is silent ends by `$KILLED`; all others may take as long as they need on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,7 @@ def rendered(pristine, tmp_path):
     stand_in(tmp_path, "srun", SRUN)
     stand_in(tmp_path, "scontrol", SCONTROL.format(record=tmp_path / "scontrol.log"))
     stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
+    stand_in(tmp_path, "timeout", TIMEOUT)
     return run, out
 
 
@@ -240,7 +247,7 @@ def test_the_time_limit_counts_that_slurm_has_when_it_is_reached(rendered, tmp_p
     stand_in(tmp_path, "squeue", f"""#!/bin/bash
 [[ $* = *EndTime* ]] && echo {end + 1000 * moved} || echo RUNNING
 """)  # fmt: skip
-    stand_in(tmp_path, "srun", f"#!/bin/bash\nsleep 3\n{DONE}")
+    stand_in(tmp_path, "srun", f"#!/bin/bash\n{'sleep 3' if moved else 'exec sleep 600'}\n{DONE}")
     ran = run_trunk(tmp_path, out, SLURM_JOB_START_TIME=str(start), SLURM_JOB_END_TIME=str(end))
     assert f"ended with code {0 if moved else 124}" in ran.stdout
     assert (tmp_path / "scontrol.log").exists() is not moved
@@ -257,7 +264,7 @@ def like_slurm(tmp_path: Path, script: Path) -> None:
     stand_in(tmp_path, "sbatch", f"""#!/bin/bash
 [ "$1 $2 $3 $4 $5 ${{6%%=*}} $7 $SBATCH_PARTITION" = "--test-only -d  -a 0 --exclude "{shlex.quote(str(script))}" " ] || exit 1
 echo "${{6#*=}}" >>'{tmp_path}/asked'
-[ "$TOO_MANY" != silence ] || exec sleep 100
+[ "$TOO_MANY" != silence ] || exec ${{KILLED:-sleep 600}}
 [ -z "$UP" ] || {{ echo "allocation failure: $TOO_MANY" >&2; exit 1; }}
 [[ $6 =~ $TOO_MANY ]] || {{ echo "sbatch: Job 9 to start at 2026-11-27T05:39:02 using 4 processors on nodes n4" >&2; exit; }}
 echo "allocation failure: Requested node configuration is not available" >&2
@@ -267,8 +274,6 @@ exit 1
 [[ $* != *--nodes=n3\\ * ]] || exec echo a,b gpu:8
 for node in $UP; do [[ $node = */* ]] && echo "${node/\\// } gpu:8" || echo "$node a,b gpu:8"; done
 """)  # fmt: skip
-    silent = '[ "$3 $TOO_MANY" != "sbatch silence" ] || set -- "$1" 0.5 "${@:3}"'
-    stand_in(tmp_path, "timeout", f'#!/bin/bash\n{silent}\nexec /usr/bin/timeout "$@"\n')
 
 
 @pytest.mark.parametrize(
@@ -510,6 +515,7 @@ def prepared_with(tmp_path: Path, nodes=("n1",), **profile) -> tuple[Path, subpr
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "srun", f"#!/bin/bash\nenv -0\n{DONE}")
     stand_in(tmp_path, "squeue", SQUEUE.format(state="RUNNING"))
+    stand_in(tmp_path, "timeout", TIMEOUT)
     stand_in(tmp_path, "sleep", "#!/bin/bash\n")
     stand_in(tmp_path, "sbatch", "#!/bin/bash\necho Job 9 to start at noon\n")
     stand_in(tmp_path, "scontrol", f"""#!/bin/bash
