@@ -80,6 +80,7 @@ class FakeHub:
         """The environment of a process that takes this for the hub, with caches under `home`."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         settings = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+        settings |= {"HF_HUB_DOWNLOAD_TIMEOUT": "600", "HF_HUB_ETAG_TIMEOUT": "600"}  # no transfer that waits is begun anew
         return kept | settings | ({"HF_TOKEN": token} if token else {})
 
     def breaks_off(self) -> bool:

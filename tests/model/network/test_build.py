@@ -212,7 +212,8 @@ def test_without_a_gpu_transformer_engine_is_not_imported_and_warnings_for_devel
         warnings.warn("another", stacklevel=1)
         logging.getLogger("megatron.core.models.gpt.gpt_model").warning("GPTModel IS DEPRECATED")
     assert sys.modules["transformer_engine"] is None
-    assert [str(warning.message) for warning in shown] == ["another"] and "DEPRECATED" not in caplog.text
+    said = [str(warning.message) for warning in shown if warning.category is not ResourceWarning]  # of what earlier tests left
+    assert said == ["another"] and "DEPRECATED" not in caplog.text
 
 
 @pytest.mark.slow
