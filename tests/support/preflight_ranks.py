@@ -67,12 +67,14 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
     run = Run.open(root)
     plan = plan_study(run.study)
     work = Work(run, plan, *plan.find(job, label))
-    true_time, true_reduce = time.time, dist.all_reduce
+    true_time, true_reduce, clock_s = time.time, dist.all_reduce, [0.0]
 
-    def slow_reduce(tensor, *rest, **more):
-        if is_slow:
-            time.sleep(0.4)
-        return true_reduce(tensor, *rest, **more)
+    def timed_reduce(tensor, group=None):
+        """All wait for the slowest, by a clock that a busy machine does not move."""
+        true_reduce(tensor, group=group)
+        slowest_s = torch.tensor(0.4 if is_slow else 0.001)
+        true_reduce(slowest_s, dist.ReduceOp.MAX, group=group)
+        clock_s[0] += slowest_s.item()
 
     sight = (
         patch("curricula.jobs.preflight.preflight.reach_problems", lambda *_: ["the data cannot be seen"])
@@ -86,7 +88,8 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
         sight,
         hanging if like_nccl else nullcontext(),
         patch("curricula.jobs.preflight.preflight.time.time", lambda: true_time() + skew_s),
-        patch("torch.distributed.all_reduce", slow_reduce),
+        patch("curricula.jobs.preflight.preflight.time.perf_counter", lambda: clock_s[0]),
+        patch("torch.distributed.all_reduce", timed_reduce),
     ):
         try:
             preflight(run, lambda: STAGES[work.job.stage].inputs(work), ranks, settings, environment)

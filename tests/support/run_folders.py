@@ -95,6 +95,7 @@ class FakeSlurm:
         """Where jobs in the queue write: in the folder of the run they belong to."""
         folder.mkdir()
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        monkeypatch.setattr("curricula.jobs.monitor.state.SLURM_PATIENCE_S", 120.0)  # bash starts slowly on a busy machine
         for name in ("squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sbatch"):
             self.answer(name)
 
