@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from forked import forkserver, started
+from forked import PROMPT_S, forkserver, started
 from shard_folders import write_source
 
 from curricula.curriculum.stream.blend import Phase
@@ -136,7 +136,7 @@ def _consumed(shards, what):
 def consume(shards, what, tmp_path):
     """Read in a process of its own, which has to end whatever happens to its workers: its exit status and what it said."""
     process = started(_consume, shards, what, tmp_path / "said")
-    process.join(60)
+    process.join(PROMPT_S)
     process.kill()
     return process.exitcode, (tmp_path / "said").read_text()
 
