@@ -12,7 +12,7 @@ import time
 
 import msgspec
 import pytest
-from evaluating_child import evaluate_slowly
+from evaluating_child import evaluate_until
 from forked import started
 from tiny_llama import save_tiny_llama
 
@@ -231,8 +231,8 @@ def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_di
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(task, model_dir, data, whole)
     watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if task is GCG else f"{task.name}.jsonl")
-    child = started(evaluate_slowly, task, model_dir, data, killed, msgspec.json.encode(CONFIG))
-    deadline = time.monotonic() + 60
+    child = started(evaluate_until, watched, task, model_dir, data, killed, msgspec.json.encode(CONFIG))
+    deadline = time.monotonic() + 120
     while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
         assert child.is_alive(), "the child ended before it could be killed"
         time.sleep(0.005)
