@@ -41,7 +41,7 @@ def test_whatever_the_server_does_every_document_ends_done_or_dead_and_no_good_r
     fake.schedule["doc-50"] = ["429_second"]
 
     source = write_documents(tmp_path / "web.jsonl", [*numbered(count), "", None, "\ud800 torn", "  \n"])
-    said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--retries", 4, "--timeout", 3)
+    said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--retries", 4)
 
     done = rows_of(tmp_path / "out", "score_*/*.jsonl")
     dead = read_jsonl(Path(said["dead_letters"]))
@@ -81,7 +81,7 @@ def test_a_run_killed_at_any_moment_continues_asks_nothing_again_and_ends_with_t
             durable = {f"doc-{row['number']}" for row in read_jsonl(log)}
             asked = fake.requests.copy()
             run = forked.curricula("data", "synthesize", *args)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while fake.requests == asked or (waits and len(read_jsonl(log)) == kept[-1]):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -257,16 +257,16 @@ def test_a_kill_between_the_pieces_of_a_document_asks_about_none_again(tmp_path,
         for _ in range(2):
             before = len(read_jsonl(pieces))
             run = forked.curricula("data", "synthesize", *args)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while len(read_jsonl(pieces)) == before:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             run.kill()
             run.join()
-        time.sleep(2 * fake.delay_s)  # what the killed run asked last has been counted, too
-        asked, kept, fake.delay_s = sum(fake.requests.values()), len(read_jsonl(pieces)), 0.0
-        assert main(["data", "synthesize", *args]) == 0
-        assert sum(fake.requests.values()) - asked == fewest - kept
+    kept = len(read_jsonl(pieces))
+    with FakeEndpoint(scores={"word": 1}) as fake:
+        assert main(["data", "synthesize", *command("score", source, tmp_path / "out", fake.url, *more)]) == 0
+        assert sum(fake.requests.values()) == fewest - kept
     rows = rows_of(tmp_path / "out", "score_1/*.jsonl")
     assert rows == rows_of(tmp_path / "whole", "score_1/*.jsonl") and len(rows) == 3
     assert not pieces.exists()
