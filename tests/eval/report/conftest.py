@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
     if not program:
         pytest.skip("chromium is not installed, and only root can install it, on Debian")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=OPTIONS)
+        opened = playwright.chromium.launch(executable_path=program, args=OPTIONS, timeout=300_000)
         yield opened
         opened.close()
 
@@ -71,8 +71,8 @@ class Watched:
 def watched(browser, request) -> Iterator[Watched]:
     """A new page; `@pytest.mark.parametrize("watched", [{...}], indirect=True)` gives it options, such as its width."""
     context = browser.new_context(**getattr(request, "param", {"viewport": {"width": 1280, "height": 900}}))
+    context.set_default_timeout(120_000)
     found = Watched(context.new_page())
-    found.page.set_default_timeout(20_000)
     found.page.on("console", lambda said: found.errors.append(said.text) if said.type in ("error", "warning") else None)
     found.page.on("pageerror", lambda error: found.errors.append(str(error)))
     allowed = ("file:", "data:", "blob:", "http://127.0.0.1:")

@@ -408,7 +408,7 @@ def live(tmp_path):
 
 
 def asked(live: LivePage, path: str, host: str = "localhost:9000") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=120)
     connection.request("GET", path, headers={"Host": host})
     answer = connection.getresponse()
     assert answer.getheader("Cache-Control") == "no-store"
