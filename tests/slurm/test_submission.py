@@ -10,6 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 import slurm_studies as studies
 import yaml
@@ -96,7 +97,11 @@ def test_a_submission_that_is_killed_anywhere_is_completed_by_the_same_command(l
     for kill_after in (2, 6):  # arrays recorded, from there a random moment: in sbatch, before or after the record
         process = subprocess.Popen(list(map(str, words)), env=lab.environment, cwd=studies.ROOT, stdout=subprocess.DEVNULL)
         studies.wait_until(lambda n=kill_after, p=process: len(submissions(Run(run))) >= n or p.poll() is not None, "arrays")
-        process.send_signal(signal.SIGKILL)
+        if process.poll() is None:
+            process.send_signal(signal.SIGSTOP)
+            under_way = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            psutil.wait_procs(under_way, 300)  # a job that such an sbatch has sent appears in the queue only then
         process.wait()
     studies.submit(lab, study, profile, run)
     recorded = submissions(Run(run))
