@@ -73,8 +73,6 @@ for line in sys.stdin:
     print(json.dumps(one(json.loads(line))), file=answer, flush=True)
 """
 
-LIMIT_S = 300
-"""For a process that has to import the libraries, on a busy machine."""
 UMASK = 0o027
 """Of workers: not what tests usually run with, so that files show whether it was heeded."""
 
@@ -239,9 +237,9 @@ def test_two_divisions_of_one_fetch_at_once_share_the_files(hub, worker, beside,
     hub.stall_at = name
     out = tmp_path / "out"
     worker.begin(download=asked | {"out": str(out)}, element=[1, 3])
-    assert hub.stalled.wait(LIMIT_S)
+    assert hub.stalled.wait(300)
     beside.begin(download=asked | {"out": str(out)})
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + 300
     while not (out / "00000-of-00003.parquet").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.5)  # it has come to the file that the other is writing
@@ -261,7 +259,7 @@ def test_a_killed_fetch_resumes_and_ends_with_the_same_bytes(hub, worker, beside
     hub.stalled.clear()
     hub.stall_at = "train-00002-of-00004.parquet"
     beside.begin(download=asked | {"out": str(out)})
-    assert hub.stalled.wait(LIMIT_S)
+    assert hub.stalled.wait(300)
     beside.close()  # by SIGKILL
     hub.stall_at = ""
     assert list(contents(out)) == ["00000-of-00004.parquet", "00001-of-00004.parquet"]
@@ -468,7 +466,7 @@ def test_a_lost_connection_is_retried_and_finally_reported(hub, worker, tmp_path
     hub.stall_at = "train-00001-of-00002.parquet"
     hub.stalled.clear()
     worker.begin(download=asked | {"out": str(tmp_path / "lost")})
-    assert hub.stalled.wait(LIMIT_S)
+    assert hub.stalled.wait(300)
     hub.drops, hub.stall_at = 10_000, ""
     said = worker.end()["error"]
     hub.drops = 0

@@ -51,8 +51,7 @@ TIMEOUT = """#!/bin/bash
 [ "$1" != --signal=KILL ] || KILLED=false exec "${@:3}"
 [ "$2" != squeue ] || exec "${@:2}"
 exec /usr/bin/timeout "$@"
-"""
-"""A stand-in that is silent ends by `$KILLED`; all others may take as long as they need on a busy machine."""
+"""  # a stand-in that is silent ends by `$KILLED`; all others may take as long as they need on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -285,13 +284,7 @@ for node in $UP; do [[ $node = */* ]] && echo "${node/\\// } gpu:8" || echo "$no
         ("=", "", "n7,n1", 3, "the same nodes as before (n7,n1): allocation failure"),  # as during maintenance
         ("silence", "", "n7,n1", 3, "the same nodes as before (n7,n1): no answer"),
         ("Job violates accounting/QOS policy (job submit limit)", "n1 n2 n3 n4 n5", "n7,n1,n2,n3", 1, ""),
-        (
-            "Access/permission denied",
-            "n1 n2 n3 n4 n4 n5/c n7",
-            "n7,n1,n2",
-            2,
-            "the job avoids n1,n2: allocation failure: Access",
-        ),
+        ("Access/permission denied", "n1 n2 n3 n4 n4 n5/c n7", "n7,n1,n2", 2, "job avoids n1,n2: allocation failure: Access"),
     ],
 )
 def test_a_requeued_job_avoids_the_nodes_that_failed_within_a_week_if_slurm_can_start_it_then(
