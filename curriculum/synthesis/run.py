@@ -77,7 +77,8 @@ class DocumentBlame:
 
     A document that alone fails becomes a dead letter, because it would only fail again. But a server that is down, or a model
     that never answers as it should, fails all documents. A good reply about another document shows which is the case. Even
-    then, a failure without any reply can be due to a short outage, so such a document is asked about once more.
+    then, a failure without any reply can be due to a short outage, so such a document is asked about once more. If it is one of
+    the last and fails again, no good reply can follow; then it is at fault only if the server is up and not busy.
     """
 
     def __init__(self, patience: int, proven: bool, dead: Set[int]):
@@ -117,9 +118,8 @@ class DocumentBlame:
 
     def exhausted(self) -> Decision[Document]:
         for failure in self._failures:
-            may_be_its_own = not isinstance(failure.error, NoAnswer) or failure.error.by_crash
-            is_first = failure.question.number not in self._asked_again
-            if failure.by_server and not (self._good_now and (may_be_its_own or is_first)):
+            error, is_first = failure.error, failure.question.number not in self._asked_again
+            if isinstance(error, NoAnswer) and not (self._good_now and (is_first or error.by_crash)):
                 raise self._accusation()
         return self._clear_server()
 
