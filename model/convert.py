@@ -68,9 +68,8 @@ def export_hf(folder: Path, out: Path, tokenizer: Path, provenance: dict[str, An
     try:
         save_torch_state_dict(weights, aside, max_shard_size=SHARD_BYTES)
         for file in aside.glob("*.safetensors"):
-            file.chmod(
-                aside.stat().st_mode & 0o666
-            )  # safetensors makes files that only their owner can read, whatever the umask
+            # Recent versions of safetensors make files that only their owner can read, whatever the umask.
+            file.chmod(aside.stat().st_mode & 0o666)
         progress(2, 3)
         _write_json(
             aside / "config.json", hugging_face_config(info) | {"bos_token_id": document_end, "eos_token_id": document_end}
