@@ -434,6 +434,12 @@ class HubAway(UserError):
     """EX_UNAVAILABLE is 69."""
 
 
+def is_hub_away(error: Exception) -> bool:
+    """Whether `hub_explained` would turn `error` into a `HubAway`."""
+    is_full = isinstance(error, OSError) and error.errno in NO_SPACE
+    return not is_full and isinstance(_meaning("", None, "", error), HubAway)
+
+
 def _meaning(place: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
     """What went wrong and what to do about it, without its subject; None for an error not foreseen here.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from curricula.curriculum.sources.hub import hub_explained
+from curricula.curriculum.sources.hub import HubAway, is_hub_away
 from curricula.durable import append_jsonl, read_jsonl
 from curricula.errors import UserError, load_failure
 from curricula.eval.benchmarks import Prompt
@@ -115,27 +115,27 @@ def _run(lm: Any, name: str, local: LocalTask | None, settings: Capability, chat
     manager, task = _load_tasks(name, local)
     # lm_eval would run other programs for seconds to describe git and the machine, which is not used here.
     evaluator.add_env_info = evaluator.get_git_commit_hash = lambda *_: None
-    what = f"capability task {name}"
     try:
-        with hub_explained(what, "datasets", None):
-            results = evaluator.simple_evaluate(
-                model=lm,
-                tasks=[task],
-                task_manager=manager,
-                num_fewshot=settings.few_shot,
-                limit=settings.limit,
-                apply_chat_template=chat,
-                bootstrap_iters=0,
-            )
+        results = evaluator.simple_evaluate(
+            model=lm,
+            tasks=[task],
+            task_manager=manager,
+            num_fewshot=settings.few_shot,
+            limit=settings.limit,
+            apply_chat_template=chat,
+            bootstrap_iters=0,
+        )
     except UserError:
         raise
     except Exception as error:  # a task is a small program: it can fail in any way
         if "CUDA error" in str(error):  # of the GPU, so another start can succeed
             raise
-        reason = f"{type(error).__name__}: {one_line(str(error), 200)}"
+        is_away = is_hub_away(error)
+        reason = type(error).__name__ + ("" if is_away else f": {one_line(str(error), 200)}")  # the hub's can quote a header
         fetch = f", fetch its data on a machine with a network (python -m curricula.eval.capability.harness {name})"
         mend = f"correct the task{'' if local else fetch}, or lower capability.batch if memory ran out"
-        raise load_failure(error)(f"{what}: lm_eval cannot carry it out ({reason}); {mend}") from error
+        kind = HubAway if is_away else load_failure(error)
+        raise kind(f"capability task {name}: lm_eval cannot carry it out ({reason}); {mend}") from error
     assert results is not None  # only other ranks get none
     return results
 

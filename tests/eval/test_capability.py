@@ -11,6 +11,7 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow
 import pytest
 from capability_tasks import CHOICES, write_tasks
 from docs_examples import example
@@ -240,6 +241,8 @@ def test_examples_and_the_chat_template_of_tuned_models_reach_lm_eval(place, tmp
         (OSError(errno.EIO, "Input/output error"), os.EX_IOERR),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), None),
         (RuntimeError("CUDA out of memory"), 1),
+        (pyarrow.ArrowInvalid("JSON parse error: Invalid value. in row 0"), 1),  # of the task's own file, not of one on the hub
+        (FileNotFoundError("Dataset 'org/set' is a gated dataset on the Hub."), 1),
     ],
 )
 def test_only_what_another_start_would_meet_again_ends_the_job(place, tmp_path, monkeypatch, error, code):
@@ -247,6 +250,9 @@ def test_only_what_another_start_would_meet_again_ends_the_job(place, tmp_path, 
     with pytest.raises(Exception) as caught:
         measure(place, tmp_path, "words")
     assert getattr(caught.value, "exit_code", None) == code
+    said = "Error" if code == os.EX_UNAVAILABLE else str(error)  # a network error's text can quote a header
+    assert caught.value is error or f"lm_eval cannot carry it out ({type(error).__name__}" in str(caught.value)
+    assert said in str(caught.value)
 
 
 def test_the_verb_measures_capability_beside_the_attacks(place, tmp_path, asked, monkeypatch, capsys):
