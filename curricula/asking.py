@@ -38,8 +38,8 @@ class NoAnswer(Exception):
 
     @property
     def by_crash(self) -> bool:
-        """Whether the server is up and not busy, yet fails at this question. Otherwise it may be gone."""
-        return self.status in (200, 500)
+        """Whether a server that is up and not busy fails at this question, or keeps a gateway waiting. Else it may be gone."""
+        return self.status in (200, 500, 504, 524)
 
 
 class Unreadable(Exception):

@@ -20,6 +20,7 @@ from curricula.durable import exclusive_lock
 from curricula.endpoint import Endpoint, retrying
 from curricula.errors import UserError
 from curricula.progress import Progress, silent
+from curricula.terminal import plural
 
 PAUSE_S = 0.5
 """Seconds between two writes to the log."""
@@ -141,7 +142,7 @@ class DocumentBlame:
 
     def _accusation(self) -> UserError:
         return UserError(
-            f"{len(self._failures)} documents in a row failed, the last with: {self._failures[-1].error}; "
+            f"the last {plural(len(self._failures), 'document')} failed, most recently with: {self._failures[-1].error}; "
             "check the server, the model and the options, then run the same command again"
         )
 

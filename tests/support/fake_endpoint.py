@@ -20,12 +20,12 @@ from typing import Any
 from typing_extensions import Self
 
 FOREVER = (
-    "too_long", "unreadable", "always_500", "always_429", "always_garbage", "always_an_error", "always_aborted", "key",
-    "unknown_model",
+    "too_long", "unreadable", "always_500", "always_429", "always_504", "always_garbage", "always_an_error", "always_aborted",
+    "key", "unknown_model",
 )  # fmt: skip
 STATUS = {
     "429": 429, "500": 500, "503": 503, "too_long": 400, "key": 401, "forbidden": 403, "unknown_model": 404, "always_500": 500,
-    "always_429": 429,
+    "always_429": 429, "always_504": 504,
 }  # fmt: skip
 UNREADABLE = ("unreadable", "prose", "out_of_range", "empty", "null")
 PASSING = ("429", "500", "503", "hang", "half", "garbage", "no_json", "not_the_api", "aborted", *UNREADABLE[1:])

@@ -128,10 +128,10 @@ def test_a_refusal_that_repeats_the_key_is_written_without_it(tmp_path, fake, ca
     ("every", "said"),
     [
         ("unknown_model", "knows no model 'fake' at this address"),
-        ("always_500", "1[6-9] documents in a row failed, the last with: .* status 500"),
-        ("too_long", "1[6-9] documents in a row failed, the last with: status 400"),
-        ("prose", "1[6-9] documents in a row failed, the last with: the reply holds no verdict;"),
-        ("length", r"failed, the last with: the reply holds no verdict, and was cut short \(--max-tokens\);"),
+        ("always_500", "the last 1[6-9] documents failed, most recently with: .* status 500"),
+        ("too_long", "the last 1[6-9] documents failed, most recently with: status 400"),
+        ("prose", "the last 1[6-9] documents failed, most recently with: the reply holds no verdict;"),
+        ("length", r"failed, most recently with: the reply holds no verdict, and was cut short \(--max-tokens\);"),
     ],
 )
 def test_a_server_at_fault_ends_the_run_and_makes_no_dead_letters(tmp_path, fake, capsys, every, said):
@@ -148,7 +148,7 @@ def test_a_server_at_fault_ends_the_run_and_makes_no_dead_letters(tmp_path, fake
 def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_again_later(tmp_path, fake, capsys):
     source = write_documents(tmp_path / "web.jsonl", numbered(60))
     fake.every, fake.every_from = "always_500", 30
-    with pytest.raises(UserError, match="1[6-9] documents in a row failed, .* run the same command again"):
+    with pytest.raises(UserError, match="the last 1[6-9] documents failed, .* run the same command again"):
         synthesize("score", source, tmp_path / "out", fake.url, "--retries", 1)
     assert len(rows_of(tmp_path / "out", "log/score/part-?????-of-?????.jsonl")) == 29
     assert not list(tmp_path.glob("out/log/score/*.dead.jsonl")) and not list(tmp_path.glob("out/score_*/part-*"))
@@ -161,12 +161,19 @@ def test_a_server_that_dies_midway_ends_the_run_and_its_documents_are_asked_agai
 def test_a_server_that_goes_away_before_the_last_documents_ends_the_run_without_dead_letters(tmp_path, fake, capsys, gone):
     source = write_documents(tmp_path / "web.jsonl", numbered(40))
     fake.every, fake.every_from = gone, 36
-    with pytest.raises(UserError, match="[1-5] documents in a row failed, .* run the same command again"):
+    with pytest.raises(UserError, match="the last [1-5] documents? failed, .* run the same command again"):
         synthesize("score", source, tmp_path / "out", fake.url, "--retries", 0, "--concurrency", 4)
     assert not list(tmp_path.glob("out/log/score/*.dead.jsonl")) and not list(tmp_path.glob("out/score_*/part-*"))
     fake.every = None
     assert summary(capsys, "score", source, tmp_path / "out", fake.url)["done"] == 40
     assert set(fake.good.values()) == {1}
+
+
+def test_the_last_document_is_at_fault_if_only_for_it_a_gateway_waits_in_vain(tmp_path, fake, capsys):
+    source = write_documents(tmp_path / "web.jsonl", numbered(4))
+    fake.schedule["doc-3"] = ["always_504"]
+    said = summary(capsys, "score", source, tmp_path / "out", fake.url, "--retries", 0, "--concurrency", 1)
+    assert (said["done"], said["dead"]) == (3, 1)
 
 
 def test_an_account_that_is_used_up_midway_does_not_bury_the_rest(tmp_path, fake, capsys, monkeypatch):

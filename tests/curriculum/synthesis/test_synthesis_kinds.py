@@ -48,7 +48,7 @@ def test_a_failing_classifier_wastes_no_reply_of_the_model(tmp_path, fake, capsy
     source = write_documents(tmp_path / "web.jsonl", numbered(30))
     args = ("score", source, tmp_path / "out", fake.url, "--classifier", fake.root, "--retries", 0)
     fake.classify_every = "500"
-    with pytest.raises(UserError, match="1[6-9] documents in a row .* status 500"):
+    with pytest.raises(UserError, match="the last 1[6-9] documents failed, .* status 500"):
         synthesize(*args)
     fake.classify_every = None
     fake.classify_schedule["doc-3"], fake.classify_schedule["doc-4"] = ["too_long"], ["500"]
