@@ -36,11 +36,6 @@ class NoAnswer(Exception):
         self.status = status
         """The HTTP status of the last attempt, if there was one."""
 
-    @property
-    def by_crash(self) -> bool:
-        """Whether a server that is up and not busy fails at this question, or keeps a gateway waiting. Else it may be gone."""
-        return self.status in (200, 500, 504, 524)
-
 
 class Unreadable(Exception):
     """A reply that is not what was asked for."""
@@ -90,6 +85,12 @@ class Failed(Generic[Question]):
     def by_server(self) -> bool:
         """Whether there was no reply at all."""
         return isinstance(self.error, NoAnswer)
+
+    @property
+    def by_crash(self) -> bool:
+        """Whether there was no reply, but a status of a server that fails at this question or keeps its gateway waiting. With
+        other statuses, or none, it may be busy or gone."""
+        return isinstance(self.error, NoAnswer) and self.error.status in (200, 500, 504, 524)
 
 
 @dataclass(frozen=True)

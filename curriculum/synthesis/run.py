@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Set
 from typing import Any
 
-from curricula.asking import Answered, Asking, Decision, Failed, NoAnswer, Outcomes, Refused, Unaskable, Unreadable
+from curricula.asking import Answered, Asking, Decision, Failed, Outcomes, Refused, Unaskable, Unreadable
 from curricula.curriculum.sources.documents import Document
 from curricula.curriculum.synthesis.files import Log, Row, answered, document_id, mark_unfinished, text_hash, write_tables
 from curricula.curriculum.synthesis.kinds import HIGHEST, SCORES, pieces
@@ -119,8 +119,8 @@ class DocumentBlame:
 
     def exhausted(self) -> Decision[Document]:
         for failure in self._failures:
-            error, is_first = failure.error, failure.question.number not in self._asked_again
-            if isinstance(error, NoAnswer) and not (self._good_now and (is_first or error.by_crash)):
+            is_first = failure.question.number not in self._asked_again
+            if failure.by_server and not (self._good_now and (is_first or failure.by_crash)):
                 raise self._accusation()
         return self._clear_server()
 

@@ -141,8 +141,7 @@ class JudgeBlame:
             self._silent, self._replied = 0, False
             return Decision(again=[failure.question for failure in unanswered])
         for failure in unanswered:
-            crashes = isinstance(failure.error, NoAnswer) and failure.error.by_crash
-            if not (crashes and self._good_now and len(unanswered) < self._settings.patience):
+            if not (failure.by_crash and self._good_now and len(unanswered) < self._settings.patience):
                 self._accuse(str(failure.error))
         if self._held and not self._proven:
             self._accuse_of_no_verdicts()
