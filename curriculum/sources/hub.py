@@ -421,8 +421,7 @@ def hub_explained(what: str, place: str, revision: str | None, file: str = "") -
     except UserError:
         raise
     except Exception as error:
-        is_full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if not is_full and (meaning := _meaning(place, revision, file, error)):
+        if meaning := _meaning(place, revision, file, error):
             raise type(meaning)(f"{what}: {meaning}") from error
         raise
 
@@ -436,18 +435,19 @@ class HubAway(UserError):
 
 def is_hub_away(error: Exception) -> bool:
     """Whether `hub_explained` would turn `error` into a `HubAway`."""
-    is_full = isinstance(error, OSError) and error.errno in NO_SPACE
-    return not is_full and isinstance(_meaning("", None, "", error), HubAway)
+    return isinstance(_meaning("", None, "", error), HubAway)
 
 
 def _meaning(place: str, revision: str | None, file: str, error: BaseException) -> UserError | None:
-    """What went wrong and what to do about it, without its subject; None for an error not foreseen here.
+    """What went wrong and what to do about it, without its subject; None for a full disk and for errors not foreseen here.
 
     Network errors are named only by their class, since their text can quote a header.
     """
     import pyarrow
     from huggingface_hub import constants, errors, get_token
 
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return None
     chain = list(_causes(error))
     page = f"https://huggingface.co/{place}"
     answered: list[Any] = [link for link in chain if getattr(link, "response", None) is not None]
