@@ -51,17 +51,13 @@ _PLAIN: dict[str, Any] = {
 class Encoder:
     """Encodes texts as `tokenizer` does. Special entries that a text quotes are encoded as text."""
 
-    def __init__(self, tokenizer: Tokenizer, use_fastokens: bool = True):
+    def __init__(self, tokenizer: Tokenizer):
         self._reference = tokenizer
         self._reference.encode_special_tokens = True
         content = json.loads(tokenizer.to_str())
         self._fast: Callable[[Sequence[str]], list[np.ndarray]] | None = None
         if _is_like_smollm(content) and (merges := self._merges(content["model"])):
-            self._fast = (self._fastokens() if use_fastokens else None) or _tiktoken(content["model"], merges)
-
-    @property
-    def is_fast(self) -> bool:
-        return self._fast is not None
+            self._fast = self._fastokens() or _tiktoken(content["model"], merges)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, integers [n]."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ def trained(tmp_path_factory):
 
 
 def both(folder):
-    """The tokenizer, and the encoders that must agree with it."""
-    tokenizer = load_tokenizer(folder)
-    encoders = [Encoder(load_tokenizer(folder), use_fastokens) for use_fastokens in (True, False)]
-    assert all(encoder.is_fast for encoder in encoders)
+    """The tokenizer, and the encoders that must agree with it, with and without fastokens."""
+    tokenizer, first = load_tokenizer(folder), Encoder(load_tokenizer(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "fastokens", None)
+        second = Encoder(load_tokenizer(folder))
+    assert first._fast and second._fast
     tokenizer.encode_special_tokens = True
-    return tokenizer, *encoders
+    return tokenizer, first, second
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,7 @@ def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
     if change == "added":
         tokenizer.add_tokens(["lamps"])
     encoder = Encoder(tokenizer)
-    assert not encoder.is_fast
+    assert not encoder._fast
     texts = ["qzx the 12 lamps", "e\u0301 a"]
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     assert [ids.tolist() for ids in encoder.encode(texts)] == expected
