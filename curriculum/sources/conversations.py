@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from curricula.curriculum.sources.declared import DeclaredTable, Reads
@@ -208,9 +207,7 @@ def require_a_batch(where: str, rows: int, global_batch: int) -> None:
         )
 
 
-def read_conversations(
-    pool: str, root: Path, declared: Mapping[str, TuningSet] = MappingProxyType({})
-) -> Iterator[Conversation]:
+def read_conversations(pool: str, root: Path, declared: Mapping[str, TuningSet]) -> Iterator[Conversation]:
     """The conversations of a set that the study declares, or of a public one. Raises UserError for a row that is not a
     conversation."""
     return (declared.get(pool) or POOLS[pool]).conversations(root, f"tuning set {pool}")

@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,8 +63,8 @@ class TuningBatches:
         *,
         sequence_length: int,
         seed: int,
-        tagged_share: float = 0.0,
-        declared: Mapping[str, TuningSet] = MappingProxyType({}),
+        tagged_share: float,
+        declared: Mapping[str, TuningSet],
     ):
         """`tagged_share` of the conversations are harmful answers with tags inserted. `declared` are the study's own sets."""
         self.sequence_length, self.global_batch, self.seed = sequence_length, tuning.global_batch, seed

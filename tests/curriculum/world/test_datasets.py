@@ -98,7 +98,7 @@ def test_every_registered_dataset_of_the_world_can_be_read(root):
         documents = list(Documents.open(name, root).read())
         assert len({document.id for document in documents}) == len(documents) > 0
     for pool in POOLS:
-        assert sum(1 for _ in read_conversations(pool, root)) > 10
+        assert sum(1 for _ in read_conversations(pool, root, {})) > 10
 
 
 def test_texts_read_like_english(root):
