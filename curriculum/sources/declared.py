@@ -217,7 +217,7 @@ class TextTable(DeclaredTable, frozen=True):
             return None
         low, high = self.bounds
         chosen = array("q")
-        for number, row in enumerate(table.rows(columns=(self.score,))):
+        for number, row in enumerate(table.rows((self.score,))):
             if (value := row.get(self.score)) in (None, ""):
                 continue
             score = as_number(value)

@@ -96,15 +96,16 @@ class Table:
         file, start = next((file, start) for file, (start, stop) in zip(self.files, spans(self.counts)) if number < stop)
         return Place(file, number - start, key)
 
-    def rows(self, start: int = 0, stop: int | None = None, columns: tuple[str, ...] = ()) -> Iterator[Row]:
-        """Rows [start, stop); from Parquet files only those of `columns` that exist, if any are given.
+    def rows(self, columns: tuple[str, ...] = ()) -> Iterator[Row]:
+        """All rows; see `select`."""
+        return self.select(range(len(self)), columns)
+
+    def select(self, numbers: Sequence[int], columns: tuple[str, ...] = ()) -> Iterator[Row]:
+        """The rows of `numbers`, which must be in rising order. Only the Parquet row groups that hold them are read, and only
+        those of `columns` that exist, if any are given.
 
         Raises UserError naming file and row when a row is not an object.
         """
-        return self.select(range(start, len(self) if stop is None else min(stop, len(self))), columns)
-
-    def select(self, numbers: Sequence[int], columns: tuple[str, ...] = ()) -> Iterator[Row]:
-        """The rows of `numbers`, which must be in rising order. Only the Parquet row groups that hold them are read."""
         for file, (start, stop) in zip(self.files, spans(self.counts)):
             if wanted := within(numbers, start, stop):
                 count = 0
