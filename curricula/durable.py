@@ -99,10 +99,8 @@ def require_ours(folder: Path) -> None:
             f"{folder}: belongs to {_user(status.st_uid)}, and its contents would run with your rights; name another "
             f"folder, or share it as a group and set {TEAM} (docs/trust.md)"
         )
-    others_write = bool(status.st_mode & 0o002)
-    if status.st_mode & 0o020 and not is_shared:
-        others_write = others_write or not _is_private(status.st_gid) or _lets_others_write(folder)
-    if others_write:
+    group_writes = status.st_mode & 0o020 and not is_shared
+    if status.st_mode & 0o002 or (group_writes and (not _is_private(status.st_gid) or _lets_others_write(folder))):
         raise UserError(
             f"{folder}: users other than its owner can write there (mode {status.st_mode & 0o7777:o}), so its contents could "
             f"run with your rights; `chmod -R go-w` the run folder, share it as a group and set {TEAM} (docs/trust.md), or, if "

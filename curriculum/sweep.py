@@ -45,12 +45,13 @@ def points_of(sweep: Sweep) -> dict[str, Point]:
         raise ValueError("sweep has a point without settings, or no point; give lists of values, or leave sweep out")
     points: dict[str, Point] = {}
     for number, point in enumerate(listed, start=1):
-        name = str(point.get(NAME) or _name({key: point[key] for key in point if key != NAME}, number))
+        settings = {key: value for key, value in point.items() if key != NAME}
+        name = str(point.get(NAME) or _name(settings, number))
         if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}", name):
             raise ValueError(f"sweep names a point {name!r}; use up to {LONGEST} letters, digits, '.', '_' and '-'")
         if name in points:
             raise ValueError(f"sweep has two points {name}; give each a `{NAME}` of its own")
-        points[name] = {key: value for key, value in point.items() if key != NAME}
+        points[name] = settings
     return points
 
 

@@ -111,7 +111,7 @@ class DocumentBlame:
                 f"{self._refused} documents in a row were refused, the last with: {failure.error}; check the server and the "
                 "account, then run the same command again, with --retry-dead if the documents are fine"
             )
-        if self._proven and not self._any_by_server():
+        if self._proven and not any(failure.by_server for failure in self._failures):
             return self._clear_server()
         if len(self._failures) >= self._patience:
             raise self._accusation()
@@ -123,9 +123,6 @@ class DocumentBlame:
             if failure.by_server and not (self._good_now and (is_first or failure.by_crash)):
                 raise self._accusation()
         return self._clear_server()
-
-    def _any_by_server(self) -> bool:
-        return any(failure.by_server for failure in self._failures)
 
     def _clear_server(self) -> Decision[Document]:
         """The failures are the documents' own. If there was no reply, the server may have been away: ask once more."""

@@ -72,10 +72,10 @@ def _prompts(world: World, name: str, forms: Sequence[str]) -> Iterator[tuple[Sl
         )
     draw = Draw(world.config.seed, name)
     order = draw.sample(hazards, len(hazards))
-    for number in itertools.count():
+    for hazard in itertools.cycle(order):
         if len(seen) == count:
             return
-        slots = hazard_slots(order[number % len(order)], draw, world)
+        slots = hazard_slots(hazard, draw, world)
         text = write(draw.pick(forms), draw, slots)
         if text not in seen:
             seen.add(text)
