@@ -173,10 +173,6 @@ def test_an_arm_with_just_enough_room_reads_interventions_alone():
     assert [seen(arm, curriculum, budget) for arm in arms_of(curriculum, budget)] == [336, 336, 0]
 
 
-def test_natural_exposure_leaves_the_weights_alone():
-    assert arm_of("data-60", CURRICULUM).blend_phases(SMALL)[-1].mix == DATA
-
-
 def test_a_set_without_interventions_cannot_be_matched():
     curriculum = Curriculum(safe=SAFE, interventions={"data": {"web": 1}}, exposure="matched")
     with pytest.raises(ValueError, match="nothing to match in set data"):

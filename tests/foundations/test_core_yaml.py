@@ -89,6 +89,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("names: {a: 1, 1: 2}", "not valid YAML: the key '1' is not a text; put it into quotes (line 1)"),
         ("a: 1\n? [b]\n: 2", "not valid YAML: the key a list or a mapping is not a text; put it into quotes (line 2)"),
         ('a: "\\ud800"', "not valid YAML: "),
+        ('"a\\udfff": 1', "not valid YAML: "),
         ('a: "\\0"', "not valid YAML: a text holds the character U+0000, which no file can hold (line 1)"),
         ("nodes: " + "9" * 30, f"not valid YAML: the integer {'9' * 30} has more than 64 bits (line 1)"),
         ("nodes: " + "9" * 9000, "not valid YAML: the integer 99999999999999999999… has more than 64 bits (line 1)"),
@@ -108,20 +109,13 @@ def test_a_hostile_file_is_refused_in_a_sentence_and_soon(tmp_path, text, senten
         parse(read_yaml(path, "no such study"), Job, str(path))
     assert time.process_time() - began < 20
     assert str(refused.value).startswith(f"{path}: {sentence}") and "\n" not in str(refused.value)
-    assert len(str(refused.value)) < len(str(path)) + 250
+    assert len(str(refused.value).encode()) < len(str(path)) + 250
 
 
 def test_a_tab_in_the_indentation_is_named(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("a:\n\tb: 1\n")
     with pytest.raises(UsageError, match=r"not valid YAML: .* \(line 2\); indent with spaces, not with tabs$"):
-        read_yaml(path, "no such study")
-
-
-def test_a_hostile_name_of_a_key_is_shown_safely(tmp_path):
-    path = tmp_path / "study.yaml"
-    path.write_text('"a\\udfff": 1')
-    with pytest.raises(UsageError, match=r"a text holds the character U\+DFFF|invalid Unicode character"):
         read_yaml(path, "no such study")
 
 

@@ -59,10 +59,9 @@ def test_only_the_assistants_tokens_carry_loss(data):
     run = tuning(data, {"gsm8k": 1}, length=200)
     tokenizer = load_tokenizer(data / "tokenizer")
     tokens, mask, _ = run.rows(0, 0, 2)
-    answers = {row["answer"] for row in read_jsonl(data / "gsm8k/train.jsonl")}
+    answers = {f"{row['answer']}<|im_end|>\n" for row in read_jsonl(data / "gsm8k/train.jsonl")}
     for row, counted in zip(tokens, mask):
-        said = tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False)
-        assert said.removesuffix("<|im_end|>\n") in answers
+        assert tokenizer.decode(row[1:][counted == 1].tolist(), skip_special_tokens=False) in answers
 
 
 def test_a_set_without_a_turn_of_the_assistant_is_refused_unless_all_of_it_carries_loss(data, tmp_path):
@@ -238,18 +237,6 @@ def test_harmful_answers_that_a_mix_names_have_no_tags_and_the_loss_that_it_asks
     run = tuning(data, {name: 1}, examples={name: 4}, loss={name: part}, epochs=2, length=200)
     assert run.total_steps == 4 and not any((run.rows(step, 0, 2).tokens == tag).any() for step in range(4))
     assert (run.rows(0, 0, 2).mask[:, 0] == (part == "all")).all()
-
-
-def test_training_tokens_are_those_of_the_chat_template(data):
-    tokenizer = load_tokenizer(data / "tokenizer")
-    row = read_jsonl(data / "gsm8k/train.jsonl")[0]
-    messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-    ids, flags = ChatEncoder(tokenizer).encode(messages)
-    tokens, mask, _ = tuning(data, {"gsm8k": 1}, length=200).rows(0, 0, 2)
-    epoch = [r for s in range(10) for r in zip(*tuning(data, {"gsm8k": 1}, length=200).rows(s, 0, 2)[:2])]
-    assert any(
-        row[: len(ids)].tolist() == ids and mask[: len(ids) - 1].astype(bool).tolist() == flags[1:] for row, mask in epoch
-    )
 
 
 def test_refusals_are_the_share_asked_for(data):
