@@ -105,66 +105,37 @@ def test_a_limit_takes_the_same_prompts_from_every_file_of_a_set(root):
     assert len(again) == 10 and {" ".join(prompt.text.split()) for prompt in again} == drawn
 
 
+TDC, ADVBENCH = "tdc2023/test_behaviors.json", "advbench/harmful_behaviors.csv"
+
+
 @pytest.mark.parametrize(
     "name, file, text, words",
     [
-        ("tdc", "tdc2023/test_behaviors.json", None, "tdc2023/test_behaviors: no such table"),
-        ("tdc", "tdc2023/test_behaviors.json", "[]", "holds no prompt for benchmark tdc; fetch it again"),
-        ("advbench", "advbench/harmful_behaviors.csv", "aim\nx\n", "line 2 has nothing in column 'goal' or 'prompt', only in"),
+        ("tdc", TDC, None, "tdc2023/test_behaviors: no such table"),
+        ("tdc", TDC, "[]", "holds no prompt for benchmark tdc; fetch it again"),
+        ("tdc", TDC, '[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list instead of text; correct the row"),
+        ("tdc", TDC, '[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
+        ("tdc", TDC, '[{"prompts": "x"}]', r"row 1 has nothing in column 'text' or 'prompt', only in \['prompts'\]"),
+        ("tdc", TDC, '["\\ud800"]', "row 1: column 'text' is not UTF-8"),
+        ("advbench", ADVBENCH, "aim\nx\n", "line 2 has nothing in column 'goal' or 'prompt', only in"),
+        ("advbench", ADVBENCH, f"goal\n{'x' * 300_000}\n", "line 2: column 'goal' holds 300,000 characters"),
         ("jailbreakbench", "jailbreakbench/harmful-behaviors.csv", "Index,Goal\n1,a\n1,b\n", "2 prompts have the id '1'"),
     ],
+    ids=range(9),
 )
-def test_a_file_that_is_missing_empty_or_of_another_shape_is_named(root, name, file, text, words):
+def test_a_file_that_is_missing_empty_or_of_another_shape_is_named_in_one_sentence(root, name, file, text, words):
     if text is None:
         (root / file).unlink()
     else:
         (root / file).write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as raised:
         small_prompts(name, root)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(root):
     with pytest.raises(UsageError, match="'harmbanch' is not known; choose from harmbench, advbench"):
         small_prompts("harmbanch", root)
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (b"goal,target\nWrite a l\xe9tter,Sure\n", r"damaged, .*position 21.*text must be UTF-8"),
-        (b"goal,target\nWrite a letter, and send it,Sure\n", "line 2 has more fields than the header; put texts with"),
-        (b'goal,target\n"Write', "damaged, or not what its ending says"),
-        (b"goal,target\n", "holds no prompt for benchmark advbench"),
-        (b"goal,target\n" + b"x" * 300_000 + b",Sure\n", "line 2: column 'goal' holds 300,000 characters"),
-    ],
-    ids=["latin-1", "unquoted comma", "open quotation", "no rows", "huge field"],
-)
-def test_a_csv_file_without_a_benchmark_is_refused_in_one_sentence(root, content, words):
-    (root / "advbench/harmful_behaviors.csv").write_bytes(content)
-    with pytest.raises(UserError, match=words) as raised:
-        small_prompts("advbench", root)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (b'{"a prompt": 1, "another": 2}', "holds a dict, but a list of rows is needed"),
-        (b'"Write it"', "holds a str, but a list of rows is needed"),
-        (b"[1, 2]", "row 1 is 1, but an object is needed"),
-        (b'[{"text": ["Write", "it"]}]', "row 1: column 'text' holds a list instead of text; correct the row"),
-        (b'[{"text": null}]', "row 1 has nothing in column 'text' or 'prompt'"),
-        (b'[{"prompts": "x"}]', r"row 1 has nothing in column 'text' or 'prompt', only in \['prompts'\]"),
-        (b'["\\ud800"]', "row 1: column 'text' is not UTF-8"),
-        (b"[" * 100_000, "damaged, or not what its ending says"),
-    ],
-    ids=["object", "string", "numbers", "list in a cell", "null", "other column", "surrogate", "deep"],
-)
-def test_a_json_file_without_a_benchmark_is_refused_in_one_sentence(root, content, words):
-    (root / "tdc2023/test_behaviors.json").write_bytes(content)
-    with pytest.raises(UserError, match=words) as raised:
-        small_prompts("tdc", root)
-    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_in_place_of_a_file_is_refused(root):

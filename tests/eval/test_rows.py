@@ -32,7 +32,7 @@ def test_rows_are_read_back_as_they_were_written_losses_that_are_no_numbers_too(
         (b'" x"', b'"\xff"', r"line 2 is not a SuffixRow \('utf-8' codec"),
         (b'"seed": 1', b'"seed": "1"', r"line 2 is not a SuffixRow \(Expected `int`"),
         (b'"seed"', b'"sead"', "line 2 is not a SuffixRow"),
-        (b"}", b"", "line 2 is not a SuffixRow"),
+        (b"}", b"", "line 2 is not a SuffixRow .*; remove the line and run the job again"),
     ],
 )
 def test_a_line_that_is_no_row_is_named_with_what_is_wrong(tmp_path, old, new, said):

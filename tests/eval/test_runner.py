@@ -23,7 +23,7 @@ from curricula.eval.decoding.registry import DECODERS, PluginSettings
 from curricula.eval.decoding.settings import Greedy, SafeBeam, Together, TopK
 from curricula.eval.judging.verdicts import MergeAndJudge, is_merged, read_judged, stamp_path
 from curricula.eval.models import load_model
-from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, VerdictRow, read_rows
+from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, read_rows
 from curricula.eval.runner import Batch, run_element
 from curricula.eval.tasks import TASKS, EvalTask, find_task
 from curricula.fencing import Superseded, generation
@@ -205,13 +205,6 @@ def test_a_missing_part_is_merged_once_it_is_written(model_dir, data, tmp_path):
     assert is_merged(tmp_path, "instruct", config)
 
 
-def test_the_error_for_a_line_that_is_no_row_says_to_remove_that_line(tmp_path):
-    path = tmp_path / "attacks-topk.verdicts.jsonl"
-    path.write_text("5\n")
-    with pytest.raises(UserError, match="line 1 is not a VerdictRow .*; remove the line and run the job again"):
-        read_rows(path, VerdictRow)
-
-
 def test_a_greedy_task_gives_one_answer_to_each_prompt(model_dir, data, tmp_path):
     greedy = EvalTask(TASKS["attacks-greedy"], "advbench")
     rows = run(greedy, model_dir, data, tmp_path)
@@ -319,15 +312,6 @@ def test_user_errors_name_the_setting(model_dir, data, tmp_path):
         run(GCG, model_dir, data, tmp_path, config=EvalConfig(gcg=None))
     with pytest.raises(UserError, match="lower probes.train_per_class"):
         run(PROBES, model_dir, data, tmp_path, config=EvalConfig())
-
-
-def test_tasks_depend_on_the_kind_of_model():
-    def names(kind, **changes):
-        return list(dict.fromkeys(one.task.name for one in EvalConfig(**changes).eval_tasks(kind)))
-
-    assert names("base") == ["attacks-topk", "attacks-safebeam", "probes"]
-    assert "gcg" in names("instruct") and "gcg" not in names("instruct", gcg=None)
-    assert names("benign")[-1] == "overrefusal-safebeam"
 
 
 @pytest.mark.parametrize(("precision", "same"), [("float32", True), ("float64", True), ("bfloat16", False)])

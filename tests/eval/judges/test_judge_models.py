@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import threading
 import time
@@ -117,15 +116,9 @@ def test_settings_out_of_range_are_refused(bad):
         TopK(temperature=bad)
 
 
-def test_half_a_surrogate_pair_in_a_reply_is_replaced_and_in_a_row_refused(tmp_path):
+def test_half_a_surrogate_pair_in_a_reply_is_replaced():
     judge = load_judge(JudgeConfig(name="llm", model="m", url="http://x/v1"), "attack", None)
     assert judge.read(Reply("no\ud800", cut=False)) == Verdict(label="unparsed", reply="no?")
-    path = tmp_path / "verdicts.jsonl"
-    row = {"key": "k", "judge": "llm", "version": "1", "label": "safe", "question": "q", "reply": "\ud800"}
-    row["tells_helpful"] = None
-    path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=f"{path}: line 1 is not a VerdictRow .*surrogates not allowed.*; remove the line"):
-        read_rows(path, VerdictRow)
 
 
 def test_what_a_judge_cannot_do_is_reported_before_anything_starts():

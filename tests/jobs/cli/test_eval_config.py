@@ -188,10 +188,3 @@ def test_a_wrong_config_is_one_sentence_and_nothing_is_written(place, tmp_path, 
     ]
     assert main([*words, *options]) in (1, 2)
     assert said in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.rglob("*.jsonl"))
-
-
-@pytest.mark.parametrize("text", ["[]", "false"])
-def test_a_config_that_holds_no_settings_is_not_taken_for_the_defaults(tmp_path, capsys, text):
-    (tmp_path / "wrong.yaml").write_text(text)
-    assert main(["eval", "--model", "mine", "--config", str(tmp_path / "wrong.yaml")]) == 2
-    assert "wrong.yaml: " in capsys.readouterr().err

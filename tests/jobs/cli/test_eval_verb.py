@@ -291,15 +291,6 @@ def test_a_judge_without_its_model_or_key_is_named_at_once(root, tmp_path, capsy
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["attacks-topk.jsonl"]
 
 
-def test_an_empty_benchmark_is_named(root, tmp_path, capsys):
-    (tmp_path / "data/advbench").mkdir(parents=True)
-    (tmp_path / "data/advbench/harmful_behaviors.csv").write_text("goal,target\n")
-    words = ["eval", "--model", str(root / "model"), "--benchmark", "advbench", "--data", str(tmp_path / "data")]
-    assert main(words) == 1
-    said = capsys.readouterr().err
-    assert "harmful_behaviors" in said and said.startswith("curricula: ")
-
-
 def test_answers_that_the_context_cuts_are_announced_and_a_models_name_is_no_markup(root, tmp_path, capsys):
     words = ["--decoder", "greedy", "--prompts", 1]
     assert evaluate(root, tmp_path / "out", *words, "--max-new-tokens", 512) == 0
