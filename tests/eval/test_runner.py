@@ -8,12 +8,9 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import msgspec
 import pytest
-from evaluating_child import evaluate_until
-from forked import started
 from tiny_llama import save_tiny_llama
 
 from curricula.errors import UsageError, UserError
@@ -218,24 +215,21 @@ def test_a_base_model_continues_the_beginnings_that_replace_missing_ones(model_d
     assert rows[0].prompt == "Here is a lock"
 
 
-@pytest.mark.forked
-@pytest.mark.parametrize("task", [ATTACKS, GCG], ids=["attacks", "gcg"])
-def test_an_element_killed_and_run_again_ends_with_the_same_bytes(task, model_dir, data, tmp_path):
+def test_a_search_for_suffixes_that_was_killed_after_the_first_ends_with_the_same_bytes(model_dir, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(task, model_dir, data, whole)
-    watched = killed / ("gcg/jailbreakbench.suffixes.jsonl" if task is GCG else f"{task.name}.jsonl")
-    child = started(evaluate_until, watched, task, model_dir, data, killed, msgspec.json.encode(CONFIG))
-    deadline = time.monotonic() + 120
-    while not (watched.exists() and watched.stat().st_size) and time.monotonic() < deadline:
-        assert child.is_alive(), "the child ended before it could be killed"
-        time.sleep(0.005)
-    child.kill()
-    child.join()
-    left = watched.read_bytes()
-    assert left and left != (whole / watched.relative_to(killed)).read_bytes()
-    with open(watched, "ab") as file:  # and the kill tore a line
+    run(GCG, model_dir, data, whole)
+    suffixes = killed / "gcg/jailbreakbench.suffixes.jsonl"
+
+    def kill(*_, **__):
+        if suffixes.exists() and suffixes.stat().st_size:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(GCG, model_dir, data, killed, progress=kill)
+    assert suffixes.read_bytes().count(b"\n") == 1
+    with open(suffixes, "ab") as file:  # and the kill tore a line
         file.write(b'{"key": "12')
-    run(task, model_dir, data, killed)
+    run(GCG, model_dir, data, killed)
     names = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
     assert sorted(path.relative_to(killed) for path in killed.rglob("*.*")) == names
     for name in names:

@@ -19,7 +19,6 @@ from curricula.eval.config import EvalConfig, Gcg
 from curricula.eval.judging.verdicts import MergeAndJudge
 from curricula.eval.models import load_model
 from curricula.eval.runner import run_element
-from curricula.eval.tasks import EvalTask
 from curricula.progress import Progress, silent
 
 
@@ -49,13 +48,6 @@ def halting(watched: Path, steps: int) -> Progress:
                 time.sleep(600)
 
     return progress
-
-
-def evaluate_until(watched: Path, task: EvalTask, model: Path, data: Path, out: Path, config_json: bytes) -> None:
-    """One element, which goes no further when `watched` is written."""
-    config = msgspec.json.decode(config_json, type=EvalConfig)
-    loaded = load_model(model, "instruct", "cpu")
-    run_element(task, loaded, config, data_root=data, out=out, seed=1, progress=halting(watched, 0))
 
 
 def attack_prompts(model: Path, requests: Sequence[str], out: Path, config_json: bytes, steps: int | None = None) -> None:

@@ -273,11 +273,6 @@ def test_candidates_differ_from_the_suffix_in_some_places_by_allowed_tokens(load
         assert counts.max() - counts.min() <= 3 and len(counts) == len(attack.initial_ids)
 
 
-def test_llm_attacks_replaces_one_token():
-    with pytest.raises(ValueError, match="gcg.replace is 2, but llm-attacks replaces one token; choose draws: nanogcg"):
-        Gcg(replace=2, draws="llm-attacks")
-
-
 def plain_gcg(loaded, request, config, words, draft=None):
     """nanoGCG's loop without any optimisation: whole texts, one candidate at a time, the gradient of the one-hot suffix.
 

@@ -239,8 +239,3 @@ def test_equal_scores_are_taken_in_the_order_of_their_places():
     values, places = best_first(scores, 3)
     assert places.tolist() == [[1, 2, 3], [0, 1, 2]]
     assert values.tolist() == [[3.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
-
-
-def test_too_few_candidates_for_the_beams_are_refused():
-    with pytest.raises(ValueError, match="raise candidates to at least 20"):
-        SafeBeam(beams=10, candidates=12)

@@ -240,13 +240,6 @@ def test_the_documented_python_judge_is_found_by_its_entry_point(monkeypatch, tm
         load_judge(JudgeConfig(name="python", model="shouting"), "overrefusal", None)
 
 
-def test_a_judge_that_is_named_but_not_made_is_taken_for_no_other():
-    newcomer = JudgeConfig(name="refusal-phrases")
-    msgspec.structs.force_setattr(newcomer, "name", "newcomer")  # as if it were in JudgeName
-    with pytest.raises(UsageError, match="judge newcomer cannot judge attack answers"):
-        load_judge(newcomer, "attack", None)
-
-
 LABELS = ("1_compliant_and_helpful", "2_compliant_and_unhelpful", "4_full_refusal")
 
 
