@@ -1,7 +1,7 @@
 """Evaluation: answers to benchmarks, attacks, probes, judges' verdicts, statistics and the report.
 
-`runner.py` carries out one task on a model that `models.py` loads; both import torch. Importing the names below loads nothing
-heavy.
+`runner.py` carries out one task on a model that `models.py` loads; both import torch. `verdicts.py` has its answers judged.
+Importing the names below loads nothing heavy.
 """
 
 from curricula.eval.config import EvalConfig as EvalConfig

@@ -16,9 +16,9 @@ from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics
 from curricula.eval.analysis.statistics import cluster_of, grouped, prompt_of, rate_interval, tally
 from curricula.eval.analysis.study_rows import require_same_requests, require_same_texts
 from curricula.eval.identity import recorded_hash
-from curricula.eval.judging.verdicts import kind_of, read_judged
 from curricula.eval.rows import JudgedRow, ModelRows, ProbeRow, read_rows
 from curricula.eval.tasks import TASKS
+from curricula.eval.verdicts import kind_of, read_judged
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ from curricula.eval.analysis.statistics import (
     tally,
 )
 from curricula.eval.analysis.study_rows import ATTACK_TASKS, OVERREFUSAL_TASKS, ArmInfo, StudyRows
-from curricula.eval.judging.verdicts import kind_of
 from curricula.eval.rows import JudgedRow
 from curricula.eval.tasks import TASKS, judged_tasks
+from curricula.eval.verdicts import kind_of
 
 FLOOR = 0.1
 """Competence below which a cell is incoherent."""

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from curricula.errors import UserError
 from curricula.eval.identity import recorded_hash
 from curricula.eval.judges.question import Judge
-from curricula.eval.judging.verdicts import judged, judged_now, kind_of, read_judges
 from curricula.eval.rows import (
     MODEL_KINDS,
     CapabilityRow,
@@ -27,6 +26,7 @@ from curricula.eval.rows import (
     require_different,
 )
 from curricula.eval.tasks import TASKS, judged_tasks, row_files
+from curricula.eval.verdicts import judged, judged_now, kind_of, read_judges
 
 ATTACK_TASKS = tuple(task.name for task in judged_tasks("attack"))
 OVERREFUSAL_TASKS = tuple(task.name for task in judged_tasks("overrefusal"))

@@ -32,8 +32,8 @@ from curricula.settings import changed, parse, read_yaml
 from curricula.terminal import json_text, plural, say
 
 if TYPE_CHECKING:
-    from curricula.eval.judging.verdicts import JudgeRun
     from curricula.eval.models import LoadedModel
+    from curricula.eval.verdicts import JudgeRun
     from curricula.progress import Progress
 
 
@@ -98,7 +98,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Check the arguments, generate, judge, print. Rows are in OUT, as `eval/rows.py` describes."""
-    from curricula.eval.judging.verdicts import MergeAndJudge, stamp_path
+    from curricula.eval.verdicts import MergeAndJudge, stamp_path
 
     no_other_bars()
     config = _config(args)
@@ -310,7 +310,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics
     from curricula.eval.analysis.runs import Runs
     from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
-    from curricula.eval.judging.verdicts import merged_path, read_judged
+    from curricula.eval.verdicts import merged_path, read_judged
 
     judged = [task for task in tasks if task.task.judged]
     generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]

@@ -26,7 +26,7 @@ from curricula.jobs.run import Run
 from curricula.terminal import fixed, json_text, say
 
 if TYPE_CHECKING:
-    from curricula.eval.judging.rejudge import Comparison
+    from curricula.eval.rejudge import Comparison
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -53,7 +53,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def rejudge(args: argparse.Namespace) -> int:
     from curricula.eval.judges.registry import check_access
-    from curricula.eval.judging.rejudge import Rejudging, read_labels, stored_answers
+    from curricula.eval.rejudge import Rejudging, read_labels, stored_answers
 
     no_other_bars()
     settings = judge_from(args)

@@ -118,7 +118,7 @@ class Merge(Stage):
         return size_of(work.rows_folder, "**/*")
 
     def is_complete(self, work: Work, made: str | None) -> bool:
-        from curricula.eval.judging.verdicts import is_judged_as_now
+        from curricula.eval.verdicts import is_judged_as_now
 
         tasks = work.study.eval_tasks(work.element.kind)
         return _is_merged(work, tasks) and is_judged_as_now(work.rows_folder, work.study.evaluation, tasks, _world_of(work))
@@ -157,14 +157,14 @@ def _lines(path: Path) -> int:
 
 
 def _merge_and_judge(work: Work, tasks: list[EvalTask], progress: Progress) -> None:
-    from curricula.eval.judging.verdicts import MergeAndJudge
+    from curricula.eval.verdicts import MergeAndJudge
 
     config = work.study.evaluation
     MergeAndJudge(work.rows_folder, work.element.kind, config, _world_of(work), tasks=tasks).judge(progress)
 
 
 def _is_merged(work: Work, tasks: list[EvalTask]) -> bool:
-    from curricula.eval.judging.verdicts import is_merged
+    from curricula.eval.verdicts import is_merged
 
     return is_merged(work.rows_folder, work.element.kind, work.study.evaluation, tasks)
 

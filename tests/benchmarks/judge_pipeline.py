@@ -112,7 +112,7 @@ def pipeline(url: str, count: int, limit: float | None, concurrency: int, folder
 
     from curricula.eval.judges.registry import load_judge
     from curricula.eval.judges.settings import JudgeConfig
-    from curricula.eval.judging.verdicts import JudgeRun
+    from curricula.eval.verdicts import JudgeRun
 
     response = "Sure, " + "here it is " * 80
     rows = [answer_row(number, response=response, tokens=256, finish="length") for number in range(count)]

@@ -14,10 +14,10 @@ from curricula.errors import UserError
 from curricula.eval import EvalConfig
 from curricula.eval.analysis import read_study_rows
 from curricula.eval.identity import content_hash, record_hash, recorded_hash
-from curricula.eval.judging.rejudge import Rejudging
-from curricula.eval.judging.verdicts import MergeAndJudge, read_judged
+from curricula.eval.rejudge import Rejudging
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import GenerationRow, ModelRows, append_rows, read_rows, write_rows
+from curricula.eval.verdicts import MergeAndJudge, read_judged
 
 pytestmark = pytest.mark.usefixtures("svg_alone")
 

@@ -19,8 +19,8 @@ from tiny_llama import save_tiny_llama
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.decoding.settings import TopK
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judging.verdicts import question_of, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, read_rows
+from curricula.eval.verdicts import question_of, verdicts_path
 
 PROMPTS = 24
 MISBEHAVIOUR = ("429", "500", "garbage", "half")

@@ -18,11 +18,11 @@ from curricula.eval.benchmarks import Prompt, PromptSet
 from curricula.eval.config import EvalConfig, Gcg, Probes
 from curricula.eval.decoding.registry import DECODERS, PluginSettings
 from curricula.eval.decoding.settings import Greedy, SafeBeam, Together, TopK
-from curricula.eval.judging.verdicts import MergeAndJudge, is_merged, read_judged, stamp_path
 from curricula.eval.models import load_model
 from curricula.eval.rows import ATTACK_VERDICTS, OVERREFUSAL_VERDICTS, GenerationRow, read_rows
 from curricula.eval.runner import Batch, run_element
 from curricula.eval.tasks import TASKS, EvalTask, find_task
+from curricula.eval.verdicts import MergeAndJudge, is_merged, read_judged, stamp_path
 from curricula.fencing import Superseded, generation
 from curricula.settings import Positive
 

@@ -18,8 +18,8 @@ from curricula.durable import read_json, write_text
 from curricula.errors import StorageError
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.rows import VerdictRow, append_rows, write_rows
+from curricula.eval.verdicts import key_of_question, verdicts_path
 from curricula.jobs.cli.main import main
 from curricula.jobs.cli.submit import to_run_again
 from curricula.jobs.completion import Done, done_elements, is_complete

@@ -16,9 +16,9 @@ import curricula.eval.judges.served  # noqa: F401
 from curricula.eval.attacks.gcg import attacked_prompts
 from curricula.eval.benchmarks import Prompt
 from curricula.eval.config import EvalConfig, Gcg
-from curricula.eval.judging.verdicts import MergeAndJudge
 from curricula.eval.models import load_model
 from curricula.eval.runner import run_element
+from curricula.eval.verdicts import MergeAndJudge
 from curricula.progress import Progress, silent
 
 

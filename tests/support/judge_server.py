@@ -16,8 +16,8 @@ from curricula.eval.judges.question import Question
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import find_template
-from curricula.eval.judging.verdicts import JudgeRun, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.eval.verdicts import JudgeRun, verdicts_path
 
 KEY = "sk-judge-secret-4711"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from curricula.eval.analysis import ArmInfo
-from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.rows import CapabilityRow, GenerationRow, JudgedRow, ProbeRow, VerdictRow, append_rows
+from curricula.eval.verdicts import key_of_question, verdicts_path
 from curricula.randomness import keyed_rng
 
 ARMS = [

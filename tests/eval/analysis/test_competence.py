@@ -18,10 +18,10 @@ from curricula.eval.analysis.runs import BENIGN_TASKS, competence, runs_of, stud
 from curricula.eval.analysis.study_rows import read_study_rows
 from curricula.eval.judges.question import Judge
 from curricula.eval.judges.rules import RefusalPhrases
-from curricula.eval.judging.verdicts import JudgeRun, read_judged, verdicts_path
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.points import Shown, judges_points
 from curricula.eval.rows import append_rows
+from curricula.eval.verdicts import JudgeRun, read_judged, verdicts_path
 
 LOST = (0.01, 0.99)
 FLUENT = (0.5, 0.2, 0.1, 0.2)

@@ -14,10 +14,10 @@ from curricula.eval.config import Ablation, Attacks, BestOfN, EvalConfig, Gcg, P
 from curricula.eval.decoding.answers import make_answer
 from curricula.eval.decoding.registry import DECODERS
 from curricula.eval.decoding.settings import Greedy, SafeBeam, TopK
-from curricula.eval.judging.verdicts import MergeAndJudge, read_judged
 from curricula.eval.models import load_model
 from curricula.eval.runner import Batch, run_element
 from curricula.eval.tasks import TASKS, EvalTask
+from curricula.eval.verdicts import MergeAndJudge, read_judged
 
 THINGS = ["a lock", "a letter", "the sea", "bread", "a clock"]
 SAMPLED = {"prefill-topk": 10, "template-removal-topk": 10, "ablation-topk": 10, "artifacts-topk": 6, "transfer-topk": 6}

@@ -9,8 +9,8 @@ from judge_server import answer_row, complete, stored
 
 from curricula.errors import UserError
 from curricula.eval.judges.registry import load_judge
-from curricula.eval.judging.verdicts import JudgeRun, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.eval.verdicts import JudgeRun, verdicts_path
 
 
 @pytest.mark.parametrize(("limit", "most", "files"), [("MOST_REQUESTS", 12, 1), ("MOST_REQUESTS", 5, 3), ("MOST_BYTES", 9, 12)])

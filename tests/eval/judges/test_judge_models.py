@@ -21,8 +21,8 @@ from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
-from curricula.eval.judging.verdicts import JudgeRun, question_of, read_judged, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.eval.verdicts import JudgeRun, question_of, read_judged, verdicts_path
 
 MISBEHAVIOUR = ("429", "500", "503", "garbage", "half", "no_json", "not_the_api", "aborted")
 

@@ -25,8 +25,9 @@ from curricula.eval.judges.question import Question, Verdict
 from curricula.eval.judges.registry import check_judge, load_judge
 from curricula.eval.judges.rules import RefusalPhrases
 from curricula.eval.judges.settings import JudgeConfig
-from curricula.eval.judging.rejudge import Rejudging, read_labels
-from curricula.eval.judging.verdicts import (
+from curricula.eval.rejudge import Rejudging, read_labels
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.eval.verdicts import (
     JudgeRun,
     MergeAndJudge,
     is_judged_as_now,
@@ -39,7 +40,6 @@ from curricula.eval.judging.verdicts import (
     unused_path,
     verdicts_path,
 )
-from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 from curricula.jobs.study import load_study
 
 JUDGE = RefusalPhrases()

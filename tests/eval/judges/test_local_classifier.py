@@ -22,7 +22,7 @@ from curricula.errors import StorageError, UserError
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES
-from curricula.eval.judging.verdicts import question_of
+from curricula.eval.verdicts import question_of
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from curricula.eval.judges.question import Question, Verdict, can_tell_helpful
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
 from curricula.eval.judges.templates import TEMPLATES, find_template, version_of
-from curricula.eval.judging.verdicts import question_of
+from curricula.eval.verdicts import question_of
 
 ASKED = Question(kind="attack", behavior="Pick a lock", response="Take a {behavior} pin")
 OWN = {

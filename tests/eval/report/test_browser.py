@@ -27,11 +27,11 @@ from study_rows import (
     trained,
 )
 
-from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report import figures
 from curricula.eval.report.page import write_report
 from curricula.eval.report.web.serve import LivePage
 from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, append_rows, read_rows
+from curricula.eval.verdicts import key_of_question, verdicts_path
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.study import load_study

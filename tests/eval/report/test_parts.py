@@ -31,7 +31,6 @@ from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
 from curricula.eval.judges.caveats import COARSE
 from curricula.eval.judges.rules import RefusalPhrases
-from curricula.eval.judging.verdicts import key_of_question, verdicts_path
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.overviews import comparison_panels, write_comparison
 from curricula.eval.report.page import template, write_report
@@ -52,6 +51,7 @@ from curricula.eval.report.web.data import embedded_json
 from curricula.eval.report.web.serve import LivePage
 from curricula.eval.report.wording import percent, points
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.eval.verdicts import key_of_question, verdicts_path
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
 from curricula.jobs.stages.report import track_report

@@ -12,8 +12,8 @@ from permissions import open_to_others
 from tiny_llama import save_tiny_llama
 from typed import Typed
 
-from curricula.eval.judging.verdicts import read_judged
 from curricula.eval.rows import append_rows
+from curricula.eval.verdicts import read_judged
 from curricula.jobs.cli.main import main
 
 

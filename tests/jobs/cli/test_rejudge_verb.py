@@ -16,8 +16,8 @@ from curricula.eval.analysis.accuracy import Accuracy
 from curricula.eval.config import EvalConfig, Tasks
 from curricula.eval.judges.registry import load_judge
 from curricula.eval.judges.settings import JudgeConfig
-from curricula.eval.judging.verdicts import JudgeRun, verdicts_path
 from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
+from curricula.eval.verdicts import JudgeRun, verdicts_path
 from curricula.jobs.cli.main import main
 
 
@@ -125,7 +125,7 @@ def test_human_labels_correct_the_rate(folder, server, capsys, tmp_path):
 
 def test_answers_without_labels_are_not_corrected_by_errors_from_elsewhere(folder, server, capsys, tmp_path, monkeypatch):
     published = Accuracy(0.9, 0.9, 50, 50, "published")
-    monkeypatch.setattr("curricula.eval.judging.rejudge.known_accuracy", lambda rows: published)
+    monkeypatch.setattr("curricula.eval.rejudge.known_accuracy", lambda rows: published)
     unlabelled = folder / "eval/full-20/instruct/attacks-safebeam.jsonl"
     append_rows(unlabelled, [answer_row(n, task="attacks-safebeam", decoder="safebeam") for n in range(100, 110)])
     labels = tmp_path / "labels.csv"

@@ -14,7 +14,7 @@ import yaml
 from paths import STUDIES
 
 from curricula.durable import read_jsonl
-from curricula.eval.judging.verdicts import read_judged
+from curricula.eval.verdicts import read_judged
 from curricula.jobs.run import Run
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info
 

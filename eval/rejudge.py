@@ -14,17 +14,9 @@ from curricula.eval.analysis.metrics import corrected_rate, harmful, judges_of, 
 from curricula.eval.analysis.statistics import cluster_of, rate_interval, tally
 from curricula.eval.identity import recorded_hash
 from curricula.eval.judges.question import UNPARSED, Judge
-from curricula.eval.judging.verdicts import (
-    JudgeRun,
-    complete_all,
-    judged,
-    kind_of,
-    read_answers,
-    verdicts_by_judge,
-    verdicts_path,
-)
 from curricula.eval.rows import MODEL_KINDS, GenerationRow, JudgedRow, ModelRows, require_different
 from curricula.eval.tasks import find_task, judged_tasks
+from curricula.eval.verdicts import JudgeRun, complete_all, judged, kind_of, read_answers, verdicts_by_judge, verdicts_path
 from curricula.progress import Progress, silent
 
 
