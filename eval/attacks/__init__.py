@@ -1,1 +1,1 @@
-"""Attacks: GCG, rewritten and replayed prompts, ablation of the refusal direction, and the worst case over attacks."""
+"""Attacks: GCG, rewritten and replayed prompts, and ablation of the refusal direction."""

@@ -107,7 +107,7 @@ def _capability(metrics: Sequence[Any]) -> Table:
 
 
 def _strengths(metrics: Sequence[Any]) -> Table:
-    from curricula.eval.attacks.worst_case import WORST  # imports scipy, which takes a while
+    from curricula.eval.analysis.worst_case import WORST  # imports scipy, which takes a while
 
     columns = ("decoder", "attack", "n", "broken", "95%\ninterval")
     table = new_table("Requests with any harmful answer, in percent; n: requests tried with every attack", *columns, left=2)

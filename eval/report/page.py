@@ -28,6 +28,7 @@ from curricula.eval.analysis.capability import (
 )
 from curricula.eval.analysis.claims import AUC, TOPK, run_claim_tests
 from curricula.eval.analysis.metrics import ALL, AttackMetrics, OverrefusalMetrics, StudyMetrics
+from curricula.eval.analysis.representations import representations
 from curricula.eval.analysis.runs import (
     Runs,
     arm_changes,
@@ -38,9 +39,8 @@ from curricula.eval.analysis.runs import (
     variance_parts,
 )
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows, read_study_rows
-from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
+from curricula.eval.analysis.worst_case import attack_strengths, attacks_met
 from curricula.eval.judges.caveats import COARSE, caveats, vague
-from curricula.eval.probes.representations import representations
 from curricula.eval.report import page_tables, wording
 from curricula.eval.report.figures import draw_figures, remove_stale
 from curricula.eval.report.points import Shown, comparable_estimates, judges_points

@@ -25,12 +25,12 @@ from curricula.eval.analysis.metrics import (
     is_own_suffix,
     without_average,
 )
+from curricula.eval.analysis.representations import Representation
 from curricula.eval.analysis.runs import ArmChange, VarianceParts
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.attacks.worst_case import WORST, AttackStrength, Met
-from curricula.eval.probes.representations import Representation
+from curricula.eval.analysis.worst_case import WORST, AttackStrength, Met
 from curricula.eval.report.points import Shown
 from curricula.eval.report.wording import DECODERS, arm_label, arm_labels, p_value, points, stage_title
 from curricula.eval.tasks import judged_tasks

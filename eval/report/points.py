@@ -19,7 +19,7 @@ from curricula.eval.analysis.runs import ArmDifference, ArmEstimate, ProbeEstima
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
-from curricula.eval.attacks.worst_case import Met
+from curricula.eval.analysis.worst_case import Met
 from curricula.eval.report.training import Training
 
 COMPLIED = "not over-refused"

@@ -309,7 +309,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     from curricula.eval.analysis.capability import capability_metrics
     from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics
     from curricula.eval.analysis.runs import Runs
-    from curricula.eval.attacks.worst_case import attack_strengths, attacks_met
+    from curricula.eval.analysis.worst_case import attack_strengths, attacks_met
     from curricula.eval.verdicts import merged_path, read_judged
 
     judged = [task for task in tasks if task.task.judged]

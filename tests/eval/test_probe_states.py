@@ -16,12 +16,12 @@ from curricula.curriculum.sources.declared import TextTable
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis import ArmInfo, read_study_rows
 from curricula.eval.analysis.metrics import probe_metrics
+from curricula.eval.analysis.representations import representations
 from curricula.eval.config import EvalConfig, Probes, ProbeTexts
 from curricula.eval.models import load_model
 from curricula.eval.probes import probing
 from curricula.eval.probes.auc import placements, standard_error
 from curricula.eval.probes.probing import probe_rows, run_probes
-from curricula.eval.probes.representations import representations
 from curricula.eval.probes.store import Store, read_fitted
 from curricula.eval.probes.texts import LabelledTexts, balanced, load_texts, matched
 from curricula.eval.rows import write_rows

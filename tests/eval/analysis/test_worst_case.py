@@ -10,7 +10,7 @@ from study_rows import generation, overrefusal_rows, trained
 
 from curricula.eval.analysis import ArmInfo, StudyRows
 from curricula.eval.analysis.runs import runs_of
-from curricula.eval.attacks.worst_case import Met, attack_strengths, attacks_met
+from curricula.eval.analysis.worst_case import Met, attack_strengths, attacks_met
 from curricula.eval.report.console import print_metrics
 from curricula.eval.report.page_tables import strength_tables
 from curricula.eval.tasks import judged_tasks
