@@ -296,7 +296,7 @@ class JudgeRun:
             self.done += len(rows)
             progress(self.done, len(self.rows))
 
-    def _put_in_order(self, as_first: bool = False) -> None:
+    def _put_in_order(self, as_first: bool) -> None:
         """Sort the verdicts into the order of the answers, the first judge's before all others.
 
         Verdicts on answers that are gone or have changed move to `<name>.unused.jsonl`. If a judge has several verdicts on an
