@@ -18,7 +18,7 @@ left out if they could pass for safe ones. docs/statistics.md ("The paper's clai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from curricula.eval.analysis.runs import Runs
 from curricula.eval.analysis.seeds import Compared, compare, compare_probes
 from curricula.eval.analysis.statistics import Outcome, holm, p_above, p_below
 from curricula.eval.analysis.study_rows import ArmInfo
+from curricula.eval.rows import MODEL_KINDS
 
 Direction = Literal["lower", "higher", "not higher", "same"]
 
@@ -88,8 +89,8 @@ class Claim:
     """A claim of the paper in our words."""
 
     id: str
-    figures: tuple[int, ...]
-    section: str
+    source: str
+    """Where the paper makes the claim."""
     sentence: str
     stage: str
     measure: Measure
@@ -97,11 +98,6 @@ class Claim:
     """How A compares with B in every pair."""
     pairs: tuple[tuple[Group, Group], ...]
     """The comparisons (A, B). All of them must hold."""
-
-    @property
-    def source(self) -> str:
-        """Where the paper makes the claim, such as "Fig. 1, §5.1"."""
-        return f"{'Figs.' if len(self.figures) > 1 else 'Fig.'} {' and '.join(map(str, self.figures))}, {self.section}"
 
 
 NEVER = Group((1.0,))
@@ -121,59 +117,59 @@ ANY = (0.0, 0.2, 0.6, 1.0)
 
 # fmt: off
 CLAIMS = (
-    Claim("base-safe-only-worst", (1,), "§5.1",
+    Claim("base-safe-only-worst", "Fig. 1, §5.1",
           "Of all base models, the one that never sees interventions answers harmful requests most often under top-k.",
           "base", TOPK, "higher", tuple((NEVER, arm) for kind in (PLAIN, TAGS) for arm in kind.values())),
-    Claim("base-middle-beats-start", (1,), "§5.1",
+    Claim("base-middle-beats-start", "Fig. 1, §5.1",
           "Under top-k, base models are safer with interventions from 20% or 60% than from the very start.",
           "base", TOPK, "lower", ((Group((0.2, 0.6)), BOTH[0.0]),)),
-    Claim("base-safebeam-from-start", (1,), "§5.1",
+    Claim("base-safebeam-from-start", "Fig. 1, §5.1",
           "Under SafeBeam, the base model with tags from the start is safer than with later tags or none.",
           "base", SAFEBEAM, "lower", FROM_THE_START),
-    Claim("benign-early-beats-safe-only", (2,), "§6",
+    Claim("benign-early-beats-safe-only", "Fig. 2, §6",
           "After benign finetuning, interventions from 0% or 20% leave a safer model under top-k than none.",
           "benign", TOPK, "lower", ((BOTH[0.0], NEVER), (BOTH[0.2], NEVER))),
-    Claim("benign-twenty-beats-sixty", (2,), "§5.1",
+    Claim("benign-twenty-beats-sixty", "Fig. 2, §5.1",
           "After benign finetuning, interventions from 20% leave a safer model under top-k than from 60%.",
           "benign", TOPK, "lower", ((BOTH[0.2], BOTH[0.6]),)),
-    Claim("benign-safebeam-from-start", (2,), "§5.1",
+    Claim("benign-safebeam-from-start", "Fig. 2, §5.1",
           "After benign finetuning, SafeBeam is safest with tags from the start.",
           "benign", SAFEBEAM, "lower", FROM_THE_START),
-    Claim("instruct-middle-beats-safe-only", (3,), "§5.1",
+    Claim("instruct-middle-beats-safe-only", "Fig. 3, §5.1",
           "After instruction tuning, interventions from 20% or 60% leave a safer model under top-k than none.",
           "instruct", TOPK, "lower", ((Group((0.2, 0.6)), NEVER),)),
-    Claim("instruct-safebeam-from-start", (3,), "§5.1",
+    Claim("instruct-safebeam-from-start", "Fig. 3, §5.1",
           "After instruction tuning, SafeBeam is safest with tags from the start.",
           "instruct", SAFEBEAM, "lower", FROM_THE_START),
-    Claim("overrefusal-topk-no-rise", (4,), "§5.2",
+    Claim("overrefusal-topk-no-rise", "Fig. 4, §5.2",
           "Under top-k, earlier interventions do not make the model refuse benign requests more often.",
           "instruct", REFUSAL_TOPK, "not higher", ((BOTH[0.0], NEVER), (BOTH[0.2], NEVER))),
-    Claim("overrefusal-safebeam-rises", (5,), "§5.2",
+    Claim("overrefusal-safebeam-rises", "Fig. 5, §5.2",
           "Under SafeBeam, tags from the start make over-refusal higher than no interventions.",
           "instruct", REFUSAL_SAFEBEAM, "higher", ((TAGS[0.0], NEVER),)),
-    Claim("safebeam-compliance-more-helpful", (5,), "§5.2",
+    Claim("safebeam-compliance-more-helpful", "Fig. 5, §5.2",
           "Under SafeBeam, compliant answers are helpful more often with tags from the start than with no interventions.",
           "instruct", HELPFUL_SAFEBEAM, "higher", ((TAGS[0.0], NEVER),)),
-    Claim("gcg-safebeam-middle", (6,), "§5.3",
+    Claim("gcg-safebeam-middle", "Fig. 6, §5.3",
           "Against GCG with SafeBeam, tags from 20% or 60% are more robust than tags from the start or none.",
           "instruct", GCG_SAFEBEAM, "lower", tuple((TAGS[middle], end) for middle in (0.2, 0.6) for end in (TAGS[0.0], NEVER))),
-    Claim("gcg-topk-flat", (6,), "§5.3",
+    Claim("gcg-topk-flat", "Fig. 6, §5.3",
           "Against GCG with top-k, the start of the interventions makes no noticeable difference.",
           "instruct", GCG_TOPK, "same", tuple((arm, NEVER) for arm in BOTH.values())),
-    Claim("probe-earlier-separates", (7,), "§5.4",
+    Claim("probe-earlier-separates", "Fig. 7, §5.4",
           "Without tags, the last layer of the base model separates safe from unsafe text better with interventions from 0%"
           " than with none.",
           "base", AUC, "higher", ((PLAIN[0.0], NEVER),)),
-    Claim("probe-tags-from-start-best", (7,), "§5.4",
+    Claim("probe-tags-from-start-best", "Fig. 7, §5.4",
           "With tags, the last layer of the base model separates best when they are there from the start.",
           "base", AUC, "higher", FROM_THE_START),
-    Claim("probe-tags-beat-data", (7,), "§5.4",
+    Claim("probe-tags-beat-data", "Fig. 7, §5.4",
           "From the start, tags separate the last layer of the base model better than data interventions alone.",
           "base", AUC, "higher", ((TAGS[0.0], PLAIN[0.0]),)),
-    Claim("probe-tags-from-start-best-instruct", (7,), "§5.4",
+    Claim("probe-tags-from-start-best-instruct", "Fig. 7, §5.4",
           "The same order survives instruction tuning: tags from the start separate the last layer best.",
           "instruct", AUC, "higher", FROM_THE_START),
-    Claim("probe-last-layer-best", (8, 9), "App. A",
+    Claim("probe-last-layer-best", "Figs. 8 and 9, App. A",
           "Over all arms, the last layer of the base models separates better than the first and the middle layer.",
           "base", AUC, "higher", tuple((Group(ANY), Group(ANY, layer=layer)) for layer in ("first", "middle"))),
 )
@@ -226,9 +222,9 @@ class Comparison:
     """Unadjusted p-value of the hypothesis that the claim holds."""
 
 
-def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS) -> list[ClaimTest]:
-    """Test all claims as one family."""
-    measured = [_measured(runs, claim) for claim in claims]
+def run_claim_tests(runs: Runs, claims: Sequence[Claim] = CLAIMS, stages: Collection[str] = MODEL_KINDS) -> list[ClaimTest]:
+    """Test all claims as one family. Only models of the paper's `stages` count as measured."""
+    measured = [_measured(runs, claim, stages) for claim in claims]
     tested = [i for i, (pairs, _) in enumerate(measured) if pairs and all(pair.compared.crossed for pair in pairs)]
     holds = holm([max(pair.p for pair in measured[i][0]) for i in tested])
     fails = holm([len(measured[i][0]) * min(pair.p_against for pair in measured[i][0]) for i in tested])
@@ -260,13 +256,14 @@ def _claim_test(claim: Claim, pairs: Sequence[Comparison], adjusted: tuple[float
     return ClaimTest(*described, shown.names, outcome, *gap, p, compared.n, compared.seeds, words)
 
 
-def _measured(runs: Runs, claim: Claim) -> tuple[list[Comparison], str]:
+def _measured(runs: Runs, claim: Claim, stages: Collection[str]) -> tuple[list[Comparison], str]:
     """Every pair of the claim, and a sentence on the runs that are left out; no pairs, and why, if one cannot be compared."""
     measure, stage = claim.measure, claim.stage
     if absent := dict.fromkeys(name for pair in claim.pairs for group in pair for name in group.absent(runs.arms)):
         return [], f"the study lacks {', '.join(absent)}"
     places = dict.fromkeys((arm, group) for pair in claim.pairs for group in pair for arm in group.select(runs.arms))
-    if different := runs.different_judges({arm for arm, _ in places}, (stage,), measure.task, measure.decoder):
+    different = runs.different_judges({arm for arm, _ in places}, (stage,), measure.task, measure.decoder)
+    if different and stage in stages:
         return [], different
     values: dict[tuple[ArmInfo, Group], Mapping[int, Any]] = {}  # rates of prompts, or AUCs of probes, by training seed
     unmeasured, left_out = [], []
@@ -275,7 +272,7 @@ def _measured(runs: Runs, claim: Claim) -> tuple[list[Comparison], str]:
             by_seed: Mapping[int, Any] = runs.aucs(arm, stage, group.layer)
         else:
             by_seed = runs.rates(arm, stage, measure.task, measure.decoder, measure.outcome)
-        if not by_seed:
+        if not by_seed or stage not in stages:
             unmeasured.append(arm.name)
         lost: list[int] = []
         if measure.outcome not in (None, helpful_if_compliant):

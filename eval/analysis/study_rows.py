@@ -7,7 +7,7 @@ measure is in `eval/analysis/metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -90,15 +90,6 @@ class StudyRows:
     def seeds(self) -> list[int]:
         """The training seeds, the study's first one first."""
         return list(dict.fromkeys(arm.seed for arm in self.arms))
-
-    def of_stages(self, stages: Collection[str]) -> StudyRows:
-        """The study as if only the models of these stages had been measured."""
-        return replace(
-            self,
-            generations={key: rows for key, rows in self.generations.items() if key[1] in stages},
-            probes={key: rows for key, rows in self.probes.items() if key[1] in stages},
-            capability={key: rows for key, rows in self.capability.items() if key[1] in stages},
-        )
 
     def of_judge(self, judge: str) -> StudyRows:
         """The study with another judge's verdicts on its answers, as if they were its own."""

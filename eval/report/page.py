@@ -10,7 +10,6 @@ uninterrupted study can be compared byte by byte.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,7 @@ def tables_of(run: Path, runs: Runs, shown: Shown, study: Mapping[str, Any]) -> 
         "overrefusal": metrics.overrefusals,
         "probes": metrics.probes,
         "pruning": metrics.pruning,
-        "trends": run_claim_tests(replace(runs, study=rows.of_stages(study.get("papers", MODEL_KINDS)))),
+        "trends": run_claim_tests(runs, stages=study.get("papers", MODEL_KINDS)),
         "differences": shown.differences,
         "changes": list(arm_changes(runs, study.get("parents", {}))),
         "estimates": shown.estimates,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -198,6 +199,12 @@ def test_an_arm_that_a_study_spells_out_is_none_of_the_papers_whatever_its_name(
     assert (test.outcome, test.note) == ("not measured", "the study lacks data-0, full-0, data-20, full-20")
 
 
+def test_a_stage_of_the_studys_own_that_has_the_name_of_one_of_the_papers_decides_no_claim():
+    study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
+    test = only(run_claim_tests(study, [claim("benign-twenty-beats-sixty")], ("base", "instruct")))
+    assert (test.outcome, test.note) == ("not measured", "not measured at stage benign: data-20, full-20, data-60, full-60")
+
+
 def test_arms_that_were_judged_by_different_versions_decide_no_claim():
     study = attacks("attacks-topk", "benign", "topk", 2, earlier_is_safer)
     rows = study.study.generations["data-20-s3", "benign", "attacks-topk"]
@@ -298,7 +305,7 @@ class ShiftedRuns(Runs):
 def shifted(spread: float, shifts: dict[float, float], *directions: Direction) -> list[ClaimTest]:
     """The tests of a family of claims: how the arms of each start of `shifts` compare with the safe-only arm."""
     pairs = tuple((BOTH[start], NEVER) for start in shifts)
-    claims = [Claim(str(i), (), "", "", "base", TOPK, direction, pairs) for i, direction in enumerate(directions)]
+    claims = [Claim(str(i), "", "", "base", TOPK, direction, pairs) for i, direction in enumerate(directions)]
     return run_claim_tests(ShiftedRuns(StudyRows(tuple(ARMS), {}, {}), shifts=shifts, spread=spread), claims)
 
 
@@ -340,14 +347,9 @@ def test_claims_have_unique_ids():
     assert len({each.id for each in CLAIMS}) == len(CLAIMS)
 
 
-@pytest.mark.parametrize("figure", range(1, 10))
-def test_every_figure_of_the_paper_has_a_claim(figure):
-    assert any(figure in each.figures for each in CLAIMS)
-
-
-def test_a_claim_names_its_source_in_the_paper():
-    assert claim("benign-early-beats-safe-only").source == "Fig. 2, §6"
-    assert claim("probe-last-layer-best").source == "Figs. 8 and 9, App. A"
+def test_every_figure_of_the_paper_has_a_claim():
+    named = {int(number) for each in CLAIMS for number in re.findall(r"\d+", each.source.partition(",")[0])}
+    assert named == set(range(1, 10))
 
 
 def test_claim_tests_hold_plain_values_that_survive_json():
