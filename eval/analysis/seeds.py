@@ -73,14 +73,6 @@ class Components:
         return (self.seed + (self.interaction + self.sample / samples) / prompts) / seeds, self.prompt / prompts
 
 
-def reach_squared(alpha: float, seed: tuple[float, float], prompt: tuple[float, float]) -> float:
-    """The square of half the width of the two-sided interval of level 1 - `alpha`.
-
-    `seed` and `prompt` are each a variance and its degrees of freedom.
-    """
-    return sum(float(special.stdtrit(freedom, alpha / 2)) ** 2 * variance for variance, freedom in (seed, prompt))
-
-
 @dataclass(frozen=True)
 class Crossed:
     """A mean over at least two seeds and over prompts, with its variance."""
@@ -102,21 +94,23 @@ class Crossed:
     samples: float
     """Average number of answers to a prompt in one run."""
 
-    def _reach_squared(self, alpha: float) -> float:
-        return reach_squared(alpha, (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom))
+    def reach_squared(self, alpha: float) -> float:
+        """The square of half the width of the two-sided interval of level 1 - `alpha`."""
+        parts = (self.seed_variance, self.seeds - 1), (self.prompt_variance, self.freedom)
+        return sum(float(special.stdtrit(freedom, alpha / 2)) ** 2 * variance for variance, freedom in parts)
 
     def p(self, bound: float) -> float:
         gap = (self.value - bound) ** 2
         if gap < TIE**2:
             return 1.0
-        if self._reach_squared(LEAST_P) <= gap:
+        if self.reach_squared(LEAST_P) <= gap:
             return LEAST_P
-        return float(optimize.brentq(lambda alpha: self._reach_squared(alpha) - gap, LEAST_P, 1.0, xtol=1e-13))
+        return float(optimize.brentq(lambda alpha: self.reach_squared(alpha) - gap, LEAST_P, 1.0, xtol=1e-13))
 
     @property
     def reach(self) -> float:
         """Half the width of the 95% interval."""
-        return math.sqrt(self._reach_squared(0.05))
+        return math.sqrt(self.reach_squared(0.05))
 
     def interval(self) -> tuple[float, float]:
         return max(-1.0, self.value - self.reach), min(1.0, self.value + self.reach)

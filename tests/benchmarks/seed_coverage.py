@@ -28,7 +28,7 @@ from study_rows import ARMS
 
 from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.claims import CLAIMS, run_claim_tests
-from curricula.eval.analysis.seeds import Crossed, CrossedAndPooled, interval_over_seeds, reach_squared
+from curricula.eval.analysis.seeds import Crossed, CrossedAndPooled, interval_over_seeds
 from curricula.eval.analysis.statistics import NORMAL_95, rate_interval
 from curricula.randomness import keyed_rng
 
@@ -110,8 +110,7 @@ def false_alarms(seeds: int, studies: int) -> dict[str, float]:
     for a, b in zip(*draw_rates(keyed_rng("alarms", seeds), cell, studies)):
         one, pooled = crossed(a - b), pooled_pairs(a, b, cell.samples)
         for name, alpha in zip(found, (0.05, 0.05 / 18)):
-            parts = (one.seed_variance, one.seeds - 1), (one.prompt_variance, one.freedom)
-            if reach_squared(alpha, *parts) < one.value**2:
+            if one.reach_squared(alpha) < one.value**2:
                 found[name] += CrossedAndPooled(one, pooled).p(0.0) < alpha
     return {name: count / studies for name, count in found.items()}
 
