@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curricula import durable
-from curricula.eval.analysis.metrics import SAFE_VERDICTS, RowId, attack_metrics, overrefusal_metrics, probe_metrics, row_id
+from curricula.eval.analysis.metrics import Model, RowId, attack_metrics, harmful, overrefusal_metrics, probe_metrics, row_id
 from curricula.eval.analysis.statistics import cluster_of, grouped, prompt_of, rate_interval, tally
 from curricula.eval.analysis.study_rows import require_same_requests, require_same_texts
 from curricula.eval.identity import recorded_hash
@@ -74,6 +74,7 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
     logs = [row for name, last in course.logs for row in durable.read_jsonl(run / name) if last is None or row["step"] <= last]
     last_step = course.steps or max((row["step"] for row in logs), default=0)
     end = course.end if last_step else None  # without metrics its step may not be known
+    model = Model(course.arm, course.seed, course.stage)
 
     def at(step: int, measure: str, series: str, *more: float | str | None) -> CurvePoint:
         place = (course.stage, course.arm, course.seed, step, step * course.step_tokens)
@@ -87,14 +88,14 @@ def _points(run: Path, course: Course) -> Iterator[CurvePoint]:
             answers = _answers_by_step(run, course, task, end, last_step)
             expected = {row_id(row) for _, rows in answers for row in rows}
             for step, rows in answers:
-                for measured in _measured(rows, task, expected):
+                for measured in _measured(rows, model, task, expected):
                     yield at(step, *measured)
         elif TASKS[task].kind == "probes":
             files = [run / "eval" / place / "probes.jsonl" for place in (*course.points, end) if place]
             probed = [(path, read_rows(path, ProbeRow)) for path in files]
             require_same_texts(probed)
             for _, probes in probed:
-                for entry in probe_metrics(probes, course.arm, course.stage, course.seed):
+                for entry in probe_metrics(probes, model):
                     yield at(probes[0].step or last_step, "probe AUC", entry.layer, entry.auc)
 
 
@@ -118,22 +119,21 @@ def _answers_by_step(
 
 
 def _measured(
-    rows: list[JudgedRow], task: str, expected: Collection[RowId]
+    rows: list[JudgedRow], model: Model, task: str, expected: Collection[RowId]
 ) -> Iterator[tuple[str, str, float, float | None, float | None, int, str]]:
     """The fields of `CurvePoint` from `measure` on, for one model's answers to one task. `expected` has the whole curve's."""
     if kind_of(task) == "overrefusal":
-        decoder = TASKS[task].decoders[0]
-        for refusals in overrefusal_metrics(rows, "", "", decoder, expected)[-1:]:  # the last is over all sets
-            if refusals.rate is not None:
-                yield "over-refusal", decoder, refusals.rate, refusals.low, refusals.high, refusals.prompts, refusals.judges
+        last = overrefusal_metrics(rows, model, expected)[-1]  # over all sets
+        if last.rate is not None:
+            yield "over-refusal", last.decoder, last.rate, last.low, last.high, last.prompts, last.judges
         return
     # A decoder's last metrics are those over all benchmarks.
-    attacks = {attack.decoder: attack for attack in attack_metrics(rows, "", "", expected)}
+    attacks = {attack.decoder: attack for attack in attack_metrics(rows, model, expected)}
     for decoder, attack in attacks.items():
         if attack.rate is None:
             continue
         yield "attack success", decoder, attack.rate, attack.low, attack.high, attack.prompts, attack.judges
-        parsed = [row for row in rows if row.decoder == decoder and row.verdict in {*SAFE_VERDICTS, "harmful"}]
+        parsed = [row for row in rows if row.decoder == decoder and harmful(row) is not None]
         refused = tally((cluster_of(row), row.benchmark, float(row.verdict == "refusal")) for row in parsed)
         if refused:
             low, high = rate_interval(refused)

@@ -77,9 +77,7 @@ class BitsEstimate:
     runs: Mapping[int, float] = field(metadata={"form": (4, "")})
 
 
-def capability_metrics(
-    rows: Sequence[CapabilityRow], arm: str, stage: str, seed: int = 0, expected: Collection[str] = ()
-) -> list[CapabilityMetrics]:
+def capability_metrics(rows: Sequence[CapabilityRow], model: Model, expected: Collection[str] = ()) -> list[CapabilityMetrics]:
     """The metrics of each task and, if there are several and none of `expected` is missing, of their average."""
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
     metrics = []
@@ -90,9 +88,7 @@ def capability_metrics(
         low, high = rate_interval(tallied)
         metrics.append(
             CapabilityMetrics(
-                arm=arm,
-                seed=seed,
-                stage=stage,
+                **vars(model),
                 benchmark=name,
                 metric=", ".join(sorted({row.metric for row in own})),
                 value=tallied.mean(),
@@ -115,7 +111,7 @@ def study_capability(study: StudyRows) -> list[CapabilityMetrics]:
         for arm in study.arms
         for stage in study.stages
         for metrics in capability_metrics(
-            study.capability.get((arm.key, stage), []), arm.name, stage, arm.seed, expected[stage]
+            study.capability.get((arm.key, stage), []), Model(arm.name, arm.seed, stage), expected[stage]
         )
     ]
 

@@ -220,8 +220,7 @@ class StudyMetrics:
     @property
     def stages(self) -> list[str]:
         """The stages that have been measured."""
-        entries: list[AttackMetrics | OverrefusalMetrics | ProbeMetrics]
-        entries = [*self.attacks, *self.overrefusals, *self.probes]
+        entries: list[Model] = [*self.attacks, *self.overrefusals, *self.probes]
         return list(dict.fromkeys(entry.stage for entry in entries))
 
     def attacks_by(self, stage: str, *decoders: str) -> list[AttackMetrics]:
@@ -261,9 +260,7 @@ def judges_of(rows: Iterable[JudgedRow]) -> str:
     return ", ".join(sorted({f"{row.judge} {row.judge_version}" for row in rows if row.judge}))
 
 
-def attack_metrics(
-    rows: Sequence[JudgedRow], arm: str, stage: str, expected: Collection[RowId] = (), seed: int = 0
-) -> list[AttackMetrics]:
+def attack_metrics(rows: Sequence[JudgedRow], model: Model, expected: Collection[RowId] = ()) -> list[AttackMetrics]:
     """The metrics of each decoder on each benchmark in `rows` or `expected` (the rows any arm has), and on all together."""
     present = {row_id(row): row for row in rows}
     wanted = set(expected) | set(present)
@@ -273,11 +270,11 @@ def attack_metrics(
         for name in benchmarks + ([ALL] if len(benchmarks) > 1 else []):
             names = {name}
             if name == ALL:
-                names = {benchmark for benchmark in benchmarks if not is_own_suffix(decoder, benchmark, arm)}
+                names = {benchmark for benchmark in benchmarks if not is_own_suffix(decoder, benchmark, model.arm)}
             ids = sorted(id for id in wanted if id.decoder == decoder and id.benchmark in names)
             counts = Counter((id.benchmark, id.prompt_id) for id in ids)
             own = [present[id] for id in ids if id in present]
-            metrics.append(_attack_metrics(own, Place(arm, seed, stage, name, decoder), counts))
+            metrics.append(_attack_metrics(own, Place(**vars(model), benchmark=name, decoder=decoder), counts))
     return metrics
 
 
@@ -372,12 +369,10 @@ def _is_raw(row: GenerationRow) -> bool:
     return row.raw or TASKS[row.task].kind == "template-removal"
 
 
-def overrefusal_metrics(
-    rows: Sequence[JudgedRow], arm: str, stage: str, decoder: str, expected: Collection[RowId] = (), seed: int = 0
-) -> list[OverrefusalMetrics]:
+def overrefusal_metrics(rows: Sequence[JudgedRow], model: Model, expected: Collection[RowId] = ()) -> list[OverrefusalMetrics]:
     """The metrics of each set of requests in `rows` or `expected` (the rows any arm has), and of all together.
 
-    All rows are of `decoder`.
+    All rows are of one decoder.
     """
     benchmarks = sorted({id.benchmark for id in expected} | {row.benchmark for row in rows})
     metrics = []
@@ -385,7 +380,8 @@ def overrefusal_metrics(
         names = set(benchmarks) if name == ALL else {name}
         own = [row for row in rows if row.benchmark in names]
         wanted = {id for id in expected if id.benchmark in names}
-        metrics.append(_overrefusal_metrics(own, Place(arm, seed, stage, name, decoder), wanted, names))
+        place = Place(**vars(model), benchmark=name, decoder=rows[0].decoder)
+        metrics.append(_overrefusal_metrics(own, place, wanted, names))
     return metrics
 
 
@@ -417,7 +413,7 @@ def _overrefusal_metrics(
     )
 
 
-def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0) -> list[ProbeMetrics]:
+def probe_metrics(rows: Sequence[ProbeRow], model: Model) -> list[ProbeMetrics]:
     """The metrics of each probed layer in `rows`, first to last."""
     metrics = []
     for layer, index in layers_in(rows):
@@ -429,9 +425,7 @@ def probe_metrics(rows: Sequence[ProbeRow], arm: str, stage: str, seed: int = 0)
         reach = NORMAL_95 * float(np.hypot(over_texts, (std or 0.0) / len(probes) ** 0.5))
         metrics.append(
             ProbeMetrics(
-                arm=arm,
-                seed=seed,
-                stage=stage,
+                **vars(model),
                 layer=layer,
                 layer_index=index,
                 auc=auc,
@@ -463,14 +457,16 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def pruning_metrics(rows: Sequence[GenerationRow], arm: str, stage: str, seed: int = 0) -> list[PruningMetrics]:
+def pruning_metrics(rows: Sequence[GenerationRow], model: Model) -> list[PruningMetrics]:
     """The metrics of each decoder that prunes on each benchmark in `rows`."""
     metrics = []
     for (decoder, benchmark), own in sorted(grouped(rows, lambda row: (row.decoder, row.benchmark)).items()):
         if known := [row.pruning for row in own if row.pruning]:
             metrics.append(
                 PruningMetrics(
-                    *(arm, seed, stage, benchmark, decoder),
+                    **vars(model),
+                    benchmark=benchmark,
+                    decoder=decoder,
                     answers=len(known),
                     unrecorded=len(own) - len(known),
                     logp=sum(cost.logp for cost in known) / len(known),

@@ -192,18 +192,18 @@ def study_metrics(runs: Runs) -> metrics.StudyMetrics:
     of_study = metrics.StudyMetrics([], [], [], [])
     for arm in study.arms:
         for stage in study.stages:
+            model = metrics.Model(arm.name, arm.seed, stage)
             for task in (*ATTACK_TASKS, *OVERREFUSAL_TASKS):
                 rows, wanted = study.generations.get((arm.key, stage, task), []), expected[stage, task]
-                of_study.pruning.extend(metrics.pruning_metrics(rows, arm.name, stage, arm.seed))
+                of_study.pruning.extend(metrics.pruning_metrics(rows, model))
                 if rows and task in ATTACK_TASKS:
-                    for attack in metrics.attack_metrics(rows, arm.name, stage, wanted, arm.seed):
+                    for attack in metrics.attack_metrics(rows, model, wanted):
                         if shown := runs.competence_of(arm, stage, attack.decoder):
                             attack = replace(attack, competence=shown.share, incoherent=shown.is_incoherent)
                         of_study.attacks.append(attack)
                 elif rows:
-                    decoder = TASKS[task].decoders[0]
-                    of_study.overrefusals.extend(metrics.overrefusal_metrics(rows, arm.name, stage, decoder, wanted, arm.seed))
-            of_study.probes.extend(metrics.probe_metrics(study.probes.get((arm.key, stage), []), arm.name, stage, arm.seed))
+                    of_study.overrefusals.extend(metrics.overrefusal_metrics(rows, model, wanted))
+            of_study.probes.extend(metrics.probe_metrics(study.probes.get((arm.key, stage), []), model))
     return of_study
 
 

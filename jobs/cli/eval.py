@@ -307,7 +307,7 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     """The metrics of the rows that this command asks for, by kind, and the worst case over attacks."""
     from curricula.eval.analysis import ArmInfo, StudyRows
     from curricula.eval.analysis.capability import capability_metrics
-    from curricula.eval.analysis.metrics import attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics
+    from curricula.eval.analysis.metrics import Model, attack_metrics, overrefusal_metrics, probe_metrics, pruning_metrics
     from curricula.eval.analysis.runs import Runs
     from curricula.eval.analysis.worst_case import attack_strengths, attacks_met
     from curricula.eval.verdicts import merged_path, read_judged
@@ -316,22 +316,23 @@ def _metrics(args: argparse.Namespace, tasks: list[EvalTask], out: Path) -> dict
     generated = [row for task in judged for row in read_rows(task.path(out), GenerationRow)]
     asked = {row.key for row in generated}
     name, answers = Path(args.model).name, {}
+    model = Model(name, 0, args.kind)
     answered = [row for task in tasks if task.task.kind == "capability" for row in read_rows(task.path(out), CapabilityRow)]
     probed = [row for task in tasks if task.task.kind == "probes" for row in read_rows(task.path(out), ProbeRow)]
     metrics: dict[str, list[Any]] = {
         "attacks": [],
         "overrefusal": [],
-        "pruning": pruning_metrics(generated, name, args.kind),
-        "capability": capability_metrics(answered, name, args.kind),
-        "probes": probe_metrics(probed, name, args.kind),
+        "pruning": pruning_metrics(generated, model),
+        "capability": capability_metrics(answered, model),
+        "probes": probe_metrics(probed, model),
     }
     for task in dict.fromkeys(each.task for each in judged):
         rows = [row for row in read_judged(merged_path(out, task.name)) if row.key in asked]
         if task.judged == "attack":
-            metrics["attacks"] += attack_metrics(rows, name, args.kind)
+            metrics["attacks"] += attack_metrics(rows, model)
             answers[name, args.kind, task.name] = rows
         else:
-            metrics["overrefusal"] += overrefusal_metrics(rows, name, args.kind, task.decoders[0])
+            metrics["overrefusal"] += overrefusal_metrics(rows, model)
     study = StudyRows((ArmInfo(name, 0.0, name, args.seed),), answers, {})
     metrics["worst_case"] = list(attack_strengths(attacks_met(Runs(study))))
     return {kind: entries for kind, entries in metrics.items() if entries or kind in ("attacks", "overrefusal")}

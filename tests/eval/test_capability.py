@@ -33,6 +33,7 @@ from curricula.eval.analysis.capability import (
     pareto_front,
     study_capability,
 )
+from curricula.eval.analysis.metrics import Model
 from curricula.eval.analysis.study_rows import ArmInfo, StudyRows
 from curricula.eval.benchmarks import PromptSet
 from curricula.eval.capability.harness import question_task, read_task, task_manager
@@ -78,7 +79,7 @@ def test_rows_means_and_standard_errors_equal_lm_evals_own(place, tmp_path, name
     metric = "acc_norm" if name == "choices" else "exact_match"
     samples = {str(sample["doc_id"]): float(sample[metric]) for sample in plain["samples"][name]}
     assert {row.prompt_id: row.value for row in rows} == samples and {row.metric for row in rows} == {metric}
-    (found,) = capability_metrics(rows, "arm", "base")
+    (found,) = capability_metrics(rows, Model("arm", 0, "base"))
     whole = plain["results"][name]
     assert found.value == pytest.approx(whole[f"{metric},none"])
     assert found.error == pytest.approx(whole[f"{metric}_stderr,none"], abs=1e-9)
@@ -292,7 +293,7 @@ def test_an_arm_with_several_seeds_has_an_interval_over_seeds_and_questions():
     found = {one.benchmark: one.value for one in capability_estimates(StudyRows(arms, {}, {}, capability=rows))}
     assert found["a"].value == pytest.approx(0.75) and len(found["a"].runs) == 3 and found["a"].spread == pytest.approx(0.1)
     assert found["all"].value == pytest.approx((0.75 + 1) / 2)
-    (alone,) = capability_metrics(rows["full-0.1", "base"][:40], "full-0", "base", 1)
+    (alone,) = capability_metrics(rows["full-0.1", "base"][:40], Model("full-0", 1, "base"))
     assert found["a"].high - found["a"].low > alone.high - alone.low
 
 

@@ -15,7 +15,7 @@ from tiny_llama import save_tiny_llama
 from curricula.curriculum.sources.declared import TextTable
 from curricula.errors import UsageError, UserError
 from curricula.eval.analysis import ArmInfo, read_study_rows
-from curricula.eval.analysis.metrics import probe_metrics
+from curricula.eval.analysis.metrics import Model, probe_metrics
 from curricula.eval.analysis.representations import representations
 from curricula.eval.config import EvalConfig, Probes, ProbeTexts
 from curricula.eval.models import load_model
@@ -176,7 +176,7 @@ def test_the_error_of_an_auc_is_known_where_a_class_has_one_text(texts):
 
 def test_metrics_have_an_interval_over_texts_and_subsets(loaded, data, tmp_path):
     rows = probe(loaded, data, tmp_path)
-    for entry in probe_metrics(rows, "arm", "base"):
+    for entry in probe_metrics(rows, Model("arm", 0, "base")):
         assert 0 <= entry.low < entry.auc <= entry.high <= 1
         own = [row.error for row in rows if row.layer == entry.layer]
         assert entry.high == 1 or entry.high - entry.auc >= 1.959 * float(np.mean(own))
@@ -189,9 +189,9 @@ def test_baselines_are_counts_of_words_and_the_network_before_training(loaded, d
     assert all(row.baseline_words_auc > 0.9 for row in rows)  # "bad" and "good" are words
     assert all(row.baseline_untrained_auc > 0.6 for row in rows)  # random features of two words differ too
     assert [row.baseline_untrained_auc for row in rows] != [row.auc for row in rows]
-    (words,) = {entry.words_auc for entry in probe_metrics(rows, "arm", "base")}
+    (words,) = {entry.words_auc for entry in probe_metrics(rows, Model("arm", 0, "base"))}
     assert words == pytest.approx(np.mean([row.baseline_words_auc for row in rows[::3]]))
-    assert probe_metrics(probe(loaded, data, tmp_path / "none"), "arm", "base")[0].untrained_auc is None
+    assert probe_metrics(probe(loaded, data, tmp_path / "none"), Model("arm", 0, "base"))[0].untrained_auc is None
 
 
 def test_texts_of_matched_length_leave_nothing_to_length(loaded, tmp_path):

@@ -12,7 +12,7 @@ from judge_server import answer_row
 from curricula.core_yaml import load_yaml
 from curricula.curriculum.sources.declared import anchor
 from curricula.errors import UserError
-from curricula.eval.analysis.metrics import overrefusal_metrics, row_id
+from curricula.eval.analysis.metrics import Model, overrefusal_metrics, row_id
 from curricula.eval.benchmarks import BENCHMARKS, PromptSet, load_prompts, own_prompts
 from curricula.eval.config import FULL, EvalConfig
 from curricula.eval.rows import JudgedRow
@@ -152,12 +152,12 @@ def answered(benchmark, number, verdict):
 def test_several_sets_of_benign_requests_have_rates_of_their_own_and_their_mean():
     rows = [answered("alpaca", n, "1_compliant_and_helpful") for n in range(8)]
     rows += [answered("xstest", n, "4_full_refusal" if n < 1 else "1_compliant_and_helpful") for n in range(2)]
-    found = {one.benchmark: one for one in overrefusal_metrics(rows, "arm", "instruct", "topk")}
+    found = {one.benchmark: one for one in overrefusal_metrics(rows, Model("arm", 0, "instruct"))}
     assert (found["alpaca"].rate, found["xstest"].rate, found["all"].rate) == (0.0, 0.5, 0.25)
     assert found["all"].shares["4_full_refusal"] == 0.25 and found["all"].prompts == 10
-    (alone,) = overrefusal_metrics(rows[:8], "arm", "instruct", "topk")
+    (alone,) = overrefusal_metrics(rows[:8], Model("arm", 0, "instruct"))
     assert alone.benchmark == "alpaca"
-    lacking = overrefusal_metrics(rows[:8], "arm", "instruct", "topk", {row_id(row) for row in rows})[-1]
+    lacking = overrefusal_metrics(rows[:8], Model("arm", 0, "instruct"), {row_id(row) for row in rows})[-1]
     assert (lacking.benchmark, lacking.rate, lacking.low, lacking.shares, lacking.missing) == ("all", None, None, {}, 2)
 
 

@@ -9,13 +9,14 @@ from sklearn.metrics import cohen_kappa_score
 from study_rows import generation
 
 from curricula.eval.analysis.accuracy import Accuracy, accuracy_of, agreement, corrected, published
-from curricula.eval.analysis.metrics import StudyMetrics, attack_metrics
+from curricula.eval.analysis.metrics import Model, StudyMetrics, attack_metrics
 from curricula.eval.analysis.statistics import Tally, tally
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.points import Shown
 from curricula.randomness import keyed_rng
 
+MODEL = Model("arm", 0, "instruct")
 OFFICIAL = "harmbench:cais/HarmBench-Llama-2-13b-cls"
 
 
@@ -129,7 +130,7 @@ def test_the_caption_says_what_becomes_of_a_rate_below_the_false_alarms():
         )
         for i in range(200)
     ]
-    metrics = StudyMetrics(attack_metrics(rows, "arm", "instruct"), [], [], [])
+    metrics = StudyMetrics(attack_metrics(rows, MODEL), [], [], [])
     assert metrics.attacks[0].corrected == 0.0 and metrics.attacks[0].corrected_high > 0
     caption = FIGURES[2].caption(Shown([ArmInfo("arm", 1.0, "none")], [0], metrics))
     assert "Rates below the judge’s false-alarm rate are shown as 0" in caption and "too far below" in caption
@@ -151,30 +152,30 @@ def test_published_accuracies_hold_only_for_the_official_settings():
         )
         for i in range(100)
     ]
-    (found,) = attack_metrics(rows, "arm", "instruct")
+    (found,) = attack_metrics(rows, MODEL)
     assert found.rate == 0.5 and found.corrected == pytest.approx((0.5 + 0.86 - 1) / (0.967 + 0.86 - 1), abs=1e-6)
     assert found.corrected_low < found.corrected < found.corrected_high
     other = [generation(prompt_id="0", verdict="harmful", judge=OFFICIAL, judge_version="another template")]
-    assert attack_metrics(other, "arm", "instruct")[0].corrected is None
+    assert attack_metrics(other, MODEL)[0].corrected is None
 
 
 def test_published_accuracies_do_not_hold_for_answers_outside_a_chat_template():
     (name, version), _ = next(iter(published().items()))
     rows = [generation(prompt_id=str(i), prompt=str(i), verdict="harmful", judge=name, judge_version=version) for i in range(9)]
-    assert attack_metrics(rows, "arm", "instruct")[0].corrected is not None
+    assert attack_metrics(rows, MODEL)[0].corrected is not None
     raw = [msgspec.structs.replace(row, raw=True, model_kind="base") for row in rows]
-    assert attack_metrics(raw, "arm", "base")[0].corrected is None
+    assert attack_metrics(raw, Model("arm", 0, "base"))[0].corrected is None
     removed = [msgspec.structs.replace(row, task="template-removal-topk", decoder="template-removal+topk") for row in rows]
-    assert attack_metrics(removed, "arm", "instruct")[0].corrected is None
+    assert attack_metrics(removed, MODEL)[0].corrected is None
 
 
 def test_the_world_judges_accuracy_holds_for_the_decoder_under_which_answers_were_read():
     rows = [generation(prompt_id=str(i), prompt=str(i), verdict="harmful") for i in range(9)]
-    assert attack_metrics(rows, "arm", "instruct")[0].corrected is not None
+    assert attack_metrics(rows, MODEL)[0].corrected is not None
     other = [msgspec.structs.replace(row, decoder="safebeam") for row in rows]
-    assert attack_metrics(other, "arm", "instruct")[0].corrected is None
+    assert attack_metrics(other, MODEL)[0].corrected is None
     of_two_kinds = [*rows[1:], msgspec.structs.replace(rows[0], model_kind="base")]
-    assert attack_metrics(of_two_kinds, "arm", "instruct")[0].corrected is None
+    assert attack_metrics(of_two_kinds, MODEL)[0].corrected is None
 
 
 def test_short_circuits_which_no_judge_sees_are_not_corrected():
@@ -191,11 +192,11 @@ def test_short_circuits_which_no_judge_sees_are_not_corrected():
         )
         for i in range(200)
     ]
-    (whole,), (judged,) = attack_metrics(rows, "arm", "instruct"), attack_metrics(rows[100:], "arm", "instruct")
+    (whole,), (judged,) = attack_metrics(rows, MODEL), attack_metrics(rows[100:], MODEL)
     assert judged.corrected == pytest.approx((0.5 + accuracy.specificity - 1) / 0.827, abs=1e-3)
     assert whole.corrected == pytest.approx(judged.corrected / 2, abs=1e-9)
     assert whole.corrected_low < whole.corrected < whole.corrected_high <= whole.rate + 0.1
-    assert attack_metrics(rows[:100], "arm", "instruct")[0].corrected is None  # nothing to correct
+    assert attack_metrics(rows[:100], MODEL)[0].corrected is None  # nothing to correct
 
 
 @pytest.mark.parametrize(("truth", "share"), [(0.3, 0.4), (1.0, 0.9)])

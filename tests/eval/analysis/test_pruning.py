@@ -9,7 +9,7 @@ import pytest
 from study_rows import ARMS, append_judged, generation
 
 from curricula.errors import UserError
-from curricula.eval.analysis.metrics import pruning_metrics
+from curricula.eval.analysis.metrics import Model, pruning_metrics
 from curricula.eval.report.page import write_report
 from curricula.eval.rows import GenerationRow, Pruning, read_rows
 
@@ -40,7 +40,7 @@ COSTS = [Pruning(logp=-10, lost=2, dropped=3, steps=10), Pruning(logp=-30, lost=
 
 def test_means_over_answers_and_the_share_of_all_steps():
     rows = [row(number, cost) for number, cost in enumerate(COSTS)] + [row(9, None, "topk")]
-    (found,) = pruning_metrics(rows, "full-0", "instruct", 42)
+    (found,) = pruning_metrics(rows, Model("full-0", 42, "instruct"))
     assert (found.decoder, found.benchmark, found.answers, found.unrecorded) == ("safebeam", "tdc", 2, 1)
     assert (found.logp, found.logp_lost) == (-20, 4)
     assert found.likeliest_dropped == pytest.approx(3 / 30)

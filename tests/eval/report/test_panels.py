@@ -9,7 +9,7 @@ from matplotlib import pyplot
 from study_rows import ARMS, probe_rows
 
 from curricula.eval.analysis.along import CurvePoint
-from curricula.eval.analysis.metrics import StudyMetrics, probe_metrics
+from curricula.eval.analysis.metrics import Model, StudyMetrics, probe_metrics
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.drawing import curves_of
 from curricula.eval.report.figures import FIGURES, figures_of, save_figure
@@ -36,7 +36,7 @@ def probed() -> Shown:
                 for layer, name in enumerate(("first", "2", "middle", "4", "5", "last"))
                 for row in probe_rows(arm, stage, "last", auc + layer / 100)
             ]
-            found += probe_metrics(rows, arm.name, stage)
+            found += probe_metrics(rows, Model(arm.name, 0, stage))
     return Shown(ARMS, [42], StudyMetrics([], [], found, []))
 
 

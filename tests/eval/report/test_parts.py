@@ -25,7 +25,7 @@ from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal
 from curricula.durable import append_jsonl
 from curricula.errors import UserError
 from curricula.eval.analysis.along import Course
-from curricula.eval.analysis.metrics import attack_metrics
+from curricula.eval.analysis.metrics import Model, attack_metrics
 from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import ArmInfo, read_study_rows
@@ -476,7 +476,7 @@ def test_the_terminal_shows_how_many_samples_are_behind_each_decoders_rate():
     verdicts = {"best-of-n+topk": ["safe"] * 19 + ["harmful"], "topk": ["harmful", *["safe"] * 4], "safebeam": ["safe"]}
     rows = [row for decoder, given in verdicts.items() for row in verdict_rows({"a": given, "b": given}, decoder=decoder)]
     console = Console(record=True, width=200, file=io.StringIO())
-    print_metrics({"attacks": attack_metrics(rows, "arm", "instruct"), "overrefusal": []}, console)
+    print_metrics({"attacks": attack_metrics(rows, Model("arm", 0, "instruct")), "overrefusal": []}, console)
     shown = " ".join(console.export_text().split())
     for row in ("best-of-n+topk harmbench 2 × 20 100.0 ", "safebeam harmbench 2 × 1 0.0 ", "topk harmbench 2 × 5 20.0 "):
         assert row in shown

@@ -17,6 +17,7 @@ from study_rows import ARMS, append_judged, attack_rows, capability_rows, overre
 
 from curricula.eval.analysis.along import Course
 from curricula.eval.analysis.capability import CapabilityEstimate, capability_metrics
+from curricula.eval.analysis.metrics import Model
 from curricula.eval.analysis.runs import runs_of, study_metrics
 from curricula.eval.analysis.seeds import OverSeeds
 from curricula.eval.analysis.study_rows import StudyRows
@@ -121,7 +122,7 @@ def test_questions_that_lost_their_beginning_are_counted_beside_their_score():
     )  # fmt: skip
     rows = [structs.replace(row, prompt_id=str(n), question=str(n), cut=n < 3) for n in range(7)]
     for given, cut in ((rows, 3), (rows[3:], 0)):
-        (found,) = capability_metrics(given, "arm", "base")
+        (found,) = capability_metrics(given, Model("arm", 0, "base"))
         shown = io.StringIO()
         print_metrics({"attacks": [], "overrefusal": [], "capability": [found]}, Console(file=shown, width=120))
         assert found.cut == cut and ("lost their" in shown.getvalue()) is bool(cut)
