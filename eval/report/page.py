@@ -170,6 +170,12 @@ def _page_values(
     labels = {arm.name: wording.arm_label(arm) for arm in arms}
     interventions = {arm["name"]: ", ".join(arm["intervention_sources"]) or "none" for arm in plan.get("arms", ())}
     measured = {name for names in (*tasks.values(), *(course.tasks for course in study.get("courses", ()))) for name in names}
+    shares = [one.rate for one in shown.estimates] + [one.auc for one in shown.probes] + [one.value for one in shown.capability]
+    of_judges = caveats(wording.judge_names(metrics.attacks), wording.judge_names(metrics.overrefusals))
+    corrected = (
+        (f"{one.place} on {'average' if one.benchmark == ALL else one.benchmark}", one.corrected_low, one.corrected_high)
+        for one in metrics.attacks
+    )
     frozen = run / "study.yaml"
     return {
         "name": plan.get("study") or run.resolve().name,
@@ -184,14 +190,7 @@ def _page_values(
         "estimate_tables": list(page_tables.estimate_tables(shown)) if shown.several else [],
         "variance": list(page_tables.variance_rows(tables["variance"], arms)),
         # Whether any arm has several runs yet; `shown.several` says whether it is to have them.
-        "replicated": any(
-            len(share.runs) > 1
-            for share in (
-                *(one.rate for one in shown.estimates),
-                *(one.auc for one in shown.probes),
-                *(one.value for one in shown.capability),
-            )
-        ),
+        "replicated": any(len(share.runs) > 1 for share in shares),
         "incoherent": {entry.place: entry.competence for entry in metrics.attacks if entry.incoherent},
         "margins": {"rate": TOPK, "auc": AUC},
         "labels": labels,
@@ -211,19 +210,7 @@ def _page_values(
         "planned": " ".join(name for names in tasks.values() for name in names),
         "contamination": {row["benchmark"]: row for row in study.get("contamination") or ()},
         "rewritten": sum(row.changed for answers in rows.generations.values() for row in answers),
-        "caveats": " ".join(
-            [
-                caveats(wording.judge_names(metrics.attacks), wording.judge_names(metrics.overrefusals)),
-                vague(
-                    (
-                        f"{entry.place} on {'average' if entry.benchmark == ALL else entry.benchmark}",
-                        entry.corrected_low,
-                        entry.corrected_high,
-                    )
-                    for entry in metrics.attacks
-                ),
-            ]
-        ).strip(),
+        "caveats": " ".join(filter(None, (of_judges, vague(corrected)))),
         "stages": {name: wording.stage_title(name) for name in dict.fromkeys((*wording.STAGES, *tasks))},
         "provenance": list(wording.flattened(study.get("provenance") or {})),
         "hashes": [*(study.get("hashes") or []), *hashes(rows)],
