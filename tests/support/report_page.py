@@ -10,7 +10,7 @@ VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that elements nest, and collects ids, links, images, scripts and text."""
+    """Checks that elements nest and that no two have one id, and collects ids, links, images, tags and text."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -22,7 +22,7 @@ class Page(html.parser.HTMLParser):
         self.words: list[str] = []
         self.html = text
         self.feed(text)
-        assert self.stack == []
+        assert self.stack == [] and len(self.ids) == len(set(self.ids))
 
     def handle_starttag(self, tag, attributes):
         named = dict(attributes)

@@ -140,13 +140,7 @@ def test_samples_of_one_prompt_narrow_the_interval_less_than_new_prompts():
     few = metrics_of(verdict_rows({str(i): ["harmful" if i % 2 else "safe"] * 5 for i in range(20)}))
     many = metrics_of(verdict_rows({str(i): ["harmful" if i % 2 else "safe"] for i in range(100)}))
     assert few.high - few.low > 1.8 * (many.high - many.low)
-
-
-def test_the_clustered_error_and_the_interval_agree_on_many_prompts():
-    rows = verdict_rows({str(i): ["harmful" if (i * j) % 4 else "safe" for j in range(5)] for i in range(200)})
-    found = metrics_of(rows)
-    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(found.error, rel=0.06)
-    assert found.clusters == found.prompts == 200
+    assert few.clusters == few.prompts == 20
 
 
 def test_near_copies_marked_by_the_benchmark_are_one_cluster():

@@ -85,11 +85,6 @@ def test_layers_and_transfer_between_arms_are_shown(built):
     assert all(float(row["low"]) < float(row["auc"]) < float(row["high"]) for row in probes)
 
 
-def test_the_page_stays_well_formed(built):
-    ids = Page(built[1]).ids
-    assert len(ids) == len(set(ids))
-
-
 def test_the_same_rows_elsewhere_give_the_same_bytes(built, tmp_path):
     run, page = built
     elsewhere = tmp_path / run.name

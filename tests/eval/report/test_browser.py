@@ -30,7 +30,7 @@ from study_rows import (
 from curricula.eval.report import figures
 from curricula.eval.report.page import write_report
 from curricula.eval.report.web.serve import LivePage
-from curricula.eval.rows import GenerationRow, JudgedRow, VerdictRow, append_rows, read_rows
+from curricula.eval.rows import GenerationRow, VerdictRow, append_rows, read_rows
 from curricula.eval.verdicts import key_of_question, verdicts_path
 from curricula.jobs.estimates import describe
 from curricula.jobs.graph import plan_study
@@ -294,10 +294,6 @@ def test_without_scripts_the_figures_are_pictures_with_their_numbers_as_text(wat
     assert re.search(r"data, from 20%, attack success, 0\.\d{3}", picture.get_attribute("alt"))
 
 
-def replace_key(row: JudgedRow) -> JudgedRow:
-    return msgspec.structs.replace(row, key=f"later-{row.key}")
-
-
 def big_study(run: Path, count: int) -> Path:
     """The page of a study with `count` answers of some 120 words."""
     rows, arm = [], FIRST[0]
@@ -318,7 +314,9 @@ def test_a_served_page_follows_its_run_and_stays_where_the_reader_is(watched, tm
     try:
         shown = watched.open(f"{live.address}#answers?stage=base")
         waits_for(shown, "10 of 10 answers")
-        append_judged(folder / "attacks-topk.jsonl", [replace_key(row) for row in rows[10:]])
+        append_judged(
+            folder / "attacks-topk.jsonl", [msgspec.structs.replace(row, key=f"later-{row.key}") for row in rows[10:]]
+        )
         assert live.refresh()
         waits_for(shown, "16 of 16 answers")
         assert shown.url.endswith("#answers?stage=base") and watched.is_clean, watched.errors

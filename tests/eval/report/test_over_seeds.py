@@ -296,7 +296,6 @@ def test_estimates_come_first_and_single_runs_are_folded_below(page):
     places = [tables.index(words) for words in [*order, "data and tags, from 60%, seed 43"]]
     assert places == sorted(places)
     assert "One training run per arm" not in text and "Few training runs per arm" in text
-    assert len(page.ids) == len(set(page.ids))
 
 
 def test_training_losses_are_those_of_a_seed(page):
