@@ -200,7 +200,7 @@ def draw_answers(shown: Shown, stage: str, decoder: str) -> Canvas:
     panel.spines[["left", "bottom"]].set_visible(False)
     panel.tick_params(length=0)
     has_shortcircuits = any(entry.shares.get(ANSWER_CATEGORIES[4]) for entry in shown.metrics.overrefusals_by(stage, decoder))
-    labels = CATEGORIES if has_shortcircuits else CATEGORIES[:4]
+    labels = list(CATEGORIES.values())[: 5 if has_shortcircuits else 4]
     canvas.legend(
         [pyplot.Rectangle((0, 0), 1, 1, color=colour) for _, (colour, _) in zip(labels, CATEGORY_COLOURS)],
         labels,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from curricula import durable
-from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.report.drawing import curves_of
@@ -93,7 +92,7 @@ def write_comparison(summaries: Mapping[str, Summary], out: Path) -> Path:
         data=embedded_json(plain_data(panels)),
         picture=embedded(save_figure("comparison", partial(draw_panels, panels), out / "figures")) if panels else "",
         rows=rows,
-        words=dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
+        words=CATEGORIES,
         claims=_claims(summaries),
     )
     durable.write_text(out / "index.html", page)
@@ -160,7 +159,7 @@ def _points(summary: Summary) -> Iterator[dict[str, Any]]:
     """
     coarse = {(entry["stage"], entry["decoder"]) for entry in summary["overrefusal"] if not entry["tells_helpful"]}
     for point in summary["points"]:
-        is_vague = point["measure"] in ANSWER_CATEGORIES and (point["stage"], point["place"]) in coarse
+        is_vague = point["measure"] in CATEGORIES and (point["stage"], point["place"]) in coarse
         if not point["judge"] and not point["benchmark"] and not is_vague:
             yield point
     if len({entry["seed"] for entry in summary["overrefusal"]}) == 1:  # with several seeds, the points have this share already

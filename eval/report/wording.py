@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from curricula.eval.analysis.claims import AUC, LEFT_OUT, NOTHING_SHARED, SINGLE_RUN, ClaimTest
-from curricula.eval.analysis.metrics import AttackMetrics, Model, OverrefusalMetrics, StudyMetrics
+from curricula.eval.analysis.metrics import ANSWER_CATEGORIES, AttackMetrics, Model, OverrefusalMetrics, StudyMetrics
 from curricula.eval.analysis.statistics import grouped
 from curricula.eval.analysis.study_rows import ArmInfo
 from curricula.eval.judges.caveats import caveats
@@ -20,7 +20,8 @@ from curricula.terminal import fixed, plural
 
 STAGES = {"base": "base models", "instruct": "instruction-tuned models", "benign": "benign-finetuned models"}
 DECODERS = decoder_titles()
-CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "short-circuit")
+_CATEGORIES = ("compliant, helpful", "compliant, unhelpful", "partial refusal", "full refusal", "short-circuit")
+CATEGORIES = dict(zip(ANSWER_CATEGORIES, _CATEGORIES, strict=True))
 NOT_EVALUATED = "not evaluated yet"
 NO_INTERVENTIONS = "no interventions"
 PAPER_SETS = {"data": "data", "full": "data and tags"}

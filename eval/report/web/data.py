@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from curricula.eval.analysis.metrics import ANSWER_CATEGORIES
 from curricula.eval.analysis.study_rows import StudyRows
 from curricula.eval.report import wording
 from curricula.eval.report.drawing import curves_of
@@ -84,9 +83,8 @@ def page_figures(shown: Shown, pictures: Mapping[str, Path]) -> Iterator[PageFig
 
 def _point_rows(figure: Figure, shown: Shown) -> Iterator[dict[str, str]]:
     labels = {arm.name: arm_label(arm) for arm in shown.arms}
-    categories = dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True))
     for place in figure.places(shown):
-        measures = (*ANSWER_CATEGORIES, COMPLIED) if place.measure == "answers" else (place.measure,)
+        measures = (*CATEGORIES, COMPLIED) if place.measure == "answers" else (place.measure,)
         points = shown.at(place.stage, place.place, *measures)
         uncorrected = "not correctable" if any(point.corrected is not None for point in points) else ""
         for point in points:
@@ -94,7 +92,7 @@ def _point_rows(figure: Figure, shown: Shown) -> Iterator[dict[str, str]]:
             yield {
                 "panel": place.title,
                 "arm": labels[point.arm],
-                "what": point.benchmark or categories.get(point.measure, point.measure),
+                "what": point.benchmark or CATEGORIES.get(point.measure, point.measure),
                 "value": _number(point.value),
                 "95% interval": interval,
                 CORRECTED: uncorrected if point.corrected is None else _number(point.corrected),
@@ -147,7 +145,7 @@ def study_data(shown: Shown, points: Sequence[Point], answers: Mapping[str, Any]
             f"{stage}/{layer}": shown.length_auc(stage, layer)
             for stage, layer in dict.fromkeys((probe.stage, probe.layer) for probe in shown.metrics.probes)
         },
-        "categories": dict(zip(ANSWER_CATEGORIES, CATEGORIES, strict=True)),
+        "categories": CATEGORIES,
         "stages": {name: stage_title(name) for name in dict.fromkeys((*STAGES, *shown.metrics.stages))},
         "decoders": DECODERS,
         "figures": {

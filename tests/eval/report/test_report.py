@@ -239,7 +239,7 @@ def test_the_tables_of_the_page_have_the_numbers_of_the_analysis_under_their_nam
             {
                 "Arm": LABELS[row["arm"]],
                 "Over-refusal": rate(row),
-                **{title: percent(share) for title, share in zip(CATEGORIES, row["shares"].values(), strict=True)},
+                **{title: percent(share) for title, share in zip(CATEGORIES.values(), row["shares"].values(), strict=True)},
                 **{name: str(row[name]) for name in ("prompts", "unparsed", "missing")},
             }
             for row in own
