@@ -28,9 +28,6 @@ from curricula.eval.analysis.statistics import PromptMean, StudentMean, pair, pr
 from curricula.eval.probes.auc import placements
 from curricula.randomness import keyed_rng
 
-MEASURED = {"data-0": (14.7, 35.7, 45.7), "full-0": (53.0, 58.0, 66.7), "safe-100": (57.0, 85.0, 82.0)}
-"""Top-k attack success of three arms of the demo with three training seeds, in %."""
-
 
 def by_seed(rates: np.ndarray, samples: int = 5) -> dict[int, dict[tuple[str, str], PromptMean]]:
     """The prompts' means of one arm from its rates [seeds, prompts]."""
@@ -93,14 +90,6 @@ def test_runs_and_their_prompts_that_point_apart_are_no_evidence():
     values = np.full((3, 20), 0.1)
     p = [CrossedAndPooled(crossed(values), StudentMean(value, 0.01, 50)).p(0.0) for value in (0.1, -0.1)]
     assert p[0] < 0.001 and p[1] == 1.0
-
-
-def test_the_measured_seeds_of_the_demo_do_not_separate_its_arms_but_one():
-    # On infinitely many prompts; on 60 the intervals are wider.
-    rates = {name: np.array(values)[:, None].repeat(60, axis=1) / 100 for name, values in MEASURED.items()}
-    p = {a + b: crossed(rates[a] - rates[b]).p(0.0) for a in rates for b in rates if a < b}
-    assert p["data-0full-0"] == pytest.approx(0.041, abs=0.005)
-    assert p["full-0safe-100"] > 0.1 and p["data-0safe-100"] < 0.01
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
