@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import html.parser
 import re
+from pathlib import Path
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -57,3 +59,9 @@ def table(page: str, name: str) -> list[dict[str, str]]:
         for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL)
     )
     return [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that the report wrote beside its page."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

@@ -75,6 +75,14 @@ def draw_rates(rng: np.random.Generator, cell: Cell, studies: int) -> list[np.nd
     return found
 
 
+def by_seed(rates: np.ndarray, samples: int = 5) -> dict[int, dict[Prompt, PromptMean]]:
+    """The means of one arm's prompts from its rates [seeds, prompts], each prompt a cluster of its own."""
+    return {
+        seed: {("b", str(i)): PromptMean(str(i), float(rate), samples) for i, rate in enumerate(run)}
+        for seed, run in enumerate(rates)
+    }
+
+
 def crossed(values: np.ndarray, noise: np.ndarray | None = None, samples: int = 1) -> Crossed:
     """One study's values [seeds, prompts], each prompt a cluster of its own, as `eval/analysis/seeds.py` crosses them."""
     sums = values.T[:, None, :]
@@ -148,12 +156,4 @@ def _null_rates(arms: Sequence[str], cell: Cell, study: int, measure: tuple[str,
 
     alike = Cell(cell.seeds, cell.prompts, cell.rates * len(arms), cell.seed_sd, cell.correlation, cell.samples)
     drawn = draw_rates(keyed_rng("null", study, *measure), alike, 1)
-    return {
-        name: {
-            seed: {
-                ("b", str(prompt)): PromptMean(str(prompt), float(value), cell.samples) for prompt, value in enumerate(values)
-            }
-            for seed, values in enumerate(rates[0])
-        }
-        for name, rates in zip(arms, drawn)
-    }
+    return {name: by_seed(rates[0], cell.samples) for name, rates in zip(arms, drawn)}

@@ -24,6 +24,11 @@ def rates(values):
     return tally((str(i), "b", float(value)) for i, value in enumerate(values))
 
 
+def answers(verdicts, **changes):
+    """An answer to a prompt of its own for each verdict."""
+    return [generation(prompt_id=str(i), prompt=str(i), verdict=one, **changes) for i, one in enumerate(verdicts)]
+
+
 def test_kappa_agrees_with_scikit_learn():
     rng = keyed_rng("kappa")
     ours = [("yes", "no")[i] for i in rng.integers(0, 2, 200)]
@@ -118,16 +123,8 @@ def test_the_mean_of_several_benchmarks_is_corrected_however_few_prompts_one_of_
 
 def test_the_caption_says_what_becomes_of_a_rate_below_the_false_alarms():
     (name, version), accuracy = next(iter(published().items()))
-    rows = [
-        generation(
-            prompt_id=str(i),
-            prompt=str(i),
-            verdict="harmful" if i < 200 * (1 - accuracy.specificity) - 4 else "safe",
-            judge=name,
-            judge_version=version,
-        )
-        for i in range(200)
-    ]
+    verdicts = ["harmful" if i < 200 * (1 - accuracy.specificity) - 4 else "safe" for i in range(200)]
+    rows = answers(verdicts, judge=name, judge_version=version)
     metrics = StudyMetrics(attack_metrics(rows, MODEL), [], [], [])
     assert metrics.attacks[0].corrected == 0.0 and metrics.attacks[0].corrected_high > 0
     caption = FIGURES[2].caption(Shown([ArmInfo("arm", 1.0, "none")], [0], metrics))
@@ -144,22 +141,17 @@ def test_accuracy_from_labels_counts_each_side():
 
 def test_published_accuracies_hold_only_for_the_official_settings():
     version = next(version for judge, version in published() if judge == OFFICIAL)
-    rows = [
-        generation(
-            prompt_id=str(i), prompt=str(i), verdict="harmful" if i % 2 else "safe", judge=OFFICIAL, judge_version=version
-        )
-        for i in range(100)
-    ]
+    rows = answers(["safe", "harmful"] * 50, judge=OFFICIAL, judge_version=version)
     (found,) = attack_metrics(rows, MODEL)
     assert found.rate == 0.5 and found.corrected == pytest.approx((0.5 + 0.86 - 1) / (0.967 + 0.86 - 1), abs=1e-6)
     assert found.corrected_low < found.corrected < found.corrected_high
-    other = [generation(prompt_id="0", verdict="harmful", judge=OFFICIAL, judge_version="another template")]
+    other = answers(["harmful"], judge=OFFICIAL, judge_version="another template")
     assert attack_metrics(other, MODEL)[0].corrected is None
 
 
 def test_published_accuracies_do_not_hold_for_answers_outside_a_chat_template():
     (name, version), _ = next(iter(published().items()))
-    rows = [generation(prompt_id=str(i), prompt=str(i), verdict="harmful", judge=name, judge_version=version) for i in range(9)]
+    rows = answers(["harmful"] * 9, judge=name, judge_version=version)
     assert attack_metrics(rows, MODEL)[0].corrected is not None
     raw = [msgspec.structs.replace(row, raw=True, model_kind="base") for row in rows]
     assert attack_metrics(raw, Model("arm", 0, "base"))[0].corrected is None
@@ -168,7 +160,7 @@ def test_published_accuracies_do_not_hold_for_answers_outside_a_chat_template():
 
 
 def test_the_world_judges_accuracy_holds_for_the_decoder_under_which_answers_were_read():
-    rows = [generation(prompt_id=str(i), prompt=str(i), verdict="harmful") for i in range(9)]
+    rows = answers(["harmful"] * 9)
     assert attack_metrics(rows, MODEL)[0].corrected is not None
     other = [msgspec.structs.replace(row, decoder="safebeam") for row in rows]
     assert attack_metrics(other, MODEL)[0].corrected is None

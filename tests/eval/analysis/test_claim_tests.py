@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from seed_studies import Cell, SimulatedRuns
+from seed_studies import Cell, SimulatedRuns, by_seed
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, probe_rows, trained
 
 from curricula.eval.analysis import ArmInfo, StudyRows
@@ -28,7 +28,7 @@ from curricula.eval.analysis.claims import (
 from curricula.eval.analysis.metrics import harmful
 from curricula.eval.analysis.runs import Competence, Runs, runs_of
 from curricula.eval.analysis.seeds import BySeed
-from curricula.eval.analysis.statistics import Outcome, PromptMean
+from curricula.eval.analysis.statistics import Outcome
 from curricula.eval.rows import JudgedRow, ProbeRow
 from curricula.randomness import keyed_rng
 
@@ -296,10 +296,7 @@ class ShiftedRuns(Runs):
         rng = keyed_rng("shifted", arm.start < 1)
         noise = self.spread * rng.normal(size=(len(SEEDS), 1)) + rng.normal(0.0, 0.02, (len(SEEDS), 50))
         rates = 0.4 + self.shifts.get(arm.start, 0.0) + noise - noise.mean()
-        return {
-            seed: {("b", str(i)): PromptMean(str(i), float(rate), 100) for i, rate in enumerate(of)}
-            for seed, of in zip(SEEDS, rates)
-        }
+        return by_seed(rates, samples=100)
 
 
 def shifted(spread: float, shifts: dict[float, float], *directions: Direction) -> list[ClaimTest]:

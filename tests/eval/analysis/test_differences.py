@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 import pytest
-from seed_studies import Cell, draw_rates
+from seed_studies import Cell, by_seed, draw_rates
 from study_rows import ARMS, attack_rows, generation, overrefusal_rows, trained
 
 from curricula.eval.analysis import StudyRows
 from curricula.eval.analysis.runs import Runs, arm_changes, arm_differences, arm_estimates, runs_of, variance_parts
-from curricula.eval.analysis.statistics import PromptMean, holm
+from curricula.eval.analysis.statistics import holm
 from curricula.randomness import keyed_rng
 
 
@@ -242,11 +242,7 @@ class Drawn(Runs):
         return [("benign", "attacks-topk", "topk")]
 
     def rates(self, arm, stage, *_):
-        runs = self.drawn[2 * (arm.start == 1) + (stage == "instruct")]
-        return {
-            seed: {("b", str(i)): PromptMean(str(i), float(rate), 5) for i, rate in enumerate(run)}
-            for seed, run in enumerate(runs)
-        }
+        return by_seed(self.drawn[2 * (arm.start == 1) + (stage == "instruct")])
 
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.16)])

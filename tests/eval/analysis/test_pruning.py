@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-
 import msgspec
 import pytest
+from report_page import csv_rows
 from study_rows import ARMS, append_judged, generation
 
 from curricula.errors import UserError
@@ -51,7 +50,7 @@ def test_the_report_has_a_table_of_it(tmp_path):
         rows = [row(number, cost, arm=arm) for number, cost in enumerate(COSTS)]
         append_judged(tmp_path / "eval" / arm.name / "instruct/attacks-safebeam.jsonl", rows)
     write_report(tmp_path, ARMS, {}, tmp_path / "report")
-    table = list(csv.DictReader((tmp_path / "report/tables/pruning.csv").open()))
+    table = csv_rows(tmp_path / "report/tables/pruning.csv")
     assert [line["arm"] for line in table] == [arm.name for arm in ARMS]
     shown = ("answers", "unrecorded", "logp", "logp_lost", "likeliest_dropped")
     assert [table[0][name] for name in shown] == ["2", "1", "-20.0", "4.0", "0.1"]

@@ -9,7 +9,7 @@ import pandas
 import pytest
 import statsmodels.api
 from scipy import stats
-from seed_studies import Cell, crossed, draw_rates, gap_of, holds, pooled_pairs, pooled_tally
+from seed_studies import Cell, by_seed, crossed, draw_rates, gap_of, holds, pooled_pairs, pooled_tally
 from study_rows import ARMS, attack_rows
 
 from curricula.eval.analysis.metrics import harmful
@@ -27,14 +27,6 @@ from curricula.eval.analysis.seeds import (
 from curricula.eval.analysis.statistics import PromptMean, StudentMean, pair, prompt_means, rate_interval
 from curricula.eval.probes.auc import placements
 from curricula.randomness import keyed_rng
-
-
-def by_seed(rates: np.ndarray, samples: int = 5) -> dict[int, dict[tuple[str, str], PromptMean]]:
-    """The prompts' means of one arm from its rates [seeds, prompts]."""
-    return {
-        seed: {("b", str(i)): PromptMean(str(i), float(rate), samples) for i, rate in enumerate(run)}
-        for seed, run in enumerate(rates)
-    }
 
 
 def gaussian(key: str, seeds: int, prompts: int, scales: tuple[float, float, float]) -> np.ndarray:

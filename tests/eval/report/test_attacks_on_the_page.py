@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 
@@ -10,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from figure_files import EVERY_FORMAT, written_as
-from report_page import Page
+from report_page import Page, csv_rows
 from study_rows import append_judged, attack_rows, probe_rows
 
 from curricula.eval.analysis import ArmInfo
@@ -55,16 +54,11 @@ def built(tmp_path_factory):
         return run, write_report(run, ARMS, {}, run / "report").read_text()
 
 
-def table(run, name):
-    with open(run / "report/tables" / f"{name}.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_strongest_attack_and_the_worst_case_have_a_table(built):
     run, page = built
     text = Page(page).text
     assert "The strongest attack" in text and "worst case over attacks" in text and "Prefilled answer, top-k" in text
-    found = {(row["arm"], row["attack"]): float(row["broken"]) for row in table(run, "worst-case")}
+    found = {(row["arm"], row["attack"]): float(row["broken"]) for row in csv_rows(run / "report/tables/worst-case.csv")}
     for arm in ARMS:
         own = {attack: share for (name, attack), share in found.items() if name == arm.name}
         assert own.keys() == {"topk", "prefill+topk", "worst"} and own["worst"] >= max(own.values())
@@ -77,10 +71,10 @@ def test_layers_and_transfer_between_arms_are_shown(built):
     assert "layers" in parsed.ids and (run / "report/figures/layers.svg").exists()
     assert "from layer to layer" in parsed.text and "Probes of one arm tested on the states of another" in parsed.text
     assert "words alone" in parsed.text and "before training" not in parsed.text
-    rows = table(run, "representations")
+    rows = csv_rows(run / "report/tables/representations.csv")
     assert len(rows) == 4 * 5 and {row["layer"] for row in rows} == set("12345")
     assert all(float(row["direction_cosine"]) == 1 for row in rows if row["arm"] == row["other"])
-    probes = [row for row in table(run, "probes") if row["arm"] == "data-0"]
+    probes = [row for row in csv_rows(run / "report/tables/probes.csv") if row["arm"] == "data-0"]
     assert [row["layer_index"] for row in probes] == list("12345")
     assert all(float(row["low"]) < float(row["auc"]) < float(row["high"]) for row in probes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -11,7 +10,7 @@ from statistics import fmean
 
 import msgspec
 import pytest
-from report_page import Page, table
+from report_page import Page, csv_rows, table
 from study_rows import ARMS, append_judged, attack_rows, trained, write_study
 
 from curricula.eval.analysis import StudyRows, read_study_rows
@@ -352,7 +351,7 @@ def test_each_run_keeps_rows_of_its_own_and_none_is_pooled_or_lost(run, shown, p
     alone = study_metrics(runs_of(read_study_rows(run, FIRST)))
     assert of_seed(shown.metrics, 42).probes == alone.probes
     for name, key in (("attacks", "stage benchmark decoder"), ("overrefusal", "stage decoder"), ("probes", "stage layer")):
-        rows = list(csv.DictReader((report / "tables" / f"{name}.csv").open()))
+        rows = csv_rows(report / "tables" / f"{name}.csv")
         assert list(rows[0])[:2] == ["arm", "seed"]
         places = [tuple(row[column] for column in ("arm", "seed", *key.split())) for row in rows]
         assert len(set(places)) == len(places) and {place[1] for place in places} == {"42", "43", "44"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import http.client
 import io
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from figure_files import EVERY_FORMAT, written_as
-from report_page import Page, table
+from report_page import Page, csv_rows, table
 from rich.console import Console
 from small_studies import tree_study
 from study_rows import ARMS, append_judged, attack_rows, generation, overrefusal_rows, verdict_rows
@@ -290,8 +289,8 @@ def test_published_rates_stand_beside_the_arm_that_is_trained_most_alike(tmp_pat
             rows = attack_rows(arm, stage, "topk", 0.4, 2, {"tdc": 10})
             append_judged(tmp_path / "eval" / arm.key / stage / "attacks-topk.jsonl", rows)
     text = write_report(tmp_path, arms, {}, tmp_path / "report").read_text()
-    with open(tmp_path / "report/tables/published.csv") as file:
-        rows = {(row["model"], row["stage"], row["decoder"]): row for row in csv.DictReader(file)}
+    published = csv_rows(tmp_path / "report/tables/published.csv")
+    rows = {(row["model"], row["stage"], row["decoder"]): row for row in published}
     assert set(rows) == {
         (model, stage, "topk") for model in ("safety pretraining", "standard pretraining") for stage in ("base", "benign")
     } | {("safe text only", "benign", "topk")}
@@ -328,8 +327,7 @@ def test_several_studies_are_compared_from_the_numbers_of_their_pages(tmp_path):
         summaries[name] = json.loads((run / "report/summary.json").read_text())
     with written_as(*EVERY_FORMAT):
         page = write_comparison(summaries, tmp_path / "out")
-    with open(tmp_path / "out/tables/comparison.csv") as file:
-        row = next(row for row in csv.DictReader(file) if row["arm"] == "safe-100")
+    row = next(row for row in csv_rows(tmp_path / "out/tables/comparison.csv") if row["arm"] == "safe-100")
     for name, summary in summaries.items():
         own = next(point for point in summary["points"] if point["arm"] == "safe-100" and not point["benchmark"])
         assert float(row[name]) == own["value"] and float(row[f"{name}: high"]) == own["high"]
@@ -552,7 +550,6 @@ def test_the_page_says_what_arms_cannot_be_compared_by(tmp_path):
     assert "in when their learning rate falls, and in how much of their tuning is tagged" in text
     assert "judged by different versions: world 1a2b, world 9z" in text and "the study lacks data-0" in text
     assert "(benign: data-20, instruct: safe-100)" in text or "(instruct: safe-100, benign: data-20)" in text
-    with open(tmp_path / "report/tables/points.csv", newline="") as file:
-        points = [row for row in csv.DictReader(file) if row["place"] == "transfer+topk" and row["arm"] == "data-20"]
-    shown = {row["benchmark"]: row["value"] for row in points}
+    points = csv_rows(tmp_path / "report/tables/points.csv")
+    shown = {row["benchmark"]: row["value"] for row in points if (row["place"], row["arm"]) == ("transfer+topk", "data-20")}
     assert shown[""] == shown["full-20"] and "data-20" in shown  # the matrix has both

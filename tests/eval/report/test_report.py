@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import gzip
 import hashlib
 import html
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from report_page import Page, table
+from report_page import Page, csv_rows, table
 from study_rows import ARMS, append_judged, generation, write_study
 
 from curricula.errors import UserError
@@ -178,7 +177,7 @@ def test_csv_tables_hold_what_the_summary_holds(built):
     report = built[0] / "report"
     summary = json.loads((report / "summary.json").read_text())
     for name in ("attacks", "overrefusal", "probes", "trends"):
-        rows = list(csv.DictReader((report / "tables" / f"{name}.csv").open()))
+        rows = csv_rows(report / "tables" / f"{name}.csv")
         assert len(rows) == len(summary[name]) > 0
         assert not any("{" in text for text in rows[0].values())  # what is several values has a column for each
     assert float(rows[0]["difference"]) == summary["trends"][0]["difference"]

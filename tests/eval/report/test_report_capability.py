@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -11,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from msgspec import structs
-from report_page import Page
+from report_page import Page, csv_rows
 from rich.console import Console
 from study_rows import ARMS, append_judged, attack_rows, capability_rows, overrefusal_rows, trained
 
@@ -98,8 +97,7 @@ def test_the_page_of_a_study_that_measures_capability_alone_has_its_name_and_say
 
 def test_the_tables_hold_every_run_and_every_arm(built):
     run, _ = built
-    with open(run / "report/tables/capability.csv") as file:
-        runs = list(csv.DictReader(file))
+    runs = csv_rows(run / "report/tables/capability.csv")
     assert len(runs) == len(SHOWN) * 3 and {row["benchmark"] for row in runs} == {"arc_easy", "<b>mine", "all"}
     summary = json.loads((run / "report/summary.json").read_text())
     full = [row for row in summary["capability-estimates"] if (row["arm"], row["benchmark"]) == ("full-0", "all")]

@@ -1,9 +1,9 @@
 """The overview of a sweep: tables of all points as one, the effect at each point, nothing unescaped."""
 
-import csv
 import re
 
 import pytest
+from report_page import csv_rows
 
 from curricula.durable import write_json
 from curricula.eval.report.overviews import SweptPoint, write_overview
@@ -31,12 +31,12 @@ def test_the_overview_joins_the_points_and_escapes_what_it_shows(tmp_path):
     assert 'href="points/small/index.html"' in page and "2 inconclusive" in page
     assert "Holm’s correction is within each point" in page and page.count("judged by different versions: &lt;script") == 2
     assert "−20.0" in page and "−40.0 to −20.0" in page and "only refusals" not in page
-    rows = list(csv.DictReader((tmp_path / "tables" / "estimates.csv").open()))
+    rows = csv_rows(tmp_path / "tables/estimates.csv")
     assert [(row["point"], row["parameters"], row["rate"]) for row in rows] == [
         ("small", "852864", "-0.2"), ("small", "852864", "0"), ("large", "852864", "-0.3"), ("large", "852864", "0"),
     ]  # fmt: skip
     assert rows[1]["arm"] == "'=1+1"
-    (row, _) = csv.DictReader((tmp_path / "tables" / "along.csv").open())
+    (row, _) = csv_rows(tmp_path / "tables/along.csv")
     assert (row["budget_tokens"], row["tokens"]) == ("1000", "20")
     assert re.findall(r'href="tables/(\w+).csv"', page) == ["along", "differences", "estimates", "trends"]
     written = {path.name for path in (tmp_path / "tables").iterdir()}
