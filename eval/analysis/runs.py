@@ -105,9 +105,8 @@ class Runs:
 
     def trainings(self, arm: ArmInfo) -> list[ArmInfo]:
         """All trainings of an arm, by seed."""
-        return sorted(
-            (training for training in self.study.arms if training.name == arm.name), key=lambda training: training.seed
-        )
+        own = [training for training in self.study.arms if training.name == arm.name]
+        return sorted(own, key=lambda training: training.seed)
 
     def answers(self, training: ArmInfo, stage: str, task: str, decoder: str) -> list[JudgedRow]:
         """The answers of one training, except those to its arm's own suffixes in transfer tasks."""

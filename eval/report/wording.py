@@ -74,17 +74,17 @@ def verdict(tests: Sequence[ClaimTest]) -> str:
     undecided = counts["inconclusive"] + counts["single run"]
     trained = span([test.seeds for test in tests if test.seeds > 1])
     left_out = "; incoherent runs left out" if any(LEFT_OUT in test.note for test in tests) else ""
-    sentence = (
-        f"Of the {len(tests)} claims of Sam et al., {counts['reproduced']} {_are(counts['reproduced'])} reproduced, "
-        f"{counts['not reproduced']} {_are(counts['not reproduced'])} contradicted and {undecided} {_are(undecided)} undecided "
-        f"({trained} training seeds each{left_out})"
+    missing = f"; {_are(counts['not measured'])} not measured" if counts["not measured"] else ""
+    return (
+        f"Of the {len(tests)} claims of Sam et al., {_are(counts['reproduced'])} reproduced, "
+        f"{_are(counts['not reproduced'])} contradicted and {_are(undecided)} undecided "
+        f"({trained} training seeds each{left_out}){missing}."
     )
-    missing = counts["not measured"]
-    return sentence + (f"; {missing} {_are(missing)} not measured." if missing else ".")
 
 
 def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+    """The count with its verb, such as "2 are"."""
+    return f"{count} is" if count == 1 else f"{count} are"
 
 
 def basis(
