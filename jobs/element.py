@@ -142,11 +142,11 @@ def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: 
     """
     code = error.exit_code if isinstance(error, UserError) else 1
     sentence = without_userinfo(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-    task, is_final = own_task(os.environ), _is_final(error)
+    task, is_final = own_task(), _is_final(error)
     with contextlib.suppress(UserError):
         if not is_final and (noted := read_failure(folder)) and noted.final:
             return  # losing the process that noted it is what made this one fail
-    failure = Failure(sentence, time.time(), is_final, task or "", restart_count(os.environ))
+    failure = Failure(sentence, time.time(), is_final, task or "", restart_count())
     try:
         # Under a name of its own: all processes of a job that meet the same error write it at once.
         write_json(folder / "failed.json", {**msgspec.to_builtins(failure), "exit_code": code}, own=f".{secrets.token_hex(4)}")

@@ -148,7 +148,7 @@ def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.conte
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # of the tokenizer
-    for name in ignored(os.environ):  # set by an allocation or another job, but elements here are not Slurm's tasks
+    for name in ignored():  # set by an allocation or another job, but elements here are not Slurm's tasks
         del os.environ[name]
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")

@@ -190,7 +190,7 @@ def _print_dry_run(plan: Plan, chosen: Collection[Key], profile: Profile, root: 
     """Print every sbatch script, Slurm's answer to it if Slurm is installed, and a table of the arrays. Writes nothing."""
     from curricula.jobs.slurm.submit import preview, use_cluster
 
-    if explained := commands.ignored_explained(os.environ):
+    if explained := commands.ignored_explained():
         console.print(explained)
     has_slurm, run = shutil.which("sbatch") is not None, Run(root)
     use_cluster(run, profile)

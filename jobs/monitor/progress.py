@@ -74,13 +74,13 @@ class Announced:
     """A `Progress` that keeps an element's progress.json up to date and writes lines to its log and to the comment of its Slurm
     job, which `squeue --format=%k` shows."""
 
-    def __init__(self, path: Path, seed: int | None = None, environment: Mapping[str, str] = os.environ):
-        self.path, self.seed, self._restarts = path, seed, restart_count(environment)
+    def __init__(self, path: Path, seed: int | None = None):
+        self.path, self.seed, self._restarts = path, seed, restart_count()
         self._first: tuple[float, int] | None = None
         self._commenting: threading.Thread | None = None
-        self._task = own_task(environment)
+        self._task = own_task()
         later = time.monotonic() + FIRST_AFTER_S
-        every_s = max(COMMENT_EVERY_S, int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) / 2)
+        every_s = max(COMMENT_EVERY_S, int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1")) / 2)
         self._next = {self._write: 0.0, self._log: later} | ({self._comment: later} if self._task else {})
         self._every_s = {self._write: REWRITE_EVERY_S, self._log: LOG_EVERY_S, self._comment: every_s}
 

@@ -7,6 +7,7 @@ installed, as on a machine without GPUs, that check is skipped.
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import subprocess
 import tempfile
@@ -32,24 +33,23 @@ SIMULATED = "CURRICULA_SIMULATED_GPUS"
 """Environment variable with which a profile says that Slurm's GPUs are simulated, so that the CPU does the work."""
 
 
-def job_gpu_problems(environment: Mapping[str, str], is_alone: bool = True) -> list[str]:
+def job_gpu_problems(is_alone: bool = True) -> list[str]:
     """Problems of the GPUs that the job has on this node; none if it requested no GPUs. `is_alone`: as for `gpu_problems`.
 
     Raises UsageError if torch is built without support for GPUs, since no node is to blame for that.
     """
-    expected = environment.get("SLURM_GPUS_ON_NODE", "")
+    expected = os.environ.get("SLURM_GPUS_ON_NODE", "")
     if not expected.isdecimal() or int(expected) == 0:
         return []
-    ours = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
+    ours = os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS")
     # In a thread, because nothing can kill an nvidia-smi that waits in a driver that hangs.
     found = within(1.2 * SMI_PATIENCE_S, "nvidia-smi", lambda: gpu_problems(int(expected), ours, is_alone))
-    return found or torch_problems(environment)
+    return found or torch_problems()
 
 
-def torch_problems(environment: Mapping[str, str]) -> list[str]:
+def torch_problems() -> list[str]:
     """A problem if torch sees none of the GPUs that Slurm assigned to this process."""
-    named = environment.get("CUDA_VISIBLE_DEVICES", "")
-    if not named or SIMULATED in environment:
+    if not os.environ.get("CUDA_VISIBLE_DEVICES") or SIMULATED in os.environ:
         return []
     import torch
 

@@ -15,7 +15,7 @@ import re
 import socket
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -77,13 +77,7 @@ class _Verdict(msgspec.Struct, frozen=True):
     """What is wrong, if no node can be blamed."""
 
 
-def preflight(
-    run: Run,
-    inputs: Callable[[], Sequence[Path]],
-    ranks: Ranks,
-    settings: Preflight,
-    environment: Mapping[str, str] = os.environ,
-) -> None:
+def preflight(run: Run, inputs: Callable[[], Sequence[Path]], ranks: Ranks, settings: Preflight) -> None:
     """Check all nodes of this job together. Every process calls this before it opens its process group.
 
     `inputs` returns the files that the job will read. Each node must be able to read them.
@@ -96,15 +90,14 @@ def preflight(
 
     def decide(name: str, judge: Callable[[], _Verdict]) -> _Verdict:
         """Let rank 0 judge, record its verdict and share it; a verdict against nodes raises in every process."""
-        own = _recorded(run, judge(), environment) if ranks.rank == 0 else None
+        own = _recorded(run, judge()) if ranks.rank == 0 else None
         verdict = rendezvous.broadcast(name, _Verdict, own)
         _raise(verdict)
         return verdict
 
-    node = _this_node(environment)
-    problems = _examine(run, inputs, settings, environment) if ranks.local_rank == 0 else ()
-    rendezvous.put_own("report", _Report(node, *problems))
-    nodes = decide("examined", lambda: _judge_reports(rendezvous, settings, environment)).nodes
+    problems = _examine(run, inputs, settings) if ranks.local_rank == 0 else ()
+    rendezvous.put_own("report", _Report(_this_node(), *problems))
+    nodes = decide("examined", lambda: _judge_reports(rendezvous, settings)).nodes
     decide("clocks", lambda: _compare_clocks(rendezvous, nodes, settings))
     speed = _measure(decide, rendezvous, ranks, nodes, settings)
     if ranks.rank == 0:
@@ -112,23 +105,22 @@ def preflight(
         note(f"preflight: {len(set(nodes))} nodes, {ranks.size} processes, all-reduce {speed:.2f} GB/s, {took_s:.1f} s")
 
 
-def check_gpus(run: Run, environment: Mapping[str, str] = os.environ) -> None:
+def check_gpus(run: Run) -> None:
     """Check that this node has the GPUs that a job with a single process requested. Raises as `preflight` does."""
-    node = _this_node(environment)
-    problems = tuple(BadNode(node, reason) for reason in job_gpu_problems(environment, is_alone=False))
-    _raise(_recorded(run, _Verdict(problems), environment, ENOUGH_NODES))
+    problems = tuple(BadNode(_this_node(), reason) for reason in job_gpu_problems(is_alone=False))
+    _raise(_recorded(run, _Verdict(problems), ENOUGH_NODES))
 
 
-def _this_node(environment: Mapping[str, str]) -> str:
-    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+def _this_node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _recorded(run: Run, verdict: _Verdict, environment: Mapping[str, str], enough: float = math.inf) -> _Verdict:
+def _recorded(run: Run, verdict: _Verdict, enough: float = math.inf) -> _Verdict:
     """The verdict, after its nodes have been recorded durably, which must happen before any process can end.
 
     If `enough` other nodes have had the same problem, the verdict that no node is to blame.
     """
-    task = own_task(environment) or ""
+    task = own_task() or ""
     problems = [msgspec.structs.replace(problem, task=task) for problem in verdict.problems]
     if problems and (alike := record_bad_nodes(run, problems, enough)):
         said = f"{_named(problems)}; no node is to blame, since {', '.join(alike)} had the same problem"
@@ -147,12 +139,9 @@ def _raise(verdict: _Verdict) -> None:
         raise PreflightFailed(f"preflight: {verdict.failure}")
 
 
-def _examine(
-    run: Run, inputs: Callable[[], Sequence[Path]], settings: Preflight, environment: Mapping[str, str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _examine(run: Run, inputs: Callable[[], Sequence[Path]], settings: Preflight) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The problems that this node finds by itself: its own, and those with the disks that it shares."""
-    own = job_gpu_problems(environment)
-    own += disk_problems([Path(os.environ.get("TMPDIR", "/tmp"))], settings.min_free_gb)
+    own = job_gpu_problems() + disk_problems([Path(os.environ.get("TMPDIR", "/tmp"))], settings.min_free_gb)
 
     def shared() -> list[str]:
         return disk_problems([run.root], settings.min_free_gb) + reach_problems(run.root, inputs())
@@ -160,11 +149,11 @@ def _examine(
     return tuple(own), tuple(within(min(60.0, settings.patience_s / 2), str(run.root), shared))
 
 
-def _judge_reports(rendezvous: Rendezvous, settings: Preflight, environment: Mapping[str, str]) -> _Verdict:
+def _judge_reports(rendezvous: Rendezvous, settings: Preflight) -> _Verdict:
     reports = rendezvous.gather("report", _Report)
     if missing := [rank for rank in range(rendezvous.size) if rank not in reports]:
         late = f"within {settings.patience_s:g} s"
-        if names := _nodes_of(missing, rendezvous.size, environment):
+        if names := _nodes_of(missing, rendezvous.size):
             return _Verdict(tuple(BadNode(name, f"no report from its processes {late}") for name in names))
         return _Verdict(failure=f"no report from ranks {', '.join(map(str, missing))} {late}")
     nodes = tuple(reports[rank].node for rank in range(rendezvous.size))
@@ -288,10 +277,10 @@ def _blame(places: Sequence[str], slow: Sequence[tuple[str, str]], speed: float,
     )
 
 
-def _nodes_of(ranks: Sequence[int], size: int, environment: Mapping[str, str]) -> list[str]:
+def _nodes_of(ranks: Sequence[int], size: int) -> list[str]:
     """The nodes of `ranks`, given that Slurm assigns ranks to one node after the other; empty if Slurm does not answer."""
     try:
-        names = host_names(environment.get("SLURM_STEP_NODELIST", ""))
+        names = host_names(os.environ.get("SLURM_STEP_NODELIST", ""))
     except (UserError, OSError):
         return []
     return list(dict.fromkeys(names[rank * len(names) // size] for rank in ranks)) if names else []

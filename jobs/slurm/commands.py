@@ -140,23 +140,18 @@ class TaskState:
         return self.state == "PENDING" and self.reason == "DependencyNeverSatisfied"
 
 
-def ignored(environment: Mapping[str, str]) -> list[str]:
-    """Names of the variables that Slurm's commands and the jobs do not get."""
-    return sorted(name for name in environment if re.match(IGNORED, name) and name not in KEPT)
+def ignored() -> list[str]:
+    """Names of this process's variables that Slurm's commands and the jobs do not get."""
+    return sorted(name for name in os.environ if re.match(IGNORED, name) and name not in KEPT)
 
 
-def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the ignored variables, as Slurm's commands get it."""
-    return {name: environment[name] for name in environment.keys() - ignored(environment)}
-
-
-def ignored_explained(environment: Mapping[str, str]) -> str:
+def ignored_explained() -> str:
     """One line that names the ignored variables that would have changed jobs; empty if there are none.
 
     Inside an allocation, SLURM_ variables are not named: they describe the allocation, and nobody set them to change jobs.
     """
-    harmless = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", *(["SLURM_"] if "SLURM_JOB_ID" in environment else []))
-    names = [name for name in ignored(environment) if not name.startswith(harmless)]
+    harmless = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", *(["SLURM_"] if "SLURM_JOB_ID" in os.environ else []))
+    names = [name for name in ignored() if not name.startswith(harmless)]
     return f"Ignored variables of this shell: {', '.join(names)}. The profile decides." if names else ""
 
 
@@ -212,7 +207,7 @@ def _run(*command: str, input: str = "", patience_s: float | None = PATIENCE_S) 
         return subprocess.run(
             command,
             input=input,
-            env=cleaned(os.environ),
+            env={name: os.environ[name] for name in os.environ.keys() - ignored()},
             capture_output=True,
             text=True,
             timeout=patience_s,
@@ -449,18 +444,18 @@ def _minutes(text: str) -> float:
     return (days * 24 + hours) * 60 + minutes + seconds / 60
 
 
-def own_task(environment: Mapping[str, str]) -> str | None:
+def own_task() -> str | None:
     """Slurm's name for the task this process belongs to; None outside Slurm.
 
     SLURM_JOB_ID alone is not enough: for one task of each array it is the array's number, which names all its tasks.
     """
-    array, number = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{number}" if array and number else environment.get("SLURM_JOB_ID")
+    array, number = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID")
 
 
-def restart_count(environment: Mapping[str, str]) -> int:
+def restart_count() -> int:
     """How often Slurm has requeued this job; 0 outside Slurm."""
-    return int(environment.get("SLURM_RESTART_COUNT") or 0)
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def _listed(tasks: Iterable[Task]) -> list[str]:

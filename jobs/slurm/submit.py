@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -101,7 +100,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
     """
     check_needs(plan, chosen, now.done, now.live)
     check_batches(plan, chosen)
-    if explained := commands.ignored_explained(os.environ):
+    if explained := commands.ignored_explained():
         say(explained)
     root = check_root(run.root)
     make_folder(run.slurm)

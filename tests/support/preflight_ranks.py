@@ -63,7 +63,7 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    os.environ["PATH"] = path or os.environ["PATH"]
+    os.environ.update(environment, PATH=path or os.environ["PATH"])
     run = Run.open(root)
     plan = plan_study(run.study)
     work = Work(run, plan, *plan.find(job, label))
@@ -92,7 +92,7 @@ def _rank(answers, root, job, label, ranks, settings, environment, skew_s, is_sl
         patch("torch.distributed.all_reduce", timed_reduce),
     ):
         try:
-            preflight(run, lambda: STAGES[work.job.stage].inputs(work), ranks, settings, environment)
+            preflight(run, lambda: STAGES[work.job.stage].inputs(work), ranks, settings)
             outcome: tuple = ("fit",)
         except UnfitNodes as error:
             outcome = ("unfit", tuple(dict.fromkeys(re.findall(r"node (\w+): ", str(error)))), str(error))

@@ -30,6 +30,11 @@ def slurm(tmp_path, monkeypatch):
     return FakeSlurm(tmp_path / "bin", monkeypatch)
 
 
+def in_slurm(monkeypatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
 def wait_for_calls(slurm, number):
     deadline = time.monotonic() + 60
     while len(slurm.calls("scontrol")) < number and time.monotonic() < deadline:
@@ -48,9 +53,10 @@ def test_a_comment_shows_progress_loss_speed_and_time_left():
 
 def test_the_time_left_is_at_the_pace_since_this_start_began(monkeypatch, tmp_path):
     """What an earlier start has done took none of this one's time."""
+    in_slurm(monkeypatch, RESTART_COUNT="2")
     now, path = [100.0], tmp_path / "progress.json"
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: 5.0))
-    announce, found = Announced(path, 7, {"SLURM_RESTART_COUNT": "2"}), []
+    announce, found = Announced(path, 7), []
     for done, total in ((10, 100), (30, 100), (50, 100), (60, 0)):
         announce(done, total, loss=2.0)
         found.append(read_progress(path))
@@ -59,14 +65,17 @@ def test_the_time_left_is_at_the_pace_since_this_start_began(monkeypatch, tmp_pa
     assert found[1] == Reading(30, 100, 5.0, 140.0, socket.gethostname(), 7, 2, {"loss": 2.0})
 
 
-def test_an_array_task_is_named_by_array_and_number():
-    assert own_task({"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}) == "70_3"
-    assert own_task({"SLURM_JOB_ID": "70"}) == "70" and own_task({}) is None
+def test_an_array_task_is_named_by_array_and_number(monkeypatch):
+    assert own_task() is None
+    in_slurm(monkeypatch, JOB_ID="70")
+    assert own_task() == "70"
+    in_slurm(monkeypatch, ARRAY_JOB_ID="70", ARRAY_TASK_ID="3")
+    assert own_task() == "70_3"
 
 
-def test_log_and_comment_are_throttled(slurm, tmp_path, capsys):
-    task = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3"}
-    announce = Announced(tmp_path / "progress.json", None, task)
+def test_log_and_comment_are_throttled(slurm, tmp_path, capsys, monkeypatch):
+    in_slurm(monkeypatch, JOB_ID="70", ARRAY_JOB_ID="69", ARRAY_TASK_ID="3")
+    announce = Announced(tmp_path / "progress.json")
     for done in range(1, 200):
         announce(done, 200, loss=1.0)
     (call,) = wait_for_calls(slurm, 1)
@@ -92,8 +101,8 @@ def test_comments_of_a_long_array_are_rarer(monkeypatch, tmp_path, tasks, calls)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(progress, "threading", SimpleNamespace(Thread=Joined))
     monkeypatch.setattr(progress, "set_comment", lambda task, text, _: told.append((task, text[:3])))
-    array = {"SLURM_ARRAY_JOB_ID": "69", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": tasks}
-    announce = Announced(tmp_path / "progress.json", None, array)
+    in_slurm(monkeypatch, ARRAY_JOB_ID="69", ARRAY_TASK_ID="3", ARRAY_TASK_COUNT=tasks)
+    announce = Announced(tmp_path / "progress.json")
     for done in (1, 2):
         announce(done, 9)
         now[0] += 0.6
@@ -109,7 +118,8 @@ def test_the_work_continues_whatever_scontrol_does(slurm, tmp_path, monkeypatch,
         monkeypatch.setenv("PATH", str(slurm.folder))
     else:
         slurm.answer("scontrol", script="exec sleep 60")
-    announce = Announced(tmp_path / "progress.json", None, {"SLURM_JOB_ID": "70"})
+    in_slurm(monkeypatch, JOB_ID="70")
+    announce = Announced(tmp_path / "progress.json")
     began = time.monotonic()
     announce(1, 2)
     announce(2, 2)
@@ -117,12 +127,12 @@ def test_the_work_continues_whatever_scontrol_does(slurm, tmp_path, monkeypatch,
 
 
 def test_outside_slurm_only_the_log_gets_progress(slurm, tmp_path, capsys):
-    Announced(tmp_path / "progress.json", None, {})(5, 9)
+    Announced(tmp_path / "progress.json")(5, 9)
     assert "5/9 55%" in capsys.readouterr().err and slurm.calls("scontrol") == []
 
 
 def test_a_short_element_leaves_no_lines(tmp_path, capsys):
-    announce = Announced(tmp_path / "progress.json", None, {})
+    announce = Announced(tmp_path / "progress.json")
     for done in range(9):
         announce(done, 9)
     assert capsys.readouterr().err == ""
@@ -131,9 +141,8 @@ def test_a_short_element_leaves_no_lines(tmp_path, capsys):
 def test_a_crash_loop_is_notified_once_when_it_gives_up(told, tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     keep_profile(run.profile, Profile(notify=told[1]))
-    variables = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "CURRICULA_RESTARTS_WITHOUT_PROGRESS": "1"}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    in_slurm(monkeypatch, ARRAY_JOB_ID="7", ARRAY_TASK_ID="0")
+    monkeypatch.setenv("CURRICULA_RESTARTS_WITHOUT_PROGRESS", "1")
     monkeypatch.setattr(STAGES["prepare"], "run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         element.run_element(run.root, "prepare", "prepare")
@@ -153,7 +162,7 @@ def test_a_crash_loop_is_notified_once_when_it_gives_up(told, tmp_path, monkeypa
 def test_a_final_error_that_only_another_process_meets_is_notified(told, tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     keep_profile(run.profile, Profile(notify=told[1]))
-    monkeypatch.setenv("SLURM_PROCID", "1")
+    in_slurm(monkeypatch, PROCID="1")
 
     def fail(*_):
         raise UserError("the shard cannot be read here")

@@ -7,6 +7,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -29,6 +30,7 @@ from curricula.jobs.preflight.preflight import (
     _Verdict,
     check_gpus,
 )
+from curricula.jobs.run import Run
 from curricula.jobs.slurm import submissions as record
 from curricula.jobs.slurm.profile import Preflight
 from curricula.jobs.slurm.submissions import BadNode, bad_nodes, exclusion, record_bad_nodes
@@ -70,7 +72,7 @@ def test_fit_processes_begin_and_nothing_is_recorded(run, free_port):
 
 def test_a_node_with_a_sick_gpu_is_named_by_all_and_recorded(run, free_port, tmp_path, monkeypatch):
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
-    slurm.answer("nvidia-smi", script=f'[ "$SLURMD_NODENAME" ] || printf %s "{GOOD}" | sed "1s/ 0, 31/ 3, 31/"')
+    slurm.answer("nvidia-smi", script=f'printf %s "{GOOD}" | sed "1s/ 0, 31/ 3, 31/"')
     outcomes = preflights(run.root, free_port, ["a", "a"], Preflight(), path=os.environ["PATH"])
     assert {outcome[:2] for outcome in outcomes} == {("unfit", ("a",))}
     assert all("GPU 0 has 3 uncorrected memory errors" in outcome[2] for outcome in outcomes)
@@ -103,7 +105,7 @@ def test_a_store_that_cannot_be_opened_or_reached_or_ends_early_is_a_lost_peer(f
 def test_nodes_with_different_problems_are_each_to_blame():
     reports = {0: _Report("a", own=("GPU 0 has 3 uncorrected memory errors",)), 1: _Report("b", own=("/tmp: 0.2 GB are free",))}
     rendezvous = SimpleNamespace(size=2, gather=lambda *_: reports)
-    verdict = _judge_reports(rendezvous, Preflight(), {})
+    verdict = _judge_reports(rendezvous, Preflight())
     assert [problem.node for problem in verdict.problems] == ["a", "b"] and not verdict.failure
 
 
@@ -234,12 +236,16 @@ def test_a_sick_gpu_is_recognised_in_the_output_of_nvidia_smi(smi, listing, mess
     assert (found == []) if message is None else any(message in problem for problem in found), found
 
 
+def check_gpus_of(run: Run, gpus: str, node: str = "n1", **more: str) -> None:
+    with patch.dict("os.environ", SLURM_GPUS_ON_NODE=gpus, SLURMD_NODENAME=node, **more):
+        check_gpus(run)
+
+
 def test_a_job_of_one_process_checks_its_gpu_and_records_the_node(run, smi):
-    environment = {"SLURM_GPUS_ON_NODE": "1", "SLURM_STEP_GPUS": "1", "SLURMD_NODENAME": "n4"}
-    check_gpus(run, environment)
+    check_gpus_of(run, "1", "n4", SLURM_STEP_GPUS="1")
     smi.answer("nvidia-smi", GOOD.replace("33,", "[GPU is lost],"))
     with pytest.raises(UnfitNodes, match="preflight: node n4: GPU 1 does not answer"):
-        check_gpus(run, environment)
+        check_gpus_of(run, "1", "n4", SLURM_STEP_GPUS="1")
     assert exclusion(run) == "n4"
 
 
@@ -248,18 +254,15 @@ def test_jobs_of_one_process_blame_no_node_for_what_four_had_alike(run, smi):
     smi.answer("nvidia-smi", error="Driver/library version mismatch", code=18)
     record_bad_nodes(run, [BadNode(node="n7", reason='a "quoted" ü', time=time.time())])
 
-    def check(node: str) -> None:
-        check_gpus(run, {"SLURM_GPUS_ON_NODE": "1", "SLURMD_NODENAME": node})
-
     for node in ("n1", "n1", "n2", "n3"):
         with pytest.raises(UnfitNodes):
-            check(node)
+            check_gpus_of(run, "1", node)
     with pytest.raises(PreflightFailed, match="n4: .*mismatch; no node is to blame, since n1, n2, n3 had the same") as error:
-        check("n4")
+        check_gpus_of(run, "1", "n4")
     assert not isinstance(error.value, UnfitNodes) and exclusion(run) == "n7"  # for another problem
     smi.answer("nvidia-smi", GOOD.replace("4, 0,", "4, 9,"))
     with pytest.raises(UnfitNodes):  # the node's own problem
-        check_gpus(run, {"SLURM_GPUS_ON_NODE": "2", "SLURMD_NODENAME": "n5"})
+        check_gpus_of(run, "2", "n5")
     assert exclusion(run) == "n5,n7"
 
 
@@ -267,14 +270,14 @@ def test_jobs_of_one_process_blame_no_node_for_what_four_had_alike(run, smi):
 def test_a_job_that_may_share_its_gpu_minds_neither_other_work_on_it_nor_its_pace(run, smi, listing):
     smi.answer("nvidia-smi", listing)
     assert gpu_problems(2) != []
-    check_gpus(run, {"SLURM_GPUS_ON_NODE": "2"})
+    check_gpus_of(run, "2")
     smi.answer("nvidia-smi", listing.replace("33,", "[GPU is lost],"))
-    check_gpus(run, {"SLURM_GPUS_ON_NODE": "1"})  # it may be another job's
+    check_gpus_of(run, "1")  # it may be another job's
     smi.answer("nvidia-smi", listing)
-    check_gpus(run, {"SLURM_GPUS_ON_NODE": "4"})  # parts of a divided GPU
+    check_gpus_of(run, "4")  # parts of a divided GPU
     smi.answer("nvidia-smi")
     with pytest.raises(UnfitNodes, match="0 of 1 GPUs answer"):
-        check_gpus(run, {"SLURM_GPUS_ON_NODE": "1"})
+        check_gpus_of(run, "1")
 
 
 def test_gpus_of_other_jobs_are_ignored(smi):
@@ -294,10 +297,11 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_a_problem_and_none_at_all_is_not(s
 
 
 def test_an_nvidia_smi_that_nothing_can_kill_does_not_hang_the_job(smi, monkeypatch):
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     smi.answer("nvidia-smi", script="exec sleep 20")
     monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)  # as while it waits in the driver
     monkeypatch.setattr(node_checks, "SMI_PATIENCE_S", 0.2)
-    assert job_gpu_problems({"SLURM_GPUS_ON_NODE": "2"}) == ["nvidia-smi: no answer within 0 s"]
+    assert job_gpu_problems() == ["nvidia-smi: no answer within 0 s"]
 
 
 def test_a_full_disk_and_a_file_system_that_hangs_are_problems(tmp_path):

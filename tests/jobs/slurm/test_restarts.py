@@ -1,6 +1,7 @@
 """An element that is restarted again and again without progress gives up."""
 
 import json
+from unittest.mock import patch
 
 import pytest
 from small_studies import demo
@@ -24,7 +25,8 @@ def start(run: Run, restarts: int, job_id: str = "5", limit: str = "3") -> None:
         "SLURM_RESTART_COUNT": str(restarts),
     }
     (run.element(job.name, "trunk")).mkdir(parents=True, exist_ok=True)
-    check_restarts(Work(run, PLAN, job, element), environment)
+    with patch.dict("os.environ", environment):
+        check_restarts(Work(run, PLAN, job, element))
 
 
 def end(run: Run, code: int = 1) -> None:
@@ -69,8 +71,8 @@ def test_a_start_that_is_killed_when_it_has_noted_progress_counts_no_end_before_
         write_json(*args)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("curricula.jobs.slurm.restarts.write_json", write_and_die)
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr("curricula.jobs.slurm.restarts.write_json", write_and_die)
         start(run, 0)
     start(run, 0)
     assert not (run.element("pretrain-trunk-100", "trunk") / "own-ends").exists()
@@ -140,7 +142,8 @@ def test_what_other_elements_save_is_no_progress_of_an_evaluation_but_verdicts_a
     assert STAGES["merge"].saved(merge) == 9 and STAGES["evaluate"].saved(own) == 3
 
 
-def test_restarts_are_not_counted_outside_of_slurm(tmp_path):
+def test_restarts_are_not_counted_outside_of_slurm(tmp_path, monkeypatch):
     job = PLAN.jobs[0]
-    check_restarts(Work(Run(tmp_path), PLAN, job, job.elements[0]), {"SLURM_RESTART_COUNT": "99"})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "99")
+    check_restarts(Work(Run(tmp_path), PLAN, job, job.elements[0]))
     assert not list(tmp_path.iterdir())

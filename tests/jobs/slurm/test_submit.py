@@ -489,17 +489,18 @@ def test_a_number_that_slurm_gives_twice_shows_that_it_has_forgotten_the_first_j
     assert {job for job, _ in live} == {"tokenize"} and len(live) == len(jobs["tokenize"].labels)
 
 
-def test_a_submission_counts_the_restarts_of_its_elements_anew(slurm, tmp_path):
+def test_a_submission_counts_the_restarts_of_its_elements_anew(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv(LIMIT, "1")
     run, _ = new_run(tmp_path / "run")
     plan = plan_study(run.study)
-    work, limit = Work(run, plan, *plan.find("prepare", "prepare")), {LIMIT: "1"}
-    check_restarts(work, limit)
+    work = Work(run, plan, *plan.find("prepare", "prepare"))
+    check_restarts(work)
     (work.folder / "own-ends").write_text("1\n")
     with pytest.raises(GaveUp):
-        check_restarts(work, limit)
+        check_restarts(work)
     slurm.answer("sbatch", "Submitted batch job 7\n")
     submit_plan(run, plan, [PREPARE], Profile(), Standing(set(), {}), print)
-    check_restarts(work, limit)
+    check_restarts(work)
 
 
 def test_a_refusal_names_the_nodes_that_the_job_avoids(slurm, tmp_path):
