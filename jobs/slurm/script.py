@@ -112,17 +112,8 @@ def sbatch_options(job: Job, study: Study, profile: Profile) -> Options:
     return {name: value for name, value in {**options, **extra}.items() if value is not None and value is not False}
 
 
-def body(
-    job: Job,
-    labels: Sequence[str],
-    study: Study,
-    profile: Profile,
-    root: Path,
-    code: Snapshot,
-    continues: str = "",
-    avoids: str = "",
-) -> str:
-    """The batch script without its #SBATCH lines.
+def body(job: Job, study: Study, profile: Profile, root: Path, code: Snapshot, continues: str = "", avoids: str = "") -> str:
+    """The batch script of an array without its #SBATCH lines.
 
     `root`: the absolute path of the run folder. `code`: the snapshot to run. `continues`: the number of the array whose
     elements this one continues, if any. `avoids`: the nodes that the options exclude because they failed a check of the run.
@@ -141,11 +132,10 @@ def body(
         templates()
         .get_template("element.sh.j2")
         .render(
-            contents=contents_line(job.name, labels),
+            contents=contents_line(job.name, job.labels),
             study=study,
             job=job,
             short_name=short_name(job.name),
-            labels=labels,
             profile=profile,
             secrets_file=expanded("secrets_file", profile.secrets_file or ""),
             code=code,
@@ -284,7 +274,7 @@ def _write_scripts(run: Run, jobs: Sequence[Job], profile: Profile, out: Path) -
                 "array": f"0-{len(array.labels) - 1}" + (f"%{throttle}" if throttle else ""),
                 "output": str(root / "slurm" / OUTPUT),
             }
-            text = body(array, array.labels, study, profile, root, code)
+            text = body(array, study, profile, root, code)
             template = templates().get_template("array.sbatch.j2")
             _write_script(out / script.file, template.render(job=array, options=options, body=text))
     return scripts

@@ -121,7 +121,7 @@ def submit_plan(run: Run, plan: Plan, chosen: Collection[Key], profile: Profile,
         options = _also(options, "exclude", avoids)
 
         def send(options: Options, continues: str = "") -> Submission:
-            text = body(array, array.labels, plan.study, profile, root, code, continues, avoids)
+            text = body(array, plan.study, profile, root, code, continues, avoids)
             return _submit(run, array, options, sbatch_file(root / "slurm", array, options, text), say)
 
         if existing:
@@ -278,7 +278,7 @@ def preview(plan: Plan, chosen: Collection[Key], profile: Profile, root: Path) -
         number = sum(earlier.array.name == array.name for earlier in previews)
         name = array.name if len(array.labels) == sizes[array.name] else f"{array.name}/{number}"
         options = _options(plan, array, profile, numbering)
-        text = body(array, array.labels, plan.study, profile, root, code)
+        text = body(array, plan.study, profile, root, code)
         script = sbatch_file(root / "slurm", array, options, text)
         previews.append(Preview(name, array, str(options.get("dependency", "")), script))
         numbering.add(array, name)

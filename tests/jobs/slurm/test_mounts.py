@@ -29,7 +29,7 @@ def test_names_of_jobs_differ_in_the_columns_that_squeue_shows(study):
 def test_the_nodes_own_disk_is_named_to_the_work_and_expanded_only_there(tmp_path):
     run, jobs = new_run(tmp_path / "run")
     profile = Profile(node_scratch="$DISK/$(touch pwned)")
-    text = body(jobs["pretrain-0"], ["data-0"], run.study, profile, run.root, take_snapshot(run.root))
+    text = body(jobs["pretrain-0"], run.study, profile, run.root, take_snapshot(run.root))
     (line,) = [line for line in text.splitlines() if "CURRICULA_NODE_SCRATCH" in line]
     ran = subprocess.run(["bash", "-c", f"{line}; echo $CURRICULA_NODE_SCRATCH"], capture_output=True, text=True)
     assert ran.stdout.strip() == "$DISK/$(touch pwned)"
@@ -42,7 +42,7 @@ def test_an_image_sees_the_data_folder_that_the_run_was_made_with(tmp_path, monk
     run = Run.create(tmp_path / "run", study)
     monkeypatch.delenv("CURRICULA_DATA")  # as in another shell
     job, profile = plan_study(study).jobs[0], Profile(container=Container(kind="apptainer", image="a.sif"))
-    text = body(job, list(job.labels), study, profile, run.root, take_snapshot(run.root))
+    text = body(job, study, profile, run.root, take_snapshot(run.root))
     assert f"--bind {tmp_path}/data:{tmp_path}/data" in text
 
 
@@ -76,7 +76,7 @@ def test_an_image_sees_read_only_what_the_study_names_elsewhere(tmp_path):
     study = parse_study(raw, "study.yaml")
     job, run = plan_study(study).jobs[0], tmp_path / "run"
     profile = Profile(container=Container(kind="apptainer", image="a.sif"))
-    text = body(job, list(job.labels), study, profile, run, take_snapshot(run))
+    text = body(job, study, profile, run, take_snapshot(run))
     mounts = [str(tmp_path / name) for name in ("tables", "jailbreaks", "models/tokenizer", "models/draft")]
     words = [f"--bind {path}:{path}:ro" for path in mounts]
     assert all(word in text for word in words) and text.count("--bind") == 5
@@ -105,7 +105,7 @@ def test_an_image_sees_where_the_files_of_a_path_lie_and_no_more(tmp_path, monke
     raw["sources"]["mine"] = {"path": str(tmp_path / path), "text": "body", "id": "doc"}
     study = parse_study(raw, "study.yaml")
     job, profile = plan_study(study).jobs[0], Profile(container=Container(kind="apptainer", image="a.sif"))
-    text = body(job, list(job.labels), study, profile, tmp_path / "run", Snapshot(tmp_path / "code", "0" * 64))
+    text = body(job, study, profile, tmp_path / "run", Snapshot(tmp_path / "code", "0" * 64))
     mounts = re.findall(r"--bind '?(\S+):\1:ro", text)
     assert sorted(mounts) == [str(tmp_path / name) for name in mounted]
 
@@ -124,8 +124,8 @@ def test_what_an_image_cannot_mount_is_refused_before_anything_is_submitted(tmp_
     job, code = plan_study(study).jobs[0], Snapshot(tmp_path / "code", "0" * 64)
     profile = Profile(container=Container(kind="pyxis", image="a.sqsh"))
     with pytest.raises(UsageError, match=f"{folder}: a container cannot mount a path with ':' or ','"):
-        body(job, list(job.labels), study, profile, folder, code)
+        body(job, study, profile, folder, code)
     monkeypatch.setenv("CURRICULA_DATA", str(folder))
     with pytest.raises(UsageError, match=f"{folder}: a container cannot mount"):
-        body(job, list(job.labels), study, profile, tmp_path / "run", code)
-    body(job, list(job.labels), study, Profile(), tmp_path / "run", code)
+        body(job, study, profile, tmp_path / "run", code)
+    body(job, study, Profile(), tmp_path / "run", code)

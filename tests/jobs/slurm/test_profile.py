@@ -300,7 +300,7 @@ def test_secrets_that_others_can_read_are_refused_and_never_written(tmp_path, mo
 
     def script() -> str:
         profile, code = load_profile(path), Snapshot(tmp_path / "code", "0" * 64)
-        return body(first("prepare", profile), ["prepare"], PAPER, profile, tmp_path / "run", code)
+        return body(first("prepare", profile), PAPER, profile, tmp_path / "run", code)
 
     assert "hf_very_secret" not in script() and f"read_secrets {secrets}\n" in script()
     monkeypatch.chdir(tmp_path)

@@ -351,7 +351,7 @@ def test_a_task_that_hangs_on_its_way_out_does_not_hold_the_nodes_of_finished_wo
     monkeypatch.setattr("curricula.jobs.slurm.script.EXIT_PATIENCE_S", 0)
     run, jobs = new_run(tmp_path / "run")
     job = replace(jobs["pretrain-0"], request=Request(nodes=2))
-    text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, take_snapshot(run.root))
+    text = body(job, run.study, Profile(), run.root, take_snapshot(run.root))
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "srun", f"#!/bin/bash\nsleep 0.1\n{DONE}exec sleep 100\n")
     stand_in(tmp_path, "scontrol", "#!/bin/bash\n")
@@ -364,7 +364,7 @@ def test_a_task_that_hangs_on_its_way_out_does_not_hold_the_nodes_of_finished_wo
 def test_an_array_that_continues_another_ends_at_once_when_nothing_is_left(tmp_path):
     run, jobs = new_run(tmp_path / "run")
     job = jobs["pretrain-0"]
-    text = body(job, ["data-0", "full-0"], run.study, Profile(), run.root, take_snapshot(run.root), continues="7")
+    text = body(job, run.study, Profile(), run.root, take_snapshot(run.root), continues="7")
     (tmp_path / "bin").mkdir()
     stand_in(tmp_path, "srun", f"#!/bin/bash\necho $SLURM_ARRAY_JOB_ID >>{tmp_path}/started\n{DONE}")
     stand_in(tmp_path, "scontrol", f'#!/bin/bash\n[[ $* != *TimeLimit* ]] || echo "$2 $3" >>"{tmp_path}/limits"\n')
