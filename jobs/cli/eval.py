@@ -27,7 +27,7 @@ from curricula.eval.judges.settings import JUDGES, JudgeConfig
 from curricula.eval.rows import CapabilityRow, GenerationRow, Precision, ProbeRow, read_rows
 from curricula.eval.tasks import TASKS, EvalTask, judged_tasks, row_files, tasks_with
 from curricula.jobs.cli.bars import Bars, no_other_bars, quiet_libraries
-from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending
+from curricula.jobs.cli.options import add_costs, add_json_flag, add_names, add_verb, at_least, confirm_spending
 from curricula.settings import changed, parse, read_yaml
 from curricula.terminal import json_text, plural, say
 
@@ -357,14 +357,7 @@ def add_judge_options(parser: argparse.ArgumentParser, required: bool) -> None:
         help="any setting of the judge, such as requests_per_minute=600, batch_api=true or price_in=0.15; can be repeated",
     )
     group.add_argument("--retry-unparsed", action="store_true", help="ask again where this judge's reply held no verdict")
-    group.add_argument(
-        "--max-cost",
-        type=at_least(0.0),
-        default=5.0,
-        metavar="DOLLARS",
-        help="with prices: ask before spending more (default: %(default)g)",
-    )
-    group.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
+    add_costs(group)
 
 
 def judge_from(args: argparse.Namespace) -> JudgeConfig:

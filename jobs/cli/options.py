@@ -136,6 +136,18 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     return shtab.complete(parser, shell)
 
 
+def add_costs(parser: argparse._ActionsContainer) -> None:
+    """Add the flags that `confirm_spending` takes."""
+    parser.add_argument(
+        "--max-cost",
+        type=at_least(0.0),
+        default=5.0,
+        metavar="DOLLARS",
+        help="with prices: ask before spending more (default: %(default)g)",
+    )
+    parser.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
+
+
 def confirm_spending(dollars: float, limit: float, yes: bool, mend: str) -> None:
     """Ask before more than `limit` dollars are spent. Raises UsageError if the answer is no or nobody can answer.
 

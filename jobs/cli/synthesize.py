@@ -30,7 +30,7 @@ from curricula.curriculum.synthesis.shard import (
 from curricula.errors import UsageError
 from curricula.eval.judges.settings import OURS
 from curricula.jobs.cli.bars import Bars
-from curricula.jobs.cli.options import add_json_flag, add_names, add_verb, at_least, confirm_spending, require_with
+from curricula.jobs.cli.options import add_costs, add_json_flag, add_names, add_verb, at_least, confirm_spending, require_with
 from curricula.terminal import json_text, say
 
 if TYPE_CHECKING:  # it imports the openai package, which takes a while
@@ -113,14 +113,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> argparse.ArgumentParser:
     pace.add_argument("--dry-run", action="store_true", help="print the estimate and one request; send nothing")
     pace.add_argument("--price-in", type=at_least(0.0), metavar="DOLLARS", help="per million tokens read")
     pace.add_argument("--price-out", type=at_least(0.0), metavar="DOLLARS", help="per million tokens written")
-    pace.add_argument(
-        "--max-cost",
-        type=at_least(0.0),
-        default=5.0,
-        metavar="DOLLARS",
-        help="with prices: ask before spending more (default: %(default)g)",
-    )
-    pace.add_argument("--yes", action="store_true", help="spend what the estimate says without asking")
+    add_costs(pace)
     return parser
 
 
