@@ -20,7 +20,7 @@ from curricula.jobs.local import Outcome
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.run import Run
 from curricula.jobs.slurm.commands import Task
-from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile, kept_profile
+from curricula.jobs.slurm.profile import Profile, StageOptions, Stages, keep_profile
 from curricula.jobs.slurm.script import write_resubmit
 from curricula.jobs.slurm.submissions import BadNode, latest_tasks, record_bad_nodes, submissions
 from curricula.jobs.slurm.submit import Standing, submit_plan
@@ -383,15 +383,6 @@ def test_on_this_machine_a_run_goes_on_as_a_whole_and_not_for_days_unasked(tmp_p
     assert last == f"{count} elements would run"  # what never began, too
     assert main(["retry", str(run.root)]) == 1
     assert f"{count} elements to run, about " in capsys.readouterr().err
-
-
-def test_a_profile_is_kept_in_the_run_as_it_was(tmp_path):
-    run, _ = new_run(tmp_path / "run")
-    profile = Profile(
-        stages=Stages(all=StageOptions(partition="gpu", exclude="n3")), setup=("module load x",), notify="mail -s x me"
-    )
-    keep_profile(run.profile, profile)
-    assert kept_profile(run.profile) == profile
 
 
 def queue_lines(logs):

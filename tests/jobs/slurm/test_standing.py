@@ -58,7 +58,7 @@ def test_what_cannot_run_is_refused_before_anything_is_submitted(slurm, run):
 
 def test_arrays_are_as_long_as_the_site_allows_and_the_profile_is_kept_as_it_was_given(slurm, run):
     slurm.answer("scontrol", "MaxArraySize            = 3\n")
-    profile = Profile(stages=Stages(data=StageOptions(throttle=2)))
+    profile = Profile(stages=Stages(data=StageOptions(throttle=2)), setup=("module load x",), notify="mail -s x me")
     plan = plan_study(run.study, profile)
     made = submit_plan(run, plan, of_jobs(plan, "prepare", "tokenize"), profile, Standing(set(), {}), print)
     assert sum(len(one.labels) for one in made[1:]) == len(plan.by_name["tokenize"].labels) > 3
