@@ -6,6 +6,7 @@ get them, nor those of another job's ranks, so that the profile and the study al
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -387,24 +388,24 @@ def sbatch(script: Path, job: str, avoided: str) -> str:
     raise UserError(f"sbatch refused job {job}{without}: {said}; correct the profile or the study")
 
 
+def _answer(*command: str) -> str:
+    """What a command prints; empty if it fails or Slurm does not answer."""
+    with contextlib.suppress(UserError):
+        return call(*command)
+    return ""
+
+
 def within_array_limit(profile: Profile) -> Profile:
     """The profile with arrays no longer than the site's MaxArraySize and max_array_tasks, if Slurm reports them."""
-    try:
-        config = call("scontrol", "show", "config")
-    except UserError:
-        return profile
+    config = _answer("scontrol", "show", "config")
     site = re.findall(r"(?:^MaxArraySize *= *|\bmax_array_tasks=)([1-9]\d*)", config, re.MULTILINE)
     return msgspec.structs.replace(profile, max_array_size=min([profile.max_array_size, *map(int, site)]))
 
 
 def partition_minutes() -> dict[str, float]:
     """Time limit of each partition, in minutes; the default partition's is also under "". Empty if Slurm does not answer."""
-    try:
-        listing = call("scontrol", "--oneliner", "show", "partition")
-    except UserError:
-        return {}
     minutes = {}
-    for fields in map(_fields, listing.splitlines()):
+    for fields in map(_fields, _answer("scontrol", "--oneliner", "show", "partition").splitlines()):
         if "PartitionName" in fields and "MaxTime" in fields:
             minutes[fields["PartitionName"]] = _minutes(fields["MaxTime"])
             if fields.get("Default") == "YES":
@@ -414,10 +415,7 @@ def partition_minutes() -> dict[str, float]:
 
 def qos_minutes() -> dict[str, float]:
     """Time limit of each QOS, in minutes. Empty if there is no accounting."""
-    try:
-        listing = call("sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,MaxWall")
-    except UserError:
-        return {}
+    listing = _answer("sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,MaxWall")
     return {name: _minutes(longest) for name, _, longest in (line.partition("|") for line in listing.splitlines())}
 
 
