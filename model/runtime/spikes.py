@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,16 +48,12 @@ class SpikeWindow:
     the same phase, and not to a step that was undone.
     """
 
-    def __init__(self, guard: SpikeGuard, steps: Iterable[Measured] = (), begins: int = 0, skipped_in_a_row: int = 0) -> None:
-        """`begins` is the number of steps before the first one that counts (`CheckpointInfo.guarded_from`)."""
+    def __init__(self, guard: SpikeGuard, info: CheckpointInfo | None = None) -> None:
+        """The window of a run that begins, or that continues from the checkpoint that `info` describes."""
         self._guard = guard
-        self.steps = deque(steps, maxlen=guard.window)
-        self.begins, self.skipped_in_a_row = begins, skipped_in_a_row
-
-    @classmethod
-    def of(cls, guard: SpikeGuard, info: CheckpointInfo) -> SpikeWindow:
-        """The window of a run that continues from the checkpoint that `info` describes."""
-        return cls(guard, (Measured(*step) for step in info.recent), info.guarded_from, info.skipped_in_a_row)
+        self.steps = deque((Measured(*step) for step in info.recent) if info else (), maxlen=guard.window)
+        self.begins = info.guarded_from if info else 0
+        self.skipped_in_a_row = info.skipped_in_a_row if info else 0
 
     def begin(self, step: int) -> None:
         """Forget all earlier steps: those after `step` belong to another phase, or begin with other weights."""
@@ -118,7 +114,7 @@ class Guard:
         self.window = SpikeWindow(self._settings)
 
     def resume(self, info: CheckpointInfo) -> None:
-        self.window = SpikeWindow.of(self._settings, info)
+        self.window = SpikeWindow(self._settings, info)
 
     def state(self) -> dict[str, Any]:
         """What checkpoints store about the guard: fields of `CheckpointInfo`."""
@@ -176,7 +172,7 @@ class Guard:
             raise
         except UserError:  # it is damaged, so the check of all bytes will keep the run from continuing there
             return set()
-        return SpikeWindow.of(self._settings, info).needed_steps(info.step)
+        return SpikeWindow(self._settings, info).needed_steps(info.step)
 
     def has_what_it_needs(self, folder: Path) -> bool:
         """Whether every checkpoint that a rewind could need, after resuming from this one, still exists."""

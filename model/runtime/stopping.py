@@ -48,8 +48,6 @@ class Interrupted(Exception):
 
     def __init__(self, step: int, stop_step: int, signal_name: str) -> None:
         super().__init__(f"stopped by {signal_name} at step {step} of {stop_step}, which is saved; start it again to continue")
-        self.step = step
-        self.stop_step = stop_step
 
 
 class PeerLost(UserError):

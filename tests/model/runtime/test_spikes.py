@@ -301,7 +301,7 @@ def test_another_guard_in_the_past_is_refused(tmp_path):
 
 
 def window(values: list[float]) -> SpikeWindow:
-    found = SpikeWindow(SpikeGuard(window=8, sigmas=3), [])
+    found = SpikeWindow(SpikeGuard(window=8, sigmas=3))
     for value in values:
         found.add(Measured(value, 1.0))
     return found
@@ -346,7 +346,7 @@ def test_whatever_checkpoint_a_run_goes_on_from_those_it_goes_back_to_are_there(
             there = {step_of(path) for path in Path(folder).glob("step_*")}
             for begins in {*sorted(there)[-last:], *({kept} & there)}:
                 for future in (events[begins:], others):
-                    window_there = SpikeWindow.of(guard, read_info(step_folder(Path(folder), begins)))
+                    window_there = SpikeWindow(guard, read_info(step_folder(Path(folder), begins)))
                     on_disk = {other for other in there if other <= begins}
                     steps = [step for step, _ in steps_of(future, guard, window_there, begins, on_disk)]
                     assert steps == list(range(begins + 1, begins + len(future) + 1))
