@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -166,7 +165,7 @@ class Trainer:
         job, batches, parallel = self.job, self.batches, self.parallel
         backend = choose_backend(job.execution.engine, parallel, job.packed)
         if parallel.device.type == "cuda":
-            share_compiler(job.compiled, torch.cuda.device_count(), os.cpu_count() or 1)
+            share_compiler(job.compiled)
         sequences = min(job.config.micro_batch, batches.global_batch // parallel.data_parallel)
         check_memory(job.model, parallel, backend, sequences, batches.sequence_length)
         if parallel.is_main:

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -217,20 +217,20 @@ def group_until_end() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def share_compiler(cache: Path | None, processes: int, cores: int, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Keep compiled code in a folder of `cache` for this node, and compile with this process's share of `cores`.
+def share_compiler(cache: Path | None) -> None:
+    """Keep compiled code in a folder of `cache` for this node, and compile with this GPU's share of the node's cores.
 
     By default each process of a node starts 32 others to compile, and keeps the result in a temporary folder that a restart
     does not find. Environment variables that are already set stay as they are. Call this before the first compilation.
     """
     if cache is not None:
         cache = cache / socket.gethostname()  # compilers of several nodes would race on a shared file system
-        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
-        environment.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
-    threads = max(1, min(MOST_THREADS, cores // processes))
-    threads = int(environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads)))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    share = (os.cpu_count() or 1) // torch.cuda.device_count()
+    threads = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, min(MOST_THREADS, share))))
     if compiler := sys.modules.get("torch._inductor.config"):  # it read the environment when it was imported
-        compiler.compile_threads = threads  # type: ignore[attr-defined]
+        compiler.compile_threads = int(threads)  # type: ignore[attr-defined]
 
 
 class Stragglers:

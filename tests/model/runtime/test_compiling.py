@@ -21,9 +21,11 @@ def test_the_processes_of_a_node_share_its_cores_and_the_code_compiled_by_an_ear
     compiler = SimpleNamespace(compile_threads=32)
     monkeypatch.setitem(sys.modules, "torch._inductor.config", compiler)
     monkeypatch.setattr("socket.gethostname", lambda: "n1")
-    environment: dict[str, str] = {}
-    share_compiler(tmp_path, processes=8, cores=cores, environment=environment)
-    assert environment == {
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("os.environ", {})
+    share_compiler(tmp_path)
+    assert os.environ == {
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "n1" / "inductor"),  # of this node: several would race on a shared disk
         "TRITON_CACHE_DIR": str(tmp_path / "n1" / "triton"),
         "TORCHINDUCTOR_COMPILE_THREADS": threads,
@@ -40,8 +42,9 @@ def test_what_a_site_says_about_compiling_stays(tmp_path, monkeypatch):
     }
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     runpy.run_path(megatron.__file__)
-    share_compiler(tmp_path, processes=8, cores=64)
+    share_compiler(tmp_path)
     assert {name: os.environ.get(name) for name in chosen} == chosen
 
 
@@ -53,7 +56,8 @@ with mock.patch.object(torch.cuda, "is_available", lambda: True):  # Megatron-co
     import curricula.jobs.preload  # and so does transformers
 assert "torch._inductor" in sys.modules
 from curricula.model.runtime.distributed import share_compiler
-share_compiler(Path(sys.argv[1]), processes=1, cores=1)
+with mock.patch.object(torch.cuda, "device_count", lambda: 1):
+    share_compiler(Path(sys.argv[1]))
 from torch._inductor.codecache import FxGraphCache
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 torch.compile(lambda x: x + 1, backend="inductor")
