@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compilers import needs_compiler
 from forked import ended, ranks
 from ports import claimed_port
 from random_batches import RandomBatches, train_job
@@ -73,7 +74,7 @@ def test_without_sequence_parallelism_they_train_like_one_too(tmp_path, alone, f
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("tensor_parallel", [1, 2], ids=["data parallel", "tensor parallel"])
 def test_compiled_they_train_like_one_too(tmp_path, alone, free_port, tensor_parallel):
     train_in_processes(2, tmp_path, free_port, tensor_parallel=tensor_parallel, engine={"backend": "torch"})

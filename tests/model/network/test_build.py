@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 import types
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from compilers import needs_compiler
 from paths import ROOT
 from random_batches import SMALL, RandomBatches, train_job
 
@@ -27,9 +27,6 @@ from curricula.model.runtime.distributed import Parallel, Ranks, started
 from curricula.model.train import train
 
 WIDE = ModelConfig(layers=8, hidden=256, heads=8, kv_heads=4, ffn=512, vocabulary=1024, sequence_length=64)
-compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler for torch.compile"
-)
 
 
 def machine(device: str = "cuda", tensor_parallel: int = 1) -> Parallel:
@@ -166,7 +163,7 @@ def test_recomputed_layers_change_no_number(tmp_path, plain):
     assert losses(tmp_path, recompute_layers=2) == plain
 
 
-@compiler
+@needs_compiler
 def test_the_compiled_backend_trains_like_the_plain_one_and_compiles_one_layer_for_all(tmp_path, plain):
     from torch._dynamo.utils import counters
 

@@ -1,13 +1,8 @@
-import shutil
-
 import pytest
 import torch
+from compilers import needs_compiler
 
 from curricula.model.network.fused_linear import attach_sinks, linear
-
-compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler for torch.compile"
-)
 
 
 def weight_and_inputs(announced: bool | None) -> tuple[torch.nn.Parameter, list[torch.Tensor]]:
@@ -47,7 +42,7 @@ def test_gradients_summed_in_the_sink_equal_autograds(announced):
 
 
 @pytest.mark.slow
-@compiler
+@needs_compiler
 @pytest.mark.parametrize("announced", [False, True])
 def test_compiled_they_are_summed_in_the_sink_too(announced):
     assert_same(gradients(announced, compiled=True), gradients(None))

@@ -1,9 +1,8 @@
-import shutil
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from compilers import needs_compiler
 from forked import forkserver, started
 
 from curricula.model.network.linear_cross_entropy import linear_cross_entropy
@@ -74,7 +73,7 @@ def test_bfloat16_is_rounded_once():
     assert (gradient.double() - hidden.grad).norm() < 0.01 * hidden.grad.norm()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+@needs_compiler
 def test_compiled_it_is_the_same():
     for ours, theirs in zip(computed(compiled=True, chunk=TOKENS), expected()):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)

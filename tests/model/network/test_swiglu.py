@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -7,12 +6,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
+from compilers import needs_compiler
 
 from curricula.model.network.swiglu import swiglu
-
-compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler for torch.compile"
-)
 
 
 def gate_up(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -24,7 +20,7 @@ def test_the_gradient_is_that_of_the_formula():
 
 
 @pytest.mark.slow
-@compiler
+@needs_compiler
 def test_compiled_it_is_one_graph_and_the_same():
     ours, plain = gate_up(), gate_up()
     once = torch.compile(lambda x: (swiglu(x) ** 2).sum(), fullgraph=True)
