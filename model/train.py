@@ -468,7 +468,7 @@ def _loss_step(micro_batches: Iterator[MicroBatch], network: Any) -> tuple[torch
     The network computes the losses with `linear_cross_entropy` in `network/linear_cross_entropy.py`.
     """
     tokens, mask, borders = next(micro_batches)
-    losses = network(tokens[:, :-1], None, borders, labels=tokens[:, 1:])
+    losses = network(tokens[:, :-1], borders, labels=tokens[:, 1:])
 
     def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
         weights = torch.ones_like(losses) if mask is None else mask

@@ -163,12 +163,7 @@ class Network(GPTModel):
     """The `Backend` of `build.py`; set by `build_network`."""
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: None = None,
-        borders: torch.Tensor | None = None,
-        *,
-        labels: torch.Tensor | None = None,
+        self, input_ids: torch.Tensor, borders: torch.Tensor | None = None, *, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits [B, S, V] of tokens [B, S], for this process's part of the vocabulary.
 

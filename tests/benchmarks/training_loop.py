@@ -98,7 +98,7 @@ def bare_step(trainer: Trainer, tokens: torch.Tensor) -> None:
     trainer.wrapped.zero_grad_buffer()
     trainer.optimizer.zero_grad()
     with trainer.parallel.cuda_names():
-        losses = trainer.wrapped(tokens[:, :-1], None, None, labels=tokens[:, 1:])
+        losses = trainer.wrapped(tokens[:, :-1], labels=tokens[:, 1:])
         (losses.sum() / losses.numel()).backward()
         trainer.wrapped.finish_grad_sync()
         trainer.optimizer.step()

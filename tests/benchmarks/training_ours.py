@@ -80,7 +80,7 @@ def make_step(model: ModelConfig, engine: EngineConfig, micro_batch: int, parall
             count = torch.full((), losses.numel(), dtype=torch.int, device=losses.device)  # `tensor` would wait for the GPU
             return total, count, {"loss": total.detach()}
 
-        return network(rows[:, :-1], None, None, labels=rows[:, 1:]), summed
+        return network(rows[:, :-1], labels=rows[:, 1:]), summed
 
     def step(rows: torch.Tensor, lr: float) -> torch.Tensor:
         for group in optimizer.param_groups:

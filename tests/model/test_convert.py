@@ -44,7 +44,7 @@ def our_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
         network = build_network(read_info(folder).model, parallel)
         checkpoint.load(folder, network, None, parallel)
         with parallel.cuda_names():
-            return network(tokens, None, None)
+            return network(tokens)
 
 
 def their_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
@@ -494,7 +494,7 @@ def test_a_layer_of_the_1_7b_shape_keeps_its_logits():
         network = build_network(model, parallel)
         initialize(network, model, seed=0)
         with parallel.cuda_names():
-            ours = network(tokens, None, None)
+            ours = network(tokens)
         state = {name: tensor for name, tensor in network.state_dict().items() if tensor is not None}
     weights = to_hugging_face(state, model)
     assert {name: tuple(weight.shape) for name, weight in weights.items()} == dict(tensor_shapes(model))

@@ -19,14 +19,14 @@ def test_attention_stays_within_each_text_of_a_row():
     with started() as parallel, torch.no_grad(), parallel.cuda_names():
         network = build_network(SMALL, parallel, choose_backend(EngineConfig(), parallel, packed=True))
         initialize(network, SMALL, seed=0)
-        packed = network(tokens[:, :-1], None, marks, labels=tokens[:, 1:])
+        packed = network(tokens[:, :-1], marks, labels=tokens[:, 1:])
         position = 0
         for length in LENGTHS:
             text = tokens[:, position : position + length]
-            alone = network(text[:, :-1], None, None, labels=text[:, 1:])
+            alone = network(text[:, :-1], labels=text[:, 1:])
             assert torch.allclose(packed[:, position : position + length - 1], alone, atol=1e-5)
             position += length
-        everything = network(tokens[:, :-1], None, None, labels=tokens[:, 1:])
+        everything = network(tokens[:, :-1], labels=tokens[:, 1:])
         assert not torch.allclose(packed, everything, atol=1e-3)
 
 

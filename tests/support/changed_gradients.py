@@ -30,7 +30,7 @@ def gradients(change: str, backend: Backend, parallel: Parallel) -> dict[str, to
         for _ in range(2):
             network.set_is_first_microbatch()  # else modules of Transformer Engine keep the first pass's 8-bit weights
             wrapped.zero_grad_buffer()
-            wrapped(rows[:, :-1], None, None, labels=rows[:, 1:]).sum().backward()
+            wrapped(rows[:, :-1], labels=rows[:, 1:]).sum().backward()
     return {name: weight.main_grad.clone() for name, weight in network.named_parameters()}
 
 
