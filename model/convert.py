@@ -24,7 +24,7 @@ from curricula.errors import StorageError, UserError
 from curricula.fencing import check_fences
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, read_info, step_folder
-from curricula.model.checkpoints.writer import save
+from curricula.model.checkpoints.writer import save_weights
 from curricula.model.config import ModelConfig
 from curricula.model.hugging_face import hugging_face_config, is_exported, model_card, read_model, tensor_shapes
 from curricula.model.network.build import Backend, build_network
@@ -110,7 +110,7 @@ def import_hf(source: Path, out: Path, sequence_length: int | None = None) -> Pa
             versions=checkpoint.versions(),
         )
         folder = step_folder(out, 0)
-        save(folder, network, None, info, parallel)
+        save_weights(folder, network, info, parallel)
     return folder
 
 

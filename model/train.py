@@ -125,7 +125,7 @@ class Trainer:
         if source is None:
             initialize(network, job.model, job.seed)
         elif source == job.init_weights:
-            check_weights(source, read_info(source), job.model)
+            check_weights(source, job.model)
             checkpoint.load(source, network, None, parallel)
         self.wrapped = wrap(network, parallel)
         self.optimizer = build_optimizer(self.wrapped, job.config.optimizer, parallel)

@@ -183,7 +183,7 @@ def remedy(folder: Path) -> str:
     )
 
 
-def damaged_file(folder: Path, info: CheckpointInfo, share: int = 0, shares: int = 1) -> str | None:
+def damaged_file(folder: Path, info: CheckpointInfo, share: int, shares: int) -> str | None:
     """A sentence about the first file whose bytes are not those that were written; None if there is none.
 
     Reads the files at the speed of SHA-256 (about 1 to 2 GB/s). Each of several readers takes every `shares`-th file.
@@ -271,8 +271,9 @@ def set_aside(folder: Path) -> Path:
     return doomed
 
 
-def check_weights(folder: Path, info: CheckpointInfo, model: ModelConfig) -> None:
-    _refuse(folder, "is a checkpoint of another model", misfits(info.model, model))
+def check_weights(folder: Path, model: ModelConfig) -> None:
+    """Raise UserError, naming the sizes that differ, unless `model` can begin with the weights of the checkpoint `folder`."""
+    _refuse(folder, "is a checkpoint of another model", misfits(read_info(folder).model, model))
 
 
 def misfits(weights: ModelConfig, model: ModelConfig) -> list[str]:

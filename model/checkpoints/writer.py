@@ -59,9 +59,9 @@ NICENESS = 5
 """Niceness of the writing process, which yields to training if they share cores."""
 
 
-def save(folder: Path, network: GPTModel, optimizer: Any | None, info: CheckpointInfo, parallel: Parallel) -> None:
-    """Write the checkpoint `folder` and wait until it is complete; see `Saver`."""
-    saver = Saver(network, optimizer, parallel)
+def save_weights(folder: Path, network: GPTModel, info: CheckpointInfo, parallel: Parallel) -> None:
+    """Write the checkpoint `folder`, of weights only, and wait until it is complete; see `Saver`."""
+    saver = Saver(network, None, parallel)
     saver.start(folder, info)
     saver.finish()
 

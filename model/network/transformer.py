@@ -89,9 +89,7 @@ def positions_first(config: TransformerConfig) -> bool:
     return config.tensor_model_parallel_size > 1
 
 
-def attend(
-    mixed: torch.Tensor, turns: torch.Tensor, groups: int, queries: int, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def attend(mixed: torch.Tensor, turns: torch.Tensor, groups: int, queries: int, mask: torch.Tensor | None) -> torch.Tensor:
     """Causal attention with rotary positions: [B, S, groups * (queries + 2) * size] -> [B, S, groups * queries * size].
 
     For each of the `groups` key-value heads, `mixed` holds its query heads, then the key, then the value. `turns` is a result

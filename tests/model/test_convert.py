@@ -23,7 +23,7 @@ from curricula.errors import StorageError, UserError
 from curricula.model import convert
 from curricula.model.checkpoints import checkpoint
 from curricula.model.checkpoints.folder import CheckpointInfo, identity, latest_checkpoint, read_info
-from curricula.model.checkpoints.writer import save
+from curricula.model.checkpoints.writer import save_weights
 from curricula.model.config import PRESETS, ModelConfig, OptimizerConfig
 from curricula.model.convert import export_hf, from_hugging_face, import_hf, to_hugging_face
 from curricula.model.hugging_face import hugging_face_config, read_model, tensor_shapes
@@ -116,7 +116,7 @@ def test_weights_trained_in_bfloat16_are_exported_as_they_are(tmp_path, tokenize
         initialize(network, SMALL, seed=0)
         network.bfloat16()
         info = CheckpointInfo(step=1, consumed_samples=8, consumed_tokens=128, model=SMALL, precision="bfloat16", full=False)
-        save(tmp_path / "step_00000001", network, None, info, parallel)
+        save_weights(tmp_path / "step_00000001", network, info, parallel)
         norm = network.decoder.final_layernorm.weight.detach().clone()
         embedding = network.embedding.word_embeddings.weight.detach().clone()
     export_hf(tmp_path / "step_00000001", tmp_path / "hf", tokenizer, {})
