@@ -43,17 +43,19 @@ def several(processes: int) -> list[str]:
     return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
 
 
+def ran(words: list, code: int = 0, timeout: float = 300, **variables: str) -> str:
+    """What Python prints with these words, in a process of its own that has to end with `code`."""
+    environment = {**os.environ, "PYTHONPATH": PATH, **variables}
+    ended = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=timeout)
+    assert ended.returncode == code, ended.stderr[-3000:]
+    return ended.stdout
+
+
 def trained(out: Path, *, device: str = "gpu", processes: int = 1, **wanted) -> list[dict]:
     """The metrics of a run of `child` on one or several GPUs, or with them hidden."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    ran = subprocess.run(
-        [sys.executable, *(several(processes) if processes > 1 else []), *child(out, **wanted)],
-        env={**os.environ, "PYTHONPATH": PATH, **hidden},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ran.returncode == (-9 if wanted.get("kill_at") else 0), ran.stderr[-3000:]
+    words = [*(several(processes) if processes > 1 else []), *child(out, **wanted)]
+    ran(words, code=-9 if wanted.get("kill_at") else 0, **hidden)
     return [row for row in read_jsonl(out / "metrics.jsonl") if "loss" in row]
 
 
@@ -113,10 +115,7 @@ def test_an_mlp_of_operations_has_the_gradients_of_a_plain_one(recipe):
     """Both round to 8 bits, which alone moves a gradient by up to half of its norm, but they round almost the same numbers."""
     if recipe == "delayed" and Version(version("transformer_engine")) < Version("2.17.1"):
         pytest.skip("the fused SwiGLU of earlier versions, at least of 2.11, leaves its output's transpose unfilled")
-    command = [sys.executable, SUPPORT / "changed_gradients.py", "MLP of operations", recipe]
-    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": PATH}, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    differences = json.loads(ran.stdout.splitlines()[-1])
+    differences = json.loads(ran([SUPPORT / "changed_gradients.py", "MLP of operations", recipe]).splitlines()[-1])
     assert all(value is not None and value < 0.3 for value in differences.values()), differences
 
 
@@ -190,10 +189,7 @@ def test_the_memory_estimate_is_within_fifteen_percent(tmp_path, backend):
         "needed = step_memory(model, Layout(8, 2048, engine=EngineConfig(backend=sys.argv[2]))).total\n"
         "print(torch.cuda.max_memory_allocated() / needed)\n"
     )
-    command = [sys.executable, "-c", code, str(BENCHMARKS), backend]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert 0.85 < float(ran.stdout.split()[-1]) < 1.15
+    assert 0.85 < float(ran(["-c", code, BENCHMARKS, backend], timeout=600).split()[-1]) < 1.15
 
 
 @pytest.mark.parametrize(
@@ -256,9 +252,7 @@ def test_two_gpus_train_like_one(gpu_run, tmp_path, backend):
 @two_gpus
 def test_a_slow_process_does_not_make_the_other_one_look_slow_too(tmp_path):
     asked = {"out": str(tmp_path), "fault": {"kind": "slow", "rank": 1, "seconds": 0.2}, "compare_every_step": True}
-    command = [sys.executable, *several(2), str(SUPPORT / "faulty_child.py"), json.dumps(asked)]
-    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": PATH}, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    ran([*several(2), SUPPORT / "faulty_child.py", json.dumps(asked)])
     compared = read_jsonl(tmp_path / "metrics.jsonl")[-1]["timing"]["ranks"]
     assert compared["slowest"] == 1 and compared["slowest_s"] > compared["median_s"] + 0.15
 
