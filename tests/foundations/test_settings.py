@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from curricula.errors import UsageError
+from curricula.model.study import Allocation
 from curricula.settings import (
     NonNegative,
     NonNegativeNumber,
@@ -55,6 +56,11 @@ class Whole(Settings, frozen=True):
 def test_a_constraint_holds_for_an_object_made_in_python(field, bad):
     with pytest.raises(ValueError, match=rf"^{field} is {bad!r}: Expected "):
         Group(**{field: bad})
+
+
+def test_an_allocation_of_minus_one_nodes_cannot_be_made():
+    with pytest.raises(ValueError, match="^nodes is -1: Expected `int` >= 1"):
+        Allocation(nodes=-1)
 
 
 def test_an_infinite_number_is_named_as_such():
