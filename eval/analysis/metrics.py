@@ -225,7 +225,8 @@ class StudyMetrics:
 
     def attacks_by(self, stage: str, *decoders: str) -> list[AttackMetrics]:
         """The entries of a stage under any of the decoders."""
-        return [metrics for metrics in self.attacks if metrics.stage == stage and metrics.decoder in decoders]
+        wanted = {(stage, decoder) for decoder in decoders}
+        return [metrics for metrics in self.attacks if (metrics.stage, metrics.decoder) in wanted]
 
     def overrefusals_by(self, stage: str, decoder: str) -> list[OverrefusalMetrics]:
         """One entry for each arm and seed: that of its only set of requests, or the average over several sets."""

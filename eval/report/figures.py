@@ -277,11 +277,9 @@ class AlongFigure(Figure):
     """What was measured along the training of one stage: a panel for each measure and a curve for each arm."""
 
     stage: str
+    axis: str
+    """"tokens" or "steps"."""
     section = "along"
-
-    @property
-    def axis(self) -> str:
-        return "tokens" if self.stage == "base" else "steps"
 
     def panels(self, shown: Shown) -> list[Panel]:
         points = self._points(shown)
@@ -530,8 +528,9 @@ def further_figures(shown: Shown) -> list[Figure]:
         if stage not in STAGES
     ]
     along = [
-        AlongFigure(0, f"along-{stage}", f"Measured during {'pretraining' if stage == 'base' else stage}", "", stage)
+        AlongFigure(0, f"along-{stage}", f"Measured during {training}", "", stage, axis)
         for stage in dict.fromkeys(point.stage for point in shown.curves)
+        for training, axis in [("pretraining", "tokens") if stage == "base" else (stage, "steps")]
     ]
     return [*attacks, *along]
 
