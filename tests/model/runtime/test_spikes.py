@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from random_batches import SCHEDULE, RandomBatches, SpoiltBatches, numbers, train_job
 
 from curricula.durable import read_jsonl, write_json
-from curricula.errors import UserError
+from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints import writer
 from curricula.model.checkpoints.folder import CheckpointInfo, prune, read_info, step_folder, step_of, stored_file
 from curricula.model.config import ModelConfig, OptimizerConfig, Rewind, ScheduleConfig, SpikeGuard, TrainJob, learning_rate
-from curricula.model.runtime.spikes import Guard, Measured, SpikeWindow
+from curricula.model.runtime.spikes import Guard, Measured, SpikeWindow, named_samples
 from curricula.model.train import train
 
 GUARD = SpikeGuard(window=8, sigmas=6)
@@ -100,7 +100,7 @@ def test_a_skipped_batch_is_logged_and_leaves_no_trace_in_the_weights(guarded, t
     assert files_of(ends[0]) == files_of(ends[1])
 
 
-def test_without_a_rewind_older_checkpoints_are_not_read(tmp_path):
+def test_older_checkpoints_are_not_read_without_a_rewind_and_cannot_be_left_unread_with_one(tmp_path):
     job = functools.partial(train_job, tmp_path, spike_guard=GUARD, keep_steps=(4,), save_interval_steps=4)
     train(job(stop_step=8), spoilt())
     info = step_folder(tmp_path / "checkpoints", 4) / "checkpoint.json"
@@ -108,6 +108,8 @@ def test_without_a_rewind_older_checkpoints_are_not_read(tmp_path):
     info.mkdir()  # what cannot be read, as on a disk that fails
     train(job(stop_step=12), spoilt())
     assert step_folder(tmp_path / "checkpoints", 12).is_dir()
+    with pytest.raises(StorageError):  # not "none", for what it may need would be deleted
+        Guard(train_job(tmp_path, spike_guard=REWIND), RandomBatches(), None).needed_by(info.parent)
 
 
 def test_a_run_that_stops_amid_its_spikes_and_resumes_skips_the_same_steps(guarded, tmp_path):
@@ -265,6 +267,11 @@ def test_without_the_checkpoint_to_go_back_to_a_run_stops_and_says_so(copy, harm
         train(train_job(copy, spike_guard=REWIND), astray())
 
 
+def test_without_the_checkpoint_of_another_run_to_go_back_to_both_are_to_be_trained_again(tmp_path):
+    lost = Guard(train_job(tmp_path), RandomBatches(), None).lost(step_folder(tmp_path / "trunk", 8), 17)
+    assert f"delete {tmp_path / 'trunk'} and {tmp_path / 'checkpoints'} and train both again" in str(lost)
+
+
 @pytest.mark.forked
 def test_two_ranks_skip_and_go_back_together_and_one_process_continues_after_one_is_killed(taken_back, tmp_path, free_port):
     wanted = {"out": str(tmp_path), "spike_guard": msgspec.to_builtins(REWIND), "micro_batch": 4, "save_interval_steps": 4}
@@ -285,13 +292,20 @@ def test_warm_up_and_the_first_steps_of_a_phase_are_never_skipped(tmp_path):
     assert list(skipped(tmp_path / "b")) == [10, 11]
 
 
-@pytest.mark.parametrize("spike", [Measured(9.0, 1.0), Measured(2.0, 9.0)], ids=["loss", "norm"])
+@pytest.mark.parametrize("spike", [Measured(2.5, 1.0), Measured(2.0, 1.25)], ids=["loss", "norm"])
 def test_a_spike_of_either_is_skipped_right_after_the_warm_up(tmp_path, spike):
+    """Even one that would lie within the limits of a window that it is in itself."""
     job = train_job(tmp_path, spike_guard=GUARD, schedule=ScheduleConfig(warmup_steps=6))
     guard = Guard(job, RandomBatches(total_steps=TOTAL), SimpleNamespace(is_main=True, any=bool))
     calm = Measured(2.0, 1.0)
     judged = [bool(guard.judge(step, one)) for step, one in enumerate([*[calm] * 5, spike, spike, calm])]
-    assert judged == [False] * 6 + [True, False]
+    assert judged == [False] * 6 + [True, False] and guard.state()["skipped_in_a_row"] == 0
+
+
+def test_eight_samples_are_named_and_the_others_counted_by_source():
+    samples = [("web", 0, number) for number in (*range(90, 99), 12)] + [("stories", 1, 3)]
+    assert named_samples(samples).endswith("web 96, web 97 and 3 more (2 web, 1 stories)")
+    assert named_samples(samples[:2]) == "web 90, web 91"
 
 
 def test_another_guard_in_the_past_is_refused(tmp_path):
