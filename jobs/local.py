@@ -77,7 +77,7 @@ class _LocalRun:
         """The elements of training seeds other than the first."""
         for key in self.waiting:
             (run.element(*key) / "done.json").unlink(missing_ok=True)
-        awaited = {*done, *self.waiting}
+        awaited = set(self.waiting)
         self.needs = {key: [need for need in plan.needs[key] if need[0] in awaited] for key in self.waiting}
         self.running: dict[Key, ForkServerProcess] = {}
         self.last = {key for key in self.waiting if STAGES[plan.by_name[key[0]].stage].ends_study}

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+import pytest
 from run_folders import finish
 from small_studies import small_study, smaller_demo
 
@@ -75,6 +76,21 @@ def test_if_the_first_seed_ends_last_there_is_no_first_look_beside_the_final_rep
     monkeypatch.setattr(local, "_element_process", process)
     outcome = local.run_plan(run, plan, Watcher(tmp_path), chosen, set(plan.needs) - set(chosen), workers=2)
     assert outcome.done[-2:] == [("merge-50", "full-50/base"), ("report", "report")] and not (tmp_path / "look").exists()
+
+
+@pytest.mark.parametrize(("project", "code", "looks"), [(None, 0, 1), (None, 1, 0), ("p", 0, 0)])
+def test_a_first_look_is_shown_if_it_could_be_written_and_not_sent_as_if_it_were_final(
+    tmp_path, monkeypatch, project, code, looks
+):
+    monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(local, "_element_process", lambda *_: None)
+    monkeypatch.setattr(local, "_first_look", lambda *_: sys.exit(code))
+    study = small_study(tmp_path, seed=None, seeds=[42, 43], tracking={"wandb_project": project})
+    run = Run.create(tmp_path / "run", load_study(study))
+    plan, watcher = plan_study(run.study), Watcher()
+    chosen = [("merge-50", "full-50-s43/base"), ("report", "report")]
+    outcome = local.run_plan(run, plan, watcher, chosen, set(plan.needs) - set(chosen), workers=2)
+    assert len(watcher.looks) == looks and not outcome.failed
 
 
 def test_no_more_elements_run_at_a_time_than_there_are_workers(tmp_path, monkeypatch):
