@@ -155,12 +155,12 @@ class Display:
         """The estimated seconds of the elements that are done, plus the finished fraction of those of the running elements."""
         done = sum(seconds for key, seconds in self.estimates.items() if key not in self.open)
         parts = ((key, reading) for key, reading in readings.items() if reading and reading.done <= reading.total > 0)
-        return done + sum(self.estimates.get(key, 0.0) * reading.done / reading.total for key, reading in parts)
+        return done + sum(self.estimates[key] * reading.done / reading.total for key, reading in parts)
 
     def _render(self) -> RenderableType:
         readings = {key: read_progress(self.run.element(*key) / "progress.json") for key in self.running or ()}
         elapsed_s = time.monotonic() - self.started
-        total, done = sum(self.estimates.values()) or 1.0, self._estimate_done(readings)
+        total, done = sum(self.estimates.values()), self._estimate_done(readings)
         # The pace begins at the plan's and approaches this machine's as elements end.
         expected_s = (done - self.done_before) / self.workers
         pace = (elapsed_s + TRUSTED_S) / (expected_s + TRUSTED_S)
