@@ -144,7 +144,7 @@ def _note_failure(run: Run, name: str, folder: Path, error: Exception, profile: 
     sentence = without_userinfo(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
     task, is_final = own_task(), _is_final(error)
     with contextlib.suppress(UserError):
-        if not is_final and (noted := read_failure(folder)) and noted.final:
+        if not is_final and read_failure(folder):
             return  # losing the process that noted it is what made this one fail
     failure = Failure(sentence, time.time(), is_final, task or "", restart_count())
     try:

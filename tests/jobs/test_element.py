@@ -58,12 +58,15 @@ def test_an_element_that_another_process_took_over_leaves_no_mark(tmp_path, monk
     assert not list(folder.glob("*.json"))
 
 
-def test_an_element_that_another_job_works_on_ends_without_marks_and_with_a_code_of_its_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("key", "held"), [(KEY, "jobs/prepare/prepare"), (("pretrain-0", "full-0"), "pretrain/full-0")], ids=["own", "shared"]
+)
+def test_an_element_that_another_job_works_on_ends_without_marks_and_with_a_code_of_its_own(tmp_path, monkeypatch, key, held):
     run, _ = new_run(tmp_path / "run")
     monkeypatch.setattr(element, "DEAD_HOLDER_S", 0.0)
-    with exclusive_lock(run.element(*KEY) / "lock"):
-        assert main([str(run.root), *KEY]) == InUse.exit_code == 251
-    assert not list(run.element(*KEY).glob("*.json"))
+    with exclusive_lock(run.root / held / "lock"):
+        assert main([str(run.root), *key]) == InUse.exit_code == 251
+    assert not list(run.element(*key).glob("*.json"))
 
 
 def test_a_start_leaves_no_mark_but_its_own(tmp_path, monkeypatch):
@@ -108,11 +111,15 @@ def test_no_process_works_on_what_is_done(tmp_path, monkeypatch):
         assert main([str(run.root), *KEY]) == 0
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_all_processes_of_a_training_join_the_preflight_and_the_first_reports_the_seed(tmp_path, monkeypatch, rank):
+@pytest.mark.parametrize(
+    ("rank", "names"),
+    [("0", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")), ("1", ("RANK", "WORLD_SIZE"))],
+    ids=["srun", "torchrun"],
+)
+def test_all_processes_of_a_training_join_the_preflight_and_the_first_reports_the_seed(tmp_path, monkeypatch, rank, names):
     run, joined = new_run(tmp_path / "run")[0], []
-    monkeypatch.setenv("SLURM_PROCID", rank)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    for name, value in zip(names, (rank, "2")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("curricula.model.runtime.distributed.read_ranks", lambda: None)
     monkeypatch.setattr("curricula.jobs.preflight.preflight.preflight", lambda *_: joined.append(rank))
 
@@ -163,6 +170,10 @@ def test_a_job_with_gpus_does_not_compute_on_the_cpu_unless_the_profile_says_so(
     assert exclusion(run) == avoided
     said = f"torch {torch.__version__} sees no GPU, though the job has some"
     assert (said in capfd.readouterr().err) is (code != 0)
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", lambda *_: None)
+    assert main([str(run.root), *KEY]) == 0  # it would not compute on a GPU
+    monkeypatch.delenv("CURRICULA_RESTARTS_WITHOUT_PROGRESS")
+    assert main([str(run.root), evaluate.name, evaluate.labels[0]]) == 0  # not in a job of the suite
 
 
 @pytest.mark.parametrize(
@@ -188,12 +199,14 @@ def test_kernels_start_in_launch_order_where_tensors_are_split(tmp_path, monkeyp
     assert found == [seen]
 
 
-def test_the_mark_of_an_element_names_its_start(tmp_path, monkeypatch):
+def test_the_mark_of_an_element_names_its_start_and_what_made_its_results(tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     monkeypatch.setattr(type(STAGES["prepare"]), "run", lambda *_: None)
+    monkeypatch.setattr(type(STAGES["prepare"]), "made", lambda *_: "a hash")
     for number in (1, 2):
         run_element(run.root, *KEY)
-        assert read_json(run.element(*KEY) / "done.json")["generation"] == number
+        mark = read_json(run.element(*KEY) / "done.json")
+        assert mark["generation"] == number and mark["made"] == "a hash"
         (run.element(*KEY) / "done.json").unlink()
 
 
@@ -244,11 +257,24 @@ def test_an_error_stays_final_where_the_first_process_only_loses_the_one_that_me
     assert failure["final"] and failure["error"] == "the shard is gone"
 
 
-def test_an_error_before_the_work_begins_is_final_too(tmp_path):
+def test_an_error_before_the_work_begins_is_final_too_and_noted_by_the_first_process(tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
+    frozen = (run.root / "study.yaml").read_text()
     write_text(run.root / "study.yaml", "name: [")
     assert main([str(run.root), *KEY]) == UsageError.exit_code
-    assert read_json(run.element(*KEY) / "failed.json")["final"]
+    mark = run.element(*KEY) / "failed.json"
+    assert read_json(mark)["final"]
+    mark.unlink()
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert main([str(run.root), *KEY]) == UsageError.exit_code and not mark.exists()
+
+    def fail(_):
+        raise StorageError("the disk fails")
+
+    monkeypatch.setattr(element, "plan_study", fail)
+    write_text(run.root / "study.yaml", frozen)
+    assert main([str(run.root), *KEY]) == StorageError.exit_code and not mark.exists()  # Slurm starts it again
 
 
 def test_work_that_waits_outlives_a_profile_with_keys_of_newer_code(tmp_path, monkeypatch, capfd):

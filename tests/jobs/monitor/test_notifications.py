@@ -141,14 +141,14 @@ def test_a_short_element_leaves_no_lines(tmp_path, capsys):
 def test_a_crash_loop_is_notified_once_when_it_gives_up(told, tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     keep_profile(run.profile, Profile(notify=told[1]))
-    in_slurm(monkeypatch, ARRAY_JOB_ID="7", ARRAY_TASK_ID="0")
+    in_slurm(monkeypatch, ARRAY_JOB_ID="7", ARRAY_TASK_ID="0", RESTART_COUNT="1")
     monkeypatch.setenv("CURRICULA_RESTARTS_WITHOUT_PROGRESS", "1")
     monkeypatch.setattr(STAGES["prepare"], "run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         element.run_element(run.root, "prepare", "prepare")
     assert not told[0].exists()
     failed = read_json(run.element("prepare", "prepare") / "failed.json")
-    assert (failed["final"], failed["task"], failed["restarts"]) == (False, "7_0", 0)
+    assert (failed["final"], failed["task"], failed["restarts"]) == (False, "7_0", 1)
 
     def give_up(_):
         raise GaveUp("too often")
@@ -159,7 +159,7 @@ def test_a_crash_loop_is_notified_once_when_it_gives_up(told, tmp_path, monkeypa
     assert "prepare/prepare failed: too often" in json.loads(told[0].read_text())[0]
 
 
-def test_a_final_error_that_only_another_process_meets_is_notified(told, tmp_path, monkeypatch):
+def test_a_final_error_that_only_other_processes_meet_is_notified_once(told, tmp_path, monkeypatch):
     run, _ = new_run(tmp_path / "run")
     keep_profile(run.profile, Profile(notify=told[1]))
     in_slurm(monkeypatch, PROCID="1")
@@ -171,6 +171,10 @@ def test_a_final_error_that_only_another_process_meets_is_notified(told, tmp_pat
     with pytest.raises(UserError):
         element.run_element(run.root, "prepare", "prepare")
     assert "prepare/prepare failed: the shard cannot be read here" in json.loads(told[0].read_text())[0]
+    told[0].unlink()
+    with pytest.raises(UserError):
+        element.run_element(run.root, "prepare", "prepare")
+    assert not told[0].exists()  # one of them is enough
 
 
 def test_a_password_in_an_error_reaches_neither_the_log_nor_the_record(tmp_path, monkeypatch, capsys):
