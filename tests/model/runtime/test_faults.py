@@ -154,9 +154,9 @@ def test_all_of_a_checkpoint_is_on_the_disk_when_latest_names_it(tmp_path, monke
     assert [path.name for path in needed if path.stat().st_ino not in on_disk] == []
 
 
-def test_a_writer_that_is_killed_is_not_waited_for(tmp_path, monkeypatch):
-    write_data = "curricula.model.checkpoints.writer.FileSystemWriter.write_data"
-    monkeypatch.setattr(write_data, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+@pytest.mark.parametrize("when", ["_write", "FileSystemWriter.write_data"])
+def test_a_writer_that_is_killed_is_not_waited_for(tmp_path, monkeypatch, when):
+    monkeypatch.setattr(f"curricula.model.checkpoints.writer.{when}", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(StorageError, match=r"could not be written \(.* was ended by SIGKILL; was memory short\?\)"):
         train(train_job(tmp_path, stop_step=1), RandomBatches())
     assert latest_checkpoint(tmp_path / "checkpoints") is None
@@ -243,6 +243,7 @@ def test_a_loss_that_is_not_a_number_names_the_samples_and_keeps_the_last_good_c
     with pytest.raises(UserError, match=r"loss nan at step 4, on batch 3 .*caused by safe 25, safe 30; all samples"):
         train(train_job(tmp_path, save_interval_steps=2, micro_batch=3), Poisoned())
     noted = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert noted["step"] == 4
     assert noted["samples"] == [{"source": "safe", "epoch": 0, "sample": sample} for sample in (25, 30)]
     assert [sample["sample"] for sample in noted["whole_batch"]] == list(range(24, 32))
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000002"
@@ -286,12 +287,15 @@ def test_checkpoints_are_also_saved_by_the_clock(tmp_path, monkeypatch):
 def test_steps_that_each_take_less_than_the_limit_may_go_on_for_ever(monkeypatch):
     statuses = []
     monkeypatch.setattr(os, "_exit", lambda status: statuses.append(status) or sys.exit())
-    monkeypatch.setattr(stopping, "UNKNOWN_LEAST_S", 0.0)
-    monkeypatch.setattr(stopping, "UNKNOWN_FACTOR", 1.0)
+    for name, value in {"TICK_S": 0.05, "UNKNOWN_LEAST_S": 0.0, "UNKNOWN_FACTOR": 1.0}.items():
+        monkeypatch.setattr(stopping, name, value)
     with (watchdog := Watchdog(hang_minutes=0.02)).on_duty():
         for step in range(12):
-            watchdog.step_ended(step, seconds=0.01)
+            watchdog.step_ended(step, seconds=0.001)
             time.sleep(0.2)
+        for step in range(12, 25):  # now most of them take a second
+            watchdog.step_ended(step, seconds=1.0)
+        time.sleep(2.0)
     assert not statuses
 
 
