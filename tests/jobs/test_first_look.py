@@ -72,6 +72,8 @@ def test_if_the_first_seed_ends_last_there_is_no_first_look_beside_the_final_rep
     def process(root, job, label):
         if label == "full-50/base":
             wait_for(tmp_path / f"{len(chosen) - 2} ended")  # all but itself and the report
+        elif job == "report":
+            time.sleep(1.0)  # in which a look would begin
 
     monkeypatch.setattr(local, "_element_process", process)
     outcome = local.run_plan(run, plan, Watcher(tmp_path), chosen, set(plan.needs) - set(chosen), workers=2)
