@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from curricula.curriculum.sources.hub import Download, HubAway, fetch, hub_explained
-from curricula.durable import disk_full_explained
-from curricula.errors import StorageError
+from curricula.curriculum.sources.hub import Download, HubAway, fetch, hub_explained, require_whole
+from curricula.durable import disk_full_explained, write_json
+from curricula.errors import StorageError, UserError
 
 
 def test_a_hub_in_trouble_is_not_said_to_be_out_of_reach(monkeypatch, tmp_path):
@@ -32,3 +32,10 @@ def test_a_disk_that_is_full_after_a_connection_broke_off_is_not_the_hubs_fault(
             raise ConnectionError
         except ConnectionError:  # huggingface_hub goes on with a transfer in such a block
             raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904
+
+
+def test_a_record_of_a_finished_fetch_that_does_not_name_its_files_is_damaged(tmp_path):
+    begun = {"hub": "org/x", "config": None, "split": "train", "asked": None, "columns": [], "constants": {}, "limit": None}
+    write_json(tmp_path / ".fetched.json", {**begun, "revision": "0" * 40, "licence": "MIT", "files": 1})
+    with pytest.raises(UserError, match="damaged record of a fetch"):
+        require_whole(tmp_path, None)
