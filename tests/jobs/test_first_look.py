@@ -143,7 +143,7 @@ def test_the_report_is_written_though_a_failure_of_a_later_seed_holds_back_what_
 
     monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
     monkeypatch.setattr(local, "_element_process", element)
-    monkeypatch.setattr(local, "_first_look", lambda *_: None)
+    monkeypatch.setattr(local, "_first_look", lambda *_: (tmp_path / f"look of {os.getpid()}").touch())
     tasks = {"base": ["attacks-topk"], "instruct": [], "benign": []}
     study = small_study(tmp_path, seed=None, seeds=[42, 43], evaluation={**smaller_demo()["evaluation"], "tasks": tasks})
     run = Run.create(tmp_path / "run", load_study(study))
@@ -151,3 +151,4 @@ def test_the_report_is_written_though_a_failure_of_a_later_seed_holds_back_what_
     chosen = [("instruct-50", "full-50-s43"), ("benign-50", "full-50-s43"), ("report", "report")]
     outcome = local.run_plan(run, plan, Watcher(), chosen, set(plan.needs) - set(chosen), workers=2)
     assert (outcome.failed, outcome.skipped) == (chosen[:1], chosen[1:2]) and outcome.done[-1] == chosen[2]
+    assert len(list(tmp_path.glob("look of *"))) == 1
