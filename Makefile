@@ -34,7 +34,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 quick-tests: $(WEIGHTS)
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not gpu"
 
 test-all: $(WEIGHTS)
 	CURRICULA_THOROUGH=1 $(BIN)/python -m pytest -n 3 --dist worksteal
