@@ -59,6 +59,10 @@ class Encoder:
         if _is_like_smollm(content) and (merges := self._merges(content["model"])):
             self._fast = self._fastokens() or _tiktoken(content["model"], merges)
 
+    @property
+    def is_fast(self) -> bool:
+        return self._fast is not None
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, integers [n]."""
         if self._fast is None or any(map(_has_long_space, texts)):

@@ -76,6 +76,10 @@ def test_the_papers_study_is_fewer_than_forty_job_arrays():
     assert len(jobs_by_name()) < 40
 
 
+def test_the_report_comes_even_when_an_evaluation_failed():
+    assert {edge.kind for edge in jobs_by_name()["report"].needs} == {"afterany"}
+
+
 def test_the_report_waits_for_models_that_nothing_measures():
     raw = demo()
     raw["evaluation"]["tasks"] = {"base": [], "instruct": ["attacks-topk"], "benign": []}

@@ -33,7 +33,7 @@ def both(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "fastokens", None)
         second = Encoder(load_tokenizer(folder))
-    assert first._fast and second._fast
+    assert first.is_fast and second.is_fast
     tokenizer.encode_special_tokens = True
     return tokenizer, first, second
 
@@ -120,7 +120,7 @@ def test_a_tokenizer_of_another_kind_encodes_the_texts_itself(trained, change):
     if change == "added":
         tokenizer.add_tokens(["lamps"])
     encoder = Encoder(tokenizer)
-    assert not encoder._fast
+    assert not encoder.is_fast
     texts = ["qzx the 12 lamps", "e\u0301 a"]
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     assert [ids.tolist() for ids in encoder.encode(texts)] == expected

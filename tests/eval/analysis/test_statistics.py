@@ -198,6 +198,13 @@ def test_intervals_of_differences_hold_the_truth_at_low_rates_too(samples):
         assert held / 250 >= 0.91
 
 
+def test_a_paired_difference_is_surer_than_two_separate_intervals():
+    hard = {str(i): ["harmful"] if i < 50 else ["safe"] for i in range(100)}
+    better = {name: ["safe"] if 40 <= int(name) < 50 else verdicts for name, verdicts in hard.items()}
+    found = gap_of(paired(better, hard))
+    assert found.value == pytest.approx(-0.1) and found.high < 0 and found.p < 0.01
+
+
 def test_only_shared_parsed_prompts_are_compared():
     found = paired({"a": ["harmful"], "b": ["unparsed"], "c": ["safe"]}, {"a": ["safe"], "b": ["safe"], "d": ["safe"]})
     assert found.value == 1.0
