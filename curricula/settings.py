@@ -97,9 +97,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def require_default(self, names: Iterable[str], condition: str) -> None:
         """Raise ValueError if one of the fields `names` differs from its default. `condition` says when they have an effect."""
-        fields = {field.name: field for field in msgspec.structs.fields(self)}
         for name in names:
-            field, value = fields[name], getattr(self, name)
+            field, value = _fields(type(self))[name], getattr(self, name)
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             if value != default:
                 raise ValueError(f"{name} is {in_yaml(value)}, which has an effect only {condition}; leave it out")
@@ -108,6 +107,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @functools.cache
 def _field_types(kind: type[Settings]) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
+
+
+@functools.cache
+def _fields(kind: type[Settings]) -> dict[str, msgspec.structs.FieldInfo]:
+    """By name, kept: msgspec evaluates all annotations at each call."""
+    return {field.name: field for field in msgspec.structs.fields(kind)}
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ uninterrupted study can be compared byte by byte.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,7 @@ def _page_values(
     }
 
 
+@functools.cache
 def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
