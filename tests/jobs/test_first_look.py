@@ -80,6 +80,17 @@ def test_if_the_first_seed_ends_last_there_is_no_first_look_beside_the_final_rep
     assert outcome.done[-2:] == [("merge-50", "full-50/base"), ("report", "report")] and not (tmp_path / "look").exists()
 
 
+def test_there_is_no_first_look_at_a_first_seed_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(local, "_element_process", lambda root, job, label: sys.exit(label == "full-50/base"))
+    monkeypatch.setattr(local, "_first_look", lambda *_: (tmp_path / "look").touch())
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, seed=None, seeds=[42, 43])))
+    plan = plan_study(run.study)
+    chosen = [("merge-50", "full-50/base"), ("merge-50", "full-50-s43/base"), ("report", "report")]
+    outcome = local.run_plan(run, plan, Watcher(), chosen, set(plan.needs) - set(chosen), workers=1)
+    assert outcome.failed == chosen[:1] and outcome.done[-2:] == chosen[1:] and not (tmp_path / "look").exists()
+
+
 @pytest.mark.parametrize(("project", "code", "looks"), [(None, 0, 1), (None, 1, 0), ("p", 0, 0)])
 def test_a_first_look_is_shown_if_it_could_be_written_and_not_sent_as_if_it_were_final(
     tmp_path, monkeypatch, project, code, looks
