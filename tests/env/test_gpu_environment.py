@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -245,6 +246,16 @@ def test_a_tested_set_is_within_the_ranges_of_setup_cfg_and_of_one_cuda(cuda):
     parts = {version for name, version in pins.items() if name.startswith("transformer-engine")}
     assert len(parts) == 1 and pins[f"transformer-engine-cu{cuda}"] and pins[f"nvidia-nccl-cu{cuda}"]
     assert not [name for name in pins if name.endswith(f"-cu{25 - cuda}")]
+
+
+@pytest.mark.parametrize("cuda", SETS)
+def test_a_tested_set_holds_what_the_gpu_tests_import(cuda):
+    holders = importlib.metadata.packages_distributions()
+    programs = [ROOT / "tests" / "conftest.py", *(ROOT / "tests" / "gpu").glob("test_*.py")]
+    text = "\n".join(program.read_text() for program in programs)
+    imported = {name for name in re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE) if name in holders}
+    wanted = {canonicalize_name(holders[name][0]) for name in imported} - {"safety-curricula"}
+    assert "pytest" in wanted and not wanted - pinned(SETS[cuda]).keys()
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def device(args: argparse.Namespace) -> str:
 def needed(part: Part, smoke: bool) -> list[str]:
     """The modules without which the part's commands would fail, one after another."""
     modules = ["curricula.model.train"] if part.tests or part.variants else []
-    modules += ["pytest", "transformers"] if part.tests else ["rich"]
+    modules += ["pytest", "hypothesis", "transformers"] if part.tests else ["rich"]
     modules += ["matplotlib"] if part.variants else []
     modules += ["curricula.eval.attacks.gcg"] if part.decoders else []
     if not (part.decoders or smoke) and importlib.util.find_spec("transformer_engine"):  # Megatron-core would load it
