@@ -40,6 +40,8 @@ TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for another process."""
 MOST_THREADS = 8
 """Largest number of compiling processes for each training process: one layer has too few kernels to keep more busy."""
+COMPILERS_S = 60.0
+"""How long to wait for these processes to run; they usually take some seconds."""
 INTERVAL_S = 30.0
 """Time between two comparisons of how long each process takes."""
 FACTOR = 1.2
@@ -164,6 +166,7 @@ def started(tensor_parallel: int = 1, ranks: Ranks | None = None, may_use_gpu: b
     else:
         device = torch.device("cpu")
     with contextlib.ExitStack() as stack:
+        stack.callback(await_compilers)
         if not on_gpu:
             stack.enter_context(cuda_functions_on_cpu())
         store: dist.Store = dist.HashStore()
@@ -231,6 +234,19 @@ def share_compiler(cache: Path | None) -> None:
     threads = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, min(MOST_THREADS, share))))
     if compiler := sys.modules.get("torch._inductor.config"):  # it read the environment when it was imported
         compiler.compile_threads = int(threads)  # type: ignore[attr-defined]
+
+
+def await_compilers() -> None:
+    """Wait until the processes that torch has begun to start for compiling, if any, run.
+
+    Up to torch 2.12, with Python 3.12 and later, a request to end that they find when they begin to run can make them hang.
+    Torch makes this request when this process ends, and then waits for five minutes. A short training ends so early.
+    """
+    compiler = sys.modules.get("torch._inductor.async_compile")
+    running = getattr(compiler.AsyncCompile, "_ready_future", None) if compiler else None
+    if running is not None:
+        with contextlib.suppress(Exception):  # they do not run, and torch reports why where it needs them
+            running.result(timeout=COMPILERS_S)
 
 
 class Stragglers:

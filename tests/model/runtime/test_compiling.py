@@ -6,12 +6,14 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
 
 from curricula.model import megatron
-from curricula.model.runtime.distributed import share_compiler
+from curricula.model.runtime.distributed import share_compiler, started
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(128, "8"), (32, "4"), (4, "1")])
@@ -46,6 +48,17 @@ def test_what_a_site_says_about_compiling_stays(tmp_path, monkeypatch):
     runpy.run_path(megatron.__file__)
     share_compiler(tmp_path)
     assert {name: os.environ.get(name) for name in chosen} == chosen
+
+
+@pytest.mark.parametrize("outcome", ["ready", OSError("no process can be started")], ids=["they run", "they cannot run"])
+def test_a_training_does_not_end_before_the_processes_that_compile_for_it_run(monkeypatch, outcome):
+    running: Future = Future()
+    compiler = SimpleNamespace(AsyncCompile=SimpleNamespace(_ready_future=running))
+    monkeypatch.setitem(sys.modules, "torch._inductor.async_compile", compiler)
+    begun = threading.Timer(0.2, running.set_exception if isinstance(outcome, OSError) else running.set_result, [outcome])
+    with started():
+        begun.start()
+    assert running.done()
 
 
 FOLDERS = """
