@@ -111,6 +111,10 @@ for _message in (
     r"`torch\.distributed\.\w+` is deprecated",
     "`load_state_dict` is deprecated",
     "Please use DTensor instead",
+    "MimoModelConfig is experimental",
+    r"barrier\(\): using the device under current context",
+    "torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to load",
+    "The argument order of load has been changed",
 ):
     warnings.filterwarnings("ignore", message=_message)
 
