@@ -179,7 +179,7 @@ def _read(streams: Sequence[TokenStream], numbers: np.ndarray, vocabulary: int, 
     tokens = np.empty((len(numbers), sequence_length + 1), np.int64)
     for row, stream, number in zip(tokens, streams, numbers.tolist()):
         stream.read(number, row)
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+    if tokens.size and not 0 <= np.min(tokens) <= np.max(tokens) < vocabulary:
         bad, column = divmod(int(np.argmax((tokens < 0) | (tokens >= vocabulary))), tokens.shape[1])
         prefix, place = streams[bad].locate(int(numbers[bad]))
         raise UserError(

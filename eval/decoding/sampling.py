@@ -170,7 +170,7 @@ def _generate(
             active, length, token = active[kept], length[kept], token[kept]
         length[active < 0] = token[active < 0] = 0
         where = torch.from_numpy(length).to(device)[:, None]
-        mask = torch.arange(int(length.max()) + 1, device=device) <= where
+        mask = torch.arange(int(np.max(length)) + 1, device=device) <= where
         logits = decoding.forward(torch.from_numpy(token).to(device)[:, None], where, where, mask[:, None])[:, 0]
         steps = np.array([len(answers[i]) if i >= 0 else 0 for i in active])
         chosen = choose(logits, torch.from_numpy(active.clip(0)).to(device), torch.from_numpy(steps).to(device))

@@ -253,7 +253,7 @@ def _slow_pairs(message: torch.Tensor, nodes: Sequence[str], floor: float, rende
     for number, pair in enumerate(zip(places, [*places[1:], places[0]])):
         ranks = [rank for rank, node in enumerate(nodes) if node in pair]
         group = dist.new_group(ranks)
-        if rendezvous.rank in ranks:
+        if isinstance(group, dist.ProcessGroup):  # this process is in it
             speed = _bus_bandwidth(message, group)
             if rendezvous.rank == ranks[0]:
                 rendezvous.put(f"pair {number}", speed)
