@@ -152,7 +152,9 @@ def _generate(
     """Fill in the answers to the prompts of one group."""
     queue, rows, loaded, device = deque(group), decoding.rows, decoding.loaded, decoding.loaded.device
     # For each row: the number of its answer (-1: none), the tokens in its cache, and the token that goes in next.
-    active, length, token = np.full(rows, -1), np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
+    active: np.ndarray = np.full(rows, -1)
+    length: np.ndarray = np.zeros(rows, dtype=np.int64)
+    token: np.ndarray = np.zeros(rows, dtype=np.int64)
     while True:
         free = np.flatnonzero(active < 0)
         if queue and len(free) * REFILL_SHARE >= len(active):
