@@ -111,7 +111,7 @@ def _field_types(kind: type[Settings]) -> dict[str, Any]:
 
 @functools.cache
 def _fields(kind: type[Settings]) -> dict[str, msgspec.structs.FieldInfo]:
-    """By name, kept: msgspec evaluates all annotations at each call."""
+    """The fields by name, cached because msgspec evaluates all annotations at each call."""
     return {field.name: field for field in msgspec.structs.fields(kind)}
 
 

@@ -113,7 +113,7 @@ for _message in (
     "Please use DTensor instead",
     "MimoModelConfig is experimental",
     r"barrier\(\): using the device under current context",
-    "torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to load",
+    r"torch\.distributed is disabled, unavailable or uninitialized, assuming the intent is to load",
     "The argument order of load has been changed",
 ):
     warnings.filterwarnings("ignore", message=_message)

@@ -40,8 +40,8 @@ TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for another process."""
 MOST_THREADS = 8
 """Largest number of compiling processes for each training process: one layer has too few kernels to keep more busy."""
-COMPILERS_S = 60.0
-"""How long to wait for these processes to run; they usually take some seconds."""
+COMPILERS_S = 15.0
+"""How long to wait until the compiling processes run; they usually need a few seconds."""
 INTERVAL_S = 30.0
 """Time between two comparisons of how long each process takes."""
 FACTOR = 1.2
@@ -237,16 +237,16 @@ def share_compiler(cache: Path | None) -> None:
 
 
 def await_compilers() -> None:
-    """Wait until the processes that torch has begun to start for compiling, if any, run.
+    """Wait until the compiling processes that torch is starting, if any, are running.
 
-    Up to torch 2.12, with Python 3.12 and later, a request to end that they find when they begin to run can make them hang.
-    Torch makes this request when this process ends, and then waits for five minutes. A short training ends so early.
+    With torch 2.11 or 2.12 and Python 3.12 or later, these processes can hang if they are asked to end as soon as they run.
+    Torch asks them when this process exits, and then waits five minutes. A short training can end that early. Torch 2.13 ends
+    them otherwise (pytorch/pytorch#184038).
     """
-    compiler = sys.modules.get("torch._inductor.async_compile")
-    running = getattr(compiler.AsyncCompile, "_ready_future", None) if compiler else None
-    if running is not None:
-        with contextlib.suppress(Exception):  # they do not run, and torch reports why where it needs them
-            running.result(timeout=COMPILERS_S)
+    if dist.is_initialized():  # left after an error: this process ends without asking them
+        return
+    with contextlib.suppress(Exception):  # torch starts none, or they do not run: then it compiles in this process
+        sys.modules["torch._inductor.async_compile"].AsyncCompile._ready_future.result(timeout=COMPILERS_S)
 
 
 class Stragglers:

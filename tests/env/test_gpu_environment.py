@@ -255,7 +255,7 @@ def test_a_tested_set_holds_what_the_gpu_tests_import(cuda):
     text = "\n".join(program.read_text() for program in programs)
     imported = {name for name in re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE) if name in holders}
     wanted = {canonicalize_name(holders[name][0]) for name in imported} - {"safety-curricula"}
-    assert "pytest" in wanted and not wanted - pinned(SETS[cuda]).keys()
+    assert {"pytest", "hypothesis", "torch"} <= wanted and not wanted - pinned(SETS[cuda]).keys()
 
 
 @pytest.mark.parametrize(

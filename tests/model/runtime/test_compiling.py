@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from curricula.model import megatron
-from curricula.model.runtime.distributed import share_compiler, started
+from curricula.model.runtime.distributed import await_compilers, share_compiler, started
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(128, "8"), (32, "4"), (4, "1")])
@@ -59,6 +59,17 @@ def test_a_training_does_not_end_before_the_processes_that_compile_for_it_run(mo
     with started():
         begun.start()
     assert running.done()
+
+
+def test_a_process_that_is_left_with_its_group_does_not_wait_for_them(monkeypatch):
+    waits: list[float] = []
+    running = SimpleNamespace(result=lambda timeout: waits.append(timeout))
+    compiler = SimpleNamespace(AsyncCompile=SimpleNamespace(_ready_future=running))
+    monkeypatch.setitem(sys.modules, "torch._inductor.async_compile", compiler)
+    with started():
+        await_compilers()
+        assert not waits
+    assert len(waits) == 1
 
 
 FOLDERS = """
