@@ -68,8 +68,14 @@ def latex(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> Any:
-    """`value` as a cell, with an apostrophe before text that a spreadsheet would take for a formula."""
-    if not isinstance(value, str) or not value.startswith(FORMULA):
+    """`value` as a cell, with an apostrophe before text that a spreadsheet would take for a formula, and a sign for each NUL.
+
+    Few readers of CSV take a NUL, and until Python 3.11 not even the writer does.
+    """
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\0", "\N{SYMBOL FOR NULL}")
+    if not value.startswith(FORMULA):
         return value
     try:
         float(value)

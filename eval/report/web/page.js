@@ -29,10 +29,10 @@ function save(name, type, parts) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** A cell of a CSV file; text that a spreadsheet would compute gets an apostrophe. */
+/** A cell of a CSV file, as in the report's tables: text that a spreadsheet would compute gets an apostrophe, a NUL a sign. */
 function csvCell(value) {
   if (typeof value === "number") return String(value);
-  let text = value == null ? "" : String(value);
+  let text = value == null ? "" : String(value).replaceAll("\0", "\u2400");
   if (/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text))) text = "'" + text;
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

@@ -22,7 +22,7 @@ from curricula.eval.analysis import ArmInfo, read_study_rows
 from curricula.eval.analysis.runs import arm_differences, runs_of, study_metrics
 from curricula.eval.report.figures import FIGURES
 from curricula.eval.report.page import write_report
-from curricula.eval.report.tables import as_row, cell
+from curricula.eval.report.tables import as_row, cell, write_each
 from curricula.eval.report.wording import CATEGORIES, DECODERS, arm_label, p_value, percent, points, start_label, visible
 
 STUDY = {
@@ -171,6 +171,11 @@ def test_a_spreadsheet_computes_no_text_of_a_table(text):
 
 def test_numbers_of_a_table_stay_numbers():
     assert [cell(value) for value in (-0.5, "-0.5", "+1e-3", "full 20%", None)] == [-0.5, "-0.5", "+1e-3", "full 20%", None]
+
+
+def test_a_table_of_texts_with_nul_can_be_read_back(tmp_path):
+    write_each(tmp_path, {"texts": [{"text": "a\0b"}]})
+    assert csv_rows(tmp_path / "texts.csv") == [{"text": "a␀b"}]
 
 
 def test_csv_tables_hold_what_the_summary_holds(built):
