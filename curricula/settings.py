@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import yaml
@@ -71,10 +71,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     def __post_init__(self) -> None:
-        for name, kind in _field_types(type(self)).items():
+        for name, field in _fields(type(self)).items():
             value = getattr(self, name)
             try:
-                convert(value, kind)
+                convert(value, field.type)
             except msgspec.ValidationError as error:
                 raise ValueError(f"{name} is {value!r}: {_readable(str(error))}") from None
         self.check()
@@ -102,11 +102,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             if value != default:
                 raise ValueError(f"{name} is {in_yaml(value)}, which has an effect only {condition}; leave it out")
-
-
-@functools.cache
-def _field_types(kind: type[Settings]) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
 
 
 @functools.cache
