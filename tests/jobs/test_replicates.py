@@ -151,7 +151,8 @@ def test_the_plan_shows_the_cost_of_each_seed(capsys):
     assert value["trained_tokens"] == {name: 3 * count for name, count in alone["trained_tokens"].items()}
     print_plan(value, THREE.study, Console(width=200))
     shown = capsys.readouterr().out
-    assert "Pretraining tree, once for each of seeds 42, 43, 44" in shown and shown.count("trunk: steps") == 3
+    assert "Pretraining tree, once for each of seeds 42, 43, 44; lr 0.0005, warmup-stable-decay" in shown
+    assert shown.count("trunk: steps") == 3
     assert "  seed 43: 24,734.6 pretraining, up to 441 for all else" in shown
 
 
