@@ -224,17 +224,19 @@ echo "$@" >>'{log}'
     assert (folder / "own-ends").read_text() == "1\n" and not list(folder.glob("never-began*"))
 
 
-@pytest.mark.parametrize("count", ["own-ends", "never-began-7_0"])
-def test_an_element_whose_end_cannot_be_counted_is_held_and_not_ended(rendered, tmp_path, count):
+@pytest.mark.parametrize(("count", "comes_back"), [("own-ends", False), ("never-began-7_0", False), ("never-began-7_0", True)])
+def test_an_element_whose_end_cannot_be_counted_within_a_minute_is_held_and_not_ended(rendered, tmp_path, count, comes_back):
     """What waits for it keeps waiting until there is space, however often Slurm has requeued it for other reasons."""
     run, out = rendered
     folder = run / "jobs/pretrain-trunk-100/trunk"
     (folder / count).mkdir(parents=True)  # as on a full disk
     starts = f"echo >{shlex.quote(str(folder / 'lock'))}" if count == "own-ends" else ":"
     stand_in(tmp_path, "srun", f"#!/bin/bash\n{starts}\nexit 1\n")
+    stand_in(tmp_path, "sleep", f"#!/bin/bash\n! {str(comes_back).lower()} || rmdir {shlex.quote(str(folder / count))}\n")
     ran = run_trunk(tmp_path, out, SLURM_RESTART_COUNT="9")
-    assert (tmp_path / "scontrol.log").read_text() == "requeuehold 7_0\n"
-    assert f"{folder}: nothing can be written there, so the job is held" in ran.stderr and not (folder / "failed.json").exists()
+    assert (tmp_path / "scontrol.log").read_text() == ("requeue 7_0\n" if comes_back else "requeuehold 7_0\n")
+    assert (f"{folder}: nothing can be written there, so the job is held" in ran.stderr) is not comes_back
+    assert not (folder / "failed.json").exists() and (folder / count).is_file() is comes_back
 
 
 @pytest.mark.parametrize(("moved", "behind_s"), [(True, 0), (False, 0), (False, 1000)])
