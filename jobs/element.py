@@ -202,7 +202,6 @@ def _exit_code(root: Path, job_name: str, label: str) -> int:
 def _leave(code: int) -> NoReturn:
     """End this process at once. Otherwise NCCL would first wait for processes that wait for this one. Once it is gone, srun or
     torchrun ends those."""
-    logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

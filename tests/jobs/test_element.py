@@ -1,14 +1,18 @@
 """An element's marks, and how its process ends."""
 
+import contextlib
+import errno
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from run_folders import finish, new_run
 from small_studies import demo
 
-from curricula.durable import exclusive_lock, read_json, write_text
+from curricula.durable import exclusive_lock, read_json, write_json, write_text
 from curricula.errors import StorageError, UsageError, UserError
 from curricula.fencing import InUse, Superseded
 from curricula.jobs import element
@@ -28,13 +32,16 @@ import sys; from pathlib import Path; from curricula.fencing import generation
 with generation(Path(sys.argv[1])): pass
 """
 LEFT_WITH_ITS_GROUP = """
-import atexit, sys, torch.distributed as dist
+import atexit, logging, sys, torch.distributed as dist
 from curricula.errors import UserError
 from curricula.jobs.element import main
 from curricula.jobs.stages import STAGES
 
 def fail(*_):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    print("so far")
+    for name in ("curricula.model.train", "another.library"):
+        logging.getLogger(name).info("as far as %s", name)
     raise UserError("the shard is gone")
 
 type(STAGES["prepare"]).run = fail
@@ -67,9 +74,17 @@ def test_an_element_that_another_job_works_on_ends_without_marks_and_with_a_code
     with exclusive_lock(run.root / held / "lock"):
         assert main([str(run.root), *key]) == InUse.exit_code == 251
     assert not list(run.element(*key).glob("*.json"))
+    monkeypatch.undo()
+    begun = Interrupted(0, 1, "TERM")
+    for stage in ("prepare", "pretrain"):
+        monkeypatch.setattr(type(STAGES[stage]), "run", lambda *_: (_ for _ in ()).throw(begun))
+    with contextlib.ExitStack() as dying:
+        dying.enter_context(exclusive_lock(run.root / held / "lock"))
+        monkeypatch.setattr("curricula.durable.time.sleep", lambda _: dying.close())  # while the element waits
+        assert main([str(run.root), *key]) == begun.exit_code
 
 
-def test_a_start_leaves_no_mark_but_its_own(tmp_path, monkeypatch):
+def test_a_start_leaves_no_mark_but_its_own(tmp_path, monkeypatch, capfd):
     run, _ = new_run(tmp_path / "run")
     for ending, left in ((UserError("gone"), "failed.json"), (None, "done.json"), (Interrupted(3, 9, "TERM"), None)) * 2:
 
@@ -80,6 +95,7 @@ def test_a_start_leaves_no_mark_but_its_own(tmp_path, monkeypatch):
         monkeypatch.setattr(type(STAGES["prepare"]), "run", work)
         main([str(run.root), *KEY])
         assert [path.name for path in run.element(*KEY).glob("*.json")] == ([left] if left else [])
+    assert "stopped by TERM at step 3 of 9" in capfd.readouterr().err
     monkeypatch.setenv("RANK", "1")
     assert main([str(run.root), *KEY]) == 0  # srun kills the others when one ends with an error
 
@@ -112,13 +128,17 @@ def test_no_process_works_on_what_is_done(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rank", "names"),
-    [("0", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")), ("1", ("RANK", "WORLD_SIZE"))],
-    ids=["srun", "torchrun"],
+    ("rank", "set_here"),
+    [
+        ("0", {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}),
+        ("1", {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "RANK": "1", "WORLD_SIZE": "2"}),
+    ],
+    ids=["srun", "torchrun in a task"],
 )
-def test_all_processes_of_a_training_join_the_preflight_and_the_first_reports_the_seed(tmp_path, monkeypatch, rank, names):
-    run, joined = new_run(tmp_path / "run")[0], []
-    for name, value in zip(names, (rank, "2")):
+def test_all_processes_of_a_training_join_the_preflight_and_the_first_reports_the_seed(tmp_path, monkeypatch, rank, set_here):
+    (run, _), joined, training = new_run(tmp_path / "run"), [], ("pretrain-0", "full-0")
+    run.element(*training).mkdir(parents=True)
+    for name, value in set_here.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("curricula.model.runtime.distributed.read_ranks", lambda: None)
     monkeypatch.setattr("curricula.jobs.preflight.preflight.preflight", lambda *_: joined.append(rank))
@@ -127,24 +147,36 @@ def test_all_processes_of_a_training_join_the_preflight_and_the_first_reports_th
         report(1, 2)
         raise UserError("enough")
 
-    monkeypatch.setattr(type(STAGES["pretrain"]), "run", work)
+    for stage in ("pretrain", "prepare"):
+        monkeypatch.setattr(type(STAGES[stage]), "run", work)
     with pytest.raises(UserError, match="enough"):
-        run_element(run.root, "pretrain-0", "full-0")
-    reading = progress.read_progress(run.element("pretrain-0", "full-0") / "progress.json")
-    assert joined == [rank] and (reading.seed if reading else None) == (42 if rank == "0" else None)
+        run_element(run.root, *training)
+    reading = progress.read_progress(run.element(*training) / "progress.json")
+    assert joined == [rank] and (reading and reading.seed) == (42 if rank == "0" else None)
+    assert (reading is None) is (rank == "1")
+    for key, processes in ((KEY, "2"), (training, "1")):  # no training, and nobody to train with
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        with pytest.raises(UserError, match="enough"):
+            run_element(run.root, *key)
+    assert joined == [rank]
 
 
-def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("problem", [StorageError("the disk is full"), OSError(errno.EIO, "the disk is broken")])
+def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch, capfd, problem):
     run, _ = new_run(tmp_path / "run")
 
     def fail(*_):
-        (run.element(*KEY) / "failed.json").mkdir()  # nothing can be written there
-        raise UserError("the shard is gone")
+        (run.element(*KEY) / "failed.json").write_text("damaged")
+        monkeypatch.setattr(element, "write_json", write)
+        raise StorageError("the shard is gone")
+
+    def write(*_, **__):
+        raise problem
 
     monkeypatch.setattr(type(STAGES["prepare"]), "run", fail)
-    assert main([str(run.root), *KEY]) == UserError.exit_code
+    assert main([str(run.root), *KEY]) == StorageError.exit_code
     said = capfd.readouterr().err
-    assert "curricula: the shard is gone" in said and "the failure could not be recorded" in said
+    assert "curricula: the shard is gone" in said and f"the failure could not be recorded: {problem}" in said
 
 
 @pytest.mark.parametrize(
@@ -200,22 +232,32 @@ def test_kernels_start_in_launch_order_where_tensors_are_split(tmp_path, monkeyp
 
 
 def test_the_mark_of_an_element_names_its_start_and_what_made_its_results(tmp_path, monkeypatch):
-    run, _ = new_run(tmp_path / "run")
-    monkeypatch.setattr(type(STAGES["prepare"]), "run", lambda *_: None)
+    (run, _), amid = new_run(tmp_path / "run"), []
+    monkeypatch.setattr(type(STAGES["prepare"]), "run", lambda *_: amid.append(time.time()))
     monkeypatch.setattr(type(STAGES["prepare"]), "made", lambda *_: "a hash")
     for number in (1, 2):
+        (run.element(*KEY) / "done.json").unlink(missing_ok=True)
+        before = time.time()
         run_element(run.root, *KEY)
         mark = read_json(run.element(*KEY) / "done.json")
         assert mark["generation"] == number and mark["made"] == "a hash"
-        (run.element(*KEY) / "done.json").unlink()
+        assert before <= mark["started"] <= amid[-1]
+    monkeypatch.setattr(type(STAGES["tokenize"]), "run", lambda *_: finish(run, *KEY))  # it is made again meanwhile
+    run_element(run.root, "tokenize", "web/00000")
+    assert read_json(run.element("tokenize", "web/00000") / "done.json")["read"] == {"prepare/prepare": mark["started"]}
 
 
 def test_a_process_that_is_left_with_its_group_notes_the_error_and_waits_for_no_library(tmp_path):
     run, _ = new_run(tmp_path / "run")
     command = [sys.executable, "-c", LEFT_WITH_ITS_GROUP, str(run.root), *KEY]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == UserError.exit_code and "curricula: the shard is gone" in ended.stderr
-    assert ended.stdout == ""
+    assert ended.returncode == UserError.exit_code and ended.stderr.endswith("failed\ncurricula: the shard is gone\n")
+    assert f" prepare/prepare, rank 0 on {socket.gethostname()}, process " in ended.stderr
+    assert (
+        ended.stdout == "so far\n"
+        and " INFO as far as curricula.model.train\n" in ended.stderr
+        and "another" not in ended.stderr
+    )
     failure = read_json(run.element(*KEY) / "failed.json")
     assert failure["error"] == "the shard is gone" and failure["final"]
 
@@ -261,20 +303,25 @@ def test_an_error_before_the_work_begins_is_final_too_and_noted_by_the_first_pro
     run, _ = new_run(tmp_path / "run")
     frozen = (run.root / "study.yaml").read_text()
     write_text(run.root / "study.yaml", "name: [")
-    assert main([str(run.root), *KEY]) == UsageError.exit_code
     mark = run.element(*KEY) / "failed.json"
+    assert main([str(run.root)]) == UsageError.exit_code and not mark.exists()
+    write_json(mark, {"error": "of an earlier start"})
+    assert main([str(run.root), *KEY]) == UsageError.exit_code
     assert read_json(mark)["final"]
     mark.unlink()
     with monkeypatch.context() as patch:
         patch.setenv("RANK", "1")
         assert main([str(run.root), *KEY]) == UsageError.exit_code and not mark.exists()
 
-    def fail(_):
-        raise StorageError("the disk fails")
-
-    monkeypatch.setattr(element, "plan_study", fail)
     write_text(run.root / "study.yaml", frozen)
-    assert main([str(run.root), *KEY]) == StorageError.exit_code and not mark.exists()  # Slurm starts it again
+    for error in (StorageError, UserError):
+
+        def fail(_, error=error):
+            raise error("the plan cannot be made")
+
+        monkeypatch.setattr(element, "plan_study", fail)
+        assert main([str(run.root), *KEY]) == error.exit_code
+        assert mark.exists() is (error is UserError)  # after the other Slurm starts it again
 
 
 def test_work_that_waits_outlives_a_profile_with_keys_of_newer_code(tmp_path, monkeypatch, capfd):
