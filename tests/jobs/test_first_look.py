@@ -114,6 +114,8 @@ def test_no_more_elements_run_at_a_time_than_there_are_workers(tmp_path, monkeyp
     chosen = [key for key in plan.needs if key[0].startswith("merge")][:3]
     local.run_plan(run, plan, watcher, chosen, set(plan.needs) - set(chosen), workers=2)
     assert len(watcher.ended) == 3 and watcher.most == 2
+    monkeypatch.setattr(local, "_forkserver", lambda *_: 1 / 0)  # where nothing is left to do none is started
+    assert local.run_plan(run, plan, watcher, chosen, set(plan.needs), workers=2).done == list(plan.needs)
 
 
 def test_failures_hold_back_what_needs_success_alone(tmp_path, monkeypatch):
