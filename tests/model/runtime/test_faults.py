@@ -25,7 +25,7 @@ from random_batches import RandomBatches, train_job
 
 from curricula.durable import read_jsonl
 from curricula.errors import StorageError, UserError
-from curricula.model.checkpoints.folder import latest_checkpoint, step_of
+from curricula.model.checkpoints.folder import latest_checkpoint, step_of, stored_file
 from curricula.model.runtime import stopping
 from curricula.model.runtime.reporting import read_metrics
 from curricula.model.runtime.stopping import HANG_EXIT_CODE, Interrupted, PeerLost, Watchdog, lost_peers_named
@@ -154,12 +154,33 @@ def test_all_of_a_checkpoint_is_on_the_disk_when_latest_names_it(tmp_path, monke
     assert [path.name for path in needed if path.stat().st_ino not in on_disk] == []
 
 
-@pytest.mark.parametrize("when", ["_write", "FileSystemWriter.write_data"])
-def test_a_writer_that_is_killed_is_not_waited_for(tmp_path, monkeypatch, when):
-    monkeypatch.setattr(f"curricula.model.checkpoints.writer.{when}", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(StorageError, match=r"could not be written \(.* was ended by SIGKILL; was memory short\?\)"):
+@pytest.mark.parametrize(
+    ("when", "how", "said"),
+    [
+        ("_write", lambda *_: os.kill(os.getpid(), signal.SIGKILL), r".* was ended by SIGKILL; was memory short\?"),
+        ("FileSystemWriter.write_data", lambda *_: os.kill(os.getpid(), signal.SIGKILL), ".* was ended by SIGKILL; .*"),
+        ("FileSystemWriter.write_data", lambda *_: os._exit(3), ".* was ended by exit status 3; .*"),
+        ("stored_file", lambda path: path[0], "TypeError: 'PosixPath' object is not subscriptable"),
+        ("stored_file", lambda path: (stored_file(path), os.truncate(path, 0))[0], ".*__0_0.distcp: has 0 bytes of .*"),
+    ],
+)
+def test_a_writer_that_is_killed_or_fails_is_not_waited_for(tmp_path, monkeypatch, when, how, said):
+    """The last as another machine's file system shows a file that has not arrived."""
+    monkeypatch.setattr(f"curricula.model.checkpoints.writer.{when}", how)
+    with pytest.raises(StorageError, match=rf"could not be written \({said}\); earlier"):
         train(train_job(tmp_path, stop_step=1), RandomBatches())
-    assert latest_checkpoint(tmp_path / "checkpoints") is None
+    assert latest_checkpoint(tmp_path / "checkpoints") is None and not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_signals_to_the_whole_job_do_not_end_a_writer(tmp_path, monkeypatch):
+    def stored_amid_signals(path):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+        return stored_file(path)
+
+    monkeypatch.setattr("curricula.model.checkpoints.writer.stored_file", stored_amid_signals)
+    train(train_job(tmp_path, stop_step=1), RandomBatches())
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000001"
 
 
 def assert_no_process_is_left(out: Path) -> None:
@@ -201,7 +222,8 @@ def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undistu
     fault = {"kind": "asked to stop", "signal": "SIGUSR2", "rank": 1, "step": 4}
     for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4})):
         assert status == Interrupted.exit_code and "at step 5 of 12, which is saved" in said
-    assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000005"
+    latest = latest_checkpoint(tmp_path / "checkpoints")
+    assert latest.name == "step_00000005" and len(list(latest.glob("*.distcp"))) == 2  # both have written a part
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
 
 
