@@ -21,7 +21,7 @@ from small_studies import small_study
 
 from curricula.curriculum.sources.declared import DATASETS
 from curricula.curriculum.sources.documents import Documents
-from curricula.curriculum.sources.hub import Download, downloads_of, fetch, require_whole
+from curricula.curriculum.sources.hub import Download, downloads_of, fetch, require_whole, upstream_rows
 from curricula.curriculum.sources.tables import Table
 from curricula.errors import StorageError, UserError
 from curricula.jobs.cli.main import main
@@ -209,12 +209,13 @@ def test_a_dataset_arrives_as_parquet_reads_back_as_documents_and_is_not_fetched
 
 
 def test_the_elements_of_an_array_job_fetch_the_whole(hub, worker, beside, tmp_path):
-    hub.commit("org/array", {"README.md": card("a"), **shards("a", 5, 30)})
+    hub.commit("org/array", {"README.md": card("a", told=150), **shards("a", 5, 30)})
     asked = {"hub": "org/array", "config": "a", "out": str(tmp_path / "out")}
     beside.begin(download=asked, element=[1, 3])
     worker.begin(download=asked, element=[0, 3])
-    records = [*worker.end()["records"], *beside.end()["records"]]
-    assert not any(record["complete"] for record in records)
+    for answer in (worker.end(), beside.end()):
+        assert not answer["records"][0]["complete"]
+        assert answer["calls"] == [[30, 0], [60, 0], [60, 60]]  # the card tells the rows of all files, not of its share
     assert len(contents(tmp_path / "out")) == 4 and not (tmp_path / "out/.fetched.json").exists()
     last = worker(download=asked, element=[2, 3])["records"][0]
     assert last["complete"] and last["rows"] == 150
@@ -238,6 +239,7 @@ def test_two_divisions_of_one_fetch_at_once_share_the_files(hub, worker, beside,
     out = tmp_path / "out"
     worker.begin(download=asked | {"out": str(out)}, element=[1, 3])
     assert hub.stalled.wait(300)
+    assert (out / ".00001-of-00003.parquet.lock").stat().st_mode & 0o777 == 0o666 & ~UMASK  # so that other users can wait, too
     beside.begin(download=asked | {"out": str(out)})
     deadline = time.monotonic() + 300
     while not (out / "00000-of-00003.parquet").exists() and time.monotonic() < deadline:
@@ -330,7 +332,7 @@ def test_files_and_records_have_the_permissions_of_the_umask(hub, worker, tmp_pa
     asked = {"hub": "org/shared", "config": "a", "out": str(tmp_path / "out")}
     for element, record in ([0, 2], ".fetching.json"), (None, ".fetched.json"):
         worker(download=asked, element=element)
-        files = [tmp_path / "out" / record, *(tmp_path / "out").glob("*.parquet")]
+        files = [tmp_path / "out" / record, tmp_path / "out/.fetch.lock", *(tmp_path / "out").glob("*.parquet")]
         assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~UMASK}
 
 
@@ -339,9 +341,12 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     asked = {"hub": "org/moving", "config": "a", "out": str(out)}
     old = hub.commit("org/moving", {"README.md": card("a"), **shards("a", 2, 10)})
     worker(download=asked, element=[0, 2])
+    branch = asked | {"revision": "main", "out": str(tmp_path / "branch")}
+    worker(download=branch, element=[0, 2])
     new = hub.commit("org/moving", {"README.md": card("a"), **shards("a", 2, 11)})
     error = worker(download=asked | {"revision": new[:7]})["error"]
     assert old in error and new in error and "remove the folder" in error
+    assert worker(download=branch)["records"][0]["revision"] == old
     begun = json.loads((out / ".fetching.json").read_text())
     (out / ".fetching.json").write_text(json.dumps(begun | {"files": 3}))  # by a version of the library that divides otherwise
     assert "was fetched with files 3, not files 2" in worker(download=asked | {"revision": old})["error"]
@@ -386,12 +391,10 @@ def test_only_the_first_rows(hub, worker, tmp_path):
     asked = {"hub": "org/limited", "config": "a", "columns": ["id", "text"], "out": str(tmp_path / "out")}
     answer = worker(download=asked, limit=1500)
     assert answer["records"][0]["rows"] == 1500 and answer["calls"] == [[1000, 1500], [1500, 1500]]
-    assert list(contents(tmp_path / "out")) == ["00000-of-00001.parquet"]
+    assert list(contents(tmp_path / "out")) == ["00000-of-00001.parquet"] and upstream_rows(tmp_path / "out") == 3000
     assert ids(tmp_path / "out") == [f"a-{n // 1000}-{n % 1000}" for n in range(1500)]
-    assert (
-        "was fetched with the first 1,500 rows, not all rows; ask for the first 1,500 rows again"
-        in worker(download=asked)["error"]
-    )
+    said = "was fetched with the first 1,500 rows, not all rows; ask for the first 1,500 rows again"
+    assert said in worker(download=asked)["error"]
     assert "not the first 1,501 rows" in worker(download=asked, limit=1501)["error"]
     hub.requests.clear()
     assert worker(download=asked, limit=1000)["records"] == answer["records"] and not hub.requests  # there are enough
@@ -480,11 +483,8 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(hub, worker, tmp_pat
     rows = [{"text": "".join(chr(33 + (n * k * k) % 89) for k in range(400))} for n in range(3000)]
     hub.commit("org/large", {"README.md": card("a"), "a/train.parquet": parquet(rows)})
     asked = {"hub": "org/large", "config": "a", "out": str(tmp_path / "out")}
-    error = worker(download=asked, room=20_000)["error"]
-    assert (
-        "no space left on the device or quota reached; free some space and run it again" in error
-        and "00000-of-00001.parquet" in error
-    )
+    said = "00000-of-00001.parquet: no space left on the device or quota reached; free some space and run it again"
+    assert said in worker(download=asked, room=20_000)["error"]
     assert not contents(tmp_path / "out") and not list((tmp_path / "out").glob("*.aside"))
     assert worker(download=asked)["records"][0]["rows"] == 3000
 

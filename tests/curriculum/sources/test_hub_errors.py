@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from curricula.curriculum.sources.hub import Download, HubAway, fetch, hub_explained, require_whole
-from curricula.durable import disk_full_explained, write_json
+from curricula.curriculum.sources.hub import Download, HubAway, download_model, fetch, require_whole
+from curricula.durable import write_json
 from curricula.errors import StorageError, UserError
 
 
@@ -26,12 +26,21 @@ def test_a_hub_in_trouble_is_not_said_to_be_out_of_reach(monkeypatch, tmp_path):
         fetch(download)
 
 
-def test_a_disk_that_is_full_after_a_connection_broke_off_is_not_the_hubs_fault(tmp_path):
-    with pytest.raises(StorageError, match="no space left"), disk_full_explained(tmp_path), hub_explained("x", "org/x", None):
+def test_a_disk_that_is_full_after_a_connection_broke_off_is_not_the_hubs_fault(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def fill(*_: object, **__: object) -> None:
         try:
             raise ConnectionError
         except ConnectionError:  # huggingface_hub goes on with a transfer in such a block
             raise OSError(errno.ENOSPC, "No space left on device")  # noqa: B904
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fill)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fill)
+    with pytest.raises(StorageError, match="out: no space left"):
+        fetch(Download("org/x", "a", "train", None, (), tmp_path / "out", "MIT"))
+    with pytest.raises(StorageError, match="hub: no space left"):
+        download_model("model org/x", "org/x", None, [])
 
 
 def test_a_record_of_a_finished_fetch_that_does_not_name_its_files_is_damaged(tmp_path):
