@@ -84,7 +84,7 @@ class _LocalRun:
         """The element that writes the final report, if it waits."""
         self.look: ForkServerProcess | None = None
         """The process that writes the early report."""
-        self.may_look = bool(self.later and self.last) and not run.study.tracking.wandb_project
+        self.may_look = bool(self.last) and not run.study.tracking.wandb_project
         self.needs_torch = any(STAGES[plan.by_name[job].stage].needs_torch for job, _ in self.waiting)
 
     def finish(self, watcher: Watcher) -> None:

@@ -49,6 +49,7 @@ def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_p
     plan, watcher = plan_study(run.study), Watcher(tmp_path)
 
     def look(*_):
+        (tmp_path / f"look after {max(int(path.name.split()[0]) for path in tmp_path.glob('* ended'))}").touch()
         wait_for(tmp_path / f"{len(plan.needs) - 1} ended")  # all but the report,
         time.sleep(1.0)  # which would now end first
 
@@ -60,6 +61,8 @@ def test_the_first_seed_goes_first_and_the_report_waits_for_the_look_at_it(tmp_p
     seeds = {(job.name, element.label): element.seed for job, element in plan.elements()}
     first, later = ([place for place, key in enumerate(watcher.ended) if seeds[key] in wanted] for wanted in ([42], [43, 44]))
     assert max(first) < min(later)
+    (look_after,) = (int(path.name.split()[-1]) for path in tmp_path.glob("look after *"))
+    assert look_after >= sum(seed in (None, 42) for seed in seeds.values()) - 1  # all of the first seed but the report
 
 
 def test_if_the_first_seed_ends_last_there_is_no_first_look_beside_the_final_report(tmp_path, monkeypatch):
@@ -104,6 +107,8 @@ def test_a_first_look_is_shown_if_it_could_be_written_and_not_sent_as_if_it_were
     chosen = [("merge-50", "full-50-s43/base"), ("report", "report")]
     outcome = local.run_plan(run, plan, watcher, chosen, set(plan.needs) - set(chosen), workers=2)
     assert len(watcher.looks) == looks and not outcome.failed
+    done = set(plan.needs) - {chosen[0]}  # and no report is to be written
+    assert local.run_plan(run, plan, watcher, chosen[:1], done, workers=2).failed == [] and len(watcher.looks) == looks
 
 
 def test_no_more_elements_run_at_a_time_than_there_are_workers(tmp_path, monkeypatch):

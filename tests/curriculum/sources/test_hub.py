@@ -352,7 +352,8 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
     assert "was fetched with files 3, not files 2" in worker(download=asked | {"revision": old})["error"]
     others = {"hub": "org/other", "config": "b", "split": "test", "columns": ["id"], "constants": {"tags": "x"}}
     for key, other in others.items():
-        (out / ".fetching.json").write_text(json.dumps(begun | {key: other}))
+        its_own = {"revision": "0" * 40} if key == "hub" else {}
+        (out / ".fetching.json").write_text(json.dumps(begun | {key: other} | its_own))
         assert f"was fetched with {key} {other!r}, not {key} " in worker(download=asked)["error"]
     (out / ".fetching.json").write_text(json.dumps(begun))
     assert list(contents(out)) == ["00000-of-00002.parquet"]
@@ -364,8 +365,10 @@ def test_files_of_different_commits_do_not_mix(hub, worker, tmp_path):
         (record,) = worker(download=asked | {"revision": revision})["records"]
         assert record["rows"] == 20 and record["revision"] == old
 
-    del hub.repositories["org/moving"].commits[old]  # as when someone squashes the history
     (out / "00001-of-00002.parquet").unlink()
+    (out / ".fetched.json").write_text(json.dumps(record | {"files": 3}))
+    assert "was fetched with files 3, not files 2" in worker(download=asked)["error"]
+    del hub.repositories["org/moving"].commits[old]  # as when someone squashes the history
     assert f"no longer has commit {old}, which {out} was begun with; remove the folder" in worker(download=asked)["error"]
 
     own = tmp_path / "own"
@@ -406,6 +409,7 @@ def test_a_few_rows_are_not_taken_for_the_whole(hub, worker, tmp_path):
     taste, whole, ample = tmp_path / "taste", tmp_path / "whole", tmp_path / "ample"
     worker(download=asked | {"out": str(taste), "prefix": "0-a-"}, limit=20)
     worker(download=asked | {"out": str(whole)})
+    assert worker(download=asked | {"out": str(whole)}, limit=20)["records"][0]["rows"] == 30  # there are enough
     worker(download=asked | {"out": str(ample)}, limit=31)
     for rows, needed in (21, "21"), (None, "all"):
         with pytest.raises(UserError) as error:
@@ -500,14 +504,8 @@ def test_tables_without_types_keep_their_texts(hub, worker, tmp_path):
     lines = [{"id": "a", "note": None}] * 1500 + [{"id": "b", "note": "x", "turns": [{"role": "user"}]}]
     jsonl = "".join(json.dumps(line) + "\n" for line in lines)
     hub.commit("org/lines", {"README.md": card("c", suffix="jsonl"), "c/train.jsonl": jsonl.encode()})
-    asked = {
-        "hub": "org/lines",
-        "config": "c",
-        "columns": ["id", "note"],
-        "constants": {"tags": "hash_check"},
-        "prefix": "2-c-",
-    }
-    worker(download=asked | {"out": str(tmp_path / "lines")})
+    asked = {"hub": "org/lines", "config": "c", "columns": ["id", "note"], "constants": {"tags": "hash_check"}}
+    worker(download=asked | {"prefix": "2-c-", "out": str(tmp_path / "lines")})
     assert list(contents(tmp_path / "lines")) == ["2-c-00000-of-00001.parquet"]
     assert list(Table.open(tmp_path / "lines").select([1499, 1500])) == [
         {"id": "a", "note": None, "tags": "hash_check"},

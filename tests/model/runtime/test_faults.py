@@ -172,6 +172,16 @@ def test_a_writer_that_is_killed_or_fails_is_not_waited_for(tmp_path, monkeypatc
     assert latest_checkpoint(tmp_path / "checkpoints") is None and not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_a_peer_that_is_lost_in_a_save_is_not_taken_for_a_disk(tmp_path, monkeypatch):
+    def lose(*_, **__):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("curricula.model.checkpoints.writer.sharded_state", lose)
+    with pytest.raises(RuntimeError, match="^Connection closed by peer"):
+        train(train_job(tmp_path, stop_step=1), RandomBatches())
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_signals_to_the_whole_job_do_not_end_a_writer(tmp_path, monkeypatch):
     def stored_amid_signals(path):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
