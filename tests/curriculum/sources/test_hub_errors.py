@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from types import SimpleNamespace
 
 import pytest
 import requests
@@ -18,7 +17,9 @@ def test_a_hub_in_trouble_is_not_said_to_be_out_of_reach(monkeypatch, tmp_path):
     import huggingface_hub
 
     def refuse(*_: object, **__: object) -> None:
-        raise requests.HTTPError("Service Unavailable", response=SimpleNamespace(status_code=503))
+        response = requests.Response()  # of a refusal, which is falsy
+        response.status_code = 503
+        raise requests.HTTPError("Service Unavailable", response=response)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     download = Download("org/small", "a", "train", None, (), tmp_path / "out", "MIT")

@@ -28,6 +28,7 @@ from curricula.errors import StorageError, UserError
 from curricula.model.checkpoints.folder import latest_checkpoint, step_of, stored_file
 from curricula.model.runtime import stopping
 from curricula.model.runtime.reporting import read_metrics
+from curricula.model.runtime.spikes import nonfinite_error
 from curricula.model.runtime.stopping import HANG_EXIT_CODE, Interrupted, PeerLost, Watchdog, lost_peers_named
 from curricula.model.train import train
 
@@ -278,6 +279,9 @@ def test_a_loss_that_is_not_a_number_names_the_samples_and_keeps_the_last_good_c
     assert noted["step"] == 4
     assert noted["samples"] == [{"source": "safe", "epoch": 0, "sample": sample} for sample in (25, 30)]
     assert [sample["sample"] for sample in noted["whole_batch"]] == list(range(24, 32))
+    (tmp_path / "nonfinite.json").unlink()
+    error = nonfinite_error(tmp_path, "gradient norm nan", RandomBatches(), 3, (), is_main=False)
+    assert "caused by" not in str(error) and not (tmp_path / "nonfinite.json").exists()
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000002"
     train(train_job(tmp_path), RandomBatches())
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(

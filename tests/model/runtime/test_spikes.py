@@ -293,13 +293,22 @@ def test_warm_up_and_the_first_steps_of_a_phase_are_never_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("spike", [Measured(2.5, 1.0), Measured(2.0, 1.25)], ids=["loss", "norm"])
-def test_a_spike_of_either_is_skipped_right_after_the_warm_up(tmp_path, spike):
+def test_a_spike_of_either_is_skipped_right_after_the_warm_up(tmp_path, caplog, spike):
     """Even one that would lie within the limits of a window that it is in itself."""
     job = train_job(tmp_path, spike_guard=GUARD, schedule=ScheduleConfig(warmup_steps=6))
-    guard = Guard(job, RandomBatches(total_steps=TOTAL), SimpleNamespace(is_main=True, any=bool))
+    guard, other = (
+        Guard(job, RandomBatches(total_steps=TOTAL), SimpleNamespace(is_main=is_main, any=bool)) for is_main in (True, False)
+    )
     calm = Measured(2.0, 1.0)
-    judged = [bool(guard.judge(step, one)) for step, one in enumerate([*[calm] * 5, spike, spike, calm])]
-    assert judged == [False] * 6 + [True, False] and guard.state()["skipped_in_a_row"] == 0
+    steps = list(enumerate([*[calm] * 5, spike, spike, calm]))
+    judged = [guard.judge(*step) for step in steps]
+    assert [bool(found) for found in judged] == [False] * 6 + [True, False] and guard.state()["skipped_in_a_row"] == 0
+    found = judged[6]["skipped"]
+    assert found["samples"] == [6 * BATCH, 7 * BATCH] and found["loss_limit"] > 2 > found["grad_norm_limit"] > 1
+    loss = f"loss {spike.loss:.4g} (limit {found['loss_limit']:.4g})"
+    norm = f"gradient norm {spike.grad_norm:.3g} (limit {found['grad_norm_limit']:.3g})"
+    assert f"step 7 is a spike, and its update is skipped: {loss}, {norm}; it read safe {6 * BATCH}, " in caplog.text
+    assert not any(other.judge(*step) for step in steps)  # the first process decides
 
 
 def test_eight_samples_are_named_and_the_others_counted_by_source():
