@@ -82,7 +82,7 @@ def test_when_one_rank_is_killed_in_a_step_the_others_end_and_nothing_is_lost(tm
     children = start(tmp_path, 2, free_port, fault=fault, job={"save_interval_steps": 3, "micro_batch": 4})
     (survivor, said), (killed, _) = ended(children)
     assert killed == -signal.SIGKILL
-    assert survivor == PeerLost.exit_code and "another process of this job ended" in said
+    assert survivor == PeerLost.exit_code == os.EX_OSERR and "another process of this job ended" in said
     assert latest_checkpoint(tmp_path / "checkpoints").name in ("step_00000003", "step_00000006")
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
 
@@ -215,9 +215,12 @@ def test_a_hung_rank_ends_the_job_within_the_limit_and_the_logs_say_where(tmp_pa
     fault = {"kind": "hung", "rank": 1, "step": 3}  # the first step that the short limit is for
     children = start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4, "hang_minutes": HANG_MINUTES})
     (waiting, _), (hung, said) = ended(children)
-    assert hung == HANG_EXIT_CODE and waiting in (HANG_EXIT_CODE, PeerLost.exit_code)  # whichever watchdog acts first
+    assert hung == HANG_EXIT_CODE == os.EX_SOFTWARE and waiting in (
+        HANG_EXIT_CODE,
+        PeerLost.exit_code,
+    )  # whichever watchdog acts first
     assert re.search(r"watchdog: step 4 has taken more than \d+ s", said)
-    assert "faulty_child.py" in said and "in rows" in said
+    assert "faulty_child.py" in said and "in rows" in said and "ending this process; start it again" in said
 
 
 def test_when_one_rank_is_stopped_the_others_end_and_log_that_they_waited(tmp_path, free_port):
@@ -232,7 +235,7 @@ def test_when_one_rank_is_stopped_the_others_end_and_log_that_they_waited(tmp_pa
 def test_a_signal_to_one_rank_stops_all_at_the_end_of_the_step(tmp_path, undisturbed, free_port):
     fault = {"kind": "asked to stop", "signal": "SIGUSR2", "rank": 1, "step": 4}
     for status, said in ended(start(tmp_path, 2, free_port, fault=fault, job={"micro_batch": 4})):
-        assert status == Interrupted.exit_code and "at step 5 of 12, which is saved" in said
+        assert status == Interrupted.exit_code == os.EX_TEMPFAIL and "at step 5 of 12, which is saved" in said
     latest = latest_checkpoint(tmp_path / "checkpoints")
     assert latest.name == "step_00000005" and len(list(latest.glob("*.distcp"))) == 2  # both have written a part
     assert_finishes_undisturbed(tmp_path, undisturbed, exactly=False)
@@ -321,8 +324,10 @@ def test_checkpoints_are_also_saved_by_the_clock(tmp_path, monkeypatch):
 
 
 def test_steps_that_each_take_less_than_the_limit_may_go_on_for_ever(monkeypatch):
-    statuses = []
+    statuses, timers = [], []
     monkeypatch.setattr(os, "_exit", lambda status: statuses.append(status) or sys.exit())
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, exit: timers.append((seconds, exit)))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: timers.append(None))
     for name, value in {"TICK_S": 0.05, "UNKNOWN_LEAST_S": 0.0, "UNKNOWN_FACTOR": 1.0}.items():
         monkeypatch.setattr(stopping, name, value)
     with (watchdog := Watchdog(hang_minutes=0.02)).on_duty():
@@ -333,6 +338,7 @@ def test_steps_that_each_take_less_than_the_limit_may_go_on_for_ever(monkeypatch
             watchdog.step_ended(step, seconds=1.0)
         time.sleep(2.0)
     assert not statuses
+    assert timers[0] == (pytest.approx(1.5 * 1.2), False) and timers[-1] is None  # if the interpreter itself is stuck
 
 
 def test_a_hang_ends_the_process_even_if_the_log_cannot_be_written(monkeypatch):
