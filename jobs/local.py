@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 from curricula.durable import team
@@ -55,6 +56,18 @@ class Outcome:
     failed: list[Key] = field(default_factory=list)
     skipped: list[Key] = field(default_factory=list)
     """Elements that were not started because something they need failed."""
+
+
+def stop_on_signals() -> None:
+    """Make TERM, and HUP unless it is ignored as by nohup, save and stop the run as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _hung_up)
+
+
+def _hung_up(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a closed terminal and its shell both send it; a second one would end the saving
+    raise KeyboardInterrupt
 
 
 def run_plan(run: Run, plan: Plan, watcher: Watcher, chosen: Sequence[Key], done: Set[Key], workers: int) -> Outcome:
@@ -184,7 +197,8 @@ def _begin(root: Path, job: str, label: str) -> None:
     """Make this forked process log to the element's log, ignore the terminal's signals, and end when the launcher does."""
     # CUDA can be initialised here. Only that shows whether the driver is new enough for it: NVML merely counts cards.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C reaches the whole group; the launcher sends SIGTERM
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the server blocks them
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     mode = 0o600 if team() is None else 0o660  # so that a colleague's start can append to it

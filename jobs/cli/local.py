@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -26,7 +25,7 @@ from curricula.jobs.cli.status import STYLES, Row, element_table
 from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
 from curricula.jobs.downloads import check_change
 from curricula.jobs.estimates import MOST_HERE, about, minutes_here, seconds_here
-from curricula.jobs.local import run_plan
+from curricula.jobs.local import run_plan, stop_on_signals
 from curricula.jobs.monitor.progress import Reading, number, read_progress
 from curricula.jobs.monitor.state import ElementStatus
 from curricula.jobs.plan import Key, Plan
@@ -60,7 +59,7 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     done_before = done_elements(Run(root), plan)
     check_needs(plan, chosen, done_before, ())
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM saves and stops as Ctrl-C does
+    stop_on_signals()
     if to_run := set(chosen) - done_before:
         minutes = minutes_here(plan, to_run)
         what = f"{root}: {plural(len(to_run), 'element')} to run, {about(minutes)} on this machine"

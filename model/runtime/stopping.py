@@ -99,7 +99,7 @@ def signals_blocked() -> Iterator[None]:
 
     The child keeps them blocked, so that a signal to the whole job does not end a process that training needs for its save.
     """
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    signals = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

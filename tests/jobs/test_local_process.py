@@ -1,7 +1,8 @@
-"""What a forked element finds in its process, an interrupt while there is none yet, and a signal to all processes."""
+"""What a forked element finds in its process, an interrupt while there is none yet, and signals to all processes."""
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from multiprocessing.context import ForkServerProcess
@@ -49,7 +50,22 @@ def test_an_interrupt_while_the_server_imports_is_no_other_error(tmp_path, monke
         local.run_plan(run, plan_study(run.study), None, [("prepare", "prepare")], set(), 1)
 
 
-def test_an_element_saves_if_the_whole_group_is_asked_to_stop(tmp_path):
-    launcher = [sys.executable, SUPPORT / "stopped_group.py", tmp_path]
-    ended = subprocess.run(launcher, start_new_session=True, timeout=300)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_an_element_saves_if_the_whole_group_is_asked_to_stop(tmp_path, name):
+    launcher = [sys.executable, SUPPORT / "stopped_group.py", tmp_path, name]
+    ended = subprocess.run(
+        launcher, start_new_session=True, timeout=300, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    )
     assert ended.returncode == 0 and (tmp_path / "saved").exists()
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    heeded = (signal.SIGHUP, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in heeded]
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        local.stop_on_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in zip(heeded, before):
+            signal.signal(number, handler)
