@@ -74,7 +74,11 @@ class Run:
     @staticmethod
     @contextlib.contextmanager
     def locked(root: Path) -> Iterator[None]:
-        """Make the run folder `root` if needed, and lock it. Raises UserError if another process has it or `admit` refuses."""
+        """Make the run folder `root` if needed, and lock it. Raises UserError if another process has it or `admit` refuses, and
+        UsageError if records and scripts, which are UTF-8, cannot name it."""
+        path = os.path.abspath(root)
+        if path.encode(errors="replace") != os.fsencode(path):
+            raise UsageError(f"{path}: is not UTF-8 in this locale; name another folder with --run, or set LC_ALL=C.UTF-8")
         make_folder(root)
         Run(root).admit()
         with exclusive_lock(root / "lock"):

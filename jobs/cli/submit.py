@@ -241,7 +241,7 @@ def render(args: argparse.Namespace) -> int:
         if not submissions(run):  # otherwise its jobs keep the profile that they were submitted with
             keep_profile(run.profile, profile)
             write_resubmit(run, plan, profile, list(plan.needs))
-    print(f"{plural(len(scripts) - 1, 'job array')}. Submit all with {shlex.quote(str(scripts[-1]))}")
+    print(f"{plural(len(scripts) - 1, 'job array')}. Submit all with {shlex.quote(os.path.join(args.out, scripts[-1].name))}")
     return 0
 
 

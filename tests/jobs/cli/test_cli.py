@@ -124,6 +124,18 @@ def test_what_cannot_be_submitted_or_rendered_leaves_no_run_folder(tmp_path, mon
     assert not run.exists()
 
 
+def test_a_run_folder_that_its_records_cannot_name_is_refused(tmp_path, capsys):
+    run = tmp_path / os.fsdecode(b"l\xe4uf")  # in Latin-1
+    assert main(["render", "paper", str(tmp_path / "out"), "--profile", "slurm-lab", "--run", str(run)]) == 2
+    assert "is not UTF-8 in this locale" in capsys.readouterr().err and not run.exists()
+
+
+def test_the_script_that_submits_all_is_named_so_that_a_shell_runs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["render", "paper", ".", "--profile", "slurm-lab", "--run", "run"]) == 0
+    assert "Submit all with ./submit_all.sh" in capsys.readouterr().out
+
+
 def test_a_selection_whose_needs_are_not_done_is_refused(tmp_path, capsys):
     study, run = "jobs/studies/demo.yaml", tmp_path / "run"
     assert main(["submit", study, "--run", str(run), "--stage", "tokenize"]) == 2
