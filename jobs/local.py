@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Protocol
 
 from curricula.durable import team
+from curricula.errors import UserError
 from curricula.jobs.element import main
 from curricula.jobs.graph import plan_study
 from curricula.jobs.plan import Key, Plan
@@ -145,7 +146,11 @@ class _LocalRun:
                 self.waiting.remove(key)
                 self.run.element(*key).mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=_element_process, args=(self.run.root, *key), name="/".join(key))
-                process.start()  # waits for the server's imports; an interrupt can come before there is a process to end
+                try:
+                    process.start()  # waits for the server's imports; an interrupt can come before there is a process to end
+                except (EOFError, ConnectionError):
+                    log = self.run.root / "imports.log"
+                    raise UserError(f"the server that starts elements ended; {log} says why, if it was not killed") from None
                 self.running[key] = process
 
     def _note_end(self, key: Key) -> None:
@@ -165,6 +170,8 @@ def _forkserver(workers: int, preload: bool, log: Path) -> multiprocessing.conte
         del os.environ[name]
     # Looking for a GPU while preloading must not initialise CUDA, which does not survive a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    if not {"", os.getcwd()} & set(sys.path):  # `python -c`, as which the server starts, looks for modules here first
+        os.environ["PYTHONSAFEPATH"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["curricula.jobs.preload"] if preload else ["curricula.jobs.element"])
     kept = os.dup(2)

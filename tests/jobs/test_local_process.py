@@ -12,6 +12,7 @@ import torch
 from paths import SUPPORT
 from run_folders import new_run
 
+from curricula.errors import UserError
 from curricula.jobs import local
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
@@ -39,15 +40,27 @@ def test_an_element_uses_the_cards_that_cuda_can_use_not_those_that_nvml_counts(
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 
 
-def test_an_interrupt_while_the_server_imports_is_no_other_error(tmp_path, monkeypatch):
-    def interrupted(_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("happens", "raised", "said"),
+    [(KeyboardInterrupt, KeyboardInterrupt, ""), (EOFError, UserError, "/run/imports.log says why")],
+)
+def test_an_interrupt_or_the_server_s_end_while_it_imports_is_no_other_error(tmp_path, monkeypatch, happens, raised, said):
+    def start(_):
+        raise happens
 
-    monkeypatch.setattr(ForkServerProcess, "start", interrupted)
+    monkeypatch.setattr(ForkServerProcess, "start", start)
     monkeypatch.setattr(local, "_forkserver", lambda *_: multiprocessing.get_context("forkserver"))
     run, _ = new_run(tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised, match=said):
         local.run_plan(run, plan_study(run.study), None, [("prepare", "prepare")], set(), 1)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks for modules in the current folder first")
+def test_a_file_in_the_current_folder_is_no_module_of_the_server(tmp_path):
+    (tmp_path / "selectors.py").write_text("raise SystemExit('not the library')")
+    launcher = [sys.executable, SUPPORT / "stopped_group.py", tmp_path, "SIGTERM"]
+    ended = subprocess.run(launcher, cwd=tmp_path, start_new_session=True, timeout=300)
+    assert ended.returncode == 0 and (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
