@@ -22,12 +22,11 @@ import torch
 
 from curricula import durable
 from curricula.errors import UserError
-from curricula.eval.benchmarks import Prompt, cluster_of, load_prompts
+from curricula.eval.attacks.prompts import ablation_texts
 from curricula.eval.config import Ablation, EvalConfig
 from curricula.eval.models import LoadedModel
 from curricula.eval.rows import row_key, write_rows
 from curricula.progress import Progress, silent
-from curricula.randomness import keyed_rng
 from curricula.settings import decode
 
 log = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ def find_direction(
     `scores` is a file that no other element writes: several can search for the same direction at the same time.
     """
     settings = config.attacks.ablation
-    texts = {name: _texts(config, data_root, name) for name in (settings.harmful, settings.harmless)}
+    texts = {name: ablation_texts(config, data_root, name) for name in (settings.harmful, settings.harmless)}
     key = row_key(
         task="ablation",
         version=VERSION,
@@ -112,30 +111,6 @@ def find_direction(
     with durable.exclusive_lock(path.with_name(f".{path.stem}.lock"), wait_s=60):
         durable.write_text(path, msgspec.json.encode(direction).decode())
     return direction
-
-
-def _texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
-    """Prompts of a benchmark from which to find the direction, drawn by key, without near-duplicates of attacked prompts."""
-    settings, accepted = config.attacks.ablation, config.accept_changed
-
-    def clusters(prompt: Prompt) -> set[str]:
-        return {prompt.cluster, cluster_of(prompt.behavior)}  # an own set can declare other clusters
-
-    attacked = {
-        cluster
-        for benchmark in config.attacks.benchmarks
-        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
-        for cluster in clusters(prompt)
-    }
-    prompts = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
-    usable = [prompt for prompt in prompts if attacked.isdisjoint(clusters(prompt))]
-    count = settings.train + settings.validation
-    if len(usable) < count:
-        raise UserError(
-            f"benchmark {name} has {len(usable)} prompts that are not attacked themselves, but attacks.ablation asks for "
-            f"{count} (train + validation); lower them or name a larger benchmark"
-        )
-    return [usable[place].text for place in keyed_rng("ablation", name).permutation(len(usable))[:count]]
 
 
 class Search:

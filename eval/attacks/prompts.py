@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from curricula.errors import UserError, load_failure
-from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, cluster_of
-from curricula.eval.config import Attacks, BestOfN, Prefill
+from curricula.eval.benchmarks import LONGEST_PROMPT, Prompt, cluster_of, load_prompts
+from curricula.eval.config import Attacks, BestOfN, EvalConfig, Prefill
 from curricula.eval.rows import SuffixRow, read_rows
-from curricula.randomness import key_seed
+from curricula.randomness import key_seed, keyed_rng
 from curricula.settings import decode
 
 if TYPE_CHECKING:  # it imports torch
@@ -107,6 +107,30 @@ def noised(char: str, sigma: float, rng: random.Random) -> str:
         code = ord(char) + rng.choice([-1, 1])
         return chr(code) if 32 <= code <= 126 else char
     return char
+
+
+def ablation_texts(config: EvalConfig, data_root: Path | None, name: str) -> list[str]:
+    """Prompts of a benchmark from which to find the direction, drawn by key, without near-duplicates of attacked prompts."""
+    settings, accepted = config.attacks.ablation, config.accept_changed
+
+    def clusters(prompt: Prompt) -> set[str]:
+        return {prompt.cluster, cluster_of(prompt.behavior)}  # an own set can declare other clusters
+
+    attacked = {
+        cluster
+        for benchmark in config.attacks.benchmarks
+        for prompt in load_prompts(benchmark, data_root, accept_changed=accepted, own=config.prompts)
+        for cluster in clusters(prompt)
+    }
+    prompts = load_prompts(name, data_root, accept_changed=accepted, own=config.prompts)
+    usable = [prompt for prompt in prompts if attacked.isdisjoint(clusters(prompt))]
+    count = settings.train + settings.validation
+    if len(usable) < count:
+        raise UserError(
+            f"benchmark {name} has {len(usable)} prompts that are not attacked themselves, but attacks.ablation asks for "
+            f"{count} (train + validation); lower them or name a larger benchmark"
+        )
+    return [usable[place].text for place in keyed_rng("ablation", name).permutation(len(usable))[:count]]
 
 
 class Jailbreak(msgspec.Struct, frozen=True):

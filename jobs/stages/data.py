@@ -9,6 +9,9 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
+
+from curricula.curriculum.config import Tuning
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
 from curricula.curriculum.sources.declared import DeclaredTable
 from curricula.curriculum.sources.documents import Documents
@@ -21,7 +24,7 @@ from curricula.curriculum.tokens.tokenize import Tokenization, tokenize_shard
 from curricula.curriculum.tokens.tokenizer import load_tokenizer
 from curricula.durable import write_json
 from curricula.errors import UserError
-from curricula.eval.attacks.prompts import artifact_prompts, check_distortable
+from curricula.eval.attacks.prompts import ablation_texts, artifact_prompts, check_distortable
 from curricula.eval.benchmarks import BENCHMARKS, load_prompts, own_prompts
 from curricula.eval.capability.harness import local_task
 from curricula.eval.judges.registry import check_judge
@@ -107,7 +110,7 @@ def prepare(run: Run) -> None:
     """Make what the study needs and the run still lacks: world, tokenizer, initial checkpoint.
 
     Raises UserError, before hours of work are spent, if a dataset that the study reads is missing or incomplete, if a benchmark
-    in the user's data folder is not the published one, or if a judge could not judge.
+    in the user's data folder is not the published one, if a judge could not judge, or if a finetuning could not begin.
     """
     study = run.study
     if study.world and not (run.world / "world.json").exists():  # written last
@@ -127,6 +130,7 @@ def prepare(run: Run) -> None:
             ChatEncoder(tokenizer)
         except UserError as error:
             raise UserError(f"{run.tokenizer}: {error}") from None
+        _check_finetuning(run)
     entries = tokenizer.get_vocab_size()
     for vocabulary in {point.model.resolve().vocabulary for point in study.variants.values()} - {entries}:
         raise UserError(f"{run.tokenizer}: {entries} entries, but model.vocabulary is {vocabulary}; make them equal")
@@ -158,8 +162,9 @@ def _check_tables(run: Run) -> None:
 
 
 def _check_benchmarks(run: Run) -> None:
-    """Check capability tasks, the user's own prompts, artifacts, and published benchmarks in the user's data folder."""
-    study = run.study
+    """Check capability tasks, the user's own prompts, artifacts, what ablation is found with, and published benchmarks in the
+    user's data folder."""
+    study, kinds = run.study, {task.task.kind for task in run.study.all_eval_tasks}
     for task in study.all_eval_tasks:
         if task.task.kind == "capability" and study.evaluation.capability:
             questions = () if task.benchmark in study.evaluation.prompts else None  # the user's own set is read below
@@ -169,13 +174,51 @@ def _check_benchmarks(run: Run) -> None:
             texts = own_prompts(name, prompts, None)
             if name in study.distorted:
                 check_distortable(name, texts)
-    if any(task.task.kind == "artifacts" for task in study.all_eval_tasks):
-        for name, path in study.evaluation.attacks.artifacts.items():
-            artifact_prompts(name, run.data_root / path)
+    attacks, root = study.evaluation.attacks, run.data_root
+    if "artifacts" in kinds:
+        for name, path in attacks.artifacts.items():
+            artifact_prompts(name, root / path)
+    here = {name for name, entry in BENCHMARKS.items() if table_exists(entry.stem(root))}
+    here |= {name for name, prompts in study.evaluation.prompts.items() if prompts.is_here(root)}
+    found_with = (attacks.ablation.harmful, attacks.ablation.harmless)
+    if "ablation" in kinds and here.issuperset([*found_with, *attacks.benchmarks]):
+        for name in found_with:
+            ablation_texts(study.evaluation, root, name)
     if run.data_folder:  # else another job fetches the benchmarks
         for name in study.used_benchmarks:
-            if name in BENCHMARKS and table_exists(BENCHMARKS[name].stem(run.data_folder)):
-                load_prompts(name, run.data_folder, accept_changed=study.evaluation.accept_changed)
+            if name in BENCHMARKS and name in here:
+                load_prompts(name, root, accept_changed=study.evaluation.accept_changed)
+
+
+def _check_finetuning(run: Run) -> None:
+    """Begin each finetuning as the stage `tune` will, to find what its conversations lack. They are drawn by the first seed."""
+    from curricula.curriculum.stream.tuning import TuningBatches
+
+    study, begun = run.study, set()
+    for point in study.variants.values():
+        for arm, (name, stage) in itertools.product(point.arms, point.tree.stages.items()):
+            if not isinstance(stage, Tuning) or arm.name not in point.tree.arms[name]:
+                continue
+            share, length = stage.tagged_share(arm.name, arm.interventions), point.budget.sequence_length
+            if (key := (msgspec.json.encode(stage), share, length)) in begun:
+                continue
+            begun.add(key)
+            try:
+                batches = TuningBatches(
+                    stage,
+                    run.data_root,
+                    run.tokenizer,
+                    sequence_length=length,
+                    seed=study.first_seed,
+                    tagged_share=share,
+                    declared=study.tuning_sets,
+                )
+                if stage.along:
+                    stage.along.steps(batches.total_steps)
+            except UserError as error:
+                raise type(error)(f"{point.place_of(name)}: {error}") from None
+            except ValueError as error:
+                raise UserError(f"{point.place_of(name)}.{error}") from None
 
 
 def _import_weights(model: Model, out: Path) -> None:

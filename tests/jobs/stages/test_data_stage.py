@@ -223,6 +223,27 @@ def test_a_point_or_a_step_that_a_stage_lacks_is_missed_before_anything_is_train
         prepare(run)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mix": {"mine": 1}, "refusals": 0.5}, "tuning.benign: tuning.refusals is 0.5, but mine hold no refusals"),
+        ({"mix": {"mine": 1}, "packing": True}, "tuning.benign: tuning: a batch has 4 rows, but the conversations fill only 2"),
+        ({"mix": {"long": 1}}, "tuning.benign: tuning: in none of the first 9 conversations does an answer begin within"),
+    ],
+)
+def test_conversations_from_which_a_stage_could_not_train_are_missed_before_anything_is_trained(tmp_path, world, changes, said):
+    for name, words in (("mine", 1), ("long", 4000)):
+        row = {"asked": "lamp " * words, "said": "It is lit.", "label": "harmless"}
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 9)
+    sets = {name: {"path": f"{name}.jsonl", "prompt": "asked", "response": "said"} for name in ("mine", "long")}
+    sets["mine"]["harmful_prompt"] = {"label": "harmful"}
+    tuning = smaller_demo()["tuning"] | {"benign": changes}
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, tuning=tuning, tuning_sets=sets)))
+    shutil.copytree(world, run.world)
+    with pytest.raises(UserError, match=said):
+        prepare(run)
+
+
 def test_probe_texts_that_nothing_fetches_are_missed_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.delenv("CURRICULA_DATA", raising=False)
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, world=None)))
@@ -235,6 +256,17 @@ def test_jailbreaks_to_replay_are_missed_before_anything_is_trained(tmp_path):
     evaluation |= {"attacks": {"artifacts": {"pair": "pair.json"}}, "tasks": {"instruct": ["artifacts-topk"]}}
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
     with pytest.raises(UserError, match=r"pair\.json: cannot be read .* correct evaluation\.attacks\.artifacts\.pair"):
+        prepare(run)
+
+
+def test_too_few_prompts_for_the_refusal_direction_are_missed_before_anything_is_trained(tmp_path, world):
+    evaluation = smaller_demo()["evaluation"]
+    evaluation["tasks"] = {"base": [], "instruct": ["ablation-topk"], "benign": []}
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
+    shutil.copytree(world, run.world)
+    with pytest.raises(
+        UserError, match=r"advbench has \d prompts that are not attacked .* asks for 160 \(train \+ validation\)"
+    ):
         prepare(run)
 
 
