@@ -409,6 +409,12 @@ def _not_here(study: Study) -> Iterator[str]:
 
             if not get_token():
                 yield f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"
+    for name in study.used_benchmarks:
+        stands_in = "advbench_completions" if name == "jb_completions" else name
+        if root is None or study.world or name not in BENCHMARKS:
+            continue
+        if not any(table_exists(BENCHMARKS[one].stem(root)) for one in (name, stands_in)):
+            yield f"benchmark {name}: {root} lacks it, so no model can be asked its prompts; fetch it there"
     is_here = root is not None and all(table_exists(root / "probes" / split) for split in ("train", "test"))
     if probes and not (probes.texts or study.world or is_here):
         yield f"probes: {NOT_FETCHED}"

@@ -192,6 +192,14 @@ def test_the_plan_warns_of_probe_texts_that_nothing_fetches(tmp_path, capsys, mo
     assert missing not in planned(tmp_path, capsys, mine, world=None)[1]
 
 
+def test_the_plan_warns_of_benchmarks_that_the_data_folder_lacks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CURRICULA_DATA", str(tmp_path / "data"))
+    write_rows(tmp_path / "data/advbench/harmful_behaviors.jsonl", {"goal": "a", "target": "b"})
+    shown = planned(tmp_path, capsys, {"mine": {"hub": "org/name"}}, world=None)[1]
+    lacking = set(re.findall(r"benchmark (\w+): \S+/data lacks it", shown))
+    assert lacking == {"harmbench", "jailbreakbench", "alpaca"}  # AdvBench stands in for the missing jb_completions
+
+
 def checked(capsys, *words):
     status = main(["data", "check", *map(str, words), "--json"])
     return status, json.loads(capsys.readouterr().out)
