@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from curricula.errors import UserError
+from curricula.errors import UsageError, UserError
 from curricula.jobs.cli.options import confirm
 from curricula.jobs.cli.status import STYLES, Row, element_table
 from curricula.jobs.completion import Failure, done_elements, read_done, read_failure
@@ -32,6 +32,7 @@ from curricula.jobs.plan import Key, Plan
 from curricula.jobs.run import Run
 from curricula.jobs.selection import check_needs
 from curricula.jobs.stages import STAGES
+from curricula.jobs.stages.base import Training
 from curricula.jobs.study import Study
 from curricula.terminal import clock, one_line, plural, say
 
@@ -61,6 +62,12 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
     started = time.monotonic()
     stop_on_signals()
     if to_run := set(chosen) - done_before:
+        split = plan.study.resources.tensor_parallel
+        if split > 1 and any(isinstance(STAGES[plan.by_name[job].stage], Training) for job, _ in to_run):
+            raise UsageError(
+                f"resources.tensor_parallel is {split}, but a training here is a single process; give --set "
+                "resources.tensor_parallel=1, or submit to a cluster with --cluster slurm --profile P"
+            )
         minutes = minutes_here(plan, to_run)
         what = f"{root}: {plural(len(to_run), 'element')} to run, {about(minutes)} on this machine"
         if minutes > MOST_HERE and not yes:

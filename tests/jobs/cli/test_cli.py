@@ -168,6 +168,13 @@ def test_a_study_that_would_take_months_here_is_not_begun_unasked(tmp_path, monk
     assert begun == [tmp_path / "run", tmp_path / "run", tmp_path / "demo"]
 
 
+def test_a_training_that_needs_several_processes_is_refused_here_before_anything_is_made(tmp_path, capsys):
+    words = ["submit", "demo", "--run", str(tmp_path / "run"), "--set", "resources.tensor_parallel=2"]
+    assert main(words) == 2
+    assert "resources.tensor_parallel is 2, but a training here is a single process; give --set" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "skipped, said_of_them", [(0, "; see"), (1, ", and 1 that needs them was not"), (2, ", and 2 that need them were not")]
 )
