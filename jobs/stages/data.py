@@ -10,6 +10,7 @@ import itertools
 from pathlib import Path
 
 import msgspec
+from tokenizers import Tokenizer
 
 from curricula.curriculum.config import Tuning
 from curricula.curriculum.sources.conversations import POOLS, read_conversations
@@ -125,6 +126,7 @@ def prepare(run: Run) -> None:
     if study.model.weights:
         _import_weights(study.model, run.initial_checkpoint)
     tokenizer = load_tokenizer(run.tokenizer)
+    _check_prompts_fit(run, tokenizer)
     if study.tunings:
         try:
             ChatEncoder(tokenizer)
@@ -178,8 +180,7 @@ def _check_benchmarks(run: Run) -> None:
     if "artifacts" in kinds:
         for name, path in attacks.artifacts.items():
             artifact_prompts(name, root / path)
-    here = {name for name, entry in BENCHMARKS.items() if table_exists(entry.stem(root))}
-    here |= {name for name, prompts in study.evaluation.prompts.items() if prompts.is_here(root)}
+    here = _benchmarks_here(run)
     found_with = (attacks.ablation.harmful, attacks.ablation.harmless)
     if "ablation" in kinds and here.issuperset([*found_with, *attacks.benchmarks]):
         for name in found_with:
@@ -188,6 +189,34 @@ def _check_benchmarks(run: Run) -> None:
         for name in study.used_benchmarks:
             if name in BENCHMARKS and name in here:
                 load_prompts(name, root, accept_changed=study.evaluation.accept_changed)
+
+
+def _benchmarks_here(run: Run) -> set[str]:
+    """The benchmarks, the study's own among them, whose tables are on this machine."""
+    published = {name for name, entry in BENCHMARKS.items() if table_exists(entry.stem(run.data_root))}
+    return published | {name for name, own in run.study.evaluation.prompts.items() if own.is_here(run.data_root)}
+
+
+def _check_prompts_fit(run: Run, tokenizer: Tokenizer) -> None:
+    """Raise UserError for a prompt that fills the context of a model, even without a chat template."""
+    config, here = run.study.evaluation, _benchmarks_here(run)
+    points = [(task, point.budget.sequence_length) for point in run.study.variants.values() for task in point.all_eval_tasks]
+    asked = [(task.benchmark, task.limit, length) for task, length in points if task.has_prompts and task.benchmark in here]
+    for name, limit, length in dict.fromkeys(asked):
+        prompts = load_prompts(
+            name,
+            run.data_root,
+            limit=limit,
+            with_copyright=config.harmbench_copyright,
+            accept_changed=config.accept_changed,
+            own=config.prompts,
+        )
+        for prompt, encoding in zip(prompts, tokenizer.encode_batch([prompt.text for prompt in prompts])):
+            if len(encoding) >= length:
+                raise UserError(
+                    f"benchmark {name}, prompt {prompt.id}: has {len(encoding):,} tokens, but model.sequence_length is "
+                    f"{length:,}, so no answer could follow; leave the prompt out, or raise it"
+                )
 
 
 def _check_finetuning(run: Run) -> None:

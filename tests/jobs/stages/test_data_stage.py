@@ -270,6 +270,15 @@ def test_too_few_prompts_for_the_refusal_direction_are_missed_before_anything_is
         prepare(run)
 
 
+def test_a_prompt_that_fills_the_context_is_missed_before_anything_is_trained(tmp_path, world):
+    evaluation = smaller_demo()["evaluation"] | {"prompts": {"ours": {"path": "ours.csv"}}, "benchmarks": ["ours"]}
+    (tmp_path / "ours.csv").write_text(f"prompt\nOpen it.\n{'lamp ' * 4000}\n")
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
+    shutil.copytree(world, run.world)
+    with pytest.raises(UserError, match=r"benchmark ours, prompt 1: has [\d,]+ tokens, but model.sequence_length is 128"):
+        prepare(run)
+
+
 def test_a_judge_that_could_not_judge_is_missed_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     evaluation = smaller_demo()["evaluation"]
