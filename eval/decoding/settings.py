@@ -88,7 +88,7 @@ class SafeBeam(AnswerSettings, frozen=True):
         if kept < self.beams:
             raise ValueError(
                 f"safebeam.candidates {self.candidates} with drop {self.drop} leaves {kept}, fewer than the "
-                f"{self.beams} beams; raise candidates to at least {-int(-self.beams // (1 - self.drop))}"
+                f"{self.beams} beams; raise candidates to at least {int((self.beams - 1) / (1 - self.drop) + 1e-9) + 1}"
             )
         if self.pool == "beam" and self.candidates % self.beams:
             raise ValueError(

@@ -231,7 +231,7 @@ def test_gcg_and_the_sensitivity_of_safebeam_are_tasks_of_any_model(root, tmp_pa
         ("gcg: { draws: llm-attacks, replace: 2 }", "llm-attacks replaces one token; choose draws: nanogcg"),
         (
             "{ safebeam: { drop: 0.6, candidates: 25 }, tasks: { instruct: [safebeam-candidates] } }",
-            "safebeam.candidates 20 with drop 0.6 leaves 8, fewer than the 10 beams; raise candidates to at least 25",
+            "safebeam.candidates 20 with drop 0.6 leaves 8, fewer than the 10 beams; raise candidates to at least 23",
         ),
     ],
 )
