@@ -11,7 +11,7 @@ import msgspec
 from curricula.curriculum.config import LARGEST_VOCABULARY, MOST_TOKENS, Along, AnyStage, Tuning
 from curricula.model.checkpoints.folder import NOT_IN_WEIGHTS
 from curricula.model.config import PRESETS, ExecutionConfig, ModelConfig, ScheduleConfig, Size, TrainConfig
-from curricula.settings import NonNegativeNumber, Positive, PositiveNumber, Settings
+from curricula.settings import Positive, PositiveNumber, Settings
 
 Hours = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn")
@@ -47,7 +47,7 @@ class Model(Settings, frozen=True):
     """Base of the rotary positions; by default 10,000."""
     rms_norm_eps: PositiveNumber | None = None
     """Added to the mean square in norms; by default 1e-5."""
-    init_std: NonNegativeNumber | None = None
+    init_std: PositiveNumber | None = None
     """Standard deviation of the initial weights; divided by sqrt(2 `layers`) for projections into the residual stream. By
     default the preset's, even if `hidden` differs from it, else 0.02."""
     weights: str | None = None

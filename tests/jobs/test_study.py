@@ -71,10 +71,8 @@ def test_the_studies_that_come_with_the_suite_are_valid_and_survive_being_frozen
         ({"tokenizer": {"hub": "some/tokenizer", "tuning": True}}, r"tokenizer: tuning is true, which has an effect only with"),
         ({"tuning__benign": {}}, r"tuning.benign: the key `mix` is missing"),
         ({"stages": {"x": {"kind:sft": None}}}, r"stages.x: unknown key `kind:sft`; write a blank after its colon"),
-        (
-            {"resources__engine": {"backend": "gpu"}},
-            r"resources.engine.backend: 'gpu' is not known; choose one of auto, cpu, te, torch",
-        ),
+        ({"resources__engine": {"backend": "gpu"}}, r"engine.backend: 'gpu' is not known; choose one of auto, cpu, te, torch"),
+        ({"model__init_std": 0}, r"model.init_std: expected `float` > 0"),
         (
             {"resources__engine": {"fp8": "e4m3"}},
             r"resources.engine.fp8: 'e4m3' is not known; choose one of blockwise, delayed, tensorwise",
