@@ -38,6 +38,9 @@ from curricula.model.study import Model
 from curricula.packages import packaged_gguf
 from curricula.progress import Progress
 
+DRAWN_BY = ("mix", "conversations", "epochs", "steps", "examples", "loss", "refusals", "packing", "global_batch", "along")
+"""The settings of a finetuning that decide which conversations it reads, how many steps they make and which are measured."""
+
 
 class Fetch(Stage):
     name, section, needs_torch = "fetch", "data", False
@@ -192,9 +195,10 @@ def _check_benchmarks(run: Run) -> None:
 
 
 def _benchmarks_here(run: Run) -> set[str]:
-    """The benchmarks, the study's own among them, whose tables are on this machine."""
-    published = {name for name, entry in BENCHMARKS.items() if table_exists(entry.stem(run.data_root))}
-    return published | {name for name, own in run.study.evaluation.prompts.items() if own.is_here(run.data_root)}
+    """The benchmarks, the study's own among them, that are on this machine without a fetch, of which a part might be there."""
+    root = run.world if run.study.world else run.data_folder
+    published = {name for name, entry in BENCHMARKS.items() if root and table_exists(entry.stem(root))}
+    return published | {name for name, own in run.study.evaluation.prompts.items() if own.is_here(run.data_folder)}
 
 
 def _check_prompts_fit(run: Run, tokenizer: Tokenizer) -> None:
@@ -215,7 +219,7 @@ def _check_prompts_fit(run: Run, tokenizer: Tokenizer) -> None:
             if len(encoding) >= length:
                 raise UserError(
                     f"benchmark {name}, prompt {prompt.id}: has {len(encoding):,} tokens, but model.sequence_length is "
-                    f"{length:,}, so no answer could follow; leave the prompt out, or raise it"
+                    f"{length:,}, so no answer could follow; leave out the prompt, or raise the length"
                 )
 
 
@@ -229,11 +233,12 @@ def _check_finetuning(run: Run) -> None:
             if not isinstance(stage, Tuning) or arm.name not in point.tree.arms[name]:
                 continue
             share, length = stage.tagged_share(arm.name, arm.interventions), point.budget.sequence_length
-            if (key := (msgspec.json.encode(stage), share, length)) in begun:
+            drawn = [getattr(stage, name) for name in DRAWN_BY]
+            if (key := msgspec.json.encode([drawn, share, length])) in begun:
                 continue
             begun.add(key)
             try:
-                batches = TuningBatches(
+                steps = TuningBatches(
                     stage,
                     run.data_root,
                     run.tokenizer,
@@ -241,9 +246,9 @@ def _check_finetuning(run: Run) -> None:
                     seed=study.first_seed,
                     tagged_share=share,
                     declared=study.tuning_sets,
-                )
+                ).total_steps  # without keeping all conversations in memory
                 if stage.along:
-                    stage.along.steps(batches.total_steps)
+                    stage.along.steps(steps)
             except UserError as error:
                 raise type(error)(f"{point.place_of(name)}: {error}") from None
             except ValueError as error:

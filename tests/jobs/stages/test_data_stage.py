@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pyarrow
@@ -31,7 +32,7 @@ from curricula.jobs.downloads import study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.stages import Work
-from curricula.jobs.stages.data import Prepare, prepare
+from curricula.jobs.stages.data import Prepare, _check_benchmarks, _check_prompts_fit, prepare
 from curricula.jobs.study import load_study
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info, set_aside
 
@@ -242,6 +243,37 @@ def test_conversations_from_which_a_stage_could_not_train_are_missed_before_anyt
     shutil.copytree(world, run.world)
     with pytest.raises(UserError, match=said):
         prepare(run)
+
+
+def test_points_that_draw_the_same_conversations_are_looked_at_once(tmp_path, world, monkeypatch):
+    begun = []
+
+    def begin(stage, *_, **__):
+        begun.append(f"{next(iter(stage.mix))} {stage.epochs}")
+        return SimpleNamespace(total_steps=6)
+
+    monkeypatch.setattr("curricula.curriculum.stream.tuning.TuningBatches", begin)
+    sweep = {"tuning.benign.lr": [1e-5, 2e-5], "tuning.benign.epochs": [1, 2]}
+    tuning = smaller_demo()["tuning"]
+    del tuning["benign"]["conversations"]
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, tuning=tuning, sweep=sweep)))
+    shutil.copytree(world, run.world)
+    prepare(run)
+    assert sorted(begun) == ["gsm8k 1.0", "gsm8k 2.0", "ultrachat None", "ultrachat None"]  # with and without tagged answers
+
+
+def test_benchmarks_that_another_job_is_fetching_are_not_looked_at(tmp_path, monkeypatch):
+    monkeypatch.delenv("CURRICULA_DATA", raising=False)
+    evaluation = smaller_demo()["evaluation"] | {"judge": "refusal-phrases", "probes": None}
+    evaluation["prompts"] = {"ours": {"hub": "org/ours"}}
+    evaluation["benchmarks"] = ["harmbench", "ours"]
+    evaluation["tasks"] = {"base": [], "instruct": ["attacks-topk", "ablation-topk"], "benign": []}
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, world=None, evaluation=evaluation)))
+    for item in study_downloads(run.study, run.data_root):
+        item.download.out.mkdir(parents=True, exist_ok=True)  # its files have yet to come
+    tokenizer = Tokenizer(models.BPE())
+    _check_benchmarks(run)
+    assert _check_prompts_fit(run, tokenizer) is None
 
 
 def test_probe_texts_that_nothing_fetches_are_missed_before_anything_is_trained(tmp_path, monkeypatch):
