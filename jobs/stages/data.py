@@ -205,7 +205,11 @@ def _check_prompts_fit(run: Run, tokenizer: Tokenizer) -> None:
     """Raise UserError for a prompt that fills the context of a model, even without a chat template."""
     config, here = run.study.evaluation, _benchmarks_here(run)
     points = [(task, point.budget.sequence_length) for point in run.study.variants.values() for task in point.all_eval_tasks]
-    asked = [(task.benchmark, task.limit, length) for task, length in points if task.has_prompts and task.benchmark in here]
+    asked = [
+        (task.benchmark, task.limit, length)
+        for task, length in points
+        if task.benchmark in here.intersection(config.benchmarks_of([task]))  # not a set of artifacts of the same name
+    ]
     for name, limit, length in dict.fromkeys(asked):
         prompts = load_prompts(
             name,

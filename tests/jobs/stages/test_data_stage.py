@@ -311,6 +311,17 @@ def test_a_prompt_that_fills_the_context_is_missed_before_anything_is_trained(tm
         prepare(run)
 
 
+def test_a_set_that_only_shares_its_name_with_artifacts_need_not_fit(tmp_path):
+    evaluation = smaller_demo()["evaluation"] | {"prompts": {"ours": {"path": "ours.csv"}}}
+    evaluation["attacks"] = {"artifacts": {"ours": "artifacts.json"}}
+    evaluation["tasks"] = {"base": [], "instruct": ["artifacts-topk"], "benign": []}
+    (tmp_path / "ours.csv").write_text(f"prompt\n{'lamp ' * 4000}\n")
+    run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
+    tokenizer = Tokenizer(models.WordLevel({"lamp": 0}, unk_token="lamp"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert _check_prompts_fit(run, tokenizer) is None
+
+
 def test_a_judge_that_could_not_judge_is_missed_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     evaluation = smaller_demo()["evaluation"]
