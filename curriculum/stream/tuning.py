@@ -61,12 +61,14 @@ class TuningBatches:
         root: Path,
         tokenizer: Path,
         *,
+        where: str,
         sequence_length: int,
         seed: int,
         tagged_share: float,
         declared: Mapping[str, TuningSet],
     ):
-        """`tagged_share` of the conversations are harmful answers with tags inserted. `declared` are the study's own sets."""
+        """`where` is the stage's key, for messages. `tagged_share` of the conversations are harmful answers with tags inserted.
+        `declared` are the study's own sets."""
         self.sequence_length, self.global_batch, self.seed = sequence_length, tuning.global_batch, seed
         self._tokenizer = load_tokenizer(tokenizer)
         self._end, self._tag = special_ids(self._tokenizer)
@@ -87,7 +89,7 @@ class TuningBatches:
         self._loss_on_all = {UNTAGGED if name == HARMFUL else name for name, part in tuning.loss.items() if part == "all"}
         count = tuning.total_conversations({name: len(pool) for name, pool in read.items()})
         if tuning.refusals is not None:
-            pools, weights = _with_refusals(pools, weights, tuning.refusals)
+            pools, weights = _with_refusals(where, pools, weights, tuning.refusals)
         weights = {name: weight * (1 - tagged_share) / sum(weights.values()) for name, weight in weights.items()}
         if tagged_share:
             pools[HARMFUL], weights[HARMFUL] = read[HARMFUL], tagged_share
@@ -99,18 +101,18 @@ class TuningBatches:
             if quoting := sum(self._encoder.quotes_special(item.messages) for item in pool):
                 log.info("%s: %d of %d conversations quote special tokens, which are read as text", name, quoting, len(pool))
                 self._quotes = True
-        require_a_batch("tuning", count, tuning.global_batch)
+        require_a_batch(where, count, tuning.global_batch)
         sizes = {name: len(pool) for name, pool in pools.items()}
         self._order = Order(Blend([Phase(count, weights)]), sizes, seed, "conversations")
-        self._look_at_first(min(count, LOOKED_AT))
+        self._look_at_first(where, min(count, LOOKED_AT))
         self._rows = self._packed(count) if tuning.packing else None
         rows = count if self._rows is None else len(self._rows)
-        require_a_batch("tuning", rows, tuning.global_batch)
+        require_a_batch(where, rows, tuning.global_batch)
         self.total_steps = rows // self.global_batch
         self._tokenizer_hash = tokenizer_hash(self._tokenizer)
         self._pool_hashes = {name: _hash([item.messages for item in pool]) for name, pool in self._pools.items()}
 
-    def _look_at_first(self, count: int) -> None:
+    def _look_at_first(self, where: str, count: int) -> None:
         """Log how many of the first `count` conversations are cut, or have no loss. Raises UserError if none of them has."""
         capacity, cut, silent = self.sequence_length + 1, 0, 0
         for place in range(count):
@@ -119,7 +121,7 @@ class TuningBatches:
             silent += not counted[1:capacity].any()
         if silent == count:
             raise UserError(
-                f"tuning: in none of the first {count:,} conversations does an answer begin within sequence_length "
+                f"{where}: in none of the first {count:,} conversations does an answer begin within sequence_length "
                 f"{self.sequence_length}, so nothing would be learnt; shorten the conversations, or raise it"
             )
         if cut or silent:
@@ -229,7 +231,7 @@ def _drawn(name: str, pool: list[Conversation], count: int, seed: int) -> list[C
 
 
 def _with_refusals(
-    pools: dict[str, list[Conversation]], weights: dict[str, float], share: float
+    where: str, pools: dict[str, list[Conversation]], weights: dict[str, float], share: float
 ) -> tuple[dict[str, list[Conversation]], dict[str, float]]:
     """The pools, each split into refusals and other conversations, weighted so that refusals are `share` of all.
 
@@ -244,7 +246,7 @@ def _with_refusals(
         total = sum(weights[name] for name, pool in half.items() if pool)
         if not total:
             what = "refusals" if are_refusals else "conversations other than refusals"
-            raise UserError(f"tuning.refusals is {share:g}, but {', '.join(pools)} hold no {what}; change it or the mix")
+            raise UserError(f"{where}.refusals is {share:g}, but {', '.join(pools)} hold no {what}; change it or the mix")
         for name, pool in half.items():
             if pool:
                 half_name = name + (REFUSALS if are_refusals else "")

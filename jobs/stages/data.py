@@ -241,22 +241,22 @@ def _check_finetuning(run: Run) -> None:
             if (key := msgspec.json.encode([drawn, share, length])) in begun:
                 continue
             begun.add(key)
+            where = point.place_of(name)
+            steps = TuningBatches(
+                stage,
+                run.data_root,
+                run.tokenizer,
+                where=where,
+                sequence_length=length,
+                seed=study.first_seed,
+                tagged_share=share,
+                declared=study.tuning_sets,
+            ).total_steps  # without keeping all conversations in memory
             try:
-                steps = TuningBatches(
-                    stage,
-                    run.data_root,
-                    run.tokenizer,
-                    sequence_length=length,
-                    seed=study.first_seed,
-                    tagged_share=share,
-                    declared=study.tuning_sets,
-                ).total_steps  # without keeping all conversations in memory
                 if stage.along:
                     stage.along.steps(steps)
-            except UserError as error:
-                raise type(error)(f"{point.place_of(name)}: {error}") from None
             except ValueError as error:
-                raise UserError(f"{point.place_of(name)}.{error}") from None
+                raise UserError(f"{where}.{error}") from None
 
 
 def _import_weights(model: Model, out: Path) -> None:

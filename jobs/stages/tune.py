@@ -50,6 +50,7 @@ class Tune(Training):
             tuning,
             run.data_root,
             run.tokenizer,
+            where=study.place_of(work.element.kind),
             sequence_length=study.budget.sequence_length,
             seed=arm.replicate.tuning_seed,
             tagged_share=tuning.tagged_share(arm.name, arm.interventions),

@@ -51,7 +51,14 @@ def data(tmp_path_factory):
 def tuning(data, mix, tagged_share=0.0, length=64, declared=None, seed=5, **settings):
     stage = Tuning(mix=mix, **{"global_batch": 2, "micro_batch": 2, **settings})
     return TuningBatches(
-        stage, data, data / "tokenizer", sequence_length=length, seed=seed, tagged_share=tagged_share, declared=declared or {}
+        stage,
+        data,
+        data / "tokenizer",
+        where="tuning.benign",
+        sequence_length=length,
+        seed=seed,
+        tagged_share=tagged_share,
+        declared=declared or {},
     )
 
 
@@ -184,7 +191,7 @@ def test_a_set_reduced_to_some_examples_repeats_them_over_the_epochs_and_a_large
 
 
 def test_fewer_conversations_than_a_batch_are_refused_before_and_within_the_run(data):
-    with pytest.raises(UserError, match="tuning: a batch has 2 rows, but the conversations fill only 1; add"):
+    with pytest.raises(UserError, match="tuning.benign: a batch has 2 rows, but the conversations fill only 1; add"):
         tuning(data, {"gsm8k": 1}, epochs=0.05)
     with pytest.raises(UserError, match="fill only 0; add"):
         tuning(data, {"gsm8k": 1}, epochs=0.01)
@@ -244,7 +251,7 @@ def test_refusals_are_the_share_asked_for(data):
     assert mixed.describe(0)["mix"] == {"gsm8k": 0.75, "wildguardmix (refusals)": 0.25}
     pools = Counter(pool for pool, _, _ in mixed.sample_ids(0, 40))
     assert pools == {"gsm8k": 30, "wildguardmix (refusals)": 10}
-    with pytest.raises(UserError, match="tuning.refusals is 0.1, but gsm8k hold no refusals"):
+    with pytest.raises(UserError, match="tuning.benign.refusals is 0.1, but gsm8k hold no refusals"):
         tuning(data, {"gsm8k": 1}, refusals=0.1)
     assert tuning(data, {"gsm8k": 1}, refusals=0.0).mix == {"gsm8k": 1.0}
     tagged = tuning(data, {"gsm8k": 3, "wildguardmix": 1}, refusals=0.25, tagged_share=0.2, conversations=40)

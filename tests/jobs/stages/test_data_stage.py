@@ -227,9 +227,9 @@ def test_a_point_or_a_step_that_a_stage_lacks_is_missed_before_anything_is_train
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mix": {"mine": 1}, "refusals": 0.5}, "tuning.benign: tuning.refusals is 0.5, but mine hold no refusals"),
-        ({"mix": {"mine": 1}, "packing": True}, "tuning.benign: tuning: a batch has 4 rows, but the conversations fill only 2"),
-        ({"mix": {"long": 1}}, "tuning.benign: tuning: in none of the first 9 conversations does an answer begin within"),
+        ({"mix": {"mine": 1}, "refusals": 0.5}, "tuning.benign.refusals is 0.5, but mine hold no refusals"),
+        ({"mix": {"mine": 1}, "packing": True}, "tuning.benign: a batch has 4 rows, but the conversations fill only 2"),
+        ({"mix": {"long": 1}}, "tuning.benign: in none of the first 9 conversations does an answer begin within"),
     ],
 )
 def test_conversations_from_which_a_stage_could_not_train_are_missed_before_anything_is_trained(tmp_path, world, changes, said):
