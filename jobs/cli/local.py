@@ -65,8 +65,8 @@ def run_here(root: Path, plan: Plan, chosen: Sequence[Key], yes: bool = True) ->
         split = plan.study.resources.tensor_parallel
         if split > 1 and any(isinstance(STAGES[plan.by_name[job].stage], Training) for job, _ in to_run):
             raise UsageError(
-                f"resources.tensor_parallel is {split}, but a training here is a single process; give --set "
-                "resources.tensor_parallel=1, or submit to a cluster with --cluster slurm --profile P"
+                f"resources.tensor_parallel is {split}, but a training here is a single process; set it to 1, or submit "
+                "to a cluster with --cluster slurm --profile P"
             )
         minutes = minutes_here(plan, to_run)
         what = f"{root}: {plural(len(to_run), 'element')} to run, {about(minutes)} on this machine"

@@ -121,7 +121,7 @@ def _print_gpus(value: dict[str, Any], study: Study, console: Console) -> None:
 def _tree(value: dict[str, Any], study: Study) -> RenderableType:
     seeds = ", ".join(map(str, study.seeds or ()))
     title = "Pretraining tree" if study.seeds is None else f"Pretraining tree, once for each of seeds {seeds}"
-    if not value["points"]:  # which may differ in it, and tell their settings
+    if not value["points"]:  # those of a sweep can differ in both; their settings are shown below
         title += f"; lr {study.pretraining.optimizer.lr:g}, {study.pretraining.schedule.kind}"
     nodes = {None: Tree(f"[bold]{title}")}
     for segment in value["segments"]:

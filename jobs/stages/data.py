@@ -195,7 +195,7 @@ def _check_benchmarks(run: Run) -> None:
 
 
 def _benchmarks_here(run: Run) -> set[str]:
-    """The benchmarks, the study's own among them, that are on this machine without a fetch, of which a part might be there."""
+    """Benchmarks that need no fetch, the study's own among them. Of those that another job fetches, a part may be there."""
     root = run.world if run.study.world else run.data_folder
     published = {name for name, entry in BENCHMARKS.items() if root and table_exists(entry.stem(root))}
     return published | {name for name, own in run.study.evaluation.prompts.items() if own.is_here(run.data_folder)}

@@ -171,7 +171,7 @@ def test_a_study_that_would_take_months_here_is_not_begun_unasked(tmp_path, monk
 def test_a_training_that_needs_several_processes_is_refused_here_before_anything_is_made(tmp_path, capsys):
     words = ["submit", "demo", "--run", str(tmp_path / "run"), "--set", "resources.tensor_parallel=2"]
     assert main(words) == 2
-    assert "resources.tensor_parallel is 2, but a training here is a single process; give --set" in capsys.readouterr().err
+    assert "resources.tensor_parallel is 2, but a training here is a single process; set it to 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
