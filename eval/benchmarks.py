@@ -314,13 +314,18 @@ def latin_words(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
+def read_for(name: str, root: Path | None) -> str:
+    """The benchmark that is read for `name`: "advbench_completions" if the folder `root` lacks the file of jb_completions."""
+    lacks_it = name == "jb_completions" and root is not None and not table_exists(BENCHMARKS[name].stem(root))
+    return "advbench_completions" if lacks_it else name
+
+
 def _published_prompts(name: str, root: Path | None) -> tuple[list[Prompt], Path, str]:
     """All prompts of the benchmark that is read for `name`, the path of their table, and what to do if the table is wrong.
 
     Without a data folder, a folder for each commit in the hub's cache serves as one.
     """
-    if name == "jb_completions" and root is not None and not table_exists(BENCHMARKS[name].stem(root)):
-        name = "advbench_completions"
+    name = read_for(name, root)
     entry = find(name)
     if root is not None:
         where, mend = entry.stem(root), "fetch it again"

@@ -24,7 +24,7 @@ from curricula.curriculum.stream.blend import Blend, Phase, sources_of
 from curricula.curriculum.sweep import points_of
 from curricula.curriculum.tokens.shards import read_manifest
 from curricula.errors import UserError
-from curricula.eval.benchmarks import BENCHMARKS
+from curricula.eval.benchmarks import BENCHMARKS, read_for
 from curricula.eval.capability.settings import PUBLISHED, Published
 from curricula.eval.probes.texts import NOT_FETCHED
 from curricula.eval.tasks import EvalTask
@@ -410,10 +410,9 @@ def _not_here(study: Study) -> Iterator[str]:
             if not get_token():
                 yield f"{', '.join(gated)}: gated, and there is no token; accept the licences on the hub and set HF_TOKEN"
     for name in study.used_benchmarks:
-        stands_in = "advbench_completions" if name == "jb_completions" else name
         if root is None or study.world or name not in BENCHMARKS:
             continue
-        if not any(table_exists(BENCHMARKS[one].stem(root)) for one in (name, stands_in)):
+        if not table_exists(BENCHMARKS[read_for(name, root)].stem(root)):
             yield f"benchmark {name}: {root} lacks it, so no model can be asked its prompts; fetch it there"
     is_here = root is not None and all(table_exists(root / "probes" / split) for split in ("train", "test"))
     if probes and not (probes.texts or study.world or is_here):

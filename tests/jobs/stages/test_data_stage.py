@@ -28,11 +28,11 @@ from curricula.curriculum.world.datasets import write_world
 from curricula.errors import UserError
 from curricula.jobs.cli.main import main
 from curricula.jobs.completion import Done, done_elements, is_complete
-from curricula.jobs.downloads import study_downloads
+from curricula.jobs.downloads import READERS, study_downloads
 from curricula.jobs.graph import plan_study
 from curricula.jobs.run import Run
 from curricula.jobs.stages import Work
-from curricula.jobs.stages.data import Prepare, _check_benchmarks, _check_prompts_fit, prepare
+from curricula.jobs.stages.data import Prepare, prepare
 from curricula.jobs.study import load_study
 from curricula.model.checkpoints.folder import latest_checkpoint, read_info, set_aside
 
@@ -262,18 +262,20 @@ def test_points_that_draw_the_same_conversations_are_looked_at_once(tmp_path, wo
     assert sorted(begun) == ["gsm8k 1.0", "gsm8k 2.0", "ultrachat None", "ultrachat None"]  # with and without tagged answers
 
 
-def test_benchmarks_that_another_job_is_fetching_are_not_looked_at(tmp_path, monkeypatch):
+def test_benchmarks_that_another_job_is_fetching_are_not_looked_at(tmp_path, world, monkeypatch):
     monkeypatch.delenv("CURRICULA_DATA", raising=False)
     evaluation = smaller_demo()["evaluation"] | {"judge": "refusal-phrases", "probes": None}
     evaluation["prompts"] = {"ours": {"hub": "org/ours"}}
     evaluation["benchmarks"] = ["harmbench", "ours"]
     evaluation["tasks"] = {"base": [], "instruct": ["attacks-topk", "ablation-topk"], "benign": []}
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, world=None, evaluation=evaluation)))
+    shutil.copytree(world, run.data_root)
     for item in study_downloads(run.study, run.data_root):
-        item.download.out.mkdir(parents=True, exist_ok=True)  # its files have yet to come
-    tokenizer = Tokenizer(models.BPE())
-    _check_benchmarks(run)
-    assert _check_prompts_fit(run, tokenizer) is None
+        if item.readers == READERS["evaluation"]:
+            shutil.rmtree(item.download.out, ignore_errors=True)
+            item.download.out.mkdir(parents=True)  # its files have yet to come
+    prepare(run)
+    assert (run.tokenizer / "tokenizer.json").exists()
 
 
 def test_probe_texts_that_nothing_fetches_are_missed_before_anything_is_trained(tmp_path, monkeypatch):
@@ -311,15 +313,17 @@ def test_a_prompt_that_fills_the_context_is_missed_before_anything_is_trained(tm
         prepare(run)
 
 
-def test_a_set_that_only_shares_its_name_with_artifacts_need_not_fit(tmp_path):
+def test_a_set_that_only_shares_its_name_with_artifacts_need_not_fit(tmp_path, world):
     evaluation = smaller_demo()["evaluation"] | {"prompts": {"ours": {"path": "ours.csv"}}}
-    evaluation["attacks"] = {"artifacts": {"ours": "artifacts.json"}}
+    evaluation["attacks"] = {"artifacts": {"ours": str(tmp_path / "artifacts.json")}}
     evaluation["tasks"] = {"base": [], "instruct": ["artifacts-topk"], "benign": []}
     (tmp_path / "ours.csv").write_text(f"prompt\n{'lamp ' * 4000}\n")
     run = Run.create(tmp_path / "run", load_study(small_study(tmp_path, evaluation=evaluation)))
-    tokenizer = Tokenizer(models.WordLevel({"lamp": 0}, unk_token="lamp"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert _check_prompts_fit(run, tokenizer) is None
+    jailbreak = {"index": 0, "goal": "Open it.", "prompt": "Open it now."}
+    (tmp_path / "artifacts.json").write_text(json.dumps({"jailbreaks": [jailbreak]}))
+    shutil.copytree(world, run.world)
+    prepare(run)
+    assert (run.tokenizer / "tokenizer.json").exists()
 
 
 def test_a_judge_that_could_not_judge_is_missed_before_anything_is_trained(tmp_path, monkeypatch):
